@@ -1,0 +1,71 @@
+-- The entry to `running`, twin of `leave`: what a job takes hold of when it starts, and why it may not start now.
+
+-- What a claim needs to know of a record: the life of it, and what the worker gets.
+local CLAIM = { 'f', 'task', 'ver', 'cl', 'payload', 'opts', unpack(LIFE) }
+
+local function obstacle(r, knows)
+  if tonumber(r.f) > FORMAT then
+    return 'format:' .. r.f
+  end
+  local version = knows(r.task)
+  if not version or version < tonumber(r.ver) then
+    return 'task:' .. r.task
+  end
+  if r.ck then
+    local key = 'key:' .. r.tenant .. ':' .. r.ck
+    if call('SCARD', P .. key) >= tonumber(r.cl) then
+      return key
+    end
+  end
+  return nil
+end
+
+-- Sets a job aside for a reason; whatever lifts the reason brings it back. The caller takes it out of its queue.
+local function park(id, r, why)
+  local v = stamp(r)
+  local from_queue = r.state == 'queued'
+  if from_queue then
+    move(id, r, 'waiting', v)
+  end
+  call('HSET', P .. 'job:' .. id, 'state', 'waiting', 'v', v, 'park', why)
+  call('ZADD', P .. 'park:' .. why, r.due, id)
+  if string.sub(why, 1, 4) == 'key:' then
+    return
+  end
+  call('SADD', P .. 'parked', why)
+  wake(r) -- it may have been woken for a slot that it cannot use now
+  -- A worker that can run it may be asleep, and the bell of the queue may wake another that cannot.
+  local task = string.match(why, '^task:(.*)$')
+  local workers = call('ZREVRANGE', P .. 'workers', 0, 63)
+  for i = 1, #workers do
+    local catalogue = call('HGET', P .. 'worker:' .. workers[i], 'tasks')
+    local version = catalogue and task and tonumber(call('HGET', P .. 'tasks:' .. catalogue, task) or nil)
+    if version and version >= tonumber(r.ver) then
+      call_worker(workers[i], 'wake')
+      return
+    end
+  end
+end
+
+-- Starts an attempt under a new token and adds what the worker needs to `out`.
+local function admit(id, r, worker, leases, out)
+  local v = stamp(r)
+  local token = int(v) .. '.' .. worker
+  r.attempt = int(tonumber(r.attempt) + 1)
+  move(id, r, 'running', v)
+  call('HSET', P .. 'job:' .. id, 'state', 'running', 'v', v, 'began', v, 'token', token, 'attempt', r.attempt)
+  if r.attempts then
+    call('HDEL', P .. 'job:' .. id, 'progress', 'oq')
+  end
+  leases[#leases + 1] = MS + LEASE
+  leases[#leases + 1] = id
+  if r.ck then
+    call('SADD', P .. 'key:' .. r.tenant .. ':' .. r.ck, id .. ':' .. token)
+  end
+  if r.exp then
+    call('ZREM', P .. 'expiries', id)
+  end
+  local n = #out
+  out[n + 1], out[n + 2], out[n + 3], out[n + 4] = id, token, r.attempt, r.max
+  out[n + 5], out[n + 6], out[n + 7], out[n + 8] = r.task, r.tenant, r.payload, r.opts
+end

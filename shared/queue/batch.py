@@ -1,0 +1,93 @@
+"""Calls that come together go together: one round trip for what many callers ask in the same moment."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from shared.errors import Unavailable
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Batch(Generic[T, R]):
+    """Gathers the calls of one turn of the event loop, and those that come while a flight is under way.
+
+    A flight carries at most `limit` items and, where `size` says how large one is, about `room` bytes. At most
+    `waiting` items wait; one more is refused as Unavailable, so that a Redis that hangs does not fill the memory.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[list[T]], Awaitable[Sequence[R]]],
+        *,
+        limit: int = 500,
+        room: int = 1 << 20,
+        size: Callable[[T], int] | None = None,
+        flights: int = 2,
+        waiting: int = 20_000,
+    ) -> None:
+        self._send, self._limit, self._room, self._size = send, limit, room, size
+        self._flights, self._waiting = flights, waiting
+        self._queue: deque[tuple[T, asyncio.Future[R]]] = deque()
+        self._flying: set[asyncio.Task[None]] = set()
+        self._planned = False
+
+    def call(self, item: T) -> "asyncio.Future[R]":
+        """The future of the item's answer."""
+        if len(self._queue) >= self._waiting:
+            raise Unavailable("too many requests wait for Redis")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        self._queue.append((item, future))
+        if not self._planned and len(self._flying) < self._flights:
+            self._planned = True
+            loop.call_soon(self._start)
+        return future
+
+    def _start(self) -> None:
+        self._planned = False
+        while self._queue and len(self._flying) < self._flights:
+            task = asyncio.get_running_loop().create_task(self._fly(self._load()))
+            self._flying.add(task)
+            task.add_done_callback(self._landed)
+
+    def _load(self) -> list[tuple[T, "asyncio.Future[R]"]]:
+        load: list[tuple[T, asyncio.Future[R]]] = []
+        room = self._room
+        while self._queue and len(load) < self._limit:
+            item, future = self._queue[0]
+            if self._size is not None:
+                room -= self._size(item)
+                if room < 0 and load:
+                    break
+            self._queue.popleft()
+            if not future.done():  # else the caller has gone
+                load.append((item, future))
+        return load
+
+    async def _fly(self, load: list[tuple[T, "asyncio.Future[R]"]]) -> None:
+        if not load:
+            return
+        try:
+            answers = await self._send([item for item, _ in load])
+        except BaseException as error:
+            for _, future in load:
+                if not future.done():
+                    if isinstance(error, Exception):
+                        future.set_exception(error)
+                        future.exception()  # looked at: a caller that has gone must not leave a warning behind
+                    else:
+                        future.cancel()
+            if not isinstance(error, Exception):
+                raise
+            return
+        for (_, future), answer in zip(load, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        self._flying.discard(task)
+        if self._queue and not self._planned:
+            self._start()

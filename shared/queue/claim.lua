@@ -1,0 +1,197 @@
+-- claim(worker, call number, slots, bytes, catalogue, queues…): up to `slots` due jobs start on this worker.
+-- Returns known (0: register first), more (due jobs are left), ms until the next due time (-1: none), settled leases,
+-- foreign (jobs of plain arq clients wait), then eight values a job, see admit.lua.
+
+local worker, number, slots, bytes, catalogue = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
+local queues, serves = {}, {}
+for i = 9, #ARGV do
+  queues[#queues + 1] = ARGV[i]
+  serves[ARGV[i]] = true
+end
+
+local me = P .. 'worker:' .. worker
+local my = call('HMGET', me, 'call', 'held', 'since', 'suspect', 'tasks')
+if my[5] ~= catalogue or call('EXISTS', P .. 'tasks:' .. catalogue) == 0 then
+  return { 0, 0, -1, 0, 0 }
+end
+
+local settled, turn = keep_up()
+local out, leases, taken, looked, more = {}, {}, {}, 0, false
+local free = slots
+
+local versions = {}
+local function knows(task)
+  if versions[task] == nil then
+    versions[task] = tonumber(call('HGET', P .. 'tasks:' .. catalogue, task) or nil) or false
+  end
+  return versions[task]
+end
+
+local function start(id, r)
+  admit(id, r, worker, leases, out)
+  taken[#taken + 1] = id
+  bytes = bytes - #r.payload
+  free = free - 1
+end
+
+-- A reply has room for the job; the first one always has.
+local function fits(r)
+  return #taken == 0 or #r.payload <= bytes
+end
+
+-- The same call again: its reply was lost. What it took and still holds is what it gets.
+if my[1] == number then
+  for id in string.gmatch(my[2] or '', '%S+') do
+    local r = read(id, CLAIM)
+    local owner = r.token and string.match(r.token, '%.(.*)$')
+    if r.state == 'running' and owner == worker and tonumber(r.began) >= tonumber(my[3]) then
+      local n = #out
+      out[n + 1], out[n + 2], out[n + 3], out[n + 4] = id, r.token, r.attempt, r.max
+      out[n + 5], out[n + 6], out[n + 7], out[n + 8] = r.task, r.tenant, r.payload, r.opts
+    end
+  end
+  commit()
+  return { 1, 1, 0, settled, 0, unpack(out) }
+end
+
+-- Jobs under which two workers were lost: one at a time here, so that a third loss takes no batch with it.
+local function holds_suspect()
+  if not my[4] then
+    return false
+  end
+  local r = call('HMGET', P .. 'job:' .. my[4], 'state', 'token')
+  return r[1] == 'running' and r[2] and string.match(r[2], '%.(.*)$') == worker
+end
+
+if free > 0 and call('EXISTS', P .. 'suspects') == 1 and not holds_suspect() then
+  local suspects = call('ZRANGE', P .. 'suspects', 0, 255)
+  for i = 1, #suspects do
+    local id = suspects[i]
+    local r = read(id, CLAIM)
+    if not r.state then
+      call('ZREM', P .. 'suspects', id)
+    elseif serves[r.queue] then
+      local why = obstacle(r, knows)
+      call('ZREM', P .. 'suspects', id)
+      if why then
+        park(id, r, why)
+      else
+        start(id, r)
+        call('HSET', me, 'suspect', id)
+        break
+      end
+    end
+  end
+end
+
+-- Jobs that were set aside because some other worker could not run them.
+local aside = call('SMEMBERS', P .. 'parked')
+for i = 1, #aside do
+  local kind, name = string.match(aside[i], '^(%a+):(.*)$')
+  if (kind == 'task' and knows(name)) or (kind == 'format' and tonumber(name) <= FORMAT) then
+    local ids = free > 0 and call('ZRANGE', P .. 'park:' .. aside[i], 0, slots - 1) or {}
+    for j = 1, #ids do
+      local id = ids[j]
+      local r = read(id, CLAIM)
+      if not r.state then
+        call('ZREM', P .. 'park:' .. aside[i], id)
+      elseif free > 0 and serves[r.queue] then
+        local why = obstacle(r, knows)
+        if why and why ~= aside[i] then
+          call('ZREM', P .. 'park:' .. aside[i], id)
+          park(id, r, why)
+        elseif not why and fits(r) then
+          call('ZREM', P .. 'park:' .. aside[i], id)
+          start(id, r)
+        end
+      end
+    end
+    if call('EXISTS', P .. 'park:' .. aside[i]) == 0 then
+      call('SREM', P .. 'parked', aside[i])
+    end
+  end
+end
+
+-- The heads of the queues, read in portions; nothing is taken out of them before the end.
+local heads = {}
+local function head(queue, prio)
+  local key = P .. 'q:' .. queue .. ':' .. prio
+  local h = heads[key]
+  if not h then
+    h = { key = key, queue = queue, ids = {}, at = 1, from = 0, gone = {} }
+    heads[key] = h
+  end
+  if h.at > #h.ids and not h.dry then
+    h.ids = call('ZRANGE', key, h.from, h.from + slots - 1)
+    h.from, h.at = h.from + #h.ids, 1
+    h.dry = #h.ids < slots
+  end
+  return h.at <= #h.ids and h or nil
+end
+
+-- Every 4th slot looks at normal first and every 16th at low first, so that nothing starves; queues take turns.
+local ORDER = {
+  [0] = { 'low', 'normal', 'high' },
+  [4] = { 'normal', 'high', 'low' },
+  [1] = { 'high', 'normal', 'low' },
+}
+local function pick(slot)
+  local order = ORDER[slot % 16 == 0 and 0 or slot % 4 == 0 and 4 or 1]
+  for i = 1, 3 do
+    for j = 0, #queues - 1 do
+      local h = head(queues[(slot + j) % #queues + 1], order[i])
+      if h then
+        return h
+      end
+    end
+  end
+  return nil
+end
+
+while free > 0 and looked < 4 * slots do
+  local h = pick(turn + #taken + 1)
+  if not h then
+    break
+  end
+  local id = h.ids[h.at]
+  local r = read(id, CLAIM)
+  looked = looked + 1
+  if r.state ~= 'queued' then
+    h.gone[#h.gone + 1] = id
+  else
+    local why = obstacle(r, knows)
+    if why then
+      park(id, r, why)
+      h.gone[#h.gone + 1] = id
+    elseif not fits(r) then
+      more = true
+      break
+    else
+      start(id, r)
+      h.gone[#h.gone + 1] = id
+    end
+  end
+  h.at = h.at + 1
+end
+
+for _, h in pairs(heads) do
+  if #h.gone > 0 then
+    call('ZREM', h.key, unpack(h.gone))
+  end
+  if h.at <= #h.ids or not h.dry then
+    if h.at <= #h.ids or call('EXISTS', h.key) == 1 then
+      more = true
+      ring(h.queue)
+    end
+  end
+end
+if #taken > 0 then
+  call('ZADD', P .. 'leases', unpack(leases))
+  call('HSET', me, 'call', number, 'held', table.concat(taken, ' '), 'since', US)
+  call('HINCRBY', P .. 'clock', 'turn', #taken)
+end
+
+local later = call('ZRANGE', P .. 'later', 0, 0, 'WITHSCORES')
+local next_due = later[2] and math.max(0, tonumber(later[2]) - MS) or -1
+commit()
+return { 1, more and 1 or 0, next_due, settled, call('EXISTS', 'arq:queue'), unpack(out) }

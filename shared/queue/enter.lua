@@ -1,0 +1,67 @@
+-- How a job enters: the record, its idempotency key, the event, and the place where it waits.
+-- `at` is the index in ARGV of its 16 values. Returns id, whether another submission was first, stamp, state;
+-- 'reused' as the state when the idempotency key belongs to other content.
+
+local WIDTH = 16
+
+local function enter(at)
+  local id, task, ver, tenant, queue, prio, payload, opts = unpack(ARGV, at, at + 7)
+  local max, delay, run, expires, ck, cl, idem, print = unpack(ARGV, at + 8, at + 15)
+  local job = P .. 'job:' .. id
+
+  if idem ~= '' then
+    local first = call('GET', P .. 'idem:' .. idem)
+    if first then
+      local owner, content = string.match(first, '^(%S+) (%S+)$')
+      if content ~= print then
+        return { owner, 1, '0', 'reused' }
+      end
+      local known = call('HMGET', P .. 'job:' .. owner, 'v', 'state')
+      return { owner, owner == id and 0 or 1, known[1] or '0', known[2] or '' }
+    end
+  end
+  if call('HSETNX', job, 'f', FORMAT) == 0 then
+    local known = call('HMGET', job, 'v', 'state')
+    return { id, 0, known[1] or '0', known[2] or '' }
+  end
+
+  local due = MS
+  if run ~= '' then
+    due = math.max(MS, tonumber(run))
+  elseif delay ~= '' then
+    due = MS + tonumber(delay)
+  end
+  local state = due > MS and 'scheduled' or 'queued'
+  local r = { queue = queue, prio = prio, attempt = 0, due = due }
+  local fields = {
+    'task', task, 'ver', ver, 'tenant', tenant, 'queue', queue, 'prio', prio, 'payload', payload, 'opts', opts,
+    'max', max, 'at', US, 'v', US, 'state', state, 'due', due, 'attempt', 0,
+  }
+  local function also(name, value)
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+  end
+  if state == 'scheduled' then
+    also('run', due)
+  end
+  if ck ~= '' then
+    also('ck', ck)
+    also('cl', cl)
+  end
+  if idem ~= '' then
+    also('idem', idem)
+    call('SET', P .. 'idem:' .. idem, id .. ' ' .. print)
+  end
+  if expires ~= '' then
+    also('exp', MS + tonumber(expires))
+    call('ZADD', P .. 'expiries', MS + tonumber(expires), id)
+  end
+  call('HSET', job, unpack(fields))
+  move(id, r, state, US)
+  if state == 'queued' then
+    line_up(id, r)
+  else
+    put_off(id, r)
+  end
+  return { id, 0, int(US), state }
+end

@@ -1,0 +1,159 @@
+-- The exits. `leave` is the only way out of `running`, `drop` the only way from any waiting place to a final state;
+-- both end in `close`. What a running job holds (its lease, its concurrency slot) is given back here and nowhere else.
+
+local function explain(type, message, attempt)
+  return '{"type":"' .. type .. '","message":"' .. message .. '","retryable":' .. (type == 'expired' and 'false' or 'true')
+    .. ',"attempt":' .. attempt .. '}'
+end
+
+-- A slot of a concurrency key is free: the job that has waited longest for it may line up again.
+local function wake(r)
+  if not r.ck then
+    return
+  end
+  local reason = 'key:' .. r.tenant .. ':' .. r.ck
+  local first = call('ZPOPMIN', P .. 'park:' .. reason)
+  if first[1] then
+    local id = first[1]
+    local w = read(id, LIFE)
+    local v = stamp(w)
+    move(id, w, 'queued', v)
+    call('HSET', P .. 'job:' .. id, 'state', 'queued', 'v', v)
+    line_up(id, w)
+  end
+end
+
+-- The final transition sets the TTLs, of the record and of what belongs to it.
+local function close(id, r, v, fields)
+  fields[#fields + 1] = 'ended'
+  fields[#fields + 1] = v
+  call('HSET', P .. 'job:' .. id, unpack(fields))
+  call('PEXPIRE', P .. 'job:' .. id, KEEP)
+  if r.idem then
+    call('PEXPIRE', P .. 'idem:' .. r.idem, KEEP)
+  end
+  if r.o then
+    call('PEXPIRE', P .. 'out:' .. id, KEEP)
+  end
+  wake(r)
+end
+
+-- Ends a job that does not run: cancelled, or failed with an error.
+local function drop(id, r, to, why)
+  call('ZREM', place(r), id)
+  if r.exp then
+    call('ZREM', P .. 'expiries', id)
+  end
+  local v = stamp(r)
+  move(id, r, to, v)
+  local fields = { 'state', to, 'v', v }
+  if to == 'cancelled' then
+    fields[5], fields[6] = 'cancel', v
+  else
+    fields[5], fields[6] = 'error', why
+  end
+  close(id, r, v, fields)
+end
+
+local SHOWN = 50 -- ended attempts that a record remembers
+
+local function remember(r, v, outcome)
+  local worker = string.match(r.token, '%.(.*)$')
+  local lines = (r.attempts or '') .. table.concat({ r.attempt, r.began, int(v), outcome, worker }, ' ') .. '\n'
+  if r.attempts then
+    local _, many = string.gsub(lines, '\n', '')
+    for _ = SHOWN + 1, many do
+      lines = string.sub(lines, string.find(lines, '\n', 1, true) + 1)
+    end
+  end
+  return lines
+end
+
+-- Out of `running`. `token` nil: the holder is gone, and its lease with it. `to`: succeeded, failed, cancelled,
+-- retrying (after `o.delay` ms), queued (handed back, uncharged) or lost. Returns what the caller may tell:
+-- 'ok' (also for a repeat, which the record's last token gives away), 'lost' or 'gone'.
+local leases_left = {}
+
+local function leave(id, token, to, o)
+  local r = read(id, LIFE)
+  if not r.state then
+    return 'gone'
+  end
+  if token and r.token ~= token then
+    return 'lost'
+  end
+  if r.state ~= 'running' then
+    return token and 'ok' or 'lost'
+  end
+
+  local lost = to == 'lost'
+  local outcome, fields = o.outcome or to, nil
+  if r.cancel then
+    to, outcome = 'cancelled', 'cancelled' -- a request to cancel wins over every other outcome
+  elseif lost then
+    outcome = 'worker_lost'
+    r.losses = tonumber(r.losses or 0) + 1
+    o.body = explain('worker_lost', 'the worker that ran this attempt was lost', r.attempt)
+    to = (r.losses >= 3 or tonumber(r.attempt) >= tonumber(r.max)) and 'failed' or 'queued'
+  end
+
+  local v = stamp(r)
+  local lines = remember(r, v, outcome)
+  leases_left[#leases_left + 1] = id
+  if r.ck then
+    call('SREM', P .. 'key:' .. r.tenant .. ':' .. r.ck, id .. ':' .. r.token)
+  end
+  if outcome == 'released' then
+    r.attempt = tonumber(r.attempt) - 1 -- refunded: the number is for people and policy, the token is the fence
+  end
+  move(id, r, to, v)
+  fields = { 'state', to, 'v', v, 'attempts', lines }
+  local function also(name, value)
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+  end
+  if not token then
+    also('token', '') -- whoever held it may finish its code, not the job
+  end
+
+  if FINAL[to] then
+    if to == 'succeeded' then
+      also('result', o.body)
+      if o.files ~= '' then
+        also('files', o.files)
+      end
+    elseif to == 'failed' then
+      also('error', o.body)
+      if lost then
+        also('losses', r.losses)
+      end
+    end
+    close(id, r, v, fields)
+    return 'ok'
+  end
+  if to == 'retrying' then
+    r.due = MS + o.delay
+    also('due', r.due)
+    also('error', o.body)
+    put_off(id, r)
+  else
+    also('attempt', r.attempt)
+    if lost then
+      also('losses', r.losses)
+      also('error', o.body)
+    end
+    line_up(id, r) -- at its original due score, ahead of the backlog
+  end
+  call('HSET', P .. 'job:' .. id, unpack(fields))
+  if r.ck then
+    wake(r)
+  end
+  return 'ok'
+end
+
+local function leave_leases()
+  if #leases_left > 0 then
+    call('ZREM', P .. 'leases', unpack(leases_left))
+    leases_left = {}
+  end
+end

@@ -1,0 +1,124 @@
+-- What every transition shares: the clock, the stamps, the one place where a state changes, and what follows from it.
+-- `NEXT`, `FINAL` and `FORMAT` stand before this text and come from shared/jobs.py; `CLOCK()` is Redis TIME.
+-- Arguments of every script: KEYS[1] the prefix with the shard's hash tag, ARGV[1..3] as below, then its own from 4 on.
+
+local P = KEYS[1]
+local LEASE, KEEP, GRACE = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]) -- ms
+local call = redis.call
+
+local now = CLOCK()
+local US = now[1] * 1000000 + now[2]
+local MS = math.floor(US / 1000)
+
+-- Lua writes large numbers as 1.7e+15 when it joins them to text.
+local function int(number)
+  return string.format('%.0f', number)
+end
+
+-- The next version of a record: now, or just above its last one where the clock has not moved on or stepped back.
+local function stamp(r)
+  local last = math.max(tonumber(r.v or 0), tonumber(r.o or 0))
+  return US > last and US or last + 1
+end
+
+local function read(id, names)
+  local values = call('HMGET', P .. 'job:' .. id, unpack(names))
+  local r = {}
+  for i = 1, #names do
+    r[names[i]] = values[i] or nil
+  end
+  return r
+end
+
+-- What a transition needs to know of a record.
+local LIFE = {
+  'state', 'queue', 'prio', 'v', 'o', 'attempt', 'max', 'token', 'due', 'began', 'attempts', 'losses', 'cancel',
+  'tenant', 'ck', 'idem', 'exp', 'park',
+}
+
+local counts, events, bells = {}, {}, {}
+
+local function count(queue, state, by)
+  local field = queue .. ' ' .. state
+  counts[field] = (counts[field] or 0) + by
+end
+
+local function tell(id, r, v)
+  events[#events + 1] = id .. ' ' .. r.state .. ' ' .. int(v) .. ' ' .. r.attempt
+  call('PUBLISH', P .. 'news:' .. id, r.state)
+end
+
+-- The one place where a state changes. The caller writes the record, and the place the job then stands in.
+local function move(id, r, to, v)
+  if r.state then
+    if not (NEXT[r.state] and NEXT[r.state][to]) then
+      error('no transition ' .. r.state .. ' -> ' .. to .. ' (' .. id .. ')')
+    end
+    count(r.queue, r.state, -1)
+  end
+  if not FINAL[to] then
+    count(r.queue, to, 1)
+  end
+  r.state, r.v = to, v
+  tell(id, r, v)
+end
+
+local function ring(queue)
+  bells[P .. 'bell:' .. queue] = true
+end
+
+-- A word for one worker: it is woken wherever it blocks, and finds it in its own bell.
+local function call_worker(worker, word)
+  local bell = P .. 'bell:' .. worker
+  call('RPUSH', bell, word)
+  call('PEXPIRE', bell, 60000)
+end
+
+local function line_up(id, r)
+  if tonumber(r.losses or 0) >= 2 then
+    call('ZADD', P .. 'suspects', r.due, id)
+  else
+    call('ZADD', P .. 'q:' .. r.queue .. ':' .. r.prio, r.due, id)
+  end
+  ring(r.queue)
+end
+
+-- Waits in `later` for its time; whoever sleeps until the head's time must know of a nearer one.
+local function put_off(id, r)
+  local head = call('ZRANGE', P .. 'later', 0, 0, 'WITHSCORES')
+  if not head[2] or tonumber(r.due) < tonumber(head[2]) then
+    ring(r.queue)
+  end
+  call('ZADD', P .. 'later', r.due, id)
+end
+
+-- Where a record that is not final and does not run stands: exactly one of these.
+local function place(r)
+  if r.state == 'queued' then
+    if tonumber(r.losses or 0) >= 2 then
+      return P .. 'suspects'
+    end
+    return P .. 'q:' .. r.queue .. ':' .. r.prio
+  elseif r.state == 'waiting' then
+    return P .. 'park:' .. r.park
+  end
+  return P .. 'later'
+end
+
+-- Every script ends with this: what the transitions above gathered goes out in as few commands as it can.
+local function commit()
+  for field, by in pairs(counts) do
+    if by ~= 0 then
+      call('HINCRBY', P .. 'counts', field, by)
+    end
+  end
+  if #events > 0 then
+    -- No ledger reads the events yet, so their length is capped; an entry holds up to a script's 500 transitions.
+    call('XADD', P .. 'events', 'MAXLEN', '~', 1000, '*', 'e', table.concat(events, '\n'))
+  end
+  for bell in pairs(bells) do
+    if call('LLEN', bell) == 0 then
+      call('RPUSH', bell, 1)
+    end
+  end
+end

@@ -1,0 +1,24 @@
+-- register(worker, catalogue, number of facts, facts (name, value)…, then name, version, entry of each task): a worker
+-- says who it is and what it can run. An entry of an older version never replaces a newer one.
+
+local worker, catalogue, facts = ARGV[4], ARGV[5], tonumber(ARGV[6])
+local me = P .. 'worker:' .. worker
+call('HSET', me, 'tasks', catalogue, unpack(ARGV, 7, 6 + 2 * facts))
+call('PEXPIRE', me, math.max(3 * LEASE, 60000))
+call('ZADD', P .. 'workers', MS, worker)
+local changed = false
+for at = 7 + 2 * facts, #ARGV, 3 do
+  local name, version, entry = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  call('HSET', P .. 'tasks:' .. catalogue, name, version)
+  local newest = tonumber(call('HGET', P .. 'versions', name) or 0)
+  if entry ~= '' and tonumber(version) >= newest and call('HGET', P .. 'catalogue', name) ~= entry then
+    call('HSET', P .. 'catalogue', name, entry)
+    call('HSET', P .. 'versions', name, version)
+    changed = true
+  end
+end
+call('PEXPIRE', P .. 'tasks:' .. catalogue, 86400000)
+if changed then
+  call('HSET', P .. 'clock', 'catalogue', US)
+end
+return 1

@@ -1,0 +1,121 @@
+"""The Lua scripts: one file a transition, put together from the files they share, sent by their SHA1.
+
+The legal transitions come from `shared.jobs.NEXT`; each text starts with that table, so Lua and Python cannot differ.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError, NoScriptError, RedisError, TimeoutError
+
+from shared.errors import Unavailable
+from shared.jobs import FINAL, FORMAT, NEXT
+
+# What each script is made of, in order; its own file comes last.
+PARTS = {
+    "submit": ("record", "enter"),
+    "claim": ("record", "leave", "upkeep", "admit"),
+    "beat": ("record", "leave", "upkeep"),
+    "finish": ("record", "leave"),
+    "report": ("record",),
+    "cancel": ("record", "leave"),
+    "tick": ("record", "leave", "upkeep"),
+    "register": ("record",),
+    "retire": ("record",),
+    "adopt": ("record", "enter"),
+}
+
+# Where the scripts take the time from. Only a test that turns the clock names another.
+CLOCK = "redis.call('TIME')"
+
+Arg = str | bytes | int | float
+
+
+def _table() -> str:
+    rows = (f"{state} = {{{', '.join(f'{to} = true' for to in sorted(NEXT[state]))}}}" for state in NEXT)
+    return f"local NEXT = {{{', '.join(rows)}}}"
+
+
+@cache
+def source(name: str, clock: str = CLOCK) -> str:
+    """The whole text of a script."""
+    finals = ", ".join(f"{state} = true" for state in sorted(FINAL))
+    head = (
+        _table(),
+        f"local FINAL = {{{finals}}}",
+        f"local FORMAT = {FORMAT}",
+        f"local function CLOCK() return {clock} end",
+    )
+    texts = (files(__package__).joinpath(f"{part}.lua").read_text() for part in (*PARTS[name], name))
+    return "\n".join((*head, *texts))
+
+
+def sha1(text: str) -> str:
+    """What EVALSHA calls a script by."""
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+class Scripts:
+    """The scripts of one shard, over a connection pool that somebody else owns."""
+
+    def __init__(
+        self,
+        redis: "Redis",
+        prefix: str,
+        *,
+        lease: float,
+        keep: float,
+        grace: float,
+        clock: str = CLOCK,
+    ) -> None:
+        self._redis = redis
+        self._clock = clock
+        self._head = (1, prefix, int(lease * 1000), int(keep * 1000), int(grace * 1000))
+
+    async def run(self, name: str, args: Sequence[Arg]) -> Any:
+        """The script's reply. Raises Unavailable when Redis does not give one in time; a repeat is safe."""
+        text = source(name, self._clock)
+
+        async def call() -> Any:
+            try:
+                return await send(self._redis, "EVALSHA", sha1_of(text), *self._head, *args)
+            except NoScriptError:  # Redis was restarted: EVAL runs it and keeps it
+                return await send(self._redis, "EVAL", text, *self._head, *args)
+
+        return await reach(call)
+
+
+sha1_of = cache(sha1)
+
+
+def send(redis: Any, *command: Arg) -> Any:
+    """The reply to a command, or an awaitable of it from an asyncio client; redis-py leaves the method untyped."""
+    return redis.execute_command(*command)
+
+
+async def reach(call: Callable[[], Any]) -> Any:
+    """The reply of Redis, or Unavailable in words that hold no address and no password."""
+    try:
+        return await call()
+    except (ConnectionError, TimeoutError, OSError, asyncio.TimeoutError) as error:
+        raise Unavailable(f"Redis does not answer ({type(error).__name__})") from error
+    except RedisError as error:
+        # BUSY, LOADING, READONLY, OOM, MISCONF: Redis is there and cannot serve now. Anything else is a bug of ours.
+        word = str(error).partition(" ")[0]
+        if word in (
+            "BUSY",
+            "LOADING",
+            "READONLY",
+            "OOM",
+            "MISCONF",
+            "MASTERDOWN",
+            "NOREPLICAS",
+            "TRYAGAIN",
+        ) or any(f"{word} " in str(error) for word in ("OOM", "MISCONF", "READONLY", "NOREPLICAS")):
+            raise Unavailable(f"Redis cannot serve now ({word})") from error
+        raise

@@ -1,0 +1,75 @@
+-- What time brings about, done by whoever comes by: ended leases, due jobs, expiries. Needs no worker and no queue.
+
+-- Processes refresh a stamp. One that is older than half a lease says that Redis was away, or its clock has jumped:
+-- holders could not renew, so no lease is settled before they had the time to. Returns whether leases may be settled.
+local function pulse(c)
+  local tick, grace = tonumber(c[1] or 0), tonumber(c[2] or 0)
+  if tick - MS > LEASE / 2 then -- the clock stepped back: leases would hold for the length of the step
+    local far = call('ZRANGEBYSCORE', P .. 'leases', '(' .. int(MS + LEASE), '+inf', 'LIMIT', 0, 500)
+    for i = 1, #far do
+      call('ZADD', P .. 'leases', MS + LEASE, far[i])
+    end
+    grace = math.min(grace, MS + LEASE)
+    if #far < 500 then
+      tick = MS
+      call('HSET', P .. 'clock', 'tick', MS, 'grace', grace)
+    end
+  elseif MS - tick > LEASE / 2 then
+    grace = MS + LEASE
+    call('HSET', P .. 'clock', 'tick', MS, 'grace', grace)
+  elseif MS > tick then
+    call('HSET', P .. 'clock', 'tick', MS)
+  end
+  return MS >= grace
+end
+
+local function settle(limit)
+  local ended = call('ZRANGEBYSCORE', P .. 'leases', '-inf', MS, 'LIMIT', 0, limit)
+  for i = 1, #ended do
+    if leave(ended[i], nil, 'lost', {}) ~= 'ok' then
+      leases_left[#leases_left + 1] = ended[i] -- no record behind it
+    end
+  end
+  leave_leases()
+  return #ended
+end
+
+local function fall_due(limit)
+  local due = call('ZRANGEBYSCORE', P .. 'later', '-inf', MS, 'LIMIT', 0, limit)
+  for i = 1, #due do
+    local id = due[i]
+    local r = read(id, LIFE)
+    if r.state then
+      local v = stamp(r)
+      move(id, r, 'queued', v)
+      call('HSET', P .. 'job:' .. id, 'state', 'queued', 'v', v)
+      line_up(id, r)
+    end
+  end
+  if #due > 0 then
+    call('ZREM', P .. 'later', unpack(due))
+  end
+end
+
+local function expire(limit)
+  local over = call('ZRANGEBYSCORE', P .. 'expiries', '-inf', MS, 'LIMIT', 0, limit)
+  for i = 1, #over do
+    local id = over[i]
+    local r = read(id, LIFE)
+    if r.state and r.state ~= 'running' and not FINAL[r.state] then
+      drop(id, r, 'failed', explain('expired', 'the job was not started within its expires_in', r.attempt))
+    end
+    call('ZREM', P .. 'expiries', id)
+  end
+end
+
+local function keep_up()
+  local c = call('HMGET', P .. 'clock', 'tick', 'grace', 'turn')
+  local settled = 0
+  if pulse(c) then
+    settled = settle(100)
+  end
+  fall_due(200)
+  expire(100)
+  return settled, tonumber(c[3] or 0)
+end

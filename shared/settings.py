@@ -1,0 +1,189 @@
+"""The settings of both processes, from `TANDEM_*` variables: frozen, checked whole, built once in `__main__`.
+
+A list is comma-separated; an empty value is an empty list and counts as set. Durations are seconds or `250ms|30s|5m`.
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from shared.durations import Seconds
+from shared.errors import Misconfigured
+
+LOOPBACK = ("127.0.0.0/8", "::1")
+QUEUE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+KEY = re.compile(r"tk_([A-Za-z0-9]{4,32})_([A-Za-z0-9]{16,128})")
+
+
+def _split(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _queues(value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        if not re.fullmatch(QUEUE_NAME, name):
+            raise ValueError(f"{name!r} is no queue name: letters, digits, '.', '_' and '-', at most 64")
+    if not value:
+        raise ValueError("a worker needs at least one queue")
+    return value
+
+
+def _keys(value: tuple[str, ...]) -> tuple[str, ...]:
+    for number, key in enumerate(value, 1):
+        if not KEY.fullmatch(key):
+            raise ValueError(f"key number {number} is none: tk_<id>_<secret>, 4 to 32 and 16 to 128 letters and digits")
+    return value
+
+
+def _redis_url(value: str) -> str:
+    if urlsplit(value).scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("give redis://host:port/db, rediss://… or unix:///path")
+    return value
+
+
+def _store_url(value: str) -> str:
+    if urlsplit(value).scheme not in ("file", "s3", "gs", "az", "memory"):
+        raise ValueError("give file:///path, s3://bucket/prefix, gs://… or az://…")
+    return value
+
+
+def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in value:
+        if re.fullmatch(r"[0-9a-fA-F:.]+(/[0-9]+)?", entry) and (":" in entry or entry[0].isdigit()):
+            ipaddress.ip_network(entry, strict=False)
+        elif not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", entry):
+            raise ValueError(f"{entry!r} is neither a network (10.0.0.0/8, ::1) nor a host name")
+    return value
+
+
+def _number(value: Any) -> Any:
+    # Everything in the environment is text, a number of seconds too.
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value.strip()):
+        return float(value)
+    return value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Duration = Annotated[Seconds, BeforeValidator(_number)]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; `tandem settings` prints it with secrets masked."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TANDEM_", env_nested_delimiter="__", env_nested_max_split=1, frozen=True, extra="ignore"
+    )
+
+    redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
+        "redis://127.0.0.1:6379/0", description="Redis or Valkey, 6.2 or newer: redis://, rediss:// or unix://"
+    )
+    database_url: str = Field(
+        "sqlite://.tandem/tandem.db", description="SQL database of the service itself, a Tortoise URL"
+    )
+    store_url: Annotated[str, AfterValidator(_store_url)] = Field(
+        "file:///tmp/tandem-files", description="file store: file:///path, s3://bucket/prefix, gs://…, az://…"
+    )
+    tasks: Names = Field((), description="task modules besides the built-in ones, importable by the worker")
+    sql: dict[str, str] = Field({}, description="SQL connections that tasks may name: TANDEM_SQL__<NAME>=<URL>")
+    mongo: dict[str, str] = Field({}, description="MongoDB connections likewise: TANDEM_MONGO__<NAME>=<URL>")
+    http_allow: Annotated[Names, AfterValidator(_networks)] = Field(
+        (), description="networks and hosts that tasks may reach besides the public internet"
+    )
+    queues: Annotated[Names, AfterValidator(_queues)] = Field(("default",), description="queues this worker serves")
+    concurrency: int = Field(100, ge=1, le=10_000, description="jobs a worker runs at once")
+    lease: Duration = Field(10.0, ge=1, le=600, description="how long a silent worker keeps its jobs")
+    drain: Duration = Field(30.0, le=3600, description="how long a worker finishes its jobs after SIGTERM")
+    host: str = Field("127.0.0.1", description="address the API listens on")
+    port: int = Field(8000, ge=0, le=65535, description="port the API listens on, 0 for a free one")
+    keys: Annotated[Names, AfterValidator(_keys)] = Field(
+        (), description="API keys tk_<id>_<secret>; needed on any address but loopback"
+    )
+    log: Literal["console", "json"] = Field("console", description="form of the log lines")
+    keep: Duration = Field(7 * 86400.0, ge=1, description="how long final jobs, their files and uploads are known")
+    max_body: int = Field(1 << 20, ge=1024, description="bytes of a job's body, and of a bulk item")
+    max_upload: int = Field(10 << 30, ge=1024, description="bytes of an uploaded file")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic-settings' own
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - no .env file is looked for
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - nor a folder of secrets
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # Arguments and the environment: two sources, the first wins.
+        return init_settings, env_settings
+
+
+def loopback(host: str) -> bool:
+    """Whether only this machine can reach a service that listens on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def require_keys(settings: Settings) -> None:
+    """Raises Misconfigured for an API that would be open to others than this machine."""
+    if not settings.keys and not loopback(settings.host):
+        raise Misconfigured(
+            f"TANDEM_KEYS: the API would be open to everybody on {settings.host}; set it, or listen on 127.0.0.1"
+        )
+
+
+def load(**given: Any) -> Settings:
+    """The settings from the environment, `given` ones before it. Raises Misconfigured, which names every wrong one."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise Misconfigured("\n".join(_explain(one) for one in error.errors())) from None
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ")
+    name = str(error["loc"][0])
+    # The value of a setting may be a secret: only what the type says of it is shown.
+    return f"TANDEM_{name.upper()}: {message}"
+
+
+def environment_has(name: str) -> bool:
+    """Whether a setting was given in the environment, be it empty."""
+    return f"TANDEM_{name.upper()}" in os.environ
+
+
+def mask(url: str) -> str:
+    """A URL without its password and without the query's values."""
+    # By pattern, up to the last "@": a password that should have been quoted must not show either.
+    url = re.sub(r"://([^:/?#@]*):.*@", r"://\1:***@", url)
+    address, question, query = url.partition("?")
+    return address + question + "&".join(f"{pair.partition('=')[0]}=***" for pair in query.split("&") if pair)
+
+
+def shown(settings: Settings) -> dict[str, str]:
+    """Every setting as `TANDEM_NAME` → its value as text, secrets masked."""
+    lines: dict[str, str] = {}
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        key = f"TANDEM_{name.upper()}"
+        if name == "keys":
+            lines[key] = ",".join(f"{one.rpartition('_')[0]}_***" for one in value)
+        elif isinstance(value, dict):
+            lines.update({f"{key}__{connection.upper()}": mask(url) for connection, url in value.items()})
+        elif isinstance(value, tuple):
+            lines[key] = ",".join(value)
+        elif name.endswith("_url"):
+            lines[key] = mask(value)
+        else:
+            lines[key] = str(value)
+    return lines

@@ -1,0 +1,123 @@
+"""Real servers for the tests, one of each per test process, and the one way to wait: `eventually`."""
+
+import asyncio
+import inspect
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from shared.services import Server, postgres_server, redis_server, tied
+
+T = TypeVar("T")
+
+
+@overload
+async def eventually(predicate: Callable[[], Awaitable[T]], timeout: float = 10.0) -> T: ...
+@overload
+async def eventually(predicate: Callable[[], T], timeout: float = 10.0) -> T: ...
+async def eventually(predicate: Callable[[], Any], timeout: float = 10.0) -> Any:
+    """The first true value of `predicate`, sync or async; AssertionError with its last one after `timeout` seconds."""
+    value: object = "nothing: it never returned"
+    deadline = asyncio.get_running_loop().time() + timeout
+    pause = 0.002
+    try:
+        async with asyncio.timeout_at(deadline):
+            while True:
+                answer = predicate()
+                value = await answer if inspect.isawaitable(answer) else answer
+                if value:
+                    return value
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.5, 0.05)
+    except TimeoutError:
+        if asyncio.get_running_loop().time() < deadline:
+            raise  # the predicate's own
+        raise AssertionError(f"not true within {timeout} s; the last value was {value!r}") from None
+
+
+@contextmanager
+def started(server: Server) -> Iterator[subprocess.Popen[bytes]]:
+    """The server's process; killed at the end. Whether it is ready: `await eventually(server.ready)`."""
+    with subprocess.Popen(
+        tied(server.argv, user=server.user),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+
+@contextmanager
+def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
+    """The same for what has no event loop of its own: the server is ready."""
+    with started(server) as process:
+
+        async def ready() -> bool:
+            if process.poll() is not None:
+                output = process.stdout.read().decode(errors="replace") if process.stdout else ""
+                raise AssertionError(f"{server.name} ended with {process.returncode}: {output}")
+            return await server.ready()
+
+        asyncio.run(eventually(ready, timeout=30))
+        yield process
+
+
+@pytest.fixture(scope="session")
+def server_data() -> Iterator[Path]:
+    """A directory with a short name, for sockets; others may pass through it, for servers that are not root's."""
+    path = Path(tempfile.mkdtemp(prefix="tandem-"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def redis_url(server_data: Path) -> Iterator[str]:
+    """A Redis of this test process."""
+    server = redis_server(server_data)
+    with running(server):
+        yield server.url
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client of an empty Redis."""
+    client = Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=5)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(server_data: Path) -> Iterator[str]:
+    """A PostgreSQL of this test process: the superuser's URL."""
+    server = postgres_server(server_data)
+    with running(server):
+        yield server.url
+
+
+@pytest.fixture
+async def postgres(postgres_url: str) -> AsyncIterator[str]:
+    """The URL of a fresh database."""
+    name = f"test_{secrets.token_hex(4)}"
+    connection = await asyncpg.connect(postgres_url, timeout=10, command_timeout=30)
+    try:
+        await connection.execute(f"CREATE DATABASE {name}")
+        yield postgres_url.rpartition("/")[0] + f"/{name}"
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await connection.close()

@@ -1,0 +1,143 @@
+"""The supervisor of `tandem dev`, with small programs as its children."""
+
+import asyncio
+import io
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from shared import children
+from shared.children import Child, CrashLoop, Output, Program
+from shared.services import redis_server
+from tests.conftest import eventually
+from tests.shared.test_services import alive
+
+SERVES = "import signal; print('up', flush=True); signal.pause()"
+STUBBORN = (
+    "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)\nwhile True: signal.pause()"
+)
+WITH_A_CHILD = (
+    "import signal, subprocess, sys\n"
+    "print(subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()']).pid, flush=True); signal.pause()"
+)
+
+
+class Lines(io.StringIO):
+    """What the output says so far."""
+
+    def of(self, name: str) -> list[str]:
+        return [line.partition("| ")[2] for line in self.getvalue().splitlines() if line.startswith(name)]
+
+
+def program(code: str, *, ready_after: str | None = "up", lines: Lines, quiet: bool = False) -> Program:
+    async def ready(_pid: int) -> bool:
+        return ready_after is not None and ready_after in lines.of("it")
+
+    return Program("it", [sys.executable, "-c", code], dict(os.environ), ready, quiet=quiet)
+
+
+@asynccontextmanager
+async def supervised(program: Program, lines: Lines) -> AsyncIterator[tuple[Child, "asyncio.Task[None]"]]:
+    output = Output(lines, lambda: None)
+    child = Child(program, output)
+    task = asyncio.create_task(child.supervise())
+    try:
+        yield child, task
+    finally:
+        await child.stop(5)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        output.close()
+
+
+async def test_one_that_was_ready_is_started_again_at_once_however_often() -> None:
+    lines = Lines()
+    async with supervised(program(SERVES, lines=lines), lines) as (child, task):
+        for restart in range(children.CRASH_LOOP + 1):
+            await eventually(lambda n=restart: lines.getvalue().count("it: ready after") == n + 1)  # type: ignore[misc]
+            os.kill(child.pid, signal.SIGKILL)
+            await eventually(lambda n=restart: lines.getvalue().count("starting it again") == n + 1)  # type: ignore[misc]
+        await eventually(child.ready.is_set)
+        assert not task.done()
+    assert lines.of("tandem").count("it: was ended by SIGKILL; starting it again") == children.CRASH_LOOP + 1
+
+
+async def test_five_deaths_before_readiness_are_a_crash_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "BACKOFF", 0.001)
+    lines = Lines()
+    broken = program("import sys; print('the port is taken'); sys.exit(3)", ready_after=None, lines=lines, quiet=True)
+    async with supervised(broken, lines) as (_, task):
+        with pytest.raises(CrashLoop, match=r"(?s)it ended with exit code 3 5 times .*\n  the port is taken$"):
+            await task
+    assert sum("starting it again in" in line for line in lines.of("tandem")) == children.CRASH_LOOP - 1
+
+
+async def test_output_is_prefixed_line_by_line_and_its_end_is_not_lost() -> None:
+    lines = Lines()
+    code = "import sys; sys.stdout.write('one\\ntwo\\n' + 'x' * 40000 + '\\nlast'); sys.stdout.flush(); " + SERVES
+    async with supervised(program(code, ready_after="lastup", lines=lines), lines) as (child, _):
+        await child.ready.wait()
+    written = lines.of("it")
+    assert written[:2] == ["one", "two"]
+    assert written[-1] == "lastup"
+    assert "".join(written[2:-1]) == "x" * 40000
+
+
+async def test_one_that_ignores_sigterm_is_killed_after_its_grace() -> None:
+    lines = Lines()
+    async with supervised(program(STUBBORN, lines=lines), lines) as (child, _):
+        await child.ready.wait()
+        await child.stop(0.1)
+        assert not alive(child.pid)
+    assert "it: still runs 0.1 s after SIGTERM: killed" in lines.of("tandem")
+
+
+async def test_what_a_killed_child_leaves_behind_ends_with_it() -> None:
+    lines = Lines()
+    async with supervised(program(WITH_A_CHILD, ready_after=None, lines=lines), lines):
+        grandchild = int(await eventually(lambda: next(iter(lines.of("it")), "")))
+        os.kill(os.getpgid(grandchild), signal.SIGKILL)
+        await eventually(lambda: not alive(grandchild))
+        await eventually(lambda: any("was ended by SIGKILL" in line for line in lines.of("tandem")))
+
+
+async def test_redis_comes_back_with_its_data(tmp_path: Path) -> None:
+    server, lines = redis_server(tmp_path), Lines()
+    answers = redis_server(tmp_path).ready
+    redis = Program("redis", server.argv, dict(os.environ), lambda _pid: answers(), server.log)
+    async with supervised(redis, lines) as (child, _):
+        await child.ready.wait()
+        os.kill(child.pid, signal.SIGKILL)
+        await eventually(lambda: lines.getvalue().count("redis: ready after") == 2)
+        assert await answers()
+    assert not await answers()
+
+
+def test_a_reader_that_is_gone_ends_the_output() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    closed = []
+    with os.fdopen(writing, "w") as stream:
+        output = Output(stream, lambda: closed.append(True))
+        output.say("it", "text")
+        output.close()
+    assert closed == [True]
+
+
+def test_a_reader_that_stands_still_stops_nobody() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream, os.fdopen(reading) as reader:
+        output = Output(stream, lambda: None)
+        for number in range(children.LINES_MAX * 2):  # returns although nobody reads
+            output.say("it", f"{number}")
+        first = reader.readline()
+        assert first == "it       | 0\n"
+        while "dropped" not in (line := reader.readline()):
+            output.say("it", "more")
+            assert line
+        output.close(timeout=0.01)

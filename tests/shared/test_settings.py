@@ -1,0 +1,181 @@
+"""Settings: what counts as set, what is refused and in which words, what is never shown."""
+
+import os
+
+import pytest
+
+from shared.errors import Misconfigured
+from shared.settings import Settings, load, loopback, mask, require_keys, shown
+
+KEY = "tk_abcd_0123456789abcdefSECRET"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith("TANDEM_"):
+            monkeypatch.delenv(name)
+
+
+def test_defaults_need_no_environment() -> None:
+    settings = load()
+    assert (settings.host, settings.port, settings.concurrency, settings.lease, settings.drain) == (
+        "127.0.0.1",
+        8000,
+        100,
+        10.0,
+        30.0,
+    )
+    assert settings.queues == ("default",)
+    assert settings.http_allow == ()
+    assert not settings.model_fields_set
+
+
+def test_lists_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TANDEM_TASKS", "one, two.three ,")
+    monkeypatch.setenv("TANDEM_QUEUES", "default,mail")
+    monkeypatch.setenv("TANDEM_HTTP_ALLOW", "10.0.0.0/8,::1,internal.example,192.168.1.1")
+    settings = load()
+    assert settings.tasks == ("one", "two.three")
+    assert settings.queues == ("default", "mail")
+    assert settings.http_allow == ("10.0.0.0/8", "::1", "internal.example", "192.168.1.1")
+
+
+def test_an_empty_list_counts_as_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TANDEM_HTTP_ALLOW", "")
+    settings = load()
+    assert settings.http_allow == ()
+    assert "http_allow" in settings.model_fields_set
+
+
+def test_connections_are_named_in_lower_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TANDEM_SQL__ANALYTICS", "postgres://a:b@h/d")
+    monkeypatch.setenv("TANDEM_SQL__TWO__PARTS", "sqlite:///x.db")
+    monkeypatch.setenv("TANDEM_MONGO__MAIN", "mongodb://h/d")
+    settings = load()
+    assert settings.sql == {"analytics": "postgres://a:b@h/d", "two__parts": "sqlite:///x.db"}
+    assert settings.mongo == {"main": "mongodb://h/d"}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("5", 5.0), ("2.5", 2.5), ("250ms", 0.25), ("5m", 300.0), ("0", 0.0), ("0s", 0.0)]
+)
+def test_durations_are_seconds_or_have_a_unit(monkeypatch: pytest.MonkeyPatch, text: str, seconds: float) -> None:
+    monkeypatch.setenv("TANDEM_DRAIN", text)
+    assert load().drain == seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TANDEM_PORT", "x"),
+        ("TANDEM_PORT", "65536"),
+        ("TANDEM_PORT", ""),
+        ("TANDEM_CONCURRENCY", "0"),
+        ("TANDEM_LEASE", "10 parsecs"),
+        ("TANDEM_LEASE", "-5"),
+        ("TANDEM_LEASE", "nan"),
+        ("TANDEM_DRAIN", "2h"),
+        ("TANDEM_QUEUES", ""),
+        ("TANDEM_QUEUES", "a b"),
+        ("TANDEM_HTTP_ALLOW", "10.0.0.0/33"),
+        ("TANDEM_HTTP_ALLOW", "not a host"),
+        ("TANDEM_REDIS_URL", "http://localhost"),
+        ("TANDEM_STORE_URL", "/tmp/files"),
+        ("TANDEM_KEYS", "hunter2"),
+        ("TANDEM_LOG", "xml"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(Misconfigured) as caught:
+        load()
+    assert str(caught.value).startswith(f"{name}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_all_wrong_ones_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TANDEM_PORT", "x")
+    monkeypatch.setenv("TANDEM_LEASE", "y")
+    with pytest.raises(Misconfigured) as caught:
+        load()
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == ["TANDEM_LEASE", "TANDEM_PORT"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("TANDEM_KEYS", "tk_ab_hunter2hunter2"), ("TANDEM_REDIS_URL", "http://u:hunter2@h"), ("TANDEM_PORT", "hunter2")],
+)
+def test_no_error_repeats_a_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(Misconfigured) as caught:
+        load()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TANDEM_PORT", "1000")
+    assert load(port=2000).port == 2000
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        load().port = 1
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.0.1", False),
+        ("example.org", False),
+        ("", False),
+    ],
+)
+def test_only_a_loopback_address_needs_no_key(host: str, is_loopback: bool) -> None:
+    assert loopback(host) is is_loopback
+    require_keys(load(host=host, keys=(KEY,)))
+    if is_loopback:
+        require_keys(load(host=host))
+    else:
+        with pytest.raises(Misconfigured, match="TANDEM_KEYS"):
+            require_keys(load(host=host))
+
+
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("redis://:hunter2@h:6379/0", "redis://:***@h:6379/0"),
+        ("postgres://u:hunter2@h/d?sslmode=require&password=hunter2", "postgres://u:***@h/d?sslmode=***&password=***"),
+        ("postgres://u:hun@ter2@h/d", "postgres://u:***@h/d"),
+        ("postgres://u:hun#t?er/2@h/d?a=b", "postgres://u:***@h/d?a=***"),
+        ("sqlite:///data/x.db", "sqlite:///data/x.db"),
+        ("unix:///run/redis.sock?db=0", "unix:///run/redis.sock?db=***"),
+    ],
+)
+def test_urls_are_masked(url: str, masked: str) -> None:
+    assert mask(url) == masked
+
+
+def test_nothing_shown_holds_a_secret() -> None:
+    settings = load(
+        redis_url="redis://:hunter2@h",
+        database_url="postgres://u:hunter2@h/d",
+        store_url="s3://bucket?secret_access_key=hunter2",
+        sql={"a": "postgres://u:hunter2@h/d"},
+        mongo={"b": "mongodb://u:hunter2@h/d"},
+        keys=(KEY, "tk_efgh_hunter2hunter2hunter2"),
+    )
+    lines = shown(settings)
+    assert "hunter2" not in str(lines)
+    assert "SECRET" not in str(lines)
+    assert lines["TANDEM_KEYS"] == "tk_abcd_***,tk_efgh_***"
+    assert {f"TANDEM_{name.upper()}" for name in Settings.model_fields} - lines.keys() == {
+        "TANDEM_SQL",
+        "TANDEM_MONGO",
+    }

@@ -1,0 +1,311 @@
+"""What surrounds the code: the lock, the Makefile, the image, the compose file, and that the pages name what exists."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from shared.durations import seconds
+from shared.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCK = (ROOT / "requirements.lock").read_text()
+COMPOSE = ROOT / "docker-compose.yml"
+PAGES = sorted([*ROOT.glob("README.md"), *(ROOT / "docs").glob("*.md")])
+
+
+# The lock.
+
+
+def pins() -> dict[str, tuple[Requirement, str]]:
+    """Name → (its requirement with version and marker, the lines of its hashes)."""
+    blocks = re.split(r"^(?=[A-Za-z0-9])", LOCK, flags=re.MULTILINE)[1:]
+    return {
+        canonicalize_name(requirement.name): (requirement, block)
+        for block in blocks
+        for requirement in [Requirement(block.partition("\\")[0].partition(" #")[0].strip())]
+    }
+
+
+def wanted() -> list[Requirement]:
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    lists = [PROJECT["project"]["dependencies"], *extras, PROJECT["build-system"]["requires"]]
+    return [Requirement(text) for texts in lists for text in texts]
+
+
+@pytest.mark.parametrize("requirement", wanted(), ids=lambda requirement: requirement.name)
+def test_lock_holds_what_the_project_asks_for(requirement: Requirement) -> None:
+    pin, _ = pins()[canonicalize_name(requirement.name)]
+    (exact,) = pin.specifier
+    assert exact.operator == "=="
+    assert requirement.specifier.contains(Version(exact.version)), "requirements.lock is old: make lock"
+
+
+def test_lock_has_a_hash_of_every_file() -> None:
+    for name, (_, block) in pins().items():
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", block), name
+
+
+def test_lock_says_nothing_of_where_it_was_made() -> None:
+    lines = [line for line in LOCK.splitlines() if not line.startswith("    --hash=sha256:")]
+    wrong = [line for line in lines if re.search(r"://|^-|\bindex|\bfile:|@ |/\w+/", line)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_exception_to_the_linter_has_its_reason() -> None:
+    section = (ROOT / "pyproject.toml").read_text().partition("[tool.ruff.lint]")[2].partition("\n[tool.mypy]")[0]
+    codes = [line for line in section.splitlines() if re.match(r'\s+"[A-Z]+[0-9]*",', line)]
+    assert codes
+    assert not [line for line in codes if not re.search(r"# \W?\w+", line)]
+
+
+# The Makefile.
+
+
+@pytest.mark.parametrize(
+    ("interpreter", "said"),
+    [("exit 1", "Tandem needs Python 3.11 or newer"), ('test "$1" = -c', "Error")],
+    ids=["too old", "without venv"],
+)
+def test_a_failed_install_leaves_no_stamp(tmp_path: Path, interpreter: str, said: str) -> None:
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{interpreter}\n")
+    python.chmod(0o755)
+    command = ["make", "install", f"PYTHON={python}"]
+    env = {"PATH": os.environ["PATH"], "LC_ALL": "C"}  # without what a make around this test has set
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / ".venv" / "installed").exists()
+
+
+# The image.
+
+
+def steps() -> list[tuple[str, str]]:
+    """(instruction, arguments) of the Dockerfile, continued lines joined."""
+    joined = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line for line in joined.splitlines() if line and not line.startswith("#")]
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+def test_image_runs_either_half_without_root() -> None:
+    final = steps()[[word for word, _ in steps()].index("FROM", 1) :]
+    told = dict(final)
+    assert told["ENTRYPOINT"] == '["tandem"]'
+    assert told["CMD"] == '["api"]'
+    assert told["STOPSIGNAL"] == "SIGTERM"
+    assert "PYTHONUNBUFFERED=1" in told["ENV"]
+    user, _, group = told["USER"].partition(":")
+    assert int(user) > 0
+    assert int(group) > 0
+
+
+def test_image_takes_its_tools_from_the_lock() -> None:
+    (command,) = [rest.partition(" > ")[0] for word, rest in steps() if word == "RUN" and rest.startswith("sed ")]
+    chosen = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True).stdout  # noqa: S602 - the line of the Dockerfile, as the image runs it
+    assert re.findall(r"^([a-z-]+)==", chosen, re.MULTILINE) == ["setuptools", "uv"]
+    assert chosen.count("--hash=sha256:") == sum(pins()[name][1].count("--hash") for name in ("setuptools", "uv"))
+
+
+def test_image_is_given_what_it_copies() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    copied = [name for word, rest in steps() if word == "COPY" and "--from" not in rest for name in rest.split()[:-1]]
+    assert {f"!{name}" for name in copied} == {line for line in ignored if line.startswith("!")}
+    assert not [name for name in copied if not (ROOT / name).exists()]
+
+
+# The compose file.
+
+
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
+    return loaded
+
+
+def test_compose_file_keeps_its_schema(tmp_path: Path) -> None:
+    def judged(path: Path) -> int:
+        command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+        return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode
+
+    broken = tmp_path / "docker-compose.yml"
+    broken.write_text(COMPOSE.read_text().replace("stop_grace_period: 45s", "stop_grace: 45s"))
+    assert judged(COMPOSE) == 0
+    assert judged(broken) == 1
+
+
+def test_compose_redis_forgets_nothing() -> None:
+    words = compose()["services"]["redis"]["command"]
+    options = dict(zip(words[1::2], words[2::2], strict=True))
+    assert options["--appendonly"] == "yes"
+    assert options["--appendfsync"] == "everysec"
+    assert options["--maxmemory-policy"] == "noeviction"
+    assert options["--hash-max-listpack-value"] == "1024"
+    assert "redis:/data" in compose()["services"]["redis"]["volumes"]
+
+
+def test_compose_api_wants_keys() -> None:
+    environment = compose()["services"]["api"]["environment"]
+    assert environment["TANDEM_HOST"] == "0.0.0.0"
+    assert environment["TANDEM_KEYS"].startswith("${TANDEM_KEYS:?")
+
+
+def test_compose_workers_scale_and_drain() -> None:
+    worker = compose()["services"]["worker"]
+    assert "container_name" not in worker
+    assert "ports" not in worker
+    assert seconds(worker["stop_grace_period"]) > seconds(worker["environment"]["TANDEM_DRAIN"])
+
+
+def test_compose_services_wait_for_healthy_stores() -> None:
+    services = compose()["services"]
+    for name in ("api", "worker"):
+        assert services[name]["depends_on"]
+        for store, how in services[name]["depends_on"].items():
+            assert how == {"condition": "service_healthy"}
+            assert services[store]["healthcheck"]["test"]
+            assert services[store]["volumes"]
+    declared = compose()["volumes"]
+    used = {volume.partition(":")[0] for service in services.values() for volume in service["volumes"]}
+    assert used == set(declared)
+    assert set(services["api"]["volumes"]) == set(services["worker"]["volumes"]), "the file store is shared"
+
+
+def test_compose_publishes_the_api_alone() -> None:
+    services = compose()["services"]
+    assert [name for name, service in services.items() if "ports" in service] == ["api"]
+    assert compose()["networks"]["stores"]["internal"] is True
+    for store in ("redis", "postgres", "mongo"):
+        assert services[store]["networks"] == ["stores"]
+
+
+def test_compose_has_no_password_that_cannot_be_changed() -> None:
+    written = COMPOSE.read_text()
+    given = re.findall(r"(?:PASSWORD:|PASSWORD '|pwd: \"|://\w+:(?=\S+@))\s*([^\s@'\"]+)", written)
+    assert len(given) >= 6
+    assert [value for value in given if not re.fullmatch(r"\$\{[A-Z_]+:-[a-z]+\}", value)] == []
+
+
+def test_compose_settings_are_settings() -> None:
+    for service in compose()["services"].values():
+        unknown = [name for name in service.get("environment", {}) if name.startswith("TANDEM_") and not known(name)]
+        assert not unknown
+
+
+# The pages.
+
+
+def known(variable: str) -> bool:
+    name, _, connection = variable.removeprefix("TANDEM_").lower().partition("__")
+    field = Settings.model_fields.get(name)
+    return field is not None and (not connection or field.annotation == dict[str, str])
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Every line of a shell block and every code span of a page; lines that go on are joined."""
+    text = page.read_text().replace("\\\n", " ")
+    for block in re.findall(r"^```(?:sh|bash|console|shell)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        yield from (line.removeprefix("$ ").strip() for line in block.splitlines())
+    yield from re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@cache
+def helped(*words: str) -> str | None:
+    """What `tandem … --help` prints; None if there is no such command."""
+    call = "import sys; from shared.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", call, *words, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    return done.stdout if done.returncode == 0 else None
+
+
+def wrong_in(line: str) -> Iterator[str]:
+    """What a command line names that is not there."""
+    words = line.split("#", maxsplit=1)[0].replace('"', " ").replace("'", " ").split()
+    for place, word in enumerate(words):
+        rest = words[place + 1 :]
+        if word == "make" and place == 0:
+            target = rest[0] if rest else ""
+            if re.fullmatch(r"[a-z]+", target) and target not in TARGETS:
+                yield f"make {target}"
+            if target == "run":
+                yield from unknown_options("dev", [one.removeprefix("ARGS=") for one in rest])
+        elif word.rpartition("/")[2] == "tandem" and rest and re.fullmatch(r"[a-z]+", rest[0]):
+            if place and words[0] in ("docker", "from", "import"):
+                continue
+            if helped(rest[0]) is None:
+                yield f"tandem {rest[0]}"
+            else:
+                yield from unknown_options(rest[0], rest[1:])
+
+
+def unknown_options(command: str, words: list[str]) -> Iterator[str]:
+    text = helped(command) or ""
+    for word in words:
+        option = word.partition("=")[0]
+        if re.fullmatch(r"--[a-z][a-z-]*", option) and not re.search(rf"(?<![\w-]){option}(?![\w-])", text):
+            yield f"tandem {command} {option}"
+
+
+def test_there_are_pages() -> None:
+    assert {page.name for page in PAGES} >= {"operating.md", "deploying.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_commands_that_exist(page: Path) -> None:
+    wrong = sorted({problem for line in commands(page) for problem in wrong_in(line)})
+    assert not wrong, f"{page.name} names what there is not: {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_settings_that_exist(page: Path) -> None:
+    named = set(re.findall(r"\bTANDEM_[A-Z]+(?:_[A-Z]+)*(?:__[A-Z]+)?\b", page.read_text()))
+    assert not sorted(name for name in named if not known(name))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_link_to_files_that_exist(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text())
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize(
+    ("line", "problems"),
+    [
+        ("make run", []),
+        ('make run ARGS="--port 9000 --no-demo"', []),
+        ('make run ARGS="--nowhere"', ["tandem dev --nowhere"]),
+        ("make everything", ["make everything"]),
+        ("tandem worker --queues slow", []),
+        ("TANDEM_LOG=json .venv/bin/tandem api --processes 2", []),
+        ("tandem api --burst", ["tandem api --burst"]),
+        ("tandem fly", ["tandem fly"]),
+    ],
+)
+def test_what_a_page_may_name(line: str, problems: list[str]) -> None:
+    assert list(wrong_in(line)) == problems
+
+
+def test_every_target_is_explained() -> None:
+    shown = (ROOT / "docs" / "operating.md").read_text()
+    assert not [target for target in TARGETS if f"make {target}" not in shown]
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony
+    assert set(phony[1].split()) >= TARGETS

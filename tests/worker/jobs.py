@@ -1,0 +1,63 @@
+"""A job with the worker's real resources and a sink that keeps what it gets."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from pydantic_core import to_json
+
+from shared.settings import LOOPBACK, Settings
+from shared.uploads import save_upload
+from worker.job import Job
+from worker.resources import Resources, open_resources
+from worker.task import execute, of
+
+
+class Kept:
+    """A sink with everything in lists."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Any] = []
+        self.reports: list[Any] = []
+        self.logs: list[Any] = []
+
+    async def progress(self, body: bytes) -> None:
+        self.reports.append(msgspec.json.decode(body))
+
+    async def output(self, item: bytes) -> None:
+        self.outputs.append(msgspec.json.decode(item))
+
+    def log(self, body: bytes) -> None:
+        self.logs.append(msgspec.json.decode(body))
+
+
+class Bench:
+    """Runs tasks as a worker does: payload from JSON, result to JSON."""
+
+    def __init__(self, resources: Resources) -> None:
+        self.resources = resources
+        self.kept = Kept()
+
+    async def run(self, function: Callable[..., Any], payload: Any, **job: Any) -> Any:
+        task = of(function)
+        facts = {"id": "job", "deadline": time.time() + 30, **job}
+        context = Job(task=task.name, sink=self.kept, resources=self.resources, **facts)
+        value = task.decode(to_json(payload))
+        return msgspec.json.decode(task.encode(await execute(task, context, value)))
+
+    async def upload(self, name: str, data: bytes, content_type: str) -> str:
+        """The id of a file as a client has uploaded it."""
+        store = self.resources.files
+        saved = await save_upload(store, data, tenant="default", keep=60, name=name, content_type=content_type)
+        return saved.id
+
+
+@asynccontextmanager
+async def open_bench(directory: Path, **settings: Any) -> AsyncIterator[Bench]:
+    """Resources with files in `directory`; loopback may be called unless `http_allow` says otherwise."""
+    given = {"http_allow": LOOPBACK, "store_url": f"file://{directory}/store", **settings}
+    async with open_resources(Settings(**given)) as resources:
+        yield Bench(resources)

@@ -1,0 +1,388 @@
+"""The guarded client against real servers on loopback."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from shared.settings import LOOPBACK, Settings
+from worker.errors import TaskError
+from worker.http import REDIRECTS, HttpClient, open_http
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def serving(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator[int]:
+    """A server on one loopback address; its port."""
+    server = web.Server(handler)
+    runner = web.ServerRunner(server)
+    await runner.setup()
+    site = web.TCPSite(runner, host, 0)
+    await site.start()
+    try:
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+class Names(AbstractResolver):
+    """Answers with the next of a name's addresses each time that it is asked."""
+
+    def __init__(self, **names: list[str]) -> None:
+        self.names = names
+        self.asked: list[str] = []
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        self.asked.append(host)
+        addresses = self.names[host.partition(".")[0]]
+        address = addresses.pop(0) if len(addresses) > 1 else addresses[0]
+        kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return [ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=0)]
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+async def echo(request: web.Request) -> web.Response:
+    body = await request.text()
+    return web.json_response(
+        {"method": request.method, "path": request.path_qs, "headers": dict(request.headers), "body": body}
+    )
+
+
+async def call(client: HttpClient, url: str, method: str = "GET", **options: Any) -> Any:
+    async with client.request(method, url, timeout=10, **options) as response:
+        return await response.json()
+
+
+async def refusal(client: HttpClient, url: str, **options: Any) -> TaskError:
+    with pytest.raises(TaskError) as caught:
+        await call(client, url, **options)
+    return caught.value
+
+
+async def test_unset_nothing_but_the_public_internet_is_called() -> None:
+    async with serving(echo) as port, open_http(Settings()) as client:
+        error = await refusal(client, f"http://127.0.0.1:{port}/secret?key=abc")
+    assert error.type == "address_refused"
+    assert not error.retryable
+    assert "127.0.0.1" in error.message
+    assert "secret" not in error.message
+
+
+SPELLINGS = [
+    "127.0.0.1",
+    "127.1",
+    "127.0.1",
+    "2130706433",
+    "0x7f000001",
+    "0x7f.0.0.1",
+    "0177.0.0.1",
+    "017700000001",
+    "0",
+    "0.0.0.0",
+    "localhost",
+    "LOCALHOST",
+    "①②⑦.⓪.⓪.①",
+    "127。0。0。1",
+    "[::1]",
+    "[::]",
+    "[0:0:0:0:0:0:0:1]",
+    "[::127.0.0.1]",
+    "[::ffff:127.0.0.1]",
+    "[::ffff:7f00:1]",
+    "[64:ff9b::7f00:1]",
+    "[2002:7f00:1::]",
+    "[fe80::1%25lo]",
+    "[fec0::1]",
+    "169.254.169.254",
+    "[fd00:ec2::254]",
+    "100.100.100.200",
+    "192.0.0.192",
+    "168.63.129.16",
+    "10.0.0.1",
+    "172.16.0.1",
+    "192.168.0.1",
+    "224.0.0.1",
+    "[ff02::1]",
+    "255.255.255.255",
+]
+
+
+@pytest.mark.parametrize("host", SPELLINGS)
+async def test_every_spelling_is_refused_when_it_is_dialled(host: str) -> None:
+    reached: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        reached.append(request.path)
+        return web.Response()
+
+    async with serving(handler) as port, open_http(Settings()) as client:
+        error = await refusal(client, f"http://{host}:{port}/")
+    assert (error.type, error.retryable, reached) == ("address_refused", False, [])
+
+
+async def test_a_redirect_to_a_private_address_is_refused() -> None:
+    reached: list[str] = []
+
+    async def inner(request: web.Request) -> web.Response:
+        reached.append(request.path)
+        return web.Response()
+
+    async with serving(inner, "127.0.0.1") as private:
+
+        async def outer(request: web.Request) -> web.Response:
+            raise web.HTTPFound(f"http://127.0.0.1:{private}/inner")
+
+        async with serving(outer, "127.0.0.2") as port, open_http(Settings(http_allow=("127.0.0.2",))) as client:
+            error = await refusal(client, f"http://127.0.0.2:{port}/")
+    assert (error.type, error.retryable, reached) == ("address_refused", False, [])
+
+
+async def test_a_name_that_resolves_differently_the_second_time_is_refused() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        raise web.HTTPFound(f"http://rebind.test:{private}/inner")
+
+    names = Names(rebind=["127.0.0.2", "127.0.0.1"])
+    async with (
+        serving(echo, "127.0.0.1") as private,
+        serving(handler, "127.0.0.2") as public,
+        open_http(Settings(http_allow=("127.0.0.2",)), resolver=names) as client,
+    ):
+        error = await refusal(client, f"http://rebind.test:{public}/")
+    assert error.type == "address_refused"
+    assert names.asked == ["rebind.test", "rebind.test"]
+
+
+async def test_an_allowed_name_opens_its_address_to_itself_only() -> None:
+    names = Names(intranet=["127.0.0.1"], other=["127.0.0.1"])
+    async with serving(echo) as port, open_http(Settings(http_allow=("Intranet.test",)), resolver=names) as client:
+        assert (await call(client, f"http://intranet.test:{port}/a"))["path"] == "/a"
+        assert (await call(client, f"http://INTRANET.test.:{port}/b"))["path"] == "/b"
+        other = await refusal(client, f"http://other.test:{port}/")
+        literal = await refusal(client, f"http://127.0.0.1:{port}/")
+    assert (other.type, literal.type) == ("address_refused", "address_refused")
+
+
+async def test_of_several_addresses_the_allowed_one_is_dialled() -> None:
+    class Both(Names):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+        ) -> list[ResolveResult]:
+            return [
+                ResolveResult(hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=0)
+                for address in ("127.0.0.1", "127.0.0.2")
+            ]
+
+    async with (
+        serving(echo, "127.0.0.2") as port,
+        open_http(Settings(http_allow=("127.0.0.2",)), resolver=Both()) as client,
+    ):
+        assert (await call(client, f"http://both.test:{port}/x"))["path"] == "/x"
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[HttpClient]:
+    async with open_http(Settings(http_allow=LOOPBACK)) as opened:
+        yield opened
+
+
+async def test_it_says_who_is_calling_and_ignores_proxies(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    async with serving(echo) as port:
+        seen = await call(client, f"http://127.0.0.1:{port}/?a=1", params={"b": [1, True], "c": None, "a": "2"})
+    assert seen["headers"]["User-Agent"].startswith("tandem-jobs/")
+    assert seen["path"] == "/?a=1&b=1&b=true&a=2"
+
+
+async def test_cookies_of_one_call_are_not_sent_with_the_next(client: HttpClient) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        response = web.json_response(dict(request.cookies))
+        response.set_cookie("session", "secret")
+        return response
+
+    async with serving(handler) as port:
+        assert await call(client, f"http://127.0.0.1:{port}/") == {}
+        assert await call(client, f"http://127.0.0.1:{port}/") == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "then", "body"),
+    [
+        (301, "POST", "GET", ""),
+        (302, "POST", "GET", ""),
+        (303, "POST", "GET", ""),
+        (303, "PUT", "GET", ""),
+        (302, "PUT", "PUT", "hello"),
+        (307, "POST", "POST", "hello"),
+        (308, "POST", "POST", "hello"),
+        (307, "GET", "GET", ""),
+    ],
+)
+async def test_redirects_change_the_method_as_the_rfc_says(
+    client: HttpClient, status: int, method: str, then: str, body: str
+) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if request.path == "/start":
+            return web.Response(status=status, headers={"Location": "/end?x=1"})
+        return await echo(request)
+
+    async with serving(handler) as port:
+        sent = b"hello" if method != "GET" else None
+        headers = {"Content-Type": "text/plain", "Authorization": "Bearer kept"}
+        seen = await call(client, f"http://127.0.0.1:{port}/start", method, body=sent, headers=headers)
+    assert (seen["method"], seen["path"], seen["body"]) == (then, "/end?x=1", body)
+    assert seen["headers"]["Authorization"] == "Bearer kept"
+    assert ("Content-Type" in seen["headers"]) is bool(body or method == "GET")
+
+
+async def test_a_streamed_body_is_opened_again_for_a_redirect(client: HttpClient) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"hel"
+        yield b"lo"
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if request.path == "/start":
+            await request.read()
+            return web.Response(status=308, headers={"Location": "/end"})
+        return await echo(request)
+
+    async with serving(handler) as port:
+        assert (await call(client, f"http://127.0.0.1:{port}/start", "POST", body=pieces))["body"] == "hello"
+
+
+async def test_credentials_stay_with_their_origin(client: HttpClient) -> None:
+    async with serving(echo) as second:
+
+        async def handler(request: web.Request) -> web.Response:
+            raise web.HTTPTemporaryRedirect(f"http://127.0.0.1:{second}/end")
+
+        async with serving(handler) as first:
+            headers = {"authorization": "Bearer x", "Cookie": "a=b", "X-Other": "kept"}
+            seen = await call(client, f"http://127.0.0.1:{first}/", headers=headers)
+    names = {name.lower() for name in seen["headers"]}
+    assert "x-other" in names
+    assert not names & {"authorization", "cookie", "proxy-authorization"}
+
+
+async def test_redirects_have_an_end(client: HttpClient) -> None:
+    seen: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append(request.path)
+        raise web.HTTPFound(f"/{len(seen)}")
+
+    async with serving(handler) as port:
+        error = await refusal(client, f"http://127.0.0.1:{port}/0")
+    assert (error.type, error.retryable) == ("redirect_refused", False)
+    assert len(seen) == REDIRECTS + 1
+
+
+@pytest.mark.parametrize(
+    "location", ["ftp://127.0.0.1/x", "file:///etc/passwd", "http://user:pw@127.0.0.1/", "http://", "http://[::1"]
+)
+async def test_redirects_out_of_http_are_refused(client: HttpClient, location: str) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": location})
+
+    async with serving(handler) as port:
+        error = await refusal(client, f"http://127.0.0.1:{port}/?key=abc")
+    assert (error.type, error.retryable) == ("redirect_refused", False)
+    assert "abc" not in error.message
+    assert "pw" not in error.message
+
+
+async def test_redirects_are_not_followed_when_not_wanted(client: HttpClient) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        raise web.HTTPFound("/elsewhere")
+
+    async with (
+        serving(handler) as port,
+        client.request("GET", f"http://127.0.0.1:{port}/", follow_redirects=False) as response,
+    ):
+        assert response.status == 302
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "retryable"),
+    [
+        ("GET", {}, True),
+        ("POST", {}, False),
+        ("DELETE", {}, False),
+        ("POST", {"retry_unsafe": True}, True),
+        ("POST", {"headers": {"idempotency-key": "1"}}, True),
+    ],
+)
+async def test_a_refused_connection_is_retried_where_it_is_safe(
+    client: HttpClient, method: str, options: dict[str, Any], retryable: bool
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    error = await refusal(client, f"http://127.0.0.1:{port}/path?key=abc", method=method, **options)
+    assert (error.type, error.retryable) == ("connection_failed", retryable)
+    assert error.message == f"no response from http://127.0.0.1:{port}/path: connection refused"
+
+
+async def raw(answer: bytes) -> tuple[asyncio.Server, int]:
+    """A server that sends these bytes and hangs up."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    return server, server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "type_"),
+    [
+        (b"", "connection_failed"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", "connection_failed"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Encoding: gzip\r\n\r\nabcde", "connection_failed"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "bad_response"),
+    ],
+)
+async def test_broken_answers_are_retryable_faults(client: HttpClient, answer: bytes, type_: str) -> None:
+    server, port = await raw(answer)
+    async with server:
+        with pytest.raises(TaskError) as caught:
+            async with client.request("GET", f"http://127.0.0.1:{port}/", timeout=10) as response:
+                await response.read()
+    assert (caught.value.type, caught.value.retryable) == (type_, True)
+
+
+async def test_a_call_ends_at_its_deadline(client: HttpClient) -> None:
+    hold = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.Response:
+        await hold.wait()
+        return web.Response()
+
+    async with serving(handler) as port:
+        with pytest.raises(TaskError) as caught:
+            async with client.request("GET", f"http://127.0.0.1:{port}/", timeout=0.05):
+                pass
+        hold.set()
+    assert (caught.value.type, caught.value.retryable) == ("timeout", True)
+
+
+async def test_errors_of_the_block_itself_pass(client: HttpClient) -> None:
+    async with serving(echo) as port:
+        with pytest.raises(FileNotFoundError):
+            async with client.request("GET", f"http://127.0.0.1:{port}/"):
+                raise FileNotFoundError("mine")
+        with pytest.raises(TimeoutError, match="mine"):
+            async with client.request("GET", f"http://127.0.0.1:{port}/"):
+                raise TimeoutError("mine")

@@ -1,0 +1,268 @@
+"""The decorator: what it reads from a function, and what it refuses."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field, ValidationError
+from typing_extensions import TypedDict
+
+from worker import Job, RetryPolicy, SyncJob, task
+from worker.task import of
+from worker.testing import run
+
+if TYPE_CHECKING:
+    from worker import Job as HiddenJob
+    from worker import NotThere  # type: ignore[attr-defined]
+
+
+class Point(BaseModel):
+    x: float
+    label: str = Field("", alias="the label")
+
+
+@dataclass
+class Pair:
+    left: int
+    right: int = 2
+
+
+class Options(TypedDict, total=False):
+    deep: bool
+
+
+# ------------------------------------------------------------------------------------------------------- the decorator
+
+
+def test_a_task_stays_the_function_it_was() -> None:
+    @task("sum.two", timeout="1m", queue="heavy", priority="low", version=3, summary="Adds.", example=[1, 2])
+    def add(payload: list[int]) -> int:
+        return sum(payload)
+
+    assert add([1, 2]) == 3
+    entry = of(add).entry
+    assert (entry.name, entry.summary, entry.queue, entry.version, entry.example) == (
+        "sum.two", "Adds.", "heavy", 3, [1, 2],
+    )  # fmt: skip
+    assert entry.defaults == {"timeout": 60, "priority": "low", "retry": RetryPolicy().model_dump()}
+    assert entry.payload_schema == {"type": "array", "items": {"type": "integer"}}
+    assert entry.result_schema == {"type": "integer"}
+
+
+def test_everything_but_the_name_may_be_left_out() -> None:
+    @task("nothing")
+    async def nothing():  # type: ignore[no-untyped-def] # noqa: ANN202 - what people write
+        pass
+
+    entry = of(nothing).entry
+    assert entry.defaults["timeout"] == 30
+    assert (entry.queue, entry.summary, entry.version, entry.example, entry.result_schema) == (
+        "default",
+        "",
+        1,
+        None,
+        {},
+    )
+    assert entry.payload_schema == {"type": "object", "additionalProperties": True}
+
+
+def test_the_summary_is_the_first_paragraph() -> None:
+    @task("told")
+    async def told() -> None:
+        """What it does,
+        in two lines.
+
+        And more.
+        """  # noqa: D205 - what people write
+
+    assert of(told).entry.summary == "What it does, in two lines."
+
+
+async def test_parameters_are_told_by_type_or_name() -> None:
+    class Local(BaseModel):
+        n: int
+
+    @task("a")
+    async def both(job: Job, payload: Point) -> list[Any]:
+        return [job.id, payload.x]
+
+    @task("b")
+    async def other_order(payload: Point, context: Job) -> list[Any]:
+        return [context.id, payload.x]
+
+    @task("c")
+    async def written(job: "Job", payload: "Local") -> list[Any]:
+        return [job.id, payload.n]
+
+    @task("d")
+    async def hidden(job: "HiddenJob", payload: "Local") -> "NotThere":
+        return [job.id, payload.n]
+
+    @task("e")
+    async def bare(job, payload):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202 - what people write
+        return [job.id, payload["x"]]
+
+    @task("f")
+    def threaded(job: SyncJob, payload: Point) -> list[Any]:
+        return [job.id, payload.x]
+
+    @task("g")
+    def threaded_with_a_job(payload: Point, job: Job) -> list[Any]:
+        return [job.id, payload.x]
+
+    for function in (both, other_order, written, hidden, bare, threaded, threaded_with_a_job):
+        payload = {"n": 5} if function in (written, hidden) else {"x": 5}
+        assert await run(function, payload, job_id="one") == ["one", 5], function.__name__
+    assert of(hidden).entry.result_schema == {}
+
+
+async def test_payloads_of_many_types() -> None:
+    @task("a")
+    async def pair(payload: Pair) -> int:
+        return payload.left + payload.right
+
+    @task("b")
+    async def typed(payload: Options) -> bool:
+        return payload.get("deep", False)
+
+    @task("c")
+    async def word(payload: Literal["on", "off"]) -> str:
+        return payload
+
+    @task("d")
+    async def optional(payload: int | None) -> int:
+        return payload or 0
+
+    assert await run(pair, {"left": 1}) == 3
+    assert await run(typed, {"deep": True}) is True
+    assert await run(word, "on") == "on"
+    assert of(optional).decode(b"null") is None
+    for function, wrong in ((pair, {}), (typed, {"deep": []}), (word, "maybe"), (optional, "x")):
+        with pytest.raises(ValidationError):
+            await run(function, wrong)
+
+
+def test_nested_models_keep_their_definitions_inside() -> None:
+    class Path(BaseModel):
+        points: list[Point]
+
+    @task("path")
+    async def path(payload: Path) -> Path:
+        return payload
+
+    schema = of(path).entry.payload_schema
+    assert schema["properties"]["points"]["items"] == {"$ref": "#/$defs/Point"}
+    assert "the label" in schema["$defs"]["Point"]["properties"]
+
+
+def test_where_a_function_runs() -> None:
+    async def coroutine() -> None: ...
+    async def stream() -> AsyncIterator[int]:
+        yield 1
+
+    def generator() -> Iterator[int]:
+        yield 1
+
+    kinds = [of(task("some.name")(function)).kind for function in (coroutine, stream, plain, generator)]
+    assert kinds == ["async", "stream", "thread", "thread"]
+    assert of(task("some.name", cpu=True)(plain)).kind == "process"
+
+
+def test_the_result_of_a_generator_is_null() -> None:
+    @task("a")
+    async def stream(payload: int) -> AsyncIterator[int]:
+        yield payload
+
+    @task("b")
+    def threaded(payload: int) -> Iterator[int]:
+        yield payload
+
+    assert of(stream).kind == "stream"
+    assert of(threaded).kind == "thread"
+    assert of(stream).entry.result_schema == of(threaded).entry.result_schema == {"type": "null"}
+
+
+def plain(payload: int) -> int:
+    return payload
+
+
+async def on_the_loop(job: Job) -> None: ...
+
+
+def two_jobs(job: Job, other: SyncJob) -> None: ...
+
+
+def two_payloads(a: int, b: int) -> None: ...
+
+
+def many(*payloads: int) -> None: ...
+
+
+def by_name(*, payload: int) -> None: ...
+
+
+def unknown(payload: "NotThere") -> None: ...
+
+
+def callback(payload: Callable[[], int]) -> None: ...
+
+
+async def wants_a_sync_job(job: SyncJob) -> None: ...
+
+
+def local() -> Callable[..., Any]:
+    def inside() -> None: ...
+
+    return inside
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "words"),
+    [
+        (plain, {"name": "Image Thumbnail"}, "is named 'Image Thumbnail'"),
+        (plain, {"name": "a..b"}, "is named"),
+        (plain, {"timeout": "soon"}, "timeout: 'soon' is no duration"),
+        (plain, {"timeout": 0}, "above 0 and at most 24h"),
+        (plain, {"timeout": "25h"}, "above 0 and at most 24h"),
+        (plain, {"retry": 3}, "retry=RetryPolicy"),
+        (plain, {"queue": "my queue"}, "queue='my queue'"),
+        (plain, {"priority": "urgent"}, "high, normal or low"),
+        (plain, {"version": 0}, "version=0"),
+        (plain, {"example": "three"}, "its own payload refuses"),
+        (plain, {"example": "3"}, "its own payload refuses"),  # pydantic would take it, the API does not
+        (on_the_loop, {"cpu": True}, "cpu=True, which is for plain def"),
+        (two_jobs, {}, "takes a second job, 'other'"),
+        (two_payloads, {}, "takes a second payload, 'b'"),
+        (many, {}, "cannot take *payloads"),
+        (by_name, {}, "cannot take payload"),
+        (unknown, {}, "annotates 'payload' with 'NotThere'"),
+        (callback, {}, "no JSON Schema"),
+        (wants_a_sync_job, {}, "gets a Job, not a SyncJob"),
+        (local(), {"cpu": True}, "move it to the top of its module"),
+    ],
+)
+def test_wrong_use_is_told_where_it_is_written(
+    function: Callable[..., Any], arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        task(**{"name": "some.name", **arguments})(function)
+    assert words in str(caught.value)
+    assert function.__qualname__ in str(caught.value)
+
+
+def test_a_forgotten_name_is_told() -> None:
+    with pytest.raises(TypeError, match=r"plain has no name: write @task"):
+        task(plain)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="is put on a function"):
+        task("some.name")(Point)
+    with pytest.raises(TypeError, match="is no task"):
+        of(plain)
+
+
+@given(st.lists(st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True), min_size=1, max_size=5))
+def test_dotted_words_are_names(words: list[str]) -> None:
+    name = ".".join(words)
+    assert of(task(name)(lambda: None)).name == name

@@ -1,0 +1,58 @@
+"""`python -m worker`, or `tandem worker`: one worker process."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from typing import Any
+
+import uvloop
+
+from shared import telemetry
+from shared.errors import Misconfigured
+from shared.settings import load
+from worker.resources import open_resources
+from worker.task import load_tasks
+from worker.worker import Worker
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options; what is left out is taken from the settings."""
+    parser = argparse.ArgumentParser(prog="tandem worker", description="Run jobs until SIGTERM.")
+    parser.add_argument("--queues", help="queues to serve, comma-separated (TANDEM_QUEUES)")
+    parser.add_argument("--concurrency", help="jobs to run at once (TANDEM_CONCURRENCY)")
+    parser.add_argument("--burst", action="store_true", help="end once nothing is left to do")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a worker; 0 after a clean end, 2 for a wrong setting."""
+    options = parse(argv)
+    given: dict[str, Any] = {
+        name: value for name in ("queues", "concurrency") if (value := getattr(options, name)) is not None
+    }
+    try:
+        settings = load(**given)
+        telemetry.configure(settings.log, "worker")
+        tasks = load_tasks(settings.tasks)
+    except Misconfigured as error:
+        print(error, file=sys.stderr)
+        return 2
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)  # arq's Worker takes the current loop
+    worker = Worker(settings=settings, tasks=tasks, resources=lambda: open_resources(settings), burst=options.burst)
+    try:
+        worker.run()
+    except Misconfigured as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # Threads of jobs that were handed back may go on; nothing that they do counts any more, so they do not hold the end.
+    os._exit(code)

@@ -1,0 +1,78 @@
+"""Jobs that plain arq clients enqueue: `await pool.enqueue_job("http.request", url="https://…")` runs here too.
+
+The client's pool needs this JSON serializer, `create_pool(…, job_serializer=serialize, job_deserializer=deserialize)`, or
+any that writes the same as JSON. Keyword arguments are the payload; a single positional object is one too.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from arq.cron import CronJob
+
+from shared import catalogue
+from shared.jobs import Options, Submission, new_id
+from shared.retry import RetryPolicy
+from worker.task import Task, of, task
+
+
+def serialize(job: dict[str, Any]) -> bytes:
+    """arq's job as JSON. An exception among its values is written as its text."""
+    return msgspec.json.encode(job, enc_hook=_text)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, BaseException):
+        return f"{type(value).__name__}: {value}"
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
+
+
+def deserialize(data: bytes) -> dict[str, Any]:
+    """The inverse of `serialize`."""
+    job: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
+    return job
+
+
+def submission(
+    foreign: str, due: float, data: bytes | None, entries: Mapping[str, catalogue.Entry]
+) -> Submission | None:
+    """Our job for arq's; None if its bytes are no JSON of an arq job, and are left to whoever wrote them.
+
+    `due` (seconds since the epoch) is when arq would have started it. The id that arq knows it by becomes its
+    idempotency key, so a job enqueued twice under one id runs once, for as long as its record is kept.
+    """
+    try:
+        job = deserialize(data or b"")
+        task, args, kwargs = job["f"], job["a"], job["k"]
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
+        return None
+    if not isinstance(task, str) or not isinstance(args, list) or not isinstance(kwargs, dict):
+        return None
+    payload = kwargs
+    if args:
+        # Positional arguments have no names here: the task's own schema says whether it takes what this makes of them.
+        payload = args[0] if len(args) == 1 and isinstance(args[0], dict) and not kwargs else {"args": args, **kwargs}
+    entry = entries.get(task)
+    defaults: dict[str, Any] = entry.defaults if entry else {"timeout": 30.0, "retry": RetryPolicy().model_dump()}
+    return Submission(
+        id=new_id(),
+        task=task,
+        payload=msgspec.json.encode(payload),
+        options=Options(timeout=defaults["timeout"], retry=defaults["retry"]),
+        version=entry.version if entry else 1,
+        queue=entry.queue if entry else "default",
+        run_at=due,
+        idempotency_key=f"arq:{foreign}",
+    )
+
+
+def cron_task(job: CronJob, ctx: dict[Any, Any]) -> Task:
+    """A cron job of arq as a task: its coroutine gets arq's context. Its ticks come through arq's own queue."""
+
+    @task("cron", timeout=job.timeout_s or 300.0, retry=RetryPolicy(max_attempts=job.max_tries or 1))
+    async def tick(payload: dict[str, Any]) -> Any:  # noqa: ARG001 - a tick has no arguments
+        return await job.coroutine(ctx)
+
+    made = of(tick)
+    return dataclasses.replace(made, entry=msgspec.structs.replace(made.entry, name=job.name))

@@ -1,0 +1,202 @@
+"""The job as its code sees it: who it is, and the ways to report progress, output and logs while it runs."""
+
+import math
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic_core import to_json
+
+from shared.jobs import Record
+from worker.encoding import MAX_ITEM, encode
+from worker.errors import TaskError
+
+if TYPE_CHECKING:
+    from worker.files import JobFiles
+    from worker.http import HttpClient
+    from worker.resources import Resources
+    from worker.sql import SqlConnection
+
+MAX_MESSAGE = 1000  # characters of a progress message
+MAX_LOG = 16 << 10  # bytes of one log entry
+
+
+class Find(Protocol):
+    """Looks another job up; `shared.queue.Queue.get` is one."""
+
+    def __call__(self, id: str, *, tenant: str) -> Awaitable[Record | None]: ...
+
+
+class Sink(Protocol):
+    """Carries a job's reports away. The worker's own is in worker/output.py, the tests' one in worker/testing.py."""
+
+    async def progress(self, body: bytes) -> None:
+        """JSON `{"current", "total", "message"}`. Only the newest counts, so a sink may leave out earlier ones."""
+
+    async def output(self, item: bytes) -> None:
+        """JSON of one output item; waits while the job's buffer is full."""
+
+    def log(self, body: bytes) -> None:
+        """JSON `{"level", "message", …fields}`. Never blocks; what finds no room is counted, not lost silently."""
+
+
+class Log:
+    """`job.log.info("fetched", page=3)`: a line of the job's stream with its fields. Never raises, never blocks."""
+
+    __slots__ = ("_write",)
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
+
+    def debug(self, message: str, /, **fields: Any) -> None:
+        self._write(log_body("debug", message, fields))
+
+    def info(self, message: str, /, **fields: Any) -> None:
+        self._write(log_body("info", message, fields))
+
+    def warning(self, message: str, /, **fields: Any) -> None:
+        self._write(log_body("warning", message, fields))
+
+    def error(self, message: str, /, **fields: Any) -> None:
+        self._write(log_body("error", message, fields))
+
+
+class Job:
+    """One attempt of one job. A task gets it as its parameter `job`; reports go to the clients as they are made."""
+
+    __slots__ = (
+        "_files",
+        "_find",
+        "_log",
+        "attempt",
+        "cancelled",
+        "deadline",
+        "id",
+        "max_attempts",
+        "resources",
+        "sink",
+        "stamp",
+        "task",
+        "tenant",
+        "traceparent",
+    )
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        task: str,
+        sink: Sink,
+        resources: "Resources",
+        deadline: float,
+        attempt: int = 1,
+        max_attempts: int = 1,
+        tenant: str = "default",
+        stamp: int = 0,
+        traceparent: str | None = None,
+        find: Find | None = None,
+    ) -> None:
+        self.id = id
+        self.task = task
+        self.sink = sink
+        self.resources = resources
+        self.deadline = deadline  # seconds since the epoch at which this attempt times out
+        self.attempt = attempt  # 1, 2, …
+        self.max_attempts = max_attempts
+        self.tenant = tenant
+        self.stamp = stamp  # of the claim: names the place of this attempt's files
+        self.traceparent = traceparent
+        self.cancelled = False  # this attempt is over, whatever its code still does
+        self._log: Log | None = None
+        self._files: JobFiles | None = None
+        self._find = find  # other jobs, whose files this one may read
+
+    @property
+    def log(self) -> Log:
+        """Lines for whoever reads the job's stream."""
+        if self._log is None:
+            self._log = Log(self.sink.log)
+        return self._log
+
+    @property
+    def files(self) -> "JobFiles":
+        """Uploads and other jobs' files to read, and this job's own to write."""
+        if self._files is None:
+            from worker.files import JobFiles  # noqa: PLC0415 - most jobs touch no file
+
+            find = None if self._find is None else partial(self._find, tenant=self.tenant)
+            self._files = JobFiles(self.resources.files, self.id, self.stamp, tenant=self.tenant, find=find)
+        return self._files
+
+    @property
+    def written(self) -> list[Any]:
+        """Views of the files this attempt wrote, for its finish."""
+        return [] if self._files is None else self._files.written
+
+    @property
+    def http(self) -> "HttpClient":
+        """The worker's guarded HTTP client."""
+        return self.resources.http
+
+    def sql(self, name: str) -> "SqlConnection":
+        """The database connection that the settings call `name` (`TANDEM_SQL__<NAME>`)."""
+        return self.resources.sql(name)
+
+    async def progress(self, current: float, total: float | None = None, message: str | None = None) -> None:
+        """Tell how far the job is. Cheap to call often: clients see the newest state, not each one."""
+        await self.sink.progress(progress_body(current, total, message))
+
+    async def emit(self, item: Any) -> None:
+        """Stream one item to the clients; waits while they have many to fetch.
+
+        Raises TypeError for what JSON cannot hold, and TaskError `too_large` for an item above 1 MiB.
+        """
+        await self.sink.output(item_body(item))
+
+
+def progress_body(current: float, total: float | None, message: str | None) -> bytes:
+    """The JSON of a progress report. Raises TypeError for what is no finite number."""
+    for number in (current,) if total is None else (current, total):
+        if not isinstance(number, int | float) or not math.isfinite(number):
+            raise TypeError(f"progress counts in finite numbers, {number!r} is none")
+    text = None if message is None else _readable(str(message))[:MAX_MESSAGE]
+    return to_json({"current": current, "total": total, "message": text})
+
+
+def item_body(item: Any) -> bytes:
+    """The JSON of one output item, see `Job.emit`."""
+    body = encode(item)
+    if len(body) > MAX_ITEM:
+        raise TaskError("too_large", f"an output item has {len(body)} bytes, the limit is {MAX_ITEM}", retryable=False)
+    return body
+
+
+def log_body(level: str, message: str, fields: dict[str, Any]) -> bytes:
+    """The JSON of one log entry, whatever is in it; cut to MAX_LOG bytes with `"truncated": true`.
+
+    A field named `level` or `message` gets an underscore appended, since those two are the entry's own.
+    """
+    text = _readable(_text(message))
+    entry = {"level": level, "message": text}
+    entry.update({f"{key}_" if key in entry else _readable(key): value for key, value in fields.items()})
+    try:
+        body = to_json(entry, inf_nan_mode="strings", fallback=_text)
+    except Exception:  # noqa: BLE001 - a log call must not end a job, and a foreign __str__ may raise anything
+        entry = {key: _readable(_text(value)) for key, value in entry.items()}
+        body = to_json(entry)
+    if len(body) <= MAX_LOG:
+        return body
+    # A character takes at most 6 bytes as JSON (\u001f), so this fits in any case.
+    return to_json({"level": level, "message": text[: MAX_LOG // 8], "truncated": True})
+
+
+def _text(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - likewise
+        return f"<unprintable {type(value).__name__}>"
+
+
+def _readable(text: str) -> str:
+    # Lone surrogates (from undecodable file names, say) are no UTF-8.
+    return text.encode(errors="backslashreplace").decode()

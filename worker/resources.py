@@ -1,0 +1,40 @@
+"""What the jobs of one worker share, opened together and closed in the opposite order."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from shared.files import FileStore, open_store
+from shared.settings import Settings
+from worker.http import HttpClient, open_http
+from worker.processes import ProcessPool
+from worker.sql import SqlConnections, open_sql
+from worker.threads import Threads
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The worker's ways out: to the web, to databases, to the file store, to threads and processes."""
+
+    http: HttpClient
+    sql: SqlConnections
+    files: FileStore
+    threads: Threads
+    processes: ProcessPool
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
+    """All of them; connections are made, threads and processes started, when a job first needs them.
+
+    Raises Misconfigured for a store or a database URL that is none.
+    """
+    async with AsyncExitStack() as stack:
+        files = await stack.enter_async_context(open_store(settings.store_url))
+        http = await stack.enter_async_context(open_http(settings))
+        sql = await stack.enter_async_context(open_sql(settings))
+        threads = Threads(settings.concurrency)
+        stack.callback(threads.close)
+        processes = ProcessPool()
+        stack.push_async_callback(processes.close)
+        yield Resources(http=http, sql=sql, files=files, threads=threads, processes=processes)

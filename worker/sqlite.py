@@ -1,0 +1,242 @@
+"""SQLite for tasks: Tortoise's aiosqlite client, opened read-only, with an authorizer before every statement.
+
+The authorizer is asked by SQLite itself while it compiles a statement, so no spelling gets around it: no ATTACH, no
+load_extension, no PRAGMA but harmless questions, nothing that outlives the statement in the session; and no writes
+unless the connection's URL says `mode=rw`.
+"""
+
+import asyncio
+import re
+import sqlite3
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from urllib.parse import quote
+
+import aiosqlite
+from tortoise.backends.sqlite.client import SqliteClient
+
+from worker import rows
+from worker.errors import TaskError
+from worker.placeholders import bind
+from worker.rows import Column, Row
+
+CONNECTIONS = 8  # to one database; each is a thread
+BUSY = 10.0  # seconds that a statement waits for another's lock
+CLOSE = 5.0  # seconds
+LONGEST_VALUE = 64 << 20  # bytes: `zeroblob(1e9)` would otherwise take that much memory
+
+_READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
+_WRITES = {sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE}
+_ASKING = {"table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo", "foreign_key_list"}
+_ASKING_BARE = {"data_version", "user_version", "schema_version", "application_id", "encoding", "page_count", "page_size"}
+# SQLite declares a virtual table (json_each, fts5) by what looks like an update of its schema, which it lets nobody
+# really make; an rtree prepares the writes of its own tables when it is read. Where the file is read-only they fail.
+_INNER = re.compile(r"sqlite_(temp_)?(master|schema)|.*_(node|rowid|parent)")
+_ACTIONS = {
+    getattr(sqlite3, name): name.removeprefix("SQLITE_").replace("_", " ")
+    for name in dir(sqlite3)
+    if name.startswith(("SQLITE_CREATE", "SQLITE_DROP", "SQLITE_ALTER"))
+} | {
+    sqlite3.SQLITE_INSERT: "INSERT",
+    sqlite3.SQLITE_UPDATE: "UPDATE",
+    sqlite3.SQLITE_DELETE: "DELETE",
+    sqlite3.SQLITE_ATTACH: "ATTACH",
+    sqlite3.SQLITE_DETACH: "DETACH",
+    sqlite3.SQLITE_PRAGMA: "PRAGMA",
+    sqlite3.SQLITE_TRANSACTION: "a transaction of its own",
+    sqlite3.SQLITE_SAVEPOINT: "a savepoint",
+    sqlite3.SQLITE_REINDEX: "REINDEX",
+    sqlite3.SQLITE_ANALYZE: "ANALYZE",
+    sqlite3.SQLITE_FUNCTION: "this function",
+}
+
+
+class _Guarded(SqliteClient):
+    """Tortoise's client with the file opened as the connection's mode says, and the authorizer set."""
+
+    def __init__(self, name: str, credentials: Mapping[str, Any], *, writable: bool) -> None:
+        super().__init__(connection_name=name, **credentials)
+        self._writable = writable
+        self.guarding = False
+        self.denied = ""
+
+    async def create_connection(self, with_db: bool) -> None:  # noqa: ARG002 - the base class's signature
+        mode = "rwc" if self._writable else "ro"
+
+        def connect() -> sqlite3.Connection:
+            connection = sqlite3.connect(
+                f"file:{quote(self.filename)}?mode={mode}",
+                uri=True,
+                timeout=BUSY,
+                isolation_level=None,
+                # A cached statement is not shown to the authorizer again.
+                cached_statements=0,
+            )
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
+            connection.set_authorizer(self._authorize)
+            for pragma, value in self.pragmas.items():
+                # Of a database that it may not write, a connection cannot choose how it is written.
+                if self._writable or not pragma.startswith("journal_"):
+                    connection.execute(f"PRAGMA {pragma}={value}")
+            return connection
+
+        self._connection = await aiosqlite.Connection(connect, iter_chunk_size=rows.FIRST_PORTION)
+        await self._post_connect()
+
+    @property
+    def open(self) -> aiosqlite.Connection:
+        """The connection, once there is one."""
+        if self._connection is None:
+            raise RuntimeError("not connected")
+        return self._connection
+
+    def _authorize(self, action: int, first: str | None, second: str | None, _database: Any, _trigger: Any) -> int:
+        """Called by SQLite in the connection's thread."""
+        if not self.guarding or action in _READS:
+            return sqlite3.SQLITE_OK
+        if action in _WRITES and (self._writable or _INNER.fullmatch(first or "")):
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_FUNCTION and second != "load_extension":
+            return sqlite3.SQLITE_OK
+        asked = (first or "").lower()
+        if action == sqlite3.SQLITE_PRAGMA and (asked in _ASKING or (asked in _ASKING_BARE and second is None)):
+            return sqlite3.SQLITE_OK
+        self.denied = _ACTIONS.get(action, "this")
+        return sqlite3.SQLITE_DENY
+
+
+class SqliteConnection:
+    """One named database; connections to it are opened as they are needed, up to CONNECTIONS, and kept."""
+
+    def __init__(self, name: str, credentials: Mapping[str, Any], *, writable: bool) -> None:
+        self.name = name
+        self.writable = writable
+        self._credentials = dict(credentials)
+        self._free = asyncio.Semaphore(CONNECTIONS)
+        self._idle: list[_Guarded] = []
+
+    async def close(self) -> None:
+        while self._idle:
+            await self._idle.pop().close()
+
+    @asynccontextmanager
+    async def query(
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        timeout: float,  # noqa: ARG002 - the caller's own timeout ends the block, which interrupts the statement
+    ) -> AsyncIterator["SqliteRows"]:
+        """Run one statement and read its rows in portions; leaving the block by an exception interrupts it.
+
+        With `mode=rw` the end of the block commits, an exception rolls back. Raises TaskError, see worker/sql.py.
+        """
+        text, values = bind(sql, params, "sqlite")
+        async with self._session() as client:
+            connection = client.open
+            try:
+                if self.writable:
+                    await connection.execute("BEGIN")
+                client.guarding, client.denied = True, ""
+                cursor = await connection.execute(text, [_value(value) for value in values])
+                if cursor.description is None:
+                    raise TaskError("sql_error", "this statement returns no rows, a query does", retryable=False)
+                names = [description[0] for description in cursor.description]
+                rows.distinct(names)
+                yield SqliteRows(cursor, names)
+                await cursor.close()
+                client.guarding = False
+                if self.writable:
+                    await connection.execute("COMMIT")
+            except (sqlite3.Error, sqlite3.Warning, OverflowError) as error:
+                raise failure(error, client.denied) from error
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[_Guarded]:
+        async with self._free:
+            client = self._idle.pop() if self._idle else await self._open()
+            try:
+                yield client
+            except BaseException:
+                # What it was doing is of no use any more, and may still be going on in its thread.
+                await asyncio.shield(_abandon(client))
+                raise
+            self._idle.append(client)
+
+    async def _open(self) -> _Guarded:
+        client = _Guarded(self.name, self._credentials, writable=self.writable)
+        try:
+            await client.create_connection(with_db=True)
+        except sqlite3.Error as error:
+            await client.close()
+            message = f"the database of the connection {self.name!r} cannot be opened"
+            raise TaskError("sql_connection", message, retryable=True) from error
+        return client
+
+
+class SqliteRows:
+    """The rows of a running statement."""
+
+    def __init__(self, cursor: aiosqlite.Cursor, names: list[str]) -> None:
+        self._cursor = cursor
+        self._names = names
+        self._types = dict.fromkeys(names, "null")
+
+    @property
+    def columns(self) -> list[Column]:
+        """A column's type is the storage class of its first value that is not NULL."""
+        return [Column(name, type_) for name, type_ in self._types.items()]
+
+    async def __aiter__(self) -> AsyncIterator[list[Row]]:
+        size = rows.FIRST_PORTION
+        while True:
+            fetched = await self._cursor.fetchmany(size)
+            portion: list[Row] = [dict(zip(self._names, row, strict=True)) for row in fetched]
+            unknown = [name for name, type_ in self._types.items() if type_ == "null"]
+            for name in unknown:
+                self._types[name] = next((_class(row[name]) for row in portion if row[name] is not None), "null")
+            if portion:
+                yield portion
+            if len(portion) < size:
+                return
+            size = rows.portion(size, portion)
+
+
+async def _abandon(client: _Guarded) -> None:
+    """Close a connection whatever its thread is doing."""
+    connection = client.open
+    closing = asyncio.ensure_future(client.close())
+    async with asyncio.timeout(CLOSE):
+        while not closing.done():
+            # Again and again: an interrupt before the thread has begun its statement has no effect.
+            with suppress(ValueError):  # closed in the meantime
+                await connection.interrupt()
+            await asyncio.wait({closing}, timeout=0.02)
+
+
+def _class(value: Any) -> str:
+    match value:
+        case int():
+            return "integer"
+        case float():
+            return "real"
+        case str():
+            return "text"
+        case _:
+            return "blob"
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, dict | list):
+        raise TaskError("sql_error", "SQLite takes numbers, text, booleans and null as params", retryable=False)
+    return value
+
+
+def failure(error: Exception, denied: str) -> TaskError:
+    """SQLite's own short message, and whether the statement may succeed the next time."""
+    if denied:
+        return TaskError("sql_error", f"{denied} is not allowed on this connection", retryable=False)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    retryable = code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return TaskError("sql_error", str(error).partition("\n")[0], retryable)

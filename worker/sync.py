@@ -1,0 +1,259 @@
+"""The job as plain `def` code sees it, in a thread or a process of its own: the same names, without `await`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
+
+from worker.job import Job, Log, item_body, progress_body
+
+if TYPE_CHECKING:
+    from worker.files import FileRef
+    from worker.task import Task
+
+PIECE = 256 << 10  # bytes of a file handed over at once
+
+Report = Literal["progress", "output", "log"]
+
+
+class Channel(Protocol):
+    """From plain code to the event loop that serves its job. Once the job is over, all raise CancelledError."""
+
+    def send(self, report: Report, body: bytes) -> None:
+        """Hand one report over; waits while many are under way."""
+
+    def call(self, operation: str, argument: Any, body: bytes = b"") -> tuple[Any, bytes]:
+        """Have `Desk.answer` do something on the loop and wait for it. Raises what it raises."""
+
+    def is_over(self) -> bool:
+        """Whether the attempt has ended: by cancellation, timeout, a lost lease or shutdown."""
+
+
+class SyncFiles:
+    """The files of a job, as `job.files` of an async task has them."""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def stat(self, ref: Any) -> "FileRef":
+        """The reference with all that is known of the file: name, size in bytes, sha256, content type."""
+        return _reference(self._channel.call("stat", _plain(ref))[0])
+
+    def read(self, ref: Any) -> bytes:
+        """A whole file that fits in memory, see `JobFiles.read`."""
+        return self._channel.call("read", _plain(ref))[1]
+
+    def open(self, ref: Any) -> Iterator[bytes]:
+        """A file of any size, chunk by chunk."""
+        handle, _ = self._channel.call("open", _plain(ref))
+        try:
+            while chunk := self._channel.call("next", handle)[1]:
+                yield chunk
+        finally:
+            if not self._channel.is_over():
+                self._channel.call("close", handle)
+
+    def write(self, name: str, data: bytes | Iterable[bytes], content_type: str | None = None) -> "FileRef":
+        """Write a file of the job from bytes, or from chunks as they come; returns its reference."""
+        chunks = (data,) if isinstance(data, bytes | bytearray | memoryview) else data
+        handle, _ = self._channel.call("create", [name, content_type])
+        for chunk in chunks:
+            for start in range(0, len(chunk), PIECE):
+                self._channel.call("append", handle, bytes(chunk[start : start + PIECE]))
+        return _reference(self._channel.call("commit", handle)[0])
+
+
+class SyncJob:
+    """One attempt of one job for plain `def` code; see `Job`. `http` and `sql` need an `async def` task.
+
+    Once the job is over (`cancelled`), every report raises asyncio.CancelledError, so that a loop which reports now
+    and then ends by itself. A thread cannot be stopped otherwise: long loops should report or look at `cancelled`.
+    """
+
+    __slots__ = (
+        "_channel",
+        "attempt",
+        "deadline",
+        "files",
+        "id",
+        "log",
+        "max_attempts",
+        "task",
+        "tenant",
+        "traceparent",
+    )
+
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        id: str,
+        task: str,
+        deadline: float,
+        attempt: int,
+        max_attempts: int,
+        tenant: str,
+        traceparent: str | None,
+    ) -> None:
+        self._channel = channel
+        self.id = id
+        self.task = task
+        self.deadline = deadline
+        self.attempt = attempt
+        self.max_attempts = max_attempts
+        self.tenant = tenant
+        self.traceparent = traceparent
+        self.log = Log(lambda body: channel.send("log", body))
+        self.files = SyncFiles(channel)
+
+    @property
+    def cancelled(self) -> bool:
+        """The attempt is over: whatever this code still does counts no more."""
+        return self._channel.is_over()
+
+    def progress(self, current: float, total: float | None = None, message: str | None = None) -> None:
+        """Tell how far the job is, see `Job.progress`."""
+        self._channel.send("progress", progress_body(current, total, message))
+
+    def emit(self, item: Any) -> None:
+        """Stream one item to the clients, see `Job.emit`."""
+        self._channel.send("output", item_body(item))
+
+    @property
+    def http(self) -> NoReturn:
+        raise TypeError("job.http needs an async def task: plain def code runs outside of the event loop")
+
+    def sql(self, name: str) -> NoReturn:  # noqa: ARG002 - the call is `Job.sql`'s
+        raise TypeError("job.sql needs an async def task: plain def code runs outside of the event loop")
+
+
+def facts(job: Job) -> dict[str, Any]:
+    """What a SyncJob knows of the job, as JSON values."""
+    return {
+        "id": job.id,
+        "task": job.task,
+        "deadline": job.deadline,
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "tenant": job.tenant,
+        "traceparent": job.traceparent,
+    }
+
+
+def call(task: "Task", job: SyncJob, payload: Any) -> Any:
+    """Call the task's function here and now; what a generator yields is emitted."""
+    outcome = task.function(*task.arguments(job, payload))
+    if not task.signature.generator:
+        return outcome
+    with closing(outcome) as items:
+        for item in items:
+            job.emit(item)
+    return None
+
+
+def _plain(ref: Any) -> Any:
+    return ref.model_dump(mode="json") if hasattr(ref, "model_dump") else ref
+
+
+def _reference(fields: dict[str, Any]) -> "FileRef":
+    from worker.files import FileRef  # noqa: PLC0415 - most jobs touch no file
+
+    return FileRef.model_validate(fields)
+
+
+class Desk:
+    """The loop's side of `Channel.call`: works on the job's files for plain code."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._readers: dict[int, AsyncIterator[bytes]] = {}
+        self._writers: dict[int, tuple[asyncio.Queue[bytes], asyncio.Task[FileRef]]] = {}
+        self._handles = 0
+        self._operations: dict[str, Callable[[Any, bytes], Awaitable[tuple[Any, bytes]]]] = {
+            "stat": self._stat,
+            "read": self._read,
+            "open": self._open,
+            "next": self._next,
+            "close": self._close,
+            "create": self._create,
+            "append": self._append,
+            "commit": self._commit,
+        }
+
+    async def answer(self, operation: str, argument: Any, body: bytes) -> tuple[Any, bytes]:
+        """Do one operation; a JSON value and bytes go in and come out. Raises what the files raise."""
+        return await self._operations[operation](argument, body)
+
+    async def _stat(self, ref: Any, _: bytes) -> tuple[Any, bytes]:
+        return (await self._job.files.stat(ref)).model_dump(mode="json"), b""
+
+    async def _read(self, ref: Any, _: bytes) -> tuple[Any, bytes]:
+        return None, await self._job.files.read(ref)
+
+    async def _open(self, ref: Any, _: bytes) -> tuple[Any, bytes]:
+        self._handles += 1
+        self._readers[self._handles] = aiter(self._job.files.open(ref))
+        return self._handles, b""
+
+    async def _next(self, handle: Any, _: bytes) -> tuple[Any, bytes]:
+        async for piece in self._readers[handle]:
+            if piece:
+                return None, piece
+        return None, b""
+
+    async def _close(self, handle: Any, _: bytes) -> tuple[Any, bytes]:
+        await _end(self._readers.pop(handle))
+        return None, b""
+
+    async def _create(self, argument: Any, _: bytes) -> tuple[Any, bytes]:
+        name, content_type = argument
+        queue: asyncio.Queue[bytes] = asyncio.Queue(maxsize=2)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            while piece := await queue.get():
+                yield piece
+
+        self._handles += 1
+        writing = self._job.files.write(name, pieces(), content_type=content_type)
+        self._writers[self._handles] = (queue, asyncio.create_task(writing))
+        return self._handles, b""
+
+    async def _append(self, handle: Any, piece: bytes) -> tuple[Any, bytes]:
+        await self._put(*self._writers[handle], piece)
+        return None, b""
+
+    async def _commit(self, handle: Any, _: bytes) -> tuple[Any, bytes]:
+        queue, writer = self._writers[handle]
+        await self._put(queue, writer, b"")
+        ref = await writer
+        del self._writers[handle]
+        return ref.model_dump(mode="json"), b""
+
+    async def _put(self, queue: asyncio.Queue[bytes], writer: "asyncio.Task[FileRef]", piece: bytes) -> None:
+        # A writer that failed takes nothing any more: its error is the answer.
+        putting = asyncio.create_task(queue.put(piece))
+        try:
+            await asyncio.wait({putting, writer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            putting.cancel()
+        if writer.done() and not putting.done():
+            writer.result()
+
+    async def close(self) -> None:
+        """Let go of everything that the code left open; what it did not finish writing is dropped."""
+        for _, writer in self._writers.values():
+            writer.cancel()
+        if self._writers:
+            await asyncio.wait([writer for _, writer in self._writers.values()], timeout=5)
+        for reader in self._readers.values():
+            await _end(reader)
+        self._writers.clear()
+        self._readers.clear()
+
+
+async def _end(reader: AsyncIterator[bytes]) -> None:
+    close = getattr(reader, "aclose", None)
+    if close is not None:
+        await close()
