@@ -12,14 +12,14 @@ from typing import Annotated, Any, NamedTuple
 from urllib.parse import quote
 
 import msgspec
-from api.auth import Tenant
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from api.multipart import OVERHEAD, FilePart, Malformed
-from shared.errors import NotFound, TooLarge
+from api.auth import Tenant
+from api.multipart import OVERHEAD, FilePart
+from shared.errors import Malformed, NotFound, TooLarge
 from shared.files import FileStore, job_path
 from shared.uploads import delete_upload, find_upload, save_upload
 
@@ -50,7 +50,7 @@ async def _body(request: Request, limit: int) -> AsyncIterator[bytes]:
         except TimeoutError:
             raise HTTPException(408, f"no byte came for {IDLE:g} s") from None
         except ClientDisconnect:
-            raise HTTPException(400, "the body ended early") from None
+            raise Malformed("the body ended early") from None
         if chunk is None:
             return
         if chunk:
@@ -119,25 +119,22 @@ async def upload_file(
         raise HTTPException(415, "files are stored as they come: send this one without a Content-Encoding")
     content_type = request.headers.get("content-type")
     data: AsyncIterator[bytes]
-    try:
-        if (content_type or "").partition(";")[0].strip().lower() == "multipart/form-data":
-            part = FilePart(_body(request, settings.max_upload + OVERHEAD), content_type or "")
-            await part.open()
-            data, given, content_type = part.chunks(), part.name, part.content_type
-        else:
-            data, given = _body(request, settings.max_upload), _disposed(request.headers.get("content-disposition"))
-        label = _label(given if name is None else name)
-        upload = await save_upload(
-            request.state.store,
-            data,
-            tenant=tenant,
-            keep=settings.keep,
-            name=label,
-            content_type=_media_type(content_type, label),
-            limit=settings.max_upload,
-        )
-    except Malformed as error:
-        raise HTTPException(400, str(error)) from None
+    if (content_type or "").partition(";")[0].strip().lower() == "multipart/form-data":
+        part = FilePart(_body(request, settings.max_upload + OVERHEAD), content_type or "")
+        await part.open()
+        data, given, content_type = part.chunks(), part.name, part.content_type
+    else:
+        data, given = _body(request, settings.max_upload), _disposed(request.headers.get("content-disposition"))
+    label = _label(given if name is None else name)
+    upload = await save_upload(
+        request.state.store,
+        data,
+        tenant=tenant,
+        keep=settings.keep,
+        name=label,
+        content_type=_media_type(content_type, label),
+        limit=settings.max_upload,
+    )
     body = msgspec.json.encode(upload.view())
     return Response(body, 201, {"Location": f"/v1/files/{upload.id}"}, media_type="application/json")
 

@@ -6,13 +6,9 @@ from collections.abc import AsyncIterator
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from shared.errors import Invalid, TooLarge
+from shared.errors import Invalid, Malformed, TooLarge
 
 OVERHEAD = 64 << 10  # bytes of a body that may be other than the file's: headers, boundaries, other fields
-
-
-class Malformed(Exception):
-    """The body is not what its Content-Type says, or ends early; the message says why."""
 
 
 class FilePart:

@@ -2,6 +2,7 @@
 
 TandemError
 ├── Refused                  the request cannot be granted as it stands; asking again does not help
+│   ├── Malformed            what cannot be read at all: broken JSON, a header that is none
 │   ├── Invalid              fields the contract refuses, with a JSON pointer each
 │   ├── UnknownTask          no worker ever published a task of this name
 │   ├── KeyReused            an idempotency key came again with another task or payload
@@ -23,6 +24,10 @@ class TandemError(Exception):
 
 class Refused(TandemError):
     """The request cannot be granted as it stands."""
+
+
+class Malformed(Refused):
+    """What cannot be read at all: broken JSON, a header or parameter that is none."""
 
 
 class Invalid(Refused):

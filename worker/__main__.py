@@ -54,5 +54,5 @@ if __name__ == "__main__":
     code = main()
     logging.shutdown()
     sys.stdout.flush()
-    # Threads of jobs that were handed back may go on; nothing that they do counts any more, so they do not hold the end.
+    # Threads of jobs that were handed back may go on; what they do counts no more, so they do not hold the end.
     os._exit(code)

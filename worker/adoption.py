@@ -1,7 +1,7 @@
 """Jobs that plain arq clients enqueue: `await pool.enqueue_job("http.request", url="https://…")` runs here too.
 
-The client's pool needs this JSON serializer, `create_pool(…, job_serializer=serialize, job_deserializer=deserialize)`, or
-any that writes the same as JSON. Keyword arguments are the payload; a single positional object is one too.
+The client's pool needs this JSON serializer, `create_pool(…, job_serializer=serialize, job_deserializer=deserialize)`,
+or any that writes the same as JSON. Keyword arguments are the payload; a single positional object is one too.
 """
 
 import dataclasses
@@ -9,12 +9,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+import structlog
 from arq.cron import CronJob
 
 from shared import catalogue
 from shared.jobs import Options, Submission, new_id
+from shared.queue import Queue
 from shared.retry import RetryPolicy
 from worker.task import Task, of, task
+
+log = structlog.get_logger("worker")
 
 
 def serialize(job: dict[str, Any]) -> bytes:
@@ -65,6 +69,27 @@ def submission(
         run_at=due,
         idempotency_key=f"arq:{foreign}",
     )
+
+
+class Adoption:
+    """Moves the jobs of plain arq clients over, as far as they are JSON; the others are left alone, and told once."""
+
+    def __init__(self, queue: Queue, entries: Mapping[str, catalogue.Entry]) -> None:
+        self._queue, self._entries = queue, entries
+        self._left_alone: set[str] = set()
+
+    async def adopt(self) -> None:
+        """One portion of them."""
+        jobs = []
+        for foreign, due, data in await self._queue.foreign():
+            job = submission(foreign, due, data, self._entries)
+            if job is not None:
+                jobs.append((foreign, job))
+            elif foreign not in self._left_alone and len(self._left_alone) < 1000:
+                self._left_alone.add(foreign)
+                log.warning("a job of another arq client is no JSON and is left alone", arq_id=foreign)
+        if jobs:
+            await self._queue.adopt(jobs)
 
 
 def cron_task(job: CronJob, ctx: dict[Any, Any]) -> Task:

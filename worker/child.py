@@ -122,6 +122,7 @@ def main() -> None:
 
 
 def _run(pipe: Pipe, start: dict[str, Any], payload: bytes) -> None:
+    pipe.write({"begun": None})
     pipe.running = True
     try:
         task = _find(start["module"], start["task"])
@@ -129,12 +130,13 @@ def _run(pipe: Pipe, start: dict[str, Any], payload: bytes) -> None:
         body = task.encode(call(task, SyncJob(pipe, **start["job"]), value))
     except BaseException as error:  # noqa: BLE001 - also SystemExit: it fails the job, the process serves the next one
         pipe.running = False
-        if pipe.is_over():
-            os._exit(0)
-        pipe.write({"failed": Raised.of(error)})
+        if not pipe.is_over():
+            pipe.write({"failed": Raised.of(error)})
     else:
         pipe.running = False
         pipe.write({"result": None}, body)
+    if pipe.is_over():
+        os._exit(0)
 
 
 def _find(module: str, name: str) -> Task:

@@ -48,10 +48,8 @@ def fault(error: BaseException) -> Fault:
     """What an exception of a task's code says to clients."""
     if isinstance(error, TaskError):
         return Fault(error.type, tidy(error.message), error.retryable, error.after)
-    if isinstance(error, OSError) and error.strerror:
-        message = error.strerror  # its text would name the file
-    else:
-        message = str(error)
+    # The text of an OSError would name the file.
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     name = type(error).__name__
     return Fault(f"exception:{name}", tidy(message) or f"the task raised {name} without a message", retryable=True)
 

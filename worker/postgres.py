@@ -9,8 +9,8 @@ import asyncio
 import re
 import ssl
 from base64 import b64decode
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from datetime import date, datetime, time
 from functools import partial
 from typing import Any
@@ -65,10 +65,11 @@ class PostgresConnection:
         """
         text, values = bind(sql, params, "postgresql")
         async with self._session() as connection:
-            try:
-                transaction = connection.transaction(readonly=not self.writable)
+            transaction = connection.transaction(readonly=not self.writable)
+            with self._explained():
                 await transaction.start()
-                try:
+            try:
+                with self._explained():
                     await connection.execute(_limits(timeout))
                     statement = await connection.prepare(text)
                     arguments = _arguments(values, statement.get_parameters())
@@ -77,16 +78,27 @@ class PostgresConnection:
                         raise TaskError("sql_error", "this statement returns no rows, a query does", retryable=False)
                     rows.distinct([attribute.name for attribute in attributes])
                     cursor = await statement.cursor(*arguments)
-                    yield PostgresRows(cursor, [Column(one.name, one.type.name) for one in attributes])
-                except BaseException:
-                    await _bounded(transaction.rollback(), connection)
-                    raise
-                # What a function did in spite of READ ONLY (large objects, say) goes as well.
-                await _bounded(transaction.commit() if self.writable else transaction.rollback(), connection)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-                raise failure(error, self.name) from error
-            except (OSError, EOFError) as error:
-                raise _lost(self.name) from error
+                columns = [Column(one.name, one.type.name) for one in attributes]
+                yield PostgresRows(cursor, columns, self._explained)
+            except BaseException:
+                await _roll_back(transaction, connection)
+                raise
+            if self.writable:
+                with self._explained():
+                    await transaction.commit()
+            else:
+                # What a function did in spite of READ ONLY (large objects, say) goes with it.
+                await _roll_back(transaction, connection)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Around everything that speaks with the server: its errors as TaskErrors."""
+        try:
+            yield
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            raise failure(error, self.name) from error
+        except (OSError, EOFError) as error:
+            raise _lost(self.name) from error
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[Connection]:
@@ -104,20 +116,24 @@ class PostgresConnection:
                     await pooled.__aexit__(None, None, None)
             except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                 # A server that does not even take its connection back; terminating frees its place in the pool.
-                connection.terminate()
+                _drop(connection)
 
 
 class PostgresRows:
     """The rows of a running statement, through a cursor of the server."""
 
-    def __init__(self, cursor: Any, columns: list[Column]) -> None:
+    def __init__(
+        self, cursor: Any, columns: list[Column], explained: Callable[[], AbstractContextManager[None]]
+    ) -> None:
         self.columns = columns
         self._cursor = cursor
+        self._explained = explained
 
     async def __aiter__(self) -> AsyncIterator[list[Row]]:
         size = rows.FIRST_PORTION
         while True:
-            portion = [dict(record) for record in await self._cursor.fetch(size)]
+            with self._explained():
+                portion = [dict(record) for record in await self._cursor.fetch(size)]
             if portion:
                 yield portion
             if len(portion) < size:
@@ -147,13 +163,18 @@ def _limits(timeout: float) -> str:
     )
 
 
-async def _bounded(ending: Any, connection: Connection) -> None:
-    """The end of a transaction, or the end of the connection if it takes too long or has broken."""
+def _drop(connection: Connection) -> None:
+    with suppress(asyncpg.InterfaceError):  # the pool has already seen that it is gone
+        connection.terminate()
+
+
+async def _roll_back(transaction: Any, connection: Connection) -> None:
+    """Undo the transaction, or end the connection if that takes too long or it has broken: the server then does."""
     try:
         async with asyncio.timeout(RELEASE):
-            await ending
-    except (TimeoutError, asyncpg.InterfaceError, OSError):
-        connection.terminate()
+            await transaction.rollback()
+    except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
+        _drop(connection)
 
 
 # ------------------------------------------------------------------------------------------------------ values for it

@@ -5,7 +5,7 @@ body of bytes (4 bytes each, big-endian), then both. A header has one key:
 
     to the child    {"hello": {"path"}}  {"start": {"module", "task", "job"}} + payload
                     {"answer": …} + bytes  {"raise": Raised}  {"cancel": null}
-    to the worker   {"ready": pid}  {"report": "progress"|"output"|"log"} + JSON
+    to the worker   {"ready": pid}  {"begun": null}  {"report": "progress"|"output"|"log"} + JSON
                     {"call": [operation, argument]} + bytes  {"result": null} + JSON  {"failed": Raised}
 
 The pipe itself is the bound on what is under way: while the worker's buffer is full nobody reads, and the child waits.
@@ -70,6 +70,10 @@ def frame(header: dict[str, Any], body: bytes = b"") -> bytes:
     return b"".join((LENGTHS.pack(len(head), len(body)), head, body))
 
 
+class EndedIdle(Exception):
+    """A child that had served before ended without having begun this job."""
+
+
 class ProcessPool:
     """At most `limit` child processes (by default one per core); tasks beyond wait, within their own timeouts.
 
@@ -90,19 +94,24 @@ class ProcessPool:
         """
         if task.module == "__main__":
             raise TypeError(f"{task.name} has cpu=True and is in the script being run: put it into a module of its own")
-        await self._slots.acquire()
-        child: Child | None = None
-        try:
-            child = self._rested() or await self._started()
-            return await child.run(task, job, payload)
-        finally:
-            if child is None:
-                self._slots.release()
-            elif child.alive() and not child.busy:
-                self._idle.append(child)
-                self._slots.release()
-            else:
-                await self._replace(child)
+        start = {"start": {"module": task.module, "task": task.name, "job": facts(job)}}
+        body = bytes(payload) if isinstance(payload, msgspec.Raw) else encode(payload)
+        while True:
+            await self._slots.acquire()
+            child: Child | None = None
+            try:
+                child = self._rested() or await self._started()
+                return await child.run(job, frame(start, body))
+            except EndedIdle:
+                continue  # it died before it got the job: another one will do
+            finally:
+                if child is None:
+                    self._slots.release()
+                elif child.alive() and not child.busy:
+                    self._idle.append(child)
+                    self._slots.release()
+                else:
+                    await self._replace(child)
 
     def _rested(self) -> "Child | None":
         while self._idle:
@@ -148,7 +157,7 @@ class Child:
         if process.stdin is None or process.stdout is None:
             raise ValueError("a child is talked to over its stdin and stdout")
         self._in, self._out = process.stdin, process.stdout
-        self._ready = False
+        self._served = False
         self.busy = False  # with a job whose end it has not told
 
     @classmethod
@@ -160,15 +169,12 @@ class Child:
     def alive(self) -> bool:
         return self._process.returncode is None and not self._out.at_eof()
 
-    async def run(self, task: "Task", job: Job, payload: Any) -> msgspec.Raw:
-        """Run one job and serve it meanwhile."""
-        body = bytes(payload) if isinstance(payload, msgspec.Raw) else encode(payload)
+    async def run(self, job: Job, start: bytes) -> msgspec.Raw:
+        """Run one job, `start` its frame, and serve it meanwhile. Raises EndedIdle, TaskError."""
         self.busy = True
-        if not self._ready:
-            await self._hello()
         desk = Desk(job)
         try:
-            await self._send({"start": {"module": task.module, "task": task.name, "job": facts(job)}}, body)
+            await self._begin(start)
             while True:
                 (kind, value), body = await self._receive()
                 match kind:
@@ -185,26 +191,37 @@ class Child:
         finally:
             await desk.close()
 
+    async def _begin(self, start: bytes) -> None:
+        if not self._served:
+            await self._hello()
+        try:
+            await self._send(start)
+            await self._receive()
+        except TaskError:
+            if self._served:
+                raise EndedIdle from None
+            raise
+        self._served = True
+
     async def _hello(self) -> None:
         try:
             async with asyncio.timeout(START):
-                await self._send({"hello": {"path": sys.path}})
+                await self._send(frame({"hello": {"path": sys.path}}))
                 await self._receive()
         except TimeoutError:
             raise _died("was not ready in time") from None
-        self._ready = True
 
     async def _answer(self, desk: Desk, operation: str, argument: Any, body: bytes) -> None:
         try:
             value, data = await desk.answer(operation, argument, body)
         except Exception as error:  # noqa: BLE001 - it is raised where the code called
-            await self._send({"raise": Raised.of(error)})
+            await self._send(frame({"raise": Raised.of(error)}))
         else:
-            await self._send({"answer": value}, data)
+            await self._send(frame({"answer": value}, data))
 
-    async def _send(self, header: dict[str, Any], body: bytes = b"") -> None:
+    async def _send(self, data: bytes) -> None:
         try:
-            self._in.write(frame(header, body))
+            self._in.write(data)
             await self._in.drain()
         except (ConnectionError, RuntimeError):
             raise await self._death() from None

@@ -11,12 +11,12 @@ import msgspec
 import structlog
 from pydantic import ValidationError
 
-from worker.files import FileRef
 from shared.jobs import Failure, Options, State
 from shared.queue import Claimed, Finish
 from shared.retry import RetryPolicy, delay
 from worker.failures import Fault, fault, invalid_payload, timed_out
-from worker.job import Job
+from worker.files import FileRef
+from worker.job import Find, Job
 from worker.output import JobOutput, Outbox
 from worker.resources import Resources
 from worker.task import Task, execute
@@ -35,7 +35,7 @@ class Run:
 
     __slots__ = ("cause", "claimed", "handle", "job", "options", "output", "started", "task")
 
-    def __init__(self, claimed: Claimed, task: Task, outbox: Outbox, resources: Resources) -> None:
+    def __init__(self, claimed: Claimed, task: Task, outbox: Outbox, resources: Resources, find: Find) -> None:
         self.claimed = claimed
         self.task = task
         self.options = _options.decode(claimed.options)
@@ -54,6 +54,7 @@ class Run:
             tenant=claimed.tenant,
             stamp=int(claimed.token.partition(".")[0]),
             traceparent=self.options.traceparent,
+            find=find,
         )
 
     def stop(self, cause: Cause) -> None:
@@ -77,7 +78,7 @@ class Run:
                 finish = await self._failed(timed_out(limit), "timeout")
         except asyncio.CancelledError:
             finish = self.interrupted()
-        except Exception as error:  # whatever a task raises is this attempt's failure, and no more than that
+        except Exception as error:  # noqa: BLE001 - whatever a task raises is this attempt's failure, and no more
             finish = await self._failed(fault(error), "failed", error)
         if finish is None:
             self.output.abandon()
@@ -115,7 +116,7 @@ class Run:
         )
         try:
             await self.output.drain()
-        except Exception as refused:  # what was said is refused too; the first failure says more
+        except Exception as refused:  # noqa: BLE001 - what was said is refused too; the first failure says more
             log.debug("output refused", job_id=self.claimed.id, error=str(refused))
         failure = what.of(self.claimed.attempt)
         policy = RetryPolicy.model_validate(

@@ -8,8 +8,8 @@ unless the connection's URL says `mode=rw`.
 import asyncio
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -29,7 +29,15 @@ LONGEST_VALUE = 64 << 20  # bytes: `zeroblob(1e9)` would otherwise take that muc
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 _WRITES = {sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE}
 _ASKING = {"table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo", "foreign_key_list"}
-_ASKING_BARE = {"data_version", "user_version", "schema_version", "application_id", "encoding", "page_count", "page_size"}
+_ASKING_BARE = {
+    "data_version",
+    "user_version",
+    "schema_version",
+    "application_id",
+    "encoding",
+    "page_count",
+    "page_size",
+}
 # SQLite declares a virtual table (json_each, fts5) by what looks like an update of its schema, which it lets nobody
 # really make; an rtree prepares the writes of its own tables when it is read. Where the file is read-only they fail.
 _INNER = re.compile(r"sqlite_(temp_)?(master|schema)|.*_(node|rowid|parent)")
@@ -135,7 +143,7 @@ class SqliteConnection:
         text, values = bind(sql, params, "sqlite")
         async with self._session() as client:
             connection = client.open
-            try:
+            with _explained(client):
                 if self.writable:
                     await connection.execute("BEGIN")
                 client.guarding, client.denied = True, ""
@@ -144,13 +152,12 @@ class SqliteConnection:
                     raise TaskError("sql_error", "this statement returns no rows, a query does", retryable=False)
                 names = [description[0] for description in cursor.description]
                 rows.distinct(names)
-                yield SqliteRows(cursor, names)
+            yield SqliteRows(client, cursor, names)
+            with _explained(client):
                 await cursor.close()
                 client.guarding = False
                 if self.writable:
                     await connection.execute("COMMIT")
-            except (sqlite3.Error, sqlite3.Warning, OverflowError) as error:
-                raise failure(error, client.denied) from error
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[_Guarded]:
@@ -178,7 +185,8 @@ class SqliteConnection:
 class SqliteRows:
     """The rows of a running statement."""
 
-    def __init__(self, cursor: aiosqlite.Cursor, names: list[str]) -> None:
+    def __init__(self, client: _Guarded, cursor: aiosqlite.Cursor, names: list[str]) -> None:
+        self._client = client
         self._cursor = cursor
         self._names = names
         self._types = dict.fromkeys(names, "null")
@@ -191,7 +199,8 @@ class SqliteRows:
     async def __aiter__(self) -> AsyncIterator[list[Row]]:
         size = rows.FIRST_PORTION
         while True:
-            fetched = await self._cursor.fetchmany(size)
+            with _explained(self._client):
+                fetched = await self._cursor.fetchmany(size)
             portion: list[Row] = [dict(zip(self._names, row, strict=True)) for row in fetched]
             unknown = [name for name, type_ in self._types.items() if type_ == "null"]
             for name in unknown:
@@ -207,12 +216,21 @@ async def _abandon(client: _Guarded) -> None:
     """Close a connection whatever its thread is doing."""
     connection = client.open
     closing = asyncio.ensure_future(client.close())
-    async with asyncio.timeout(CLOSE):
-        while not closing.done():
-            # Again and again: an interrupt before the thread has begun its statement has no effect.
-            with suppress(ValueError):  # closed in the meantime
-                await connection.interrupt()
-            await asyncio.wait({closing}, timeout=0.02)
+    end = asyncio.get_running_loop().time() + CLOSE
+    # Again and again: an interrupt before the thread has begun its statement has no effect.
+    while not closing.done() and asyncio.get_running_loop().time() < end:
+        with suppress(ValueError):  # closed in the meantime
+            await connection.interrupt()
+        await asyncio.wait({closing}, timeout=0.02)
+
+
+@contextmanager
+def _explained(client: _Guarded) -> Iterator[None]:
+    """Around everything that runs the statement: SQLite's errors as TaskErrors."""
+    try:
+        yield
+    except (sqlite3.Error, sqlite3.Warning, OverflowError) as error:
+        raise failure(error, client.denied) from error
 
 
 def _class(value: Any) -> str:

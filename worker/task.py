@@ -135,7 +135,7 @@ def task(
                 version=_version(version),
             )
         made = Task(function, signature, entry)
-        function.__tandem_task__ = made  # type: ignore[attr-defined]
+        function.__tandem_task__ = made  # type: ignore[attr-defined] # where `of` finds it
         return function
 
     if callable(name):

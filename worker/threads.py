@@ -54,11 +54,16 @@ class Threads:
 
         self._submit(work)
         try:
-            result = await done
-            await channel.flush()
+            await asyncio.wait({done})
+            # Also before a failure is told: the log says most just then.
+            refused = await channel.flush()
+            if refused is not None and done.exception() is None:
+                raise refused
+            return done.result()
         finally:
+            if not done.cancel():
+                done.exception()  # asyncio complains of one that nobody looked at
             await channel.close()
-        return result
 
     def _submit(self, work: Callable[[], None]) -> None:
         self._work.put(work)
@@ -166,8 +171,11 @@ class ThreadChannel:
     # --------------------------------------------------------------------------------------------------- on the loop
 
     def _wake(self) -> None:
-        if not self._over and (self._carrier is None or self._carrier.done()):
+        if not self._over and not self._carrying():
             self._carrier = asyncio.create_task(self._carry())
+
+    def _carrying(self) -> bool:
+        return self._carrier is not None and not self._carrier.done()
 
     async def _carry(self) -> None:
         sink = self._job.sink
@@ -200,14 +208,13 @@ class ThreadChannel:
         else:
             self._done.set_exception(error)
 
-    async def flush(self) -> None:
-        """Wait until every report is carried. Raises what the sink raised."""
-        while self._error is None and self._awake:
+    async def flush(self) -> Exception | None:
+        """Wait until every report is carried, or the sink has refused one, with the error that is returned."""
+        while self._error is None and (self._awake or self._carrying()):
             self._wake()
             if self._carrier is not None:
                 await self._carrier
-        if self._error is not None:
-            raise self._error
+        return self._error
 
     async def close(self) -> None:
         """The job is over: its code's next report raises, what it waits for is cancelled."""

@@ -25,16 +25,16 @@ from arq.connections import ArqRedis
 from shared import catalogue
 from shared.errors import Unavailable
 from shared.jobs import State
-from shared.queue import Batch, Claim, Claimed, Finish, Heart, Queue, WorkerInfo, pool
+from shared.queue import Claim, Claimed, Finish, Heart, Queue, WorkerInfo, pool
 from shared.settings import Settings
-from worker.adoption import cron_task, deserialize, serialize, submission
+from worker.adoption import Adoption, cron_task, deserialize, serialize
+from worker.outcomes import Outcomes
 from worker.output import Outbox
 from worker.resources import Resources
 from worker.run import Cause, Run
 from worker.task import Task
 
 BLOCK = 2.0  # seconds of sleep at most, jittered: bells are only hints
-UNWRITTEN = 2000  # outcomes that may wait to be written before no more jobs are claimed
 
 log = structlog.get_logger("worker")
 
@@ -78,10 +78,6 @@ class Worker(arq.worker.Worker):
         self._resources = resources
         self._opened: Resources | None = None
         self._outbox = Outbox(self.queue)
-        self._outcomes = Batch(
-            self._write, limit=500, room=1 << 20, size=lambda one: len(one.body) + 256, waiting=1 << 20
-        )
-        self._unwritten = 0
         self._claim_number = 0
         self._claiming = asyncio.Lock()
         self._changed = asyncio.Event()  # a slot is free, or the end has come
@@ -89,7 +85,6 @@ class Worker(arq.worker.Worker):
         self._hurry = asyncio.Event()  # hand back now
         self._doubt = False  # after any fault of the connection: beat before claiming
         self._started_at = time.time()
-        self._left_alone: set[str] = set()
         self._heart = Heart(
             settings.redis_url,
             self.queue.prefix,
@@ -99,6 +94,11 @@ class Worker(arq.worker.Worker):
             on_beat=self._from_thread(self._beaten),
             on_unknown=self._from_thread(self._forgotten),
         )
+        self._outcomes = Outcomes(self.queue, self._heart.held, away=self._away, room=self._changed.set)
+        self._adoption = Adoption(self.queue, {name: task.entry for name, task in self.known.items()})
+
+    def _away(self) -> None:
+        self._doubt = True
 
     def _from_thread(self, function: Callable[..., None]) -> Callable[..., None]:
         def call(*args: Any) -> None:
@@ -203,7 +203,7 @@ class Worker(arq.worker.Worker):
         log.info("worker has ended", complete=self.jobs_complete, failed=self.jobs_failed, retried=self.jobs_retried)
 
     async def _all_written(self) -> None:
-        while self._unwritten:
+        while self._outcomes.unwritten:
             self._changed.clear()
             await self._changed.wait()
 
@@ -248,7 +248,7 @@ class Worker(arq.worker.Worker):
 
     def _room(self) -> int:
         """Slots for which jobs may be claimed now."""
-        if self._unwritten >= UNWRITTEN:
+        if self._outcomes.full:
             return 0
         free = self.max_jobs - len(self.runs)
         if self.burst and self.max_burst_jobs >= 0:
@@ -296,7 +296,7 @@ class Worker(arq.worker.Worker):
             for claimed in claim.jobs:
                 self._start(claimed)
         if claim.foreign:
-            await self._adopt()
+            await self._adoption.adopt()
         return claim
 
     def _start(self, claimed: Claimed) -> None:
@@ -306,7 +306,7 @@ class Worker(arq.worker.Worker):
         if before is not None:
             before.stop("lost")  # its lease ended unseen, and the job came back here
         assert self._opened is not None, "claims are made between opening and closing"  # noqa: S101 - narrows the type
-        run = Run(claimed, self.known[claimed.task], self._outbox, self._opened)
+        run = Run(claimed, self.known[claimed.task], self._outbox, self._opened, self.queue.get)
         self.runs[claimed.id] = run
         # Until when it is beaten for: code that cannot be stopped must not keep its job for ever.
         until = time.monotonic() + run.options.timeout + self.queue.grace + self.settings.lease
@@ -367,30 +367,7 @@ class Worker(arq.worker.Worker):
             self.jobs_failed += 1
         elif finish.to is State.RETRYING:
             self.jobs_retried += 1
-        self._unwritten += 1
-        self._outcomes.call(finish).add_done_callback(lambda written: self._recorded(finish, written))
-
-    def _recorded(self, finish: Finish, written: "asyncio.Future[str]") -> None:
-        self._unwritten -= 1
-        if self._unwritten in (0, UNWRITTEN - 1):
-            self._changed.set()
-        held = self._heart.held.get(finish.id)
-        if held is not None and held[0] == finish.token:
-            del self._heart.held[finish.id]
-        if not written.cancelled() and written.exception() is None and written.result() != "ok":
-            log.warning("the outcome came too late", job_id=finish.id, outcome=finish.outcome, answer=written.result())
-
-    async def _write(self, outcomes: list[Finish]) -> list[str]:
-        """Writes outcomes, for as long as it takes: they are kept while Redis is away, and the fence decides then."""
-        pause = 0.05
-        while True:
-            try:
-                return await self.queue.finish(outcomes)
-            except Unavailable as error:
-                self._doubt = True
-                log.warning("Redis is away", during="finish", outcomes=len(outcomes), error=str(error))
-                await asyncio.sleep(pause * random.uniform(0.5, 1))
-                pause = min(2 * pause, 2.0)
+        self._outcomes.put(finish)
 
     # ------------------------------------------------------------------------------------------------------ the news
 
@@ -449,25 +426,12 @@ class Worker(arq.worker.Worker):
                 log.exception("cron failed")
             await asyncio.sleep(0.5)
 
-    async def _adopt(self) -> None:
-        known = {entry.name: entry for entry in (*self.entries, *self.hidden)}
-        jobs = []
-        for foreign, due, data in await self.queue.foreign():
-            job = submission(foreign, due, data, known)
-            if job is not None:
-                jobs.append((foreign, job))
-            elif foreign not in self._left_alone and len(self._left_alone) < 1000:
-                self._left_alone.add(foreign)
-                log.warning("a job of another arq client is no JSON and is left alone", arq_id=foreign)
-        if jobs:
-            await self.queue.adopt(jobs)
 
-
-async def _adopted(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:  # noqa: ARG001 - the form arq asks for
+async def _adopted(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
     """What arq's registry holds for each task: names only, since running them is ours."""
 
 
-async def _first(*awaitables: Any, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncio.wait's own
+async def _first(*awaitables: Any, timeout: float | None = None) -> None:
     """Returns when the first is done or after `timeout` seconds; the others are cancelled unless they are futures."""
     own = [asyncio.ensure_future(one) for one in awaitables]
     try:

@@ -15,22 +15,31 @@ Only this package touches the queue's keys, and only its scripts change them (se
 Every record that is not final stands in exactly one of q, later, leases, park and suspects.
 """
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
 from redis.asyncio import BlockingConnectionPool, Redis
 
 from shared import catalogue
 from shared.errors import KeyReused
-from shared.jobs import FIELDS, PRIORITIES, Outcome, Record, State, Submission, parse
+from shared.jobs import FIELDS, PRIORITIES, Record, Submission, parse
 from shared.queue.batch import Batch
 from shared.queue.bells import Bells
 from shared.queue.heart import Heart
+from shared.queue.messages import (
+    Chunk,
+    Claim,
+    Claimed,
+    Finish,
+    QueueStats,
+    Report,
+    Submitted,
+    WorkerInfo,
+    submit_args,
+    submitted,
+)
 from shared.queue.scripts import CLOCK, Arg, Scripts, reach, send
 from shared.queue.watch import Change, Watch
 
@@ -41,106 +50,6 @@ __all__ = [
 
 MOST = 500  # jobs a script call
 ROOM = 1 << 20  # bytes a script call, about
-
-
-class Submitted(NamedTuple):
-    """The answer to a submission. `replayed`: the idempotency key was known, and `id` is the first job's."""
-
-    id: str
-    replayed: bool
-    stamp: int
-    state: State
-
-
-class Claimed(NamedTuple):
-    """A job as a worker gets it; `payload` and `options` are JSON."""
-
-    id: str
-    token: str
-    attempt: int
-    max_attempts: int
-    task: str
-    tenant: str
-    payload: bytes
-    options: bytes
-
-
-class Claim(NamedTuple):
-    """The answer to a claim. `known` False: register first. `next_due` in seconds, None: nothing is put off."""
-
-    known: bool
-    more: bool
-    next_due: float | None
-    settled: int
-    foreign: bool
-    jobs: list[Claimed]
-
-
-class Finish(NamedTuple):
-    """How an attempt ended: `to` is the next state, `queued` hands the job back uncharged.
-
-    `body` is the JSON of the result or of the failure, `delay` seconds until a retry, `files` JSON of what is published.
-    """
-
-    id: str
-    token: str
-    to: State
-    outcome: Outcome
-    body: bytes = b"null"
-    delay: float = 0.0
-    files: bytes = b""
-
-
-class Report(NamedTuple):
-    """What a running job says: `type` is progress, log or output; `body` JSON, one value a line for the latter two.
-
-    `number` is 1 for the first report of an attempt, and grows by one: a repeated one is written once.
-    """
-
-    id: str
-    token: str
-    number: int
-    type: str
-    body: bytes
-
-
-class Chunk(NamedTuple):
-    """One entry of a job's output stream; its items share the stamp."""
-
-    stamp: int
-    type: str
-    attempt: int
-    items: list[bytes]
-
-
-@dataclass(frozen=True)
-class QueueStats:
-    """Jobs of one queue by state, and how long its oldest due one has waited, in seconds."""
-
-    name: str
-    paused: bool
-    waiting: int
-    scheduled: int
-    queued: int
-    running: int
-    retrying: int
-    oldest_age: float | None
-
-
-@dataclass(frozen=True)
-class WorkerInfo:
-    """A live worker; times are seconds since the epoch."""
-
-    id: str
-    host: str
-    pid: int
-    queues: tuple[str, ...]
-    concurrency: int
-    version: str
-    started_at: float
-    last_seen: float = 0.0
-    draining: bool = False
-    running: tuple[str, ...] = ()
 
 
 def pool(url: str, *, timeout: float = 5.0, connections: int = 32) -> BlockingConnectionPool:
@@ -158,22 +67,6 @@ def pool(url: str, *, timeout: float = 5.0, connections: int = 32) -> BlockingCo
 def connect(url: str, *, timeout: float = 5.0, connections: int = 32) -> "Redis":
     """A client for the queue, over a pool of its own."""
     return Redis.from_pool(pool(url, timeout=timeout, connections=connections))
-
-
-def _submit_args(job: Submission) -> list[Arg]:
-    retry_max = job.options.retry.get("max_attempts", 3)
-    key = ""
-    if job.idempotency_key is not None:
-        key = hashlib.sha256(f"{job.tenant}\0{job.idempotency_key}".encode()).hexdigest()[:32]
-    return [
-        job.id, job.task, job.version, job.tenant, job.queue, job.priority, job.payload,
-        msgspec.json.encode(job.options), retry_max,
-        "" if job.delay is None else int(job.delay * 1000),
-        "" if job.run_at is None else int(job.run_at * 1000),
-        "" if job.expires_in is None else int(job.expires_in * 1000),
-        job.concurrency_key or "", job.concurrency_limit if job.concurrency_key else "",
-        key, job.fingerprint() if key else "",
-    ]  # fmt: skip
 
 
 class Queue:
@@ -228,8 +121,8 @@ class Queue:
     async def _submit(self, jobs: Sequence[Submission]) -> list[Submitted | KeyReused]:
         args: list[Arg] = []
         for job in jobs:
-            args += _submit_args(job)
-        return _submitted(await self._scripts.run("submit", args))
+            args += submit_args(job)
+        return submitted(await self._scripts.run("submit", args))
 
     async def get(self, id: str, *, tenant: str = "default") -> Record | None:
         """The job; None if there is none, or if it is another tenant's."""
@@ -267,16 +160,26 @@ class Queue:
     async def output(self, id: str, after: int = 0, limit: int = 100) -> list[Chunk]:
         """Entries with a stamp above `after`, oldest first."""
         low = f"({after}-0" if after else "-"
-        rows: Any = await reach(lambda: self._redis.xrange(f"{self.prefix}out:{id}", min=low, count=limit))
-        return [
-            Chunk(
-                stamp=int(position.partition(b"-")[0]),
-                type=fields[b"t"].decode(),
-                attempt=int(fields[b"a"]),
-                items=fields[b"d"].split(b"\n"),
-            )
-            for position, fields in rows
-        ]
+        return _chunks(await reach(lambda: self._redis.xrange(f"{self.prefix}out:{id}", min=low, count=limit)))
+
+    async def follow(
+        self, id: str, since: int = 0, *, tenant: str = "default", limit: int = 16
+    ) -> tuple[Record, list[Chunk]] | None:
+        """The job and its output from the stamp `since` on, of one moment; None as with `get`."""
+
+        async def call() -> list[Any]:
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hmget(f"{self.prefix}job:{id}", FIELDS)
+            pipe.xrange(f"{self.prefix}out:{id}", min=f"{since}-0" if since else "-", count=limit)
+            return await pipe.execute()
+
+        values, rows = await reach(call)
+        record = parse(id, values)
+        return (record, _chunks(rows)) if record is not None and record.tenant == tenant else None
+
+    def stir(self) -> None:
+        """Makes everybody who watches a job read again."""
+        self._watch.mark_all()
 
     # ------------------------------------------------------------------------------------------------- for workers
 
@@ -286,8 +189,9 @@ class Queue:
         """Says who the worker is and publishes what it can run; `hidden` tasks it can run but does not publish."""
         facts: list[Arg] = []
         for name, value in (
-            ("host", worker.host), ("pid", worker.pid), ("queues", ",".join(worker.queues)), ("version", worker.version),
-            ("concurrency", worker.concurrency), ("started", int(worker.started_at * 1000)),
+            ("host", worker.host), ("pid", worker.pid), ("queues", ",".join(worker.queues)),
+            ("version", worker.version), ("concurrency", worker.concurrency),
+            ("started", int(worker.started_at * 1000)),
         ):  # fmt: skip
             facts += [name, value]
         tasks: list[Arg] = []
@@ -351,7 +255,7 @@ class Queue:
         *,
         draining: bool = False,
     ) -> tuple[bool, list[str], list[str]]:
-        """Renews leases as the heart's thread does: (known, lost ids, ids to cancel). At most 500 pairs of id, token."""
+        """Renews leases as the heart's thread does: (known, lost ids, ids to cancel). At most 500."""
         pairs = [part for pair in held for part in pair]
         known, *words = await self._scripts.run("beat", [worker, tasks, int(draining), *pairs])
         said = [(words[i], words[i + 1].decode()) for i in range(0, len(words), 2)]
@@ -383,7 +287,7 @@ class Queue:
         """Moves plain arq jobs over, atomically: our id for each, '' if another worker was first."""
         args: list[Arg] = []
         for foreign, job in jobs:
-            args += [foreign, *_submit_args(job)]
+            args += [foreign, *submit_args(job)]
         return [id.decode() for id in await self._scripts.run("adopt", args)]
 
     # ----------------------------------------------------------------------------------------------- for operators
@@ -477,12 +381,13 @@ class Queue:
         ]
 
 
-def _submitted(reply: list[bytes]) -> list[Submitted | KeyReused]:
-    answers: list[Submitted | KeyReused] = []
-    for i in range(0, len(reply), 4):
-        id, replayed, stamp, state = reply[i : i + 4]
-        if state == b"reused":
-            answers.append(KeyReused())
-        else:
-            answers.append(Submitted(id.decode(), bool(replayed), int(stamp), State(state.decode())))
-    return answers
+def _chunks(rows: Any) -> list[Chunk]:
+    return [
+        Chunk(
+            stamp=int(position.partition(b"-")[0]),
+            type=fields[b"t"].decode(),
+            attempt=int(fields[b"a"]),
+            items=fields[b"d"].split(b"\n"),
+        )
+        for position, fields in rows
+    ]

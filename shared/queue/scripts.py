@@ -3,15 +3,14 @@
 The legal transitions come from `shared.jobs.NEXT`; each text starts with that table, so Lua and Python cannot differ.
 """
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from redis import exceptions
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError, NoScriptError, RedisError, TimeoutError
 
 from shared.errors import Unavailable
 from shared.jobs import FINAL, FORMAT, NEXT
@@ -84,7 +83,7 @@ class Scripts:
         async def call() -> Any:
             try:
                 return await send(self._redis, "EVALSHA", sha1_of(text), *self._head, *args)
-            except NoScriptError:  # Redis was restarted: EVAL runs it and keeps it
+            except exceptions.NoScriptError:  # Redis was restarted: EVAL runs it and keeps it
                 return await send(self._redis, "EVAL", text, *self._head, *args)
 
         return await reach(call)
@@ -102,9 +101,9 @@ async def reach(call: Callable[[], Any]) -> Any:
     """The reply of Redis, or Unavailable in words that hold no address and no password."""
     try:
         return await call()
-    except (ConnectionError, TimeoutError, OSError, asyncio.TimeoutError) as error:
+    except (exceptions.ConnectionError, exceptions.TimeoutError, OSError, TimeoutError) as error:
         raise Unavailable(f"Redis does not answer ({type(error).__name__})") from error
-    except RedisError as error:
+    except exceptions.RedisError as error:
         # BUSY, LOADING, READONLY, OOM, MISCONF: Redis is there and cannot serve now. Anything else is a bug of ours.
         word = str(error).partition(" ")[0]
         if word in (

@@ -78,11 +78,11 @@ class Watch:
                 self._connection = connection = await open_connection(self._redis, AGAIN)
                 async with asyncio.timeout(AGAIN):
                     await connection.send_command("SUBSCRIBE", f"{self._prefix}news", *self._channels())
-                self._mark_all()
+                self.mark_all()
                 delay = 0.05
                 await self._read(connection)
             except (RedisError, OSError, TimeoutError):
-                self._mark_all()
+                self.mark_all()
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 1.0)
             finally:
@@ -100,7 +100,7 @@ class Watch:
         while True:
             try:
                 async with asyncio.timeout(AGAIN):
-                    message = await connection.read_response(disconnect_on_error=False)
+                    message = await connection.read_response(timeout=10 * AGAIN, disconnect_on_error=False)
             except TimeoutError:
                 silent += 1
                 if silent > 1:
@@ -114,7 +114,8 @@ class Watch:
                 for change in self._changes.get(message[1].decode()[skip:], ()):
                     change.mark()
 
-    def _mark_all(self) -> None:
+    def mark_all(self) -> None:
+        """Makes everybody read again."""
         for watchers in self._changes.values():
             for change in watchers:
                 change.mark()
@@ -126,4 +127,4 @@ class Watch:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
-        self._mark_all()
+        self.mark_all()

@@ -126,6 +126,28 @@ def stubborn(job: SyncJob) -> None:
             continue
 
 
+@task("cpu.emit_three", cpu=True)
+def emit_three() -> Iterator[int]:
+    yield from range(3)
+
+
+@task("thread.emit_three")
+def emit_three_in_a_thread() -> Iterator[int]:
+    yield from range(3)
+
+
+@task("cpu.emit_and_fail", cpu=True)
+def emit_and_fail() -> Iterator[int]:
+    yield from range(3)
+    raise Permanent("no_more", "that was all")
+
+
+@task("thread.emit_and_fail")
+def emit_and_fail_in_a_thread() -> Iterator[int]:
+    yield from range(3)
+    raise Permanent("no_more", "that was all")
+
+
 @task("cpu.emit_for_ever", cpu=True)
 def emit_for_ever() -> Iterator[int]:
     yield from itertools.count()

@@ -1,4 +1,4 @@
-"""A job with the worker's real resources and a sink that keeps what it gets."""
+"""Built-in tasks with the worker's real resources, and the facts of a job that a test chooses."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,24 +14,7 @@ from shared.uploads import save_upload
 from worker.job import Job
 from worker.resources import Resources, open_resources
 from worker.task import execute, of
-
-
-class Kept:
-    """A sink with everything in lists."""
-
-    def __init__(self) -> None:
-        self.outputs: list[Any] = []
-        self.reports: list[Any] = []
-        self.logs: list[Any] = []
-
-    async def progress(self, body: bytes) -> None:
-        self.reports.append(msgspec.json.decode(body))
-
-    async def output(self, item: bytes) -> None:
-        self.outputs.append(msgspec.json.decode(item))
-
-    def log(self, body: bytes) -> None:
-        self.logs.append(msgspec.json.decode(body))
+from worker.testing import Recorder
 
 
 class Bench:
@@ -39,7 +22,7 @@ class Bench:
 
     def __init__(self, resources: Resources) -> None:
         self.resources = resources
-        self.kept = Kept()
+        self.kept = Recorder()
 
     async def run(self, function: Callable[..., Any], payload: Any, **job: Any) -> Any:
         task = of(function)

@@ -14,7 +14,7 @@ from shared.settings import LOOPBACK, Settings
 from worker.errors import TaskError
 from worker.http import REDIRECTS, HttpClient, open_http
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
@@ -51,7 +51,7 @@ class Names(AbstractResolver):
         """Nothing is open."""
 
 
-async def echo(request: web.Request) -> web.Response:
+async def echo(request: web.BaseRequest) -> web.Response:
     body = await request.text()
     return web.json_response(
         {"method": request.method, "path": request.path_qs, "headers": dict(request.headers), "body": body}
@@ -121,7 +121,7 @@ SPELLINGS = [
 async def test_every_spelling_is_refused_when_it_is_dialled(host: str) -> None:
     reached: list[str] = []
 
-    async def handler(request: web.Request) -> web.Response:
+    async def handler(request: web.BaseRequest) -> web.Response:
         reached.append(request.path)
         return web.Response()
 
@@ -133,13 +133,13 @@ async def test_every_spelling_is_refused_when_it_is_dialled(host: str) -> None:
 async def test_a_redirect_to_a_private_address_is_refused() -> None:
     reached: list[str] = []
 
-    async def inner(request: web.Request) -> web.Response:
+    async def inner(request: web.BaseRequest) -> web.Response:
         reached.append(request.path)
         return web.Response()
 
     async with serving(inner, "127.0.0.1") as private:
 
-        async def outer(request: web.Request) -> web.Response:
+        async def outer(request: web.BaseRequest) -> web.Response:
             raise web.HTTPFound(f"http://127.0.0.1:{private}/inner")
 
         async with serving(outer, "127.0.0.2") as port, open_http(Settings(http_allow=("127.0.0.2",))) as client:
@@ -148,7 +148,7 @@ async def test_a_redirect_to_a_private_address_is_refused() -> None:
 
 
 async def test_a_name_that_resolves_differently_the_second_time_is_refused() -> None:
-    async def handler(request: web.Request) -> web.Response:
+    async def handler(request: web.BaseRequest) -> web.Response:
         raise web.HTTPFound(f"http://rebind.test:{private}/inner")
 
     names = Names(rebind=["127.0.0.2", "127.0.0.1"])
@@ -204,7 +204,7 @@ async def test_it_says_who_is_calling_and_ignores_proxies(client: HttpClient, mo
 
 
 async def test_cookies_of_one_call_are_not_sent_with_the_next(client: HttpClient) -> None:
-    async def handler(request: web.Request) -> web.Response:
+    async def handler(request: web.BaseRequest) -> web.Response:
         response = web.json_response(dict(request.cookies))
         response.set_cookie("session", "secret")
         return response
@@ -230,7 +230,7 @@ async def test_cookies_of_one_call_are_not_sent_with_the_next(client: HttpClient
 async def test_redirects_change_the_method_as_the_rfc_says(
     client: HttpClient, status: int, method: str, then: str, body: str
 ) -> None:
-    async def handler(request: web.Request) -> web.StreamResponse:
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
         if request.path == "/start":
             return web.Response(status=status, headers={"Location": "/end?x=1"})
         return await echo(request)
@@ -249,7 +249,7 @@ async def test_a_streamed_body_is_opened_again_for_a_redirect(client: HttpClient
         yield b"hel"
         yield b"lo"
 
-    async def handler(request: web.Request) -> web.StreamResponse:
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
         if request.path == "/start":
             await request.read()
             return web.Response(status=308, headers={"Location": "/end"})
@@ -262,7 +262,7 @@ async def test_a_streamed_body_is_opened_again_for_a_redirect(client: HttpClient
 async def test_credentials_stay_with_their_origin(client: HttpClient) -> None:
     async with serving(echo) as second:
 
-        async def handler(request: web.Request) -> web.Response:
+        async def handler(request: web.BaseRequest) -> web.Response:
             raise web.HTTPTemporaryRedirect(f"http://127.0.0.1:{second}/end")
 
         async with serving(handler) as first:
@@ -276,7 +276,7 @@ async def test_credentials_stay_with_their_origin(client: HttpClient) -> None:
 async def test_redirects_have_an_end(client: HttpClient) -> None:
     seen: list[str] = []
 
-    async def handler(request: web.Request) -> web.Response:
+    async def handler(request: web.BaseRequest) -> web.Response:
         seen.append(request.path)
         raise web.HTTPFound(f"/{len(seen)}")
 
@@ -290,7 +290,7 @@ async def test_redirects_have_an_end(client: HttpClient) -> None:
     "location", ["ftp://127.0.0.1/x", "file:///etc/passwd", "http://user:pw@127.0.0.1/", "http://", "http://[::1"]
 )
 async def test_redirects_out_of_http_are_refused(client: HttpClient, location: str) -> None:
-    async def handler(request: web.Request) -> web.Response:
+    async def handler(request: web.BaseRequest) -> web.Response:
         return web.Response(status=302, headers={"Location": location})
 
     async with serving(handler) as port:
@@ -301,7 +301,7 @@ async def test_redirects_out_of_http_are_refused(client: HttpClient, location: s
 
 
 async def test_redirects_are_not_followed_when_not_wanted(client: HttpClient) -> None:
-    async def handler(request: web.Request) -> web.Response:
+    async def handler(request: web.BaseRequest) -> web.Response:
         raise web.HTTPFound("/elsewhere")
 
     async with (
@@ -366,7 +366,7 @@ async def test_broken_answers_are_retryable_faults(client: HttpClient, answer: b
 async def test_a_call_ends_at_its_deadline(client: HttpClient) -> None:
     hold = asyncio.Event()
 
-    async def handler(request: web.Request) -> web.Response:
+    async def handler(request: web.BaseRequest) -> web.Response:
         await hold.wait()
         return web.Response()
 

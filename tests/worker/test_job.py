@@ -172,6 +172,37 @@ async def test_a_thread_waits_for_a_slow_sink() -> None:
     assert sink.taken == given_out[0] == 2000 * 1024
 
 
+@pytest.mark.parametrize("function", [cpu_tasks.emit_three, cpu_tasks.emit_three_in_a_thread])
+async def test_a_result_comes_after_all_reports(function: Callable[..., Any]) -> None:
+    async with open_bench() as resources:
+        sink = Slow()
+        job = job_of(function, resources, sink)
+        running = asyncio.create_task(execute(of(function), job, of(function).decode(b"{}")))
+        # Twenty others of the same kind are through, one after the other: this one had the time too.
+        for _ in range(20):
+            await run(function, resources=resources)
+        assert not running.done()
+        sink.opened.set()
+        await running
+    assert sink.kinds == ["output"] * 3
+
+
+@pytest.mark.parametrize("function", [cpu_tasks.emit_and_fail, cpu_tasks.emit_and_fail_in_a_thread])
+async def test_a_failure_comes_after_all_reports(function: Callable[..., Any]) -> None:
+    async with open_bench() as resources:
+        sink = Slow()
+        job = job_of(function, resources, sink)
+        running = asyncio.create_task(execute(of(function), job, of(function).decode(b"{}")))
+        for _ in range(20):
+            with pytest.raises(Permanent):
+                await run(function, resources=resources)
+        assert not running.done()
+        sink.opened.set()
+        with pytest.raises(Permanent, match="that was all"):
+            await running
+    assert sink.kinds == ["output"] * 3
+
+
 async def test_reports_of_a_thread_keep_their_order() -> None:
     @task("ordered")
     def ordered(job: SyncJob) -> None:

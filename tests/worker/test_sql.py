@@ -66,8 +66,8 @@ async def test_rows_stream_as_objects(bench: Bench) -> None:
     result = await query(bench, "SELECT name, people FROM cities ORDER BY people DESC")
     kind = "integer" if result["columns"][1]["type"] == "integer" else "int4"
     assert result == {"row_count": 3, "columns": [{"name": "name", "type": "text"}, {"name": "people", "type": kind}]}
-    assert bench.kept.outputs == [{"name": name, "people": people} for name, people in CITIES]
-    assert bench.kept.reports[-1] == {"current": 3, "total": 3, "message": None}
+    assert bench.kept.items == [{"name": name, "people": people} for name, people in CITIES]
+    assert bench.kept.progressed[-1] == {"current": 3, "total": 3, "message": None}
     jsonschema_rs.validator_for(TASK.entry.result_schema).validate(result)
 
 
@@ -75,7 +75,7 @@ async def test_rows_can_be_the_result(bench: Bench) -> None:
     result = await query(bench, "SELECT name FROM cities WHERE people < :limit", {"limit": 300000}, **{"as": "result"})
     assert result["row_count"] == 2
     assert sorted(row["name"] for row in result["rows"]) == ["Bergen", "Tromsø"]
-    assert bench.kept.outputs == []
+    assert bench.kept.items == []
     jsonschema_rs.validator_for(TASK.entry.result_schema).validate(result)
 
 
@@ -91,7 +91,7 @@ async def test_an_unknown_connection_is_named(bench: Bench) -> None:
 
 async def test_no_rows_are_no_error(bench: Bench) -> None:
     result = await query(bench, "SELECT name FROM cities WHERE people < 0")
-    assert (result["row_count"], bench.kept.outputs) == (0, [])
+    assert (result["row_count"], bench.kept.items) == (0, [])
 
 
 NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :last) SELECT i FROM n"
@@ -104,7 +104,7 @@ async def test_more_than_max_rows_is_an_error(bench: Bench, last: int, limit: in
         return
     error = await failure(bench, NUMBERS, {"last": last}, max_rows=limit)
     assert (error.type, error.retryable) == ("too_large", False)
-    assert len(bench.kept.outputs) == limit
+    assert len(bench.kept.items) == limit
 
 
 async def test_a_result_holds_a_thousand_rows(bench: Bench) -> None:
@@ -119,8 +119,8 @@ async def test_a_result_holds_a_thousand_rows(bench: Bench) -> None:
 async def test_every_row_of_many_comes_once_and_in_order(bench: Bench) -> None:
     result = await query(bench, NUMBERS, {"last": 12_345})
     assert result["row_count"] == 12_345
-    assert [row["i"] for row in bench.kept.outputs] == list(range(1, 12_346))
-    assert [report["current"] for report in bench.kept.reports] == [5000, 10000, 12_345]
+    assert [row["i"] for row in bench.kept.items] == list(range(1, 12_346))
+    assert [report["current"] for report in bench.kept.progressed] == [5000, 10000, 12_345]
 
 
 async def test_memory_stays_constant(bench: Bench) -> None:
@@ -243,7 +243,7 @@ async def test_jobs_at_once_share_the_connection(bench: Bench) -> None:
 
 async def test_a_cancelled_job_leaves_its_stream_and_a_connection_that_works(bench: Bench) -> None:
     running = [asyncio.create_task(query(bench, NUMBERS, {"last": 2_000_000_000})) for _ in range(12)]
-    await eventually(lambda: bench.kept.outputs)
+    await eventually(lambda: bench.kept.items)
     for task in running:
         task.cancel()
     ended = await asyncio.gather(*running, return_exceptions=True)

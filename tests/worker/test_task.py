@@ -16,7 +16,7 @@ from worker.testing import run
 
 if TYPE_CHECKING:
     from worker import Job as HiddenJob
-    from worker import NotThere  # type: ignore[attr-defined]
+    from worker import NotThere  # type: ignore[attr-defined] # a name that only an annotation has
 
 
 class Point(BaseModel):
@@ -255,7 +255,7 @@ def test_wrong_use_is_told_where_it_is_written(
 
 def test_a_forgotten_name_is_told() -> None:
     with pytest.raises(TypeError, match=r"plain has no name: write @task"):
-        task(plain)  # type: ignore[arg-type]
+        task(plain)  # type: ignore[arg-type] # the mistake itself
     with pytest.raises(TypeError, match="is put on a function"):
         task("some.name")(Point)
     with pytest.raises(TypeError, match="is no task"):

@@ -15,6 +15,7 @@ from worker.task import task
 MAX_RESULT_ROWS = 1000
 MAX_RESULT_BYTES = 16 << 20
 REPORT_EVERY = 5000  # rows
+GRACE = 1.0  # seconds after the job's deadline: its own timeout comes first
 
 
 class SqlQuery(BaseModel):
@@ -64,7 +65,7 @@ async def query(job: Job, payload: SqlQuery) -> SqlResult:
     limit = MAX_RESULT_ROWS if payload.as_ == "result" else None
     if payload.max_rows is not None:
         limit = min(payload.max_rows, limit or payload.max_rows)
-    timeout = max(0.001, job.deadline - time.time())
+    timeout = max(0.0, job.deadline - time.time()) + GRACE
     async with connection.query(payload.sql, payload.params, timeout=timeout) as result:
         async for portion in result:
             for row in portion:

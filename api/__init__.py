@@ -1,0 +1,1 @@
+"""The HTTP side: authenticates, validates against the catalogue, enqueues, answers and streams."""

@@ -1,0 +1,102 @@
+"""Request bodies: read as they come, up to a limit and within a time, and never inflated."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+from shared.errors import Invalid, TooLarge
+
+DEPTH = 64  # of JSON
+TOTAL = 60.0  # seconds for the body of one job
+IDLE = 30.0  # seconds without a byte after which a body is given up
+_JSON = "application/json"
+_NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
+
+_any = msgspec.json.Decoder()
+
+
+def content_type(request: Request, *, lines: bool = False) -> str:
+    """`json` or, where `lines` are expected too, `ndjson`. Raises HTTPException 415 for anything else."""
+    headers = request.headers
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise HTTPException(415, "send the body without a Content-Encoding")
+    media_type, _, parameters = headers.get("content-type", _JSON).lower().partition(";")
+    charset = parameters.replace(" ", "").replace('"', "").removeprefix("charset=") if "charset" in parameters else ""
+    if charset in ("", "utf-8", "utf8"):
+        if media_type.strip() == _JSON:
+            return "json"
+        if lines and media_type.strip() in _NDJSON:
+            return "ndjson"
+    wanted = f"{_JSON} or application/x-ndjson" if lines else _JSON
+    raise HTTPException(415, f"send Content-Type: {wanted}, in UTF-8")
+
+
+def refuse_length(request: Request, limit: int, what: str = "the body") -> None:
+    """Raises TooLarge before anything is read if the client says that it sends more than `limit` bytes."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise TooLarge(what, limit)
+
+
+async def read_body(request: Request, limit: int, *, total: float = TOTAL) -> bytes:
+    """The whole body. Raises TooLarge above `limit` bytes and HTTPException 408 after `total` seconds or IDLE ones."""
+    refuse_length(request, limit)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + total
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout_at(min(end, loop.time() + IDLE)) as timeout:
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                if chunk := message.get("body"):
+                    size += len(chunk)
+                    if size > limit:
+                        raise TooLarge("the body", limit)
+                    chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                timeout.reschedule(min(end, loop.time() + IDLE))
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not come within {total:g} s, or paused for {IDLE:g} s") from None
+
+
+def decode(body: bytes | msgspec.Raw, decoder: Any = _any) -> Any:
+    """The JSON value. Raises HTTPException 400 for what is none, and Invalid for what is nested too deeply."""
+    try:
+        return decoder.decode(body)
+    except RecursionError:
+        raise Invalid([("", f"is nested more than {DEPTH} levels deep")]) from None
+    except UnicodeDecodeError:
+        raise HTTPException(400, "the JSON is malformed: it is not UTF-8") from None
+    except msgspec.DecodeError as error:
+        if not body:
+            raise HTTPException(400, "there is no body: send a JSON value") from None
+        raise HTTPException(400, f"the JSON is malformed: {_reason(error)}") from None
+
+
+def _reason(error: msgspec.DecodeError) -> str:
+    text = str(error).removeprefix("JSON is malformed: ").partition(" - at")[0]
+    return text[:1].lower() + text[1:]
+
+
+def refuse_depth(value: Any, body: bytes) -> None:
+    """Raises Invalid for JSON that is nested more than DEPTH levels deep."""
+    if body.count(b"{") + body.count(b"[") <= DEPTH:
+        return  # not enough brackets in it
+    level: list[Any] = [value]
+    for _ in range(DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise Invalid([("", f"is nested more than {DEPTH} levels deep")])

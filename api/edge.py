@@ -1,0 +1,99 @@
+"""The outermost layer of our own: who asks, under which id, and what becomes of an error that nobody expected."""
+
+import re
+import secrets
+
+import structlog
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.auth import OPEN_PATHS, TENANT, Keys
+from api.problems import of_status, path_of
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+log = structlog.get_logger()
+
+
+class Edge:
+    """An ASGI layer that needs no task and no copy of the body; `scope["state"]["tenant"]` is its finding."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self._app, self._keys = app, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        authorization = request_id = None
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                authorization = value
+            elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+                request_id = value
+        tenant: str | None = TENANT
+        if not self._keys.open and scope["path"] not in OPEN_PATHS:
+            tenant = self._keys.tenant(authorization.decode("latin-1")) if authorization else None
+        scope["state"]["tenant"] = tenant
+        if scope["type"] == "websocket":
+            await _refuse_websocket(scope, receive, send, known=tenant is not None)
+            return
+        if tenant is None:
+            detail = "give an API key: Authorization: Bearer tk_…"
+            problem = of_status(401, detail, headers={"WWW-Authenticate": "Bearer"})
+            await problem.response(scope)(scope, receive, send)
+            return
+        await self._serve(scope, receive, send, request_id)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: bytes | None) -> None:
+        started = False
+
+        async def tell(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                if request_id is not None:
+                    message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id)]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, tell)
+        except ClientDisconnect:
+            return
+        except Exception:
+            trace = trace_id(scope, request_id)
+            log.exception("request failed", trace_id=trace, method=scope["method"], path=path_of(scope))
+            if started:
+                return  # the server closes the connection, so that the client sees a cut body and not a whole one
+            problem = of_status(500, f"it is logged under the trace id {trace}", more={"trace_id": trace})
+            await problem.response(scope)(scope, receive, tell)
+
+
+def trace_id(scope: Scope, request_id: bytes | None) -> str:
+    """What the client calls the request, else what its trace is called, else something new."""
+    if request_id is not None:
+        return request_id.decode("ascii")
+    return next(
+        (match[1] for name, value in scope["headers"] if name == b"traceparent" if (match := _trace(value))),
+        secrets.token_hex(16),
+    )
+
+
+def _trace(value: bytes) -> re.Match[str] | None:
+    return TRACEPARENT.fullmatch(value.decode("latin-1"))
+
+
+async def _refuse_websocket(scope: Scope, receive: Receive, send: Send, *, known: bool) -> None:
+    await receive()  # websocket.connect
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    if known:
+        problem = of_status(404, f"there is nothing at {path_of(scope)[:200]}")
+    else:
+        problem = of_status(401, "give an API key", headers={"WWW-Authenticate": "Bearer"})
+    response = problem.response(scope)
+    start = {"type": "websocket.http.response.start", "status": response.status_code, "headers": response.raw_headers}
+    await send(start)
+    await send({"type": "websocket.http.response.body", "body": response.body, "more_body": False})

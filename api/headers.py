@@ -1,0 +1,80 @@
+"""Request headers and query parameters that mean something to jobs, read as their RFCs say."""
+
+import re
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from api.edge import TRACEPARENT
+from api.waiting import LONGEST
+from shared.durations import seconds
+
+KEY_BYTES = 255
+_QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"[ \t]*(?:;.*)?')  # a String of RFC 8941, its parameters passed over
+_TAG = re.compile(r'(?:W/)?("[^"]*")')
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
+_FLAGS = {"true": True, "1": True, "": True, "false": False, "0": False}
+
+
+def idempotency_key(headers: Headers) -> str | None:
+    """The key, quoted or bare. Raises HTTPException 400 for one that is none."""
+    values = headers.getlist("idempotency-key")
+    if not values:
+        return None
+    if len(values) > 1:
+        raise HTTPException(400, "Idempotency-Key: send one")
+    try:
+        text = values[0].strip().encode("latin-1").decode()
+    except UnicodeDecodeError:
+        raise HTTPException(400, "Idempotency-Key: is not UTF-8") from None
+    if text.startswith('"'):
+        match = _QUOTED.fullmatch(text)
+        if match is None:
+            raise HTTPException(400, "Idempotency-Key: the quotes do not fit")
+        text = re.sub(r"\\(.)", r"\1", match[1])
+    if not 0 < len(text.encode()) <= KEY_BYTES:
+        raise HTTPException(400, f"Idempotency-Key: must have 1 to {KEY_BYTES} bytes")
+    return text
+
+
+def preferred_wait(headers: Headers) -> int | None:
+    """Seconds of `Prefer: wait=N` (RFC 7240), capped; None without one that can be understood."""
+    for value in headers.getlist("prefer"):
+        for preference in value.split(","):
+            name, _, number = preference.partition(";")[0].partition("=")
+            number = number.strip().strip('"')
+            if name.strip().lower() == "wait" and number.isascii() and number.isdecimal():
+                return int(min(LONGEST, int(number[:9])))
+    return None
+
+
+def traceparent(headers: Headers) -> str | None:
+    """The W3C trace context, None for what is none."""
+    value = headers.get("traceparent")
+    return value if value is not None and len(value) <= 128 and TRACEPARENT.fullmatch(value) else None
+
+
+def matches(headers: Headers, etag: str) -> bool:
+    """Whether If-None-Match names this entity tag, compared weakly (RFC 9110, 13.1.2)."""
+    value = ",".join(headers.getlist("if-none-match"))
+    return value.strip() == "*" or etag in _TAG.findall(value)
+
+
+def waited(request: Request) -> float | None:
+    """Seconds of `?wait=`, a duration or a number, capped; None without it. Raises HTTPException 400."""
+    text = request.query_params.get("wait")
+    if text is None:
+        return None
+    try:
+        return min(LONGEST, seconds(float(text) if _NUMBER.fullmatch(text) else text))
+    except ValueError as error:
+        raise HTTPException(400, f"wait: {str(error)[:300]}") from None
+
+
+def flag(request: Request, name: str) -> bool:
+    """A query parameter that is true or false, false without it. Raises HTTPException 400."""
+    text = request.query_params.get(name, "false").lower()
+    if text not in _FLAGS:
+        raise HTTPException(400, f"{name}: must be true or false")
+    return _FLAGS[text]

@@ -1,0 +1,231 @@
+"""One job over HTTP: submitted, looked at, waited for, its result, cancelled."""
+
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from api.bodies import content_type, read_body
+from api.headers import flag, idempotency_key, matches, preferred_wait, traceparent, waited
+from api.problems import RETRY_AFTER, Problem
+from api.state import Plain, Served, served
+from api.waiting import steadily, until
+from shared.errors import NotFound, Unavailable
+from shared.jobs import Failure, Record, State, Submission, view
+from shared.queue import Submitted
+
+JSON = "application/json"
+_PRIVATE = {"Cache-Control": "private, no-cache"}
+
+
+class _FileView(msgspec.Struct):
+    file: str
+    url: str | None = None
+
+
+class _Kept(msgspec.Struct, forbid_unknown_fields=True):
+    """A result that was too large for the record."""
+
+    file: _FileView
+
+
+_kept = msgspec.json.Decoder(_Kept)
+_failure = msgspec.json.Decoder(Failure)
+
+
+# -------------------------------------------------------------------------------------------------------------- submit
+
+
+async def submit_job(request: Request) -> Response:
+    """POST /v1/jobs."""
+    state = served(request)
+    content_type(request)
+    headers = request.headers
+    key, wait = idempotency_key(headers), preferred_wait(headers)
+    body = await read_body(request, state["settings"].max_body)
+    submission = await state["submissions"].read(
+        body, tenant=state["tenant"], key=key, traceparent=traceparent(headers)
+    )
+    submitted, record = await _enqueue(state, submission)
+    if wait and not record.done:
+        record = await _finished(state, record, wait)
+    status = 200 if wait is not None and record.done else 202
+    answer = {"Location": f"/v1/jobs/{record.id}"}
+    if status == 202:
+        answer["Retry-After"] = RETRY_AFTER
+    if wait is not None:
+        answer["Preference-Applied"] = f"wait={wait}"
+    if submitted.replayed:
+        answer["Idempotent-Replayed"] = "true"
+    return Response(view(record), status, answer, media_type=JSON)
+
+
+async def _enqueue(state: Served, submission: Submission) -> tuple[Submitted, Record]:
+    queue = state["queue"]
+    for _ in range(2):
+        submitted = await steadily(lambda: queue.submit(submission))
+        if not submitted.replayed and submitted.state in (State.QUEUED, State.SCHEDULED):
+            return submitted, fresh(submission, submitted)
+        record = await steadily(lambda: queue.get(submitted.id, tenant=submission.tenant))
+        if record is not None:
+            return submitted, record
+        # The first job's record expired between the two; so did its key.
+    raise Unavailable("the first job with this idempotency key is just being forgotten")
+
+
+def fresh(submission: Submission, submitted: Submitted) -> Record:
+    """The record that Redis now holds, without asking for it."""
+    stamp = submitted.stamp
+    now = stamp // 1000  # ms, as are the next
+    due = now
+    if submission.run_at is not None:
+        due = max(now, int(submission.run_at * 1000))
+    elif submission.delay is not None:
+        due = now + int(submission.delay * 1000)
+    return Record(
+        id=submitted.id,
+        task=submission.task,
+        tenant=submission.tenant,
+        queue=submission.queue,
+        priority=submission.priority,
+        state=submitted.state,
+        stamp=stamp,
+        attempt=0,
+        max_attempts=int(submission.options.retry.get("max_attempts", 3)),
+        submitted=stamp,
+        scheduled_for=due / 1000 if submitted.state is State.SCHEDULED else None,
+        due=due,
+        options=submission.options,
+        began=None,
+        ended=None,
+        attempts=(),
+        cancel=None,
+        progress=None,
+        result=None,
+        error=None,
+        files=None,
+        output=0,
+    )
+
+
+async def _finished(state: Served, record: Record, seconds: float) -> Record:
+    """The job when it is final, else as it is when the time is up."""
+    try:
+        found = await until(
+            lambda one: one.done,
+            record.id,
+            tenant=record.tenant,
+            queue=state["queue"],
+            drain=state["drain"],
+            seconds=seconds,
+        )
+    except Unavailable:
+        return record  # it is accepted: that must be said, whatever happens to Redis now
+    return found or record
+
+
+# ---------------------------------------------------------------------------------------------------------------- look
+
+
+async def _known(state: Served, id: str) -> Record:
+    record = await steadily(lambda: state["queue"].get(id, tenant=state["tenant"]))
+    if record is None:
+        raise NotFound("job", id[:64])
+    return record
+
+
+async def show_job(request: Request) -> Response:
+    """GET /v1/jobs/{id}."""
+    state = served(request)
+    id = request.path_params["id"]
+    wait, with_payload = waited(request), flag(request, "payload")
+    record = await _known(state, id)
+    conditional = "if-none-match" in request.headers
+    if wait and not record.done:
+
+        def enough(one: Record) -> bool:
+            return not matches(request.headers, one.etag) if conditional else one.done
+
+        if not enough(record):
+            found = await until(
+                enough, id, tenant=state["tenant"], queue=state["queue"], drain=state["drain"], seconds=wait
+            )
+            if found is None:
+                raise NotFound("job", id[:64])
+            record = found
+    headers = {**_PRIVATE, "ETag": record.etag}
+    if conditional and matches(request.headers, record.etag):
+        return Response(status_code=304, headers=headers)
+    payload = None
+    if with_payload:
+        payload = await steadily(lambda: state["queue"].payload(id, tenant=state["tenant"]))
+    return Response(view(record, payload=payload), 200, headers, media_type=JSON)
+
+
+async def show_result(request: Request) -> Response:
+    """GET /v1/jobs/{id}/result."""
+    record = await _known(served(request), request.path_params["id"])
+    if not record.done:
+        return Response(view(record), 202, {**_PRIVATE, "Retry-After": RETRY_AFTER}, media_type=JSON)
+    if record.state is not State.SUCCEEDED:
+        return _without_result(record).response(request.scope)
+    result = record.result if record.result is not None else b"null"
+    if (url := _file_url(result)) is not None:
+        return Response(None, 303, {**_PRIVATE, "Location": url})
+    return Response(result, 200, {**_PRIVATE, "ETag": record.etag}, media_type=JSON)
+
+
+def _without_result(record: Record) -> Problem:
+    more: dict[str, Any] = {}
+    if record.error is not None and record.state is State.FAILED:
+        failure = _failure.decode(record.error)
+        more["error"] = msgspec.structs.asdict(failure)
+        detail = f"the job failed ({failure.type}): {failure.message}"
+    else:
+        detail = f"the job was {record.state.value}" if record.state is State.CANCELLED else "the job failed"
+    return Problem(
+        status=409,
+        type=f"job-{record.state.value}",
+        title="The job has no result",
+        detail=detail,
+        more=more,
+        headers=_PRIVATE,
+    )
+
+
+def _file_url(result: bytes) -> str | None:
+    """Where the result is, if it is kept as a file."""
+    if not result.startswith(b'{"file":{'):
+        return None
+    try:
+        file = _kept.decode(result).file
+    except msgspec.ValidationError:
+        return None  # a task's own result that only looks like one
+    if file.url is not None and file.url.startswith("/v1/"):
+        return file.url
+    job, slash, name = file.file.partition("/")
+    return f"/v1/jobs/{quote(job)}/files/{quote(name)}" if slash else f"/v1/files/{quote(job)}"
+
+
+# -------------------------------------------------------------------------------------------------------------- cancel
+
+
+async def cancel_job(request: Request) -> Response:
+    """POST /v1/jobs/{id}/cancel."""
+    state = served(request)
+    id = request.path_params["id"]
+    record = await steadily(lambda: state["queue"].cancel(id, tenant=state["tenant"]))
+    if record is None:
+        raise NotFound("job", id[:64])
+    return Response(view(record), 202, _PRIVATE, media_type=JSON)
+
+
+ROUTES = [
+    Route("/v1/jobs", Plain(submit_job), methods=["POST"]),
+    Route("/v1/jobs/{id:job}", Plain(show_job), methods=["GET"]),
+    Route("/v1/jobs/{id:job}/result", Plain(show_result), methods=["GET"]),
+    Route("/v1/jobs/{id:job}/cancel", Plain(cancel_job), methods=["POST"]),
+]

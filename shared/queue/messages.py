@@ -1,0 +1,141 @@
+"""What goes to the scripts and comes back from them, as values."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from shared.errors import KeyReused
+from shared.jobs import Outcome, State, Submission
+from shared.queue.scripts import Arg
+
+
+class Submitted(NamedTuple):
+    """The answer to a submission. `replayed`: the idempotency key was known, and `id` is the first job's."""
+
+    id: str
+    replayed: bool
+    stamp: int
+    state: State
+
+
+class Claimed(NamedTuple):
+    """A job as a worker gets it; `payload` and `options` are JSON."""
+
+    id: str
+    token: str
+    attempt: int
+    max_attempts: int
+    task: str
+    tenant: str
+    payload: bytes
+    options: bytes
+
+
+class Claim(NamedTuple):
+    """The answer to a claim. `known` False: register first. `next_due` in seconds, None: nothing is put off."""
+
+    known: bool
+    more: bool
+    next_due: float | None
+    settled: int
+    foreign: bool
+    jobs: list[Claimed]
+
+
+class Finish(NamedTuple):
+    """How an attempt ended: `to` is the next state, `queued` hands the job back uncharged.
+
+    `body` is the JSON of the result or of the failure, `delay` seconds until a retry, `files` JSON of what
+    is published.
+    """
+
+    id: str
+    token: str
+    to: State
+    outcome: Outcome
+    body: bytes = b"null"
+    delay: float = 0.0
+    files: bytes = b""
+
+
+class Report(NamedTuple):
+    """What a running job says: `type` is progress, log or output; `body` JSON, one value a line for the latter two.
+
+    `number` is 1 for the first report of an attempt, and grows by one: a repeated one is written once.
+    """
+
+    id: str
+    token: str
+    number: int
+    type: str
+    body: bytes
+
+
+class Chunk(NamedTuple):
+    """One entry of a job's output stream; its items share the stamp."""
+
+    stamp: int
+    type: str
+    attempt: int
+    items: list[bytes]
+
+
+@dataclass(frozen=True)
+class QueueStats:
+    """Jobs of one queue by state, and how long its oldest due one has waited, in seconds."""
+
+    name: str
+    paused: bool
+    waiting: int
+    scheduled: int
+    queued: int
+    running: int
+    retrying: int
+    oldest_age: float | None
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """A live worker; times are seconds since the epoch."""
+
+    id: str
+    host: str
+    pid: int
+    queues: tuple[str, ...]
+    concurrency: int
+    version: str
+    started_at: float
+    last_seen: float = 0.0
+    draining: bool = False
+    running: tuple[str, ...] = ()
+
+
+def submit_args(job: Submission) -> list[Arg]:
+    """The 16 values of enter.lua."""
+    retry_max = job.options.retry.get("max_attempts", 3)
+    key = ""
+    if job.idempotency_key is not None:
+        key = hashlib.sha256(f"{job.tenant}\0{job.idempotency_key}".encode()).hexdigest()[:32]
+    return [
+        job.id, job.task, job.version, job.tenant, job.queue, job.priority, job.payload,
+        msgspec.json.encode(job.options), retry_max,
+        "" if job.delay is None else int(job.delay * 1000),
+        "" if job.run_at is None else int(job.run_at * 1000),
+        "" if job.expires_in is None else int(job.expires_in * 1000),
+        job.concurrency_key or "", job.concurrency_limit if job.concurrency_key else "",
+        key, job.fingerprint() if key else "",
+    ]  # fmt: skip
+
+
+def submitted(reply: list[bytes]) -> list[Submitted | KeyReused]:
+    """The answers in a reply of submit.lua."""
+    answers: list[Submitted | KeyReused] = []
+    for i in range(0, len(reply), 4):
+        id, replayed, stamp, state = reply[i : i + 4]
+        if state == b"reused":
+            answers.append(KeyReused())
+        else:
+            answers.append(Submitted(id.decode(), bool(replayed), int(stamp), State(state.decode())))
+    return answers

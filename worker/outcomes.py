@@ -1,0 +1,69 @@
+"""How attempts ended, until Redis has it: many a round trip, and kept while Redis is away."""
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import structlog
+
+from shared.errors import Unavailable
+from shared.queue import Batch, Finish, Queue
+
+MOST = 2000  # outcomes that may wait to be written before no more jobs are claimed
+
+log = structlog.get_logger("worker")
+
+
+class Outcomes:
+    """Writes outcomes. A job stays in `held`, and so keeps its lease, until its outcome is written.
+
+    `away` is called at every fault of Redis, `room` whenever more jobs may be claimed than before, or none are left.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        held: dict[str, tuple[str, float]],
+        *,
+        away: Callable[[], None],
+        room: Callable[[], None],
+    ) -> None:
+        self.unwritten = 0
+        self._queue, self._held, self._away, self._room = queue, held, away, room
+        self._batch = Batch(self._write, limit=500, room=1 << 20, size=lambda one: len(one.body) + 256, waiting=1 << 20)
+
+    @property
+    def full(self) -> bool:
+        """Too much is unwritten: claim no more."""
+        return self.unwritten >= MOST
+
+    def put(self, finish: Finish) -> None:
+        """Has it written, for as long as it takes."""
+        self.unwritten += 1
+        self._batch.call(finish).add_done_callback(lambda written: self._written(finish, written))
+
+    def _written(self, finish: Finish, answer: "asyncio.Future[str]") -> None:
+        self.unwritten -= 1
+        if self.unwritten in (0, MOST - 1):
+            self._room()
+        held = self._held.get(finish.id)
+        if held is not None and held[0] == finish.token:
+            del self._held[finish.id]
+        if answer.cancelled():
+            return
+        if (error := answer.exception()) is not None:
+            log.error("an outcome could not be written", job_id=finish.id, outcome=finish.outcome, exc_info=error)
+        elif answer.result() != "ok":
+            log.warning("an outcome came too late", job_id=finish.id, outcome=finish.outcome, answer=answer.result())
+
+    async def _write(self, outcomes: list[Finish]) -> list[str]:
+        # The fence decides what an outcome is worth that comes late.
+        pause = 0.05
+        while True:
+            try:
+                return await self._queue.finish(outcomes)
+            except Unavailable as error:
+                self._away()
+                log.warning("Redis is away", during="finish", outcomes=len(outcomes), error=str(error))
+                await asyncio.sleep(pause * random.uniform(0.5, 1))
+                pause = min(2 * pause, 2.0)
