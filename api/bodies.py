@@ -7,7 +7,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from shared.errors import Invalid, TooLarge
+from shared.errors import Invalid, Malformed, TooLarge
 
 DEPTH = 64  # of JSON
 TOTAL = 60.0  # seconds for the body of one job
@@ -67,17 +67,17 @@ async def read_body(request: Request, limit: int, *, total: float = TOTAL) -> by
 
 
 def decode(body: bytes | msgspec.Raw, decoder: Any = _any) -> Any:
-    """The JSON value. Raises HTTPException 400 for what is none, and Invalid for what is nested too deeply."""
+    """The JSON value. Raises Malformed for what is none, and Invalid for what is nested too deeply."""
     try:
         return decoder.decode(body)
     except RecursionError:
         raise Invalid([("", f"is nested more than {DEPTH} levels deep")]) from None
     except UnicodeDecodeError:
-        raise HTTPException(400, "the JSON is malformed: it is not UTF-8") from None
+        raise Malformed("the JSON is malformed: it is not UTF-8") from None
     except msgspec.DecodeError as error:
         if not body:
-            raise HTTPException(400, "there is no body: send a JSON value") from None
-        raise HTTPException(400, f"the JSON is malformed: {_reason(error)}") from None
+            raise Malformed("there is no body: send a JSON value") from None
+        raise Malformed(f"the JSON is malformed: {_reason(error)}") from None
 
 
 def _reason(error: msgspec.DecodeError) -> str:

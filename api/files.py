@@ -15,11 +15,12 @@ import msgspec
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
-from starlette.requests import ClientDisconnect
 
 from api.auth import Tenant
+from api.bodies import refuse_length
+from api.headers import matches
 from api.multipart import OVERHEAD, FilePart
-from shared.errors import Malformed, NotFound, TooLarge
+from shared.errors import NotFound
 from shared.files import FileStore, job_path
 from shared.uploads import delete_upload, find_upload, save_upload
 
@@ -28,7 +29,7 @@ NAME_LIMIT = 255  # characters of an upload's name
 OCTETS = "application/octet-stream"
 _MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}( *;[\x20-\x7e]{0,200})?", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-_TAG = re.compile(r'(W/)?("[^"]*")')
+_TAG = re.compile(r'(?:W/)?"[^"]*"')
 _RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.ASCII | re.IGNORECASE)
 
 router = APIRouter(tags=["files"])
@@ -39,9 +40,7 @@ router = APIRouter(tags=["files"])
 
 async def _body(request: Request, limit: int) -> AsyncIterator[bytes]:
     """The request's body. Raises TooLarge before it reads any if the client says that it sends more than `limit`."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise TooLarge("the upload", limit)
+    refuse_length(request, limit, "the upload")
     stream = request.stream()
     while True:
         try:
@@ -49,8 +48,6 @@ async def _body(request: Request, limit: int) -> AsyncIterator[bytes]:
                 chunk = await anext(stream, None)
         except TimeoutError:
             raise HTTPException(408, f"no byte came for {IDLE:g} s") from None
-        except ClientDisconnect:
-            raise Malformed("the body ended early") from None
         if chunk is None:
             return
         if chunk:
@@ -185,11 +182,6 @@ def _attachment(name: str) -> str:
     return f'attachment; filename="{plain}"' + (f"; filename*=UTF-8''{quote(last, safe='')}" if plain != last else "")
 
 
-def _names(tags: str, etag: str, *, weakly: bool) -> bool:
-    """Whether a list of entity tags (RFC 9110, 8.8.3) has this one, or is `*`."""
-    return tags.strip() == "*" or any(tag == etag and (weakly or not weak) for weak, tag in _TAG.findall(tags))
-
-
 def _span(request: Request, etag: str, size: int) -> tuple[int, int] | None:
     """The range [start, end) that a GET asks for, None for the whole. Raises HTTPException 416 for one outside.
 
@@ -214,9 +206,10 @@ def _span(request: Request, etag: str, size: int) -> tuple[int, int] | None:
 async def _serve(request: Request, file: Served) -> Response:
     headers = file.headers
     etag = headers["ETag"]
-    if (tags := request.headers.get("if-match")) is not None and not _names(tags, etag, weakly=False):
+    wanted = request.headers.get("if-match")
+    if wanted is not None and wanted.strip() != "*" and etag not in _TAG.findall(wanted):
         raise HTTPException(412, "the file is not the one that If-Match names")
-    if (tags := request.headers.get("if-none-match")) is not None and _names(tags, etag, weakly=True):
+    if matches(request.headers, etag):
         return Response(status_code=304, headers=headers)
     span = _span(request, etag, file.size)
     start, end = span or (0, file.size)

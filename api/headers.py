@@ -3,12 +3,12 @@
 import re
 
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from api.edge import TRACEPARENT
 from api.waiting import LONGEST
 from shared.durations import seconds
+from shared.errors import Malformed
 
 KEY_BYTES = 255
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"[ \t]*(?:;.*)?')  # a String of RFC 8941, its parameters passed over
@@ -18,23 +18,23 @@ _FLAGS = {"true": True, "1": True, "": True, "false": False, "0": False}
 
 
 def idempotency_key(headers: Headers) -> str | None:
-    """The key, quoted or bare. Raises HTTPException 400 for one that is none."""
+    """The key, quoted or bare. Raises Malformed for one that is none."""
     values = headers.getlist("idempotency-key")
     if not values:
         return None
     if len(values) > 1:
-        raise HTTPException(400, "Idempotency-Key: send one")
+        raise Malformed("Idempotency-Key: send one")
     try:
         text = values[0].strip().encode("latin-1").decode()
     except UnicodeDecodeError:
-        raise HTTPException(400, "Idempotency-Key: is not UTF-8") from None
+        raise Malformed("Idempotency-Key: is not UTF-8") from None
     if text.startswith('"'):
         match = _QUOTED.fullmatch(text)
         if match is None:
-            raise HTTPException(400, "Idempotency-Key: the quotes do not fit")
+            raise Malformed("Idempotency-Key: the quotes do not fit")
         text = re.sub(r"\\(.)", r"\1", match[1])
     if not 0 < len(text.encode()) <= KEY_BYTES:
-        raise HTTPException(400, f"Idempotency-Key: must have 1 to {KEY_BYTES} bytes")
+        raise Malformed(f"Idempotency-Key: must have 1 to {KEY_BYTES} bytes")
     return text
 
 
@@ -62,19 +62,19 @@ def matches(headers: Headers, etag: str) -> bool:
 
 
 def waited(request: Request) -> float | None:
-    """Seconds of `?wait=`, a duration or a number, capped; None without it. Raises HTTPException 400."""
+    """Seconds of `?wait=`, a duration or a number, capped; None without it. Raises Malformed."""
     text = request.query_params.get("wait")
     if text is None:
         return None
     try:
         return min(LONGEST, seconds(float(text) if _NUMBER.fullmatch(text) else text))
     except ValueError as error:
-        raise HTTPException(400, f"wait: {str(error)[:300]}") from None
+        raise Malformed(f"wait: {str(error)[:300]}") from None
 
 
 def flag(request: Request, name: str) -> bool:
-    """A query parameter that is true or false, false without it. Raises HTTPException 400."""
+    """A query parameter that is true or false, false without it. Raises Malformed."""
     text = request.query_params.get(name, "false").lower()
     if text not in _FLAGS:
-        raise HTTPException(400, f"{name}: must be true or false")
+        raise Malformed(f"{name}: must be true or false")
     return _FLAGS[text]

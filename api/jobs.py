@@ -1,5 +1,6 @@
 """One job over HTTP: submitted, looked at, waited for, its result, cancelled."""
 
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -11,7 +12,8 @@ from starlette.routing import Route
 from api.bodies import content_type, read_body
 from api.headers import flag, idempotency_key, matches, preferred_wait, traceparent, waited
 from api.problems import RETRY_AFTER, Problem
-from api.state import Plain, Served, served
+from api.routing import JOB, Plain
+from api.state import Served, served
 from api.waiting import steadily, until
 from shared.errors import NotFound, Unavailable
 from shared.jobs import Failure, Record, State, Submission, view
@@ -69,7 +71,7 @@ async def _enqueue(state: Served, submission: Submission) -> tuple[Submitted, Re
         submitted = await steadily(lambda: queue.submit(submission))
         if not submitted.replayed and submitted.state in (State.QUEUED, State.SCHEDULED):
             return submitted, fresh(submission, submitted)
-        record = await steadily(lambda: queue.get(submitted.id, tenant=submission.tenant))
+        record = await steadily(partial(queue.get, submitted.id, tenant=submission.tenant))
         if record is not None:
             return submitted, record
         # The first job's record expired between the two; so did its key.
@@ -225,7 +227,7 @@ async def cancel_job(request: Request) -> Response:
 
 ROUTES = [
     Route("/v1/jobs", Plain(submit_job), methods=["POST"]),
-    Route("/v1/jobs/{id:job}", Plain(show_job), methods=["GET"]),
-    Route("/v1/jobs/{id:job}/result", Plain(show_result), methods=["GET"]),
-    Route("/v1/jobs/{id:job}/cancel", Plain(cancel_job), methods=["POST"]),
+    Route(JOB, Plain(show_job), methods=["GET"]),
+    Route(f"{JOB}/result", Plain(show_result), methods=["GET"]),
+    Route(f"{JOB}/cancel", Plain(cancel_job), methods=["POST"]),
 ]

@@ -20,6 +20,7 @@ from shared.errors import (
     BadCursor,
     Invalid,
     KeyReused,
+    Malformed,
     NotFound,
     TandemError,
     TooLarge,
@@ -33,6 +34,7 @@ SHOWN_ERRORS = 20  # of one problem
 
 # What it means here: status, the last part of `type`, `title`.
 KNOWN: dict[type[TandemError], tuple[int, str, str]] = {
+    Malformed: (400, "malformed", "The request is malformed"),
     Invalid: (422, "validation", "The request is not valid"),
     UnknownTask: (422, "unknown-task", "The task is not known"),
     KeyReused: (422, "idempotency-key-reused", "The idempotency key was used for something else"),
@@ -119,13 +121,15 @@ def of_error(error: TandemError) -> Problem:
         raise error
     errors: Sequence[tuple[str, str]] = ()
     headers: dict[str, str] = {}
+    detail = str(error)
     if isinstance(error, Invalid):
         errors = error.errors
+        detail = "; ".join(f"{at or 'the job'} {text}" for at, text in errors)
     elif isinstance(error, UnknownTask):
         errors = [("/task", str(error))]
     elif isinstance(error, Unavailable):
         headers = {"Retry-After": RETRY_AFTER}
-    return Problem(status=status, type=kind, title=title, detail=str(error)[:2000], errors=errors, headers=headers)
+    return Problem(status=status, type=kind, title=title, detail=detail[:2000], errors=errors, headers=headers)
 
 
 def of_http(error: HTTPException) -> Problem:

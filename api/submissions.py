@@ -104,7 +104,7 @@ def _compile(entry: Entry) -> Compiled:
     # With an id of its own, `#/$defs/…` inside means the payload's schema and not the whole.
     payload = {"$id": f"urn:tandem:{entry.name}:{entry.version}", **entry.payload_schema}
     schema = schema_of(entry, payload)
-    options = {**OPTIONS, "properties": {**OPTIONS["properties"], **dict.fromkeys(_NOT_YET, {"type": "null"})}}
+    options = {**OPTIONS, "properties": {**OPTIONS["properties"], **{name: {"type": "null"} for name in _NOT_YET}}}
     schema["properties"] |= {"idempotency_key": KEY, "options": options}
     try:
         validator = Draft202012Validator(schema, offline=True)
@@ -128,11 +128,11 @@ class Submissions:
     ) -> Submission:
         """The job in a body. `item`: of a bulk, which may carry an idempotency key.
 
-        Raises Invalid, UnknownTask, Unavailable, and HTTPException 400 for what is no JSON.
+        Raises Invalid, UnknownTask, Unavailable, and Malformed for what is no JSON.
         """
         value = decode(body)
         if not isinstance(value, dict):
-            raise Invalid([("", "a job must be a JSON object")])
+            raise Invalid([("", "must be a JSON object")])
         refuse_depth(value, body)
         compiled = await self._compiled_for(value)
         value.setdefault("payload", {})
@@ -145,7 +145,9 @@ class Submissions:
             if key is not None and len(key.encode()) > KEY_BYTES:
                 raise Invalid([("/idempotency_key", f"must have at most {KEY_BYTES} bytes")])
         payload = bytes(_envelope.decode(body).payload)
-        return _submission(compiled, payload, value.get("options") or {}, tenant, key, traceparent)
+        return _submission(
+            compiled, payload, value.get("options") or {}, tenant=tenant, key=key, traceparent=traceparent
+        )
 
     async def _compiled_for(self, value: dict[str, Any]) -> Compiled:
         task = value.get("task")
@@ -191,7 +193,7 @@ def _worded(at: str, text: str, value: dict[str, Any]) -> str:
 
 
 def _submission(
-    compiled: Compiled, payload: bytes, given: dict[str, Any], tenant: str, key: str | None, traceparent: str | None
+    compiled: Compiled, payload: bytes, given: dict[str, Any], *, tenant: str, key: str | None, traceparent: str | None
 ) -> Submission:
     entry, options = compiled.entry, compiled.options
     priority = entry.defaults.get("priority", "normal")

@@ -1,4 +1,4 @@
-"""Waiting for jobs and for Redis: never longer than asked, never in a busy loop, and not beyond the end of the service."""
+"""Waiting for jobs and for Redis: never longer than asked, never in a busy loop, and not beyond the service's end."""
 
 import asyncio
 import time

@@ -28,7 +28,7 @@ TABLE_FILE = "demo.db"
 JOB_LIMIT = 60.0  # seconds for one job of the demo
 CATALOGUE_LIMIT = 30.0  # seconds until the API knows what the workers can do
 SHOWN_ITEMS = 4  # output items of one job
-SHOWN_WIDTH = 160  # characters of one line
+SHOWN_WIDTH = 200  # characters of one line
 LINE_MAX = 4 << 20  # bytes; an entry holds a result of at most 256 KiB
 
 QUERY = (

@@ -84,8 +84,6 @@ def plan(options: Options, settings: Settings, data: Path) -> Plan:
     else:
         env["TANDEM_HTTP_ALLOW"] = ",".join(LOOPBACK)
         notes.append(f"TANDEM_HTTP_ALLOW is not set: tasks may also reach this machine ({_listed(LOOPBACK)})")
-    if not settings.keys:
-        notes.append("TANDEM_KEYS is not set: whoever can reach the API's address may use it")
     env["TANDEM_DRAIN"] = f"{min(settings.drain, DRAIN):g}"
     env["PYTHONUNBUFFERED"] = "1"
     connection = "tandem_demo" if "demo" in settings.sql else "demo"

@@ -19,13 +19,13 @@ _ID = re.compile(r"([0-9]{16})-([0-9]{5})", re.ASCII)
 
 
 class Position(NamedTuple):
-    """A place in a stream: (stamp in µs, index)."""
+    """A place in a stream: the stamp in µs, and which of the items below it."""
 
     stamp: int
-    index: int
+    item: int
 
     def __str__(self) -> str:
-        return f"{self.stamp:016d}-{self.index:05d}"
+        return f"{self.stamp:016d}-{self.item:05d}"
 
 
 START = Position(0, 0)

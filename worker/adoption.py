@@ -5,6 +5,7 @@ or any that writes the same as JSON. Keyword arguments are the payload; a single
 """
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,10 @@ from shared import catalogue
 from shared.jobs import Options, Submission, new_id
 from shared.queue import Queue
 from shared.retry import RetryPolicy
+from worker.job import Job
 from worker.task import Task, of, task
+
+PAUSE = 0.5  # seconds to the next look, when what lies there is nothing for us
 
 log = structlog.get_logger("worker")
 
@@ -77,27 +81,33 @@ class Adoption:
     def __init__(self, queue: Queue, entries: Mapping[str, catalogue.Entry]) -> None:
         self._queue, self._entries = queue, entries
         self._left_alone: set[str] = set()
+        self._again = 0.0  # monotonic time before which there is nothing to look for
 
-    async def adopt(self) -> None:
-        """One portion of them."""
+    async def adopt(self) -> int:
+        """One portion of them; how many there were."""
+        if time.monotonic() < self._again:
+            return 0
         jobs = []
-        for foreign, due, data in await self._queue.foreign():
+        for foreign, due, data in await self._queue.foreign(skip=self._left_alone):
             job = submission(foreign, due, data, self._entries)
             if job is not None:
                 jobs.append((foreign, job))
-            elif foreign not in self._left_alone and len(self._left_alone) < 1000:
+            elif len(self._left_alone) < 1000:
                 self._left_alone.add(foreign)
                 log.warning("a job of another arq client is no JSON and is left alone", arq_id=foreign)
         if jobs:
             await self._queue.adopt(jobs)
+        else:
+            self._again = time.monotonic() + PAUSE
+        return len(jobs)
 
 
-def cron_task(job: CronJob, ctx: dict[Any, Any]) -> Task:
+def cron_task(cron: CronJob, ctx: dict[Any, Any]) -> Task:
     """A cron job of arq as a task: its coroutine gets arq's context. Its ticks come through arq's own queue."""
 
-    @task("cron", timeout=job.timeout_s or 300.0, retry=RetryPolicy(max_attempts=job.max_tries or 1))
-    async def tick(payload: dict[str, Any]) -> Any:  # noqa: ARG001 - a tick has no arguments
-        return await job.coroutine(ctx)
+    @task("cron", timeout=cron.timeout_s or 300.0, retry=RetryPolicy(max_attempts=cron.max_tries or 1))
+    async def tick(job: Job, payload: dict[str, Any]) -> Any:  # noqa: ARG001 - a tick has no arguments
+        return await cron.coroutine({**ctx, "job_id": job.id, "job_try": job.attempt, "score": job.stamp // 1000})
 
     made = of(tick)
-    return dataclasses.replace(made, entry=msgspec.structs.replace(made.entry, name=job.name))
+    return dataclasses.replace(made, entry=msgspec.structs.replace(made.entry, name=cron.name))

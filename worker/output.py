@@ -6,6 +6,7 @@ for readers.
 """
 
 import asyncio
+import contextlib
 import random
 from collections import deque
 from collections.abc import Callable
@@ -44,7 +45,7 @@ class JobOutput:
     """The sink of one attempt (see `worker.job.Sink`)."""
 
     __slots__ = (
-        "_buffered", "_entries", "_flight", "_lost", "_number", "_outbox", "_progress", "_progress_at", "_refused",
+        "_buffered", "_due", "_entries", "_flight", "_lost", "_more", "_number", "_outbox", "_progress", "_refused",
         "_room", "_told", "dropped", "full", "id", "token",
     )  # fmt: skip
 
@@ -53,20 +54,22 @@ class JobOutput:
         self.full = False
         self.dropped = 0  # log entries for which there was no room
         self._told = 0
-        self._refused = False
+        self._refused: Exception | None = None
         self._outbox, self._lost = outbox, lost
         self._entries: deque[tuple[str, bytes]] = deque()
         self._buffered = 0
         self._number = 0
         self._progress: bytes | None = None
-        self._progress_at = 0.0
+        self._due = 0.0  # when the next progress may leave, on the loop's clock
+        self._more: asyncio.Event | None = None  # while progress waits for its time: something else came
         self._room: asyncio.Event | None = None
         self._flight: asyncio.Task[None] | None = None
 
     async def progress(self, body: bytes) -> None:
         """The newest state is what counts: it replaces one that has not left yet."""
-        self._progress = body
-        self._start()
+        if not self.full:
+            self._progress = body
+            self._start()
 
     async def output(self, item: bytes) -> None:
         """One item. Raises TaskError `too_large` once the job has said all it may."""
@@ -75,7 +78,7 @@ class JobOutput:
             self._room.clear()
             await self._room.wait()
         if self.full:
-            raise _too_large()
+            raise self._refused or _too_large()
         self._put("output", item)
 
     def log(self, body: bytes) -> None:
@@ -86,28 +89,36 @@ class JobOutput:
             self._put("log", body)
 
     def _put(self, kind: str, body: bytes) -> None:
+        if b"\n" in body:
+            body = body.replace(b"\n", b" ")  # a report has a value a line; in JSON a raw line end is only white space
         self._entries.append((kind, body))
         self._buffered += len(body)
         self._start()
+        if self._more is not None:
+            self._more.set()
 
     def _start(self) -> None:
         if self._flight is None or self._flight.done():
             self._flight = asyncio.get_running_loop().create_task(self._fly())
 
     async def _fly(self) -> None:
-        while (report := await self._next()) is not None:
-            word = await self._outbox.send(report)
-            if word != "ok":
-                self._stop(word, report.type)
-                return
-            if report.type != "progress":
-                self._buffered -= len(report.body) - report.body.count(b"\n")
-            if self._room is not None and self._buffered <= BUFFER:
-                self._room.set()
+        try:
+            while (report := await self._next()) is not None:
+                word = await self._outbox.send(report)
+                if word != "ok":
+                    self._stop(word, report.type)
+                    return
+                if report.type != "progress":
+                    self._buffered -= len(report.body) - report.body.count(b"\n")
+                if self._room is not None and self._buffered <= BUFFER:
+                    self._room.set()
+        except Exception as error:  # noqa: BLE001 - a fault of ours or of Redis: the attempt must not count what it said
+            self._refused = error
+            self._stop("failed", "")
 
     def _stop(self, word: str, kind: str) -> None:
-        if word == "full":
-            self._refused = kind == "output" or any(kind == "output" for kind, _ in self._entries)
+        if word == "full" and (kind == "output" or any(kind == "output" for kind, _ in self._entries)):
+            self._refused = _too_large()
         self.full = True  # nothing more is taken, whichever way it ended
         self._entries.clear()
         self._progress = None
@@ -118,18 +129,20 @@ class JobOutput:
             self._lost()
 
     async def _next(self) -> Report | None:
-        if self._entries:
-            return self._chunk()
-        if self._progress is None:
-            return None
         loop = asyncio.get_running_loop()
-        wait = self._progress_at + PACE - loop.time()
-        if wait > 0:
-            await asyncio.sleep(wait)
-            if self._entries:
-                return self._chunk()
-        body, self._progress, self._progress_at = self._progress, None, loop.time()
-        return self._report("progress", body)
+        while not self._entries:
+            if self._progress is None:
+                return None
+            wait = self._due - loop.time()
+            if wait <= 0:
+                body, self._progress, self._due = self._progress, None, loop.time() + PACE
+                return self._report("progress", body)
+            self._more = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._more.wait()
+            self._more = None
+        return self._chunk()
 
     def _chunk(self) -> Report:
         kind, body = self._entries.popleft()
@@ -146,16 +159,18 @@ class JobOutput:
 
     async def drain(self) -> None:
         """Returns when all that was said is written, or is known to be refused. Raises TaskError if output was."""
-        if self.dropped > self._told:
-            self._told = self.dropped
-            self._entries.append(("log", b'{"level":"warning","message":"%d log entries were dropped"}' % self.dropped))
+        if self.dropped > self._told and not self.full:
+            count, self._told = self.dropped - self._told, self.dropped
+            self._put("log", b'{"level":"warning","message":"%d log entries were dropped"}' % count)
+        self._due = 0.0  # the last progress need not wait for its time
+        if self._more is not None:
+            self._more.set()
+        while not self.full and (self._pending or (self._flight is not None and not self._flight.done())):
             self._start()
-        self._progress_at = 0.0  # the last progress need not wait for its pace
-        while self._flight is not None and not self.full and (self._pending or not self._flight.done()):
-            self._start()
-            await asyncio.shield(self._flight)
-        if self._refused:
-            raise _too_large()
+            if self._flight is not None:
+                await asyncio.shield(self._flight)
+        if self._refused is not None:
+            raise self._refused
 
     @property
     def _pending(self) -> bool:

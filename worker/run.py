@@ -1,20 +1,22 @@
-"""One attempt, from the claim to the outcome: decode → execute → encode → classify, over one value.
+"""One attempt, from the claim to the outcome: decode → execute → encode → drain → classify, over one value.
 
 An attempt ends in a Finish, or in None when its job is no longer this worker's.
 """
 
 import asyncio
+import contextlib
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import structlog
 from pydantic import ValidationError
 
-from shared.jobs import Failure, Options, State
+from shared.jobs import Options, State
 from shared.queue import Claimed, Finish
 from shared.retry import RetryPolicy, delay
-from worker.failures import Fault, fault, invalid_payload, timed_out
+from worker.errors import TaskError
+from worker.failures import Fault, broken, fault, invalid_payload, timed_out
 from worker.files import FileRef
 from worker.job import Find, Job
 from worker.output import JobOutput, Outbox
@@ -22,6 +24,7 @@ from worker.resources import Resources
 from worker.task import Task, execute
 
 LARGEST = 256 << 10  # bytes of a result that the record holds; a larger one becomes a file
+LAST_WORDS = 1.0  # seconds for what a job said before it was interrupted to be written
 
 # Why a run was cancelled from outside. Whoever cancels says so first.
 Cause = Literal["cancel", "lost", "shutdown"]
@@ -31,13 +34,16 @@ _options = msgspec.json.Decoder(Options)
 
 
 class Run:
-    """One attempt of one job on this worker."""
+    """One attempt of one job on this worker. `grace`: seconds until code that ignores its timeout is told again."""
 
-    __slots__ = ("cause", "claimed", "handle", "job", "options", "output", "started", "task")
+    __slots__ = ("cause", "claimed", "grace", "handle", "job", "options", "output", "started", "task")
 
-    def __init__(self, claimed: Claimed, task: Task, outbox: Outbox, resources: Resources, find: Find) -> None:
+    def __init__(
+        self, claimed: Claimed, task: Task, outbox: Outbox, resources: Resources, *, find: Find, grace: float
+    ) -> None:
         self.claimed = claimed
         self.task = task
+        self.grace = grace
         self.options = _options.decode(claimed.options)
         self.started = time.time()
         self.cause: Cause | None = None
@@ -66,44 +72,74 @@ class Run:
 
     async def attempt(self) -> Finish | None:
         """The whole line of steps."""
-        limit = self.options.timeout
-        finish: Finish | None
         try:
-            try:
-                async with asyncio.timeout(limit) as clock:
-                    finish = await self._execute()
-            except TimeoutError:
-                if not clock.expired():
-                    raise  # the code's own
-                finish = await self._failed(timed_out(limit), "timeout")
+            finish = await self._outcome()
         except asyncio.CancelledError:
             finish = self.interrupted()
-        except Exception as error:  # noqa: BLE001 - whatever a task raises is this attempt's failure, and no more
-            finish = await self._failed(fault(error), "failed", error)
+            if finish is not None:
+                # What it said before belongs to its output. This takes a round trip; without Redis nobody waits.
+                with contextlib.suppress(Exception):
+                    async with asyncio.timeout(LAST_WORDS):
+                        await self.output.drain()
         if finish is None:
             self.output.abandon()
         return finish
 
-    async def _execute(self) -> Finish:
+    async def _outcome(self) -> Finish | None:
+        limit = self.options.timeout
         try:
             payload = self.task.decode(self.claimed.payload)
         except ValidationError as error:
-            return await self._failed(invalid_payload(error), "failed")
-        value = await execute(self.task, self.job, payload)
-        body = self.task.encode(value)
-        if len(body) > LARGEST:
-            body = await self._keep(body)
-        await self.output.drain()
+            return await self._failed(invalid_payload(error))
+        body, failure = b"", None
+        # asyncio.timeout cancels once; code that ignores it is told a second time, while its lease still holds.
+        again = asyncio.get_running_loop().call_later(limit + self.grace, self._nag)
+        clock = asyncio.timeout(limit)
+        try:
+            async with clock:
+                body = await self._execute(payload)
+        except asyncio.CancelledError:
+            if self.cause is not None or not clock.expired():
+                raise
+        except Exception as error:  # noqa: BLE001 - whatever a task raises is this attempt's failure, and no more
+            failure = error
+        finally:
+            again.cancel()
+        # Code may turn a cancellation into anything, or into nothing: why it was cancelled decides, not what it did.
+        if self.cause in ("cancel", "lost") or (self.cause is not None and failure is not None):
+            return self.interrupted()
+        if clock.expired():
+            return await self._failed(timed_out(limit), "timeout")
+        if failure is None:
+            # Outside of the timeout: that Redis is away is not the code's fault.
+            try:
+                await self.output.drain()
+            except Exception as error:  # noqa: BLE001 - output that is refused fails the attempt like the code's own errors
+                failure = error
+        if failure is not None:
+            return await self._failed(fault(failure), error=failure)
         files = msgspec.json.encode(self.job.written) if self.job.written else b""
         return Finish(self.claimed.id, self.claimed.token, State.SUCCEEDED, "succeeded", body, 0.0, files)
 
+    def _nag(self) -> None:
+        if self.handle is not None:
+            self.handle.cancel()
+
+    async def _execute(self, payload: Any) -> bytes:
+        body = self.task.encode(await execute(self.task, self.job, payload))
+        return body if len(body) <= LARGEST else await self._keep(body)
+
     async def _keep(self, body: bytes) -> bytes:
         """A large result becomes a file of the job, and the result names it."""
-        ref: FileRef = await self.job.files.write("result.json", body, content_type="application/json")
+        taken = {view["name"] for view in self.job.written}
+        name = next(
+            name for name in ("result.json", *map("result-{}.json".format, range(len(taken)))) if name not in taken
+        )
+        ref: FileRef = await self.job.files.write(name, body, content_type="application/json")
         return msgspec.json.encode({"file": ref.model_dump(mode="json", exclude_none=True)})
 
     async def _failed(
-        self, what: Fault, outcome: Literal["failed", "timeout"], error: Exception | None = None
+        self, what: Fault, outcome: Literal["failed", "timeout"] = "failed", *, error: Exception | None = None
     ) -> Finish:
         log.info(
             "attempt failed",
@@ -116,17 +152,23 @@ class Run:
         )
         try:
             await self.output.drain()
-        except Exception as refused:  # noqa: BLE001 - what was said is refused too; the first failure says more
+        except TaskError as refused:  # what was said is refused too; the first failure says more
             log.debug("output refused", job_id=self.claimed.id, error=str(refused))
-        failure = what.of(self.claimed.attempt)
         policy = RetryPolicy.model_validate(
             {**self.task.retry.model_dump(), **self.options.retry, "max_attempts": self.claimed.max_attempts}
         )
-        wait = delay(policy, self.claimed.attempt, retryable=what.retryable, after=what.after)
-        return self._finish(State.FAILED if wait is None else State.RETRYING, outcome, failure, wait or 0.0)
+        return self._finish(what, policy, outcome)
 
-    def _finish(self, to: State, outcome: Literal["failed", "timeout"], failure: Failure, wait: float) -> Finish:
-        return Finish(self.claimed.id, self.claimed.token, to, outcome, msgspec.json.encode(failure), wait)
+    def _finish(self, what: Fault, policy: RetryPolicy, outcome: Literal["failed", "timeout"]) -> Finish:
+        wait = delay(policy, self.claimed.attempt, retryable=what.retryable, after=what.after)
+        to = State.FAILED if wait is None else State.RETRYING
+        body = msgspec.json.encode(what.of(self.claimed.attempt))
+        return Finish(self.claimed.id, self.claimed.token, to, outcome, body, wait or 0.0)
+
+    def broken(self) -> Finish:
+        """What follows from an error of this program's own: it is charged, or the job would come back for ever."""
+        self.output.abandon()
+        return self._finish(broken(), RetryPolicy(max_attempts=self.claimed.max_attempts), "failed")
 
     def interrupted(self) -> Finish | None:
         """What follows from a cancellation, by its cause."""
@@ -136,4 +178,8 @@ class Run:
         if self.cause == "lost":
             return None
         # Shutdown: handed back, uncharged. A cancellation that nobody gave a cause is the event loop's own end.
+        return self.handed_back()
+
+    def handed_back(self) -> Finish:
+        """For the next worker, uncharged."""
         return Finish(self.claimed.id, self.claimed.token, State.QUEUED, "released")

@@ -1,8 +1,7 @@
 """The worker: arq gives the process shell, hooks, cron, burst and signals; loop, claim and run are ours.
 
 claims:  sleep on the bells → claim a batch → a task a job ─▶ run.py ─▶ outcomes, written many a round trip
-heart:   a thread that keeps the leases (shared/queue/heart.py)
-own bell: cancels, and jobs that only this worker can run
+news:   cancels, lost leases, jobs that only this worker can run (news.py)
 """
 
 import asyncio
@@ -12,7 +11,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from signal import Signals
@@ -21,17 +20,21 @@ from typing import Any
 import arq.worker
 import structlog
 from arq.connections import ArqRedis
+from redis.exceptions import RedisError
 
 from shared import catalogue
 from shared.errors import Unavailable
 from shared.jobs import State
-from shared.queue import Claim, Claimed, Finish, Heart, Queue, WorkerInfo, pool
+from shared.queue import Claim, Claimed, Finish, Queue, WorkerInfo, pool
 from shared.settings import Settings
 from worker.adoption import Adoption, cron_task, deserialize, serialize
+from worker.hooks import LONGEST as HOOK
+from worker.hooks import Hooks
+from worker.news import News
 from worker.outcomes import Outcomes
 from worker.output import Outbox
 from worker.resources import Resources
-from worker.run import Cause, Run
+from worker.run import Run
 from worker.task import Task
 
 BLOCK = 2.0  # seconds of sleep at most, jittered: bells are only hints
@@ -78,39 +81,33 @@ class Worker(arq.worker.Worker):
         self._resources = resources
         self._opened: Resources | None = None
         self._outbox = Outbox(self.queue)
+        self._hooks = Hooks(self)
         self._claim_number = 0
+        self._asked = False  # a claim whose answer has not come (yet)
         self._claiming = asyncio.Lock()
         self._changed = asyncio.Event()  # a slot is free, or the end has come
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()  # hand back now
-        self._doubt = False  # after any fault of the connection: beat before claiming
+        self._fault: BaseException | None = None  # what ended a part of this worker, and so ends it all
         self._started_at = time.time()
-        self._heart = Heart(
+        self.news = News(
+            self.queue,
             settings.redis_url,
-            self.queue.prefix,
+            self.runs,
             worker=self.id,
-            catalogue=self.digest,
-            lease=settings.lease,
-            on_beat=self._from_thread(self._beaten),
-            on_unknown=self._from_thread(self._forgotten),
+            tasks=self.digest,
+            claim=self._claim,
+            register=self._register,
         )
-        self._outcomes = Outcomes(self.queue, self._heart.held, away=self._away, room=self._changed.set)
+        self._outcomes = Outcomes(self.queue, self.news.heart.held, away=self.news.distrust, room=self._changed.set)
         self._adoption = Adoption(self.queue, {name: task.entry for name, task in self.known.items()})
-
-    def _away(self) -> None:
-        self._doubt = True
-
-    def _from_thread(self, function: Callable[..., None]) -> Callable[..., None]:
-        def call(*args: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it what the news were about
-                self.loop.call_soon_threadsafe(function, *args)
-
-        return call
 
     # ---------------------------------------------------------------------------------------------------- the shell
 
     async def main(self) -> None:
-        """From registration to retirement; arq's `run` and `async_run` call it."""
+        """From registration to retirement; arq's `run` and `async_run` call it. A worker runs once."""
+        if self._opened is not None:
+            raise RuntimeError("this worker has been run: make another one")
         self.ctx["redis"] = self.pool
         async with AsyncExitStack() as stack:
             self._opened = await stack.enter_async_context(self._resources())
@@ -118,17 +115,31 @@ class Worker(arq.worker.Worker):
                 await self.on_startup(self.ctx)
             if not await self._register():
                 return
-            self._heart.start()
+            self.news.heart.start()
             stack.push_async_callback(self._end)
-            listener = asyncio.create_task(self._listen(), name="own bell")
-            stack.push_async_callback(_ended, listener)
+            stack.push_async_callback(_ended, self._part(self.news.listen(), "news"))
             if self.cron_jobs:
-                crons = asyncio.create_task(self._crons(), name="crons")
-                stack.push_async_callback(_ended, crons)
+                stack.push_async_callback(_ended, self._part(self._crons(), "crons"))
             log.info("worker is ready", worker=self.id, queues=",".join(self.settings.queues), tasks=len(self.known))
             self.ready.set()
             await self._loop()
             await self._drain()
+        if self._fault is not None:
+            raise self._fault
+
+    def _part(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        """A part of the worker as a task of its own. Should it fail, the worker drains, and ends with its error."""
+
+        def over(task: "asyncio.Task[None]") -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("a part of the worker failed", part=name, error=type(error).__name__)
+                self._fault = error
+                self._stopping.set()
+                self._changed.set()
+
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(over)
+        return task
 
     async def _register(self) -> bool:
         info = WorkerInfo(
@@ -166,23 +177,14 @@ class Worker(arq.worker.Worker):
     handle_sig_wait_for_completion = handle_sig
 
     async def _drain(self) -> None:
-        """Lets the running jobs finish for a while, then hands the rest back, uncharged."""
+        """Lets the running jobs finish, after a signal for `drain` seconds at most."""
         self.allow_pick_jobs = False
-        self._heart.draining = True
         if self.runs:
-            with contextlib.suppress(Unavailable):
-                await self.queue.beat(self.id, self.digest, [], draining=True)
             quiet = asyncio.ensure_future(self._idle())
-            await _first(quiet, self._hurry.wait(), timeout=self.settings.drain if self._stopping.is_set() else None)
+            await _first(quiet, self.news.say_draining(), timeout=1)
+            await _first(quiet, self._stopping.wait())  # the last jobs of a burst take the time they need
+            await _first(quiet, self._hurry.wait(), timeout=self.settings.drain)
             quiet.cancel()
-        for run in list(self.runs.values()):
-            run.stop("shutdown")
-        await _first(self._idle(), timeout=self.queue.grace)
-        if self.runs:
-            # Code that does not obey: its job is handed back all the same, and what it still says is refused.
-            log.warning("handing back jobs whose code goes on", jobs=list(self.runs))
-            for run in list(self.runs.values()):
-                self._record(run, Finish(run.claimed.id, run.claimed.token, State.QUEUED, "released"))
 
     async def _idle(self) -> None:
         while self.runs:
@@ -190,17 +192,35 @@ class Worker(arq.worker.Worker):
             await asyncio.sleep(0)
 
     async def _end(self) -> None:
-        """The last outcomes are written, within the lease; then the worker is gone."""
+        """Hands back what still runs, uncharged, and writes the last outcomes, within the lease; then it is gone."""
         self._stopping.set()
-        for run in list(self.runs.values()):  # the loop was cancelled rather than drained
+        self.allow_pick_jobs = False
+        for run in list(self.runs.values()):
             run.stop("shutdown")
         await _first(self._idle(), timeout=self.queue.grace)
+        if self.runs:
+            # Code that does not obey: its job is handed back all the same, and what it still says is refused.
+            log.warning("handing back jobs whose code goes on", jobs=list(self.runs))
+            for run in list(self.runs.values()):
+                run.output.abandon()
+                self._record(run, None if run.cause == "lost" else run.handed_back())
+        await self._recover()
         await _first(self._all_written(), timeout=self.settings.lease)
-        self._heart.stop()
+        await self.news.end()
         with contextlib.suppress(Unavailable):
             await self.queue.retire(self.id)
         await self.queue.close()
         log.info("worker has ended", complete=self.jobs_complete, failed=self.jobs_failed, retried=self.jobs_retried)
+
+    async def _recover(self) -> None:
+        """A claim whose answer was lost may have taken jobs: they are asked for once more, and handed back."""
+        if self._asked:
+            with contextlib.suppress(Unavailable):
+                claim = await self.queue.claim(
+                    self.id, self._claim_number + 1, slots=0, tasks=self.digest, queues=self.settings.queues
+                )
+                for job in claim.jobs:
+                    self._outcomes.put(Finish(job.id, job.token, State.QUEUED, "released"))
 
     async def _all_written(self) -> None:
         while self._outcomes.unwritten:
@@ -208,7 +228,10 @@ class Worker(arq.worker.Worker):
             await self._changed.wait()
 
     async def close(self) -> None:
-        """Ends what arq opened; `main` has ended all else."""
+        """Ends what arq opened. A worker that still runs is ended before, as by a signal."""
+        if self.main_task is not None and not self.main_task.done():
+            self.handle_sig(Signals.SIGUSR1)
+            await asyncio.wait({self.main_task})
         pool, self._pool = self._pool, None
         if pool is not None:
             try:
@@ -235,11 +258,11 @@ class Worker(arq.worker.Worker):
                     pause = 0.05
                     if claim is None or (claim.more and claim.jobs):
                         continue
-                    if self.burst and not claim.more and not claim.foreign and claim.next_due is None and not self.runs:
+                    if self.burst and not self.runs and claim.next_due is None and not (claim.more or claim.foreign):
                         return
                     await self._sleep(bells, claim)
                 except Unavailable as error:
-                    self._doubt = True
+                    self.news.distrust()
                     log.warning("Redis is away", during="claim", error=str(error))
                     await _first(self._stopping.wait(), timeout=pause * random.uniform(0.5, 1))
                     pause = min(2 * pause, 2.0)
@@ -248,7 +271,7 @@ class Worker(arq.worker.Worker):
 
     def _room(self) -> int:
         """Slots for which jobs may be claimed now."""
-        if self._outcomes.full:
+        if self._outcomes.full or not self.allow_pick_jobs:
             return 0
         free = self.max_jobs - len(self.runs)
         if self.burst and self.max_burst_jobs >= 0:
@@ -281,14 +304,16 @@ class Worker(arq.worker.Worker):
         """Takes a batch and starts it; None: the worker was unknown and is registered again."""
         async with self._claiming:
             slots = self._room()
-            if not slots or not self.allow_pick_jobs:
+            if not slots:
                 return None
-            if self._doubt:
-                await self._beat()
+            if self.news.doubt:
+                await self.news.beat()
+            self._asked = True
             # The number grows only once an answer has come: a lost one is asked for again.
             claim = await self.queue.claim(
                 self.id, self._claim_number + 1, slots=slots, tasks=self.digest, queues=self.settings.queues
             )
+            self._asked = False
             if not claim.known:
                 await self._register()
                 return None
@@ -296,7 +321,7 @@ class Worker(arq.worker.Worker):
             for claimed in claim.jobs:
                 self._start(claimed)
         if claim.foreign:
-            await self._adoption.adopt()
+            claim = claim._replace(foreign=await self._adoption.adopt() > 0)
         return claim
 
     def _start(self, claimed: Claimed) -> None:
@@ -306,39 +331,15 @@ class Worker(arq.worker.Worker):
         if before is not None:
             before.stop("lost")  # its lease ended unseen, and the job came back here
         assert self._opened is not None, "claims are made between opening and closing"  # noqa: S101 - narrows the type
-        run = Run(claimed, self.known[claimed.task], self._outbox, self._opened, self.queue.get)
+        task, grace = self.known[claimed.task], self.queue.grace
+        run = Run(claimed, task, self._outbox, self._opened, find=self.queue.get, grace=grace)
         self.runs[claimed.id] = run
         # Until when it is beaten for: code that cannot be stopped must not keep its job for ever.
-        until = time.monotonic() + run.options.timeout + self.queue.grace + self.settings.lease
-        self._heart.held[claimed.id] = (claimed.token, until)
-        run.handle = self.loop.create_task(self._attempt(run) if self._hooked else run.attempt())
+        hooks = HOOK if self._hooks else 0.0
+        until = time.monotonic() + hooks + run.options.timeout + grace + self.settings.lease
+        self.news.heart.held[claimed.id] = (claimed.token, until)
+        run.handle = self.loop.create_task(self._hooks.attempt(run) if self._hooks else run.attempt())
         run.handle.add_done_callback(lambda handle: self._finished(run, handle))
-
-    @property
-    def _hooked(self) -> bool:
-        return bool(self.on_job_start or self.on_job_end or self.after_job_end)
-
-    async def _attempt(self, run: Run) -> Finish | None:
-        """With arq's hooks around it; one that fails is told, and ends neither the job nor the worker."""
-        ctx = {
-            **self.ctx,
-            "job_id": run.claimed.id,
-            "job_try": run.claimed.attempt,
-            "enqueue_time": None,
-            "score": run.job.stamp // 1000,
-        }
-        await self._hook(self.on_job_start, ctx)
-        finish = await run.attempt()
-        await self._hook(self.on_job_end, ctx)
-        await self._hook(self.after_job_end, ctx)
-        return finish
-
-    async def _hook(self, hook: Any, ctx: dict[str, Any]) -> None:
-        if hook is not None:
-            try:
-                await hook(ctx)
-            except Exception:
-                log.exception("a hook failed", job_id=ctx["job_id"])
 
     def _finished(self, run: Run, handle: "asyncio.Task[Finish | None]") -> None:
         if self.runs.get(run.claimed.id) is run:
@@ -347,7 +348,7 @@ class Worker(arq.worker.Worker):
                 finish = run.interrupted()
             elif (error := handle.exception()) is not None:
                 log.error("a run failed outside of its task", job_id=run.claimed.id, exc_info=error)
-                finish = Finish(run.claimed.id, run.claimed.token, State.QUEUED, "released")
+                finish = run.broken()
             else:
                 finish = handle.result()
             self._record(run, finish)
@@ -359,7 +360,7 @@ class Worker(arq.worker.Worker):
         del self.runs[run.claimed.id]
         self._changed.set()
         if finish is None:
-            self._heart.held.pop(run.claimed.id, None)
+            self.news.heart.held.pop(run.claimed.id, None)
             return
         if finish.to is State.SUCCEEDED:
             self.jobs_complete += 1
@@ -369,61 +370,13 @@ class Worker(arq.worker.Worker):
             self.jobs_retried += 1
         self._outcomes.put(finish)
 
-    # ------------------------------------------------------------------------------------------------------ the news
-
-    async def _listen(self) -> None:
-        """What is rung for this worker alone: a cancel, or a job that was set aside for want of a worker like it."""
-        bells = self.queue.bells(self.id)
-        pause = 0.1
-        try:
-            while True:
-                try:
-                    word = await bells.wait(5.0)
-                    pause = 0.1
-                    if word is None:
-                        continue
-                    kind, _, id = word.partition(" ")
-                    if kind == "cancel":
-                        self._stop([id], "cancel")
-                    elif self._room():
-                        await self._claim()
-                except Unavailable:
-                    self._doubt = True
-                    await asyncio.sleep(pause * random.uniform(0.5, 1))
-                    pause = min(2 * pause, 2.0)
-        finally:
-            await bells.close()
-
-    def _stop(self, ids: list[str], cause: Cause) -> None:
-        for id in ids:
-            run = self.runs.get(id)
-            if run is not None and run.cause != cause:
-                run.stop(cause)
-
-    def _beaten(self, lost: list[str], cancelled: list[str]) -> None:
-        self._stop(lost, "lost")
-        self._stop(cancelled, "cancel")
-
-    async def _beat(self) -> None:
-        """Renews the leases from here, before anything new is claimed."""
-        held = [(id, token) for id, (token, _) in self._heart.held.items()]
-        for start in range(0, len(held), 500):
-            _, lost, cancelled = await self.queue.beat(self.id, self.digest, held[start : start + 500])
-            self._beaten(lost, cancelled)
-        self._doubt = False
-
-    def _forgotten(self) -> None:
-        """Redis does not know this worker: it lost its data, or the worker was silent for too long."""
-        if not self._stopping.is_set():
-            asyncio.ensure_future(self._register()).add_done_callback(_told)
-
     async def _crons(self) -> None:
         """arq's cron: it enqueues what is due in arq's own queue, from which it is adopted."""
         while True:
             try:
                 await self.heart_beat()
-            except Exception:
-                log.exception("cron failed")
+            except (RedisError, OSError) as error:
+                log.warning("Redis is away", during="cron", error=type(error).__name__)
             await asyncio.sleep(0.5)
 
 
@@ -445,8 +398,3 @@ async def _first(*awaitables: Any, timeout: float | None = None) -> None:
 async def _ended(task: "asyncio.Task[None]") -> None:
     task.cancel()
     await asyncio.wait({task}, timeout=5)
-
-
-def _told(task: "asyncio.Future[Any]") -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.error("registering failed", exc_info=task.exception())

@@ -15,7 +15,7 @@ Only this package touches the queue's keys, and only its scripts change them (se
 Every record that is not final stands in exactly one of q, later, leases, park and suspects.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from time import perf_counter
 from typing import Any
@@ -270,15 +270,14 @@ class Queue:
         """A connection to sleep on, until one of these queues or workers is rung."""
         return Bells(self._redis, self.prefix, names)
 
-    async def foreign(self, limit: int = 100) -> list[tuple[str, float, bytes | None]]:
-        """Jobs that plain arq clients enqueued: (arq's id, due time in seconds, its bytes)."""
+    async def foreign(self, limit: int = 100, skip: Collection[str] = ()) -> list[tuple[str, float, bytes | None]]:
+        """Jobs that plain arq clients enqueued, `skip` aside: (arq's id, due time in seconds, its bytes)."""
 
         async def call() -> list[tuple[str, float, bytes | None]]:
-            found = await self._redis.zrange("arq:queue", 0, limit - 1, withscores=True)
-            if not found:
-                return []
-            bodies = await self._redis.mget([b"arq:job:" + id for id, _ in found])
-            return [(id.decode(), due / 1000, body) for (id, due), body in zip(found, bodies, strict=True)]
+            found = await self._redis.zrange("arq:queue", 0, limit + len(skip) - 1, withscores=True)
+            wanted = [(name, due) for id, due in found if (name := id.decode(errors="replace")) not in skip]
+            bodies = await self._redis.mget([f"arq:job:{id}" for id, _ in wanted]) if wanted else []
+            return [(id, due / 1000, body) for (id, due), body in zip(wanted, bodies, strict=True)]
 
         found: list[tuple[str, float, bytes | None]] = await reach(call)
         return found

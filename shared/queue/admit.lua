@@ -3,13 +3,14 @@
 -- What a claim needs to know of a record: the life of it, and what the worker gets.
 local CLAIM = { 'f', 'task', 'ver', 'cl', 'payload', 'opts', unpack(LIFE) }
 
+-- A reason names all that a worker has to be, so that of the jobs set aside for one it may take all or none.
 local function obstacle(r, knows)
   if tonumber(r.f) > FORMAT then
-    return 'format:' .. r.f
+    return 'format:' .. r.queue .. ':' .. r.f
   end
   local version = knows(r.task)
   if not version or version < tonumber(r.ver) then
-    return 'task:' .. r.task
+    return 'task:' .. r.queue .. ':' .. r.ver .. ':' .. r.task
   end
   if r.ck then
     local key = 'key:' .. r.tenant .. ':' .. r.ck
@@ -20,14 +21,25 @@ local function obstacle(r, knows)
   return nil
 end
 
--- Sets a job aside for a reason; whatever lifts the reason brings it back. The caller takes it out of its queue.
-local function park(id, r, why)
-  local v = stamp(r)
-  local from_queue = r.state == 'queued'
-  if from_queue then
-    move(id, r, 'waiting', v)
+-- Whether a live worker, as it said of itself, serves the job's queue and can run its task.
+local function suits(worker, r)
+  local w = call('HMGET', P .. 'worker:' .. worker, 'tasks', 'queues', 'draining')
+  if not w[1] or w[3] == '1' or not string.find(',' .. w[2] .. ',', ',' .. r.queue .. ',', 1, true) then
+    return false
   end
-  call('HSET', P .. 'job:' .. id, 'state', 'waiting', 'v', v, 'park', why)
+  local version = tonumber(call('HGET', P .. 'tasks:' .. w[1], r.task) or nil)
+  return version and version >= tonumber(r.ver)
+end
+
+-- Sets a job aside for a reason; whatever lifts the reason brings it back. The caller has taken it out of where it
+-- stood: before, since what happens here may bring it back at once.
+local function park(id, r, why)
+  if r.state == 'queued' then
+    local v = stamp(r)
+    move(id, r, 'waiting', v)
+    call('HSET', P .. 'job:' .. id, 'state', 'waiting', 'v', v)
+  end
+  call('HSET', P .. 'job:' .. id, 'park', why)
   call('ZADD', P .. 'park:' .. why, r.due, id)
   if string.sub(why, 1, 4) == 'key:' then
     return
@@ -35,13 +47,10 @@ local function park(id, r, why)
   call('SADD', P .. 'parked', why)
   wake(r) -- it may have been woken for a slot that it cannot use now
   -- A worker that can run it may be asleep, and the bell of the queue may wake another that cannot.
-  local task = string.match(why, '^task:(.*)$')
   local workers = call('ZREVRANGE', P .. 'workers', 0, 63)
   for i = 1, #workers do
-    local catalogue = call('HGET', P .. 'worker:' .. workers[i], 'tasks')
-    local version = catalogue and task and tonumber(call('HGET', P .. 'tasks:' .. catalogue, task) or nil)
-    if version and version >= tonumber(r.ver) then
-      call_worker(workers[i], 'wake')
+    if suits(workers[i], r) then
+      calls[workers[i]] = true
       return
     end
   end

@@ -72,6 +72,8 @@ class Batch(Generic[T, R]):
             return
         try:
             answers = await self._send([item for item, _ in load])
+            if len(answers) != len(load):
+                raise RuntimeError(f"{len(answers)} answers came for {len(load)} calls")
         except BaseException as error:
             for _, future in load:
                 if not future.done():

@@ -1,6 +1,7 @@
 -- beat(worker, catalogue, draining, then id and token of each job held): renews the leases that still hold, also an
--- ended one that nobody has settled yet; never adds one. Returns known (0: register again), then 'lost' or 'cancel' and the id
--- of each job whose code should stop. A job that is to be cancelled is not renewed: its lease ends with its grace.
+-- ended one that nobody has settled yet; never adds one. Returns known (0: register again), then 'lost' or 'cancel' and
+-- the id of each job whose code should stop. A job that is to be cancelled is not renewed: its lease ends with its
+-- grace.
 
 local worker, catalogue = ARGV[4], ARGV[5]
 local me = P .. 'worker:' .. worker
@@ -8,7 +9,7 @@ local known = call('EXISTS', me)
 if known == 1 then
   call('HSET', me, 'draining', ARGV[6])
   call('ZADD', P .. 'workers', MS, worker)
-  call('PEXPIRE', me, math.max(3 * LEASE, 60000))
+  call('PEXPIRE', me, ALIVE)
   known = call('PEXPIRE', P .. 'tasks:' .. catalogue, 86400000)
 end
 

@@ -30,6 +30,10 @@ end
 local function start(id, r)
   admit(id, r, worker, leases, out)
   taken[#taken + 1] = id
+  if suspect(r) then
+    my[4] = id
+    call('HSET', me, 'suspect', id)
+  end
   bytes = bytes - #r.payload
   free = free - 1
 end
@@ -37,6 +41,12 @@ end
 -- A reply has room for the job; the first one always has.
 local function fits(r)
   return #taken == 0 or #r.payload <= bytes
+end
+
+-- A call before the last one, late on its way: nobody waits for what it would take.
+if my[1] and tonumber(number) < tonumber(my[1]) then
+  commit()
+  return { 1, 0, -1, settled, 0 }
 end
 
 -- The same call again: its reply was lost. What it took and still holds is what it gets.
@@ -54,7 +64,7 @@ if my[1] == number then
   return { 1, 1, 0, settled, 0, unpack(out) }
 end
 
--- Jobs under which two workers were lost: one at a time here, so that a third loss takes no batch with it.
+-- Suspects run one at a time here, so that a third loss takes no batch with it.
 local function holds_suspect()
   if not my[4] then
     return false
@@ -63,12 +73,12 @@ local function holds_suspect()
   return r[1] == 'running' and r[2] and string.match(r[2], '%.(.*)$') == worker
 end
 
-if free > 0 and call('EXISTS', P .. 'suspects') == 1 and not holds_suspect() then
+if call('EXISTS', P .. 'suspects') == 1 and not holds_suspect() then
   local suspects = call('ZRANGE', P .. 'suspects', 0, 255)
   for i = 1, #suspects do
     local id = suspects[i]
     local r = read(id, CLAIM)
-    if not r.state then
+    if r.state ~= 'queued' then
       call('ZREM', P .. 'suspects', id)
     elseif serves[r.queue] then
       local why = obstacle(r, knows)
@@ -77,7 +87,6 @@ if free > 0 and call('EXISTS', P .. 'suspects') == 1 and not holds_suspect() the
         park(id, r, why)
       else
         start(id, r)
-        call('HSET', me, 'suspect', id)
         break
       end
     end
@@ -85,40 +94,50 @@ if free > 0 and call('EXISTS', P .. 'suspects') == 1 and not holds_suspect() the
 end
 
 -- Jobs that were set aside because some other worker could not run them.
+local function lifted(why)
+  local queue, version, task = string.match(why, '^task:([^:]*):(%d+):(.*)$')
+  if queue then
+    return serves[queue] and (knows(task) or 0) >= tonumber(version)
+  end
+  local served, format = string.match(why, '^format:([^:]*):(%d+)$')
+  return serves[served] and tonumber(format) <= FORMAT
+end
+
 local aside = call('SMEMBERS', P .. 'parked')
 for i = 1, #aside do
-  local kind, name = string.match(aside[i], '^(%a+):(.*)$')
-  if (kind == 'task' and knows(name)) or (kind == 'format' and tonumber(name) <= FORMAT) then
-    local ids = free > 0 and call('ZRANGE', P .. 'park:' .. aside[i], 0, slots - 1) or {}
+  if free > 0 and lifted(aside[i]) then
+    local place = P .. 'park:' .. aside[i]
+    local ids = call('ZRANGE', place, 0, slots - 1)
     for j = 1, #ids do
       local id = ids[j]
       local r = read(id, CLAIM)
-      if not r.state then
-        call('ZREM', P .. 'park:' .. aside[i], id)
-      elseif free > 0 and serves[r.queue] then
+      if r.state ~= 'waiting' then
+        call('ZREM', place, id)
+      elseif free > 0 and fits(r) and not expired(id, r) and not (suspect(r) and holds_suspect()) then
         local why = obstacle(r, knows)
-        if why and why ~= aside[i] then
-          call('ZREM', P .. 'park:' .. aside[i], id)
+        call('ZREM', place, id)
+        if why then
           park(id, r, why)
-        elseif not why and fits(r) then
-          call('ZREM', P .. 'park:' .. aside[i], id)
+        else
           start(id, r)
         end
       end
     end
-    if call('EXISTS', P .. 'park:' .. aside[i]) == 0 then
+    if call('EXISTS', place) == 0 then
       call('SREM', P .. 'parked', aside[i])
+    else
+      more = true
     end
   end
 end
 
--- The heads of the queues, read in portions; nothing is taken out of them before the end.
+-- The heads of the queues, read in portions. What starts is taken out of them at the end, all at once.
 local heads = {}
 local function head(queue, prio)
   local key = P .. 'q:' .. queue .. ':' .. prio
   local h = heads[key]
   if not h then
-    h = { key = key, queue = queue, ids = {}, at = 1, from = 0, gone = {} }
+    h = { key = key, ids = {}, at = 1, from = 0, gone = {} }
     heads[key] = h
   end
   if h.at > #h.ids and not h.dry then
@@ -129,17 +148,19 @@ local function head(queue, prio)
   return h.at <= #h.ids and h or nil
 end
 
--- Every 4th slot looks at normal first and every 16th at low first, so that nothing starves; queues take turns.
-local ORDER = {
-  [0] = { 'low', 'normal', 'high' },
-  [4] = { 'normal', 'high', 'low' },
-  [1] = { 'high', 'normal', 'low' },
-}
+-- Every 4th slot looks at normal first and every 16th at low first, so that nothing starves; queues take turns. Each
+-- kind of slot counts on its own: else, of two queues, one would have all the slots that look at low first.
 local function pick(slot)
-  local order = ORDER[slot % 16 == 0 and 0 or slot % 4 == 0 and 4 or 1]
+  local fourths, sixteenths = math.floor(slot / 4), math.floor(slot / 16)
+  local order, turns = { 'high', 'normal', 'low' }, slot - fourths
+  if slot % 16 == 0 then
+    order, turns = { 'low', 'normal', 'high' }, sixteenths
+  elseif slot % 4 == 0 then
+    order, turns = { 'normal', 'high', 'low' }, fourths - sixteenths
+  end
   for i = 1, 3 do
     for j = 0, #queues - 1 do
-      local h = head(queues[(slot + j) % #queues + 1], order[i])
+      local h = head(queues[(turns + j) % #queues + 1], order[i])
       if h then
         return h
       end
@@ -156,38 +177,40 @@ while free > 0 and looked < 4 * slots do
   local id = h.ids[h.at]
   local r = read(id, CLAIM)
   looked = looked + 1
+  local why = r.state == 'queued' and obstacle(r, knows)
   if r.state ~= 'queued' then
     h.gone[#h.gone + 1] = id
+  elseif expired(id, r) then
+    h.from = h.from - 1
+  elseif why then
+    call('ZREM', h.key, id)
+    h.from = h.from - 1
+    park(id, r, why)
+  elseif fits(r) then
+    start(id, r)
+    h.gone[#h.gone + 1] = id
   else
-    local why = obstacle(r, knows)
-    if why then
-      park(id, r, why)
-      h.gone[#h.gone + 1] = id
-    elseif not fits(r) then
-      more = true
-      break
-    else
-      start(id, r)
-      h.gone[#h.gone + 1] = id
-    end
+    break
   end
   h.at = h.at + 1
 end
 
-for _, h in pairs(heads) do
+for key, h in pairs(heads) do
   if #h.gone > 0 then
-    call('ZREM', h.key, unpack(h.gone))
+    call('ZREM', key, unpack(h.gone))
   end
-  if h.at <= #h.ids or not h.dry then
-    if h.at <= #h.ids or call('EXISTS', h.key) == 1 then
+end
+for i = 1, #queues do
+  for _, prio in ipairs({ 'high', 'normal', 'low' }) do
+    if call('EXISTS', P .. 'q:' .. queues[i] .. ':' .. prio) == 1 then
       more = true
-      ring(h.queue)
+      ring(queues[i])
     end
   end
 end
+call('HSET', me, 'call', number, 'held', table.concat(taken, ' '), 'since', US)
 if #taken > 0 then
   call('ZADD', P .. 'leases', unpack(leases))
-  call('HSET', me, 'call', number, 'held', table.concat(taken, ' '), 'since', US)
   call('HINCRBY', P .. 'clock', 'turn', #taken)
 end
 

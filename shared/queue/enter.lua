@@ -11,18 +11,18 @@ local function enter(at)
 
   if idem ~= '' then
     local first = call('GET', P .. 'idem:' .. idem)
-    if first then
-      local owner, content = string.match(first, '^(%S+) (%S+)$')
+    local owner, content = string.match(first or '', '^(%S+) (%S+)$')
+    local known = owner and call('HMGET', P .. 'job:' .. owner, 'v', 'state') or {}
+    if known[1] then -- else the key is about to expire, a moment after its record
       if content ~= print then
         return { owner, 1, '0', 'reused' }
       end
-      local known = call('HMGET', P .. 'job:' .. owner, 'v', 'state')
-      return { owner, owner == id and 0 or 1, known[1] or '0', known[2] or '' }
+      return { owner, owner == id and 0 or 1, known[1], known[2] }
     end
   end
   if call('HSETNX', job, 'f', FORMAT) == 0 then
     local known = call('HMGET', job, 'v', 'state')
-    return { id, 0, known[1] or '0', known[2] or '' }
+    return { id, 0, known[1], known[2] }
   end
 
   local due = MS

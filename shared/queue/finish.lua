@@ -1,6 +1,13 @@
 -- finish(outcomes…), seven values each: id, token, to, outcome, body (JSON of the result or the error), delay in ms,
 -- files (JSON). Covers finish, retry and release; returns 'ok', 'lost' or 'gone' for each.
 
+-- An error half way would leave half of it done.
+for at = 4, #ARGV, 7 do
+  if not NEXT.running[ARGV[at + 2]] then
+    error('no transition running -> ' .. ARGV[at + 2] .. ' (' .. ARGV[at] .. ')')
+  end
+end
+
 local out = {}
 for at = 4, #ARGV, 7 do
   out[#out + 1] = leave(ARGV[at], ARGV[at + 1], ARGV[at + 2], {

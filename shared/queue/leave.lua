@@ -2,24 +2,20 @@
 -- both end in `close`. What a running job holds (its lease, its concurrency slot) is given back here and nowhere else.
 
 local function explain(type, message, attempt)
-  return '{"type":"' .. type .. '","message":"' .. message .. '","retryable":' .. (type == 'expired' and 'false' or 'true')
+  local retryable = type == 'expired' and 'false' or 'true'
+  return '{"type":"' .. type .. '","message":"' .. message .. '","retryable":' .. retryable
     .. ',"attempt":' .. attempt .. '}'
 end
 
 -- A slot of a concurrency key is free: the job that has waited longest for it may line up again.
 local function wake(r)
-  if not r.ck then
-    return
-  end
-  local reason = 'key:' .. r.tenant .. ':' .. r.ck
-  local first = call('ZPOPMIN', P .. 'park:' .. reason)
-  if first[1] then
-    local id = first[1]
-    local w = read(id, LIFE)
-    local v = stamp(w)
-    move(id, w, 'queued', v)
-    call('HSET', P .. 'job:' .. id, 'state', 'queued', 'v', v)
-    line_up(id, w)
+  local first = r.ck and call('ZPOPMIN', P .. 'park:key:' .. r.tenant .. ':' .. r.ck) or {}
+  while first[1] do
+    local w = read(first[1], LIFE)
+    if w.state == 'waiting' then
+      return requeue(first[1], w)
+    end
+    first = call('ZPOPMIN', P .. 'park:key:' .. r.tenant .. ':' .. r.ck)
   end
 end
 
@@ -35,11 +31,11 @@ local function close(id, r, v, fields)
   if r.o then
     call('PEXPIRE', P .. 'out:' .. id, KEEP)
   end
-  wake(r)
 end
 
 -- Ends a job that does not run: cancelled, or failed with an error.
 local function drop(id, r, to, why)
+  local woken = r.state == 'queued' -- perhaps, for a slot that the next one may use
   call('ZREM', place(r), id)
   if r.exp then
     call('ZREM', P .. 'expiries', id)
@@ -53,6 +49,9 @@ local function drop(id, r, to, why)
     fields[5], fields[6] = 'error', why
   end
   close(id, r, v, fields)
+  if woken then
+    wake(r)
+  end
 end
 
 local SHOWN = 50 -- ended attempts that a record remembers
@@ -95,6 +94,8 @@ local function leave(id, token, to, o)
     r.losses = tonumber(r.losses or 0) + 1
     o.body = explain('worker_lost', 'the worker that ran this attempt was lost', r.attempt)
     to = (r.losses >= 3 or tonumber(r.attempt) >= tonumber(r.max)) and 'failed' or 'queued'
+  elseif to == 'retrying' and tonumber(r.attempt) >= tonumber(r.max) then
+    to = 'failed'
   end
 
   local v = stamp(r)
@@ -129,6 +130,7 @@ local function leave(id, token, to, o)
       end
     end
     close(id, r, v, fields)
+    wake(r)
     return 'ok'
   end
   if to == 'retrying' then
@@ -145,9 +147,7 @@ local function leave(id, token, to, o)
     line_up(id, r) -- at its original due score, ahead of the backlog
   end
   call('HSET', P .. 'job:' .. id, unpack(fields))
-  if r.ck then
-    wake(r)
-  end
+  wake(r)
   return 'ok'
 end
 

@@ -4,6 +4,7 @@
 
 local P = KEYS[1]
 local LEASE, KEEP, GRACE = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]) -- ms
+local ALIVE = math.max(3 * LEASE, 60000) -- ms for which a worker that says nothing is remembered
 local call = redis.call
 
 local now = CLOCK()
@@ -36,7 +37,7 @@ local LIFE = {
   'tenant', 'ck', 'idem', 'exp', 'park',
 }
 
-local counts, events, bells = {}, {}, {}
+local counts, events, bells, calls = {}, {}, {}, {}
 
 local function count(queue, state, by)
   local field = queue .. ' ' .. state
@@ -74,13 +75,26 @@ local function call_worker(worker, word)
   call('PEXPIRE', bell, 60000)
 end
 
+-- Two workers were lost under it: it may be what killed them.
+local function suspect(r)
+  return tonumber(r.losses or 0) >= 2
+end
+
 local function line_up(id, r)
-  if tonumber(r.losses or 0) >= 2 then
+  if suspect(r) then
     call('ZADD', P .. 'suspects', r.due, id)
   else
     call('ZADD', P .. 'q:' .. r.queue .. ':' .. r.prio, r.due, id)
   end
   ring(r.queue)
+end
+
+-- From wherever it waited back among the due jobs. The caller takes it out of where it stood.
+local function requeue(id, r)
+  local v = stamp(r)
+  move(id, r, 'queued', v)
+  call('HSET', P .. 'job:' .. id, 'state', 'queued', 'v', v)
+  line_up(id, r)
 end
 
 -- Waits in `later` for its time; whoever sleeps until the head's time must know of a nearer one.
@@ -95,7 +109,7 @@ end
 -- Where a record that is not final and does not run stands: exactly one of these.
 local function place(r)
   if r.state == 'queued' then
-    if tonumber(r.losses or 0) >= 2 then
+    if suspect(r) then
       return P .. 'suspects'
     end
     return P .. 'q:' .. r.queue .. ':' .. r.prio
@@ -120,5 +134,8 @@ local function commit()
     if call('LLEN', bell) == 0 then
       call('RPUSH', bell, 1)
     end
+  end
+  for worker in pairs(calls) do
+    call_worker(worker, 'wake')
   end
 end

@@ -1,10 +1,10 @@
--- register(worker, catalogue, number of facts, facts (name, value)…, then name, version, entry of each task): a worker
--- says who it is and what it can run. An entry of an older version never replaces a newer one.
+-- register(worker, catalogue, number of facts, facts (name, value)…, then name, version, entry of each task): a
+-- worker says who it is and what it can run. An entry of an older version never replaces a newer one.
 
 local worker, catalogue, facts = ARGV[4], ARGV[5], tonumber(ARGV[6])
 local me = P .. 'worker:' .. worker
 call('HSET', me, 'tasks', catalogue, unpack(ARGV, 7, 6 + 2 * facts))
-call('PEXPIRE', me, math.max(3 * LEASE, 60000))
+call('PEXPIRE', me, ALIVE)
 call('ZADD', P .. 'workers', MS, worker)
 local changed = false
 for at = 7 + 2 * facts, #ARGV, 3 do

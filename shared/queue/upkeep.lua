@@ -1,7 +1,11 @@
 -- What time brings about, done by whoever comes by: ended leases, due jobs, expiries. Needs no worker and no queue.
 
--- Processes refresh a stamp. One that is older than half a lease says that Redis was away, or its clock has jumped:
--- holders could not renew, so no lease is settled before they had the time to. Returns whether leases may be settled.
+-- Processes refresh a stamp, an API once a second. One that is older than half a lease says that Redis was away, or
+-- that its clock has jumped: holders could not renew, so no lease is settled before they had the time to. Where leases
+-- are so short that each second would be a silence, it has to last a little longer. Returns whether leases may be
+-- settled.
+local SILENCE = math.max(LEASE / 2, 2500)
+
 local function pulse(c)
   local tick, grace = tonumber(c[1] or 0), tonumber(c[2] or 0)
   if tick - MS > LEASE / 2 then -- the clock stepped back: leases would hold for the length of the step
@@ -14,7 +18,7 @@ local function pulse(c)
       tick = MS
       call('HSET', P .. 'clock', 'tick', MS, 'grace', grace)
     end
-  elseif MS - tick > LEASE / 2 then
+  elseif MS - tick > SILENCE then
     grace = MS + LEASE
     call('HSET', P .. 'clock', 'tick', MS, 'grace', grace)
   elseif MS > tick then
@@ -39,11 +43,8 @@ local function fall_due(limit)
   for i = 1, #due do
     local id = due[i]
     local r = read(id, LIFE)
-    if r.state then
-      local v = stamp(r)
-      move(id, r, 'queued', v)
-      call('HSET', P .. 'job:' .. id, 'state', 'queued', 'v', v)
-      line_up(id, r)
+    if r.state == 'scheduled' or r.state == 'retrying' then
+      requeue(id, r)
     end
   end
   if #due > 0 then
@@ -51,15 +52,22 @@ local function fall_due(limit)
   end
 end
 
+-- Whether a job that waits has expired; it is then final. A claim asks too, since `expire` works in portions.
+local function expired(id, r)
+  local over = r.exp and not r.began and tonumber(r.exp) <= MS
+  if over then
+    drop(id, r, 'failed', explain('expired', 'the job was not started within its expires_in', r.attempt))
+  end
+  return over
+end
+
 local function expire(limit)
   local over = call('ZRANGEBYSCORE', P .. 'expiries', '-inf', MS, 'LIMIT', 0, limit)
   for i = 1, #over do
-    local id = over[i]
-    local r = read(id, LIFE)
-    if r.state and r.state ~= 'running' and not FINAL[r.state] then
-      drop(id, r, 'failed', explain('expired', 'the job was not started within its expires_in', r.attempt))
+    local r = read(over[i], LIFE)
+    if not r.state or r.state == 'running' or FINAL[r.state] or not expired(over[i], r) then
+      call('ZREM', P .. 'expiries', over[i])
     end
-    call('ZREM', P .. 'expiries', id)
   end
 end
 

@@ -51,11 +51,11 @@ class Watch:
         change = Change()
         watchers = self._changes.setdefault(id, set())
         watchers.add(change)
-        if self._task is None:
-            self._task = asyncio.create_task(self._listen(), name="watch")
-        elif len(watchers) == 1:
-            await self._say("SUBSCRIBE", id)
         try:
+            if self._task is None:
+                self._task = asyncio.create_task(self._listen(), name="watch")
+            elif len(watchers) == 1:
+                await self._say("SUBSCRIBE", id)
             yield change
         finally:
             watchers.discard(change)

@@ -1,0 +1,104 @@
+"""The application: its routes, what it holds while it serves, and its clock."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+
+import structlog
+from fastapi import FastAPI
+from redis.exceptions import RedisError
+from starlette.middleware import Middleware
+
+from api import bulk, files, health, jobs, openapi, queues, streams, tasks
+from api.auth import Keys
+from api.catalogue import Catalogue
+from api.edge import Edge
+from api.problems import HANDLERS
+from api.state import State
+from api.submissions import Submissions
+from api.waiting import Drain
+from shared.errors import TandemError
+from shared.files import open_store
+from shared.queue import Queue, connect
+from shared.settings import Settings
+
+log = structlog.get_logger()
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; `app.state.drain` is what a server begins before it ends."""
+    drain = Drain()
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+        async with AsyncExitStack() as stack:
+            redis = connect(settings.redis_url)
+            stack.push_async_callback(redis.aclose)
+            queue = Queue(redis, lease=settings.lease, keep=settings.keep)
+            stack.push_async_callback(queue.close)
+            store = await stack.enter_async_context(open_store(settings.store_url))
+            catalogue = Catalogue(queue)
+            clock = asyncio.create_task(keep_time(queue, catalogue, min(1.0, settings.lease / 4)), name="clock")
+            stack.push_async_callback(_end, clock)
+            yield State(
+                settings=settings,
+                queue=queue,
+                catalogue=catalogue,
+                submissions=Submissions(catalogue),
+                store=store,
+                drain=drain,
+            )
+
+    app = FastAPI(
+        title="Tandem",
+        version=_version(),
+        lifespan=lifespan,
+        openapi_url=None,  # /openapi.json and /docs are ours, see openapi.py
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers=HANDLERS,
+        middleware=[Middleware(Edge, keys=Keys(settings.keys))],
+    )
+    app.state.drain = drain
+    # The hot ones first: routes are tried one after the other.
+    for module in (jobs, bulk, streams, tasks, queues, health):
+        app.router.routes.extend(module.ROUTES)
+    app.router.routes.extend(openapi.routes())
+    # Not by include_router: the routes inside another router could not be asked what methods a path allows.
+    app.router.routes.extend(files.router.routes)
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("tandem-jobs")
+    except PackageNotFoundError:
+        return "0"
+
+
+async def keep_time(queue: Queue, catalogue: Catalogue, pause: float) -> None:
+    """Lets time pass in the queue, so that leases end and delays fall due without any worker, and reads the catalogue.
+
+    It survives everything that Redis may do, and says once when that begins and once when it is over.
+    """
+    away = False
+    while True:
+        try:
+            await queue.tick()
+            await catalogue.refresh()
+            if away:
+                log.info("Redis answers again")
+            away = False
+        except (TandemError, RedisError) as error:
+            if not away:
+                log.warning("Redis does not serve", error=str(error))
+            away = True
+        await asyncio.sleep(pause)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,44 @@
+"""Probes: `/livez` says that the process answers, `/readyz` that it can take and give jobs."""
+
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from api.problems import RETRY_AFTER, of_status
+from api.routing import Plain
+from api.state import served
+from shared.errors import Unavailable
+
+_HEADERS = {"Cache-Control": "no-store"}
+
+
+async def live(_request: Request) -> Response:
+    """GET /livez."""
+    return Response(b'{"status":"ok"}', 200, _HEADERS, media_type="application/json")
+
+
+async def ready(request: Request) -> Response:
+    """GET /readyz: Redis takes a write, and the process does not end. The file store is not needed for that."""
+    state = served(request)
+    redis: dict[str, Any]
+    try:
+        redis = {"ok": True, "latency_ms": round(await state["queue"].ping() * 1000, 3)}
+    except Unavailable as error:
+        redis = {"ok": False, "detail": str(error)}
+    checks = {"redis": redis, "serving": {"ok": not state["drain"].begun}}
+    failed = [name for name, check in checks.items() if not check["ok"]]
+    if not failed:
+        body = msgspec.json.encode({"status": "ok", "checks": checks})
+        return Response(body, 200, _HEADERS, media_type="application/json")
+    detail = "the process is ending" if state["drain"].begun else "Redis cannot be written"
+    problem = of_status(503, detail, more={"checks": checks}, headers={"Retry-After": RETRY_AFTER})
+    return problem.response(request.scope)
+
+
+ROUTES = [
+    Route("/livez", Plain(live), methods=["GET"]),
+    Route("/readyz", Plain(ready), methods=["GET"]),
+]

@@ -1,0 +1,340 @@
+"""What OpenAPI says of our own routes: everything that does not depend on the catalogue."""
+
+from typing import Any
+
+from api.problems import MEDIA_TYPE
+
+_STATES = ["waiting", "scheduled", "queued", "running", "retrying", "succeeded", "failed", "cancelled"]
+_TIME = {"type": "string", "format": "date-time"}
+_TIME_OR_NULL = {"type": ["string", "null"], "format": "date-time"}
+_COUNT = {"type": "integer", "minimum": 0}
+_STRINGS = {"type": "array", "items": {"type": "string"}}
+
+TAGS = [
+    {"name": "jobs", "description": "Submit, look at, wait for, stream, cancel."},
+    {"name": "files", "description": "Upload, download, remove."},
+    {"name": "operating", "description": "What there is to run, what waits, who works."},
+]
+
+
+def _ref(name: str, kind: str = "schemas") -> dict[str, str]:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def _object(properties: dict[str, Any], *optional: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": [name for name in properties if name not in optional],
+        "properties": properties,
+    }
+
+
+def _list(item: dict[str, Any]) -> dict[str, Any]:
+    return _object({"items": {"type": "array", "items": item}})
+
+
+_ERROR = _object(
+    {
+        "type": {
+            "type": "string",
+            "description": "`exception:<Class>`, `timeout`, `worker_lost`, `invalid_payload`, `unknown_task`, "
+            "`expired`, `dependency_failed` or a task's own word",
+        },
+        "message": {"type": "string"},
+        "retryable": {"type": "boolean"},
+        "attempt": _COUNT,
+        "next_attempt_at": _TIME_OR_NULL,
+    }
+)
+_FILE = _object(
+    {"name": {"type": "string"}, "size": _COUNT, "sha256": {"type": "string"}, "url": {"type": "string"}}, "url"
+)
+_ATTEMPT = _object(
+    {
+        "attempt": _COUNT,
+        "started_at": _TIME,
+        "finished_at": _TIME_OR_NULL,
+        "outcome": {"enum": ["succeeded", "failed", "timeout", "cancelled", "worker_lost", "released", None]},
+        "worker": {"type": "string"},
+    }
+)
+_LINKS = _object({"self": {"type": "string"}, "stream": {"type": "string"}, "result": {"type": "string"}})
+
+SCHEMAS: dict[str, Any] = {
+    "Job": _object(
+        {
+            "id": {"type": "string", "description": "opaque, URL-safe, sorts by submission"},
+            "task": {"type": "string"},
+            "state": {"enum": _STATES},
+            "done": {"type": "boolean"},
+            "queue": {"type": "string"},
+            "priority": {"enum": ["high", "normal", "low"]},
+            "attempt": _COUNT,
+            "max_attempts": _COUNT,
+            "submitted_at": _TIME,
+            "scheduled_for": _TIME_OR_NULL,
+            "started_at": _TIME_OR_NULL,
+            "finished_at": _TIME_OR_NULL,
+            "timeout": {"type": "number", "description": "seconds"},
+            "progress": {"type": ["object", "null"]},
+            "result": {"description": "set only in `succeeded`"},
+            "error": {"anyOf": [_ERROR, {"type": "null"}]},
+            "cancel_requested": {"type": "boolean"},
+            "tags": {"type": "object", "additionalProperties": {"type": "string"}},
+            "files": {"type": "array", "items": _FILE},
+            "attempts": {"type": "array", "items": _ATTEMPT},
+            "links": _LINKS,
+            "replay_of": {"type": "string"},
+            "payload": {"description": "only with ?payload=true"},
+        },
+        "replay_of",
+        "payload",
+    ),
+    "Problem": _object(
+        {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "instance": {"type": "string"},
+            "errors": {
+                "type": "array",
+                "items": _object(
+                    {"pointer": {"type": "string", "description": "JSON pointer"}, "detail": {"type": "string"}}
+                ),
+            },
+        },
+        "instance",
+        "errors",
+    ),
+    "BulkAnswer": {"oneOf": [_object({"id": {"type": "string"}}), _object({"error": _ref("Problem")})]},
+    "Entry": _object(
+        {
+            "id": {"type": "string", "description": "for `after` and Last-Event-ID"},
+            "type": {"enum": ["state", "progress", "log", "output", "end"]},
+            "attempt": _COUNT,
+            "at": _TIME,
+            "data": {},
+        }
+    ),
+    "Task": _object(
+        {
+            "name": {"type": "string"},
+            "summary": {"type": "string"},
+            "queue": {"type": "string"},
+            "payload_schema": {"type": "object"},
+            "result_schema": {"type": "object"},
+            "defaults": {"type": "object"},
+            "example": {},
+        }
+    ),
+    "Queue": _object(
+        {
+            "name": {"type": "string"},
+            "paused": {"type": "boolean"},
+            **dict.fromkeys(("waiting", "scheduled", "queued", "running", "retrying"), _COUNT),
+            "oldest_age": {"type": ["number", "null"], "description": "seconds"},
+        }
+    ),
+    "Worker": _object(
+        {
+            "id": {"type": "string"},
+            "host": {"type": "string"},
+            "pid": _COUNT,
+            "queues": _STRINGS,
+            "concurrency": _COUNT,
+            "running": {**_STRINGS, "description": "job ids"},
+            "started_at": _TIME,
+            "last_seen": _TIME,
+            "version": {"type": "string"},
+            "draining": {"type": "boolean"},
+        }
+    ),
+    "Health": _object({"status": {"const": "ok"}, "checks": {"type": "object"}}, "checks"),
+}
+
+
+def _problem(description: str, **headers: str) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": description, "content": {MEDIA_TYPE: {"schema": _ref("Problem")}}}
+    if headers:
+        answer["headers"] = _headers(**headers)
+    return answer
+
+
+def _headers(**texts: str) -> dict[str, Any]:
+    return {name.replace("_", "-"): {"schema": {"type": "string"}, "description": text} for name, text in texts.items()}
+
+
+RESPONSES: dict[str, Any] = {
+    "Malformed": _problem("Malformed"),
+    "Unauthenticated": _problem("No valid API key", WWW_Authenticate="Bearer"),
+    "NotFound": _problem("No such thing, or not this tenant's"),
+    "TooLarge": _problem("Above a limit"),
+    "UnsupportedMediaType": _problem("Another content type is wanted"),
+    "Invalid": _problem("What the schema refuses: `errors` has a JSON pointer for each"),
+    "Unavailable": _problem("Redis is away, or the process ends", Retry_After="seconds"),
+}
+_EACH = {"401": _ref("Unauthenticated", "responses"), "503": _ref("Unavailable", "responses")}
+_FOUND = {**_EACH, "404": _ref("NotFound", "responses")}
+_BODY = {
+    **_EACH,
+    "400": _ref("Malformed", "responses"),
+    "413": _ref("TooLarge", "responses"),
+    "415": _ref("UnsupportedMediaType", "responses"),
+    "422": _ref("Invalid", "responses"),
+}
+
+
+def _parameter(name: str, place: str, text: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    parameter = {"name": name, "in": place, "description": text, "schema": schema or {"type": "string"}}
+    return {**parameter, "required": True} if place == "path" else parameter
+
+
+PARAMETERS: dict[str, Any] = {
+    "Id": _parameter("id", "path", "The job's id"),
+    "IdempotencyKey": _parameter("Idempotency-Key", "header", "Quoted or bare, at most 255 bytes"),
+    "Prefer": _parameter("Prefer", "header", "`wait=N`: seconds to wait for the final job, at most 30"),
+    "Traceparent": _parameter("traceparent", "header", "W3C trace context, carried to the worker"),
+    "Wait": _parameter("wait", "query", "Long-poll: `25s` or a number of seconds, at most 30"),
+    "Payload": _parameter("payload", "query", "Adds the payload", {"type": "boolean", "default": False}),
+    "IfNoneMatch": _parameter("If-None-Match", "header", "The ETag that is known"),
+    "Types": _parameter("types", "query", "Entry types, separated by commas; `end` comes in any case"),
+    "After": _parameter("after", "query", "The id of the last entry that is known"),
+    "LastEventId": _parameter("Last-Event-ID", "header", "The same, as an EventSource sends it"),
+}
+
+
+def _parameters(*names: str) -> list[dict[str, str]]:
+    return [_ref(name, "parameters") for name in names]
+
+
+def _json(description: str, schema: dict[str, Any], **headers: str) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": description, "content": {"application/json": {"schema": schema}}}
+    if headers:
+        answer["headers"] = _headers(**headers)
+    return answer
+
+
+def _operation(id: str, tag: str, summary: str, **more: Any) -> dict[str, Any]:
+    return {"operationId": id, "tags": [tag], "summary": summary, **more}
+
+
+def _get(id: str, summary: str, schema: dict[str, Any], answers: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"get": _operation(id, "operating", summary, responses={"200": _json("OK", schema), **answers}, **more)}
+
+
+def paths(examples: dict[str, Any]) -> dict[str, Any]:
+    """The paths of our own routes; `examples` are of whole jobs, by task."""
+    job = _ref("Job")
+    new = {"schema": _ref("NewJob"), **({"examples": examples} if examples else {})}
+    accepted = _json(
+        "Accepted: it survives any crash from now on",
+        job,
+        Location="the job",
+        Retry_After="seconds until the first look at it",
+        Preference_Applied="`wait=N` if it was asked for",
+        Idempotent_Replayed="`true` if the key was known: this is the first job",
+    )
+    item, answer = _ref("BulkItem"), _ref("BulkAnswer")
+    lines = "application/x-ndjson"
+    bulk = {
+        "application/json": {"schema": {"type": "array", "maxItems": 10_000, "items": item}},
+        lines: {"schema": item},
+    }
+    answers = {"application/json": {"schema": {"type": "array", "items": answer}}, lines: {"schema": answer}}
+    streamed = {kind: {"schema": _ref("Entry")} for kind in ("text/event-stream", lines, "application/jsonl")}
+    etag = _json("The job", job, ETag="changes with everything that a client can see", Cache_Control="private")
+    name = [_parameter("task", "path", "The task's name")]
+    return {
+        "/v1/jobs": {
+            "post": _operation(
+                "submitJob",
+                "jobs",
+                "Submit one job",
+                parameters=_parameters("IdempotencyKey", "Prefer", "Traceparent"),
+                requestBody={"required": True, "content": {"application/json": new}},
+                responses={"202": accepted, "200": _json("Final within `Prefer: wait`", job), **_BODY},
+            )
+        },
+        "/v1/jobs/bulk": {
+            "post": _operation(
+                "submitJobs",
+                "jobs",
+                "Submit many jobs: an array, or any number of lines",
+                parameters=_parameters("Traceparent"),
+                requestBody={"required": True, "content": bulk},
+                responses={"200": {"description": "One answer for each item, in order", "content": answers}, **_BODY},
+            )
+        },
+        "/v1/jobs/{id}": {
+            "get": _operation(
+                "showJob",
+                "jobs",
+                "Look at a job, or wait for it",
+                parameters=_parameters("Id", "Wait", "Payload", "IfNoneMatch"),
+                responses={"200": etag, "304": {"description": "As If-None-Match knows it"}, **_FOUND},
+            )
+        },
+        "/v1/jobs/{id}/result": {
+            "get": _operation(
+                "showResult",
+                "jobs",
+                "The result alone",
+                parameters=_parameters("Id"),
+                responses={
+                    "200": _json("The bare result", {}),
+                    "202": _json("Not final yet", job, Retry_After="seconds"),
+                    "303": {"description": "It is kept as a file", "headers": _headers(Location="the file")},
+                    "409": _problem("The job failed or was cancelled"),
+                    **_FOUND,
+                },
+            )
+        },
+        "/v1/jobs/{id}/cancel": {
+            "post": _operation(
+                "cancelJob",
+                "jobs",
+                "Cancel, whatever its state",
+                parameters=_parameters("Id"),
+                responses={"202": _json("The job as it now is", job), **_FOUND},
+            )
+        },
+        "/v1/jobs/{id}/stream": {
+            "get": _operation(
+                "streamJob",
+                "jobs",
+                "What happens to it and what it says, live and resumable",
+                parameters=_parameters("Id", "Types", "After", "LastEventId"),
+                responses={
+                    "200": {"description": "Entries up to `end`", "content": {**streamed, "text/csv": {}}},
+                    "204": {"description": "`after` is the id of `end`: there is nothing more"},
+                    "400": _ref("Malformed", "responses"),
+                    "406": _problem("No format of Accept is available"),
+                    **_FOUND,
+                },
+            )
+        },
+        "/v1/tasks": _get("listTasks", "The catalogue", _list(_ref("Task")), _EACH),
+        "/v1/tasks/{task}": _get("showTask", "One task", _ref("Task"), _FOUND, parameters=name),
+        "/v1/queues": _get("listQueues", "Queues by what waits in them", _list(_ref("Queue")), _EACH),
+        "/v1/workers": _get("listWorkers", "Who is alive, and what each runs", _list(_ref("Worker")), _EACH),
+        "/livez": _get("live", "Whether the process answers", _ref("Health"), {}, security=[]),
+        "/readyz": _get(
+            "ready",
+            "Whether it can take and give jobs",
+            _ref("Health"),
+            {"503": _ref("Unavailable", "responses")},
+            security=[],
+        ),
+    }
+
+
+def tidy(known: dict[str, Any]) -> dict[str, Any]:
+    """FastAPI's own document, with our problems in place of its errors."""
+    schemas = known.get("components", {}).get("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    for path in known["paths"].values():
+        for operation in path.values():
+            operation["responses"] = {**operation["responses"], **_FOUND, "422": _ref("Invalid", "responses")}
+    return known

@@ -1,0 +1,131 @@
+"""One process that serves: uvicorn, with sockets of our own and an end that nobody holds up."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+
+import msgspec
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from api.app import create_app
+from api.problems import MEDIA_TYPE, of_status
+from api.waiting import Drain
+from shared.errors import Misconfigured
+from shared.settings import Settings
+
+BACKLOG = 2048
+KEEP_ALIVE = 65  # seconds, longer than load balancers keep an idle connection
+STALLED = 90_000  # ms that sent bytes may stay unacknowledged, or a reader's window shut
+LONGEST_END = 10.0  # seconds from SIGTERM for what is being answered
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, which calls what is no HTTP a problem too."""
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the signature is uvicorn's own
+        """Answers and closes."""
+        body = msgspec.json.encode(of_status(400, "this is no HTTP/1.1 request").members())
+        head = (
+            f"HTTP/1.1 400 Bad Request\r\ncontent-type: {MEDIA_TYPE}\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which tells who waits that it ends, before it waits for them."""
+
+    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends long-polls and streams, answers what is under way, closes."""
+        self._drain.begin()
+        await super().shutdown(sockets)
+
+
+def make_server(app: FastAPI, settings: Settings) -> Server:
+    """A server for `server.serve(sockets)`."""
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        ws="websockets-sansio",
+        http=Protocol,
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=max(1, int(min(settings.drain, LONGEST_END)) - 1),
+    )
+    return Server(config, app.state.drain)
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets on every address of `host`; port 0 takes a free one. Raises Misconfigured."""
+    sockets: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, address in dict.fromkeys((one[0], one[4]) for one in found):
+            made = socket.socket(family)
+            sockets.append(made)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Accepted connections inherit these: a peer that vanished, or never reads, does not stay for ever.
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED)
+            if family == socket.AF_INET6 and len(found) > 1:
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            taken = sockets[0].getsockname()[1] if port == 0 and len(sockets) > 1 else port
+            made.bind((address[0], taken, *address[2:]))
+            made.listen(BACKLOG)
+    except OSError as error:
+        for one in sockets:
+            one.close()
+        reason = error.strerror or str(error)
+        raise Misconfigured(f"TANDEM_HOST, TANDEM_PORT: cannot listen on {host} port {port}: {reason}") from None
+    return sockets
+
+
+def url_of(sockets: Sequence[socket.socket], host: str) -> str:
+    """Where the API is, with the port that was taken."""
+    port = sockets[0].getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(settings: Settings, sockets: list[socket.socket], *, tied: bool = False) -> int:
+    """Serves until SIGTERM or SIGINT; `tied`: also until stdin ends, which is when the parent does. The exit code."""
+    server = make_server(create_app(settings), settings)
+
+    def told(_signal: int, _frame: object) -> None:
+        server.should_exit = True
+
+    # uvicorn ends by raising the signal that it caught once more: then it finds these, and the process ends with 0.
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, told)
+    if tied:
+        threading.Thread(target=_end_with_parent, args=(server,), name="tie", daemon=True).start()
+    try:
+        server.run(sockets)
+    except SystemExit as error:  # the lifespan could not start, and has said why
+        return error.code if isinstance(error.code, int) else 1
+    return 0
+
+
+def _end_with_parent(server: Server) -> None:
+    try:
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
+    except OSError:
+        pass
+    server.should_exit = True

@@ -1,0 +1,178 @@
+"""GET /v1/jobs/{id}/stream: what happens to a job and what it says, live, from any place on.
+
+A reader costs one task that waits for its end, and what the socket buffers. One that does not read is waited for, one
+that is gone is noticed, and neither holds up anything but itself.
+"""
+
+import asyncio
+import time
+from contextlib import suppress
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from api.formats import Cut, Format, Table, negotiate
+from api.routing import JOB
+from api.state import Served, served
+from api.waiting import steadily
+from shared.errors import BadCursor, Malformed, NotFound, Unavailable
+from shared.jobs import Record
+from shared.queue import Change
+from shared.streams import START, TYPES, Position, Reader, end_of, position, refuse_unknown
+
+HEARTBEAT = 15.0  # seconds
+STALLED = 60.0  # seconds that a reader may take for one portion
+AWAY = 60.0  # seconds without Redis after which the reader is sent away, to come again
+AGAIN = 1.0  # seconds between two tries meanwhile
+PORTION = 64 << 10  # bytes
+
+
+class Gone(Exception):
+    """The reader has left, or does not read any more."""
+
+
+class StreamEndpoint:
+    """The endpoint, as an ASGI application: a stream is no Response that Starlette knows."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        state = served(request)
+        types = _types(request)
+        chosen = negotiate(",".join(request.headers.getlist("accept")), types)
+        id = request.path_params["id"]
+        record = await steadily(lambda: state["queue"].get(id, tenant=state["tenant"]))
+        if record is None:
+            raise NotFound("job", id[:64])
+        after = _after(request, record)
+        if after is not None and after == end_of(record):
+            await Response(status_code=204)(scope, receive, send)  # this is what stops an EventSource
+            return
+        if after is not None and isinstance(chosen, Table):
+            raise Malformed("after: CSV has no ids to go on from")
+        headers = [
+            (b"content-type", chosen.media_type.encode()),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if request.method == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+            return
+        reader = Reader(state["queue"], id, after=after or START, types=types)
+        with suppress(Gone):
+            await Stream(state, reader, chosen, send).run(record, receive)
+
+
+def _types(request: Request) -> frozenset[str]:
+    given = request.query_params.getlist("types")
+    if not given:
+        return frozenset(TYPES)
+    types = frozenset(word.strip() for text in given for word in text.split(","))
+    if not types <= frozenset(TYPES):
+        raise Malformed(f"types: give some of {', '.join(TYPES)}, separated by commas")
+    return types
+
+
+def _after(request: Request, record: Record) -> Position | None:
+    # A browser that connects again repeats its URL, so what it has seen since counts.
+    text = request.headers.get("last-event-id") or request.query_params.get("after")
+    if not text:
+        return None
+    if len(text) > 64:
+        raise BadCursor
+    place = position(text)
+    refuse_unknown(record, place)
+    return place
+
+
+class Stream:
+    """One reader of one job, from its first byte to its last."""
+
+    def __init__(self, state: Served, reader: Reader, written: Format, send: Send) -> None:
+        self._queue, self._drain, self._tenant = state["queue"], state["drain"], state["tenant"]
+        self._reader, self._format, self._send = reader, written, send
+        self._left = False
+        self._sent_at = 0.0
+
+    async def run(self, record: Record, receive: Receive) -> None:
+        """Tells everything until the job's end, the reader's, or the service's. Raises Gone."""
+        async with self._queue.watch(record.id) as change:
+            leaving = asyncio.create_task(self._leave(receive, change))
+            try:
+                with self._drain.telling(change.mark):
+                    await self._put(self._format.start)
+                    whole = await self._tell(record, change)
+            except Cut:
+                whole = False
+            finally:
+                leaving.cancel()
+        # A cut body of CSV must show as one: it is not ended. In the other formats the entry `end` is missing.
+        if whole or not isinstance(self._format, Table):
+            await self._put(b"", more=False)
+
+    async def _leave(self, receive: Receive, change: Change) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
+        change.mark()
+
+    async def _tell(self, first: Record, change: Change) -> bool:
+        """Whether everything was told."""
+        record: Record | None = first
+        away = 0.0  # since when Redis has not answered
+        while not self._drain.begun:
+            try:
+                if record is None:
+                    record = await self._queue.get(first.id, tenant=self._tenant)
+                    if record is None:
+                        return False
+                await self._tell_new(record)
+                if record.done:
+                    return True
+                away = 0.0
+                await self._idle(change, HEARTBEAT)
+            except Unavailable:
+                now = time.monotonic()
+                away = away or now
+                if now - away > AWAY:
+                    return False
+                await self._idle(change, AGAIN)
+            record = None
+        return False
+
+    async def _tell_new(self, record: Record) -> None:
+        lines: list[bytes] = []
+        size = 0
+        async for entry in self._reader.entries(record):
+            if isinstance(self._format, Table) and entry.attempt < record.attempt and entry.type == "output":
+                continue  # superseded before it was told
+            lines.append(line := self._format.entry(entry))
+            size += len(line)
+            if size >= PORTION:
+                await self._put(b"".join(lines))
+                lines, size = [], 0
+        if size:
+            await self._put(b"".join(lines))
+
+    async def _idle(self, change: Change, seconds: float) -> None:
+        quiet = self._sent_at + HEARTBEAT - time.monotonic()
+        await change.wait(max(0.0, min(seconds, quiet)))
+        if self._left:
+            raise Gone
+        if time.monotonic() - self._sent_at >= HEARTBEAT:
+            await self._put(self._format.idle)
+
+    async def _put(self, body: bytes, *, more: bool = True) -> None:
+        if self._left:
+            raise Gone
+        try:
+            async with asyncio.timeout(STALLED):
+                await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        except TimeoutError:
+            raise Gone from None
+        self._sent_at = time.monotonic()
+
+
+ROUTES = [Route(f"{JOB}/stream", StreamEndpoint(), methods=["GET"])]

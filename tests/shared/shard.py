@@ -1,0 +1,314 @@
+"""A shard of the queue whose clock only the test turns, what stands in it, and the laws that always hold for that."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from redis.asyncio import Redis
+
+from shared import catalogue
+from shared.jobs import FINAL, Options, Record, State, Submission, new_id
+from shared.queue import ROOM, Claim, Claimed, Finish, Queue, WorkerInfo
+
+# What the scripts take for Redis TIME: a hash that the test writes.
+CLOCK = "redis.call('HMGET', KEYS[1] .. 'now', 's', 'us')"
+NOON = 1_800_000_000 * 1_000_000  # µs; where every test's clock starts
+
+DUMP = """
+local out = {}
+for _, key in ipairs(redis.call('KEYS', KEYS[1] .. '*')) do
+  local type, value = redis.call('TYPE', key).ok, ''
+  if type == 'hash' then
+    value = redis.call('HGETALL', key)
+  elseif type == 'zset' then
+    value = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+  elseif type == 'set' then
+    value = redis.call('SMEMBERS', key)
+  elseif type == 'list' then
+    value = redis.call('LRANGE', key, 0, -1)
+  elseif type == 'string' then
+    value = redis.call('GET', key)
+  elseif key == KEYS[1] .. 'events' then
+    value = redis.call('XRANGE', key, ARGV[1], '+')
+  end
+  out[#out + 1] = { string.sub(key, #KEYS[1] + 1), redis.call('PTTL', key), value }
+end
+return cjson.encode(out)
+"""
+
+
+def job(task: str = "t", *, payload: bytes = b"{}", max_attempts: int = 3, **given: Any) -> Submission:
+    """A submission with what the test is not about filled in."""
+    options = Options(timeout=30, retry={"max_attempts": max_attempts}, replay_of=given.pop("replay_of", None))
+    return Submission(**{"id": new_id(), "task": task, "payload": payload, "options": options, **given})
+
+
+def entry(name: str, version: int = 1, summary: str = "") -> catalogue.Entry:
+    """A task of a catalogue."""
+    return catalogue.Entry(
+        name=name, version=version, summary=summary, payload_schema={}, result_schema={}, defaults={"timeout": 30}
+    )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that stands under a shard's prefix, keys without it."""
+
+    ttl: dict[str, int]  # ms, -1: none
+    jobs: dict[str, dict[str, str]]
+    zsets: dict[str, dict[str, float]]
+    values: dict[str, Any]  # of all other keys
+    counts: dict[str, int]  # the ones that are not 0
+    events: list[tuple[str, str]]  # (entry id, lines)
+
+    def place(self, id: str) -> list[str]:
+        """Where a job stands."""
+        return [key for key, members in self.zsets.items() if _is_place(key) and id in members]
+
+
+def _is_place(key: str) -> bool:
+    return key in ("later", "leases", "suspects") or key.startswith(("q:", "park:"))
+
+
+@dataclass
+class Worker:
+    """A worker as the queue sees it, holding what it claimed."""
+
+    shard: "Shard"
+    id: str
+    tasks: Mapping[str, int]
+    queues: Sequence[str]
+    calls: int = 0
+    held: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        return catalogue.digest([entry(name, version) for name, version in self.tasks.items()])
+
+    async def register(self) -> "Worker":
+        info = WorkerInfo(
+            id=self.id, host="host", pid=7, queues=tuple(self.queues), concurrency=10, version="1", started_at=1.5
+        )
+        await self.shard.queue.register(info, [entry(name, version) for name, version in self.tasks.items()])
+        return self
+
+    async def call(self, *, slots: int = 10, number: int | None = None, room: int = ROOM) -> Claim:
+        """A claim; its jobs are held from now on."""
+        if number is None:
+            self.calls += 1
+        claim = await self.shard.queue.claim(
+            self.id, number or self.calls, slots=slots, tasks=self.digest, queues=self.queues, room=room
+        )
+        self.held |= {one.id: one.token for one in claim.jobs}
+        return claim
+
+    async def claim(self, slots: int = 10) -> list[Claimed]:
+        return (await self.call(slots=slots)).jobs
+
+    async def take(self) -> Claimed:
+        """The one job that there is to claim."""
+        (claimed,) = await self.claim()
+        return claimed
+
+    async def beat(self) -> tuple[bool, list[str], list[str]]:
+        return await self.shard.queue.beat(self.id, self.digest, list(self.held.items()))
+
+    async def end(self, claimed: Claimed, to: State = State.SUCCEEDED, outcome: Any = None, **given: Any) -> str:
+        """Finishes, or hands back; what the queue answers."""
+        outcome = outcome or {State.QUEUED: "released", State.RETRYING: "failed"}.get(to, to.value)
+        self.held.pop(claimed.id, None)
+        return (await self.shard.queue.finish([Finish(claimed.id, claimed.token, to, outcome, **given)]))[0]
+
+    async def loses(self, *ids: str) -> None:
+        """Claims these jobs until it has them and never says a word again: their leases end and are settled."""
+        await self.claim()
+        assert set(ids) <= set(self.held)
+        self.held.clear()
+        await self.shard.silence()
+
+
+class Shard:
+    """A queue whose clock stands still until `turn`."""
+
+    def __init__(self, redis: "Redis", *, letter: str = "a", lease: float = 10.0, **given: Any) -> None:
+        self.redis = redis
+        self.queue = Queue(redis, shard=letter, lease=lease, clock=CLOCK, **given)
+        self.lease = lease
+        self.us = NOON
+        self._workers = 0
+
+    @property
+    def ms(self) -> int:
+        return self.us // 1000
+
+    async def turn(self, seconds: float) -> None:
+        """Turns the clock, forwards or back, while nobody does anything."""
+        self.us += round(seconds * 1_000_000)
+        now = {"s": self.us // 1_000_000, "us": self.us % 1_000_000}
+        await self.redis.hset(f"{self.queue.prefix}now", mapping=now)
+
+    async def wait(self, seconds: float) -> int:
+        """Lets time pass as it does while Redis is well: with a tick at least once a second. How many leases ended."""
+        settled = 0
+        while seconds > 0:
+            await self.turn(min(seconds, 1))
+            settled += await self.queue.tick()
+            seconds -= 1
+        return settled
+
+    async def silence(self) -> None:
+        """Lets every lease end and be settled."""
+        await self.wait(self.lease + 1)
+
+    async def worker(self, tasks: Mapping[str, int] | None = None, queues: Sequence[str] = ("default",)) -> Worker:
+        """A registered worker of its own; by default it knows the task `t`."""
+        self._workers += 1
+        return await Worker(self, f"w{self._workers}", tasks or {"t": 1}, queues).register()
+
+    async def submit(self, *jobs: Submission) -> list[str]:
+        answers = await self.queue.submit_many(jobs)
+        return [answer.id for answer in answers if not isinstance(answer, Exception)]
+
+    async def add(self, **given: Any) -> str:
+        """Submits one job; its id."""
+        return (await self.queue.submit(job(**given))).id
+
+    async def get(self, id: str) -> Record:
+        record = await self.queue.get(id)
+        assert record is not None
+        return record
+
+    async def state(self, id: str) -> State:
+        return (await self.get(id)).state
+
+    async def place(self, id: str) -> list[str]:
+        return (await self.snapshot()).place(id)
+
+    async def events(self, id: str) -> list[str]:
+        """The states that were told of a job."""
+        lines = [line.split() for _, text in (await self.snapshot()).events for line in text.splitlines()]
+        return [words[1] for words in lines if words[0] == id]
+
+    async def field(self, id: str, name: str) -> str | None:
+        return (await self.snapshot()).jobs[id].get(name)
+
+    async def snapshot(self, since: str = "-") -> Snapshot:
+        """What stands there; events from the entry `since` on."""
+        rows = msgspec.json.decode(await self.redis.eval(DUMP, 1, self.queue.prefix, since))
+        ttl, jobs, zsets, values, events = {}, {}, {}, {}, []
+        for key, left, value in rows:
+            ttl[key] = left
+            if key.startswith("job:"):
+                jobs[key[4:]] = _pairs(value)
+            elif key == "events":
+                events = [(id, fields[1]) for id, fields in value]
+            elif _is_place(key) or key in ("expiries", "workers"):
+                zsets[key] = {id: float(score) for id, score in _pairs(value).items()}
+            else:
+                values[key] = value
+        counts = {name: int(value) for name, value in _pairs(values.get("counts", [])).items() if value != "0"}
+        return Snapshot(ttl, jobs, zsets, values, counts, events)
+
+
+def _pairs(flat: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+# -------------------------------------------------------------------------------------------------------------- the laws
+
+
+def home(record: Mapping[str, str]) -> list[str]:
+    """The one place where a record stands, or none if it is final."""
+    state = State(record["state"])
+    if state in FINAL:
+        return []
+    if state is State.RUNNING:
+        return ["leases"]
+    if state in (State.SCHEDULED, State.RETRYING):
+        return ["later"]
+    if state is State.WAITING:
+        return [f"park:{record['park']}"]
+    return ["suspects"] if int(record.get("losses", 0)) >= 2 else [f"q:{record['queue']}:{record['prio']}"]
+
+
+def broken(shard: Snapshot) -> list[str]:
+    """Every law that does not hold, with whom it does not hold for."""
+    return [*_places(shard), *_numbers(shard), *_holders(shard), *_lifetimes(shard)]
+
+
+def _places(shard: Snapshot) -> Iterable[str]:
+    for id, record in shard.jobs.items():
+        places = shard.place(id)
+        if places != home(record):
+            yield f"{id} is {record['state']} and stands in {places}, not in {home(record)}"
+        elif places and places != ["leases"] and shard.zsets[places[0]][id] != int(record["due"]):
+            yield f"{id} does not stand at its due time"
+        unstarted = State(record["state"]) not in FINAL and "exp" in record and "began" not in record
+        if unstarted != (id in shard.zsets.get("expiries", {})):
+            yield f"{id} {'may expire and is not' if unstarted else 'cannot expire and is'} among the expiries"
+    for key, members in shard.zsets.items():
+        if _is_place(key) or key == "expiries":
+            yield from (f"{id} stands in {key} without a record" for id in members if id not in shard.jobs)
+        if key.startswith(("park:task:", "park:format:")) and key[5:] not in shard.values.get("parked", []):
+            yield f"nobody would look at {key}"
+
+
+def _numbers(shard: Snapshot) -> Iterable[str]:
+    counted = Counter(
+        f"{record['queue']} {record['state']}" for record in shard.jobs.values() if State(record["state"]) not in FINAL
+    )
+    if counted != shard.counts:
+        yield f"counted {dict(counted)}, kept {shard.counts}"
+    for id, record in shard.jobs.items():
+        if int(record["attempt"]) > int(record["max"]):
+            yield f"{id} has had {record['attempt']} attempts of {record['max']}"
+
+
+def _holders(shard: Snapshot) -> Iterable[str]:
+    """A concurrency key is held by the running jobs that have it, within their limit; none waits for a free one."""
+    holders: dict[str, set[str]] = {}
+    limits: Counter[str] = Counter()
+    lined_up: set[str] = set()
+    for id, record in shard.jobs.items():
+        if "ck" in record:
+            key = f"key:{record['tenant']}:{record['ck']}"
+            if record["state"] == "running":
+                holders.setdefault(key, set()).add(f"{id}:{record['token']}")
+                limits[key] = max(limits[key], int(record["cl"]))
+            elif record["state"] == "queued":
+                lined_up.add(key)
+    kept = {key: set(value) for key, value in shard.values.items() if key.startswith("key:")}
+    if kept != holders:
+        yield f"holders are {holders}, kept are {kept}"
+    yield from (f"{key} is held {len(ids)} times" for key, ids in holders.items() if len(ids) > limits[key])
+    for key in shard.zsets:
+        if key.startswith("park:key:") and key[5:] not in holders.keys() | lined_up:
+            yield f"nobody will ever wake {key}"
+
+
+# Keys that need no TTL: a number of them that does not grow with the jobs that were, or as long as their jobs are not
+# final.
+LASTING = ("events", "catalogue", "versions", "counts", "clock", "workers", "parked", "expiries", "now")
+
+
+def _lifetimes(shard: Snapshot) -> Iterable[str]:
+    final = {id for id, record in shard.jobs.items() if State(record["state"]) in FINAL}
+    keys = {record["idem"]: id for id, record in shard.jobs.items() if "idem" in record}
+    queues = {record["queue"] for record in shard.jobs.values()}
+    for key, left in shard.ttl.items():
+        kind, _, name = key.partition(":")
+        if kind in ("job", "out", "idem"):
+            ends = (keys.get(name) if kind == "idem" else name) in final
+        elif kind in ("worker", "tasks"):
+            ends = True
+        elif kind == "bell":
+            ends = name not in queues
+        elif key in LASTING or _is_place(key) or kind == "key":
+            ends = False
+        else:
+            yield f"{key} is on no list"
+            continue
+        if (left > 0) != ends:
+            yield f"{key} {'lacks a TTL' if ends else 'has a TTL'}"

@@ -1,0 +1,134 @@
+"""A worker inside the test's own process, on a real Redis, and a client that watches its jobs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from signal import SIGTERM
+from typing import Any
+
+import msgspec
+from pydantic_core import to_json
+
+from shared.jobs import Options, Record, State, Submission, new_id
+from shared.queue import Queue, connect
+from shared.settings import Settings
+from tests.conftest import eventually
+from worker.resources import open_resources
+from worker.task import of
+from worker.worker import Worker
+
+GRACE = 0.2  # seconds that the tests' cancels leave to code: what ignores them is given up soon
+
+
+class Client:
+    """Submits jobs as the API would, and reads them."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+
+    async def submit(self, function: Callable[..., Any], payload: Any = None, **given: Any) -> str:
+        """The new job's id; `timeout` and `retry` (fields of the policy) replace the task's own."""
+        entry = of(function).entry
+        retry = {**entry.defaults["retry"], **given.pop("retry", {})}
+        options = Options(timeout=given.pop("timeout", entry.defaults["timeout"]), retry=retry)
+        body = payload if isinstance(payload, bytes) else to_json({} if payload is None else payload)
+        job = Submission(id=new_id(), task=entry.name, payload=body, options=options, version=entry.version, **given)
+        return (await self.queue.submit(job)).id
+
+    async def record(self, id: str) -> Record:
+        record = await self.queue.get(id)
+        assert record is not None, f"there is no job {id}"
+        return record
+
+    async def reaches(self, id: str, *states: State, timeout: float = 20.0) -> Record:
+        """The record, once it is in one of these states."""
+
+        async def there() -> Record | None:
+            record = await self.record(id)
+            return record if record.state in states else None
+
+        try:
+            return await eventually(there, timeout)
+        except AssertionError:
+            raise AssertionError(f"not {states}, but {await self.record(id)}") from None
+
+    async def end(self, id: str) -> Record:
+        """The final record. Time goes on meanwhile, as it does where an API runs."""
+
+        async def ended() -> Record | None:
+            await self.queue.tick()
+            record = await self.record(id)
+            return record if record.done else None
+
+        return await eventually(ended, 30.0)
+
+    async def result(self, id: str) -> Any:
+        """What it returned; the assertion tells why there is none."""
+        record = await self.end(id)
+        assert record.state is State.SUCCEEDED, record
+        return msgspec.json.decode(record.result or b"null")
+
+    async def error(self, id: str) -> dict[str, Any]:
+        """Why it failed."""
+        record = await self.end(id)
+        assert record.state is State.FAILED, record
+        error: dict[str, Any] = msgspec.json.decode(record.error or b"null")
+        return error
+
+    async def items(self, id: str, kind: str = "output") -> list[Any]:
+        """Everything of a kind that the job has said."""
+        found: list[Any] = []
+        after = 0
+        while chunks := await self.queue.output(id, after):
+            found += [msgspec.json.decode(item) for one in chunks if one.type == kind for item in one.items]
+            after = chunks[-1].stamp
+        return found
+
+
+def outcomes(record: Record) -> list[str | None]:
+    return [attempt.outcome for attempt in record.attempts]
+
+
+@asynccontextmanager
+async def open_client(url: str, lease: float = 1.0) -> AsyncIterator[Client]:
+    redis = connect(url)
+    queue = Queue(redis, lease=lease, grace=GRACE)
+    try:
+        yield Client(queue)
+    finally:
+        await queue.close()
+        await redis.aclose()
+
+
+def make_worker(url: str, directory: Path, *functions: Callable[..., Any], **given: Any) -> Worker:
+    """A worker of these tasks; what is no setting goes to arq."""
+    fields = {name: given.pop(name) for name in list(given) if name in Settings.model_fields}
+    settings = Settings(
+        **{"lease": 1.0, "drain": 0.0, "store_url": f"file://{directory}/store", **fields}, redis_url=url
+    )
+    tasks = {of(function).name: of(function) for function in functions}
+    worker = Worker(
+        settings=settings, tasks=tasks, resources=lambda: open_resources(settings), handle_signals=False, **given
+    )
+    worker.queue.grace = GRACE
+    return worker
+
+
+@asynccontextmanager
+async def working(url: str, directory: Path, *functions: Callable[..., Any], **given: Any) -> AsyncIterator[Worker]:
+    """The same, at work; ended and closed at the end."""
+    worker = make_worker(url, directory, *functions, **given)
+    running = asyncio.create_task(worker.async_run())
+    ready = asyncio.create_task(worker.ready.wait())
+    try:
+        await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
+        yield worker
+        if not running.done():
+            worker.handle_sig(SIGTERM)
+        await running
+    finally:
+        ready.cancel()
+        running.cancel()
+        await asyncio.wait({running})
+        await worker.close()
