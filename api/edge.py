@@ -26,6 +26,8 @@ class Edge:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        if scope["type"] != "http":
+            return  # there are no others, and none is let in unasked
         authorization = request_id = None
         for name, value in scope["headers"]:
             if name == b"authorization":
@@ -36,9 +38,6 @@ class Edge:
         if not self._keys.open and scope["path"] not in OPEN_PATHS:
             tenant = self._keys.tenant(authorization.decode("latin-1")) if authorization else None
         scope["state"]["tenant"] = tenant
-        if scope["type"] == "websocket":
-            await _refuse_websocket(scope, receive, send, known=tenant is not None)
-            return
         if tenant is None:
             detail = "give an API key: Authorization: Bearer tk_…"
             problem = of_status(401, detail, headers={"WWW-Authenticate": "Bearer"})
@@ -82,18 +81,3 @@ def trace_id(scope: Scope, request_id: bytes | None) -> str:
 
 def _trace(value: bytes) -> re.Match[str] | None:
     return TRACEPARENT.fullmatch(value.decode("latin-1"))
-
-
-async def _refuse_websocket(scope: Scope, receive: Receive, send: Send, *, known: bool) -> None:
-    await receive()  # websocket.connect
-    if "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": 1008})
-        return
-    if known:
-        problem = of_status(404, f"there is nothing at {path_of(scope)[:200]}")
-    else:
-        problem = of_status(401, "give an API key", headers={"WWW-Authenticate": "Bearer"})
-    response = problem.response(scope)
-    start = {"type": "websocket.http.response.start", "status": response.status_code, "headers": response.raw_headers}
-    await send(start)
-    await send({"type": "websocket.http.response.body", "body": response.body, "more_body": False})

@@ -5,9 +5,8 @@ from collections.abc import AsyncIterator
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.exceptions import HTTPException
 
-from shared.errors import Invalid, TooLarge
+from shared.errors import Invalid, Malformed, TooLarge
 
 OVERHEAD = 64 << 10  # bytes of a body that may be other than the file's: headers, boundaries, other fields
 
@@ -15,7 +14,7 @@ OVERHEAD = 64 << 10  # bytes of a body that may be other than the file's: header
 class FilePart:
     """`await open()`, then `name` and `content_type` are known, then `chunks()` is the file.
 
-    Fields beside the file are passed over. Raises HTTPException 400, TooLarge for more than
+    Fields beside the file are passed over. Raises Malformed, TooLarge for more than
     OVERHEAD bytes of them, and Invalid if there is no file or a second one.
     """
 
@@ -32,7 +31,7 @@ class FilePart:
         self._headers: dict[bytes, str] = {}
         boundary = parse_options_header(content_type)[1].get(b"boundary")
         if not boundary:
-            raise HTTPException(400, "the Content-Type names no boundary")
+            raise Malformed("the Content-Type names no boundary")
         try:
             self._parser = MultipartParser(
                 boundary,
@@ -47,7 +46,7 @@ class FilePart:
                 },
             )
         except FormParserError as error:
-            raise HTTPException(400, f"no multipart body: {error}") from None
+            raise Malformed(f"no multipart body: {error}") from None
 
     async def open(self) -> None:
         """Read up to the file."""
@@ -69,13 +68,13 @@ class FilePart:
         chunk = await anext(self._body, None)
         if chunk is None:
             if not self._ended:
-                raise HTTPException(400, "the multipart body ends before its last boundary")
+                raise Malformed("the multipart body ends before its last boundary")
             return False
         if not self._ended:
             try:
                 self._parser.write(chunk)
             except FormParserError as error:
-                raise HTTPException(400, f"no multipart body: {error}") from None
+                raise Malformed(f"no multipart body: {error}") from None
         self._overhead += len(chunk) - sum(map(len, self._data))
         if self._overhead > OVERHEAD:
             raise TooLarge("the form beside its file", OVERHEAD)

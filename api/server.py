@@ -25,7 +25,10 @@ LONGEST_END = 10.0  # seconds from SIGTERM for what is being answered
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, which calls what is no HTTP a problem too."""
+    """uvicorn's, where what is no HTTP is a problem too, and an upgrade that is not offered a plain request."""
+
+    def _unsupported_upgrade_warning(self) -> None:
+        pass  # anybody could fill the logs with it
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the signature is uvicorn's own
         """Answers and closes."""
@@ -56,7 +59,7 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        ws="websockets-sansio",
+        ws="none",
         http=Protocol,
         lifespan="on",
         log_config=None,

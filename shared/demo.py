@@ -173,7 +173,7 @@ class Demo:
 
     def _curl(self, path: str, *arguments: str) -> None:
         key = ' -H "Authorization: Bearer $TANDEM_KEY"' if self._setting.key else ""
-        self._say(f"  $ curl -s {self._setting.url}{path}{key} {shlex.join(arguments)}")
+        self._say(f"  $ curl -s {shlex.quote(self._setting.url + path)}{key} {shlex.join(arguments)}")
 
 
 def load_time_zones(path: Path) -> int:

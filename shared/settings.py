@@ -4,7 +4,6 @@ A list is comma-separated; an empty value is an empty list and counts as set. Du
 """
 
 import ipaddress
-import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -155,11 +154,6 @@ def _explain(error: Mapping[str, Any]) -> str:
     name = str(error["loc"][0])
     # The value of a setting may be a secret: only what the type says of it is shown.
     return f"TANDEM_{name.upper()}: {message}"
-
-
-def environment_has(name: str) -> bool:
-    """Whether a setting was given in the environment, be it empty."""
-    return f"TANDEM_{name.upper()}" in os.environ
 
 
 def mask(url: str) -> str:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -151,13 +151,17 @@ async def test_whoever_dies_is_started_again(tmp_path: Path, http: aiohttp.Clien
     with dev(tmp_path, "--no-demo") as running:
         url = await running.url()
         for name in ("worker", "redis", "api", "mongo"):
-            before = len(running.pids(name))
-            os.kill(running.pids(name)[-1], signal.SIGKILL)
-            await eventually(lambda n=name, b=before: len(running.pids(n)) > b, START)  # type: ignore[misc]
+            pid = running.pids(name)[-1]
+            os.kill(pid, signal.SIGKILL)
+            await eventually(ready_after(running, name, pid), START)
             assert f"{name}: was ended by SIGKILL; starting it again" in running.text
         pid = running.pids("worker")[-1]
         await eventually(lambda: served_by(http, url, pid))
         assert running.process.poll() is None
+
+
+def ready_after(running: Dev, name: str, pid: int) -> Callable[[], bool]:
+    return lambda: running.pids(name)[-1] != pid
 
 
 async def served_by(http: aiohttp.ClientSession, url: str, pid: int) -> bool:

@@ -5,7 +5,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -55,13 +55,17 @@ async def supervised(program: Program, lines: Lines) -> AsyncIterator[tuple[Chil
         output.close()
 
 
+def said(lines: Lines, text: str, times: int) -> Callable[[], bool]:
+    return lambda: lines.getvalue().count(text) == times
+
+
 async def test_one_that_was_ready_is_started_again_at_once_however_often() -> None:
     lines = Lines()
     async with supervised(program(SERVES, lines=lines), lines) as (child, task):
-        for restart in range(children.CRASH_LOOP + 1):
-            await eventually(lambda n=restart: lines.getvalue().count("it: ready after") == n + 1)  # type: ignore[misc]
+        for restart in range(1, children.CRASH_LOOP + 2):
+            await eventually(said(lines, "it: ready after", restart))
             os.kill(child.pid, signal.SIGKILL)
-            await eventually(lambda n=restart: lines.getvalue().count("starting it again") == n + 1)  # type: ignore[misc]
+            await eventually(said(lines, "starting it again", restart))
         await eventually(child.ready.is_set)
         assert not task.done()
     assert lines.of("tandem").count("it: was ended by SIGKILL; starting it again") == children.CRASH_LOOP + 1
@@ -113,7 +117,7 @@ async def test_redis_comes_back_with_its_data(tmp_path: Path) -> None:
     async with supervised(redis, lines) as (child, _):
         await child.ready.wait()
         os.kill(child.pid, signal.SIGKILL)
-        await eventually(lambda: lines.getvalue().count("redis: ready after") == 2)
+        await eventually(said(lines, "redis: ready after", 2))
         assert await answers()
     assert not await answers()
 

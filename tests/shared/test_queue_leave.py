@@ -15,6 +15,7 @@ DAY = 86_400_000
 async def test_success(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
+    await shard.turn(1)
     claimed = await worker.take()
     await shard.turn(2)
     assert await worker.end(claimed, body=b'{"n": 1}', files=b'[{"name": "a"}]') == "ok"

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.errors import Unavailable
-from shared.jobs import Record, State
+from shared.jobs import State
 from shared.queue import Claim, Finish
 from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, outcomes, working
@@ -31,8 +31,10 @@ class Seen:
 
 
 @pytest.fixture
-async def seen() -> Seen:
-    return Seen()
+async def seen() -> AsyncIterator[Seen]:
+    seen = Seen()
+    yield seen
+    seen.go_on.set()  # or code that swallows everything would outlive its test
 
 
 @pytest.fixture
@@ -69,16 +71,19 @@ def deaf(seen: Seen) -> Callable[..., Any]:
     return deaf
 
 
-async def take_away(client: Client, redis: Redis, id: str) -> Record:
+async def take_away(client: Client, redis: Redis, id: str) -> None:
     """The job's lease ends before its time, and somebody settles it: as if the worker had been silent for long."""
-    await redis.zadd(f"{client.queue.prefix}leases", {id: 1})
 
-    async def settled() -> Record | None:
+    async def settled() -> bool:
+        if outcomes(await client.record(id))[0] == "worker_lost":
+            return True
         await client.queue.tick()
-        record = await client.record(id)
-        return record if outcomes(record)[0] == "worker_lost" else None
+        await redis.hset(f"{client.queue.prefix}clock", "grace", "0")  # Redis has just been started, says its clock
+        await redis.zadd(f"{client.queue.prefix}leases", {id: 1}, xx=True)
+        await client.queue.tick()
+        return False
 
-    return await eventually(settled)
+    await eventually(settled)
 
 
 # ---------------------------------------------------------------------------------------------------------- cancelled

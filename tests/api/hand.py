@@ -1,0 +1,90 @@
+"""A worker's part, played by a test: it publishes tasks, claims jobs, says things and ends attempts by hand."""
+
+from typing import Any
+
+import msgspec
+
+from shared import catalogue
+from shared.jobs import Record, State
+from shared.queue import Claimed, Finish, Queue, Report, WorkerInfo
+
+ANY = catalogue.Entry(
+    name="t.any",
+    summary="Takes anything.",
+    payload_schema={"type": "object"},
+    result_schema={},
+    defaults={"timeout": 30.0, "priority": "normal", "retry": {"max_attempts": 3, "backoff": "fixed", "base": 1.0}},
+)
+STRICT = catalogue.Entry(
+    name="t.strict",
+    summary="Takes a URL.",
+    queue="slow",
+    payload_schema={
+        "$defs": {
+            "Node": {
+                "type": "object",
+                "properties": {"value": {"type": "integer"}, "next": {"$ref": "#/$defs/Node"}},
+                "additionalProperties": False,
+            }
+        },
+        "type": "object",
+        "properties": {
+            "url": {"type": "string", "minLength": 3},
+            "method": {"enum": ["GET", "POST"]},
+            "node": {"$ref": "#/$defs/Node"},
+            "size": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]},
+        },
+        "required": ["url"],
+        "additionalProperties": False,
+    },
+    result_schema={"type": "object"},
+    defaults={"timeout": 60.0, "priority": "low", "retry": {"max_attempts": 5, "base": 2.0, "cap": 300.0}},
+    example={"url": "https://example.org/"},
+)
+
+
+class Hand:
+    """One worker that does what it is told."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self.entries: list[catalogue.Entry] = []
+        self._claims = 0
+        self._reports: dict[str, int] = {}
+
+    async def publish(self, *entries: catalogue.Entry) -> None:
+        """Publishes these tasks besides those of before."""
+        self.entries += entries
+        info = WorkerInfo(
+            id="hand-1", host="here", pid=4711, queues=("default", "slow"), concurrency=10, version="1", started_at=1e9
+        )
+        await self.queue.register(info, self.entries)
+
+    async def take(self) -> Claimed:
+        """The one job that is due."""
+        self._claims += 1
+        claim = await self.queue.claim(
+            "hand-1", self._claims, slots=10, tasks=catalogue.digest(self.entries), queues=("default", "slow")
+        )
+        (claimed,) = claim.jobs
+        return claimed
+
+    async def say(self, claimed: Claimed, kind: str, *values: Any) -> None:
+        """Progress, a log entry, or output items in one chunk."""
+        number = self._reports[claimed.token] = self._reports.get(claimed.token, 0) + 1
+        body = b"\n".join(msgspec.json.encode(value) for value in values)
+        assert await self.queue.report([Report(claimed.id, claimed.token, number, kind, body)], limit=1 << 30) == ["ok"]
+
+    async def succeed(self, claimed: Claimed, result: Any = None) -> None:
+        body = msgspec.json.encode(result)
+        assert await self.queue.finish([Finish(claimed.id, claimed.token, State.SUCCEEDED, "succeeded", body)]) == ["ok"]
+
+    async def fail(self, claimed: Claimed, to: State = State.FAILED) -> None:
+        """Ends the attempt as failed: the job is `failed`, or `retrying` without delay."""
+        body = msgspec.json.encode({"type": "card", "message": "no", "retryable": True, "attempt": claimed.attempt})
+        assert await self.queue.finish([Finish(claimed.id, claimed.token, to, "failed", body)]) == ["ok"]
+
+    async def record(self, id: str) -> Record:
+        record = await self.queue.get(id)
+        assert record is not None
+        return record

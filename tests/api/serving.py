@@ -1,0 +1,48 @@
+"""The application behind a real server, on a file store of its own, and what its answers have in common."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from api.app import create_app
+from api.server import listen, make_server, url_of
+from shared.settings import load
+from tests.conftest import eventually
+
+
+@asynccontextmanager
+async def serving(redis_url: str, root: Path, **given: Any) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of the application, which serves on a free port with its files under `root`."""
+    settings = load(redis_url=redis_url, store_url=f"file://{root}", **{"keys": (), **given})
+    server = make_server(create_app(settings), settings)
+    sockets = listen("127.0.0.1", 0)
+    running = asyncio.create_task(server.serve(sockets))
+    await eventually(lambda: server.started or running.done())
+    async with httpx2.AsyncClient(base_url=url_of(sockets, "127.0.0.1"), trust_env=False, timeout=30) as client:
+        yield client
+    server.should_exit = True
+    await running
+
+
+def stored(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+async def upload(client: httpx2.AsyncClient, data: bytes, **options: Any) -> dict[str, Any]:
+    answer = await client.post("/v1/files", content=data, **options)
+    assert answer.status_code == 201, answer.text
+    assert answer.headers["location"] == f"/v1/files/{answer.json()['id']}"
+    view: dict[str, Any] = answer.json()
+    return view
+
+
+def problem(answer: httpx2.Response) -> tuple[int, str]:
+    """Status of an answer that is a problem of that status, and its detail."""
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    assert answer.json()["status"] == answer.status_code
+    assert answer.json()["type"].startswith("/problems/")
+    return answer.status_code, answer.json().get("detail", "")
