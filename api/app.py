@@ -1,6 +1,7 @@
 """The application: its routes, what it holds while it serves, and its clock."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -18,10 +19,13 @@ from api.problems import HANDLERS
 from api.state import State
 from api.submissions import Submissions
 from api.waiting import Drain
-from shared.errors import TandemError
-from shared.files import open_store
+from shared.errors import TandemError, Unavailable
+from shared.files import FileStore, open_store
 from shared.queue import Queue, connect
 from shared.settings import Settings
+from shared.uploads import sweep
+
+SWEEP = 3600.0  # seconds between two sweeps of the file store, about
 
 log = structlog.get_logger()
 
@@ -41,6 +45,8 @@ def create_app(settings: Settings) -> FastAPI:
             catalogue = Catalogue(queue)
             clock = asyncio.create_task(keep_time(queue, catalogue, min(1.0, settings.lease / 4)), name="clock")
             stack.push_async_callback(_end, clock)
+            broom = asyncio.create_task(keep_clean(store, settings.keep), name="broom")
+            stack.push_async_callback(_end, broom)
             yield State(
                 settings=settings,
                 queue=queue,
@@ -96,6 +102,18 @@ async def keep_time(queue: Queue, catalogue: Catalogue, pause: float) -> None:
                 log.warning("Redis does not serve", error=str(error))
             away = True
         await asyncio.sleep(pause)
+
+
+async def keep_clean(store: FileStore, keep: float) -> None:
+    """Removes expired uploads, and what jobs left that nobody knows any more, about once an hour on every replica."""
+    while True:
+        await asyncio.sleep(SWEEP * random.uniform(0.5, 1.5))
+        try:
+            removed = await sweep(store, keep=keep)
+        except Unavailable as error:
+            log.warning("the file store could not be swept", error=str(error))
+        else:
+            log.info("the file store is swept", removed=removed)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import queue
+import select
 import signal
 import subprocess
 import threading
@@ -13,7 +14,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from shared.services import tied
 
@@ -31,18 +31,16 @@ class CrashLoop(Exception):
 
 
 class Output:
-    """Lines on a stream, flushed one by one by a thread: a stopped terminal or pipe must not stop the children.
+    """Lines that a thread writes one by one: a stopped terminal or pipe must not stop the children.
 
-    Above LINES_MAX waiting lines new ones are dropped, and counted. `on_closed` is called, in that thread, when nobody
-    reads any more.
+    Above LINES_MAX waiting lines new ones are dropped, and counted. `write` raises OSError when nobody reads any more;
+    then `on_closed` is called, in that thread.
     """
 
-    def __init__(self, stream: TextIO, on_closed: Callable[[], None]) -> None:
-        self._stream = stream
+    def __init__(self, write: Callable[[bytes], None], on_closed: Callable[[], None]) -> None:
         self._lines: queue.Queue[str | None] = queue.Queue(LINES_MAX)
         self._dropped = 0
-        self._on_closed = on_closed
-        self._thread = threading.Thread(target=self._write, name="output", daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(write, on_closed), name="output", daemon=True)
         self._thread.start()
 
     def say(self, name: str, text: str) -> None:
@@ -54,24 +52,31 @@ class Output:
                 self._dropped += 1
 
     def close(self, timeout: float = 5.0) -> None:
-        """Print what waits, for at most `timeout` seconds."""
+        """Print what waits, for twice `timeout` seconds at most."""
         with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(None)
+            self._lines.put(None, timeout=timeout)
         self._thread.join(timeout)
 
-    def _write(self) -> None:
+    def _write(self, write: Callable[[bytes], None], on_closed: Callable[[], None]) -> None:
         while (line := self._lines.get()) is not None:
             dropped, self._dropped = self._dropped, 0
             if dropped:
                 line += f"\n(… {dropped} lines were dropped: nobody read them)"
             try:
-                self._stream.write(line + "\n")
-                self._stream.flush()
+                write(f"{line}\n".encode(errors="backslashreplace"))
             except OSError:
-                # What the interpreter flushes at its end has to go somewhere.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-                self._on_closed()
+                on_closed()
                 return
+
+
+def write_stdout(data: bytes) -> None:
+    """Write all of it, past sys.stdout: its lock, held by a thread that cannot write, would not let the process end."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(1, rest) :]
+        except BlockingIOError:  # who shares the terminal made it so
+            select.select([], [1], [])
 
 
 @dataclass(frozen=True, slots=True)

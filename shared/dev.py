@@ -7,7 +7,6 @@ data lies in one directory, which only one `tandem dev` uses at a time. Then the
 import asyncio
 import contextlib
 import fcntl
-import io
 import os
 import signal
 import socket
@@ -22,7 +21,7 @@ from pathlib import Path
 import aiohttp
 
 from shared import demo
-from shared.children import Child, CrashLoop, Output, Program
+from shared.children import Child, CrashLoop, Output, Program, write_stdout
 from shared.errors import Misconfigured
 from shared.services import Server, free_port, mongo_server, redis_server
 from shared.settings import LOOPBACK, Settings, load, mask, require_keys
@@ -133,9 +132,7 @@ async def _serve(options: Options, plan: Plan) -> int:
     def on_closed() -> None:
         loop.call_soon_threadsafe(stop.set)
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows less than a child prints
-    output = Output(sys.stdout, on_closed)
+    output = Output(write_stdout, on_closed)
     try:
         for note in plan.notes:
             output.say("tandem", note)

@@ -6,7 +6,7 @@ or any that writes the same as JSON. Keyword arguments are the payload; a single
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -43,15 +43,16 @@ def deserialize(data: bytes) -> dict[str, Any]:
 
 
 def submission(
-    foreign: str, due: float, data: bytes | None, entries: Mapping[str, catalogue.Entry]
+    foreign: str, due: float, data: bytes, entries: Mapping[str, catalogue.Entry], crons: Collection[str] = ()
 ) -> Submission | None:
     """Our job for arq's; None if its bytes are no JSON of an arq job, and are left to whoever wrote them.
 
     `due` (seconds since the epoch) is when arq would have started it. The id that arq knows it by becomes its
-    idempotency key, so a job enqueued twice under one id runs once, for as long as its record is kept.
+    idempotency key, so a job enqueued twice under one id runs once, for as long as its record is kept; a cron job, whose
+    id may be the same each time, once a tick.
     """
     try:
-        job = deserialize(data or b"")
+        job = deserialize(data)
         task, args, kwargs = job["f"], job["a"], job["k"]
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
         return None
@@ -63,6 +64,9 @@ def submission(
         payload = args[0] if len(args) == 1 and isinstance(args[0], dict) and not kwargs else {"args": args, **kwargs}
     entry = entries.get(task)
     defaults: dict[str, Any] = entry.defaults if entry else {"timeout": 30.0, "retry": RetryPolicy().model_dump()}
+    key = f"arq:{foreign}"
+    if task in crons or task.startswith("cron:"):
+        key = f"{key}:{int(due)}"
     return Submission(
         id=new_id(),
         task=task,
@@ -71,15 +75,15 @@ def submission(
         version=entry.version if entry else 1,
         queue=entry.queue if entry else "default",
         run_at=due,
-        idempotency_key=f"arq:{foreign}",
+        idempotency_key=key,
     )
 
 
 class Adoption:
     """Moves the jobs of plain arq clients over, as far as they are JSON; the others are left alone, and told once."""
 
-    def __init__(self, queue: Queue, entries: Mapping[str, catalogue.Entry]) -> None:
-        self._queue, self._entries = queue, entries
+    def __init__(self, queue: Queue, entries: Mapping[str, catalogue.Entry], crons: Collection[str] = ()) -> None:
+        self._queue, self._entries, self._crons = queue, entries, crons
         self._left_alone: set[str] = set()
         self._again = 0.0  # monotonic time before which there is nothing to look for
 
@@ -89,7 +93,9 @@ class Adoption:
             return 0
         jobs = []
         for foreign, due, data in await self._queue.foreign(skip=self._left_alone):
-            job = submission(foreign, due, data, self._entries)
+            if data is None:
+                continue  # another worker has just adopted it, or it has expired, as arq's jobs do after a day
+            job = submission(foreign, due, data, self._entries, self._crons)
             if job is not None:
                 jobs.append((foreign, job))
             elif len(self._left_alone) < 1000:

@@ -100,7 +100,8 @@ class Worker(arq.worker.Worker):
             register=self._register,
         )
         self._outcomes = Outcomes(self.queue, self.news.heart.held, away=self.news.distrust, room=self._changed.set)
-        self._adoption = Adoption(self.queue, {name: task.entry for name, task in self.known.items()})
+        crons = {job.name for job in self.cron_jobs}
+        self._adoption = Adoption(self.queue, {name: task.entry for name, task in self.known.items()}, crons)
 
     # ---------------------------------------------------------------------------------------------------- the shell
 
@@ -375,7 +376,8 @@ class Worker(arq.worker.Worker):
         while True:
             try:
                 await self.heart_beat()
-            except (RedisError, OSError) as error:
+                await self._adoption.adopt()
+            except (Unavailable, RedisError, OSError) as error:
                 log.warning("Redis is away", during="cron", error=type(error).__name__)
             await asyncio.sleep(0.5)
 

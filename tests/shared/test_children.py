@@ -1,10 +1,11 @@
 """The supervisor of `tandem dev`, with small programs as its children."""
 
 import asyncio
-import io
 import os
+import re
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,11 +28,17 @@ WITH_A_CHILD = (
 )
 
 
-class Lines(io.StringIO):
+class Lines:
     """What the output says so far."""
 
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, data: bytes) -> None:
+        self.text += data.decode()
+
     def of(self, name: str) -> list[str]:
-        return [line.partition("| ")[2] for line in self.getvalue().splitlines() if line.startswith(name)]
+        return [line.partition("| ")[2] for line in self.text.splitlines() if line.startswith(name)]
 
 
 def program(code: str, *, ready_after: str | None = "up", lines: Lines, quiet: bool = False) -> Program:
@@ -43,7 +50,7 @@ def program(code: str, *, ready_after: str | None = "up", lines: Lines, quiet: b
 
 @asynccontextmanager
 async def supervised(program: Program, lines: Lines) -> AsyncIterator[tuple[Child, "asyncio.Task[None]"]]:
-    output = Output(lines, lambda: None)
+    output = Output(lines.write, lambda: None)
     child = Child(program, output)
     task = asyncio.create_task(child.supervise())
     try:
@@ -56,7 +63,7 @@ async def supervised(program: Program, lines: Lines) -> AsyncIterator[tuple[Chil
 
 
 def said(lines: Lines, text: str, times: int) -> Callable[[], bool]:
-    return lambda: lines.getvalue().count(text) == times
+    return lambda: lines.text.count(text) == times
 
 
 async def test_one_that_was_ready_is_started_again_at_once_however_often() -> None:
@@ -123,25 +130,31 @@ async def test_redis_comes_back_with_its_data(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_is_gone_ends_the_output() -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    closed = []
-    with os.fdopen(writing, "w") as stream:
-        output = Output(stream, lambda: closed.append(True))
-        output.say("it", "text")
-        output.close()
-    assert closed == [True]
+    closed = threading.Event()
+
+    def write(_data: bytes) -> None:
+        raise BrokenPipeError
+
+    output = Output(write, closed.set)
+    output.say("it", "text")
+    output.close()
+    assert closed.is_set()
 
 
 def test_a_reader_that_stands_still_stops_nobody() -> None:
-    reading, writing = os.pipe()
-    with os.fdopen(writing, "w") as stream, os.fdopen(reading) as reader:
-        output = Output(stream, lambda: None)
-        for number in range(children.LINES_MAX * 2):  # returns although nobody reads
-            output.say("it", f"{number}")
-        first = reader.readline()
-        assert first == "it       | 0\n"
-        while "dropped" not in (line := reader.readline()):
-            output.say("it", "more")
-            assert line
-        output.close(timeout=0.01)
+    reading, lines = threading.Event(), Lines()
+
+    def write(data: bytes) -> None:
+        reading.wait(30)
+        lines.write(data)
+
+    output = Output(write, lambda: None)
+    for number in range(children.LINES_MAX * 2):  # returns although nobody reads
+        output.say("it", f"{number}")
+    reading.set()
+    output.close(timeout=30)
+    written = lines.of("it")
+    dropped = sum(int(count) for count in re.findall(r"\(… (\d+) lines were dropped", lines.text))
+    assert written[:3] == ["0", "1", "2"]
+    assert len(written) + dropped == children.LINES_MAX * 2
+    assert len(written) <= children.LINES_MAX + 1
