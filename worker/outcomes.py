@@ -17,7 +17,7 @@ log = structlog.get_logger("worker")
 class Outcomes:
     """Writes outcomes. A job stays in `held`, and so keeps its lease, until its outcome is written.
 
-    `away` is called at every fault of Redis, `room` whenever more jobs may be claimed than before, or none are left.
+    `away` is called at every fault of Redis, `room` when so much is written that jobs may be claimed again.
     """
 
     def __init__(
@@ -29,6 +29,7 @@ class Outcomes:
         room: Callable[[], None],
     ) -> None:
         self.unwritten = 0
+        self._none = asyncio.Event()  # nothing is unwritten any more
         self._queue, self._held, self._away, self._room = queue, held, away, room
         self._batch = Batch(self._write, limit=500, room=1 << 20, size=lambda one: len(one.body) + 256, waiting=1 << 20)
 
@@ -42,10 +43,18 @@ class Outcomes:
         self.unwritten += 1
         self._batch.call(finish).add_done_callback(lambda written: self._written(finish, written))
 
+    async def all_written(self) -> None:
+        """Returns when nothing is unwritten."""
+        while self.unwritten:
+            self._none.clear()
+            await self._none.wait()
+
     def _written(self, finish: Finish, answer: "asyncio.Future[str]") -> None:
         self.unwritten -= 1
-        if self.unwritten in (0, MOST - 1):
+        if self.unwritten == MOST - 1:
             self._room()
+        elif not self.unwritten:
+            self._none.set()
         held = self._held.get(finish.id)
         if held is not None and held[0] == finish.token:
             del self._held[finish.id]

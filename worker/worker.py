@@ -206,7 +206,7 @@ class Worker(arq.worker.Worker):
                 run.output.abandon()
                 self._record(run, None if run.cause == "lost" else run.handed_back())
         await self._recover()
-        await _first(self._all_written(), timeout=self.settings.lease)
+        await _first(self._outcomes.all_written(), timeout=self.settings.lease)
         await self.news.end()
         with contextlib.suppress(Unavailable):
             await self.queue.retire(self.id)
@@ -222,11 +222,6 @@ class Worker(arq.worker.Worker):
                 )
                 for job in claim.jobs:
                     self._outcomes.put(Finish(job.id, job.token, State.QUEUED, "released"))
-
-    async def _all_written(self) -> None:
-        while self._outcomes.unwritten:
-            self._changed.clear()
-            await self._changed.wait()
 
     async def close(self) -> None:
         """Ends what arq opened. A worker that still runs is ended before, as by a signal."""
@@ -295,9 +290,7 @@ class Worker(arq.worker.Worker):
         try:
             await _first(ringing, self._stopping.wait())
         finally:
-            if not ringing.done():
-                ringing.cancel()
-                await asyncio.wait({ringing})
+            await _ended(ringing)
         if not ringing.cancelled():
             ringing.result()
 
@@ -397,6 +390,10 @@ async def _first(*awaitables: Any, timeout: float | None = None) -> None:
                 future.cancel()
 
 
-async def _ended(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait({task}, timeout=5)
+async def _ended(task: "asyncio.Future[Any]") -> None:
+    # More than once: in Python 3.11 `asyncio.wait_for`, which redis-py sends through, may swallow a cancellation.
+    for _ in range(50):
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
+        if task.done():
+            return

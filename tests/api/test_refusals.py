@@ -1,0 +1,412 @@
+"""Every refusal is a problem of RFC 9457 that says what and where; none is a 500, and a 500 says nothing."""
+
+import asyncio
+import re
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgspec
+import pytest
+
+from api.app import create_app
+from api.server import listen, make_server
+from shared.settings import load
+from tests.api.hand import Hand
+from tests.api.serving import problem, serving
+from tests.conftest import eventually
+
+JSON = {"content-type": "application/json"}
+URL = "https://example.org/"
+DURATION = "is no duration: give a number of seconds, or 250ms, 30s, 5m, 2h, 7d"
+
+
+async def post(client: httpx2.AsyncClient, body: Any, **headers: str) -> httpx2.Response:
+    content = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return await client.post("/v1/jobs", content=content, headers={**JSON, **headers})
+
+
+def errors(answer: httpx2.Response) -> dict[str, str]:
+    """Pointer → sentence, of a 422."""
+    assert problem(answer)[0] == 422, answer.text
+    return {one["pointer"]: one["detail"] for one in answer.json()["errors"]}
+
+
+# ------------------------------------------------------------------------------------------------------------ malformed
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"task": "t.any",}',
+        b'{"task": "t.any"} x',
+        b'{"task": "\xff"}',
+        b'{"task": "t.any", "payload": {"a": NaN}}',
+        b'{"task": "t.any", "payload": {"a": Infinity}}',
+        b'{"task": "t.any", "payload": {"a": 1e999}}',
+        b'{"task": "t.any", "payload": {"a": "\\ud800"}}',
+        b'{"task": "t.any", "payload": {"a": "\x00"}}',
+        b'\xef\xbb\xbf{"task": "t.any"}',
+    ],
+    ids=repr,
+)
+async def test_what_is_no_json_is_malformed(client: httpx2.AsyncClient, body: bytes) -> None:
+    answer = await post(client, body)
+    assert problem(answer)[0] == 400
+    assert answer.json() == {
+        "type": "/problems/malformed",
+        "title": "The request is malformed",
+        "status": 400,
+        "detail": answer.json()["detail"],
+        "instance": "/v1/jobs",
+    }
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content-type": "text/plain"},
+        {"content-type": "application/x-www-form-urlencoded"},
+        {"content-type": "application/json; charset=latin-1"},
+        {"content-encoding": "gzip"},
+    ],
+    ids=str,
+)
+async def test_other_content_types_and_encodings_are_not_supported(
+    client: httpx2.AsyncClient, headers: dict[str, str]
+) -> None:
+    assert problem(await post(client, {"task": "t.any"}, **headers))[0] == 415
+    assert problem(await client.post("/v1/jobs/bulk", content=b"[]", headers={**JSON, **headers}))[0] == 415
+
+
+# ----------------------------------------------------------------------------------------------------------- the schema
+
+
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [
+        ([], {"": "must be a JSON object"}),
+        ({}, {"/task": "is required"}),
+        ({"task": 7}, {"/task": "must be a string"}),
+        ({"task": "x" * 201}, {"/task": "must have at most 200 characters"}),
+        ({"task": "t.strict"}, {"/payload/url": "is required"}),
+        ({"task": "t.strict", "payload": {}}, {"/payload/url": "is required"}),
+        ({"task": "t.strict", "payload": None}, {"/payload": "must be an object"}),
+        ({"task": "t.strict", "payload": {"url": 5}}, {"/payload/url": "must be a string"}),
+        ({"task": "t.strict", "payload": {"url": "ab"}}, {"/payload/url": "must have at least 3 characters"}),
+        ({"task": "t.strict", "payload": {"url": URL, "a/b~": 1}}, {"/payload/a~1b~0": "is not a known field"}),
+        ({"task": "t.strict", "payload": {"url": URL, "size": 0}}, {"/payload/size": "must be at least 1"}),
+        ({"task": "t.strict", "payload": {"url": URL, "size": "x"}}, {"/payload/size": "must be an integer"}),
+        ({"task": "t.strict", "payload": {"url": URL, "method": "X"}}, {"/payload/method": "must be one of GET, POST"}),
+        (
+            {"task": "t.strict", "payload": {"url": URL, "node": {"next": {"next": {"value": "x"}}}}},
+            {"/payload/node/next/next/value": "must be an integer"},
+        ),
+        ({"task": "t.any", "foo": 1, "bar": 2}, {"/foo": "is not a known field", "/bar": "is not a known field"}),
+        (
+            {"task": "t.any", "idempotency_key": "k"},
+            {"/idempotency_key": "is not a known field: send the header Idempotency-Key"},
+        ),
+        ({"task": "t.any", "options": []}, {"/options": "must be an object"}),
+        ({"task": "t.any", "options": {"foo": 1}}, {"/options/foo": "is not a known field"}),
+        ({"task": "t.any", "options": {"timeout": "abc"}}, {"/options/timeout": f"'abc' {DURATION}"}),
+        ({"task": "t.any", "options": {"timeout": True}}, {"/options/timeout": f"True {DURATION}"}),
+        ({"task": "t.any", "options": {"delay": -1}}, {"/options/delay": "a duration is finite and not negative, -1 is not"}),
+        ({"task": "t.any", "options": {"timeout": 0}}, {"/options/timeout": "must be more than 0 and at most 24h"}),
+        ({"task": "t.any", "options": {"timeout": "25h"}}, {"/options/timeout": "must be more than 0 and at most 24h"}),
+        ({"task": "t.any", "options": {"delay": 1e300}}, {"/options/delay": "must be at most 3650d"}),
+        ({"task": "t.any", "options": {"expires_in": "9999d"}}, {"/options/expires_in": "must be at most 3650d"}),
+        ({"task": "t.any", "options": {"retry": {"cap": 1e300}}}, {"/options/retry/cap": "must be at most 3650d"}),
+        ({"task": "t.any", "options": {"retry": {"base": "x"}}}, {"/options/retry/base": f"'x' {DURATION}"}),
+        ({"task": "t.any", "options": {"retry": {"max_attempts": 0}}}, {"/options/retry/max_attempts": "must be at least 1"}),
+        ({"task": "t.any", "options": {"retry": {"x": 0}}}, {"/options/retry/x": "is not a known field"}),
+        ({"task": "t.any", "options": {"priority": "urgent"}}, {"/options/priority": "must be one of high, normal, low"}),
+        ({"task": "t.any", "options": {"concurrency_limit": 2}}, {"/options/concurrency_limit": "needs a concurrency_key"}),
+        (
+            {"task": "t.any", "options": {"concurrency_key": "k", "concurrency_limit": 0}},
+            {"/options/concurrency_limit": "must be at least 1"},
+        ),
+        (
+            {"task": "t.any", "options": {"concurrency_key": "k" * 256}},
+            {"/options/concurrency_key": "must have at most 255 characters"},
+        ),
+        ({"task": "t.any", "options": {"tags": {"a": 1}}}, {"/options/tags/a": "must be a string"}),
+        (
+            {"task": "t.any", "options": {"tags": {"k" * 65: "v"}}},
+            {"/options/tags": "has a field whose name must have at most 64 characters"},
+        ),
+        (
+            {"task": "t.any", "options": {"tags": {str(n): "" for n in range(51)}}},
+            {"/options/tags": "must have at most 50 fields"},
+        ),
+        (
+            {"task": "t.any", "options": {"run_at": "2030-01-01T00:00:00Z", "delay": 5}},
+            {"/options/run_at": "give either delay or run_at"},
+        ),
+        (
+            {"task": "t.any", "options": {"callback": {"url": URL}}},
+            {"/options/callback": "callbacks are not available yet"},
+        ),
+    ],
+    ids=lambda value: str(value)[:80],
+)  # fmt: skip
+async def test_what_the_schema_refuses_has_a_pointer_to_the_field(
+    client: httpx2.AsyncClient, job: Any, expected: dict[str, str]
+) -> None:
+    answer = await post(client, job)
+    assert errors(answer) == expected
+    assert answer.json()["type"] == "/problems/validation"
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-x", "x" * 65, "a/b"])
+async def test_a_queue_name_has_its_form(client: httpx2.AsyncClient, name: str) -> None:
+    assert list(errors(await post(client, {"task": "t.any", "options": {"queue": name}}))) == ["/options/queue"]
+
+
+@pytest.mark.parametrize(
+    "text", ["tomorrow", "2030-01-01", "2030-01-01T00:00:00", "2030-13-01T00:00:00Z", "20300101T000000Z", "9999-12-31T23:59:59Z"]
+)  # fmt: skip
+async def test_a_time_has_its_form_and_its_zone(client: httpx2.AsyncClient, text: str) -> None:
+    assert list(errors(await post(client, {"task": "t.any", "options": {"run_at": text}}))) == ["/options/run_at"]
+
+
+async def test_all_errors_come_at_once_but_not_endlessly(client: httpx2.AsyncClient) -> None:
+    job = {"task": "t.strict", "payload": {"zip": 1}, "options": {"foo": 1, "timeout": "x"}, "bar": 2}
+    found = errors(await post(client, job))
+    assert set(found) == {"/payload/url", "/payload/zip", "/options/foo", "/options/timeout", "/bar"}
+    many = {"task": "t.any", **{f"x{n}": 1 for n in range(500)}}
+    assert len(errors(await post(client, many))) == 20
+    large = {"task": "t.strict", "payload": {"url": URL, **{f"x{n}": 1 for n in range(50_000)}}}
+    assert len(errors(await post(client, large))) == 1  # the first, since nobody is to wait for all of them
+
+
+async def test_an_unknown_task_has_a_type_of_its_own(client: httpx2.AsyncClient) -> None:
+    answer = await post(client, {"task": "t.nope", "payload": {}})
+    assert list(errors(answer)) == ["/task"]
+    assert answer.json()["type"] == "/problems/unknown-task"
+
+
+@pytest.mark.parametrize("depth", [64, 65, 500, 5000])
+async def test_json_is_nested_at_most_64_levels_deep(client: httpx2.AsyncClient, depth: int) -> None:
+    inner = depth - 2  # the job and the payload are two
+    body = b'{"task":"t.any","payload":{"a":' + b"[" * inner + b"]" * inner + b"}}"
+    answer = await post(client, body)
+    if depth == 64:
+        assert answer.status_code == 202
+    else:
+        assert errors(answer) == {"": "is nested more than 64 levels deep"}
+
+
+# ---------------------------------------------------------------------------------------------------------------- size
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_body_above_one_mebibyte_is_too_large(client: httpx2.AsyncClient, *, streamed: bool) -> None:
+    body = msgspec.json.encode({"task": "t.any", "payload": {"a": "x" * (2 << 20)}})
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 100_000):
+            yield body[start : start + 100_000]
+
+    answer = await client.post("/v1/jobs", content=pieces() if streamed else body, headers=JSON)
+    assert problem(answer) == (413, "the body exceeds the limit of 1048576 bytes")
+
+
+async def test_a_body_of_one_mebibyte_is_not(client: httpx2.AsyncClient) -> None:
+    body = msgspec.json.encode({"task": "t.any", "payload": {"a": ""}})
+    body = body.replace(b'""', b'"' + b"x" * ((1 << 20) - len(body)) + b'"')
+    assert len(body) == 1 << 20
+    assert (await post(client, body)).status_code == 202
+
+
+# ------------------------------------------------------------------------------------------------- methods and addresses
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/jobs", "POST"),
+        ("PUT", "/v1/jobs", "POST"),
+        ("GET", "/v1/jobs/bulk", "POST"),
+        ("DELETE", "/v1/jobs/01JC8XW3T4Z5", "GET, HEAD"),
+        ("GET", "/v1/jobs/01JC8XW3T4Z5/cancel", "POST"),
+        ("POST", "/v1/jobs/01JC8XW3T4Z5/stream", "GET, HEAD"),
+        ("POST", "/v1/tasks", "GET, HEAD"),
+        ("PATCH", "/v1/files/x", "DELETE, GET, HEAD"),
+        ("OPTIONS", "/v1/queues", "GET, HEAD"),
+        ("POST", "/livez", "GET, HEAD"),
+    ],
+)
+async def test_a_method_that_is_missing_names_those_that_are_there(
+    client: httpx2.AsyncClient, method: str, path: str, allowed: str
+) -> None:
+    answer = await client.request(method, path)
+    assert (problem(answer)[0], answer.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/"),
+        ("GET", "/metrics"),
+        ("GET", "/v1/jobs/"),
+        ("POST", "/v1/jobs/replay"),
+        ("POST", "/v1/jobs/01JC8XW3T4Z5/replay"),
+        ("POST", "/v1/queues/default/pause"),
+        ("GET", "/v1/schedules"),
+        ("POST", "/v1/flows"),
+        ("GET", "/v1/keys/x"),
+        ("GET", "/v1/tasks/t.nope"),
+        ("GET", "/v1/nothing/%00%ff%2e"),
+        ("GET", "/v1/stream"),
+    ],
+)
+async def test_what_is_not_there_is_not_found(client: httpx2.AsyncClient, method: str, path: str) -> None:
+    answer = await client.request(method, path)
+    assert problem(answer)[0] == 404
+    assert answer.json()["instance"] == path
+
+
+async def said(client: httpx2.AsyncClient, data: bytes) -> bytes:
+    """What a raw connection gets back, up to its end."""
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    writer.write(data)
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+async def test_a_websocket_is_not_found_like_everything_that_is_not_there(client: httpx2.AsyncClient) -> None:
+    handshake = (
+        b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==\r\n\r\n"
+    )
+    answer = await said(client, handshake)
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert b"application/problem+json" in answer
+
+
+async def test_what_is_no_http_is_malformed(client: httpx2.AsyncClient) -> None:
+    answer = await said(client, b"GARBAGE\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"application/problem+json" in answer
+
+
+# ---------------------------------------------------------------------------------------------------------------- keys
+
+KEYS = ("tk_first_0123456789abcdef", "tk_first_fedcba9876543210", "tk_other_0123456789abcdef")
+
+
+@pytest.fixture
+async def locked(redis_url: str, hand: Hand, tmp_path: Path) -> AsyncIterator[httpx2.AsyncClient]:
+    async with serving(redis_url, tmp_path, keys=KEYS) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer tk_first_0123456789abcdee",
+        "Bearer tk_nobody_0123456789abcdef",
+        "Basic dGs6eA==",
+        KEYS[0],
+        "Bearer tk_other_fedcba9876543210",
+    ],
+)
+async def test_with_keys_everything_needs_one(locked: httpx2.AsyncClient, given: str | None) -> None:
+    headers = {} if given is None else {"Authorization": given}
+    for method, path in (
+        ("GET", "/v1/tasks"),
+        ("POST", "/v1/jobs"),
+        ("POST", "/v1/jobs/bulk"),
+        ("GET", "/v1/jobs/x/stream"),
+        ("POST", "/v1/files"),
+        ("GET", "/v1/nothing"),
+        ("DELETE", "/v1/jobs"),
+        ("GET", "/metrics"),
+        ("GET", "/livez/"),
+    ):
+        answer = await locked.request(method, path, headers=headers)
+        assert problem(answer)[0] == 401, path
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
+@pytest.mark.parametrize("key", KEYS)
+async def test_each_key_opens_everything(locked: httpx2.AsyncClient, scheme: str, key: str) -> None:
+    headers = {"Authorization": f"{scheme} {key}"}
+    assert (await locked.post("/v1/jobs", json={"task": "t.any"}, headers=headers)).status_code == 202
+    assert (await locked.post("/v1/files", content=b"x", headers=headers)).status_code == 201
+    assert problem(await locked.get("/v1/nothing", headers=headers))[0] == 404
+
+
+async def test_probes_and_pages_need_no_key(locked: httpx2.AsyncClient) -> None:
+    for path in ("/livez", "/readyz", "/openapi.json", "/docs"):
+        assert (await locked.get(path)).status_code == 200
+    assert (await locked.get("/")).status_code == 404
+
+
+# -------------------------------------------------------------------------------------------------- trouble of our own
+
+
+@pytest.mark.parametrize("sent", ["req-1.A_b", "bad id", "x" * 65, None])
+async def test_an_error_of_the_service_shows_its_trace_id_and_nothing_else(
+    redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, sent: str | None
+) -> None:
+    settings = load(redis_url=redis_url, store_url=f"file://{tmp_path}", keys=())
+    app = create_app(settings)
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError("the password is hunter2")
+
+    server, sockets = make_server(app, settings), listen("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
+    running = asyncio.create_task(server.serve(sockets))
+    await eventually(lambda: server.started)
+    try:
+        async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+            answer = await client.get("/broken", headers={} if sent is None else {"X-Request-ID": sent})
+    finally:
+        server.should_exit = True
+        await running
+    assert problem(answer)[0] == 500
+    trace = answer.json()["trace_id"]
+    assert trace == sent if sent == "req-1.A_b" else re.fullmatch("[0-9a-f]{32}", trace)
+    assert answer.headers.get("x-request-id") == (sent if sent == "req-1.A_b" else None)
+    assert "hunter2" not in answer.text
+    assert set(answer.json()) == {"type", "title", "status", "detail", "instance", "trace_id"}
+
+
+async def test_without_redis_it_says_so_and_when_to_come_again(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens there
+        url = f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
+        async with serving(url, tmp_path) as client:
+            assert (await client.get("/livez")).status_code == 200
+            assert (await client.get("/openapi.json")).status_code == 200
+            for answer in (
+                await client.get("/readyz"),
+                await client.post("/v1/jobs", json={"task": "t.any"}),
+                await client.get("/v1/jobs/x"),
+                await client.post("/v1/jobs/x/cancel"),
+                await client.get("/v1/jobs/x/stream"),
+                await client.post("/v1/jobs/bulk", json=[{"task": "t.any"}]),
+                await client.post(
+                    "/v1/jobs/bulk", content=b'{"task":"t.any"}\n', headers={"content-type": "application/x-ndjson"}
+                ),
+                await client.get("/v1/tasks"),
+                await client.get("/v1/queues"),
+                await client.get("/v1/workers"),
+            ):
+                assert problem(answer)[0] == 503
+                assert answer.headers["retry-after"] == "1"
+                assert "127.0.0.1" not in answer.text

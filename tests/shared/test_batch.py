@@ -1,0 +1,188 @@
+"""Calls that come together go together, and each caller gets its own answer."""
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+
+from shared.errors import Unavailable
+from shared.queue import Batch
+from tests.conftest import eventually
+
+
+class Line:
+    """Whoever is sent to here waits until `land`."""
+
+    def __init__(self) -> None:
+        self.flights: list[list[int]] = []
+        self._landings: list[asyncio.Future[None]] = []
+
+    async def send(self, items: list[int]) -> Sequence[int]:
+        self.flights.append(items)
+        landing = asyncio.get_running_loop().create_future()
+        self._landings.append(landing)
+        await landing
+        return [10 * item for item in items]
+
+    async def land(self, flight: int) -> None:
+        await eventually(lambda: len(self._landings) > flight)
+        self._landings[flight].set_result(None)
+
+
+async def tens(items: list[int]) -> Sequence[int]:
+    return [10 * item for item in items]
+
+
+def counted(send: Callable[[list[int]], Awaitable[Sequence[int]]]) -> tuple[Batch[int, int], list[list[int]]]:
+    flights: list[list[int]] = []
+
+    async def counting(items: list[int]) -> Sequence[int]:
+        flights.append(items)
+        return await send(items)
+
+    return Batch(counting, limit=4), flights
+
+
+async def test_calls_of_one_moment_go_in_one_flight() -> None:
+    batch, flights = counted(tens)
+    assert await asyncio.gather(*(batch.call(n) for n in range(3))) == [0, 10, 20]
+    assert await batch.call(3) == 30
+    assert flights == [[0, 1, 2], [3]]
+
+
+async def test_a_flight_takes_no_more_than_its_limit() -> None:
+    batch, flights = counted(tens)
+    assert await asyncio.gather(*(batch.call(n) for n in range(10))) == [10 * n for n in range(10)]
+    assert [len(flight) for flight in flights] == [4, 4, 2]
+    assert [n for flight in flights for n in flight] == list(range(10))
+
+
+async def test_what_comes_meanwhile_goes_together_in_the_next_one() -> None:
+    line = Line()
+    batch = Batch(line.send, flights=1)
+    first = batch.call(1)
+    await eventually(lambda: line.flights)
+    rest = [batch.call(n) for n in (2, 3)]
+    await line.land(0)
+    assert await first == 10
+    rest.append(batch.call(4))
+    await line.land(1)
+    assert await asyncio.gather(*rest[:2]) == [20, 30]
+    if not rest[2].done():
+        await line.land(2)
+    assert await rest[2] == 40
+
+
+async def test_two_flights_are_under_way_at_most() -> None:
+    line = Line()
+    batch = Batch(line.send, limit=1, flights=2)
+    calls = [batch.call(n) for n in range(5)]
+    await eventually(lambda: len(line.flights) == 2)
+    await asyncio.sleep(0)
+    assert line.flights == [[0], [1]]
+    await line.land(1)
+    await eventually(lambda: len(line.flights) == 3)
+    for flight in (0, 2, 3, 4):
+        await line.land(flight)
+    assert await asyncio.gather(*calls) == [0, 10, 20, 30, 40]
+
+
+async def test_a_flight_takes_no_more_than_it_has_room_for_but_one_always() -> None:
+    flights = []
+
+    async def send(items: list[int]) -> Sequence[int]:
+        flights.append(items)
+        return items
+
+    batch = Batch(send, room=10, size=lambda item: item)
+    await asyncio.gather(*(batch.call(n) for n in (4, 6, 1, 99, 3, 7)))
+    assert flights == [[4, 6], [1], [99], [3, 7]]
+
+
+async def test_a_fault_is_told_to_each_of_its_callers_and_to_no_other() -> None:
+    async def send(items: list[int]) -> Sequence[int]:
+        if 1 in items:
+            raise Unavailable("away")
+        return items
+
+    batch = Batch(send, limit=2)
+    answers = await asyncio.gather(*(batch.call(n) for n in (0, 1, 2, 3)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [Unavailable, Unavailable, int, int]
+    assert await batch.call(4) == 4
+
+
+async def test_a_fault_of_callers_that_have_gone_leaves_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    sent = asyncio.Event()
+
+    async def send(items: list[int]) -> Sequence[int]:
+        sent.set()
+        raise Unavailable("away")
+
+    Batch(send).call(1)
+    await sent.wait()
+    await asyncio.sleep(0)
+    gc.collect()
+    assert caplog.records == []
+
+
+async def test_an_answer_too_few_is_nobodys_endless_wait() -> None:
+    async def send(items: list[int]) -> Sequence[int]:
+        return items[1:]
+
+    batch = Batch(send)
+    answers = await asyncio.gather(*(batch.call(n) for n in range(3)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [RuntimeError] * 3
+
+
+async def test_a_caller_that_goes_in_time_is_not_sent() -> None:
+    batch, flights = counted(tens)
+    calls = [batch.call(n) for n in range(4)]
+    calls[1].cancel()
+    assert await asyncio.gather(calls[0], *calls[2:]) == [0, 20, 30]
+    assert flights == [[0, 2, 3]]
+
+
+async def test_a_caller_that_goes_later_hurts_no_other() -> None:
+    line = Line()
+    batch = Batch(line.send)
+    calls = [batch.call(n) for n in range(3)]
+    await eventually(lambda: line.flights)
+    calls[1].cancel()
+    await line.land(0)
+    assert await asyncio.gather(calls[0], calls[2]) == [0, 20]
+
+
+async def test_all_callers_of_a_flight_may_go() -> None:
+    batch, flights = counted(tens)
+    batch.call(1).cancel()
+    assert await batch.call(2) == 20
+    gone = batch.call(3)
+    gone.cancel()
+    await asyncio.sleep(0)
+    assert await batch.call(4) == 40
+    assert flights == [[2], [4]]
+
+
+async def test_no_more_wait_than_may() -> None:
+    line = Line()
+    batch = Batch(line.send, limit=1, flights=1, waiting=2)
+    calls = [batch.call(0)]
+    await eventually(lambda: line.flights)
+    calls += [batch.call(1), batch.call(2)]
+    with pytest.raises(Unavailable):
+        batch.call(3)
+    for flight in range(3):
+        await line.land(flight)
+    assert await asyncio.gather(*calls) == [0, 10, 20]
+
+
+async def test_a_flight_that_is_cancelled_cancels_its_callers() -> None:
+    line = Line()
+    batch = Batch(line.send)
+    call = batch.call(1)
+    await eventually(lambda: line.flights)
+    for task in batch._flying:
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call

@@ -1,0 +1,190 @@
+"""News of jobs: nobody who waits misses a change, over one connection for all."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.jobs import State
+from shared.queue import Change, Queue, Report
+from tests.conftest import eventually
+from tests.shared.shard import Shard
+
+
+async def pubsub(redis: Redis) -> list[dict[str, Any]]:
+    """The connections that are subscribed to something."""
+    clients: list[dict[str, Any]] = await redis.client_list(_type="pubsub")
+    return [client for client in clients if client["sub"] != "0"]
+
+
+async def channels(shard: Shard) -> set[str]:
+    """Of which jobs news are told."""
+    skip = len(f"{shard.queue.prefix}news:")
+    return {name.decode()[skip:] for name in await shard.redis.pubsub_channels()} - {""}
+
+
+async def quiet(change: Change) -> None:
+    """Takes in what the subscription itself marks."""
+    for _ in range(3):
+        await change.wait(0.05)
+
+
+async def marked(change: Change) -> None:
+    await asyncio.wait_for(change._event.wait(), 4)  # less than the 5 s after which everybody reads again
+    await change.wait()
+
+
+async def test_who_begins_to_watch_reads_at_once(shard: Shard) -> None:
+    id = await shard.add()
+    async with shard.queue.watch(id) as change:
+        await marked(change)
+    async with shard.queue.watch(id) as change:
+        await marked(change)
+
+
+async def test_every_visible_change_is_told(shard: Shard) -> None:
+    id = await shard.add(delay=1)
+    worker = await shard.worker()
+    async with shard.queue.watch(id) as change:
+        await eventually(lambda: channels(shard))
+        await quiet(change)
+        await shard.wait(1)
+        await marked(change)
+        claimed = await worker.take()
+        await marked(change)
+        for number, type in enumerate(("progress", "output", "log"), 1):
+            await shard.queue.report([Report(id, claimed.token, number, type, b"1")], limit=99)
+            await marked(change)
+        await shard.queue.cancel(id)
+        await marked(change)
+        await worker.end(claimed, State.CANCELLED)
+        await marked(change)
+        await change.wait(0.05)
+        assert not change._event.is_set()
+
+
+async def test_a_heartbeat_is_no_news(shard: Shard) -> None:
+    id = await shard.add()
+    worker = await shard.worker()
+    await worker.take()
+    async with shard.queue.watch(id) as change:
+        await eventually(lambda: channels(shard))
+        await quiet(change)
+        await worker.beat()
+        await shard.add()
+        await shard.queue.ping()
+        await asyncio.sleep(0)
+        assert not change._event.is_set()
+
+
+async def test_watchers_share_one_connection(shard: Shard) -> None:
+    ids = [await shard.add() for _ in range(20)]
+    contexts = [shard.queue.watch(id) for id in ids * 2]
+    changes = [await context.__aenter__() for context in contexts]
+    for change in changes:
+        await marked(change)
+    assert await eventually(lambda: channels(shard)) <= set(ids)
+
+    async def all_of_them() -> bool:
+        return await channels(shard) == set(ids)
+
+    await eventually(all_of_them)
+    assert len(await pubsub(shard.redis)) == 1
+    for change in changes:
+        await quiet(change)
+    await shard.queue.cancel(ids[7])
+    await marked(changes[7])
+    await marked(changes[27])
+    assert not any(change._event.is_set() for change in changes)
+    for context in contexts:
+        await context.__aexit__(None, None, None)
+
+    async def none() -> bool:
+        return not await channels(shard)
+
+    await eventually(none)
+    assert shard.queue._watch._changes == {}
+
+
+async def test_who_comes_first_after_the_last_has_gone(shard: Shard) -> None:
+    id = await shard.add()
+    for _ in range(3):
+        async with shard.queue.watch(id) as change:
+            await marked(change)
+            await quiet(change)
+    async with shard.queue.watch(id) as change:
+        await eventually(lambda: channels(shard))
+        await quiet(change)
+        await shard.queue.cancel(id)
+        await marked(change)
+
+
+async def test_a_connection_that_breaks_makes_everybody_read_again(shard: Shard) -> None:
+    id = await shard.add()
+    async with shard.queue.watch(id) as change:
+        await eventually(lambda: channels(shard))
+        await quiet(change)
+        (client,) = await pubsub(shard.redis)
+        await shard.redis.client_kill_filter(_id=client["id"])
+        await marked(change)
+
+        async def back() -> bool:
+            return await channels(shard) == {id} and client["id"] not in {one["id"] for one in await pubsub(shard.redis)}
+
+        await eventually(back)
+        await quiet(change)
+        await shard.queue.cancel(id)
+        await marked(change)
+
+
+async def test_a_wait_ends_after_its_time(shard: Shard) -> None:
+    async with shard.queue.watch("nobody") as change:
+        await eventually(lambda: channels(shard))
+        await quiet(change)
+        await change.wait(0.01)
+        await change.wait(0)
+        await change.wait(-1)
+        assert not change._event.is_set()
+
+
+async def test_everybody_can_be_made_to_read_again(shard: Shard) -> None:
+    async with shard.queue.watch("one") as one, shard.queue.watch("two") as two:
+        await eventually(lambda: channels(shard))
+        await quiet(one)
+        await quiet(two)
+        shard.queue.stir()
+        await marked(one)
+        await marked(two)
+
+
+async def test_closing_lets_go_of_who_waits_and_of_the_connection(redis: Redis) -> None:
+    queue = Queue(redis)
+    async with queue.watch("one") as change:
+        await marked(change)
+        await quiet(change)
+        wait = asyncio.create_task(change.wait())
+        await asyncio.sleep(0)
+        await queue.close()
+        await asyncio.wait_for(wait, 4)
+
+    async def gone() -> bool:
+        return not await pubsub(redis)
+
+    await eventually(gone)
+    await queue.close()  # twice does no harm
+
+
+async def test_a_watcher_that_is_cancelled_while_it_comes_leaves_nothing_behind(shard: Shard) -> None:
+    watch = shard.queue._watch
+    async with shard.queue.watch("one") as change:
+        await marked(change)
+        async with watch._sending:  # so that the next one has to wait
+            coming = asyncio.ensure_future(shard.queue.watch("two").__aenter__())
+            await asyncio.sleep(0)
+            assert "two" in watch._changes
+            coming.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                async with asyncio.timeout(1):
+                    await coming
+    assert watch._changes == {}
