@@ -64,6 +64,8 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # Our spans are made where a job is: FastAPI would look for a provider in every request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         exception_handlers=HANDLERS,
         middleware=[Middleware(Edge, keys=Keys(settings.keys))],
     )

@@ -90,7 +90,7 @@ def refuse_depth(value: Any, body: bytes) -> None:
     if body.count(b"{") + body.count(b"[") <= DEPTH:
         return  # not enough brackets in it
     level: list[Any] = [value]
-    for _ in range(DEPTH + 1):
+    for _ in range(DEPTH):
         level = [
             inner
             for outer in level

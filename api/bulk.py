@@ -115,7 +115,7 @@ async def _array(request: Request, intake: Intake, send: Send) -> None:
     try:
         items = decode(body, _items)
     except Malformed:
-        if body.lstrip()[:1] in (b"{", b'"') and _is_json(body):
+        if body.lstrip()[:1] != b"[" and _is_json(body):
             raise Invalid([("", "must be a JSON array of jobs")]) from None
         raise
     if len(items) > ITEMS:

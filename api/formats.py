@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 from starlette.exceptions import HTTPException
 
+from shared.jobs import State
 from shared.streams import Entry
 
 SSE, CSV = "text/event-stream", "text/csv"
@@ -69,7 +70,7 @@ class Table:
 
     def entry(self, entry: Entry) -> bytes:
         if entry.type != "output":
-            if entry.type == "end" and b'"state":"succeeded"' not in entry.data:
+            if entry.type == "end" and _final.decode(entry.data).state is not State.SUCCEEDED:
                 raise Cut
             return b""
         if self._columns is not None and entry.attempt != self._attempt:
@@ -88,6 +89,11 @@ class Table:
         return text.encode()
 
 
+class _Final(msgspec.Struct):
+    state: State
+
+
+_final = msgspec.json.Decoder(_Final)
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _text = msgspec.json.Decoder(str)
 

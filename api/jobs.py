@@ -1,8 +1,8 @@
 """One job over HTTP: submitted, looked at, waited for, its result, cancelled."""
 
 from functools import partial
+import re
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 from starlette.requests import Request
@@ -25,7 +25,6 @@ _PRIVATE = {"Cache-Control": "private, no-cache"}
 
 class _FileView(msgspec.Struct):
     file: str
-    url: str | None = None
 
 
 class _Kept(msgspec.Struct, forbid_unknown_fields=True):
@@ -35,6 +34,7 @@ class _Kept(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _kept = msgspec.json.Decoder(_Kept)
+_KEPT_NAME = re.compile(r"result(-[0-9]+)?\.json")  # see worker/run.py
 _failure = msgspec.json.Decoder(Failure)
 
 
@@ -175,7 +175,7 @@ async def show_result(request: Request) -> Response:
     if record.state is not State.SUCCEEDED:
         return _without_result(record).response(request.scope)
     result = record.result if record.result is not None else b"null"
-    if (url := _file_url(result)) is not None:
+    if (url := _file_url(record.id, result)) is not None:
         return Response(None, 303, {**_PRIVATE, "Location": url})
     return Response(result, 200, {**_PRIVATE, "ETag": record.etag}, media_type=JSON)
 
@@ -198,18 +198,15 @@ def _without_result(record: Record) -> Problem:
     )
 
 
-def _file_url(result: bytes) -> str | None:
-    """Where the result is, if it is kept as a file."""
+def _file_url(id: str, result: bytes) -> str | None:
+    """Where the result is, if the worker kept it as a file of the job for its size: not what a task itself returned."""
     if not result.startswith(b'{"file":{'):
         return None
     try:
-        file = _kept.decode(result).file
+        job, _, name = _kept.decode(result).file.file.partition("/")
     except msgspec.ValidationError:
-        return None  # a task's own result that only looks like one
-    if file.url is not None and file.url.startswith("/v1/"):
-        return file.url
-    job, slash, name = file.file.partition("/")
-    return f"/v1/jobs/{quote(job)}/files/{quote(name)}" if slash else f"/v1/files/{quote(job)}"
+        return None
+    return f"/v1/jobs/{id}/files/{name}" if job == id and _KEPT_NAME.fullmatch(name) else None
 
 
 # -------------------------------------------------------------------------------------------------------------- cancel

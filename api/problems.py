@@ -124,7 +124,7 @@ def of_error(error: TandemError) -> Problem:
     detail = str(error)
     if isinstance(error, Invalid):
         errors = error.errors
-        detail = "; ".join(f"{at or 'the job'} {text}" for at, text in errors)
+        detail = "; ".join(f"{at or 'the body'} {text}" for at, text in errors)
     elif isinstance(error, UnknownTask):
         errors = [("/task", str(error))]
     elif isinstance(error, Unavailable):

@@ -7,7 +7,6 @@ measured and how; the figures go to RESULTS.md and results.json.
 import argparse
 import asyncio
 import contextlib
-import importlib.util
 import os
 import platform
 import signal
@@ -54,16 +53,6 @@ class Broken(Exception):
     """Something did not run: there is no figure."""
 
 
-async def until(fact: Callable[[], Awaitable[Any]], what: str, pause: float = 0.02) -> None:
-    """Waits for a fact. Raises Broken."""
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while not await fact():  # noqa: ASYNC110 - the fact is made by another process
-                await asyncio.sleep(pause)
-    except TimeoutError:
-        raise Broken(f"{what}: not within {PATIENCE:.0f} s") from None
-
-
 class Process:
     """A child in a process group of its own that ends with this one."""
 
@@ -81,10 +70,17 @@ class Process:
                 process_group=0,
             )
 
+    async def until(self, fact: Callable[[], Awaitable[Any]]) -> None:
+        """Waits for a fact that it makes. Raises Broken if it ends before, or takes too long."""
+        late = perf_counter() + PATIENCE
+        while not await fact():
+            if (code := self._popen.poll()) is not None or perf_counter() > late:
+                how = "takes too long" if code is None else f"ended with {code}"
+                raise Broken(f"{self.name} {how}\n{self._log.read_text(errors='replace')[-2000:]}")
+            await asyncio.sleep(0.02)
+
     def signal(self, number: signal.Signals) -> None:
-        """Sends it a signal. Raises Broken if it has ended."""
-        if self._popen.poll() is not None:
-            raise Broken(f"{self.name} ended with {self._popen.returncode}:\n{self._log.read_text()[-2000:]}")
+        """Stops it, or lets it go on."""
         self._popen.send_signal(number)
 
     def end(self) -> None:
@@ -96,14 +92,13 @@ class Process:
 class System(Protocol):
     """A queue and its workers on one Redis.
 
-    `start_worker` returns when it takes jobs; `submit` enqueues as fast as one client can and gives the ids; `span` is
-    the seconds between the first start and the last end as stored, and raises Broken unless all succeeded; `once` takes
-    one job from submission to its result in this process's hands.
+    `start_worker` returns when it takes jobs; `submit` enqueues as fast as one client can; `span` is the seconds between
+    the first start and the last end as stored, and raises Broken unless all succeeded; `once` takes one job to its result.
     """
 
     async def start_worker(self, log: Path) -> Process: ...
     async def submit(self, count: int) -> list[str]: ...
-    async def unfinished(self) -> int: ...
+    async def drained(self) -> bool: ...
     async def span(self, ids: Sequence[str]) -> float: ...
     async def once(self) -> None: ...
 
@@ -120,10 +115,9 @@ class Tandem:
         self._workers += 1
 
         async def registered() -> bool:
-            process.signal(signal.SIGCONT)
             return len(await self.queue.workers()) == self._workers
 
-        await until(registered, "the worker registers")
+        await process.until(registered)
         return process
 
     def _job(self) -> Submission:
@@ -134,9 +128,9 @@ class Tandem:
         await self.queue.submit_many(jobs)
         return [job.id for job in jobs]
 
-    async def unfinished(self) -> int:
+    async def drained(self) -> bool:
         stats = await self.queue.stats()
-        return sum(one.waiting + one.scheduled + one.queued + one.running + one.retrying for one in stats)
+        return not any(one.waiting or one.scheduled or one.queued or one.running or one.retrying for one in stats)
 
     async def span(self, ids: Sequence[str]) -> float:
         records: list[Record] = []
@@ -169,10 +163,9 @@ class Arq:
         self._workers += 1
 
         async def started() -> bool:
-            process.signal(signal.SIGCONT)
             return int(await self.redis.get("bench:ready") or 0) == self._workers
 
-        await until(started, "the arq worker starts")
+        await process.until(started)
         return process
 
     async def _enqueue(self) -> ArqJob:
@@ -188,8 +181,8 @@ class Arq:
             ids += [job.job_id for job in jobs]
         return ids
 
-    async def unfinished(self) -> int:
-        return int(await self.redis.zcard("arq:queue"))
+    async def drained(self) -> bool:
+        return not await self.redis.zcard("arq:queue")
 
     async def span(self, ids: Sequence[str]) -> float:
         results = []
@@ -198,8 +191,7 @@ class Arq:
             results += [deserialize_result(one, deserializer=msgspec.json.decode) for one in bodies if one is not None]
         if len(results) != len(ids) or not all(one.success for one in results):
             raise Broken(f"arq: {sum(one.success for one in results)} of {len(ids)} jobs succeeded")
-        first, last = min(one.start_time for one in results), max(one.finish_time for one in results)
-        return (last - first).total_seconds()
+        return (max(one.finish_time for one in results) - min(one.start_time for one in results)).total_seconds()
 
     async def once(self) -> None:
         job = await self._enqueue()
@@ -212,12 +204,7 @@ async def open_redis(data: Path) -> AsyncIterator[str]:
     server = redis_server(data)
     process = Process(server.name, server.argv, data / "redis.out")
     try:
-
-        async def answers() -> bool:
-            process.signal(signal.SIGCONT)
-            return await server.ready()
-
-        await until(answers, "Redis starts")
+        await process.until(server.ready)
         yield server.url
     finally:
         process.end()
@@ -244,13 +231,6 @@ async def open_system(name: str, url: str) -> AsyncIterator[System]:
             await pool.aclose()
 
 
-async def drained(system: System) -> None:
-    async def empty() -> bool:
-        return not await system.unfinished()
-
-    await until(empty, "the jobs end", pause=0.05)
-
-
 async def throughput(system: System, workers: Sequence[Process], jobs: int) -> tuple[float, float]:
     """Jobs per second submitted, and processed: the workers are stopped until all jobs are there."""
     for worker in workers:
@@ -260,7 +240,7 @@ async def throughput(system: System, workers: Sequence[Process], jobs: int) -> t
     submitted = jobs / (perf_counter() - start)
     for worker in workers:
         worker.signal(signal.SIGCONT)
-    await drained(system)
+    await workers[0].until(system.drained)
     return submitted, jobs / await system.span(ids)
 
 
@@ -277,14 +257,12 @@ async def latency(once: Callable[[], Awaitable[None]], samples: int) -> tuple[fl
 async def http_latency(system: Tandem, data: Path, samples: int) -> tuple[float, float]:
     """The same through the API: one POST that waits for the result, over one connection."""
     port = free_port()
-    api = Process(
-        "python -m api", [sys.executable, "-m", "api"], data / "api.log", {**system.env, "TANDEM_PORT": str(port)}
-    )
+    env = {**system.env, "TANDEM_PORT": str(port)}
+    api = Process("python -m api", [sys.executable, "-m", "api"], data / "api.log", env)
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=aiohttp.ClientTimeout(30)) as session:
 
             async def ready() -> bool:
-                api.signal(signal.SIGCONT)
                 try:
                     async with session.get("/readyz") as response:
                         return response.status == 200
@@ -298,7 +276,7 @@ async def http_latency(system: Tandem, data: Path, samples: int) -> tuple[float,
                     if body.get("state") != "succeeded":
                         raise Broken(f"POST /v1/jobs answered {response.status}: {body}")
 
-            await until(ready, "the API starts")
+            await api.until(ready)
             await latency(once, 20)
             return await latency(once, samples)
     finally:
@@ -317,11 +295,11 @@ async def measure(name: str, jobs: int, samples: int) -> dict[str, float]:
             workers.append(await system.start_worker(data / f"worker-{count}.log"))
             stack.callback(workers[-1].end)
             await system.submit(WARM_UP)
-            await drained(system)
+            await workers[-1].until(system.drained)
             if count == 1:
                 await latency(system.once, 20)
                 found["p50_ms"], found["p99_ms"] = await latency(system.once, samples)
-                if isinstance(system, Tandem) and importlib.util.find_spec("api.__main__"):
+                if isinstance(system, Tandem):
                     found["http_p50_ms"], found["http_p99_ms"] = await http_latency(system, data, samples)
             submitted, processed = await throughput(system, workers, jobs)
             found[f"jobs_per_s_{count}"] = processed

@@ -262,7 +262,7 @@ def rfc3339(seconds: float | None) -> str | None:
 
 def plain(seconds: float) -> float:
     """Seconds as a JSON number: 30, not 30.0."""
-    return int(seconds) if seconds.is_integer() else seconds
+    return int(seconds) if float(seconds).is_integer() else seconds
 
 
 def _time(stamp: int | None) -> str | None:

@@ -20,6 +20,7 @@ from shared.retry import RetryPolicy
 from worker.job import Job
 from worker.task import Task, of, task
 
+MOST = 1000  # jobs left alone that are remembered
 PAUSE = 0.5  # seconds to the next look, when what lies there is nothing for us
 
 log = structlog.get_logger("worker")
@@ -48,8 +49,8 @@ def submission(
     """Our job for arq's; None if its bytes are no JSON of an arq job, and are left to whoever wrote them.
 
     `due` (seconds since the epoch) is when arq would have started it. The id that arq knows it by becomes its
-    idempotency key, so a job enqueued twice under one id runs once, for as long as its record is kept; a cron job, whose
-    id may be the same each time, once a tick.
+    idempotency key, so a job enqueued twice under one id runs once, for as long as its record is kept; a cron job,
+    whose id may be the same each time, once a tick.
     """
     try:
         job = deserialize(data)
@@ -91,21 +92,29 @@ class Adoption:
         """One portion of them; how many there were."""
         if time.monotonic() < self._again:
             return 0
-        jobs = []
+        while True:
+            jobs, strangers = await self._look()
+            if jobs:
+                await self._queue.adopt(jobs)
+                return len(jobs)
+            if not strangers or len(self._left_alone) + len(strangers) > MOST:
+                self._again = time.monotonic() + PAUSE
+                return 0
+            # They are in the way of what may lie behind them.
+            self._left_alone.update(strangers)
+            log.warning("jobs of another arq client are no JSON and are left alone", arq_ids=strangers)
+
+    async def _look(self) -> tuple[list[tuple[str, Submission]], list[str]]:
+        jobs, strangers = [], []
         for foreign, due, data in await self._queue.foreign(skip=self._left_alone):
             if data is None:
                 continue  # another worker has just adopted it, or it has expired, as arq's jobs do after a day
             job = submission(foreign, due, data, self._entries, self._crons)
-            if job is not None:
+            if job is None:
+                strangers.append(foreign)
+            else:
                 jobs.append((foreign, job))
-            elif len(self._left_alone) < 1000:
-                self._left_alone.add(foreign)
-                log.warning("a job of another arq client is no JSON and is left alone", arq_id=foreign)
-        if jobs:
-            await self._queue.adopt(jobs)
-        else:
-            self._again = time.monotonic() + PAUSE
-        return len(jobs)
+        return jobs, strangers
 
 
 def cron_task(cron: CronJob, ctx: dict[Any, Any]) -> Task:

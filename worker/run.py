@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from shared.jobs import Options, State
 from shared.queue import Claimed, Finish
 from shared.retry import RetryPolicy, delay
-from worker.errors import TaskError
 from worker.failures import Fault, broken, fault, invalid_payload, timed_out
 from worker.files import FileRef
 from worker.job import Find, Job
@@ -152,7 +151,7 @@ class Run:
         )
         try:
             await self.output.drain()
-        except TaskError as refused:  # what was said is refused too; the first failure says more
+        except Exception as refused:  # noqa: BLE001 - what was said is refused too; the first failure says more
             log.debug("output refused", job_id=self.claimed.id, error=str(refused))
         policy = RetryPolicy.model_validate(
             {**self.task.retry.model_dump(), **self.options.retry, "max_attempts": self.claimed.max_attempts}

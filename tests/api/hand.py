@@ -77,7 +77,9 @@ class Hand:
 
     async def succeed(self, claimed: Claimed, result: Any = None) -> None:
         body = msgspec.json.encode(result)
-        assert await self.queue.finish([Finish(claimed.id, claimed.token, State.SUCCEEDED, "succeeded", body)]) == ["ok"]
+        assert await self.queue.finish([Finish(claimed.id, claimed.token, State.SUCCEEDED, "succeeded", body)]) == [
+            "ok"
+        ]
 
     async def fail(self, claimed: Claimed, to: State = State.FAILED) -> None:
         """Ends the attempt as failed: the job is `failed`, or `retrying` without delay."""

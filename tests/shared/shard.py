@@ -133,7 +133,7 @@ class Shard:
     """A queue whose clock stands still until `turn`."""
 
     def __init__(self, redis: "Redis", *, letter: str = "a", lease: float = 10.0, **given: Any) -> None:
-        self.redis = redis
+        self.redis: Any = redis  # redis-py gives one annotation to its sync and its async methods
         self.queue = Queue(redis, shard=letter, lease=lease, clock=CLOCK, **given)
         self.lease = lease
         self.us = NOON
@@ -216,7 +216,7 @@ def _pairs(flat: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-# -------------------------------------------------------------------------------------------------------------- the laws
+# ------------------------------------------------------------------------------------------------------------- the laws
 
 
 def home(record: Mapping[str, str]) -> list[str]:

@@ -89,13 +89,13 @@ async def test_two_flights_are_under_way_at_most() -> None:
 
 
 async def test_a_flight_takes_no_more_than_it_has_room_for_but_one_always() -> None:
-    flights = []
+    flights: list[list[int]] = []
 
     async def send(items: list[int]) -> Sequence[int]:
         flights.append(items)
         return items
 
-    batch = Batch(send, room=10, size=lambda item: item)
+    batch: Batch[int, int] = Batch(send, room=10, size=lambda item: item)
     await asyncio.gather(*(batch.call(n) for n in (4, 6, 1, 99, 3, 7)))
     assert flights == [[4, 6], [1], [99], [3, 7]]
 

@@ -9,6 +9,7 @@ import pytest
 from shared.errors import Unavailable
 from shared.jobs import State
 from shared.queue import Bells, connect
+from shared.queue.scripts import send
 from tests.conftest import eventually
 from tests.shared.shard import Shard, job
 
@@ -185,7 +186,7 @@ async def test_a_connection_that_breaks_is_told_and_made_again(shard: Shard) -> 
     async with ear(shard, "default") as bells:
         wait = asyncio.create_task(bells.wait(5))
         await asleep(shard)
-        await shard.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await send(shard.redis, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         with pytest.raises(Unavailable):
             await wait
         await shard.add()

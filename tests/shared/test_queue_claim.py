@@ -61,7 +61,7 @@ async def test_the_oldest_first(shard: Shard) -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 16, 50])
 async def test_no_priority_starves(shard: Shard, size: int) -> None:
-    of = {}
+    of: dict[str, str] = {}
     for priority in PRIORITIES:
         ids = await shard.submit(*(job(priority=priority) for _ in range(60)))
         of |= dict.fromkeys(ids, priority)
@@ -85,11 +85,11 @@ async def test_a_lower_priority_fills_the_slots_that_are_left(shard: Shard) -> N
 @pytest.mark.parametrize("number", [2, 3, 4, 16])
 async def test_queues_take_turns_at_every_priority(shard: Shard, number: int) -> None:
     queues = [f"q{n}" for n in range(number)]
-    of = {}
+    of: dict[str, tuple[str, str]] = {}
     for queue in queues:
         for priority in PRIORITIES:
             ids = await shard.submit(*(job(queue=queue, priority=priority) for _ in range(60)))
-            of |= {id: (queue, priority) for id in ids}
+            of |= dict.fromkeys(ids, (queue, priority))
     worker = await shard.worker(queues=queues)
     for _ in range(8):
         await worker.claim(slots=2 * number)

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from shared.errors import Unavailable
 from shared.jobs import State, Submission
 from shared.queue import Queue, connect
-from shared.queue.scripts import reach
+from shared.queue.scripts import reach, send
 from tests.conftest import eventually
 from tests.shared.shard import Shard, job
 
@@ -48,12 +48,12 @@ async def test_a_redis_that_hangs_is_not_waited_for(redis: Redis, redis_url: str
     impatient = connect(redis_url, timeout=0.2)
     queue = Queue(impatient)
     await queue.submit(job())
-    await redis.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
+    await send(redis, "CLIENT", "PAUSE", 60_000, "WRITE")
     try:
         with pytest.raises(Unavailable):
             await queue.submit(job())
     finally:
-        await redis.execute_command("CLIENT", "UNPAUSE")
+        await send(redis, "CLIENT", "UNPAUSE")
     await queue.submit(job())
     await impatient.aclose()
 
@@ -71,13 +71,13 @@ async def test_a_redis_that_is_full_is_unavailable_and_serves_again(redis: Redis
 
 async def test_a_mistake_of_ours_is_not_called_unavailable(redis: Redis) -> None:
     with pytest.raises(Exception, match="unknown command") as caught:
-        await reach(lambda: redis.execute_command("NONSENSE"))
+        await reach(lambda: send(redis, "NONSENSE"))
     assert not isinstance(caught.value, Unavailable)
 
 
 async def test_a_connection_that_broke_is_replaced(shard: Shard) -> None:
     await shard.add()
-    await shard.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
+    await send(shard.redis, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
 
     async def again() -> bool:
         try:
@@ -104,8 +104,8 @@ async def enqueue(shard: Shard, foreign: str, due: int, **kwargs: object) -> Non
     await shard.redis.zadd("arq:queue", {foreign: due})
 
 
-def ours(foreign: str, **given: float) -> tuple[str, Submission]:
-    return foreign, job(idempotency_key=f"arq:{foreign}", **given)
+def ours(foreign: str, run_at: float | None = None) -> tuple[str, Submission]:
+    return foreign, job(idempotency_key=f"arq:{foreign}", run_at=run_at)
 
 
 async def test_a_claim_tells_of_jobs_of_plain_arq_clients(shard: Shard) -> None:

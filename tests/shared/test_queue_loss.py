@@ -58,9 +58,9 @@ async def test_the_third_loss_is_final(shard: Shard) -> None:
     assert await shard.field(id, "losses") == "3"
 
 
-async def suspects(shard: Shard, number: int, **given: str) -> list[str]:
+async def suspects(shard: Shard, number: int) -> list[str]:
     """Jobs under which two workers were lost."""
-    ids = await shard.submit(*(job(max_attempts=9, **given) for _ in range(number)))
+    ids = await shard.submit(*(job(max_attempts=9) for _ in range(number)))
     for _ in range(2):
         await (await shard.worker()).loses(*ids)
     return ids

@@ -161,8 +161,8 @@ async def test_counts_are_what_there_is(shard: Shard) -> None:
     await worker.end(three, State.QUEUED)
     await shard.add(queue="web")
     mail, web = await shard.queue.stats()
-    assert (mail.name, mail.waiting, mail.scheduled, mail.queued, mail.running, mail.retrying) == ("mail", 1, 1, 1, 2, 1)
-    assert (web.name, web.queued, web.running) == ("web", 1, 0)
+    assert mail == QueueStats("mail", False, 1, 1, 1, 2, 1, mail.oldest_age)
+    assert web == QueueStats("web", False, 0, 0, 1, 0, 0, web.oldest_age)
 
 
 async def test_how_long_the_oldest_due_job_has_waited(shard: Shard) -> None:

@@ -258,8 +258,11 @@ def test_a_forgotten_name_is_told() -> None:
         task(plain)  # type: ignore[arg-type] # the mistake itself
     with pytest.raises(TypeError, match="is put on a function"):
         task("some.name")(Point)
+
+    def undecorated() -> None: ...
+
     with pytest.raises(TypeError, match="is no task"):
-        of(plain)
+        of(undecorated)
 
 
 @given(st.lists(st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True), min_size=1, max_size=5))

@@ -17,6 +17,7 @@ from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, outcomes, working
 from worker import Job, Permanent, Retry, RetryPolicy, SyncJob, task
 
+ONCE = RetryPolicy(max_attempts=1)
 AT_ONCE = RetryPolicy(max_attempts=3, base=0.01, jitter=False)
 
 
@@ -145,53 +146,47 @@ async def test_a_payload_that_does_not_fit_fails_without_a_retry(
 
 
 async def test_a_timeout_is_told_from_the_codes_own(client: Client, redis_url: str, tmp_path: Path) -> None:
-    once = RetryPolicy(max_attempts=1)
-
-    @task("slow", timeout=0.05, retry=once)
+    @task("slow", timeout=0.05, retry=ONCE)
     async def slow() -> None:
         await asyncio.Event().wait()
 
-    @task("own", retry=once)
+    @task("own", retry=ONCE)
     async def own() -> None:
         raise TimeoutError("the printer does not answer")
 
-    @task("nested", retry=once)
+    @task("nested", retry=ONCE)
     async def nested() -> None:
         async with asyncio.timeout(0.01):
             await asyncio.Event().wait()
 
-    @task("deaf", timeout=0.05, retry=once)
-    async def deaf() -> str:
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            return "too late"
-        return "never"
-
-    @task("turns", timeout=0.05, retry=once)
-    async def turns() -> None:
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            raise RuntimeError("interrupted") from None
-
-    @task("stubborn", timeout=0.05, retry=once)
-    async def stubborn() -> None:
-        for _ in range(2):
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                continue
-
-    async with working(redis_url, tmp_path, slow, own, nested, deaf, turns, stubborn):
+    async with working(redis_url, tmp_path, slow, own, nested):
         for function, type_, outcome in (
             (slow, "timeout", "timeout"), (own, "exception:TimeoutError", "failed"),
-            (nested, "exception:TimeoutError", "failed"), (deaf, "timeout", "timeout"),
-            (turns, "timeout", "timeout"), (stubborn, "timeout", "timeout"),
+            (nested, "exception:TimeoutError", "failed"),
         ):  # fmt: skip
             id = await client.submit(function)
             assert (await client.error(id))["type"] == type_
             assert outcomes(await client.record(id)) == [outcome]
+
+
+async def test_a_timeout_is_one_whatever_the_code_makes_of_it(client: Client, redis_url: str, tmp_path: Path) -> None:
+    @task("cut")
+    async def cut(payload: str) -> str:
+        cancels = 0
+        while cancels < (2 if payload == "ignores" else 1):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancels += 1
+        if payload == "raises":
+            raise RuntimeError("interrupted")
+        return "too late"
+
+    async with working(redis_url, tmp_path, cut):
+        for way in ("returns", "raises", "ignores"):
+            id = await client.submit(cut, way, timeout=0.05, retry={"max_attempts": 1})
+            assert (await client.error(id))["type"] == "timeout"
+            assert outcomes(await client.record(id)) == ["timeout"]
 
 
 async def test_a_timed_out_job_is_retried(client: Client, redis_url: str, tmp_path: Path) -> None:
@@ -311,17 +306,15 @@ async def test_an_error_of_the_workers_own_is_charged_like_any(client: Client, r
 async def test_what_a_failure_says_holds_no_secret_no_path_and_no_traceback(
     client: Client, redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    once = RetryPolicy(max_attempts=1)
-
-    @task("url", retry=once)
+    @task("url", retry=ONCE)
     async def url() -> None:
         raise ConnectionError("cannot reach postgres://app:hunter2@db/x with Bearer abcdefghij")
 
-    @task("open", retry=once)
+    @task("open", retry=ONCE)
     async def opens() -> None:
         Path("/srv/secrets/of/the/house.txt").read_text()
 
-    @task("silent", retry=once)
+    @task("silent", retry=ONCE)
     async def silent() -> None:
         raise KeyboardInterruptLike
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import pytest
@@ -95,7 +96,7 @@ async def test_a_signal_ends_a_burst(client: Client, redis_url: str, tmp_path: P
     worker = make_worker(redis_url, tmp_path, endless, burst=True, max_burst_jobs=1, drain=0)
     running = asyncio.create_task(burst(worker))
     await eventually(begun.is_set)
-    worker.handle_sig(15)
+    worker.handle_sig(SIGTERM)
     await running
     assert outcomes(await client.record(id)) == ["released"]
 
@@ -251,7 +252,7 @@ async def test_two_workers_tick_once(client: Client, redis: Redis, redis_url: st
 
 
 async def assert_only_our_own_keys(redis: Redis) -> None:
-    """arq's own loop would leave arq:in-progress:…, arq:retry:… and arq:result:…"""
+    """None of those that arq's own loop would leave: arq:in-progress:…, arq:retry:…, arq:result:…."""
     keys = {key.decode() for key in await redis.keys("*")}
     foreign = {key for key in keys if not key.startswith("tandem:{a}:")}
     assert {key for key in foreign if not key.startswith("arq:job:")} <= {"arq:queue", "arq:queue:health-check"}

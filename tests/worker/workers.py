@@ -24,8 +24,8 @@ GRACE = 0.2  # seconds that the tests' cancels leave to code: what ignores them 
 class Client:
     """Submits jobs as the API would, and reads them."""
 
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
+    def __init__(self, queue: Queue, redis: Any) -> None:
+        self.queue, self.redis = queue, redis
 
     async def submit(self, function: Callable[..., Any], payload: Any = None, **given: Any) -> str:
         """The new job's id; `timeout` and `retry` (fields of the policy) replace the task's own."""
@@ -44,24 +44,21 @@ class Client:
     async def reaches(self, id: str, *states: State, timeout: float = 20.0) -> Record:
         """The record, once it is in one of these states."""
 
-        async def there() -> Record | None:
-            record = await self.record(id)
-            return record if record.state in states else None
+        async def there() -> bool:
+            return (await self.record(id)).state in states
 
-        try:
-            return await eventually(there, timeout)
-        except AssertionError:
-            raise AssertionError(f"not {states}, but {await self.record(id)}") from None
+        await eventually(there, timeout)
+        return await self.record(id)
 
     async def end(self, id: str) -> Record:
         """The final record. Time goes on meanwhile, as it does where an API runs."""
 
-        async def ended() -> Record | None:
+        async def ended() -> bool:
             await self.queue.tick()
-            record = await self.record(id)
-            return record if record.done else None
+            return (await self.record(id)).done
 
-        return await eventually(ended, 30.0)
+        await eventually(ended, 30.0)
+        return await self.record(id)
 
     async def result(self, id: str) -> Any:
         """What it returned; the assertion tells why there is none."""
@@ -95,7 +92,7 @@ async def open_client(url: str, lease: float = 1.0) -> AsyncIterator[Client]:
     redis = connect(url)
     queue = Queue(redis, lease=lease, grace=GRACE)
     try:
-        yield Client(queue)
+        yield Client(queue, redis)
     finally:
         await queue.close()
         await redis.aclose()
@@ -108,9 +105,8 @@ def make_worker(url: str, directory: Path, *functions: Callable[..., Any], **giv
         **{"lease": 1.0, "drain": 0.0, "store_url": f"file://{directory}/store", **fields}, redis_url=url
     )
     tasks = {of(function).name: of(function) for function in functions}
-    worker = Worker(
-        settings=settings, tasks=tasks, resources=lambda: open_resources(settings), handle_signals=False, **given
-    )
+    shell = {"handle_signals": False, **given}
+    worker = Worker(settings=settings, tasks=tasks, resources=lambda: open_resources(settings), **shell)
     worker.queue.grace = GRACE
     return worker
 

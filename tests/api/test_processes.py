@@ -1,0 +1,164 @@
+"""`python -m api` as a process of its own: where it listens, what it refuses, and how it ends."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+from tests.api.hand import Hand
+from tests.conftest import eventually
+
+KEY = "tk_main_0123456789abcdef"
+
+
+@asynccontextmanager
+async def api(tmp_path: Path, redis_url: str, *options: str, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    given = {"TANDEM_REDIS_URL": redis_url, "TANDEM_STORE_URL": f"file://{tmp_path}", "PYTHONUNBUFFERED": "1", **env}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "api",
+        *options,
+        env={"PATH": os.environ["PATH"], **given},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    children = []
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+        await process.communicate()
+        for child in children:
+            child.kill()
+
+
+async def address(process: asyncio.subprocess.Process) -> str:
+    """Where it says that it serves."""
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        line = (await process.stdout.readline()).decode().strip()
+    assert line.startswith("serving at http://127.0.0.1:"), line
+    return line.removeprefix("serving at ")
+
+
+async def ready(url: str, **headers: str) -> None:
+    async def asked() -> bool:
+        try:
+            async with httpx2.AsyncClient(trust_env=False) as client:
+                return (await client.get(f"{url}/readyz", headers=headers)).status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    await eventually(asked, timeout=30)
+
+
+async def test_port_0_is_told_and_sigterm_ends_it_whoever_waits(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+    async with api(tmp_path, redis_url, "--port", "0") as process:
+        url = await address(process)
+        await ready(url)
+        async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
+            id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
+            poll = asyncio.create_task(client.get(f"/v1/jobs/{id}?wait=30"))
+            async with client.stream("GET", f"/v1/jobs/{id}/stream") as stream:
+                chunks = stream.aiter_text()
+                text = await anext(chunks)
+                process.send_signal(signal.SIGTERM)
+                async with asyncio.timeout(10):
+                    text += "".join([chunk async for chunk in chunks])
+                    assert (await poll).json()["state"] == "queued"
+                assert "event: end" not in text
+        async with asyncio.timeout(10):
+            assert await process.wait() == 0
+
+
+async def test_without_keys_it_says_that_it_is_open(redis_url: str, tmp_path: Path) -> None:
+    async with api(tmp_path, redis_url, "--port", "0") as process:
+        await address(process)
+        process.terminate()
+        _, said = await process.communicate()
+        assert b"TANDEM_KEYS is not set" in said
+    async with api(tmp_path, redis_url, "--port=0", TANDEM_KEYS=KEY) as process:
+        url = await address(process)
+        async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+            await ready(url)
+            assert (await client.get("/v1/tasks")).status_code == 401
+            assert (await client.get("/v1/tasks", headers={"Authorization": f"Bearer {KEY}"})).status_code == 200
+        process.terminate()
+        _, said = await process.communicate()
+        assert b"TANDEM_KEYS" not in said
+        assert b"0123456789abcdef" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "said"),
+    [
+        (("--host", "0.0.0.0"), {}, b"TANDEM_KEYS: the API would be open to everybody"),
+        (("--host", "203.0.113.7", "--port", "0"), {"TANDEM_KEYS": KEY}, b"TANDEM_HOST, TANDEM_PORT: cannot listen on"),
+        (("--port", "70000"), {}, b"TANDEM_PORT: "),
+        (("--processes", "0"), {}, b"--processes"),
+        ((), {"TANDEM_STORE_URL": "file://elsewhere/x"}, b"TANDEM_STORE_URL: "),
+    ],
+)  # fmt: skip
+async def test_a_wrong_setting_stops_the_start_in_a_line(
+    redis_url: str, tmp_path: Path, options: tuple[str, ...], env: dict[str, str], said: bytes
+) -> None:
+    async with api(tmp_path, redis_url, *options, **env) as process, asyncio.timeout(30):
+        _, error = await process.communicate()
+        assert process.returncode == 2
+        assert said in error
+        assert b"Traceback" not in error
+
+
+async def several(process: asyncio.subprocess.Process, count: int) -> list[psutil.Process]:
+    def children() -> list[psutil.Process]:
+        found = psutil.Process(process.pid).children()
+        return found if len(found) == count else []
+
+    return await eventually(children)
+
+
+async def test_several_processes_share_the_port_and_end_together(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+    async with api(tmp_path, redis_url, "--port", "0", "--processes", "2") as process:
+        url = await address(process)
+        await ready(url)
+        first, second = await several(process, 2)
+        first.kill()  # one that dies is started again, and the other serves meanwhile
+        await eventually(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE)
+        await ready(url)
+        await eventually(lambda: second.is_running() and len(psutil.Process(process.pid).children()) == 2)
+        children = psutil.Process(process.pid).children()
+        process.terminate()
+        async with asyncio.timeout(20):
+            assert await process.wait() == 0
+        assert not [child for child in children if child.is_running()]
+
+
+async def test_processes_whose_parent_was_killed_end(redis_url: str, tmp_path: Path) -> None:
+    async with api(tmp_path, redis_url, "--port", "0", "--processes", "2") as process:
+        await ready(await address(process))
+        children = await several(process, 2)
+        process.kill()
+
+        def gone() -> bool:
+            return not any(alive(child) for child in children)
+
+        await eventually(gone, timeout=20)
+
+
+def alive(child: psutil.Process) -> bool:
+    try:
+        status: Any = child.status()
+    except psutil.NoSuchProcess:
+        return False
+    return bool(status != psutil.STATUS_ZOMBIE)

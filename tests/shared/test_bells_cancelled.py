@@ -1,0 +1,23 @@
+"""A wait for a bell ends when it is cancelled, at whatever moment that comes."""
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.queue import Queue, connect
+
+
+@pytest.mark.parametrize("turns", range(16))
+async def test_a_cancellation_is_obeyed_at_every_moment(redis: Redis, redis_url: str, turns: int) -> None:
+    # redis-py sends through `asyncio.wait_for`, which in Python 3.11 may swallow a cancellation.
+    client = connect(redis_url)
+    bells = Queue(client).bells("one")
+    waiting = asyncio.create_task(bells.wait(60))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asyncio.shield(waiting), 10)
+    await bells.close()
+    await client.aclose()

@@ -1,0 +1,150 @@
+"""A job's stream as pure data: one order, from any place on, whatever is written meanwhile."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from shared.errors import BadCursor
+from shared.jobs import Attempt, Options, Record, State
+from shared.queue import Chunk
+from shared.streams import FEW, START, TYPES, Entry, Position, Reader, end_of, position, refuse_unknown
+
+ALL = frozenset(TYPES)
+T = 1_800_000_000_000_000  # µs, of the submission
+
+
+def record(**given: Any) -> Record:
+    blank: dict[str, Any] = {
+        "id": "J", "task": "t", "tenant": "default", "queue": "default", "priority": "normal", "state": State.RUNNING,
+        "stamp": T + 10, "attempt": 1, "max_attempts": 3, "submitted": T, "scheduled_for": None, "due": T // 1000,
+        "options": Options(timeout=30.0), "began": T + 10, "ended": None, "cancel": None, "progress": None,
+        "attempts": (Attempt(1, T + 10, None, None, "w"),), "result": None, "error": None, "files": None, "output": 0,
+    }  # fmt: skip
+    return Record(**{**blank, **given})
+
+
+def final(stamp: int = T + 1000, **given: Any) -> Record:
+    attempts = (Attempt(1, T + 10, stamp, "succeeded", "w"),)
+    return record(state=State.SUCCEEDED, stamp=stamp, ended=stamp, attempts=attempts, result=b"1", **given)
+
+
+def said(stamp: int, *items: bytes, type: str = "output", attempt: int = 1) -> Chunk:
+    return Chunk(stamp, type, attempt, list(items))
+
+
+class Log:
+    """Chunks as they stand in order; what is asked for is remembered."""
+
+    def __init__(self, *chunks: Chunk) -> None:
+        self.chunks = list(chunks)
+        self.asked: list[tuple[int, int]] = []
+
+    async def output(self, id: str, after: int = 0, limit: int = 100) -> Sequence[Chunk]:
+        self.asked.append((after, limit))
+        return [chunk for chunk in self.chunks if chunk.stamp > after][:limit]
+
+
+async def read(reader: Reader, now: Record) -> list[Entry]:
+    return [entry async for entry in reader.entries(now)]
+
+
+def told(entries: list[Entry]) -> list[tuple[str, int]]:
+    return [(entry.type, entry.place.stamp - T) for entry in entries]
+
+
+LOG = Log(
+    said(T + 20, b"1", b"2"),
+    said(T + 30, b'{"current":1}', type="progress"),
+    said(T + 40, b'{"level":"info"}', type="log"),
+    said(T + 50, b"3"),
+)
+WHOLE = [
+    ("state", 0), ("state", 10), ("output", 20), ("output", 20), ("progress", 30), ("log", 40), ("output", 50),
+    ("state", 1000), ("end", 1000),
+]  # fmt: skip
+
+
+async def test_everything_comes_in_one_order() -> None:
+    entries = await read(Reader(LOG, "J", types=ALL), final(output=T + 50))
+    assert told(entries) == WHOLE
+    assert [entry.place for entry in entries] == sorted({entry.place for entry in entries})
+    lines = [msgspec.json.decode(entry.json()) for entry in entries]
+    assert all(list(line) == ["id", "type", "attempt", "at", "data"] for line in lines)
+    assert [line["data"] for line in lines if line["type"] == "output"] == [1, 2, 3]
+    assert lines[0]["data"]["state"] == "queued"
+    assert lines[-1]["data"]["result"] == 1
+    assert lines[2]["at"] == "2027-01-15T08:00:00.000Z"
+
+
+async def test_any_place_is_gone_on_from_without_a_gap_and_without_a_repeat() -> None:
+    now = final(output=T + 50)
+    entries = await read(Reader(LOG, "J", types=ALL), now)
+    for number, entry in enumerate(entries):
+        rest = await read(Reader(LOG, "J", after=position(str(entry.place)), types=ALL), now)
+        assert rest == entries[number + 1 :]
+
+
+@pytest.mark.parametrize("wanted", ["output", "state", "log progress", "end", ""])
+async def test_what_is_not_wanted_is_left_out_but_never_the_end(wanted: str) -> None:
+    types = set(wanted.split())
+    log = Log(*LOG.chunks)
+    entries = await read(Reader(log, "J", types=frozenset(types)), final(output=T + 50))
+    assert told(entries) == [one for one in WHOLE if one[0] in types | {"end"}]
+    assert bool(log.asked) is bool(types & {"output", "log", "progress"}), "what nobody wants is not read"
+
+
+async def test_what_is_newer_than_the_record_waits_for_a_newer_record() -> None:
+    """Else a state could come too late for its place: here the second attempt, which the old record does not have."""
+    log = Log(said(T + 20, b"1"), said(T + 200, b"2", attempt=2))
+    reader = Reader(log, "J", types=ALL)
+    assert told(await read(reader, record(output=T + 20))) == [("state", 0), ("state", 10), ("output", 20)]
+    assert await read(reader, record(output=T + 20)) == []
+    attempts = (Attempt(1, T + 10, T + 100, "failed", "w"), Attempt(2, T + 150, None, None, "w"))
+    later = record(attempt=2, stamp=T + 150, began=T + 150, attempts=attempts, output=T + 200)
+    assert told(await read(reader, later)) == [("state", 100), ("state", 150), ("output", 200)]
+
+
+async def test_chunks_are_read_once_and_few_at_a_time_where_they_are_large() -> None:
+    log = Log(*(said(T + 20 + n, b'"' + b"x" * (20 << 10) + b'"') for n in range(3 * FEW)))
+    reader = Reader(log, "J", types=ALL)
+    entries = await read(reader, record(output=T + 20 + 3 * FEW - 1))
+    assert len(entries) == 3 * FEW + 2
+    assert [limit for _, limit in log.asked] == [FEW, FEW, FEW]
+    log.asked.clear()
+    await read(reader, record(output=T + 20 + 3 * FEW - 1))
+    assert log.asked == []
+
+
+async def test_output_that_is_gone_holds_nothing_up() -> None:
+    assert told(await read(Reader(Log(), "J", types=ALL), final(output=T + 50)))[-1] == ("end", 1000)
+
+
+@pytest.mark.parametrize("text", ["", "x", "1-1", f"{T}-1", f"{T}-000001", f" {T}-00001", f"{T}-0000１", f"-{T}-00001"])
+def test_an_id_has_its_form(text: str) -> None:
+    with pytest.raises(BadCursor):
+        position(text)
+
+
+def test_a_place_is_one_that_the_stream_can_have_had() -> None:
+    running, ended = record(output=T + 50), final(output=T + 50)
+    for now, place in (
+        (running, Position(T, 0)),
+        (running, Position(T + 50, 99)),
+        (ended, Position(T + 1000, 0)),
+        (ended, Position(T + 1000, 1)),
+    ):
+        refuse_unknown(now, place)
+        assert position(str(place)) == place
+    for now, place in (
+        (running, START),
+        (running, Position(T - 1, 5)),
+        (running, Position(T + 51, 0)),
+        (ended, Position(T + 1000, 2)),
+        (ended, Position(T + 2000, 0)),
+    ):
+        with pytest.raises(BadCursor):
+            refuse_unknown(now, place)
+    assert end_of(ended) == Position(T + 1000, 1)
+    assert end_of(running) is None

@@ -1,0 +1,133 @@
+"""What clients read of a failure: one line, with a type, and without anything that is not theirs to know."""
+
+import errno
+import traceback
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from worker import Permanent, Retry
+from worker.failures import LONGEST, fault, invalid_payload, tidy, timed_out
+
+
+class Inner(BaseModel):
+    numbers: list[int]
+
+
+class Payload(BaseModel):
+    inner: Inner
+    names: dict[str, int] = {}
+    width: int = Field(default=1, ge=1)
+
+
+def refusal(payload: Any) -> ValidationError:
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(Payload).validate_python(payload)
+    return caught.value
+
+
+def test_pointers_name_the_fields_and_no_value_is_repeated() -> None:
+    told = invalid_payload(refusal({"inner": {"numbers": [1, "hunter2"]}, "width": 0, "names": {"a/b~c": "hunter2"}}))
+    assert (told.type, told.retryable) == ("invalid_payload", False)
+    lines = told.message.split("; ")
+    assert [line.partition(": ")[0] for line in lines] == [
+        "/payload/inner/numbers/1",
+        "/payload/names/a~1b~0c",
+        "/payload/width",
+    ]
+    assert "hunter2" not in told.message
+
+
+def test_many_errors_are_cut() -> None:
+    told = invalid_payload(refusal({"inner": {"numbers": ["x"] * 500}}))
+    assert told.message.count("/payload") == 10
+    assert len(invalid_payload(refusal({"inner": {"numbers": []}, "names": {"x" * 5000: "y"}})).message) <= LONGEST
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("plain"), ("exception:ValueError", "plain", True, None)),
+        (ValueError(), ("exception:ValueError", "the task raised ValueError without a message", True, None)),
+        (KeyError("missing"), ("exception:KeyError", "'missing'", True, None)),
+        (TimeoutError("the printer"), ("exception:TimeoutError", "the printer", True, None)),
+        (Permanent("card_declined", "no"), ("card_declined", "no", False, None)),
+        (Retry(after="30s"), ("retry", "the task asked for another attempt", True, 30.0)),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "/srv/app/secret.txt"),
+            ("exception:FileNotFoundError", "No such file or directory", True, None),
+        ),
+        (
+            ExceptionGroup("several", [ValueError("a")]),
+            ("exception:ExceptionGroup", "several (1 sub-exception)", True, None),
+        ),
+    ],
+)
+def test_what_exceptions_say(error: Exception, expected: tuple[Any, ...]) -> None:
+    assert tuple(fault(error)) == expected
+
+
+def test_an_exception_that_cannot_say_anything() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("not even this")
+
+    assert fault(Mute()).message == "the task raised Mute without a message"
+
+
+def test_a_timeout_names_its_limit() -> None:
+    assert timed_out(0.5).message == "the attempt took longer than its timeout of 0.5 s"
+    assert timed_out(30.0).retryable
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("cannot open /srv/app/data/x.csv today", "cannot open …/x.csv today"),
+        ("see 'file:///srv/app/data/x.csv'", "see 'file://…/x.csv'"),
+        ("at /usr/lib/python3.11/", "at …/python3.11"),
+        ("GET https://example.com/a/b/c?d=e gave 500", "GET https://example.com/a/b/c?d=e gave 500"),
+        ("GET http://10.0.0.1:8080/a/b gave 500", "GET http://10.0.0.1:8080/a/b gave 500"),
+        ("3/4 and 1/2/3 and and/or", "3/4 and 1/2/3 and and/or"),
+        ("postgres://app:hunter2@db:5432/x", "postgres://app:***@db:5432/x"),
+        ("redis://:hunter2@h/0 refused", "redis://:***@h/0 refused"),
+        ("key tk_abcd_abcdefghijklmnop is wrong", "key tk_abcd_*** is wrong"),
+        ("Authorization: Bearer abc.def-ghi", "Authorization: Bearer ***"),
+        ("host=db password=hunter2 port=1", "host=db password=*** port=1"),
+        ("{'user': 'a', 'password': 'hunter2'}", "{'user': 'a', 'password': '***'}"),
+        ("api_key=hunter2&x=1", "api_key=***&x=1"),
+        ("two\nlines\tand\x00\x1b[31m red", "two lines and [31m red"),
+        ("lone \udc80 surrogate", "lone \\udc80 surrogate"),
+        ("   ", ""),
+    ],
+)
+def test_one_tidy_line(said: str, told: str) -> None:
+    assert tidy(said) == told
+
+
+def test_a_traceback_is_left_out() -> None:
+    try:
+        raise ValueError("the reason")
+    except ValueError:
+        trace = traceback.format_exc()
+    assert tidy(trace) == "ValueError: the reason"
+    assert tidy(f"the child failed:\n{trace}") == "the child failed:"
+    for told in (tidy(trace), tidy(f"x {trace}")):
+        assert __file__ not in told
+        assert "line" not in told
+
+
+@given(st.text())
+def test_whatever_is_said_is_one_line_of_text(text: str) -> None:
+    told = tidy(text)
+    assert len(told) <= LONGEST
+    assert len(told.splitlines()) <= 1
+    told.encode()
+
+
+def test_long_messages_are_cut() -> None:
+    assert tidy("x" * 5000) == "x" * (LONGEST - 1) + "…"
+    assert tidy("x" * 10**7).endswith("…")
