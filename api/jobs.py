@@ -1,7 +1,7 @@
 """One job over HTTP: submitted, looked at, waited for, its result, cancelled."""
 
-from functools import partial
 import re
+from functools import partial
 from typing import Any
 
 import msgspec

@@ -92,8 +92,8 @@ class Process:
 class System(Protocol):
     """A queue and its workers on one Redis.
 
-    `start_worker` returns when it takes jobs; `submit` enqueues as fast as one client can; `span` is the seconds between
-    the first start and the last end as stored, and raises Broken unless all succeeded; `once` takes one job to its result.
+    `start_worker` returns when it takes jobs; `submit` enqueues as fast as one client can; `span` is the seconds from
+    the first start to the last end as stored, and raises Broken unless all succeeded; `once` takes one job to its end.
     """
 
     async def start_worker(self, log: Path) -> Process: ...
@@ -305,7 +305,7 @@ async def measure(name: str, jobs: int, samples: int) -> dict[str, float]:
             found[f"jobs_per_s_{count}"] = processed
             found["submits_per_s"] = max(submitted, found.get("submits_per_s", 0.0))
         found["scaling"] = found["jobs_per_s_2"] / found["jobs_per_s_1"]
-    return found
+    return {key: round(value, 3) for key, value in found.items()}
 
 
 ROWS = (  # key, what it is, unit, digits

@@ -48,6 +48,18 @@ def _redis_url(value: str) -> str:
     return value
 
 
+def _database_url(value: str) -> str:
+    if value.partition("://")[0] not in ("sqlite", "postgres", "postgresql", "asyncpg") or "://" not in value:
+        raise ValueError("give sqlite://path, postgres://user:password@host/name, postgresql://… or asyncpg://…")
+    return value
+
+
+def _mongo_url(value: str) -> str:
+    if value.partition("://")[0] not in ("mongodb", "mongodb+srv") or "://" not in value:
+        raise ValueError("give mongodb://host:port/database or mongodb+srv://…")
+    return value
+
+
 def _store_url(value: str) -> str:
     if urlsplit(value).scheme not in ("file", "s3", "gs", "az", "memory"):
         raise ValueError("give file:///path, s3://bucket/prefix, gs://… or az://…")
@@ -84,15 +96,19 @@ class Settings(BaseSettings):
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         "redis://127.0.0.1:6379/0", description="Redis or Valkey, 6.2 or newer: redis://, rediss:// or unix://"
     )
-    database_url: str = Field(
+    database_url: Annotated[str, AfterValidator(_database_url)] = Field(
         "sqlite://.tandem/tandem.db", description="SQL database of the service itself, a Tortoise URL"
     )
     store_url: Annotated[str, AfterValidator(_store_url)] = Field(
         "file:///tmp/tandem-files", description="file store: file:///path, s3://bucket/prefix, gs://…, az://…"
     )
     tasks: Names = Field((), description="task modules besides the built-in ones, importable by the worker")
-    sql: dict[str, str] = Field({}, description="SQL connections that tasks may name: TANDEM_SQL__<NAME>=<URL>")
-    mongo: dict[str, str] = Field({}, description="MongoDB connections likewise: TANDEM_MONGO__<NAME>=<URL>")
+    sql: dict[str, Annotated[str, AfterValidator(_database_url)]] = Field(
+        {}, description="SQL connections that tasks may name: TANDEM_SQL__<NAME>=<URL>"
+    )
+    mongo: dict[str, Annotated[str, AfterValidator(_mongo_url)]] = Field(
+        {}, description="MongoDB connections likewise: TANDEM_MONGO__<NAME>=<URL>"
+    )
     http_allow: Annotated[Names, AfterValidator(_networks)] = Field(
         (), description="networks and hosts that tasks may reach besides the public internet"
     )
@@ -151,7 +167,8 @@ def load(**given: Any) -> Settings:
 
 def _explain(error: Mapping[str, Any]) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
-    name = str(error["loc"][0])
+    # ("sql", "analytics") is TANDEM_SQL__ANALYTICS; a number is the place in a list, and says no more.
+    name = "__".join(part for part in error["loc"] if isinstance(part, str))
     # The value of a setting may be a secret: only what the type says of it is shown.
     return f"TANDEM_{name.upper()}: {message}"
 

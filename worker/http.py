@@ -137,6 +137,8 @@ class HttpClient:
             )
         except (aiohttp.ClientError, OSError) as error:
             raise _failure(error, hop.url, dial, repeatable) from error
+        except UnicodeError as error:  # of a host that IDNA refuses: empty or over-long labels
+            raise TaskError("invalid_url", f"{shown(hop.url)} has no host name that can be", retryable=False) from error
         finally:
             _dial.reset(token)
 

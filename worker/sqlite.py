@@ -10,6 +10,7 @@ import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -74,7 +75,7 @@ class _Guarded(SqliteClient):
 
         def connect() -> sqlite3.Connection:
             connection = sqlite3.connect(
-                f"file:{quote(self.filename)}?mode={mode}",
+                f"file://{quote(str(Path(self.filename).absolute()))}?mode={mode}",
                 uri=True,
                 timeout=BUSY,
                 isolation_level=None,

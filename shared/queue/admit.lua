@@ -1,7 +1,16 @@
 -- The entry to `running`, twin of `leave`: what a job takes hold of when it starts, and why it may not start now.
 
 -- What a claim needs to know of a record: the life of it, and what the worker gets.
-local CLAIM = { 'f', 'task', 'ver', 'cl', 'payload', 'opts', unpack(LIFE) }
+local function read_whole(id)
+  local a = call('HMGET', P .. 'job:' .. id, 'f', 'task', 'ver', 'cl', 'payload', 'opts', 'state', 'queue', 'prio', 'v', 'o',
+    'attempt', 'max', 'token', 'due', 'began', 'attempts', 'losses', 'cancel', 'tenant', 'ck', 'idem', 'exp', 'park')
+  return {
+    f = a[1], task = a[2], ver = a[3], cl = a[4], payload = a[5], opts = a[6],
+    state = a[7] or nil, queue = a[8], prio = a[9], v = a[10], o = a[11] or nil, attempt = a[12], max = a[13],
+    token = a[14] or nil, due = a[15], began = a[16] or nil, attempts = a[17] or nil, losses = a[18] or nil,
+    cancel = a[19] or nil, tenant = a[20], ck = a[21] or nil, idem = a[22] or nil, exp = a[23] or nil, park = a[24] or nil,
+  }
+end
 
 -- A reason names all that a worker has to be, so that of the jobs set aside for one it may take all or none.
 local function obstacle(r, knows)
@@ -59,14 +68,14 @@ end
 -- Starts an attempt under a new token and adds what the worker needs to `out`.
 local function admit(id, r, worker, leases, out)
   local v = stamp(r)
-  local token = int(v) .. '.' .. worker
-  r.attempt = int(tonumber(r.attempt) + 1)
+  local token = v .. '.' .. worker
+  r.attempt = int(r.attempt + 1)
   move(id, r, 'running', v)
   call('HSET', P .. 'job:' .. id, 'state', 'running', 'v', v, 'began', v, 'token', token, 'attempt', r.attempt)
   if r.attempts then
     call('HDEL', P .. 'job:' .. id, 'progress', 'oq')
   end
-  leases[#leases + 1] = MS + LEASE
+  leases[#leases + 1] = LEASE_END
   leases[#leases + 1] = id
   if r.ck then
     call('SADD', P .. 'key:' .. r.tenant .. ':' .. r.ck, id .. ':' .. token)

@@ -25,7 +25,7 @@ for at = 7, #ARGV, 2 do
     out[#out + 1] = 'cancel'
     out[#out + 1] = id
   else
-    renewed[#renewed + 1] = MS + LEASE
+    renewed[#renewed + 1] = LEASE_END
     renewed[#renewed + 1] = id
   end
 end

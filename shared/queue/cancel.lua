@@ -2,7 +2,7 @@
 -- obey, its worker is told, and its lease ends with the grace. Returns 1, or 0 if the tenant has no such job.
 
 local id = ARGV[4]
-local r = read(id, LIFE)
+local r = read(id)
 if not r.state or r.tenant ~= ARGV[5] then
   return 0
 end

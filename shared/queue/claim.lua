@@ -52,7 +52,7 @@ end
 -- The same call again: its reply was lost. What it took and still holds is what it gets.
 if my[1] == number then
   for id in string.gmatch(my[2] or '', '%S+') do
-    local r = read(id, CLAIM)
+    local r = read_whole(id)
     local owner = r.token and string.match(r.token, '%.(.*)$')
     if r.state == 'running' and owner == worker and tonumber(r.began) >= tonumber(my[3]) then
       local n = #out
@@ -77,7 +77,7 @@ if call('EXISTS', P .. 'suspects') == 1 and not holds_suspect() then
   local suspects = call('ZRANGE', P .. 'suspects', 0, 255)
   for i = 1, #suspects do
     local id = suspects[i]
-    local r = read(id, CLAIM)
+    local r = read_whole(id)
     if r.state ~= 'queued' then
       call('ZREM', P .. 'suspects', id)
     elseif serves[r.queue] then
@@ -110,7 +110,7 @@ for i = 1, #aside do
     local ids = call('ZRANGE', place, 0, slots - 1)
     for j = 1, #ids do
       local id = ids[j]
-      local r = read(id, CLAIM)
+      local r = read_whole(id)
       if r.state ~= 'waiting' then
         call('ZREM', place, id)
       elseif free > 0 and fits(r) and not expired(id, r) and not (suspect(r) and holds_suspect()) then
@@ -132,16 +132,15 @@ for i = 1, #aside do
 end
 
 -- The heads of the queues, read in portions. What starts is taken out of them at the end, all at once.
-local heads = {}
+local heads = { high = {}, normal = {}, low = {} }
 local function head(queue, prio)
-  local key = P .. 'q:' .. queue .. ':' .. prio
-  local h = heads[key]
+  local h = heads[prio][queue]
   if not h then
-    h = { key = key, ids = {}, at = 1, from = 0, gone = {} }
-    heads[key] = h
+    h = { key = P .. 'q:' .. queue .. ':' .. prio, ids = {}, at = 1, from = 0, gone = {} }
+    heads[prio][queue] = h
   end
   if h.at > #h.ids and not h.dry then
-    h.ids = call('ZRANGE', key, h.from, h.from + slots - 1)
+    h.ids = call('ZRANGE', h.key, h.from, h.from + slots - 1)
     h.from, h.at = h.from + #h.ids, 1
     h.dry = #h.ids < slots
   end
@@ -150,13 +149,15 @@ end
 
 -- Every 4th slot looks at normal first and every 16th at low first, so that nothing starves; queues take turns. Each
 -- kind of slot counts on its own: else, of two queues, one would have all the slots that look at low first.
+local HIGH_FIRST, NORMAL_FIRST, LOW_FIRST =
+  { 'high', 'normal', 'low' }, { 'normal', 'high', 'low' }, { 'low', 'normal', 'high' }
 local function pick(slot)
   local fourths, sixteenths = math.floor(slot / 4), math.floor(slot / 16)
-  local order, turns = { 'high', 'normal', 'low' }, slot - fourths
+  local order, turns = HIGH_FIRST, slot - fourths
   if slot % 16 == 0 then
-    order, turns = { 'low', 'normal', 'high' }, sixteenths
+    order, turns = LOW_FIRST, sixteenths
   elseif slot % 4 == 0 then
-    order, turns = { 'normal', 'high', 'low' }, fourths - sixteenths
+    order, turns = NORMAL_FIRST, fourths - sixteenths
   end
   for i = 1, 3 do
     for j = 0, #queues - 1 do
@@ -175,7 +176,7 @@ while free > 0 and looked < 4 * slots do
     break
   end
   local id = h.ids[h.at]
-  local r = read(id, CLAIM)
+  local r = read_whole(id)
   looked = looked + 1
   local why = r.state == 'queued' and obstacle(r, knows)
   if r.state ~= 'queued' then
@@ -195,20 +196,22 @@ while free > 0 and looked < 4 * slots do
   h.at = h.at + 1
 end
 
-for key, h in pairs(heads) do
-  if #h.gone > 0 then
-    call('ZREM', key, unpack(h.gone))
+for _, prio in ipairs(HIGH_FIRST) do
+  for _, h in pairs(heads[prio]) do
+    if #h.gone > 0 then
+      call('ZREM', h.key, unpack(h.gone))
+    end
   end
 end
 for i = 1, #queues do
-  for _, prio in ipairs({ 'high', 'normal', 'low' }) do
+  for _, prio in ipairs(HIGH_FIRST) do
     if call('EXISTS', P .. 'q:' .. queues[i] .. ':' .. prio) == 1 then
       more = true
       ring(queues[i])
     end
   end
 end
-call('HSET', me, 'call', number, 'held', table.concat(taken, ' '), 'since', US)
+call('HSET', me, 'call', number, 'held', table.concat(taken, ' '), 'since', NOW)
 if #taken > 0 then
   call('ZADD', P .. 'leases', unpack(leases))
   call('HINCRBY', P .. 'clock', 'turn', #taken)

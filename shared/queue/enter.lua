@@ -3,6 +3,7 @@
 -- 'reused' as the state when the idempotency key belongs to other content.
 
 local WIDTH = 16
+local NOW_MS = int(MS)
 
 local function enter(at)
   local id, task, ver, tenant, queue, prio, payload, opts = unpack(ARGV, at, at + 7)
@@ -20,22 +21,20 @@ local function enter(at)
       return { owner, owner == id and 0 or 1, known[1], known[2] }
     end
   end
-  if call('HSETNX', job, 'f', FORMAT) == 0 then
+  if call('EXISTS', job) == 1 then
     local known = call('HMGET', job, 'v', 'state')
     return { id, 0, known[1], known[2] }
   end
 
-  local due = MS
-  if run ~= '' then
-    due = math.max(MS, tonumber(run))
-  elseif delay ~= '' then
-    due = MS + tonumber(delay)
+  local due, state = NOW_MS, 'queued'
+  local wait = run ~= '' and run - MS or delay ~= '' and tonumber(delay) or 0
+  if wait > 0 then
+    due, state = int(MS + wait), 'scheduled'
   end
-  local state = due > MS and 'scheduled' or 'queued'
-  local r = { queue = queue, prio = prio, attempt = 0, due = due }
+  local r = { queue = queue, prio = prio, attempt = '0', due = due }
   local fields = {
-    'task', task, 'ver', ver, 'tenant', tenant, 'queue', queue, 'prio', prio, 'payload', payload, 'opts', opts,
-    'max', max, 'at', US, 'v', US, 'state', state, 'due', due, 'attempt', 0,
+    'f', FORMAT, 'task', task, 'ver', ver, 'tenant', tenant, 'queue', queue, 'prio', prio, 'payload', payload,
+    'opts', opts, 'max', max, 'at', NOW, 'v', NOW, 'state', state, 'due', due, 'attempt', '0',
   }
   local function also(name, value)
     fields[#fields + 1] = name
@@ -57,11 +56,11 @@ local function enter(at)
     call('ZADD', P .. 'expiries', MS + tonumber(expires), id)
   end
   call('HSET', job, unpack(fields))
-  move(id, r, state, US)
+  move(id, r, state, NOW)
   if state == 'queued' then
     line_up(id, r)
   else
     put_off(id, r)
   end
-  return { id, 0, int(US), state }
+  return { id, 0, NOW, state }
 end

@@ -11,7 +11,7 @@ end
 local function wake(r)
   local first = r.ck and call('ZPOPMIN', P .. 'park:key:' .. r.tenant .. ':' .. r.ck) or {}
   while first[1] do
-    local w = read(first[1], LIFE)
+    local w = read(first[1])
     if w.state == 'waiting' then
       return requeue(first[1], w)
     end
@@ -24,7 +24,7 @@ local function close(id, r, v, fields)
   fields[#fields + 1] = 'ended'
   fields[#fields + 1] = v
   call('HSET', P .. 'job:' .. id, unpack(fields))
-  call('PEXPIRE', P .. 'job:' .. id, KEEP)
+  call('PEXPIRE', P .. 'job:' .. id, ARGV[2])
   if r.idem then
     call('PEXPIRE', P .. 'idem:' .. r.idem, KEEP)
   end
@@ -57,8 +57,9 @@ end
 local SHOWN = 50 -- ended attempts that a record remembers
 
 local function remember(r, v, outcome)
-  local worker = string.match(r.token, '%.(.*)$')
-  local lines = (r.attempts or '') .. table.concat({ r.attempt, r.began, int(v), outcome, worker }, ' ') .. '\n'
+  local worker = string.sub(r.token, #r.began + 2) -- the token is the stamp of its claim, a dot, and the worker
+  local line = r.attempt .. ' ' .. r.began .. ' ' .. v .. ' ' .. outcome .. ' ' .. worker .. '\n'
+  local lines = r.attempts and r.attempts .. line or line
   if r.attempts then
     local _, many = string.gsub(lines, '\n', '')
     for _ = SHOWN + 1, many do
@@ -74,7 +75,7 @@ end
 local leases_left = {}
 
 local function leave(id, token, to, o)
-  local r = read(id, LIFE)
+  local r = read(id)
   if not r.state then
     return 'gone'
   end

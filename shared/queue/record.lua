@@ -11,48 +11,54 @@ local now = CLOCK()
 local US = now[1] * 1000000 + now[2]
 local MS = math.floor(US / 1000)
 
--- Lua writes large numbers as 1.7e+15 when it joins them to text.
+-- Lua writes large numbers as 1.7e+15 when it joins them to text, and Redis takes long to write a number for a command.
 local function int(number)
   return string.format('%.0f', number)
 end
+local NOW, LEASE_END = int(US), int(MS + LEASE)
 
--- The next version of a record: now, or just above its last one where the clock has not moved on or stepped back.
+-- The next version of a record, as text: now, or just above its last one where the clock has not moved on or stepped
+-- back.
 local function stamp(r)
-  local last = math.max(tonumber(r.v or 0), tonumber(r.o or 0))
-  return US > last and US or last + 1
-end
-
-local function read(id, names)
-  local values = call('HMGET', P .. 'job:' .. id, unpack(names))
-  local r = {}
-  for i = 1, #names do
-    r[names[i]] = values[i] or nil
+  local last = tonumber(r.v or 0)
+  if r.o then
+    last = math.max(last, tonumber(r.o))
   end
-  return r
+  return US > last and NOW or int(last + 1)
 end
 
--- What a transition needs to know of a record.
-local LIFE = {
-  'state', 'queue', 'prio', 'v', 'o', 'attempt', 'max', 'token', 'due', 'began', 'attempts', 'losses', 'cancel',
-  'tenant', 'ck', 'idem', 'exp', 'park',
-}
+-- What a transition needs to know of a record. Written out, since Lua makes such a table in one piece.
+local function read(id)
+  local a = call('HMGET', P .. 'job:' .. id, 'state', 'queue', 'prio', 'v', 'o', 'attempt', 'max', 'token', 'due', 'began',
+    'attempts', 'losses', 'cancel', 'tenant', 'ck', 'idem', 'exp', 'park')
+  return {
+    state = a[1] or nil, queue = a[2], prio = a[3], v = a[4], o = a[5] or nil, attempt = a[6], max = a[7],
+    token = a[8] or nil, due = a[9], began = a[10] or nil, attempts = a[11] or nil, losses = a[12] or nil,
+    cancel = a[13] or nil, tenant = a[14], ck = a[15] or nil, idem = a[16] or nil, exp = a[17] or nil, park = a[18] or nil,
+  }
+end
 
 local counts, events, bells, calls = {}, {}, {}, {}
 
 local function count(queue, state, by)
-  local field = queue .. ' ' .. state
-  counts[field] = (counts[field] or 0) + by
+  local of = counts[queue]
+  if not of then
+    of = {}
+    counts[queue] = of
+  end
+  of[state] = (of[state] or 0) + by
 end
 
 local function tell(id, r, v)
-  events[#events + 1] = id .. ' ' .. r.state .. ' ' .. int(v) .. ' ' .. r.attempt
+  events[#events + 1] = id .. ' ' .. r.state .. ' ' .. v .. ' ' .. r.attempt
   call('PUBLISH', P .. 'news:' .. id, r.state)
 end
 
 -- The one place where a state changes. The caller writes the record, and the place the job then stands in.
 local function move(id, r, to, v)
   if r.state then
-    if not (NEXT[r.state] and NEXT[r.state][to]) then
+    local next = NEXT[r.state]
+    if not (next and next[to]) then
       error('no transition ' .. r.state .. ' -> ' .. to .. ' (' .. id .. ')')
     end
     count(r.queue, r.state, -1)
@@ -65,7 +71,7 @@ local function move(id, r, to, v)
 end
 
 local function ring(queue)
-  bells[P .. 'bell:' .. queue] = true
+  bells[queue] = true
 end
 
 -- A word for one worker: it is woken wherever it blocks, and finds it in its own bell.
@@ -121,16 +127,19 @@ end
 
 -- Every script ends with this: what the transitions above gathered goes out in as few commands as it can.
 local function commit()
-  for field, by in pairs(counts) do
-    if by ~= 0 then
-      call('HINCRBY', P .. 'counts', field, by)
+  for queue, of in pairs(counts) do
+    for state, by in pairs(of) do
+      if by ~= 0 then
+        call('HINCRBY', P .. 'counts', queue .. ' ' .. state, by)
+      end
     end
   end
   if #events > 0 then
     -- No ledger reads the events yet, so their length is capped; an entry holds up to a script's 500 transitions.
     call('XADD', P .. 'events', 'MAXLEN', '~', 1000, '*', 'e', table.concat(events, '\n'))
   end
-  for bell in pairs(bells) do
+  for queue in pairs(bells) do
+    local bell = P .. 'bell:' .. queue
     if call('LLEN', bell) == 0 then
       call('RPUSH', bell, 1)
     end

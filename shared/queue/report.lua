@@ -7,8 +7,8 @@ local out = {}
 for at = 5, #ARGV, 5 do
   local id, token, number, type, body = unpack(ARGV, at, at + 4)
   local job = P .. 'job:' .. id
-  local names = { 'state', 'token', 'v', 'o', 'ob', 'oq', 'attempt' }
-  local r = read(id, names)
+  local a = call('HMGET', job, 'state', 'token', 'v', 'o', 'ob', 'oq', 'attempt')
+  local r = { state = a[1], token = a[2], v = a[3], o = a[4], ob = a[5], oq = a[6], attempt = a[7] }
   local size = tonumber(r.ob or 0) + #body
   if r.state ~= 'running' or r.token ~= token then
     out[#out + 1] = 'lost'
@@ -19,7 +19,7 @@ for at = 5, #ARGV, 5 do
   else
     local v = stamp(r)
     -- The entry's id is the stamp, so that output, progress and states have one order.
-    call('XADD', P .. 'out:' .. id, int(v) .. '-0', 't', type, 'a', r.attempt, 'd', body)
+    call('XADD', P .. 'out:' .. id, v .. '-0', 't', type, 'a', r.attempt, 'd', body)
     if type == 'progress' then
       call('HSET', job, 'o', v, 'ob', size, 'oq', number, 'v', v, 'progress', body)
     else

@@ -42,7 +42,7 @@ local function fall_due(limit)
   local due = call('ZRANGEBYSCORE', P .. 'later', '-inf', MS, 'LIMIT', 0, limit)
   for i = 1, #due do
     local id = due[i]
-    local r = read(id, LIFE)
+    local r = read(id)
     if r.state == 'scheduled' or r.state == 'retrying' then
       requeue(id, r)
     end
@@ -64,7 +64,7 @@ end
 local function expire(limit)
   local over = call('ZRANGEBYSCORE', P .. 'expiries', '-inf', MS, 'LIMIT', 0, limit)
   for i = 1, #over do
-    local r = read(over[i], LIFE)
+    local r = read(over[i])
     if not r.state or r.state == 'running' or FINAL[r.state] or not expired(over[i], r) then
       call('ZREM', P .. 'expiries', over[i])
     end

@@ -276,6 +276,24 @@ async def test_redis_is_killed_under_load_and_everybody_comes_back(
         assert (await client.end(id)).state is State.SUCCEEDED
 
 
+async def test_an_outcome_is_kept_until_redis_is_back(
+    stage: Stage, client: Client, redis_process: subprocess.Popen[bytes]
+) -> None:
+    # "everysec" may forget the claim itself, and the job would rightly begin again.
+    await client.redis.config_set("appendfsync", "always")
+    worker = stage.worker(lease="600")  # nobody else would give the job a second attempt
+    (id,) = await several(client, tasks.waits, stage, 1)
+    await eventually(lambda: stage.notes("begun"), 30)
+    redis_process.kill()
+    await asyncio.to_thread(redis_process.wait, 10)
+    stage.go()
+    await eventually(lambda: stage.notes("ended"))
+    await eventually(lambda: "during=finish" in stage.log(worker))
+    await stage.redis()
+    assert await client.result(id) == worker.pid
+    assert len(stage.notes("begun")) == 1
+
+
 async def test_a_redis_that_stalls_costs_nobody_a_lease(
     stage: Stage, client: Client, redis_process: subprocess.Popen[bytes]
 ) -> None:

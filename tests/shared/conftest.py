@@ -15,5 +15,6 @@ async def shard(redis: Redis) -> AsyncIterator[Shard]:
     await made.turn(0)
     await made.silence()
     yield made
-    assert not broken(await made.snapshot())
+    left = await made.snapshot()
     await made.queue.close()
+    assert not broken(left)

@@ -150,7 +150,7 @@ async def test_a_caller_that_goes_later_hurts_no_other() -> None:
     await eventually(lambda: line.flights)
     calls[1].cancel()
     await line.land(0)
-    assert await asyncio.gather(calls[0], calls[2]) == [0, 20]
+    assert [await calls[0], await calls[2]] == [0, 20]
 
 
 async def test_all_callers_of_a_flight_may_go() -> None:

@@ -22,7 +22,7 @@ from tests.shared.shard import Shard, Snapshot, Worker, broken, job
 
 T = TypeVar("T")
 
-ROUNDS = int(os.environ.get("MODEL_ROUNDS", "14"))
+ROUNDS = int(os.environ.get("MODEL_ROUNDS", "20"))
 LEASE, GRACE, SILENCE = 6.0, 2.0, 3.0  # seconds; a silence of more than half a lease is a stall
 TASKS: tuple[dict[str, int], ...] = ({"t": 1, "u": 1}, {"t": 2, "u": 1}, {"t": 1}, {"t": 2})
 QUEUES = (["a", "b"], ["a", "b"], ["a"], ["b"])
@@ -47,6 +47,7 @@ class Life(RuleBasedStateMachine):
         self.shard = Shard(self.redis, letter="m", lease=LEASE, grace=GRACE)
         self.workers: list[Worker] = []
         self.claims: list[tuple[Worker, Claimed]] = []  # every token that was ever given out
+        self.ended: set[tuple[str, str]] = set()  # those whose holder had the last word
         self.calls: list[tuple[Worker, int]] = []  # every claim's number
         self.jobs: dict[str, Submission] = {}
         self.keys: dict[str, Submission] = {}
@@ -126,7 +127,8 @@ class Life(RuleBasedStateMachine):
     def cancel(self) -> None:
         if not self.jobs:
             return
-        id = self.pick([*self.jobs])
+        alive = [id for id in self.jobs if id not in self.final]
+        id = self.pick(alive if alive and self.chance() else [*self.jobs])
         was = State(self.now.jobs[id]["state"])
         for _ in range(self.pick((1, 2))):
             record = self.run(self.shard.queue.cancel(id))
@@ -209,10 +211,12 @@ class Life(RuleBasedStateMachine):
         answer = self.run(worker.end(claimed, to, body=b"{}", delay=delay))
         after = self.look().jobs[claimed.id]
         if not self.holds(claimed):
-            assert answer == ("ok" if before["token"] == claimed.token else "lost")
+            repeated = (claimed.id, claimed.token) in self.ended and before["token"] == claimed.token
+            assert answer == ("ok" if repeated else "lost")
             assert after == before
         else:
             assert answer == "ok"
+            self.ended.add((claimed.id, claimed.token))
             exhausted = to is State.RETRYING and before["attempt"] == before["max"]
             assert after["state"] == ("cancelled" if "cancel" in before else "failed" if exhausted else to)
             refunded = to is State.QUEUED and "cancel" not in before
@@ -238,9 +242,10 @@ class Life(RuleBasedStateMachine):
         assert len(self.run(self.shard.queue.output(claimed.id))) == before + self.holds(claimed)
 
     def crash(self) -> None:
-        """What it held is forgotten; another incarnation takes its place, perhaps with other code."""
-        self.workers.remove(self.pick(self.workers))
-        self.workers.append(self.run(self.shard.worker(self.pick(TASKS), self.pick(QUEUES))))
+        """What they held is forgotten; other incarnations take their places, perhaps with other code."""
+        for worker in [self.pick(self.workers)] if self.chance() else [*self.workers]:
+            self.workers.remove(worker)
+            self.workers.append(self.run(self.shard.worker(self.pick(TASKS), self.pick(QUEUES))))
         if self.chance():
             self.run(self.shard.wait(LEASE))
 

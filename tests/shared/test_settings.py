@@ -182,3 +182,19 @@ def test_nothing_shown_holds_a_secret() -> None:
         "TANDEM_SQL",
         "TANDEM_MONGO",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TANDEM_DATABASE_URL", "zzz"),
+        ("TANDEM_SQL__ANALYTICS", "nope"),
+        ("TANDEM_SQL__ANALYTICS", "mysql://host/name"),
+        ("TANDEM_MONGO__EVENTS", "x"),
+        ("TANDEM_MONGO__EVENTS", "postgres://host/name"),
+    ],
+)
+def test_a_url_of_another_kind_stops_the_start(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(Misconfigured, match=f"^{name}: give "):
+        load()

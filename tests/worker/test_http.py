@@ -78,6 +78,13 @@ async def test_unset_nothing_but_the_public_internet_is_called() -> None:
     assert "secret" not in error.message
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 300, "‥"])
+async def test_what_can_be_no_host_is_told_once(host: str) -> None:
+    async with open_http(Settings()) as client:
+        error = await refusal(client, f"http://{host}/")
+    assert (error.type, error.retryable) == ("invalid_url", False)
+
+
 SPELLINGS = [
     "127.0.0.1",
     "127.1",

@@ -246,9 +246,9 @@ async def test_nothing_is_lost_or_doubled_while_redis_is_away() -> None:
         with started(server) as first:
             await eventually(server.ready)
             async with open_client(server.url, lease=600) as client:
+                # What is written must outlive a kill: an answer means that it is on the disk.
+                await client.redis.config_set("appendfsync", "always")
                 said = Said(client, await claimed(client))
-                # What is written from here on must outlive a kill: an answer means that it is on the disk.
-                assert await client.queue._redis.config_set("appendfsync", "always")
                 counted = asyncio.create_task(count(said, 20_000))
                 await eventually(lambda: client.queue.output(said.job.id, 0, 1))
                 first.kill()

@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from shared.errors import Misconfigured
-from shared.settings import Settings
+from shared.settings import load
 from tests.conftest import eventually
 from tests.worker.jobs import Bench, open_bench
 from worker.errors import TaskError
@@ -291,7 +291,7 @@ def test_a_query_has_ten_minutes() -> None:
 )
 async def test_a_wrong_url_stops_the_start_without_its_secrets(url: str) -> None:
     with pytest.raises(Misconfigured) as caught:
-        async with open_sql(Settings(sql={"broken": url})):
+        async with open_sql(load(sql={"broken": url})):
             pass
     assert "TANDEM_SQL__BROKEN" in str(caught.value)
     assert "hunter2" not in str(caught.value)

@@ -34,6 +34,7 @@ async def bench(database: sqlite3.Connection, tmp_path: Path) -> AsyncIterator[B
         "main": url,
         "writable": f"{url}?mode=rw",
         "impatient": f"{url}?busy_timeout=10",
+        "four_slashes": f"sqlite:///{tmp_path}/notes.db",  # how SQLAlchemy writes an absolute path
         "absent": f"sqlite://{tmp_path}/absent.db",
     }
     async with open_bench(tmp_path, sql=urls) as opened:
@@ -49,6 +50,10 @@ async def failure(bench: Bench, text: str, params: Any = None, connection: str =
     with pytest.raises(TaskError) as caught:
         await query(bench, text, params, connection)
     return caught.value
+
+
+async def test_an_absolute_path_may_have_four_slashes(bench: Bench) -> None:
+    assert await query(bench, "SELECT a FROM notes", connection="four_slashes") == [{"a": 1}]
 
 
 @pytest.mark.parametrize("connection", ["main", "writable"])
