@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from api.bodies import IDLE, content_type, decode, read_body
+from api.elements import elements
 from api.headers import traceparent
 from api.problems import Problem, of_error, of_http
 from api.state import Served, served
@@ -112,8 +113,11 @@ def _told(problem: Problem) -> bytes:
 
 async def _array(request: Request, intake: Intake, send: Send) -> None:
     body = await read_body(request, ARRAY, total=ARRAY_TIME)
+    items: Sequence[bytes | msgspec.Raw]
     try:
         items = decode(body, _items)
+    except Invalid:  # one is too deep for the decoder: the others are not to suffer
+        items = await elements(body, ITEMS)
     except Malformed:
         if body.lstrip()[:1] != b"[" and _is_json(body):
             raise Invalid([("", "must be a JSON array of jobs")]) from None

@@ -236,9 +236,10 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
     206: {"description": "The range that was asked for", "content": {OCTETS: _BINARY}},
     304: {"description": "The file is the one that If-None-Match names"},
 }
+_HEADERS: dict[int | str, dict[str, Any]] = {200: {"description": "The headers of a GET"}, 304: _CONTENT[304]}
 
 
-@router.head("/v1/files/{id}", response_class=Response, include_in_schema=False)
+@router.head("/v1/files/{id}", response_class=Response, responses=_HEADERS, summary="Look at an upload")
 @router.get("/v1/files/{id}", response_class=Response, responses=_CONTENT)
 async def download_file(request: Request, tenant: Tenant, id: str) -> Response:
     """Download an upload, whole or by a range."""
@@ -255,7 +256,9 @@ async def delete_file(request: Request, tenant: Tenant, id: str) -> Response:
     return Response(status_code=204)
 
 
-@router.head("/v1/jobs/{id}/files/{name:path}", response_class=Response, include_in_schema=False)
+@router.head(
+    "/v1/jobs/{id}/files/{name:path}", response_class=Response, responses=_HEADERS, summary="Look at a job's file"
+)
 @router.get("/v1/jobs/{id}/files/{name:path}", response_class=Response, responses=_CONTENT)
 async def download_job_file(request: Request, tenant: Tenant, id: str, name: str) -> Response:
     """Download a file that the job produced, whole or by a range."""

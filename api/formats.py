@@ -125,7 +125,7 @@ def negotiate(accept: str, types: frozenset[str]) -> Format:
             best, chosen = quality, media_type
     if not chosen:
         wanted = "text/csv is for ?types=output alone; " if CSV in accept.lower() and CSV not in offered else ""
-        raise HTTPException(406, f"{wanted}there are {', '.join(offered)}")
+        raise HTTPException(406, f"{wanted}there are {', '.join(offered)}", {"Vary": "Accept"})
     if chosen == SSE:
         return Events()
     return Table() if chosen == CSV else Lines(chosen)

@@ -1,5 +1,6 @@
 """Probes: `/livez` says that the process answers, `/readyz` that it can take and give jobs."""
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -11,6 +12,8 @@ from api.problems import RETRY_AFTER, of_status
 from api.routing import Plain
 from api.state import served
 from shared.errors import Unavailable
+
+PATIENCE = 1.0  # seconds: who probes waits no longer either
 
 _HEADERS = {"Cache-Control": "no-store"}
 
@@ -25,7 +28,10 @@ async def ready(request: Request) -> Response:
     state = served(request)
     redis: dict[str, Any]
     try:
-        redis = {"ok": True, "latency_ms": round(await state["queue"].ping() * 1000, 3)}
+        async with asyncio.timeout(PATIENCE):
+            redis = {"ok": True, "latency_ms": round(await state["queue"].ping() * 1000, 3)}
+    except TimeoutError:
+        redis = {"ok": False, "detail": f"Redis did not answer within {PATIENCE:g} s"}
     except Unavailable as error:
         redis = {"ok": False, "detail": str(error)}
     checks = {"redis": redis, "serving": {"ok": not state["drain"].begun}}

@@ -8,6 +8,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
+from jsonschema_rs import Draft202012Validator, ReferencingError, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -60,6 +61,8 @@ def document(app: FastAPI, entries: list[Entry], *, keys: bool) -> dict[str, Any
         schemas |= _payload_schemas(entry, payload)
         job = schema_of(entry, {"$ref": f"{_SCHEMAS}{payload}"})
         job["properties"]["options"] = {"$ref": f"{_SCHEMAS}Options"}
+        if _takes_nothing(entry.payload_schema):
+            job["required"] = ["task"]
         schemas[f"{entry.name}.job"] = {"title": entry.name, "description": entry.summary, **job}
         jobs[entry.name] = f"{_SCHEMAS}{entry.name}.job"
     schemas["NewJob"] = _one_of(jobs)
@@ -92,6 +95,14 @@ _ABOUT = (
     "A task queue over HTTP: submit a job, look at it or wait for it, stream what it says, take its result. "
     f"Every error is a problem of RFC 9457 (`{MEDIA_TYPE}`)."
 )
+
+
+def _takes_nothing(schema: dict[str, Any]) -> bool:
+    """Whether a job may come without a payload, which is then `{}`."""
+    try:
+        return Draft202012Validator(schema, offline=True).is_valid({})
+    except (ValidationError, ReferencingError, ValueError):
+        return True  # a schema that cannot be used is left to the worker
 
 
 def _one_of(jobs: dict[str, str]) -> dict[str, Any]:

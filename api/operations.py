@@ -169,8 +169,11 @@ RESPONSES: dict[str, Any] = {
     "Malformed": _problem("Malformed"),
     "Unauthenticated": _problem("No valid API key", WWW_Authenticate="Bearer"),
     "NotFound": _problem("No such thing, or not this tenant's"),
+    "Timeout": _problem("The body did not come in time"),
+    "PreconditionFailed": _problem("The file is not the one that If-Match names"),
     "TooLarge": _problem("Above a limit"),
     "UnsupportedMediaType": _problem("Another content type is wanted"),
+    "RangeNotSatisfiable": _problem("The range is outside of the file", Content_Range="`bytes */` and the size"),
     "Invalid": _problem("What the schema refuses: `errors` has a JSON pointer for each"),
     "Unavailable": _problem("Redis is away, or the process ends", Retry_After="seconds"),
 }
@@ -179,6 +182,7 @@ _FOUND = {**_EACH, "404": _ref("NotFound", "responses")}
 _BODY = {
     **_EACH,
     "400": _ref("Malformed", "responses"),
+    "408": _ref("Timeout", "responses"),
     "413": _ref("TooLarge", "responses"),
     "415": _ref("UnsupportedMediaType", "responses"),
     "422": _ref("Invalid", "responses"),
@@ -272,7 +276,12 @@ def paths(examples: dict[str, Any]) -> dict[str, Any]:
                 "jobs",
                 "Look at a job, or wait for it",
                 parameters=_parameters("Id", "Wait", "Payload", "IfNoneMatch"),
-                responses={"200": etag, "304": {"description": "As If-None-Match knows it"}, **_FOUND},
+                responses={
+                    "200": etag,
+                    "304": {"description": "As If-None-Match knows it"},
+                    "400": _ref("Malformed", "responses"),
+                    **_FOUND,
+                },
             )
         },
         "/v1/jobs/{id}/result": {
@@ -329,12 +338,23 @@ def paths(examples: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+# Of the files' routes, by method: what a client meets there, which FastAPI does not know.
+_LOOKED_UP = {**_FOUND, "412": _ref("PreconditionFailed", "responses")}
+_FILE_ERRORS: dict[str, dict[str, Any]] = {
+    "post": _BODY,
+    "get": {**_LOOKED_UP, "416": _ref("RangeNotSatisfiable", "responses")},
+    "head": _LOOKED_UP,
+    "delete": _FOUND,
+}
+
+
 def tidy(known: dict[str, Any]) -> dict[str, Any]:
     """FastAPI's own document, with our problems in place of its errors."""
     schemas = known.get("components", {}).get("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     for path in known["paths"].values():
-        for operation in path.values():
-            operation["responses"] = {**operation["responses"], **_FOUND, "422": _ref("Invalid", "responses")}
+        for method, operation in path.items():
+            fine = {status: answer for status, answer in operation["responses"].items() if status < "400"}
+            operation["responses"] = {**fine, **_FILE_ERRORS[method]}
     return known

@@ -60,6 +60,7 @@ STATUSES: dict[int, tuple[str, str]] = {
     416: ("range-not-satisfiable", "The range is not satisfiable"),
     422: ("validation", "The request is not valid"),
     429: ("too-many-requests", "Too many requests"),
+    431: ("head-too-large", "The head of the request is too large"),
     500: ("internal", "An error of the service"),
     503: ("unavailable", "The service cannot serve this now"),
 }
@@ -124,7 +125,7 @@ def of_error(error: TandemError) -> Problem:
     detail = str(error)
     if isinstance(error, Invalid):
         errors = error.errors
-        detail = "; ".join(f"{at or 'the body'} {text}" for at, text in errors)
+        detail = "; ".join(f"{at} {text}" if at else text for at, text in errors)
     elif isinstance(error, UnknownTask):
         errors = [("/task", str(error))]
     elif isinstance(error, Unavailable):

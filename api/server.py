@@ -7,13 +7,11 @@ import sys
 import threading
 from collections.abc import Sequence
 
-import msgspec
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import create_app
-from api.problems import MEDIA_TYPE, of_status
+from api.protocol import Protocol
 from api.waiting import Drain
 from shared.errors import Misconfigured
 from shared.settings import Settings
@@ -22,23 +20,6 @@ BACKLOG = 2048
 KEEP_ALIVE = 65  # seconds, longer than load balancers keep an idle connection
 STALLED = 90_000  # ms that sent bytes may stay unacknowledged, or a reader's window shut
 LONGEST_END = 10.0  # seconds from SIGTERM for what is being answered
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's, where what is no HTTP is a problem too, and an upgrade that is not offered a plain request."""
-
-    def _unsupported_upgrade_warning(self) -> None:
-        pass  # anybody could fill the logs with it
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the signature is uvicorn's own
-        """Answers and closes."""
-        body = msgspec.json.encode(of_status(400, "this is no HTTP/1.1 request").members())
-        head = (
-            f"HTTP/1.1 400 Bad Request\r\ncontent-type: {MEDIA_TYPE}\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
 
 
 class Server(uvicorn.Server):

@@ -54,6 +54,7 @@ class StreamEndpoint:
         headers = [
             (b"content-type", chosen.media_type.encode()),
             (b"cache-control", b"no-cache"),
+            (b"vary", b"Accept"),
             (b"x-accel-buffering", b"no"),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -40,6 +40,8 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**schema, "type": [schema["type"], "null"]}
 
 
+# What is known to come, and is refused in plain words until then.
+_NOT_YET = {"callback": "callbacks are not available yet"}
 # Every option may be left out, and null means left out.
 OPTIONS: dict[str, Any] = _or_null(
     {
@@ -63,14 +65,13 @@ OPTIONS: dict[str, Any] = _or_null(
                     "additionalProperties": {"type": "string", "maxLength": 256},
                 }
             ),
+            **{name: {"type": "null", "description": text} for name, text in _NOT_YET.items()},
         },
     }
 )
 KEY: dict[str, Any] = {"type": ["string", "null"], "minLength": 1, "maxLength": KEY_BYTES}
 DURATIONS = ("delay", "timeout", "expires_in")
 RETRY_DURATIONS = ("base", "cap")
-# What is known to come, and is refused in plain words until then.
-_NOT_YET = {"callback": "callbacks are not available yet"}
 
 
 class Envelope(msgspec.Struct):
@@ -83,6 +84,7 @@ class Compiled(NamedTuple):
     """What is made of an entry once."""
 
     entry: Entry
+    schema: dict[str, Any]  # of a whole job
     validator: Draft202012Validator
     options: Options  # of a job that gives none
 
@@ -104,8 +106,7 @@ def _compile(entry: Entry) -> Compiled:
     # With an id of its own, `#/$defs/…` inside means the payload's schema and not the whole.
     payload = {"$id": f"urn:tandem:{entry.name}:{entry.version}", **entry.payload_schema}
     schema = schema_of(entry, payload)
-    options = {**OPTIONS, "properties": {**OPTIONS["properties"], **{name: {"type": "null"} for name in _NOT_YET}}}
-    schema["properties"] |= {"idempotency_key": KEY, "options": options}
+    schema["properties"] |= {"idempotency_key": KEY}
     try:
         validator = Draft202012Validator(schema, offline=True)
     except (ValidationError, ReferencingError, ValueError) as error:
@@ -113,7 +114,7 @@ def _compile(entry: Entry) -> Compiled:
         log.warning("a task's payload schema cannot be used", task=entry.name, error=str(error)[:500])
         validator = Draft202012Validator({**schema, "properties": {**schema["properties"], "payload": True}})
     timeout, policy = float(entry.defaults.get("timeout", 30)), entry.defaults.get("retry") or {}
-    return Compiled(entry, validator, Options(timeout=timeout, retry=policy))
+    return Compiled(entry, schema, validator, Options(timeout=timeout, retry=policy))
 
 
 class Submissions:
@@ -139,7 +140,7 @@ class Submissions:
         if "idempotency_key" in value and not item:
             raise Invalid([("/idempotency_key", "is not a known field: send the header Idempotency-Key")])
         if not compiled.validator.is_valid(value):
-            raise Invalid(_refusals(compiled.validator, value, few=len(body) <= FEW_ERRORS))
+            raise Invalid(_refusals(compiled, value, few=len(body) <= FEW_ERRORS))
         if item:
             key = value.get("idempotency_key")
             if key is not None and len(key.encode()) > KEY_BYTES:
@@ -164,16 +165,18 @@ class Submissions:
         return compiled
 
 
-def _refusals(validator: Draft202012Validator, value: dict[str, Any], *, few: bool) -> list[Explained]:
+def _refusals(compiled: Compiled, value: dict[str, Any], *, few: bool) -> list[Explained]:
+    # A place in the payload's schema is told from its own root behind a reference, else from the whole's.
+    schemas = (compiled.schema, compiled.entry.payload_schema)
     if few:
-        errors = explain(validator.iter_errors(value))
+        errors = explain(compiled.validator.iter_errors(value), *schemas)
     else:
         # All errors of a large body would be a million, and hold everybody up.
         try:
-            validator.validate(value)
+            compiled.validator.validate(value)
             errors = []
         except ValidationError as error:
-            errors = explain([error])
+            errors = explain([error], *schemas)
     return [(at, _worded(at, text, value)) for at, text in errors] or [("", "is not valid")]
 
 

@@ -24,7 +24,8 @@ log = structlog.get_logger("worker")
 class News:
     """The news of one worker, and what it does about them; `runs` are its running jobs by id.
 
-    `claim` is called when a job waits for this worker alone, `register` when Redis does not know it (any more).
+    `claiming` is held while a claim is under way. `claim` is called when a job waits for this worker alone, `register`
+    when Redis does not know it (any more).
     """
 
     def __init__(
@@ -35,12 +36,13 @@ class News:
         *,
         worker: str,
         tasks: str,
+        claiming: asyncio.Lock,
         claim: Callable[[], Awaitable[Any]],
         register: Callable[[], Awaitable[Any]],
     ) -> None:
         self.doubt = False
         self._queue, self._runs, self._worker, self._tasks = queue, runs, worker, tasks
-        self._claim, self._register = claim, register
+        self._claiming, self._claim, self._register = claiming, claim, register
         self._loop = asyncio.get_event_loop()
         self._registering: asyncio.Task[Any] | None = None
         self.heart = Heart(
@@ -85,6 +87,9 @@ class News:
     async def _heard(self, word: str) -> None:
         kind, _, id = word.partition(" ")
         if kind == "cancel":
+            if id not in self._runs:
+                async with self._claiming:  # the claim that took the job may still be under way
+                    pass
             self._stop([id], "cancel")
         else:
             await self._claim()

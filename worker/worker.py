@@ -90,15 +90,9 @@ class Worker(arq.worker.Worker):
         self._hurry = asyncio.Event()  # hand back now
         self._fault: BaseException | None = None  # what ended a part of this worker, and so ends it all
         self._started_at = time.time()
-        self.news = News(
-            self.queue,
-            settings.redis_url,
-            self.runs,
-            worker=self.id,
-            tasks=self.digest,
-            claim=self._claim,
-            register=self._register,
-        )
+        calls = {"claim": self._claim, "register": self._register}
+        who = {"worker": self.id, "tasks": self.digest}
+        self.news = News(self.queue, settings.redis_url, self.runs, claiming=self._claiming, **who, **calls)
         self._outcomes = Outcomes(self.queue, self.news.heart.held, away=self.news.distrust, room=self._changed.set)
         crons = {job.name for job in self.cron_jobs}
         self._adoption = Adoption(self.queue, {name: task.entry for name, task in self.known.items()}, crons)
@@ -243,7 +237,7 @@ class Worker(arq.worker.Worker):
         bells = self.queue.bells(*self.settings.queues)
         pause = 0.05
         try:
-            while not self._stopping.is_set() and not self._burst_over():
+            while not self._over():
                 if not self._room():
                     self._changed.clear()
                     if not self._room():
@@ -256,7 +250,8 @@ class Worker(arq.worker.Worker):
                         continue
                     if self.burst and not self.runs and claim.next_due is None and not (claim.more or claim.foreign):
                         return
-                    await self._sleep(bells, claim)
+                    if not self._over():
+                        await self._sleep(bells, claim)
                 except Unavailable as error:
                     self.news.distrust()
                     log.warning("Redis is away", during="claim", error=str(error))
@@ -274,8 +269,10 @@ class Worker(arq.worker.Worker):
             free = min(free, self.max_burst_jobs - self._jobs_started())
         return max(0, free)
 
-    def _burst_over(self) -> bool:
-        return self.burst and 0 <= self.max_burst_jobs <= self._jobs_started()
+    def _over(self) -> bool:
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError  # which may have been swallowed, see `_ended`
+        return self._stopping.is_set() or (self.burst and 0 <= self.max_burst_jobs <= self._jobs_started())
 
     def _jobs_started(self) -> int:
         return self.jobs_complete + self.jobs_retried + self.jobs_failed + len(self.runs)

@@ -20,14 +20,14 @@ from contextlib import AbstractAsyncContextManager
 from time import perf_counter
 from typing import Any
 
-import hiredis
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 
 from shared import catalogue
 from shared.errors import KeyReused
 from shared.jobs import FIELDS, PRIORITIES, Record, Submission, parse
 from shared.queue.batch import Batch
 from shared.queue.bells import Bells
+from shared.queue.connections import connect, pool
 from shared.queue.heart import Heart
 from shared.queue.messages import (
     Chunk,
@@ -51,31 +51,6 @@ __all__ = [
 
 MOST = 500  # jobs a script call
 ROOM = 1 << 20  # bytes a script call, about
-
-
-def pool(url: str, *, timeout: float = 5.0, connections: int = 32) -> BlockingConnectionPool:
-    """Bounded connections, every answer within `timeout` seconds, no retries of redis-py's own."""
-    made: BlockingConnectionPool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections,
-        timeout=timeout,
-        socket_timeout=timeout,
-        socket_connect_timeout=min(timeout, 2.0),
-    )
-    made.connection_class = type("Packed", (_Packed, made.connection_class), {})
-    return made
-
-
-class _Packed:
-    # redis-py's asyncio client packs commands in Python, which takes seven times as long for a script's arguments.
-    def pack_command(self, *args: Arg) -> list[bytes]:
-        words: Any = (*str(args[0]).split(), *args[1:])  # "SCRIPT FLUSH" is two words to Redis
-        return [hiredis.pack_command(words)]
-
-
-def connect(url: str, *, timeout: float = 5.0, connections: int = 32) -> "Redis":
-    """A client for the queue, over a pool of its own."""
-    return Redis.from_pool(pool(url, timeout=timeout, connections=connections))
 
 
 class Queue:
@@ -169,26 +144,16 @@ class Queue:
     async def output(self, id: str, after: int = 0, limit: int = 100) -> list[Chunk]:
         """Entries with a stamp above `after`, oldest first."""
         low = f"({after}-0" if after else "-"
-        return _chunks(await reach(lambda: self._redis.xrange(f"{self.prefix}out:{id}", min=low, count=limit)))
-
-    async def follow(
-        self, id: str, since: int = 0, *, tenant: str = "default", limit: int = 16
-    ) -> tuple[Record, list[Chunk]] | None:
-        """The job and its output from the stamp `since` on, of one moment; None as with `get`."""
-
-        async def call() -> list[Any]:
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.hmget(f"{self.prefix}job:{id}", FIELDS)
-            pipe.xrange(f"{self.prefix}out:{id}", min=f"{since}-0" if since else "-", count=limit)
-            return await pipe.execute()
-
-        values, rows = await reach(call)
-        record = parse(id, values)
-        return (record, _chunks(rows)) if record is not None and record.tenant == tenant else None
-
-    def stir(self) -> None:
-        """Makes everybody who watches a job read again."""
-        self._watch.mark_all()
+        rows: Any = await reach(lambda: self._redis.xrange(f"{self.prefix}out:{id}", min=low, count=limit))
+        return [
+            Chunk(
+                stamp=int(position.partition(b"-")[0]),
+                type=fields[b"t"].decode(),
+                attempt=int(fields[b"a"]),
+                items=fields[b"d"].split(b"\n"),
+            )
+            for position, fields in rows
+        ]
 
     # ------------------------------------------------------------------------------------------------- for workers
 
@@ -387,15 +352,3 @@ class Queue:
             for (id, seen), facts in workers
             if b"host" in facts
         ]
-
-
-def _chunks(rows: Any) -> list[Chunk]:
-    return [
-        Chunk(
-            stamp=int(position.partition(b"-")[0]),
-            type=fields[b"t"].decode(),
-            attempt=int(fields[b"a"]),
-            items=fields[b"d"].split(b"\n"),
-        )
-        for position, fields in rows
-    ]

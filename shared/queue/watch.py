@@ -78,11 +78,11 @@ class Watch:
                 self._connection = connection = await open_connection(self._redis, AGAIN)
                 async with asyncio.timeout(AGAIN):
                     await connection.send_command("SUBSCRIBE", f"{self._prefix}news", *self._channels())
-                self.mark_all()
+                self._mark_all()
                 delay = 0.05
                 await self._read(connection)
             except (RedisError, OSError, TimeoutError):
-                self.mark_all()
+                self._mark_all()
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 1.0)
             finally:
@@ -114,8 +114,7 @@ class Watch:
                 for change in self._changes.get(message[1].decode()[skip:], ()):
                     change.mark()
 
-    def mark_all(self) -> None:
-        """Makes everybody read again."""
+    def _mark_all(self) -> None:
         for watchers in self._changes.values():
             for change in watchers:
                 change.mark()
@@ -127,4 +126,4 @@ class Watch:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
-        self.mark_all()
+        self._mark_all()

@@ -1,6 +1,7 @@
 """What there is to run, what waits and who works, and the OpenAPI document that is made of it."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -10,7 +11,7 @@ from jsonschema_rs import Draft202012Validator
 
 from shared import catalogue
 from tests.api.hand import ANY, STRICT, Hand
-from tests.api.serving import problem
+from tests.api.serving import problem, serving, upload
 
 
 async def test_the_catalogue_is_shown(client: httpx2.AsyncClient) -> None:
@@ -57,6 +58,9 @@ async def test_a_schema_that_cannot_be_used_leaves_the_check_to_the_worker(
     await hand.publish(msgspec.structs.replace(ANY, name="t.odd", payload_schema=schema))
     assert (await client.post("/v1/jobs", json={"task": "t.odd", "payload": {"a": 1}})).status_code == 202
     assert problem(await client.post("/v1/jobs", json={"task": "t.odd", "foo": 1}))[0] == 422
+    assert (await client.post("/v1/jobs", json={"task": "t.odd"})).status_code == 202
+    shown = (await client.get("/openapi.json")).json()["components"]["schemas"]
+    assert shown["t.odd.job"]["required"] == ["task"]
 
 
 async def test_a_payload_schema_may_refer_to_itself(client: httpx2.AsyncClient, hand: Hand) -> None:
@@ -131,6 +135,10 @@ async def test_every_task_is_one_of_the_jobs_with_its_schema_and_example(client:
         ({"task": "t.nope", "payload": {}}, 422),
         ({"task": "t.any", "payload": {}, "options": {"timeout": "5m", "priority": "low"}}, 202),
         ({"task": "t.any", "payload": {}, "options": {"timeout": "soon"}}, 422),
+        ({"task": "t.any"}, 202),
+        ({"task": "t.strict"}, 422),
+        ({"task": "t.any", "options": {"callback": None, "queue": None}}, 202),
+        ({"task": "t.any", "options": {"callback": {"url": "https://example.org/"}}}, 422),
     ):
         assert (await client.post("/v1/jobs", json=job)).status_code == status
         assert shown.is_valid(job) is (status == 202)
@@ -171,6 +179,54 @@ async def test_the_document_names_every_route(client: httpx2.AsyncClient) -> Non
         answer = await client.request("TRACE", given)
         allowed = set(answer.headers["allow"].split(", ")) - {"HEAD"}
         assert allowed == {method.upper() for method in operations} - {"HEAD"}, path
+
+
+UPLOAD = {"method": "POST", "url": "/v1/files", "content": b"x"}
+
+
+@pytest.mark.parametrize(
+    ("path", "request_", "status"),
+    [
+        ("/v1/jobs/{id}", {"method": "GET", "url": "/v1/jobs/x?wait=soon"}, 400),
+        ("/v1/files", UPLOAD, 201),
+        ("/v1/files", {**UPLOAD, "headers": {"content-type": "multipart/form-data"}}, 400),
+        ("/v1/files", {**UPLOAD, "content": b"x" * 1025}, 413),
+        ("/v1/files", {**UPLOAD, "headers": {"content-encoding": "gzip"}}, 415),
+        ("/v1/files", {**UPLOAD, "params": {"name": "x" * 2000}}, 422),
+        ("/v1/files/{id}", {"method": "GET"}, 200),
+        ("/v1/files/{id}", {"method": "GET", "headers": {"range": "bytes=0-0"}}, 206),
+        ("/v1/files/{id}", {"method": "GET", "headers": {"if-none-match": "*"}}, 304),
+        ("/v1/files/{id}", {"method": "GET", "url": "/v1/files/nothing"}, 404),
+        ("/v1/files/{id}", {"method": "GET", "headers": {"if-match": '"other"'}}, 412),
+        ("/v1/files/{id}", {"method": "GET", "headers": {"range": "bytes=9-"}}, 416),
+        ("/v1/files/{id}", {"method": "HEAD"}, 200),
+        ("/v1/files/{id}", {"method": "HEAD", "headers": {"if-none-match": "*"}}, 304),
+        ("/v1/files/{id}", {"method": "HEAD", "headers": {"if-match": '"other"'}}, 412),
+        ("/v1/files/{id}", {"method": "DELETE"}, 204),
+        ("/v1/files/{id}", {"method": "DELETE", "url": "/v1/files/nothing"}, 404),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_the_document_has_the_statuses_that_come(
+    redis_url: str, tmp_path: Path, path: str, request_: dict[str, Any], status: int
+) -> None:
+    async with serving(redis_url, tmp_path, max_upload=1024) as client:
+        id = (await upload(client, b"x"))["id"]
+        answer = await client.request(**{"url": f"/v1/files/{id}", **request_})
+        assert answer.status_code == status, answer.text
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        assert str(status) in paths[path][request_["method"].lower()]["responses"]
+
+
+async def test_the_document_has_none_that_cannot_come(client: httpx2.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    assert "404" not in paths["/v1/files"]["post"]["responses"]
+    assert "422" not in paths["/v1/files/{id}"]["get"]["responses"]
+    reading = {path for path, one in paths.items() if "408" in one.get("post", {}).get("responses", {})}
+    assert reading == {"/v1/jobs", "/v1/jobs/bulk", "/v1/files"}
+    for path in ("/v1/files/{id}", "/v1/jobs/{id}/files/{name}"):
+        assert {"412", "416"} <= paths[path]["get"]["responses"].keys()
+        assert "416" not in paths[path]["head"]["responses"]  # ranges are for GET
 
 
 async def test_the_pages_show_it(client: httpx2.AsyncClient) -> None:

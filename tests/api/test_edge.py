@@ -129,3 +129,13 @@ async def test_without_redis_it_says_so_and_when_to_come_again(tmp_path: Path) -
                 assert problem(answer)[0] == 503
                 assert answer.headers["retry-after"] == "1"
                 assert "127.0.0.1" not in answer.text
+
+
+async def test_a_redis_that_hangs_is_not_waited_for_by_a_probe(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()  # it is connected to, and never answers
+        async with serving(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", tmp_path) as client:
+            answer = await client.get("/readyz")
+    assert problem(answer)[0] == 503
+    assert answer.json()["checks"]["redis"] == {"ok": False, "detail": "Redis did not answer within 1 s"}

@@ -128,7 +128,9 @@ async def test_a_time_in_the_past_is_now(client: httpx2.AsyncClient) -> None:
 # ---------------------------------------------------------------------------------------------------------- idempotency
 
 
-@pytest.mark.parametrize("spellings", [('"invoice-4711"', "invoice-4711"), (r'"a\"b"', 'a"b')])
+@pytest.mark.parametrize(
+    "spellings", [('"invoice-4711"', "invoice-4711"), (r'"a\"b"', 'a"b'), ('"a";p=1', "a"), ('"a"; p="b;c" ;d', '"a"')]
+)
 async def test_a_key_that_comes_again_gives_the_first_job(
     client: httpx2.AsyncClient, hand: Hand, spellings: tuple[str, str]
 ) -> None:

@@ -8,6 +8,7 @@ import httpx2
 import msgspec
 import pytest
 
+from tests.api.hand import ANY, Hand
 from tests.api.serving import problem
 
 JSON = {"content-type": "application/json"}
@@ -164,6 +165,24 @@ async def test_what_the_schema_refuses_has_a_pointer_to_the_field(
     answer = await post(client, job)
     assert errors(answer) == expected
     assert answer.json()["type"] == "/problems/validation"
+
+
+@pytest.mark.parametrize("place", ["payload", "payload/node"])
+async def test_a_rule_is_told_in_the_words_of_its_schema(client: httpx2.AsyncClient, hand: Hand, place: str) -> None:
+    rule = {"not": {"required": ["x", "y"]}, "description": "give one of x and y"}
+    schema = {"properties": {"node": {"$ref": "#/$defs/Node"}}, "allOf": [rule], "$defs": {"Node": {"allOf": [rule]}}}
+    await hand.publish(msgspec.structs.replace(ANY, name="t.rule", payload_schema=schema))
+    both = {"x": 1, "y": 2}
+    answer = await post(client, {"task": "t.rule", "payload": both if place == "payload" else {"node": both}})
+    assert errors(answer) == {f"/{place}": "give one of x and y"}
+
+
+async def test_what_has_no_place_is_told_as_it_is(client: httpx2.AsyncClient) -> None:
+    assert problem(await post(client, [])) == (422, "must be a JSON object")
+    assert problem(await client.post("/v1/jobs/bulk", json={})) == (422, "must be a JSON array of jobs")
+    form = {"name": (None, "value")}
+    told = "the form has no file: send one part with a filename"
+    assert problem(await client.post("/v1/files", files=form)) == (422, told)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "-x", "x" * 65, "a/b"])

@@ -74,6 +74,7 @@ async def test_events_are_as_browsers_want_them(client: httpx2.AsyncClient, hand
     headers = {} if accept is None else {"Accept": accept}
     answer = await client.get(f"/v1/jobs/{id}/stream", headers=headers)
     assert answer.headers["content-type"] == "text/event-stream"
+    assert answer.headers["vary"] == "Accept"
     assert answer.headers["cache-control"] == "no-cache"
     assert answer.headers["x-accel-buffering"] == "no"
     first, *events = answer.text.removesuffix("\n\n").split("\n\n")
@@ -129,7 +130,9 @@ async def test_a_format_that_is_not_there_is_not_acceptable(
     client: httpx2.AsyncClient, hand: Hand, accept: str, query: str
 ) -> None:
     id = await finished(client, hand)
-    assert problem(await client.get(f"/v1/jobs/{id}/stream{query}", headers={"Accept": accept}))[0] == 406
+    answer = await client.get(f"/v1/jobs/{id}/stream{query}", headers={"Accept": accept})
+    assert problem(answer)[0] == 406
+    assert answer.headers["vary"] == "Accept"
 
 
 async def test_output_as_a_table(client: httpx2.AsyncClient, hand: Hand) -> None:

@@ -29,7 +29,7 @@ async def test_scripts_that_redis_forgot_are_sent_again(shard: Shard) -> None:
 async def calls(queue: Queue) -> list[object]:
     return await asyncio.gather(
         queue.submit(job()), queue.submit_many([job()]), queue.get("x"), queue.payload("x"), queue.cancel("x"),
-        queue.output("x"), queue.follow("x"), queue.tick(), queue.ping(), queue.entries(), queue.catalogue_stamp(),
+        queue.output("x"), queue.tick(), queue.ping(), queue.entries(), queue.catalogue_stamp(),
         queue.stats(), queue.workers(), queue.claim("w", 1, slots=1, tasks="x", queues=["default"]), queue.finish([]),
         queue.beat("w", "x", []), queue.report([], limit=1), queue.foreign(), queue.retire("w"),
         return_exceptions=True,

@@ -157,6 +157,16 @@ async def test_no_transition_leaves_the_table(shard: Shard, to: State) -> None:
     assert (after.jobs, after.zsets, after.counts) == (before.jobs, before.zsets, before.counts)
 
 
+async def test_a_record_in_no_known_state_is_moved_nowhere(shard: Shard) -> None:
+    id = await shard.add()
+    key = f"{shard.queue.prefix}job:{id}"
+    await shard.redis.hset(key, "state", "dreaming")
+    with pytest.raises(ResponseError, match="no transition dreaming -> cancelled"):
+        await shard.queue.cancel(id)
+    assert await shard.redis.hget(key, "state") == b"dreaming"
+    await shard.redis.hset(key, "state", "queued")
+
+
 async def test_the_record_remembers_fifty_attempts(shard: Shard) -> None:
     id = await shard.add(max_attempts=100)
     worker = await shard.worker()

@@ -139,6 +139,10 @@ class Life(RuleBasedStateMachine):
                 self.cancelled.add(id)
                 assert record.cancel is not None
                 assert record.state is (State.RUNNING if was is State.RUNNING else State.CANCELLED)
+        self.now = self.look()
+        for worker in self.workers:
+            if id in worker.held:
+                self.beat_of(worker)
 
     # ------------------------------------------------------------------------------------------------ what workers do
 
@@ -180,7 +184,9 @@ class Life(RuleBasedStateMachine):
         assert {one.token for one in claim.jobs} <= known
 
     def beat(self) -> None:
-        worker = self.pick(self.workers)
+        self.beat_of(self.pick(self.workers))
+
+    def beat_of(self, worker: Worker) -> None:
         known, lost, cancelled = self.run(worker.beat())
         after = self.look()
         assert known
@@ -272,6 +278,7 @@ class Life(RuleBasedStateMachine):
 
     def step_back(self) -> None:
         self.run(self.shard.turn(-self.pick((0.001, 2.0, 30.0))))
+        self.run(self.shard.queue.tick())
 
     def forget_scripts(self) -> None:
         self.run(reach(lambda: send(self.redis, "SCRIPT", "FLUSH")))
@@ -287,6 +294,8 @@ class Life(RuleBasedStateMachine):
                 for line in text.splitlines():
                     self.hear(*line.split())
         self.seen = now.events[-1][0] if now.events else "-"
+        longest = self.shard.ms + 1500 * LEASE  # the clock may have stepped back by half a lease, unseen
+        assert all(end <= longest for end in now.zsets.get("leases", {}).values())
         assert set(self.jobs) == set(now.jobs), "a job is gone, or there is one too many"
         for id, record in now.jobs.items():
             state, stamp = self.states[id]

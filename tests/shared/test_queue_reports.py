@@ -120,20 +120,6 @@ async def test_output_goes_on_when_the_clock_steps_back(shard: Shard) -> None:
     assert stamps == sorted(set(stamps))
 
 
-async def test_the_job_and_its_output_of_one_moment(shard: Shard) -> None:
-    id = await shard.add()
-    claimed = await (await shard.worker()).take()
-    await shard.queue.report([Report(id, claimed.token, n, "output", b"%d" % n) for n in (1, 2, 3)], limit=99)
-    found = await shard.queue.follow(id, limit=2)
-    assert found is not None
-    record, chunks = found
-    assert record.state is State.RUNNING
-    assert [chunk.items for chunk in chunks] == [[b"1"], [b"2"]]
-    found = await shard.queue.follow(id, chunks[1].stamp)  # from there on, that one too
-    assert found is not None
-    assert [chunk.items for chunk in found[1]] == [[b"2"], [b"3"]]
-
-
 async def test_one_event_a_transition(shard: Shard) -> None:
     ids = await shard.submit(*(job(delay=1) for _ in range(2)))
     await shard.wait(1)

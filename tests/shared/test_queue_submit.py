@@ -27,7 +27,6 @@ async def test_a_job_is_nobody_elses(shard: Shard) -> None:
     id = await shard.add(tenant="acme")
     assert await shard.queue.get(id) is None
     assert await shard.queue.payload(id) is None
-    assert await shard.queue.follow(id) is None
     assert await shard.queue.cancel(id) is None
     assert (await shard.snapshot()).jobs[id]["state"] == "queued"
 

@@ -154,15 +154,6 @@ async def test_a_wait_ends_after_its_time(shard: Shard) -> None:
         await change.wait(-1)
 
 
-async def test_everybody_can_be_made_to_read_again(shard: Shard) -> None:
-    async with shard.queue.watch("one") as one, shard.queue.watch("two") as two:
-        await quiet(shard, one)
-        await quiet(shard, two)
-        shard.queue.stir()
-        await marked(one)
-        await marked(two)
-
-
 async def test_closing_lets_go_of_who_waits_and_of_the_connection(redis: Redis) -> None:
     queue = Queue(redis)
     async with queue.watch("one") as change:

@@ -183,6 +183,23 @@ async def test_a_start_that_fails_ends_the_worker_and_closes_what_was_opened(
     assert await client.queue.workers() == []
 
 
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_cancellation_ends_a_worker_at_every_moment(
+    client: Client, redis_url: str, tmp_path: Path, turns: int
+) -> None:
+    worker = make_worker(redis_url, tmp_path, number)
+    running = asyncio.create_task(worker.async_run())
+    try:
+        await worker.ready.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(asyncio.shield(running), 10)
+    finally:
+        await worker.close()
+
+
 # --------------------------------------------------------------------------------------------------------------- cron
 
 

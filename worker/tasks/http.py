@@ -45,6 +45,9 @@ _NAME = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
 _NOT_ALLOWED = (
     "^(" + "|".join([*map(_any_case, _FORBIDDEN), *(f"{_any_case(f)}.*" for f in _FORBIDDEN_FAMILIES)]) + ")$"
 )
+# What the API answers where its own check of the schema refuses: the same sentences.
+_HEADER_REFUSED = "cannot be set: it is for connections, proxies or metadata services"
+_BODIES_REFUSED = "give one of json, body and body_file"
 _VALUE = r"^[^\u0000-\u0008\u000a-\u001f\u007f]*$"
 _URL = r"^[Hh][Tt][Tt][Pp][Ss]?://[^/?#@\\\u0000-\u0020\u007f]+([/?#][^\u0000-\u001f\u007f]*)?$"
 _STATUS = r"^[1-5]([xX][xX]|[0-9][0-9](-[1-5][0-9][0-9])?)$"
@@ -55,7 +58,10 @@ Headers = Annotated[
         {
             "type": ["object", "null"],
             "maxProperties": 100,
-            "propertyNames": {"pattern": _NAME, "not": {"pattern": _NOT_ALLOWED}},
+            "propertyNames": {
+                "pattern": _NAME,
+                "not": {"pattern": _NOT_ALLOWED, "description": _HEADER_REFUSED},
+            },
             "additionalProperties": {"type": "string", "maxLength": 8192, "pattern": _VALUE},
         }
     ),
@@ -65,7 +71,7 @@ Scalar = str | int | float | bool | None
 
 _SET = {"not": {"type": "null"}}
 _AT_MOST_ONE: list[Any] = [
-    {"not": {"required": [one, other], "properties": {one: _SET, other: _SET}}}
+    {"not": {"required": [one, other], "properties": {one: _SET, other: _SET}, "description": _BODIES_REFUSED}}
     for one, other in (("json", "body"), ("json", "body_file"), ("body", "body_file"))
 ]
 
@@ -107,7 +113,7 @@ class HttpRequest(BaseModel):
             if not re.fullmatch(_NAME, name):
                 raise ValueError(f"{name!r} is no header name")
             if re.fullmatch(_NOT_ALLOWED, name):
-                raise ValueError(f"{name} cannot be set: it is for connections, proxies or metadata services")
+                raise ValueError(f"{name} {_HEADER_REFUSED}")
             if not re.fullmatch(_VALUE, text):
                 raise ValueError(f"the value of {name} has a control character")
         return value
@@ -115,7 +121,7 @@ class HttpRequest(BaseModel):
     @model_validator(mode="after")
     def _one_body(self) -> "HttpRequest":
         if sum(one is not None for one in (self.json_, self.body, self.body_file)) > 1:
-            raise ValueError("give one of json, body and body_file")
+            raise ValueError(_BODIES_REFUSED)
         return self
 
 

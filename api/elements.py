@@ -1,0 +1,63 @@
+"""The elements of a JSON array of which some are nested too deeply for a decoder: cut out without reading them."""
+
+import asyncio
+import re
+from contextlib import suppress
+
+import msgspec
+
+from api.bodies import decode
+from shared.errors import Invalid, Malformed, TooLarge
+
+BREATH = 5000  # tokens after which others get their turn, about a millisecond
+
+# No backtracking: a string that does not end is a token as well.
+_STRING = rb'"(?:[^"\\]++|\\.)*+"?'
+_OPEN = re.compile(rb"[ \t\r\n]*\[")
+_OUTER = re.compile(_STRING + rb"|[\[{]+|[\]}]|,", re.DOTALL)
+_INNER = re.compile(_STRING + rb"|[\[{]+|[\]}]+", re.DOTALL)
+
+_raw = msgspec.json.Decoder(msgspec.Raw)
+
+
+async def elements(body: bytes, most: int) -> list[bytes]:
+    """The elements as they stand. What is wrong inside of one that is too deep is not seen.
+
+    Raises Malformed for what else is no JSON, Invalid where the array does not end, and TooLarge for more than `most`.
+    """
+    opened = _OPEN.match(body)
+    if opened is None:
+        raise Malformed("the JSON is malformed: expected an array")
+    found: list[bytes] = []
+    start = at = opened.end()
+    depth, tokens = 1, 0
+    while token := (_OUTER if depth == 1 else _INNER).search(body, at):
+        at, word = token.end(), token[0]
+        if word[0] in b"[{":
+            depth += len(word)
+        elif word[0] in b"]}":
+            if len(word) >= depth:
+                end = token.start() + depth - 1
+                if body[end + 1 :].strip(b" \t\r\n"):
+                    raise Malformed("the JSON is malformed: trailing characters")
+                return [*found, _checked(body[start:end])]
+            depth -= len(word)
+        elif word == b",":
+            found.append(_checked(body[start : token.start()]))
+            start = at
+            if len(found) >= most:
+                raise TooLarge("the array", most, "items")
+        tokens += 1
+        if tokens % BREATH == 0:
+            await asyncio.sleep(0)
+    decode(body[start:], _raw)
+    raise Malformed("the JSON is malformed: the array does not end")
+
+
+def _checked(element: bytes) -> bytes:
+    element = element.strip(b" \t\r\n")
+    if not element:
+        raise Malformed("the JSON is malformed: an item is missing")
+    with suppress(Invalid):  # too deep, which is told in its place
+        decode(element, _raw)
+    return element
