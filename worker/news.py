@@ -33,10 +33,10 @@ class News:
         queue: Queue,
         url: str,
         runs: Mapping[str, Run],
+        claiming: asyncio.Lock,
         *,
         worker: str,
         tasks: str,
-        claiming: asyncio.Lock,
         claim: Callable[[], Awaitable[Any]],
         register: Callable[[], Awaitable[Any]],
     ) -> None:

@@ -91,8 +91,8 @@ class Worker(arq.worker.Worker):
         self._fault: BaseException | None = None  # what ended a part of this worker, and so ends it all
         self._started_at = time.time()
         calls = {"claim": self._claim, "register": self._register}
-        who = {"worker": self.id, "tasks": self.digest}
-        self.news = News(self.queue, settings.redis_url, self.runs, claiming=self._claiming, **who, **calls)
+        url = settings.redis_url
+        self.news = News(self.queue, url, self.runs, self._claiming, worker=self.id, tasks=self.digest, **calls)
         self._outcomes = Outcomes(self.queue, self.news.heart.held, away=self.news.distrust, room=self._changed.set)
         crons = {job.name for job in self.cron_jobs}
         self._adoption = Adoption(self.queue, {name: task.entry for name, task in self.known.items()}, crons)
