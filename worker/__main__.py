@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)  # arq's Worker takes the current loop
+    gc.freeze()  # what was imported stays: the collector need not look at it again
     worker = Worker(settings=settings, tasks=tasks, resources=lambda: open_resources(settings), burst=options.burst)
     try:
         worker.run()

@@ -95,7 +95,7 @@ def test_a_final_state_is_not_taken_from_what_a_job_returned() -> None:
         ),
         ({"oneOf": [{"minimum": 1}, {"minimum": 2}]}, 3, [("", "fits more than one of the alternatives")]),
         ({"items": False}, [1], [("/0", "is not valid")]),
-        ({"not": {}}, 1, [("", "{} is not allowed for 1")]),
+        ({"not": {}}, 1, [("", "is not allowed")]),
         ({"pattern": "^a+$"}, "b", [("", "must match ^a+$")]),
         ({"enum": ["a", 1, None]}, "b", [("", "must be one of a, 1")]),
         ({"const": "x" * 500}, 1, [("", f"must be {'x' * 100}…")]),
