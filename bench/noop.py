@@ -35,8 +35,7 @@ from shared.jobs import Options, Record, State, Submission, new_id
 from shared.queue import Queue, connect
 from shared.services import free_port, redis_server, tied
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
+HERE, ROOT = Path(__file__).parent, Path(__file__).parent.parent
 TASK = "bench.noop"
 PAYLOAD: dict[str, Any] = {
     "customer": 4711,
@@ -345,7 +344,7 @@ def facts() -> dict[str, Any]:
     return {
         "measured": datetime.now(UTC).date().isoformat(),
         "cores": os.cpu_count(),
-        "machine": platform.machine(),
+        "load_before": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "redis_server": next((word[2:] for word in said.split() if word.startswith("v=")), "unknown"),
         **{name: version(name) for name in ("arq", "redis", "hiredis", "uvloop")},
@@ -367,6 +366,7 @@ Written by `make bench`; README.md says what is measured and how.
 
 async def run(jobs: int, rounds: int, samples: int) -> None:
     """Tandem and arq in turn."""
+    machine = facts()
     done: list[dict[str, dict[str, float]]] = []
     for number in range(1, rounds + 1):
         found = {}
@@ -377,7 +377,7 @@ async def run(jobs: int, rounds: int, samples: int) -> None:
         done.append(found)
     lines = table(done)
     print("\n" + "\n".join(lines))
-    write({"machine": facts(), "jobs": jobs, "samples": samples, "rounds": done}, lines)
+    write({"machine": machine, "jobs": jobs, "samples": samples, "rounds": done}, lines)
 
 
 def main() -> int:

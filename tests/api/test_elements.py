@@ -53,6 +53,14 @@ async def test_no_string_makes_it_slow(filler: bytes) -> None:
         await elements(b'["' + filler * (4 << 20), 100)
 
 
+async def test_the_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = b"[[" + b"[]," * 10_000 + DEEP + b"]]"
+    assert len(await elements(body, 100)) == 1
+    monkeypatch.setattr("api.elements.MOST", 10_000)
+    with pytest.raises(Invalid, match="nested too deeply"):
+        await elements(body, 100)
+
+
 async def test_a_deep_item_of_a_bulk_hurts_no_other(client: httpx2.AsyncClient) -> None:
     job: dict[str, Any] = {"task": "t.any", "payload": {"a": "]"}}
     good = msgspec.json.encode(job)

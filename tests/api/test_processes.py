@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
+from redis.asyncio import Redis
 
 from tests.api.hand import Hand
 from tests.conftest import eventually
@@ -63,13 +64,17 @@ async def ready(url: str, **headers: str) -> None:
     await eventually(asked, timeout=30)
 
 
-async def test_port_0_is_told_and_sigterm_ends_it_whoever_waits(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+async def test_port_0_is_told_and_sigterm_ends_it_whoever_waits(
+    redis: Redis, redis_url: str, hand: Hand, tmp_path: Path
+) -> None:
     async with api(tmp_path, redis_url, "--port", "0") as process:
         url = await address(process)
         await ready(url)
         async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
             id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
-            poll = asyncio.create_task(client.get(f"/v1/jobs/{id}?wait=30"))
+            other = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
+            poll = asyncio.create_task(client.get(f"/v1/jobs/{other}?wait=30"))
+            await eventually(lambda: redis.pubsub_channels(f"*:{other}"))  # it has come, and waits
             async with client.stream("GET", f"/v1/jobs/{id}/stream") as stream:
                 chunks = stream.aiter_text()
                 text = await anext(chunks)
