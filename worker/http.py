@@ -9,6 +9,7 @@ something else the second time are all the same to it. Failures are TaskErrors:
     redirect_refused   a redirect that leads nowhere, out of HTTP, or in circles
     bad_response       what came back is no HTTP
     invalid_url        a URL that only showed itself to be none when it was used
+    circuit_open       the host kept failing and is left alone for a while (worker/breaker.py); retryable
 """
 
 import asyncio
@@ -30,6 +31,7 @@ from yarl import URL
 
 from shared.settings import Settings
 from worker import addresses
+from worker.breaker import Breaker
 from worker.errors import TaskError
 
 PER_HOST = 100  # connections to one host and port
@@ -69,8 +71,9 @@ _dial: ContextVar[_Dial | None] = ContextVar("dial", default=None)
 class HttpClient:
     """HTTP calls for tasks, `job.http`. Opened and closed by `open_http`."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+    def __init__(self, session: aiohttp.ClientSession, breaker: Breaker) -> None:
         self._session = session
+        self._breaker = breaker
 
     @asynccontextmanager
     async def request(
@@ -105,7 +108,7 @@ class HttpClient:
                 try:
                     yield response
                 except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
-                    raise _failure(error, response.url, None, repeatable) from error
+                    raise failure(error, response.url, None, repeatable) from error
                 finally:
                     # Closes the connection unless all of the response was read.
                     response.release()
@@ -129,20 +132,32 @@ class HttpClient:
 
     async def _send(self, hop: "_Hop", repeatable: bool) -> aiohttp.ClientResponse:
         data = hop.body() if callable(hop.body) else hop.body
+        passed = self._breaker.enter(f"{_name(hop.url)}:{hop.url.port}")
         dial = _Dial(_name(hop.url))
         token = _dial.set(dial)
         try:
-            return await self._session.request(
+            response = await self._session.request(
                 hop.method, hop.url, headers=hop.headers, data=data, allow_redirects=False, timeout=_LIMITS
             )
+            if response.status >= 500:
+                passed.failed()
+            else:
+                passed.answered()
+            return response
         except (aiohttp.ClientError, OSError) as error:
-            raise _failure(error, hop.url, dial, repeatable) from error
+            fault = failure(error, hop.url, dial, repeatable)
+            if fault.type in ("connection_failed", "bad_response"):
+                passed.failed()
+            raise fault from error
         finally:
             _dial.reset(token)
+            passed.over()
 
 
 @asynccontextmanager
-async def open_http(settings: Settings, *, resolver: AbstractResolver | None = None) -> AsyncIterator[HttpClient]:
+async def open_http(
+    settings: Settings, *, resolver: AbstractResolver | None = None, breaker: Breaker | None = None
+) -> AsyncIterator[HttpClient]:
     """The client for one worker, closed at the end. `resolver` answers for DNS, for tests of names."""
     allow = addresses.parse(settings.http_allow)
 
@@ -174,7 +189,7 @@ async def open_http(settings: Settings, *, resolver: AbstractResolver | None = N
         trust_env=False,
     )
     async with session:
-        yield HttpClient(session)
+        yield HttpClient(session, breaker or Breaker())
 
 
 def shown(url: URL) -> str:
@@ -260,7 +275,7 @@ def _redirect(hop: _Hop, response: aiohttp.ClientResponse) -> _Hop | None:
     return _Hop(url, method, headers, body)
 
 
-def _failure(error: Exception, url: URL, dial: _Dial | None, repeatable: bool) -> TaskError:
+def failure(error: Exception, url: URL, dial: _Dial | None, repeatable: bool) -> TaskError:
     """The error in words for the client: no address, no query."""
     where = shown(url)
     if dial is not None and dial.refused and not dial.dialled:
