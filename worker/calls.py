@@ -17,10 +17,9 @@ from yarl import URL
 
 from worker.errors import TaskError
 from worker.files import FileRef
-from worker.http import SAFE, Body, shown, unusable
+from worker.http import MAX_BYTES, SAFE, Body, shown, unusable
 from worker.job import Job
 
-MAX_BYTES = 1 << 20  # of a response, if the payload does not say
 MOST_BYTES = 16 << 20  # that a payload may ask for: the response is held in memory
 TOGETHER = 64 << 20  # bytes of all responses of one job
 LONGEST_WAIT = 7 * 86400.0  # seconds of Retry-After that are obeyed: a job is not known longer
@@ -218,7 +217,7 @@ async def call(job: Job, payload: HttpRequest, *, timeout: float, room: Room | N
         if not _expected(response.status, payload.expect_status):
             repeatable = payload.method in SAFE or payload.retry_unsafe or "Idempotency-Key" in headers
             raise unexpected(payload.method, response, repeatable)
-        data = await _read(response, payload.max_bytes, room)
+        data = await job.http.read(response, payload.max_bytes, None if room is None else room.take)
     result: HttpResult = {
         "status": response.status,
         "headers": _joined(response),
@@ -265,19 +264,6 @@ def _date(value: str) -> datetime | None:
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-
-
-async def _read(response: aiohttp.ClientResponse, limit: int, room: Room | None) -> bytes:
-    """The body, decompressed piece by piece. Raises TaskError `too_large` as soon as it is above `limit` bytes."""
-    data = bytearray()
-    async for chunk in response.content.iter_any():
-        data += chunk
-        if room is not None:
-            room.take(len(chunk))
-        if len(data) > limit:
-            message = f"the response of {shown(response.url)} has more than max_bytes ({limit})"
-            raise TaskError("too_large", message, retryable=False)
-    return bytes(data)
 
 
 def _joined(response: aiohttp.ClientResponse) -> dict[str, str]:

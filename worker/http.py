@@ -41,6 +41,7 @@ KEEP_IDLE = 4.0  # seconds; below the 5 of many servers, so that they rarely clo
 RESOLVED = 10  # seconds a name's addresses are kept
 REDIRECTS = 10
 TIMEOUT = 300.0  # seconds for a whole call where the caller names no time
+MAX_BYTES = 1 << 20  # of a response that is read whole, where the caller does not say
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1: a repeat does nothing twice
 _SECRET = ("Authorization", "Cookie", "Proxy-Authorization")
@@ -116,6 +117,23 @@ class HttpClient:
             if not total.expired():
                 raise
             raise TaskError("timeout", f"{shown(first.url)} took longer than it may", repeatable) from error
+
+    async def read(
+        self, response: aiohttp.ClientResponse, limit: int = MAX_BYTES, taken: Callable[[int], None] | None = None
+    ) -> bytes:
+        """The body, decompressed piece by piece; `taken` is told the size of each.
+
+        Raises TaskError `too_large` as soon as it has more than `limit` bytes.
+        """
+        data = bytearray()
+        async for chunk in response.content.iter_any():
+            data += chunk
+            if taken is not None:
+                taken(len(chunk))
+            if len(data) > limit:
+                message = f"the response of {shown(response.url)} has more than {limit} bytes"
+                raise TaskError("too_large", message, retryable=False)
+        return bytes(data)
 
     async def _follow(self, hop: "_Hop", redirects: int, repeatable: bool) -> aiohttp.ClientResponse:
         first = hop
