@@ -1,5 +1,6 @@
 """The circuit breaker: its policy on a clock of the test's own, and what the client makes of it."""
 
+import asyncio
 import socket
 
 import pytest
@@ -147,6 +148,26 @@ async def test_the_client_leaves_a_failing_host_alone_until_it_answers(breaker: 
         clock.now += PAUSE + 1
         assert [await call(client, url) for _ in range(3)] == ["fine"] * 3
     assert len(seen) == FAULTS + 3
+
+
+async def test_a_probe_that_is_cancelled_leaves_its_place(breaker: Breaker, clock: Clock) -> None:
+    hold, inside = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        if request.path == "/slow":
+            inside.set()
+            await hold.wait()
+        return web.json_response("fine")
+
+    async with serving(handler) as port, open_http(Settings(http_allow=LOOPBACK), breaker=breaker) as client:
+        fail(breaker, FAULTS, f"127.0.0.1:{port}")
+        clock.now += PAUSE + 1
+        probe = asyncio.create_task(call(client, f"http://127.0.0.1:{port}/slow"))
+        await inside.wait()
+        assert (await refusal(client, f"http://127.0.0.1:{port}/")).type == "circuit_open"
+        probe.cancel()
+        await asyncio.wait([probe])
+        assert await call(client, f"http://127.0.0.1:{port}/") == "fine"
 
 
 async def test_connections_that_are_refused_open_it(breaker: Breaker) -> None:

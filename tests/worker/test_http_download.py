@@ -254,11 +254,20 @@ async def test_a_busy_server_is_asked_again_within_the_attempt(bench: Bench, tmp
     assert stored(tmp_path) == [DATA]
 
 
-async def test_a_wrong_sha256_fails_at_once(bench: Bench) -> None:
-    async with serving(Site()) as port:
+@pytest.mark.parametrize("said", [True, False])
+async def test_a_wrong_sha256_fails_at_once_unless_the_body_may_have_been_cut(bench: Bench, said: bool) -> None:
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        if said:
+            response.content_length = 3
+        await response.prepare(request)
+        await response.write(b"abc")
+        return response
+
+    async with serving(handler) as port:
         error = await failure(bench, {"url": f"http://127.0.0.1:{port}/a", "sha256": "0" * 64})
-    assert (error.type, error.retryable) == ("sha256_mismatch", False)
-    assert hashlib.sha256(DATA).hexdigest() in error.message
+    assert (error.type, error.retryable) == ("sha256_mismatch", not said)
+    assert hashlib.sha256(b"abc").hexdigest() in error.message
 
 
 @pytest.mark.parametrize("said", [True, False])
@@ -307,6 +316,18 @@ async def test_statuses(bench: Bench, status: int, retryable: bool) -> None:
         error = await failure(bench, {"url": f"http://127.0.0.1:{port}/a?key=abc"})
     assert (error.type, error.retryable, error.after) == ("http_status", retryable, 7 if retryable else None)
     assert "abc" not in error.message
+
+
+async def test_a_server_that_says_when_to_come_back_ends_the_attempt(bench: Bench) -> None:
+    site = Site()
+    site.breaks = [1_000_000]
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(status=503, headers={"Retry-After": "7"}) if site.asked else await site(request)
+
+    async with serving(handler) as port:
+        error = await failure(bench, {"url": f"http://127.0.0.1:{port}/a"})
+    assert (error.type, error.retryable, error.after) == ("http_status", True, 7)
 
 
 async def test_a_silent_server_counts_as_broken(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,35 @@ async def test_all_responses_together_have_a_limit(bench: Bench, monkeypatch: py
     assert (error.type, error.retryable) == ("too_large", False)
 
 
+async def test_all_results_together_have_a_limit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.calls.TOGETHER", 10_000)
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        return web.Response(headers={"X-Long": "x" * 4000})
+
+    async with serving(handler) as port:
+        requests = [{"url": f"http://127.0.0.1:{port}/"}] * 3
+        error = await failure(bench, http.gather, {"requests": requests})
+    assert (error.type, error.retryable) == ("too_large", False)
+
+
+async def test_a_race_whose_responses_are_too_large_together_ends(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.calls.TOGETHER", 100_000)
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(bytes(1 << 14))
+
+    async with serving(handler) as port:
+        requests = [{"url": f"http://127.0.0.1:{port}/"}] * 4
+        error = await failure(bench, http.race, {"requests": requests})
+    assert (error.type, error.retryable) == ("too_large", False)
+
+
 async def test_with_on_error_fail_the_first_failure_ends_the_others(bench: Bench) -> None:
     gates = Gates()
     async with serving(gates) as port:

@@ -109,7 +109,9 @@ async def download(job: Job, payload: HttpDownload) -> HttpDownloaded:
         name, kind = payload.name or body.name, body.content_type
         file = await _stored(job, body, name, kind, payload.max_bytes)
         if payload.sha256 is not None and file.sha256 != payload.sha256.lower():
-            raise Permanent("sha256_mismatch", f"{name} has the sha256 {file.sha256}, not the one that was asked for")
+            message = f"{name} has the sha256 {file.sha256}, not the one that was asked for"
+            # A body that did not say its length may have been cut off; one that did came whole, and is another.
+            raise TaskError("sha256_mismatch", message, retryable=body.total is None)
         await job.progress(body.received, body.received)
         return {"file": file, "status": 200 if body.response.status == 206 else body.response.status}
 
