@@ -9,6 +9,7 @@ something else the second time are all the same to it. Failures are TaskErrors:
     redirect_refused   a redirect that leads nowhere, out of HTTP, or in circles
     bad_response       what came back is no HTTP
     invalid_url        a URL that only showed itself to be none when it was used
+    circuit_open       the host kept failing and is left alone for a while (worker/breaker.py); retryable
 """
 
 import asyncio
@@ -30,6 +31,7 @@ from yarl import URL
 
 from shared.settings import Settings
 from worker import addresses
+from worker.breaker import Breaker
 from worker.errors import TaskError
 
 PER_HOST = 100  # connections to one host and port
@@ -39,6 +41,7 @@ KEEP_IDLE = 4.0  # seconds; below the 5 of many servers, so that they rarely clo
 RESOLVED = 10  # seconds a name's addresses are kept
 REDIRECTS = 10
 TIMEOUT = 300.0  # seconds for a whole call where the caller names no time
+MAX_BYTES = 1 << 20  # of a response that is read whole, where the caller does not say
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1: a repeat does nothing twice
 _SECRET = ("Authorization", "Cookie", "Proxy-Authorization")
@@ -69,8 +72,9 @@ _dial: ContextVar[_Dial | None] = ContextVar("dial", default=None)
 class HttpClient:
     """HTTP calls for tasks, `job.http`. Opened and closed by `open_http`."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+    def __init__(self, session: aiohttp.ClientSession, breaker: Breaker) -> None:
         self._session = session
+        self._breaker = breaker
 
     @asynccontextmanager
     async def request(
@@ -105,7 +109,7 @@ class HttpClient:
                 try:
                     yield response
                 except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
-                    raise _failure(error, response.url, None, repeatable) from error
+                    raise failure(error, response.url, None, repeatable) from error
                 finally:
                     # Closes the connection unless all of the response was read.
                     response.release()
@@ -113,6 +117,23 @@ class HttpClient:
             if not total.expired():
                 raise
             raise TaskError("timeout", f"{shown(first.url)} took longer than it may", repeatable) from error
+
+    async def read(
+        self, response: aiohttp.ClientResponse, limit: int = MAX_BYTES, taken: Callable[[int], None] | None = None
+    ) -> bytes:
+        """The body, decompressed piece by piece; `taken` is told the size of each.
+
+        Raises TaskError `too_large` as soon as it has more than `limit` bytes.
+        """
+        data = bytearray()
+        async for chunk in response.content.iter_any():
+            data += chunk
+            if taken is not None:
+                taken(len(chunk))
+            if len(data) > limit:
+                message = f"the response of {shown(response.url)} has more than {limit} bytes"
+                raise TaskError("too_large", message, retryable=False)
+        return bytes(data)
 
     async def _follow(self, hop: "_Hop", redirects: int, repeatable: bool) -> aiohttp.ClientResponse:
         first = hop
@@ -129,22 +150,34 @@ class HttpClient:
 
     async def _send(self, hop: "_Hop", repeatable: bool) -> aiohttp.ClientResponse:
         data = hop.body() if callable(hop.body) else hop.body
+        passed = self._breaker.enter(f"{_name(hop.url)}:{hop.url.port}")
         dial = _Dial(_name(hop.url))
         token = _dial.set(dial)
         try:
-            return await self._session.request(
+            response = await self._session.request(
                 hop.method, hop.url, headers=hop.headers, data=data, allow_redirects=False, timeout=_LIMITS
             )
+            if response.status >= 500:
+                passed.failed()
+            else:
+                passed.answered()
+            return response
         except (aiohttp.ClientError, OSError) as error:
-            raise _failure(error, hop.url, dial, repeatable) from error
+            fault = failure(error, hop.url, dial, repeatable)
+            if fault.type in ("connection_failed", "bad_response"):
+                passed.failed()
+            raise fault from error
         except UnicodeError as error:  # of a host that IDNA refuses: empty or over-long labels
             raise TaskError("invalid_url", f"{shown(hop.url)} has no host name that can be", retryable=False) from error
         finally:
             _dial.reset(token)
+            passed.over()
 
 
 @asynccontextmanager
-async def open_http(settings: Settings, *, resolver: AbstractResolver | None = None) -> AsyncIterator[HttpClient]:
+async def open_http(
+    settings: Settings, *, resolver: AbstractResolver | None = None, breaker: Breaker | None = None
+) -> AsyncIterator[HttpClient]:
     """The client for one worker, closed at the end. `resolver` answers for DNS, for tests of names."""
     allow = addresses.parse(settings.http_allow)
 
@@ -176,7 +209,7 @@ async def open_http(settings: Settings, *, resolver: AbstractResolver | None = N
         trust_env=False,
     )
     async with session:
-        yield HttpClient(session)
+        yield HttpClient(session, breaker or Breaker())
 
 
 def shown(url: URL) -> str:
@@ -262,7 +295,7 @@ def _redirect(hop: _Hop, response: aiohttp.ClientResponse) -> _Hop | None:
     return _Hop(url, method, headers, body)
 
 
-def _failure(error: Exception, url: URL, dial: _Dial | None, repeatable: bool) -> TaskError:
+def failure(error: Exception, url: URL, dial: _Dial | None, repeatable: bool) -> TaskError:
     """The error in words for the client: no address, no query."""
     where = shown(url)
     if dial is not None and dial.refused and not dial.dialled:

@@ -10,9 +10,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from aiohttp import web
 from pydantic import ValidationError
 
-from worker import Permanent
+from tests.worker.test_http import serving
+from worker import Permanent, Retry
+from worker.errors import TaskError
 from worker.task import load_tasks, of
 from worker.testing import Recorder, open_bench, run, upload
 
@@ -90,6 +93,28 @@ async def test_the_files(paste: Paste) -> None:
         packed = await run(module.compress, {"source": source}, resources=resources, sink=seen)
     assert packed.name == "packed.gz"
     assert gzip.decompress(seen.files["packed.gz"]) == b"as it was" * 100
+
+
+async def test_the_web(paste: Paste) -> None:
+    weather = paste('@task("weather.read"').weather
+    asked: list[str] = []
+
+    async def station(request: web.BaseRequest) -> web.Response:
+        asked.append(request.path_qs)
+        known = {"/oslo": (200, {"temperature": 4.5}), "/busy": (503, {}), "/long": (200, "x" * 200_000)}
+        status, body = known.get(request.path, (404, {}))
+        return web.json_response(body, status=status)
+
+    async with serving(station) as port, open_bench(http_allow="127.0.0.0/8") as resources:
+        base = f"http://127.0.0.1:{port}"
+        assert await run(weather, {"url": f"{base}/oslo"}, resources=resources) == 4.5
+        for path, error in (("none", Permanent), ("busy", Retry), ("long", TaskError)):
+            with pytest.raises(error):
+                await run(weather, {"url": f"{base}/{path}"}, resources=resources)
+    assert asked[0] == "/oslo?unit=celsius"
+    async with open_bench(http_allow="") as resources:
+        with pytest.raises(TaskError, match="may call"):
+            await run(weather, {"url": base}, resources=resources)
 
 
 async def test_the_test(paste: Paste) -> None:

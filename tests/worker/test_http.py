@@ -19,8 +19,8 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 @asynccontextmanager
 async def serving(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator[int]:
-    """A server on one loopback address; its port."""
-    server = web.Server(handler)
+    """A server on one loopback address; its port. A handler whose client has gone is cancelled."""
+    server = web.Server(handler, handler_cancellation=True)
     runner = web.ServerRunner(server)
     await runner.setup()
     site = web.TCPSite(runner, host, 0)

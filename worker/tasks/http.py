@@ -1,140 +1,45 @@
-"""HTTP tasks: `http.request`."""
+"""HTTP tasks: `http.request`, `http.download`, `http.gather`, `http.race`, `http.webhook`."""
 
-import re
+import asyncio
 import time
-from base64 import b64encode
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from functools import partial
-from typing import Annotated, Any, Literal, NotRequired
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Annotated, Any, Literal, NotRequired, cast
 
-import aiohttp
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, WithJsonSchema
 from typing_extensions import TypedDict
-from yarl import URL
 
-from worker.errors import TaskError
+from shared.durations import SCHEMA as DURATION
+from shared.durations import Seconds
+from shared.errors import TandemError
+from shared.files import refuse_name
+from shared.jobs import id_time
+from shared.retry import RetryPolicy
+from worker import webhooks
+from worker.calls import HttpRequest, HttpResult, Room, Url, WholeHeaders, call, remaining, sent_headers, unexpected
+from worker.downloads import RESTARTS, Changed, Download, open_download
+from worker.encoding import encode
+from worker.errors import Permanent, TaskError
+from worker.failures import Fault, fault
 from worker.files import FileRef
-from worker.http import SAFE, Body, shown, unusable
-from worker.job import Job
+from worker.job import Job, item_body
 from worker.task import task
 
-MAX_BYTES = 1 << 20  # of a response, if the payload does not say
-MOST_BYTES = 16 << 20  # that a payload may ask for: the response is held in memory
-LONGEST_WAIT = 7 * 86400.0  # seconds of Retry-After that are obeyed: a job is not known longer
-GRACE = 5.0  # seconds after the job's deadline: its own timeout comes first
+DOWNLOAD = 10 << 30  # bytes, if the payload does not say
+LARGEST_DOWNLOAD = 64 << 30  # bytes that a payload may ask for: a remote store takes so many parts and no more
+REPORT_EVERY = 4 << 20  # bytes
+MOST_REQUESTS = 10_000
+MOST_RUNNERS = 100
+EACH = 30.0  # seconds for one of several requests
+MESSAGES = 10  # that the failure of a whole race repeats
 
-# Statuses after which the same request may well succeed.
-_PASSING = frozenset({408, 425, 429})
-
-# What belongs to the connection, speaks for a proxy, or opens a cloud's metadata service.
-_FORBIDDEN = (
-    *("host", "content-length", "transfer-encoding", "connection", "te", "trailer", "upgrade", "keep-alive", "expect"),
-    *("http2-settings", "forwarded", "via", "metadata", "metadata-flavor", "x-google-metadata-request"),
-)
-_FORBIDDEN_FAMILIES = ("proxy-", "x-forwarded-", "x-metadata-", "x-aws-ec2-metadata-token")
-
-
-def _any_case(word: str) -> str:
-    # The schemas are read by engines of several languages, which have no common flag for it.
-    return "".join(f"[{letter.upper()}{letter}]" if letter.isalpha() else letter for letter in word)
-
-
-_NAME = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
-_NOT_ALLOWED = (
-    "^(" + "|".join([*map(_any_case, _FORBIDDEN), *(f"{_any_case(f)}.*" for f in _FORBIDDEN_FAMILIES)]) + ")$"
-)
-# What the API answers where its own check of the schema refuses: the same sentences.
-_HEADER_REFUSED = "cannot be set: it is for connections, proxies or metadata services"
-_BODIES_REFUSED = "give one of json, body and body_file"
-_VALUE = r"^[^\u0000-\u0008\u000a-\u001f\u007f]*$"
-_URL = r"^[Hh][Tt][Tt][Pp][Ss]?://[^/?#@\\\u0000-\u0020\u007f]+([/?#][^\u0000-\u001f\u007f]*)?$"
-_STATUS = r"^[1-5]([xX][xX]|[0-9][0-9](-[1-5][0-9][0-9])?)$"
-
-Headers = Annotated[
-    dict[str, str] | None,
+Timeout = Annotated[
+    Seconds,
+    Field(gt=0, le=86400),
     WithJsonSchema(
-        {
-            "type": ["object", "null"],
-            "maxProperties": 100,
-            "propertyNames": {
-                "pattern": _NAME,
-                "not": {"pattern": _NOT_ALLOWED, "description": _HEADER_REFUSED},
-            },
-            "additionalProperties": {"type": "string", "maxLength": 8192, "pattern": _VALUE},
-        }
+        {"anyOf": [{**DURATION["anyOf"][0], "exclusiveMinimum": 0, "maximum": 86400}, DURATION["anyOf"][1]]}
     ),
 ]
-Scalar = str | int | float | bool | None
-
-
-_SET = {"not": {"type": "null"}}
-_AT_MOST_ONE: list[Any] = [
-    {"not": {"required": [one, other], "properties": {one: _SET, other: _SET}, "description": _BODIES_REFUSED}}
-    for one, other in (("json", "body"), ("json", "body_file"), ("body", "body_file"))
-]
-
-
-class HttpRequest(BaseModel):
-    """What `http.request` takes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"allOf": _AT_MOST_ONE})
-
-    url: Annotated[str, Field(pattern=_URL, max_length=8192, description="http or https, without user or password")]
-    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] = "GET"
-    headers: Headers = Field(None, description="without those that belong to the connection")
-    params: dict[str, Scalar | list[Scalar]] | None = Field(None, description="added to the URL's query")
-    json_: Any = Field(None, alias="json", description="sent as application/json")
-    body: str | None = Field(None, description="sent as UTF-8")
-    body_file: FileRef | None = Field(None, description="a file, streamed")
-    follow_redirects: Annotated[bool, Field(description="at most 10; credentials go to the first origin only")] = True
-    expect_status: Annotated[
-        list[Annotated[int, Field(ge=100, le=599)] | Annotated[str, Field(pattern=_STATUS)]],
-        Field(min_length=1, max_length=100, description='such as 204, "404", "2xx", "200-299"'),
-    ] = ["2xx"]
-    max_bytes: Annotated[int, Field(ge=0, le=MOST_BYTES, description="of the response, decompressed")] = MAX_BYTES
-    retry_unsafe: Annotated[
-        bool, Field(description="retry POST, PUT, PATCH and DELETE too; an Idempotency-Key header does as well")
-    ] = False
-
-    @field_validator("url")
-    @classmethod
-    def _callable(cls, value: str) -> str:
-        problem = unusable(URL(value))
-        if problem is not None:
-            raise ValueError(problem)
-        return value
-
-    @field_validator("headers")
-    @classmethod
-    def _plain_headers(cls, value: dict[str, str] | None) -> dict[str, str] | None:
-        for name, text in (value or {}).items():
-            if not re.fullmatch(_NAME, name):
-                raise ValueError(f"{name!r} is no header name")
-            if re.fullmatch(_NOT_ALLOWED, name):
-                raise ValueError(f"{name} {_HEADER_REFUSED}")
-            if not re.fullmatch(_VALUE, text):
-                raise ValueError(f"the value of {name} has a control character")
-        return value
-
-    @model_validator(mode="after")
-    def _one_body(self) -> "HttpRequest":
-        if sum(one is not None for one in (self.json_, self.body, self.body_file)) > 1:
-            raise ValueError(_BODIES_REFUSED)
-        return self
-
-
-class HttpResult(TypedDict):
-    """What `http.request` gives: of `json`, `text` and `base64` the first that the response can be."""
-
-    status: int
-    headers: dict[str, str]
-    url: str
-    elapsed_ms: float
-    json: NotRequired[Any]
-    text: NotRequired[str]
-    base64: NotRequired[str]
 
 
 @task(
@@ -146,129 +51,319 @@ async def request(job: Job, payload: HttpRequest) -> HttpResult:
 
     Header names of the result are in lower case; repeated ones are joined by ", ", Set-Cookie by a line feed.
     """
-    began = time.monotonic()
-    headers = dict(payload.headers or {})
-    names = {name.lower() for name in headers}
-    if job.traceparent is not None and "traceparent" not in names:
-        headers["traceparent"] = job.traceparent
-    body: Body | None = None
-    kind = None
-    if payload.body is not None:
-        body, kind = payload.body.encode(), "text/plain; charset=utf-8"
-    elif payload.body_file is not None:
-        # Asked first: a file that is not there must not look like a connection that broke.
-        file = await job.files.stat(payload.body_file)
-        body, kind = partial(job.files.open, file), file.content_type or "application/octet-stream"
-        headers["Content-Length"] = str(file.size)
-    if kind is not None and "content-type" not in names:
-        headers["Content-Type"] = kind
+    return await call(job, payload, timeout=remaining(job))
+
+
+# ------------------------------------------------------------------------------------------------------------ download
+
+
+def _file_name(value: str) -> str:
+    reason = refuse_name(value)
+    if reason is not None:
+        raise ValueError(f"the name {reason}")
+    return value
+
+
+FileName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=700,
+        json_schema_extra={"not": {"pattern": r"(^|/)\.{0,2}(/|$)|[\u0000-\u001f\u007f\\]"}},
+    ),
+    AfterValidator(_file_name),
+]
+
+
+class HttpDownload(BaseModel):
+    """What `http.download` takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: Url
+    headers: WholeHeaders = Field(
+        None, description="without those that belong to the connection, and without Range and If-Range"
+    )
+    name: FileName | None = Field(None, description="of the file; else as the server calls it, or as the URL ends")
+    max_bytes: Annotated[int, Field(ge=0, le=LARGEST_DOWNLOAD, description="above, the job fails as too_large")] = (
+        DOWNLOAD
+    )
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = Field(None, description="the file's, in hex")
+
+
+class HttpDownloaded(TypedDict):
+    """What `http.download` gives."""
+
+    file: FileRef
+    status: int
+
+
+@task(
+    "http.download",
+    timeout="10m",
+    example={"url": "https://example.org/data/rows.csv", "max_bytes": 100_000_000},
+)
+async def download(job: Job, payload: HttpDownload) -> HttpDownloaded:
+    """Download a URL to the file store. After a fault it goes on where it broke off, if the server can do that."""
+    async with open_download(job, payload.url, sent_headers(job, payload.headers), payload.max_bytes) as body:
+        name, kind = payload.name or body.name, body.content_type
+        file = await _stored(job, body, name, kind, payload.max_bytes)
+        if payload.sha256 is not None and file.sha256 != payload.sha256.lower():
+            message = f"{name} has the sha256 {file.sha256}, not the one that was asked for"
+            # A body that did not say its length may have been cut off; one that did came whole, and is another.
+            raise TaskError("sha256_mismatch", message, retryable=body.total is None)
+        await job.progress(body.received, body.received)
+        return {"file": file, "status": 200 if body.response.status == 206 else body.response.status}
+
+
+async def _stored(job: Job, body: Download, name: str, kind: str | None, limit: int) -> FileRef:
+    for _ in range(RESTARTS + 1):
+        try:
+            return await job.files.write(name, _reported(job, body), kind, limit=limit)
+        except Changed:
+            job.log.info("the download starts over: the URL gives something else, or no ranges")
+    raise TaskError("connection_failed", f"{name} broke off and changed {RESTARTS + 1} times", retryable=True)
+
+
+async def _reported(job: Job, body: Download) -> AsyncIterator[bytes]:
+    told = 0
+    await job.progress(0, body.total)
+    async for piece in body.pieces():
+        yield piece
+        if body.received - told >= REPORT_EVERY:
+            told = body.received
+            await job.progress(told, body.total)
+
+
+# -------------------------------------------------------------------------------------------------------- gather, race
+
+
+class HttpGather(BaseModel):
+    """What `http.gather` takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests: Annotated[list[HttpRequest], Field(max_length=MOST_REQUESTS, description="payloads of http.request")]
+    concurrency: Annotated[int, Field(ge=1, le=MOST_RUNNERS, description="requests under way at once")] = 10
+    timeout: Annotated[Timeout, Field(description="of each request")] = EACH
+    on_error: Annotated[
+        Literal["collect", "fail"], Field(description="collect failures among the results, or fail with the first")
+    ] = "collect"
+
+
+class HttpProblem(TypedDict):
+    """Why a request failed, as a job's `error` says it."""
+
+    type: str
+    message: str
+    retryable: bool
+
+
+class HttpGatheredItem(TypedDict):
+    """One of `http.gather`: what `http.request` gives, or `error`."""
+
+    ok: bool
+    index: int
+    error: NotRequired[HttpProblem]
+    status: NotRequired[int]
+    headers: NotRequired[dict[str, str]]
+    url: NotRequired[str]
+    elapsed_ms: NotRequired[float]
+    json: NotRequired[Any]
+    text: NotRequired[str]
+    base64: NotRequired[str]
+
+
+class HttpGathered(TypedDict):
+    """What `http.gather` gives, in the order of the requests."""
+
+    results: list[HttpGatheredItem]
+
+
+@task(
+    "http.gather",
+    timeout="10m",
+    example={
+        "requests": [{"url": "https://example.org/a"}, {"url": "https://example.org/b"}],
+        "concurrency": 10,
+        "on_error": "collect",
+    },
+)
+async def gather(job: Job, payload: HttpGather) -> HttpGathered:
+    """Make many requests, some at a time. Each result is streamed as it lands; none is tried twice."""
+    total = len(payload.requests)
+    bodies, results = Room("the responses"), Room("the results")
+    waiting = iter(enumerate(payload.requests))
+    landed: list[bytes] = [b""] * total
+    done = 0
+
+    async def run() -> None:
+        nonlocal done
+        for index, one in waiting:
+            try:
+                item = item_body(
+                    {"ok": True, "index": index, **await call(job, one, timeout=payload.timeout, room=bodies)}
+                )
+            except (TaskError, TandemError) as error:
+                what = fault(error)
+                if bodies.full or payload.on_error == "fail":
+                    raise TaskError(what.type, f"request {index}: {what.message}", retryable=False) from error
+                item = encode({"ok": False, "index": index, "error": _problem(what)})
+            results.take(len(item))
+            landed[index] = item
+            done += 1
+            await job.emit(msgspec.Raw(item))
+            await job.progress(done, total)
+
+    await job.progress(0, total)
+    await _together(run, min(payload.concurrency, total))
+    # What was encoded once need not be decoded to be encoded again.
+    return cast("HttpGathered", msgspec.Raw(b'{"results":[' + b",".join(landed) + b"]}"))
+
+
+def _problem(what: Fault) -> HttpProblem:
+    return {"type": what.type, "message": what.message, "retryable": what.retryable}
+
+
+async def _together(run: Callable[[], Coroutine[Any, Any, None]], count: int) -> None:
+    """`count` runners; the first one that fails ends the others, and its error is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(run())
+    except BaseExceptionGroup as several:
+        raise several.exceptions[0] from None
+
+
+class HttpRace(BaseModel):
+    """What `http.race` takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests: Annotated[
+        list[HttpRequest], Field(min_length=1, max_length=MOST_RUNNERS, description="payloads of http.request")
+    ]
+    timeout: Annotated[Timeout, Field(description="of each request")] = EACH
+
+
+class HttpRaced(HttpResult):
+    """What `http.race` gives: the first success and its place among the requests."""
+
+    index: int
+
+
+@task(
+    "http.race",
+    timeout="60s",
+    example={"requests": [{"url": "https://a.example.org/"}, {"url": "https://b.example.org/"}]},
+)
+async def race(job: Job, payload: HttpRace) -> HttpRaced:
+    """Make some requests at once and keep the first success; the others are cancelled. None is tried twice."""
+    room = Room("the responses")
+    total = len(payload.requests)
+    failures: dict[int, Fault] = {}
+    running = {
+        asyncio.create_task(call(job, one, timeout=payload.timeout, room=room)): index
+        for index, one in enumerate(payload.requests)
+    }
+    try:
+        pending = set(running)
+        await job.progress(0, total)
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for one in sorted(done, key=running.__getitem__):
+                error = one.exception()
+                if error is None:
+                    return {**one.result(), "index": running[one]}
+                if room.full or not isinstance(error, TaskError | TandemError):
+                    raise error
+                failures[running[one]] = fault(error)
+            await job.progress(len(failures), total)
+    finally:
+        for one in running:
+            one.cancel()
+        # Cancelled, each closes its connection.
+        await asyncio.gather(*running, return_exceptions=True)
+    shown = "; ".join(f"request {index}: {failures[index].message}" for index in sorted(failures)[:MESSAGES])
+    raise TaskError("all_failed", f"none of {total} requests succeeded: {shown}", retryable=False)
+
+
+# ------------------------------------------------------------------------------------------------------------- webhook
+
+
+def _secret(value: SecretStr) -> SecretStr:
+    webhooks.key(value.get_secret_value())
+    return value
+
+
+Secret = Annotated[
+    SecretStr,
+    AfterValidator(_secret),
+    WithJsonSchema({"type": "string", "pattern": webhooks.SECRET, "writeOnly": True}),
+]
+_WORD = r"^[^\u0000-\u001f\u007f]+$"
+
+
+class HttpWebhook(BaseModel):
+    """What `http.webhook` takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    url: Url
+    type: Annotated[str, Field(pattern=_WORD, max_length=256, description="of the event, such as order.paid")]
+    data: Annotated[Any, Field(description="of the event")]
+    secret: Secret | None = Field(
+        None, description="whsec_ and the base64 of 24 to 64 bytes; without it the event is not signed"
+    )
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=128)] | None = Field(
+        None, description="of the event and its webhook-id, the same in every attempt; else the job's id and the type"
+    )
+    subject: Annotated[str, Field(pattern=_WORD, max_length=256)] | None = Field(
+        None, description="of the event; else the job's id"
+    )
+
+
+class HttpDelivered(TypedDict):
+    """What `http.webhook` gives."""
+
+    status: int
+
+
+@task(
+    "http.webhook",
+    retry=RetryPolicy(max_attempts=10),
+    example={"url": "https://example.org/hook", "type": "order.paid", "data": {"order": 4711}},
+)
+async def webhook(job: Job, payload: HttpWebhook) -> HttpDelivered:
+    """Deliver an event: CloudEvents 1.0, signed as Standard Webhooks says.
+
+    Any 2xx is a delivery. A redirect fails at once, 410 as `gone`; everything else is tried again.
+    """
+    now = time.time()
+    event = payload.id or "".join(c if c.isascii() and c.isalnum() else "-" for c in f"{job.id}-{payload.type}")[:128]
+    body = webhooks.event(
+        id=event,
+        type=payload.type,
+        source=f"/v1/jobs/{job.id}",
+        subject=payload.subject or job.id,
+        time=id_time(job.id) or now,
+        data=payload.data,
+    )
+    secret = None if payload.secret is None else webhooks.key(payload.secret.get_secret_value())
+    headers = sent_headers(job, webhooks.headers(event, int(now), body, secret))
     async with job.http.request(
-        payload.method,
+        "POST",
         payload.url,
         headers=headers,
-        params=payload.params,
-        json=payload.json_,
         body=body,
-        follow_redirects=payload.follow_redirects,
-        timeout=max(0.0, job.deadline - time.time()) + GRACE,
-        retry_unsafe=payload.retry_unsafe,
+        follow_redirects=False,
+        timeout=remaining(job),
+        retry_unsafe=True,  # its id tells the receiver what is a repeat
     ) as response:
-        if not _expected(response.status, payload.expect_status):
-            raise _unexpected(payload, names, response)
-        data = await _read(response, payload.max_bytes)
-    result: HttpResult = {
-        "status": response.status,
-        "headers": _joined(response),
-        "url": str(response.url.with_fragment(None)),
-        "elapsed_ms": round((time.monotonic() - began) * 1000, 3),
-    }
-    _put(result, data, response)
-    return result
-
-
-def _expected(status: int, patterns: list[int | str]) -> bool:
-    for pattern in map(str, patterns):
-        low, _, high = pattern.lower().replace("xx", "00").partition("-")
-        if pattern[1:].lower() == "xx":
-            high = f"{pattern[0]}99"
-        if int(low) <= status <= int(high or low):
-            return True
-    return False
-
-
-def _unexpected(payload: HttpRequest, names: set[str], response: aiohttp.ClientResponse) -> TaskError:
-    status = response.status
-    repeatable = payload.method in SAFE or payload.retry_unsafe or "idempotency-key" in names
-    message = f"{payload.method} {shown(response.url)} answered {status}"
-    retryable = repeatable and (status in _PASSING or status >= 500)
-    return TaskError("http_status", message, retryable, after=retry_after(response) if retryable else None)
-
-
-def retry_after(response: aiohttp.ClientResponse) -> float | None:
-    """Seconds that the server asks to wait (RFC 9110, 10.2.3), from a number or from a date by the server's clock."""
-    value = response.headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"[0-9]{1,9}", value):
-        return min(float(value), LONGEST_WAIT)
-    at = _date(value)
-    if at is None:
-        return None
-    now = _date(response.headers.get("Date", "")) or datetime.now(UTC)
-    return min(max((at - now).total_seconds(), 0.0), LONGEST_WAIT)
-
-
-def _date(value: str) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(value)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-
-
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The body, decompressed piece by piece. Raises TaskError `too_large` as soon as it is above `limit` bytes."""
-    data = bytearray()
-    async for chunk in response.content.iter_any():
-        data += chunk
-        if len(data) > limit:
-            message = f"the response of {shown(response.url)} has more than max_bytes ({limit})"
-            raise TaskError("too_large", message, retryable=False)
-    return bytes(data)
-
-
-def _joined(response: aiohttp.ClientResponse) -> dict[str, str]:
-    joined: dict[str, str] = {}
-    for name, value in response.headers.items():
-        key = name.lower()
-        # Set-Cookie has commas in its dates (RFC 9110, 5.3).
-        between = "\n" if key == "set-cookie" else ", "
-        text = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        joined[key] = f"{joined[key]}{between}{text}" if key in joined else text
-    return joined
-
-
-_JSON = re.compile(r"application/json|text/json|.*\+json")
-_TEXT = re.compile(
-    r"text/.*|.*\+xml|application/(xml|javascript|ecmascript|x-www-form-urlencoded|yaml|toml|sql|graphql"
-    r"|x-ndjson|ndjson|jsonl|x-jsonlines|json-seq|jwt)"
-)
-
-
-def _put(result: HttpResult, data: bytes, response: aiohttp.ClientResponse) -> None:
-    """The body under the name of what it is: by its declared type, then by whether it can be read as that."""
-    declared = response.content_type.lower() if "Content-Type" in response.headers else ""
-    if _JSON.fullmatch(declared) and data:
-        try:
-            result["json"] = msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"))
-            return
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            pass  # it says JSON and is none: then it is text
-    if not declared or not data or _JSON.fullmatch(declared) or _TEXT.fullmatch(declared):
-        try:
-            text = data.decode(response.charset or "utf-8")
-        except (UnicodeDecodeError, LookupError):
-            pass
-        else:
-            if "\0" not in text:
-                result["text"] = text
-                return
-    result["base64"] = b64encode(data).decode()
+        status = response.status
+        if 200 <= status < 300:
+            return {"status": status}
+        refused = unexpected("POST", response, repeatable=True)
+        if status == 410:
+            raise Permanent("gone", refused.message)
+        raise TaskError(refused.type, refused.message, retryable=status >= 400, after=refused.after)
