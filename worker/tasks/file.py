@@ -1,13 +1,13 @@
-"""Files: `file.hash`, `file.archive`, `file.extract`. What computes much runs in the process pool."""
+"""Files: hashed, packed and unpacked, joined and cut. What computes much runs in the process pool."""
 
 import asyncio
 import hashlib
-from typing import Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
-from worker import archives
+from worker import archives, lines
 from worker.files import MAX_FILES, FileRef
 from worker.job import Job
 from worker.sync import SyncJob
@@ -132,3 +132,91 @@ def extract(job: SyncJob, payload: ExtractPayload) -> Extracted:
         progress=lambda done: job.progress(done, source.size),
     )
     return {"files": list(found)}
+
+
+class ConcatPayload(BaseModel):
+    """What to join. `header`: each source is CSV that starts with the same header, which the result has once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sources: list[FileRef] = Field(min_length=1, max_length=MAX_FILES)
+    header: bool = False
+
+
+class Joined(TypedDict):
+    """The file, called as the first source is."""
+
+    file: FileRef
+
+
+@task("file.concat", timeout="10m", cpu=True, example={"sources": [EXAMPLE, EXAMPLE], "header": True})
+def concat(job: SyncJob, payload: ConcatPayload) -> Joined:
+    """Join files in their order, byte by byte; with `header`, CSV files whose common header is kept once.
+
+    With `header` a source that does not end with a line's end gets one, and another header fails as `header_mismatch`.
+    """
+    sources = [job.files.stat(source) for source in payload.sources]
+    total = sum(source.size or 0 for source in sources)
+    job.progress(0, total)
+    made = lines.concat(job.files, sources, header=payload.header, progress=lambda done: job.progress(done, total))
+    job.progress(total, total)
+    return {"file": made}
+
+
+def _only(name: str) -> dict[str, Any]:
+    return {"required": [name], "properties": {name: {"type": "integer"}}}
+
+
+class SplitPayload(BaseModel):
+    """What to cut, and where: after so many `rows`, or so that no part has more than so many `bytes`.
+
+    `format` says what a row is: a CSV record (which may have line ends in quotes) or, with `ndjson`, a line. Without it
+    the file's name (`.csv`, `.tsv`) or content type tells, and `header` means CSV.
+    """
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"oneOf": [_only("rows"), _only("bytes")]})
+
+    source: FileRef
+    rows: int | None = Field(default=None, ge=1)
+    bytes: int | None = Field(default=None, ge=1)
+    header: bool = Field(default=False, description="the first row stands in each part, and parts end with whole rows")
+    format: lines.Rows | None = None
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> "SplitPayload":
+        if (self.rows is None) == (self.bytes is None):
+            raise ValueError("give one of rows and bytes")
+        return self
+
+
+class Parted(TypedDict):
+    """The parts in their order, called `<name>-00001.<ending>` and so on; at most 10,000."""
+
+    files: list[FileRef]
+
+
+@task("file.split", timeout="10m", cpu=True, example={"source": EXAMPLE, "rows": 100_000, "header": True})
+def split(job: SyncJob, payload: SplitPayload) -> Parted:
+    """Cut a file into parts of so many rows, or of at most so many bytes.
+
+    Parts of `bytes` without `header` are cut anywhere; joined they are the source. All others have whole rows, and a
+    compressed source is inflated for them.
+    """
+    source = job.files.stat(payload.source)
+    job.progress(0, source.size)
+
+    def progress(done: int) -> None:
+        job.progress(done, source.size)
+
+    if payload.bytes is not None and not payload.header:
+        return {"files": lines.split_bytes(job.files, source, payload.bytes, progress)}
+    parts = lines.split_rows(
+        job.files,
+        source,
+        rows=payload.rows,
+        size=payload.bytes,
+        header=payload.header,
+        format=payload.format,
+        progress=progress,
+    )
+    return {"files": parts}
