@@ -71,6 +71,8 @@ class JobFiles:
         self._tenant = tenant
         self._find = find
         self._names: set[str] = set()
+        self._folders: set[str] = set()  # every part of a name before a slash of it
+        self._last: tuple[str, tuple[str, FileRef]] | None = None  # where the file is that `range` read last
         self._views: dict[str, _View] = {}
 
     @property
@@ -98,6 +100,18 @@ class JobFiles:
         try:
             async for piece in self._store.read(path, start, found.size):
                 yield piece
+        except NotFound:
+            raise _missing(found.file) from None
+
+    async def range(self, reference: Reference, start: int, end: int) -> bytes:
+        """The file's bytes from `start` up to `end` (exclusive), which may be beyond its last."""
+        ref = reference if isinstance(reference, FileRef) else FileRef.model_validate(reference)
+        if self._last is None or self._last[0] != ref.file:
+            self._last = ref.file, await self._place(ref)
+        path, found = self._last[1]
+        stop = end if found.size is None else min(end, found.size)
+        try:
+            return b"".join([piece async for piece in self._store.read(path, start, stop)])
         except NotFound:
             raise _missing(found.file) from None
 
@@ -134,17 +148,18 @@ class JobFiles:
         return _reference(self._job, view)
 
     def _claim(self, name: str) -> None:
-        reason = refuse_name(name)
+        reason, parents = refuse_name(name), set[str]()
         if reason is None:
             # Local stores have directories: no name can be both a file and a part of another name.
             parents = {name[:end] for end, letter in enumerate(name) if letter == "/"}
-            clash = next((one for one in self._names if one in parents or one.startswith(f"{name}/")), None)
-            reason = None if clash is None else f"clashes with the file {clash!r}"
+            clash = name in self._folders or not parents.isdisjoint(self._names)
+            reason = "is a part of another file's name, or has another file's as a part" if clash else None
         if reason is not None:
             raise Permanent("invalid_file_name", f"the file name {name[:100]!r} {reason}")
         if name not in self._names and len(self._names) >= MAX_FILES:
             raise Permanent("too_large", f"a job produces at most {MAX_FILES} files")
         self._names.add(name)
+        self._folders |= parents
 
     async def _place(self, reference: Reference) -> tuple[str, FileRef]:
         """Path in the store, and the full reference."""

@@ -1,7 +1,8 @@
 """The job as plain `def` code sees it, in a thread or a process of its own: the same names, without `await`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
@@ -32,10 +33,11 @@ class Channel(Protocol):
 class SyncFiles:
     """The files of a job, as `job.files` of an async task has them."""
 
-    __slots__ = ("_channel",)
+    __slots__ = ("_channel", "_left")
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._left: list[int] = []  # handles that are read no more; told with the next `open`
 
     def stat(self, ref: Any) -> "FileRef":
         """The reference with all that is known of the file: name, size in bytes, sha256, content type."""
@@ -45,24 +47,99 @@ class SyncFiles:
         """A whole file that fits in memory, see `JobFiles.read`."""
         return self._channel.call("read", _plain(ref))[1]
 
-    def open(self, ref: Any) -> Iterator[bytes]:
-        """A file of any size, chunk by chunk."""
-        handle, _ = self._channel.call("open", _plain(ref))
+    def open(self, ref: Any, start: int = 0) -> Generator[bytes, None, None]:
+        """A file of any size, chunk by chunk, from `start` on."""
+        left, self._left = self._left, []
+        handle, _ = self._channel.call("open", [_plain(ref), start, left])
         try:
             while chunk := self._channel.call("next", handle)[1]:
                 yield chunk
         finally:
-            if not self._channel.is_over():
-                self._channel.call("close", handle)
+            # No call: this may run whenever the interpreter collects garbage, inside of another call or another job.
+            self._left.append(handle)
+
+    def seek(self, ref: Any) -> io.BufferedReader:
+        """A file for what wants to `seek` in it: each part is fetched from the store when it is read."""
+        found = self.stat(ref)
+        return io.BufferedReader(_Source(self._channel, _plain(found), found.size or 0), PIECE)
 
     def write(self, name: str, data: bytes | Iterable[bytes], content_type: str | None = None) -> "FileRef":
         """Write a file of the job from bytes, or from chunks as they come; returns its reference."""
-        chunks = (data,) if isinstance(data, bytes | bytearray | memoryview) else data
-        handle, _ = self._channel.call("create", [name, content_type])
-        for chunk in chunks:
-            for start in range(0, len(chunk), PIECE):
-                self._channel.call("append", handle, bytes(chunk[start : start + PIECE]))
-        return _reference(self._channel.call("commit", handle)[0])
+        made = self.create(name, content_type)
+        for chunk in (data,) if isinstance(data, bytes | bytearray | memoryview) else data:
+            made.write(chunk)
+        return made.commit()
+
+    def create(self, name: str, content_type: str | None = None) -> "Writer":
+        """A file of the job to be written piece by piece, and there after its `commit()`."""
+        return Writer(self._channel, self._channel.call("create", [name, content_type])[0])
+
+
+class Writer:
+    """A file that is being written; without a `commit` it is dropped when the job ends."""
+
+    __slots__ = ("_channel", "_filled", "_handle", "size")
+
+    def __init__(self, channel: Channel, handle: int) -> None:
+        self._channel = channel
+        self._handle = handle
+        self._filled = bytearray()
+        self.size = 0  # bytes written
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Take all of the data; what is small is handed over together with what follows."""
+        self.size += len(data)
+        self._filled += data
+        if len(self._filled) >= PIECE:
+            whole = memoryview(self._filled)
+            for start in range(0, len(whole), PIECE):
+                self._channel.call("append", self._handle, bytes(whole[start : start + PIECE]))
+            self._filled = bytearray()
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing: libraries call it, and only `commit` makes a file appear."""
+
+    def commit(self) -> "FileRef":
+        """The file is whole; returns its reference."""
+        if self._filled:
+            self._channel.call("append", self._handle, bytes(self._filled))
+        return _reference(self._channel.call("commit", self._handle)[0])
+
+
+class _Source(io.RawIOBase):
+    """A stored file of `size` bytes, read in parts."""
+
+    def __init__(self, channel: Channel, ref: Any, size: int) -> None:
+        self._channel = channel
+        self._ref = ref
+        self._size = size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise ValueError("a file has no place before its start")
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._at + min(len(buffer), PIECE), self._size)
+        if end <= self._at:
+            return 0
+        piece = self._channel.call("range", [self._ref, self._at, end])[1]
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
 
 
 class SyncJob:
@@ -174,9 +251,9 @@ class Desk:
         self._operations: dict[str, Callable[[Any, bytes], Awaitable[tuple[Any, bytes]]]] = {
             "stat": self._stat,
             "read": self._read,
+            "range": self._range,
             "open": self._open,
             "next": self._next,
-            "close": self._close,
             "create": self._create,
             "append": self._append,
             "commit": self._commit,
@@ -192,19 +269,21 @@ class Desk:
     async def _read(self, ref: Any, _: bytes) -> tuple[Any, bytes]:
         return None, await self._job.files.read(ref)
 
-    async def _open(self, ref: Any, _: bytes) -> tuple[Any, bytes]:
+    async def _range(self, argument: Any, _: bytes) -> tuple[Any, bytes]:
+        return None, await self._job.files.range(*argument)
+
+    async def _open(self, argument: Any, _: bytes) -> tuple[Any, bytes]:
+        ref, start, left = argument
+        for handle in left:
+            await _end(self._readers.pop(handle))
         self._handles += 1
-        self._readers[self._handles] = aiter(self._job.files.open(ref))
+        self._readers[self._handles] = aiter(self._job.files.open(ref, start))
         return self._handles, b""
 
     async def _next(self, handle: Any, _: bytes) -> tuple[Any, bytes]:
         async for piece in self._readers[handle]:
             if piece:
                 return None, piece
-        return None, b""
-
-    async def _close(self, handle: Any, _: bytes) -> tuple[Any, bytes]:
-        await _end(self._readers.pop(handle))
         return None, b""
 
     async def _create(self, argument: Any, _: bytes) -> tuple[Any, bytes]:
