@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from shared.files import FileStore, open_store
 from shared.settings import Settings
 from worker.http import HttpClient, open_http
+from worker.mongo import MongoConnections, open_mongo
 from worker.processes import ProcessPool
 from worker.sql import SqlConnections, open_sql
 from worker.threads import Threads
@@ -18,6 +19,7 @@ class Resources:
 
     http: HttpClient
     sql: SqlConnections
+    mongo: MongoConnections
     files: FileStore
     threads: Threads
     processes: ProcessPool
@@ -33,8 +35,9 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         files = await stack.enter_async_context(open_store(settings.store_url))
         http = await stack.enter_async_context(open_http(settings))
         sql = await stack.enter_async_context(open_sql(settings))
+        mongo = await stack.enter_async_context(open_mongo(settings))
         threads = Threads(settings.concurrency)
         stack.callback(threads.close)
         processes = ProcessPool()
         stack.push_async_callback(processes.close)
-        yield Resources(http=http, sql=sql, files=files, threads=threads, processes=processes)
+        yield Resources(http=http, sql=sql, mongo=mongo, files=files, threads=threads, processes=processes)
