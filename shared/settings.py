@@ -66,6 +66,12 @@ def _store_url(value: str) -> str:
     return value
 
 
+def _smtp_url(value: str) -> str:
+    if value and urlsplit(value).scheme not in ("smtp", "smtps"):
+        raise ValueError("give smtp://user:password@host:587 or smtps://…")
+    return value
+
+
 def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
     for entry in value:
         if re.fullmatch(r"[0-9a-fA-F:.]+(/[0-9]+)?", entry) and (":" in entry or entry[0].isdigit()):
@@ -108,6 +114,9 @@ class Settings(BaseSettings):
     )
     mongo: dict[str, Annotated[str, AfterValidator(_mongo_url)]] = Field(
         {}, description="MongoDB connections likewise: TANDEM_MONGO__<NAME>=<URL>"
+    )
+    smtp_url: Annotated[str, AfterValidator(_smtp_url)] = Field(
+        "", description="mail server: smtp://user:password@host:587 (STARTTLS) or smtps://…; ?tls=none&from=a@b.org"
     )
     http_allow: Annotated[Names, AfterValidator(_networks)] = Field(
         (), description="networks and hosts that tasks may reach besides the public internet"

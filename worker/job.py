@@ -14,6 +14,7 @@ from worker.errors import TaskError
 if TYPE_CHECKING:
     from worker.files import JobFiles
     from worker.http import HttpClient
+    from worker.mongo import MongoConnection
     from worker.resources import Resources
     from worker.sql import SqlConnection
 
@@ -141,6 +142,10 @@ class Job:
     def sql(self, name: str) -> "SqlConnection":
         """The database connection that the settings call `name` (`TANDEM_SQL__<NAME>`)."""
         return self.resources.sql(name)
+
+    def mongo(self, name: str) -> "MongoConnection":
+        """The MongoDB server that the settings call `name` (`TANDEM_MONGO__<NAME>`)."""
+        return self.resources.mongo(name)
 
     async def progress(self, current: float, total: float | None = None, message: str | None = None) -> None:
         """Tell how far the job is. Cheap to call often: clients see the newest state, not each one."""

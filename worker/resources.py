@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from shared.files import FileStore, open_store
 from shared.settings import Settings
 from worker.http import HttpClient, open_http
+from worker.mail import Mailer, open_mail
+from worker.mongo import MongoConnections, open_mongo
 from worker.processes import ProcessPool
 from worker.sql import SqlConnections, open_sql
 from worker.threads import Threads
@@ -18,6 +20,8 @@ class Resources:
 
     http: HttpClient
     sql: SqlConnections
+    mongo: MongoConnections
+    mail: Mailer
     files: FileStore
     threads: Threads
     processes: ProcessPool
@@ -33,8 +37,10 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         files = await stack.enter_async_context(open_store(settings.store_url))
         http = await stack.enter_async_context(open_http(settings))
         sql = await stack.enter_async_context(open_sql(settings))
+        mongo = await stack.enter_async_context(open_mongo(settings))
+        mail = await stack.enter_async_context(open_mail(settings))
         threads = Threads(settings.concurrency)
         stack.callback(threads.close)
         processes = ProcessPool()
         stack.push_async_callback(processes.close)
-        yield Resources(http=http, sql=sql, files=files, threads=threads, processes=processes)
+        yield Resources(http=http, sql=sql, mongo=mongo, mail=mail, files=files, threads=threads, processes=processes)

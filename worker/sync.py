@@ -143,7 +143,7 @@ class _Source(io.RawIOBase):
 
 
 class SyncJob:
-    """One attempt of one job for plain `def` code; see `Job`. `http` and `sql` need an `async def` task.
+    """One attempt of one job for plain `def` code; see `Job`. `http`, `sql` and `mongo` need an `async def` task.
 
     Once the job is over (`cancelled`), every report raises asyncio.CancelledError, so that a loop which reports now
     and then ends by itself. A thread cannot be stopped otherwise: long loops should report or look at `cancelled`.
@@ -204,6 +204,9 @@ class SyncJob:
 
     def sql(self, name: str) -> NoReturn:  # noqa: ARG002 - the call is `Job.sql`'s
         raise TypeError("job.sql needs an async def task: plain def code runs outside of the event loop")
+
+    def mongo(self, name: str) -> NoReturn:  # noqa: ARG002 - likewise
+        raise TypeError("job.mongo needs an async def task: plain def code runs outside of the event loop")
 
 
 def facts(job: Job) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from worker.signature import Kind, Signature, describe, read
 
 __all__ = ["Kind", "Permanent", "Retry", "Task", "TaskError", "execute", "load_tasks", "task"]
 
-BUILT_IN = ("worker.tasks.http", "worker.tasks.sql", "worker.tasks.file")
+BUILT_IN = ("worker.tasks.http", "worker.tasks.sql", "worker.tasks.file", "worker.tasks.mongo", "worker.tasks.email")
 TIMEOUT = 30.0  # seconds, of a task that does not say
 MAX_TIMEOUT = 86400.0  # seconds
 _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")

@@ -1,0 +1,166 @@
+"""What clients may not ask of MongoDB: every way round is refused before a server is asked."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from worker import operators
+from worker.documents import to_bson
+from worker.errors import TaskError
+
+JS = "function() { return true }"
+FILTERS: list[Any] = [
+    {"$where": JS},
+    {"$where": {"$code": JS}},
+    {"a": {"$where": JS}},
+    {"$and": [{"a": 1}, {"$where": JS}]},
+    {"$or": [{"$nor": [{"$and": [{"$where": JS}]}]}]},
+    {"a": {"$not": {"$where": JS}}},
+    {"a": {"$elemMatch": {"$where": JS}}},
+    {"a": {"$in": [{"$where": JS}]}},
+    {"a": {"b": {"$where": JS}}},
+    {"a": {"$code": JS}},
+    {"a": {"$code": JS, "$scope": {}}},
+    {"$WHERE": JS},
+    {"$": 1},
+    {"$$where": JS},
+    {"a": {"$regex": "x", "$where": JS}},
+    {"$expr": {"$function": {"body": JS, "args": [], "lang": "js"}}},
+    {"$expr": {"$and": [{"$eq": ["$a", {"$function": {"body": JS, "args": [], "lang": "js"}}]}]}},
+    {"$and": [{"$expr": {"$cond": [{"$where": JS}, 1, 0]}}]},
+    {"a": {"$elemMatch": {"$expr": {"$function": {}}}}},
+    {"$expr": {"$accumulator": {}}},
+    {"$expr": {"$elemMatch": {"$where": JS}}},
+    {"$jsonSchema": {"required": ["a"]}},
+    {"$sampleRate": 0.5},
+    {"a": {"$regex": "a" * 1025}},
+    {"a": {"$regularExpression": {"pattern": "a" * 1025, "options": ""}}},
+    {"a": {"$in": [{"$regularExpression": {"pattern": "a" * 1025, "options": ""}}]}},
+    {"a": {"$ref": "other", "$id": 1}},
+    {"a": {"$ref": "other", "$id": {"$where": JS}}},
+    {"a\0$where": JS},
+]
+PIPELINES: list[Any] = [
+    [{"$out": "elsewhere"}],
+    [{"$match": {}}, {"$merge": {"into": "elsewhere"}}],
+    [{"$out": {"db": "admin", "coll": "x"}}],
+    [{"$lookup": {"from": "users", "localField": "a", "foreignField": "b", "as": "c"}}],
+    [{"$lookup": {"from": {"db": "admin", "coll": "system.users"}, "as": "c", "pipeline": []}}],
+    [{"$lookup": {"as": "c", "pipeline": [{"$documents": [{}]}]}}],
+    [{"$lookup": {"from": "allowed", "as": "c", "pipeline": [{"$match": {"$where": JS}}]}}],
+    [{"$lookup": {"from": "allowed", "as": "c", "pipeline": [{"$lookup": {"from": "users", "as": "d"}}]}}],
+    [{"$lookup": {"from": "allowed", "as": "c", "let": {"x": {"$function": {}}}, "pipeline": []}}],
+    [{"$graphLookup": {"from": "users", "startWith": "$a", "connectFromField": "a", "connectToField": "b", "as": "c"}}],
+    [{"$graphLookup": {"from": "allowed", "startWith": {"$function": {}}, "as": "c"}}],
+    [{"$graphLookup": {"from": "allowed", "startWith": 1, "as": "c", "restrictSearchWithMatch": {"$where": JS}}}],
+    [{"$unionWith": "users"}],
+    [{"$unionWith": {"coll": "users", "pipeline": []}}],
+    [{"$unionWith": {"coll": "allowed", "pipeline": [{"$out": "x"}]}}],
+    [{"$facet": {"a": [{"$out": "x"}]}}],
+    [{"$facet": {"a": [{"$facet": {"b": [{"$match": {"$and": [{"$where": JS}]}}]}}]}}],
+    [{"$facet": {"a": [{"$lookup": {"from": "users", "as": "x"}}]}}],
+    [{"$facet": {"$where": []}}],
+    [{"$facet": [{"$out": "x"}]}],
+    [{"$facet": {"a": {"$out": "x"}}}],
+    [{"$match": {"$expr": {"$function": {"body": JS, "args": [], "lang": "js"}}}}],
+    [{"$group": {"_id": None, "n": {"$accumulator": {"init": JS}}}}],
+    [{"$group": {"_id": {"$function": {"body": JS, "args": [], "lang": "js"}}}}],
+    [{"$project": {"a": {"$cond": [True, {"$function": {}}, 0]}}}],
+    [{"$addFields": {"a": {"b": {"c": [{"$function": {}}]}}}}],
+    [{"$set": {"a": {"$literal": {"$where": JS}}}}],
+    [{"$replaceRoot": {"newRoot": {"$function": {}}}}],
+    [{"$redact": {"$function": {}}}],
+    [{"$bucket": {"groupBy": {"$function": {}}, "boundaries": [0, 1]}}],
+    [{"$setWindowFields": {"output": {"a": {"$function": {}}}}}],
+    [{"$geoNear": {"near": [0, 0], "distanceField": "d", "query": {"$where": JS}}}],
+    [{"$currentOp": {"allUsers": True}}],
+    [{"$listSessions": {}}],
+    [{"$listLocalSessions": {}}],
+    [{"$collStats": {"storageStats": {}}}],
+    [{"$indexStats": {}}],
+    [{"$planCacheStats": {}}],
+    [{"$changeStream": {}}],
+    [{"$search": {}}],
+    [{"$documents": [{}]}],
+    [{"$match": {}, "$out": "x"}],
+    [{}],
+    [{"match": {}}],
+    [{"$match": {}}] * 201,
+]
+UPDATES: list[Any] = [
+    {},
+    {"a": 1},
+    {"$set": {"a": 1}, "b": 1},
+    {"$where": JS},
+    {"$set": {"$where": JS}},
+    {"$set": {"a": {"b": [{"$where": JS}]}}},
+    {"$set": {"a": {"$code": JS}}},
+    {"$push": {"a": {"$each": [{"$where": JS}]}}},
+    {"$push": {"a": {"$function": {}}}},
+    {"$addToSet": {"a": {"$each": [], "$where": JS}}},
+    {"$pull": {"a": {"$where": JS}}},
+    {"$pull": {"a": {"$elemMatch": {"$where": JS}}}},
+    {"$setOnInsert": {"a": {"$out": "x"}}},
+    {"$currentDate": {"a": {"$where": "date"}}},
+    [{"$set": {"a": {"$function": {}}}}],
+    [{"$lookup": {"from": "allowed", "as": "x"}}],
+    [{"$out": "x"}],
+    [{"$match": {}}],
+    ["$set"],
+]
+PROJECTIONS: list[Any] = [
+    {"a": {"$function": {}}},
+    {"a": {"$elemMatch": {"$where": JS}}},
+    {"a": {"b": {"$accumulator": {}}}},
+    {"$where": 1},
+]
+DOCUMENTS: list[Any] = [{"$set": {"a": 1}}, {"a": {"$where": JS}}, {"a": [{"b": {"$gt": ""}}]}, {"a\0": 1}]
+
+
+def pipeline(value: Any) -> None:
+    operators.check_pipeline(value, reach={"allowed"})
+
+
+CASES = [
+    *((operators.check_filter, case) for case in FILTERS),
+    *((pipeline, case) for case in PIPELINES),
+    *((operators.check_update, case) for case in UPDATES),
+    *((operators.check_projection, case) for case in PROJECTIONS),
+    *((operators.check_document, case) for case in DOCUMENTS),
+]
+
+
+@pytest.mark.parametrize(("check", "asked"), CASES)
+def test_refused(check: Callable[[Any], None], asked: Any) -> None:
+    with pytest.raises(TaskError) as caught:
+        check(to_bson(asked))
+    assert caught.value.type == "forbidden_operator"
+    assert caught.value.retryable is False
+
+
+@pytest.mark.parametrize(
+    ("check", "asked"),
+    [
+        (operators.check_filter, {"$and": [{"a": {"$gte": 1, "$lt": 5}}, {"b": {"$elemMatch": {"c": {"$in": [1]}}}}]}),
+        (operators.check_filter, {"$expr": {"$gt": ["$a", {"$add": ["$b", 1]}]}, "b": {"$regex": "^a"}}),
+        (operators.check_filter, {"at": {"$lt": {"$date": "2026-01-01T00:00:00Z"}}}),
+        (pipeline, [{"$match": {"a": 1}}, {"$group": {"_id": "$a", "n": {"$sum": 1}}}, {"$sort": {"n": -1}}]),
+        (pipeline, [{"$facet": {"a": [{"$count": "n"}], "b": [{"$sortByCount": "$x"}]}}]),
+        (pipeline, [{"$lookup": {"from": "allowed", "localField": "a", "foreignField": "b", "as": "c"}}]),
+        (pipeline, [{"$unionWith": "allowed"}]),
+        (operators.check_update, {"$set": {"a.b": 1}, "$push": {"c": {"$each": [1], "$slice": -5}}, "$inc": {"n": 1}}),
+        (operators.check_update, {"$pull": {"a": {"$in": [1, 2]}}}),
+        (operators.check_update, [{"$set": {"total": {"$multiply": ["$n", "$price"]}}}]),
+        (operators.check_projection, {"a": 1, "b": {"$slice": 3}, "c": {"$elemMatch": {"d": {"$gt": 1}}}}),
+        (operators.check_document, {"a": {"b": [{"c.d": 1}]}, "price": {"$numberDecimal": "1.10"}, "f": {"$code": JS}}),
+    ],
+)  # fmt: skip
+def test_allowed(check: Callable[[Any], None], asked: Any) -> None:
+    check(to_bson(asked))
+
+
+@pytest.mark.parametrize("name", ["system.users", "system.js", "a$b", "tandem_applied", "", "a\0b"])
+def test_collections_that_are_no_clients(name: str) -> None:
+    with pytest.raises(TaskError, match="may not be used"):
+        operators.check_collection(name)

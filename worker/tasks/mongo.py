@@ -1,0 +1,349 @@
+"""MongoDB: `mongo.find`, `aggregate`, `insert`, `update`, `delete`, `export`, `import`. Documents are Extended JSON."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
+
+from worker import operators
+from worker.documents import Form, to_bson, to_json
+from worker.dumps import TYPES, Entry, Format, Reader, Writer
+from worker.errors import TaskError
+from worker.files import FileRef
+from worker.inserts import Inserts
+from worker.job import Job
+from worker.mongo import Target
+from worker.task import task
+
+REPORT_EVERY = 5000  # documents
+GRACE = 1.0  # seconds after the job's deadline: its own timeout comes first
+PIECE = 256 << 10  # bytes of an export that are written at once
+
+_COLLECTION = {"not": {"pattern": r"^(system\.|tandem_applied$)"}}
+_DATABASE = {"not": {"pattern": r"^(admin|config|local)$"}}
+
+Query = Annotated[dict[str, Any], Field(description="a MongoDB query; Extended JSON")]
+Extended = Annotated[Form, Field(description="the documents' form: canonical keeps every number's type")]
+
+
+class _Place(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    connection: Annotated[str, Field(min_length=1, max_length=128, description="a name from the worker's settings")]
+    database: Annotated[
+        str | None,
+        Field(
+            pattern=r'^[^/\\. "$*<>:|?\u0000]{1,63}$',
+            description="that of the connection's URL if not given",
+            json_schema_extra=_DATABASE,
+        ),
+    ] = None
+    collection: Annotated[str, Field(pattern=r"^[^$\u0000]{1,200}$", json_schema_extra=_COLLECTION)]
+
+
+class _Read(_Place):
+    filter: Query = {}
+    projection: Annotated[dict[str, Any] | None, Field(description="the fields wanted, {name: 1}")] = None
+    sort: Annotated[
+        dict[str, Literal[1, -1] | dict[str, Any]] | None, Field(description="1 is ascending, -1 descending")
+    ] = None
+    limit: Annotated[int, Field(ge=1, le=(1 << 31) - 1)] | None = None
+    extended_json: Extended = "relaxed"
+
+
+class MongoFind(_Read):
+    """What `mongo.find` takes."""
+
+
+class MongoAggregate(_Place):
+    """What `mongo.aggregate` takes."""
+
+    pipeline: Annotated[list[dict[str, Any]], Field(max_length=operators.MAX_STAGES)]
+    extended_json: Extended = "relaxed"
+
+
+class MongoInsert(_Place):
+    """What `mongo.insert` takes."""
+
+    documents: Annotated[list[dict[str, Any]], Field(min_length=1)]
+
+
+class MongoUpdate(_Place):
+    """What `mongo.update` takes."""
+
+    filter: Query
+    update: Annotated[
+        dict[str, Any] | list[dict[str, Any]], Field(description="operators such as $set, or a pipeline", min_length=1)
+    ]
+    many: Annotated[bool, Field(description="all that match, not just one")] = False
+    upsert: Annotated[bool, Field(description="insert a document if none matches")] = False
+
+
+class MongoDelete(_Place):
+    """What `mongo.delete` takes."""
+
+    filter: Query
+    many: Annotated[bool, Field(description="all that match, not just one")] = False
+
+
+class MongoExport(_Read):
+    """What `mongo.export` takes."""
+
+    format: Format
+
+
+class MongoImport(_Place):
+    """What `mongo.import` takes."""
+
+    source: FileRef
+    format: Annotated[Format | None, Field(description="told by the file's name if not given, else ndjson")] = None
+
+
+class MongoCount(TypedDict):
+    """How many documents were given as output."""
+
+    count: int
+
+
+class MongoInserted(TypedDict):
+    """How many documents are inserted, by this attempt or an earlier one."""
+
+    inserted: int
+
+
+class MongoUpdated(TypedDict):
+    """How many documents the filter matched, were changed by it, and were inserted for want of a match."""
+
+    matched: int
+    modified: int
+    upserted: int
+
+
+class MongoDeleted(TypedDict):
+    """How many documents were deleted."""
+
+    deleted: int
+
+
+class MongoExported(TypedDict):
+    """The file, and how many documents it has."""
+
+    file: FileRef
+    count: int
+
+
+class MongoImported(TypedDict):
+    """How many documents are inserted, by any attempt, and how many could not be: the first ones are in the log."""
+
+    inserted: int
+    bad_count: int
+
+
+@task(
+    "mongo.find",
+    timeout="10m",
+    example={"connection": "demo", "collection": "orders", "filter": {"city": "Oslo"}, "sort": {"_id": 1}, "limit": 10},
+)
+async def find(job: Job, payload: MongoFind) -> MongoCount:
+    """Find documents in MongoDB and stream them as Extended JSON."""
+    async with _found(job, payload) as documents:
+        return {"count": await _emit(job, documents, payload.extended_json)}
+
+
+@task(
+    "mongo.aggregate",
+    timeout="10m",
+    example={
+        "connection": "demo",
+        "collection": "orders",
+        "pipeline": [{"$match": {"paid": True}}, {"$group": {"_id": "$city", "total": {"$sum": "$amount"}}}],
+    },
+)
+async def aggregate(job: Job, payload: MongoAggregate) -> MongoCount:
+    """Run an aggregation pipeline in MongoDB and stream what it makes as Extended JSON."""
+    connection = job.mongo(payload.connection)
+    pipeline = to_bson(payload.pipeline, "pipeline")
+    operators.check_pipeline(pipeline, reach=connection.reach)
+    async with connection.aggregate(_target(job, payload), pipeline) as documents:
+        return {"count": await _emit(job, documents, payload.extended_json)}
+
+
+@task(
+    "mongo.insert",
+    timeout="10m",
+    example={
+        "connection": "demo",
+        "collection": "orders",
+        "documents": [{"city": "Oslo", "amount": {"$numberDecimal": "9.90"}, "at": {"$date": "2026-01-31T12:00:00Z"}}],
+    },
+)
+async def insert(job: Job, payload: MongoInsert) -> MongoInserted:
+    """Insert documents into MongoDB, applied once.
+
+    Documents without an `_id` get one that is derived from the job, so that another attempt inserts none twice. Those
+    that the server refuses fail the job; the others are inserted.
+    """
+    entries = []
+    for number, one in enumerate(payload.documents):
+        document = _document(to_bson(one, f"documents/{number}"), f"documents/{number}")
+        operators.check_document(document, f"documents/{number}")
+        entries.append(Entry(number, document, "", 0))
+    inserts = Inserts(job.mongo(payload.connection), _target(job, payload), job.id)
+    rejected = await inserts.insert(entries)
+    await job.progress(inserts.inserted, len(entries))
+    if rejected:
+        first = rejected[0]
+        message = (
+            f"{len(rejected)} of {len(entries)} documents were refused, the others are inserted;"
+            f" documents/{first.place}: {first.reason}"
+        )
+        raise TaskError("duplicate_key" if first.duplicate else "mongo_error", message, retryable=False)
+    return {"inserted": inserts.inserted}
+
+
+@task(
+    "mongo.update",
+    timeout="10m",
+    example={
+        "connection": "demo",
+        "collection": "orders",
+        "filter": {"city": "Oslo"},
+        "update": {"$set": {"paid": True}},
+    },
+)
+async def update(job: Job, payload: MongoUpdate) -> MongoUpdated:
+    """Update one or many documents in MongoDB, applied once where the server has transactions."""
+    filter, change = to_bson(payload.filter, "filter"), to_bson(payload.update, "update")
+    operators.check_filter(_document(filter, "filter"))
+    operators.check_update(change)
+    connection = job.mongo(payload.connection)
+    done = await connection.update(
+        _target(job, payload), job.id, filter, change, many=payload.many, upsert=payload.upsert
+    )
+    return MongoUpdated(matched=done["matched"], modified=done["modified"], upserted=done["upserted"])
+
+
+@task(
+    "mongo.delete",
+    timeout="10m",
+    example={"connection": "demo", "collection": "orders", "filter": {"paid": False}, "many": True},
+)
+async def delete(job: Job, payload: MongoDelete) -> MongoDeleted:
+    """Delete one or many documents in MongoDB, applied once where the server has transactions."""
+    filter = _document(to_bson(payload.filter, "filter"), "filter")
+    operators.check_filter(filter)
+    connection = job.mongo(payload.connection)
+    done = await connection.delete(_target(job, payload), job.id, filter, many=payload.many)
+    return {"deleted": done["deleted"]}
+
+
+@task(
+    "mongo.export",
+    timeout="10m",
+    example={"connection": "demo", "collection": "orders", "filter": {"city": "Oslo"}, "format": "ndjson"},
+)
+async def export(job: Job, payload: MongoExport) -> MongoExported:
+    """Write the documents that a query finds to a file: NDJSON or a JSON array of Extended JSON, or CSV."""
+    wanted = [name for name, value in (payload.projection or {}).items() if value]
+    if wanted and "_id" not in (payload.projection or {}):
+        wanted.insert(0, "_id")
+    writer = Writer(payload.format, payload.extended_json, wanted or None)
+    count = 0
+
+    async def pieces(documents: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
+        nonlocal count
+        filled = bytearray()
+        async for document in documents:
+            filled += writer.write(document)
+            count += 1
+            if len(filled) >= PIECE:
+                yield bytes(filled)
+                filled.clear()
+            if count % REPORT_EVERY == 0:
+                await job.progress(count)
+        yield bytes(filled) + writer.end()
+
+    name = re.sub(r"[^\w.-]+", "_", payload.collection).strip(".")[:60] or "documents"
+    async with _found(job, payload) as documents:
+        file = await job.files.write(f"{name}.{payload.format}", pieces(documents), TYPES[payload.format])
+    await job.progress(count, count)
+    return {"file": file, "count": count}
+
+
+@task(
+    "mongo.import",
+    timeout="10m",
+    example={"connection": "demo", "collection": "orders", "source": {"file": "01JC8XW3T4Z5PC3V8M2G7QK9RN4HDA"}},
+)
+async def import_file(job: Job, payload: MongoImport) -> MongoImported:
+    """Insert the documents of a file into MongoDB, applied once: NDJSON or a JSON array of Extended JSON, or CSV.
+
+    Documents that cannot be read, or that the server refuses, are counted and logged, and the others inserted.
+    """
+    source = await job.files.stat(payload.source)
+    reader = Reader(payload.format or _format(source))
+
+    def refuse(number: int, reason: str) -> None:
+        job.log.warning("not imported", number=number, reason=reason)
+
+    inserts = Inserts(job.mongo(payload.connection), _target(job, payload), job.id, refuse)
+    read = 0
+    async for piece in job.files.open(source):
+        # In a thread: a piece is about 1 MiB, and its documents take a while.
+        await inserts.add(await asyncio.to_thread(reader.feed, piece))
+        read += len(piece)
+        await job.progress(read, source.size)
+    await inserts.add(await asyncio.to_thread(reader.end))
+    await inserts.flush()
+    return {"inserted": inserts.inserted, "bad_count": inserts.bad}
+
+
+def _target(job: Job, place: _Place) -> Target:
+    operators.check_collection(place.collection)
+    until = time.monotonic() + max(0.0, job.deadline - time.time()) + GRACE
+    return Target(place.database, place.collection, until)
+
+
+def _found(job: Job, payload: _Read) -> Any:
+    filter = _document(to_bson(payload.filter, "filter"), "filter")
+    operators.check_filter(filter)
+    projection = (
+        None if payload.projection is None else _document(to_bson(payload.projection, "projection"), "projection")
+    )
+    operators.check_projection(projection or {})
+    sort = payload.sort or {}
+    for name, direction in sort.items():
+        if isinstance(direction, dict) and direction != {"$meta": "textScore"}:
+            raise TaskError("forbidden_operator", f"sort/{name[:100]} is 1, -1 or textScore", retryable=False)
+    return job.mongo(payload.connection).find(
+        _target(job, payload), filter, projection=projection, sort=list(sort.items()), limit=payload.limit or 0
+    )
+
+
+async def _emit(job: Job, documents: AsyncIterator[dict[str, Any]], form: Form) -> int:
+    count = 0
+    async for document in documents:
+        await job.emit(msgspec.Raw(to_json(document, form)))
+        count += 1
+        if count % REPORT_EVERY == 0:
+            await job.progress(count)
+    await job.progress(count, count)
+    return count
+
+
+def _document(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TaskError("invalid_document", f"{place} is a single value, not an object", retryable=False)
+    return value
+
+
+def _format(source: FileRef) -> Format:
+    name = (source.name or "").lower()
+    if name.endswith(".csv") or (source.content_type or "").startswith("text/csv"):
+        return "csv"
+    return "json" if name.endswith(".json") else "ndjson"
