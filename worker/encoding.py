@@ -17,6 +17,8 @@ def encode(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
     as JSON already. Raises TypeError, in one sentence, for what JSON cannot hold: a foreign object, NaN or an
     infinity, bytes or text that are no UTF-8, a structure that contains itself.
     """
+    if value is None and adapter is None:
+        return b"null"
     if isinstance(value, msgspec.Raw):
         return bytes(value)
     try:

@@ -45,17 +45,17 @@ class JobOutput:
     """The sink of one attempt (see `worker.job.Sink`)."""
 
     __slots__ = (
-        "_buffered", "_due", "_entries", "_flight", "_lost", "_more", "_number", "_outbox", "_progress", "_refused",
-        "_room", "_told", "dropped", "full", "id", "token",
+        "_buffered", "_due", "_entries", "_flight", "_more", "_number", "_outbox", "_progress", "_refused", "_room",
+        "_told", "dropped", "full", "id", "lost", "token",
     )  # fmt: skip
 
-    def __init__(self, outbox: Outbox, id: str, token: str, lost: Callable[[], None]) -> None:
+    def __init__(self, outbox: Outbox, id: str, token: str, lost: Callable[[], None] | None) -> None:
         self.id, self.token = id, token
         self.full = False
         self.dropped = 0  # log entries for which there was no room
         self._told = 0
         self._refused: Exception | None = None
-        self._outbox, self._lost = outbox, lost
+        self._outbox, self.lost = outbox, lost
         self._entries: deque[tuple[str, bytes]] = deque()
         self._buffered = 0
         self._number = 0
@@ -125,8 +125,8 @@ class JobOutput:
         self._buffered = 0
         if self._room is not None:
             self._room.set()
-        if word == "lost":
-            self._lost()
+        if word == "lost" and self.lost is not None:
+            self.lost()
 
     async def _next(self) -> Report | None:
         loop = asyncio.get_running_loop()

@@ -47,7 +47,7 @@ class Run:
         self.started = time.time()
         self.cause: Cause | None = None
         self.handle: asyncio.Task[Finish | None] | None = None
-        self.output = JobOutput(outbox, claimed.id, claimed.token, lambda: self.stop("lost"))
+        self.output = JobOutput(outbox, claimed.id, claimed.token, self._lost)
         self.job = Job(
             id=claimed.id,
             task=claimed.task,
@@ -61,6 +61,9 @@ class Run:
             traceparent=self.options.traceparent,
             find=find,
         )
+
+    def _lost(self) -> None:
+        self.stop("lost")
 
     def stop(self, cause: Cause) -> None:
         """Cancels the run. The first cause counts, except that a lost lease beats all: nothing may be said then."""
@@ -82,6 +85,7 @@ class Run:
                         await self.output.drain()
         if finish is None:
             self.output.abandon()
+        self.output.lost = None  # else run and output would hold each other until the collector comes
         return finish
 
     async def _outcome(self) -> Finish | None:
