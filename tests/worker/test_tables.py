@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
 from tests.worker.jobs import Bench, open_bench
-from tests.worker.test_archives import fetched, run
+from tests.worker.test_archives import fetched, pool, run
 from worker.compression import zstd
 from worker.elements import elements
 from worker.errors import TaskError
@@ -264,12 +263,12 @@ def test_an_array_is_read_in_any_portions() -> None:
     values = [1, -2.5e10, 'a]\\"[,', [], {}, [[1, 2], {"x": "}"}], None, True, "ü" * 100, {"a": [1, {"b": "\\"}]}, 0]
     for text in (msgspec.json.encode(values).decode(), msgspec.json.format(msgspec.json.encode(values)).decode()):
         for size in (1, 2, 7, 1000):
+            source = (text[start : start + size] for start in range(0, len(text), size))
 
-            def portions(text: str = text, size: int = size) -> Iterator[str]:
-                yield from (text[start : start + size] for start in range(0, len(text), size))
+            def read(_: int, source: Iterator[str] = source) -> str:
+                return next(source, "")
 
-            source = portions()
-            found = [msgspec.json.decode(one) for one in elements(lambda _, source=source: next(source, ""))]  # type: ignore[misc]
+            found = [msgspec.json.decode(one) for one in elements(read)]
             assert found == values
 
 
@@ -282,7 +281,7 @@ async def test_a_large_table_is_converted_in_bounded_memory(bench: Bench) -> Non
     for name, to in (("x.csv", "parquet"), ("x.csv", "json")):
         made, _, count = await converted(bench, data, name, to=to)
         assert count == 120_000
-        (child,) = psutil.Process().children()
+        (child,) = pool()
         with Path(f"/proc/{child.pid}/status").open() as status:
             peak = max(int(line.split()[1]) >> 10 for line in status if line.startswith("VmHWM"))
         rows = read(to, made)
