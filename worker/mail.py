@@ -14,7 +14,7 @@ Message-ID.
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -27,6 +27,7 @@ from worker.errors import TaskError
 
 CONNECTIONS = 10  # to the server at once
 TIMEOUT = 30.0  # seconds, of each of its answers
+QUIT_TIMEOUT = 2.0
 _PORTS = {"smtp": 587, "smtps": 465}
 
 
@@ -78,8 +79,14 @@ class Mailer:
                     start_tls=server.tls == "start",
                     tls_context=None if server.tls == "none" else await asyncio.to_thread(ssl.create_default_context),
                 )
-                async with client:
+                try:
+                    await client.connect()
                     refused, _ = await client.sendmail(sender, recipients, message)
+                    # The message is taken: how the server says good-bye is no reason to send it again.
+                    with suppress(errors.SMTPException, OSError):
+                        await client.quit(timeout=QUIT_TIMEOUT)
+                finally:
+                    client.close()
             except (errors.SMTPException, OSError, ValueError) as error:
                 raise _explained(error) from None
         return [Refusal(address, answer.code, answer.message) for address, answer in refused.items()]

@@ -289,12 +289,20 @@ class MongoConnection:
                 if not self.transactional:
                     return await work(collection, session)
                 applied = collection.database[APPLIED]
-                async with session.start_transaction(write_concern=WriteConcern("majority")):
+                session.start_transaction(write_concern=WriteConcern("majority"))
+                try:
                     note = await applied.find_one({"_id": job}, session=session)
                     if note is not None:
+                        await session.abort_transaction()
                         return dict(note["result"])
                     result = await work(collection, session)
                     await applied.insert_one({"_id": job, "at": datetime.now(UTC), "result": result}, session=session)
+                    await session.commit_transaction()
+                except PyMongoError:
+                    # Not when the job is cancelled: the server would first wait for the command that `_session` ends.
+                    with suppress(PyMongoError):  # it is over already
+                        await session.abort_transaction()
+                    raise
         return result
 
     @contextmanager

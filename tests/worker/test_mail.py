@@ -1,9 +1,11 @@
 """`email.send` through a real SMTP server, what it got read by Python's own parser."""
 
+import asyncio
 import shutil
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from email import message_from_bytes, policy
@@ -20,6 +22,7 @@ from pydantic import ValidationError
 from shared.errors import Misconfigured
 from shared.jobs import new_id
 from shared.settings import Settings, load, shown
+from tests.conftest import eventually
 from tests.worker.jobs import Bench, open_bench
 from worker.errors import TaskError
 from worker.mail import open_mail
@@ -35,6 +38,7 @@ class Post:
 
     def __init__(self) -> None:
         self.got: list[Envelope] = []
+        self.over = threading.Event()
 
     async def handle_RCPT(  # noqa: N802 - aiosmtpd calls it so
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
@@ -52,6 +56,8 @@ class Post:
         if b"later please" in (envelope.original_content or b""):
             return "451 try again"
         self.got.append(envelope)
+        if b"say nothing" in (envelope.original_content or b""):
+            await asyncio.to_thread(self.over.wait, 10)
         return "250 taken"
 
     def message(self) -> EmailMessage:
@@ -220,6 +226,16 @@ async def test_recipients_that_are_refused(bench: Bench) -> None:
 async def test_refusals_say_whether_to_try_again(bench: Bench, change: dict[str, Any], retryable: bool) -> None:
     error = await failure(bench, change)
     assert (error.type, error.retryable) == ("mail_refused", retryable)
+
+
+async def test_a_cancelled_job_does_not_wait_for_the_server(bench: Bench, post: Post) -> None:
+    sending = asyncio.create_task(deliver(bench, {"text": "say nothing"}))
+    await eventually(lambda: post.got)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert not post.over.is_set()
+    post.over.set()
 
 
 # ---------------------------------------------------------------------------------------------------------- the server

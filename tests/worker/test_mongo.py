@@ -19,15 +19,13 @@ import jsonschema_rs
 import pymongo
 import pytest
 
-from shared.errors import Misconfigured
 from shared.jobs import new_id
 from shared.services import mongo_server
-from shared.settings import Settings
 from tests.conftest import eventually, running
 from tests.worker.jobs import Bench, open_bench
 from worker.documents import derived_id
 from worker.errors import TaskError
-from worker.mongo import APPLIED, open_mongo
+from worker.mongo import APPLIED
 from worker.task import of
 from worker.tasks import mongo
 
@@ -265,6 +263,17 @@ async def test_a_transaction_that_fails_leaves_no_note(bench: Bench, database: D
     assert database[APPLIED].find_one({"_id": id}) is None
 
 
+async def test_a_job_that_is_cancelled_leaves_the_connection_in_order(bench: Bench, database: Database) -> None:
+    database.orders.insert_many([{"n": number} for number in range(5000)])
+    finding = asyncio.create_task(ask(bench, mongo.find, {}))
+    await eventually(lambda: bench.kept.items)
+    finding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await finding
+    assert len(bench.kept.items) < 5000
+    assert await ask(bench, mongo.find, {"limit": 1}) == {"count": 1}
+
+
 @real
 async def test_decimals_survive(bench: Bench) -> None:
     price = {"_id": 1, "price": {"$numberDecimal": "1.10"}}
@@ -368,31 +377,3 @@ async def test_import_of_many_is_applied_once(bench: Bench, database: Database) 
     }
     assert database.orders.count_documents({}) == 5000
     assert bench.kept.progressed[-1]["current"] == bench.kept.progressed[-1]["total"]
-
-
-# --------------------------------------------------------------------------------------------------------- connections
-
-
-async def test_errors_of_connections(bench: Bench, tmp_path: Path) -> None:
-    error = await failure(bench, mongo.find, {"connection": "nope"})
-    assert (error.type, error.retryable) == ("unknown_connection", False)
-    urls = {
-        "away": "mongodb://user:hunter2@127.0.0.1:1/db?serverSelectionTimeoutMS=50",
-        "bare": "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=50",
-    }
-    async with open_bench(tmp_path, mongo=urls) as other:
-        error = await failure(other, mongo.find, {"connection": "away"})
-        assert (error.type, error.retryable) == ("mongo_connection", True)
-        assert "hunter2" not in error.message
-        error = await failure(other, mongo.find, {"connection": "bare"})
-        assert (error.type, error.retryable) == ("forbidden_database", False)
-
-
-@pytest.mark.parametrize(
-    "url", ["http://h/d", "mongodb://", "mongodb://u:hunter2@h:port/d", "mongodb://h/d?maxPoolSize=x"]
-)
-async def test_a_wrong_url_stops_the_start(url: str) -> None:
-    with pytest.raises(Misconfigured, match="TANDEM_MONGO__MAIN") as caught:
-        async with open_mongo(Settings(mongo={"main": url})):
-            pass
-    assert "hunter2" not in str(caught.value)
