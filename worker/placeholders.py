@@ -68,6 +68,11 @@ def bind(sql: str, params: Sequence[Any] | Mapping[str, Any] | None, dialect: Di
     return "".join([*parts, sql[done:]]), [params[name] for name in order]
 
 
+def first_word(sql: str, dialect: Dialect) -> str:
+    """The statement's first token in lower case: its command, for what begins with one."""
+    return next((match[0].lower() for match in _significant(sql, dialect)), "")
+
+
 def _significant(sql: str, dialect: Dialect) -> Iterator[re.Match[str]]:
     """The tokens that are neither space nor comment."""
     position = 0

@@ -46,6 +46,12 @@ def distinct(names: Sequence[str]) -> None:
         seen.add(name)
 
 
+def read_only(connection: str) -> TaskError:
+    """Why nothing is written through a connection of this name."""
+    message = f"the connection {connection!r} is read-only: its URL does not say mode=rw"
+    return TaskError("read_only", message, retryable=False)
+
+
 def portion(size: int, rows: Sequence[Row]) -> int:
     """How many rows to ask for next, after a portion of `size`: so many as make about PORTION_BYTES."""
     if not rows:

@@ -5,6 +5,7 @@ A connection is read-only unless its URL says `mode=rw`. Failures are TaskErrors
     unknown_connection  no such name in the settings
     sql_connection      the database does not answer (retryable), or refuses the settings
     sql_error           the statement is refused or fails; retryable for deadlocks, serialization failures and locks
+    read_only           a write on a connection without mode=rw
     timeout             the database ended the statement, since it took longer than the job may
 """
 
@@ -19,8 +20,9 @@ from tortoise.exceptions import ConfigurationError
 from shared.errors import Misconfigured
 from shared.settings import Settings
 from worker.errors import TaskError
+from worker.placeholders import Dialect
 from worker.postgres import PostgresConnection
-from worker.rows import Rows
+from worker.rows import Row, Rows
 from worker.sqlite import SqliteConnection
 
 _SCHEMES: dict[str, type[SqliteConnection] | type[PostgresConnection]] = {
@@ -31,11 +33,22 @@ _SCHEMES: dict[str, type[SqliteConnection] | type[PostgresConnection]] = {
 }
 
 
+class Transaction(Protocol):
+    """One transaction: what it runs is applied as a whole."""
+
+    async def execute(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> int:
+        """Run one statement; how many rows it wrote, or returned. Raises TaskError."""
+
+    async def first(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
+        """The first row of a query."""
+
+
 class SqlConnection(Protocol):
     """A named database as tasks see it, `job.sql(name)`."""
 
     name: str
     writable: bool
+    dialect: Dialect
 
     def query(
         self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, timeout: float
@@ -44,6 +57,12 @@ class SqlConnection(Protocol):
 
         `params` is a list for the database's own placeholders (`?`, `$1`) or an object for `:name`; values are always
         bound. `timeout` in seconds. Raises TaskError.
+        """
+
+    def transaction(self, *, timeout: float) -> AbstractAsyncContextManager[Transaction]:
+        """Run statements that are all applied at the end of the block, or not at all after an exception.
+
+        `timeout` in seconds. Raises TaskError, `read_only` without `mode=rw`.
         """
 
     async def close(self) -> None:

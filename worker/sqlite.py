@@ -2,7 +2,8 @@
 
 The authorizer is asked by SQLite itself while it compiles a statement, so no spelling gets around it: no ATTACH, no
 load_extension, no PRAGMA but harmless questions, nothing that outlives the statement in the session; and no writes
-unless the connection's URL says `mode=rw`.
+unless the connection's URL says `mode=rw`. Tables, indexes, views and triggers are made, changed and dropped only by a
+transaction, not by a query.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from tortoise.backends.sqlite.client import SqliteClient
 
 from worker import rows
 from worker.errors import TaskError
-from worker.placeholders import bind
+from worker.placeholders import Dialect, bind
 from worker.rows import Column, Row
 
 CONNECTIONS = 8  # to one database; each is a thread
@@ -28,6 +29,11 @@ LONGEST_VALUE = 64 << 20  # bytes: `zeroblob(1e9)` would otherwise take that muc
 
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 _WRITES = {sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE}
+_DEFINES = {
+    getattr(sqlite3, f"SQLITE_{verb}_{what}")
+    for verb in ("CREATE", "DROP")
+    for what in ("TABLE", "INDEX", "VIEW", "TRIGGER")
+} | {sqlite3.SQLITE_ALTER_TABLE, sqlite3.SQLITE_REINDEX}
 _ASKING = {"table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo", "foreign_key_list"}
 _ASKING_BARE = {
     "data_version",
@@ -67,6 +73,7 @@ class _Guarded(SqliteClient):
         super().__init__(connection_name=name, **credentials)
         self._writable = writable
         self.guarding = False
+        self.defining = False  # a statement may change the schema
         self.denied = ""
 
     async def create_connection(self, with_db: bool) -> None:  # noqa: ARG002 - the base class's signature
@@ -105,6 +112,8 @@ class _Guarded(SqliteClient):
             return sqlite3.SQLITE_OK
         if action in _WRITES and (self._writable or _INNER.fullmatch(first or "")):
             return sqlite3.SQLITE_OK
+        if action in _DEFINES and self.defining:
+            return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_FUNCTION and second != "load_extension":
             return sqlite3.SQLITE_OK
         asked = (first or "").lower()
@@ -116,6 +125,8 @@ class _Guarded(SqliteClient):
 
 class SqliteConnection:
     """One named database; connections to it are opened as they are needed, up to CONNECTIONS, and kept."""
+
+    dialect: Dialect = "sqlite"
 
     def __init__(self, name: str, credentials: Mapping[str, Any], *, writable: bool) -> None:
         self.name = name
@@ -158,6 +169,26 @@ class SqliteConnection:
                 client.guarding = False
                 if self.writable:
                     await connection.execute("COMMIT")
+
+    @asynccontextmanager
+    async def transaction(
+        self,
+        *,
+        timeout: float,  # noqa: ARG002 - likewise
+    ) -> AsyncIterator["SqliteTransaction"]:
+        """Run statements that are all applied at the end of the block, or not at all after an exception.
+
+        Raises TaskError, `read_only` without `mode=rw`.
+        """
+        if not self.writable:
+            raise rows.read_only(self.name)
+        async with self._session() as client:
+            with _explained(client):
+                # At once, since a transaction that has read cannot wait for another's writes.
+                await client.open.execute("BEGIN IMMEDIATE")
+            yield SqliteTransaction(client)
+            with _explained(client):
+                await client.open.execute("COMMIT")
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[_Guarded]:
@@ -210,6 +241,43 @@ class SqliteRows:
             if len(portion) < size:
                 return
             size = rows.portion(size, portion)
+
+
+class SqliteTransaction:
+    """Statements between BEGIN and COMMIT."""
+
+    def __init__(self, client: _Guarded) -> None:
+        self._client = client
+
+    async def execute(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> int:
+        """Run one statement; how many rows it wrote, or returned. Raises TaskError."""
+        async with self._run(sql, params) as cursor:
+            if cursor.description is None:
+                return max(0, cursor.rowcount)
+            count = 0
+            while portion := len(list(await cursor.fetchmany(rows.FIRST_PORTION))):
+                count += portion
+            return count
+
+    async def first(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
+        """The first row of a query."""
+        async with self._run(sql, params) as cursor:
+            values = await cursor.fetchone()
+            names = [description[0] for description in cursor.description]
+            return None if values is None else dict(zip(names, values, strict=True))
+
+    @asynccontextmanager
+    async def _run(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None) -> AsyncIterator[aiosqlite.Cursor]:
+        text, values = bind(sql, params, "sqlite")
+        client = self._client
+        with _explained(client):
+            client.guarding, client.defining, client.denied = True, True, ""
+            try:
+                cursor = await client.open.execute(text, [_value(value) for value in values])
+                yield cursor
+                await cursor.close()
+            finally:
+                client.guarding = client.defining = False
 
 
 async def _abandon(client: _Guarded) -> None:

@@ -1,15 +1,17 @@
-"""SQL tasks: `sql.query`."""
+"""SQL tasks: `sql.query`, `sql.execute`."""
 
 import time
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, Self
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from worker import rows
+from worker.applied import apply_once
 from worker.errors import TaskError
 from worker.job import Job
+from worker.sql import Transaction
 from worker.task import task
 
 MAX_RESULT_ROWS = 1000
@@ -18,16 +20,22 @@ REPORT_EVERY = 5000  # rows
 GRACE = 1.0  # seconds after the job's deadline: its own timeout comes first
 
 
+Connection = Annotated[str, Field(min_length=1, max_length=128, description="a name from the worker's settings")]
+Sql = Annotated[str, Field(pattern=r"^[^\u0000]*[^\s\u0000][^\u0000]*$", description="one statement")]
+Params = Annotated[
+    list[Any] | dict[str, Any] | None,
+    Field(description="a list for the database's own placeholders (?, $1), an object for :name"),
+]
+
+
 class SqlQuery(BaseModel):
     """What `sql.query` takes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    connection: Annotated[str, Field(min_length=1, max_length=128, description="a name from the worker's settings")]
-    sql: Annotated[str, Field(pattern=r"^[^\u0000]*[^\s\u0000][^\u0000]*$", description="one statement")]
-    params: list[Any] | dict[str, Any] | None = Field(
-        None, description="a list for the database's own placeholders (?, $1), an object for :name"
-    )
+    connection: Connection
+    sql: Sql
+    params: Params = None
     max_rows: Annotated[int, Field(ge=1)] | None = Field(None, description="more rows fail the job as too_large")
     as_: Literal["output", "result"] = Field(
         "output", alias="as", description="rows as output items, or in the result (at most 1,000)"
@@ -65,8 +73,7 @@ async def query(job: Job, payload: SqlQuery) -> SqlResult:
     limit = MAX_RESULT_ROWS if payload.as_ == "result" else None
     if payload.max_rows is not None:
         limit = min(payload.max_rows, limit or payload.max_rows)
-    timeout = max(0.0, job.deadline - time.time()) + GRACE
-    async with connection.query(payload.sql, payload.params, timeout=timeout) as result:
+    async with connection.query(payload.sql, payload.params, timeout=_timeout(job)) as result:
         async for portion in result:
             for row in portion:
                 if count == limit:
@@ -88,6 +95,78 @@ async def query(job: Job, payload: SqlQuery) -> SqlResult:
     if payload.as_ == "result":
         done["rows"] = [msgspec.json.decode(item) for item in kept]
     return done
+
+
+class SqlStatement(BaseModel):
+    """One statement, run once with `params` or once for each of `rows`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"not": {"required": ["params", "rows"]}})
+
+    sql: Sql
+    params: Params = None
+    rows: Annotated[list[list[Any] | dict[str, Any]], Field(description="params of each run")] | None = None
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if {"params", "rows"} <= self.model_fields_set:
+            raise ValueError("give params or rows, not both")
+        return self
+
+
+class SqlExecute(BaseModel):
+    """What `sql.execute` takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    connection: Connection
+    statements: list[SqlStatement] = Field(min_length=1, max_length=10_000)
+
+
+class SqlExecuted(TypedDict):
+    """What `sql.execute` gives: rows written (or returned) by each statement, and which attempt's work it was."""
+
+    rowcounts: list[int]
+    applied: Literal["now", "before"]
+
+
+@task(
+    "sql.execute",
+    timeout="10m",
+    example={
+        "connection": "shop",
+        "statements": [
+            {"sql": "UPDATE stock SET left = left - :n WHERE item = :item", "params": {"n": 1, "item": "cup"}},
+            {"sql": "INSERT INTO sales (item, price) VALUES ($1, $2)", "rows": [["cup", 4.5], ["cup", 4.0]]},
+        ],
+    },
+)
+async def execute(job: Job, payload: SqlExecute) -> SqlExecuted:
+    """Run SQL statements in one transaction, applied once however often the job is started.
+
+    The connection must say `mode=rw`. A marker in its table `tandem_applied` is written in the same transaction; a
+    later attempt finds it and gives the same row counts, with `applied: before`.
+    """
+    total = sum(1 if one.rows is None else len(one.rows) for one in payload.statements)
+
+    async def work(transaction: Transaction) -> list[int]:
+        rowcounts, done = [], 0
+        for statement in payload.statements:
+            count = 0
+            for params in [statement.params] if statement.rows is None else statement.rows:
+                count += await transaction.execute(statement.sql, params)
+                done += 1
+                if done % REPORT_EVERY == 0:
+                    await job.progress(done, total)
+            rowcounts.append(count)
+        return rowcounts
+
+    applied = await apply_once(job.sql(payload.connection), job.id, "sql.execute", work, timeout=_timeout(job))
+    await job.progress(total, total)
+    return {"rowcounts": applied.result, "applied": applied.when}
+
+
+def _timeout(job: Job) -> float:
+    return max(0.0, job.deadline - time.time()) + GRACE
 
 
 def _too_large(what: str) -> TaskError:
