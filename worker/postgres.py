@@ -22,6 +22,7 @@ import msgspec
 from tortoise.backends.asyncpg.client import AsyncpgDBClient
 
 from worker import rows
+from worker.copying import Copied, copy_out
 from worker.errors import TaskError
 from worker.placeholders import Dialect, bind, first_word
 from worker.rows import Column, Row
@@ -45,6 +46,7 @@ class PostgresConnection:
     """One named database. Connects when first used; `close` ends its pool."""
 
     dialect: Dialect = "postgresql"
+    copies = True
 
     def __init__(self, name: str, credentials: Mapping[str, Any], *, writable: bool) -> None:
         self.name = name
@@ -75,15 +77,23 @@ class PostgresConnection:
         text, values = bind(sql, params, "postgresql")
         async with self._begun(timeout, readonly=not self.writable) as connection:
             with self._explained():
-                statement = await connection.prepare(text)
-                arguments = _arguments(values, statement.get_parameters())
-                attributes = statement.get_attributes()
-                if not attributes:
-                    raise TaskError("sql_error", "this statement returns no rows, a query does", retryable=False)
-                rows.distinct([attribute.name for attribute in attributes])
+                statement, arguments = await _asked(connection, text, values)
                 cursor = await statement.cursor(*arguments)
-            columns = [Column(one.name, one.type.name) for one in attributes]
+            columns = [Column(one.name, one.type.name) for one in statement.get_attributes()]
             yield PostgresRows(cursor, columns, self._explained)
+
+    @asynccontextmanager
+    async def csv(
+        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, timeout: float
+    ) -> AsyncIterator[Copied]:
+        """The same, as CSV of the server's making."""
+        text, values = bind(sql, params, "postgresql")
+        async with self._begun(timeout, readonly=not self.writable) as connection:
+            with self._explained():
+                await connection.execute("SET LOCAL standard_conforming_strings = on")
+                statement, arguments = await _asked(connection, text, values)
+            async with copy_out(connection, text, arguments, statement, self._explained) as copied:
+                yield copied
 
     @asynccontextmanager
     async def transaction(self, *, timeout: float) -> AsyncIterator["PostgresTransaction"]:
@@ -206,6 +216,17 @@ class PostgresTransaction:
                 self._prepared = (text, await self._connection.prepare(text))
         statement = self._prepared[1]
         return statement, _arguments(values, statement.get_parameters())
+
+
+async def _asked(connection: Connection, text: str, values: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """A prepared statement that returns rows, and its arguments."""
+    statement = await connection.prepare(text)
+    arguments = _arguments(values, statement.get_parameters())
+    attributes = statement.get_attributes()
+    if not attributes:
+        raise TaskError("sql_error", "this statement returns no rows, a query does", retryable=False)
+    rows.distinct([attribute.name for attribute in attributes])
+    return statement, arguments
 
 
 def _affected(status: str) -> int:

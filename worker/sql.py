@@ -22,7 +22,7 @@ from shared.settings import Settings
 from worker.errors import TaskError
 from worker.placeholders import Dialect
 from worker.postgres import PostgresConnection
-from worker.rows import Row, Rows
+from worker.rows import Row, Rows, Text
 from worker.sqlite import SqliteConnection
 
 _SCHEMES: dict[str, type[SqliteConnection] | type[PostgresConnection]] = {
@@ -49,6 +49,7 @@ class SqlConnection(Protocol):
     name: str
     writable: bool
     dialect: Dialect
+    copies: bool  # it has `csv`
 
     def query(
         self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, timeout: float
@@ -58,6 +59,11 @@ class SqlConnection(Protocol):
         `params` is a list for the database's own placeholders (`?`, `$1`) or an object for `:name`; values are always
         bound. `timeout` in seconds. Raises TaskError.
         """
+
+    def csv(
+        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, timeout: float
+    ) -> AbstractAsyncContextManager[Text]:
+        """The same as CSV of the database's own making, with a header, where it `copies`."""
 
     def transaction(self, *, timeout: float) -> AbstractAsyncContextManager[Transaction]:
         """Run statements that are all applied at the end of the block, or not at all after an exception.

@@ -11,7 +11,7 @@ import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import aiosqlite
@@ -127,6 +127,7 @@ class SqliteConnection:
     """One named database; connections to it are opened as they are needed, up to CONNECTIONS, and kept."""
 
     dialect: Dialect = "sqlite"
+    copies = False
 
     def __init__(self, name: str, credentials: Mapping[str, Any], *, writable: bool) -> None:
         self.name = name
@@ -169,6 +170,16 @@ class SqliteConnection:
                 client.guarding = False
                 if self.writable:
                     await connection.execute("COMMIT")
+
+    def csv(
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        timeout: float,
+    ) -> NoReturn:
+        """SQLite writes no CSV itself."""
+        raise NotImplementedError
 
     @asynccontextmanager
     async def transaction(
