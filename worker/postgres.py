@@ -24,6 +24,7 @@ from tortoise.backends.asyncpg.client import AsyncpgDBClient
 from worker import rows
 from worker.copying import Copied, copy_out
 from worker.errors import TaskError
+from worker.loading import POSTGRES_COLUMNS, Loader, PostgresLoader, check_columns, quoted
 from worker.placeholders import Dialect, bind, first_word
 from worker.rows import Column, Row
 
@@ -208,6 +209,23 @@ class PostgresTransaction:
         with self._explained():
             record = await statement.fetchrow(*arguments)
         return None if record is None else dict(record)
+
+    async def loader(self, table: str, columns: Sequence[str], key: Sequence[str]) -> Loader:
+        """Writes rows into these columns, in place of those that have the same `key`, if one is given."""
+        with self._explained():
+            found = await self._connection.fetch(POSTGRES_COLUMNS, quoted(table))
+        types = {record["name"]: record["type"] for record in found}
+        check_columns(table, types, [*columns, *key])
+        made = PostgresLoader(
+            self._connection,
+            self._explained,
+            table,
+            columns=columns,
+            types=[types[name] for name in columns],
+            key=key,
+        )
+        await made.begin()
+        return made
 
     async def _bound(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None) -> tuple[Any, list[Any]]:
         text, values = bind(sql, params, "postgresql")

@@ -20,6 +20,7 @@ from tortoise.exceptions import ConfigurationError
 from shared.errors import Misconfigured
 from shared.settings import Settings
 from worker.errors import TaskError
+from worker.loading import Loader
 from worker.placeholders import Dialect
 from worker.postgres import PostgresConnection
 from worker.rows import Row, Rows, Text
@@ -41,6 +42,9 @@ class Transaction(Protocol):
 
     async def first(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
         """The first row of a query."""
+
+    async def loader(self, table: str, columns: Sequence[str], key: Sequence[str]) -> Loader:
+        """Writes rows into these columns, in place of those that have the same `key`, if one is given."""
 
 
 class SqlConnection(Protocol):

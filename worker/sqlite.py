@@ -19,6 +19,7 @@ from tortoise.backends.sqlite.client import SqliteClient
 
 from worker import rows
 from worker.errors import TaskError
+from worker.loading import Loader, Refused, check_columns, quoted, sqlite_insert, sqlite_value
 from worker.placeholders import Dialect, bind
 from worker.rows import Column, Row
 
@@ -277,6 +278,19 @@ class SqliteTransaction:
             names = [description[0] for description in cursor.description]
             return None if values is None else dict(zip(names, values, strict=True))
 
+    async def loader(self, table: str, columns: Sequence[str], key: Sequence[str]) -> Loader:
+        """Writes rows into these columns, in place of those that have the same `key`, if one is given."""
+        with _explained(self._client):
+            schema, dot, name = table.rpartition(".")
+            found = await self._client.open.execute_fetchall(
+                f"PRAGMA {quoted(schema)}{dot}table_xinfo({quoted(name)})"
+                if dot
+                else f"PRAGMA table_xinfo({quoted(name)})"
+            )
+        types = {str(row[1]): str(row[2]) for row in found}
+        check_columns(table, types, [*columns, *key])
+        return SqliteLoader(self._client, sqlite_insert(table, columns, key), [types[name] for name in columns])
+
     @asynccontextmanager
     async def _run(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None) -> AsyncIterator[aiosqlite.Cursor]:
         text, values = bind(sql, params, "sqlite")
@@ -289,6 +303,34 @@ class SqliteTransaction:
                 await cursor.close()
             finally:
                 client.guarding = client.defining = False
+
+
+class SqliteLoader:
+    """INSERT of many rows."""
+
+    def __init__(self, client: _Guarded, text: str, types: Sequence[str]) -> None:
+        self._client, self._text, self._types = client, text, types
+
+    async def load(self, rows: Sequence[Sequence[Any]]) -> None:
+        values = []
+        for number, row in enumerate(rows):
+            try:
+                values.append([sqlite_value(one, type) for one, type in zip(row, self._types, strict=True)])
+            except (ValueError, TypeError) as error:
+                raise Refused(str(error), number) from None
+        connection, client = self._client.open, self._client
+        with _explained(client):
+            await connection.execute("SAVEPOINT batch")
+            client.guarding, client.denied = True, ""
+            try:
+                await connection.executemany(self._text, values)
+            except (sqlite3.IntegrityError, sqlite3.DataError, OverflowError) as error:
+                client.guarding = False
+                await connection.execute("ROLLBACK TO batch")
+                raise Refused(str(error), None) from None
+            finally:
+                client.guarding = False
+            await connection.execute("RELEASE batch")
 
 
 async def _abandon(client: _Guarded) -> None:

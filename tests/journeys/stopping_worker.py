@@ -30,6 +30,10 @@ class Noting:
         self.worked |= "tandem_applied" not in sql
         return await self._inner.execute(sql, params)
 
+    async def loader(self, *given: Any) -> Any:
+        self.worked = True
+        return await self._inner.loader(*given)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 

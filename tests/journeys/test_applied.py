@@ -6,8 +6,11 @@ from contextlib import closing
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 
+from shared.files import open_store
+from shared.uploads import save_upload
 from tests.conftest import eventually
 from tests.journeys import stopping_worker
 from tests.journeys.test_crashes import LEASE, MANY, Stage
@@ -67,3 +70,27 @@ async def test_a_worker_killed_beside_the_commit_applies_nothing_twice(
     assert outcomes(await client.record(id)) == ["worker_lost", "succeeded"]
     assert sorted(await ask("SELECT item FROM sales")) == [("cup",), ("cup",), ("pot",)]
     assert await ask("SELECT job, step FROM tandem_applied") == [(id, "sql.execute")]
+
+
+async def test_an_import_is_applied_once_and_keeps_its_bad_rows(
+    stage: Stage, client: Client, database: tuple[str, Callable[[str], Any]]
+) -> None:
+    url, ask = database
+    await ask("CREATE TABLE sales (item text PRIMARY KEY)")
+    notes = stage.directory / "stopped"
+    async with open_store(f"file://{stage.directory}/store") as store:
+        file = await save_upload(store, b"item\ncup\npot\ncup\n", tenant="default", keep=600, name="sales.csv")
+    first = stage.worker(module=stopping_worker.__name__, arguments=(str(notes), "after"), sql__shop=url)
+    payload = {"connection": "shop", "table": "sales", "source": {"file": file.id}, "max_bad": 1}
+    id = await client.submit(sql.import_, payload, retry=MANY)
+    await eventually(notes.exists, 30)
+    first.kill()
+    stage.worker(sql__shop=url)
+    result = await client.result(id)
+    assert (result["row_count"], result["bad_count"]) == (2, 1)
+    record = await client.record(id)
+    assert outcomes(record) == ["worker_lost", "succeeded"]
+    assert sorted(await ask("SELECT item FROM sales")) == [("cup",), ("pot",)]
+    # Published are the files of the accepted attempt, which did not import.
+    place = stage.directory / "store" / "jobs" / id / str(record.attempts[-1].began)
+    assert msgspec.json.decode((place / result["bad_file"]["name"]).read_bytes())["line"] == 4

@@ -1,4 +1,4 @@
-"""SQL tasks: `sql.query`, `sql.execute`, `sql.export`."""
+"""SQL tasks: `sql.query`, `sql.execute`, `sql.export`, `sql.import`."""
 
 import time
 from typing import Annotated, Any, Literal, NotRequired, Self
@@ -12,7 +12,9 @@ from worker.applied import apply_once
 from worker.errors import TaskError
 from worker.exports import Export, Source
 from worker.files import FileRef
+from worker.imports import Import, Imported, Plan, bad_file
 from worker.job import Job
+from worker.records import format_of
 from worker.sql import Transaction
 from worker.task import task
 
@@ -150,6 +152,93 @@ async def export(job: Job, payload: SqlExport) -> SqlExported:
         "row_count": exporting.count,
         "columns": [{"name": one.name, "type": one.type} for one in exporting.columns],
     }
+
+
+Name = Annotated[str, Field(pattern=r"^[^\u0000]{1,128}$")]
+
+
+class SqlImport(BaseModel):
+    """What `sql.import` takes."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "if": {"properties": {"mode": {"const": "upsert"}}, "required": ["mode"]},
+            "then": {"required": ["key"], "properties": {"key": {"type": "array"}}},
+            "else": {"properties": {"key": {"type": "null"}}},
+        },
+    )
+
+    connection: Connection
+    table: Annotated[
+        str, Field(pattern=r'^[^\u0000".]{1,128}(\.[^\u0000".]{1,128})?$', description="its name, or schema.name")
+    ]
+    source: FileRef
+    format: Literal["csv", "ndjson", "parquet"] | None = Field(None, description="else the file's name says it")
+    compression: Literal["gzip", "zstd"] | None = Field(None, description="may be left out: the file's start says it")
+    columns: Annotated[list[Name], Field(min_length=1, max_length=1600)] | None = Field(
+        None, description="of the file's columns those to import; all of them if left out"
+    )
+    mode: Literal["insert", "upsert"] = "insert"
+    key: Annotated[list[Name], Field(min_length=1, max_length=32)] | None = Field(
+        None, description="of an upsert: the columns of a unique index"
+    )
+    batch: int = Field(5000, ge=1, le=100_000, description="rows written at once")
+    max_bad: int = Field(0, ge=0, le=1_000_000, description="more rows that are refused fail the job as bad_rows")
+
+    @model_validator(mode="after")
+    def _keyed(self) -> Self:
+        if (self.mode == "upsert") != (self.key is not None):
+            raise ValueError("an upsert has a key, an insert has none")
+        return self
+
+
+class SqlImported(TypedDict):
+    """What `sql.import` gives; `bad_file` has the line, reason and values of each row that was refused."""
+
+    row_count: int
+    bad_count: int
+    bad_file: NotRequired[FileRef]
+
+
+@task(
+    "sql.import",
+    timeout="10m",
+    example={
+        "connection": "shop",
+        "table": "stock",
+        "source": {"file": "01JC8XW3T4Z5PC3V8M2G7QK9RN4HDA"},
+        "format": "csv",
+        "mode": "upsert",
+        "key": ["item"],
+        "max_bad": 10,
+    },
+)
+async def import_(job: Job, payload: SqlImport) -> SqlImported:
+    """Write a file's rows (CSV, NDJSON, Parquet; plain, gzip or zstd) into a table, applied once.
+
+    All in one transaction, in batches; the connection must say `mode=rw`. Of several rows of one key an upsert keeps
+    the last. Rows that the database refuses are left out and listed in a file, as long as they are at most `max_bad`.
+    """
+    source = await job.files.stat(payload.source)
+    plan = Plan(
+        source=source,
+        format=payload.format or format_of(source),
+        compression=payload.compression,
+        table=payload.table,
+        columns=payload.columns,
+        key=payload.key or (),
+        batch=payload.batch,
+        max_bad=payload.max_bad,
+    )
+    importing = Import(job, plan)
+    applied = await apply_once(job.sql(payload.connection), job.id, "sql.import", importing.run, timeout=_timeout(job))
+    imported = Imported(*applied.result)
+    done: SqlImported = {"row_count": imported.row_count, "bad_count": imported.bad_count}
+    if (file := await bad_file(job, imported)) is not None:
+        done["bad_file"] = file
+    return done
 
 
 class SqlStatement(BaseModel):
