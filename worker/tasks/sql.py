@@ -15,7 +15,7 @@ from worker.files import FileRef
 from worker.imports import Import, Imported, Plan, bad_file
 from worker.job import Job
 from worker.records import format_of
-from worker.sql import Transaction
+from worker.sql import SqlConnection, Transaction
 from worker.task import task
 
 MAX_RESULT_ROWS = 1000
@@ -36,15 +36,53 @@ MaxBytes = Annotated[
     Annotated[int, Field(ge=1)] | None, Field(description="more bytes of output or of the file fail it likewise")
 ]
 
+_OF_SQL = {"connection": "string", "sql": "string", "query": "null"}
 
-class SqlQuery(BaseModel):
+
+class SqlSource(BaseModel):
+    """One query: SQL of the client's own for a connection, or one that the operator has declared by name."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "required": ["connection", "sql"],
+                    "properties": {key: {"type": kind} for key, kind in _OF_SQL.items()},
+                },
+                {"required": ["query"], "properties": {"query": {"type": "string"}, "sql": {"type": "null"}}},
+            ]
+        },
+    )
+
+    connection: Connection | None = Field(None, description="may be left out with `query`")
+    sql: Sql | None = None
+    query: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        None, description="a query's name in the worker's settings"
+    )
+    params: Params = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.sql is None) == (self.query is None):
+            raise ValueError("give either sql or query")
+        if self.sql is not None and self.connection is None:
+            raise ValueError("sql needs a connection")
+        return self
+
+    def asked(self, job: Job) -> tuple[SqlConnection, str, list[Any] | dict[str, Any] | None]:
+        """The connection, the text and its params. Raises TaskError."""
+        known = job.resources.sql
+        if self.query is None:
+            return known.raw(self.connection or ""), self.sql or "", self.params
+        query = known.named(self.query, self.connection)
+        return known(query.connection), query.sql, query.check(self.params)
+
+
+class SqlQuery(SqlSource):
     """What `sql.query` takes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    connection: Connection
-    sql: Sql
-    params: Params = None
     max_rows: MaxRows = None
     max_bytes: MaxBytes = None
     as_: Literal["output", "result"] = Field(
@@ -77,7 +115,7 @@ async def query(job: Job, payload: SqlQuery) -> SqlResult:
 
     Rows are objects; decimals are strings, times RFC 3339, intervals ISO 8601 durations, bytes base64.
     """
-    connection = job.sql(payload.connection)
+    connection, text, params = payload.asked(job)
     kept: list[msgspec.Raw] = []
     size = count = 0
     limit = MAX_RESULT_ROWS if payload.as_ == "result" else None
@@ -86,7 +124,7 @@ async def query(job: Job, payload: SqlQuery) -> SqlResult:
     max_bytes = payload.max_bytes
     if payload.as_ == "result":
         max_bytes = min(MAX_RESULT_BYTES, max_bytes or MAX_RESULT_BYTES)
-    async with connection.query(payload.sql, payload.params, timeout=_timeout(job)) as result:
+    async with connection.query(text, params, timeout=_timeout(job)) as result:
         async for portion in result:
             for row in portion:
                 if count == limit:
@@ -110,14 +148,9 @@ async def query(job: Job, payload: SqlQuery) -> SqlResult:
     return done
 
 
-class SqlExport(BaseModel):
+class SqlExport(SqlSource):
     """What `sql.export` takes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    connection: Connection
-    sql: Sql
-    params: Params = None
     format: Literal["csv", "ndjson", "parquet"]
     compression: Literal["gzip", "zstd"] | None = Field(None, description="of the file; of Parquet, inside of it")
     max_rows: MaxRows = None
@@ -144,7 +177,8 @@ async def export(job: Job, payload: SqlExport) -> SqlExported:
     an empty text. NDJSON has them as `sql.query` does; Parquet has types of its own for numbers, booleans, dates, times
     and bytes.
     """
-    source = Source(job.sql(payload.connection), payload.sql, payload.params, payload.max_rows, _timeout(job))
+    connection, text, params = payload.asked(job)
+    source = Source(connection, text, params, payload.max_rows, _timeout(job))
     exporting = Export(job, source, payload.format, payload.compression)
     file = await exporting.run(payload.max_bytes)
     return {
@@ -304,7 +338,8 @@ async def execute(job: Job, payload: SqlExecute) -> SqlExecuted:
             rowcounts.append(count)
         return rowcounts
 
-    applied = await apply_once(job.sql(payload.connection), job.id, "sql.execute", work, timeout=_timeout(job))
+    connection = job.resources.sql.raw(payload.connection)
+    applied = await apply_once(connection, job.id, "sql.execute", work, timeout=_timeout(job))
     await job.progress(total, total)
     return {"rowcounts": applied.result, "applied": applied.when}
 
