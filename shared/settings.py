@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     )
     tasks: Names = Field((), description="task modules besides the built-in ones, importable by the worker")
     sql: dict[str, str] = Field({}, description="SQL connections that tasks may name: TANDEM_SQL__<NAME>=<URL>")
-    queries: str = Field("", description="TOML file of the SQL queries that jobs may name, see docs/operating.md")
+    queries: str = Field("", description="TOML file of the SQL queries that jobs may name, see docs/deploying.md")
     mongo: dict[str, str] = Field({}, description="MongoDB connections likewise: TANDEM_MONGO__<NAME>=<URL>")
     http_allow: Annotated[Names, AfterValidator(_networks)] = Field(
         (), description="networks and hosts that tasks may reach besides the public internet"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -141,6 +142,10 @@ class Job:
     def sql(self, name: str) -> "SqlConnection":
         """The database connection that the settings call `name` (`TANDEM_SQL__<NAME>`)."""
         return self.resources.sql(name)
+
+    def models(self) -> AbstractAsyncContextManager[None]:
+        """Inside of `async with job.models():` Tortoise models work that connections name (`models=<module>`)."""
+        return self.resources.sql.models()
 
     async def progress(self, current: float, total: float | None = None, message: str | None = None) -> None:
         """Tell how far the job is. Cheap to call often: clients see the newest state, not each one."""

@@ -60,8 +60,15 @@ class PostgresConnection:
             given["ssl"] = mode
         if isinstance(given.get("user"), str):
             given["user"] = unquote(given["user"])
-        options = {"maxsize": CONNECTIONS, "timeout": CONNECT, "application_name": "tandem-jobs", **given}
-        self._client = AsyncpgDBClient(connection_name=name, init=_prepare, **options)
+        self._options = {"maxsize": CONNECTIONS, "timeout": CONNECT, "application_name": "tandem-jobs", **given}
+        self._client = AsyncpgDBClient(connection_name=name, init=_prepare, **self._options)
+
+    def config(self, expanded: Mapping[str, Any]) -> dict[str, Any]:
+        """Tortoise's own form of the connection, for models."""
+        credentials = dict(self._options)
+        if not self.writable:
+            credentials["server_settings"] = {"default_transaction_read_only": "on"}
+        return {"engine": expanded["engine"], "credentials": credentials}
 
     async def close(self) -> None:
         await self._client.close()

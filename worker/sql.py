@@ -24,6 +24,7 @@ from shared.errors import Misconfigured
 from shared.settings import Settings
 from worker.errors import TaskError
 from worker.loading import Loader
+from worker.models import Models, check_modules
 from worker.placeholders import Dialect
 from worker.postgres import PostgresConnection
 from worker.queries import NamedQuery, load_queries
@@ -79,6 +80,9 @@ class SqlConnection(Protocol):
         `timeout` in seconds. Raises TaskError, `read_only` without `mode=rw`.
         """
 
+    def config(self, expanded: Mapping[str, Any]) -> dict[str, Any]:
+        """Tortoise's own form of the connection, for models: engine and credentials."""
+
     async def close(self) -> None:
         """End all that is open."""
 
@@ -91,10 +95,12 @@ class SqlConnections:
         connections: Mapping[str, SqlConnection],
         queries: Mapping[str, NamedQuery] | None = None,
         raw_off: Collection[str] = (),
+        models: Models | None = None,
     ) -> None:
         self._connections = connections
         self._queries = queries or {}
         self._raw_off = raw_off
+        self.models = models or Models({}, {})
 
     def __call__(self, name: str) -> SqlConnection:
         """The connection of this name, in any case. Raises TaskError `unknown_connection`."""
@@ -128,14 +134,19 @@ async def open_sql(settings: Settings) -> AsyncIterator[SqlConnections]:
     connections = {name: _connection(name, url, own) for name, (url, own) in urls.items()}
     raw_off = {name for name, (_, own) in urls.items() if own.get("raw") == "off"}
     queries = load_queries(settings.queries, connections)
+    modules = {name: own["models"] for name, (_, own) in urls.items() if "models" in own}
+    check_modules(modules)
+    configs = {name: connections[name].config(expand_db_url(urls[name][0])) for name in modules}
+    models = Models(configs, modules)
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(models.close)
         for connection in connections.values():
             stack.push_async_callback(connection.close)
-        yield SqlConnections(connections, queries, raw_off)
+        yield SqlConnections(connections, queries, raw_off, models)
 
 
 # Words of ours in a URL's query, which no driver knows, and their values.
-_OWN = {"mode": ("ro", "rw"), "raw": ("on", "off")}
+_OWN: dict[str, tuple[str, ...]] = {"mode": ("ro", "rw"), "raw": ("on", "off"), "models": ()}
 
 
 def _own(name: str, url: str) -> tuple[str, dict[str, str]]:
@@ -144,7 +155,7 @@ def _own(name: str, url: str) -> tuple[str, dict[str, str]]:
     pairs = parse_qsl(query, keep_blank_values=True)
     own = {key: value for key, value in pairs if key in _OWN}
     for key, value in own.items():
-        if value not in _OWN[key]:
+        if _OWN[key] and value not in _OWN[key]:
             raise Misconfigured(f"{_setting(name)}: {key} is {' or '.join(_OWN[key])}")
     if not own:
         return url, own

@@ -137,6 +137,12 @@ class SqliteConnection:
         self._free = asyncio.Semaphore(CONNECTIONS)
         self._idle: list[_Guarded] = []
 
+    def config(self, expanded: Mapping[str, Any]) -> dict[str, Any]:
+        """Tortoise's own form of the connection, for models."""
+        # In this order: how the file is written can be chosen only before.
+        pragmas = {"journal_mode": "WAL", "query_only": "OFF" if self.writable else "ON"}
+        return {"engine": expanded["engine"], "credentials": {**self._credentials, **pragmas}}
+
     async def close(self) -> None:
         while self._idle:
             await self._idle.pop().close()

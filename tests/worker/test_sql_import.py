@@ -89,9 +89,9 @@ async def failure(bench: Bench, data: bytes, name: str = "stock.csv", **more: An
     [
         ("a.csv", CSV),
         ("a.csv", b"\xef\xbb\xbf" + CSV.replace(b"\r\n", b"\n").rstrip()),
-        ("a.csv.gz", gzip.compress(CSV)),
+        ("a.csv.gz", gzip.compress(CSV, mtime=0)),
         ("a.ndjson", NDJSON),
-        ("a.jsonl.gz", gzip.compress(NDJSON)),
+        ("a.jsonl.gz", gzip.compress(NDJSON, mtime=0)),
         ("a.parquet", parquet()),
     ],
 )
@@ -189,7 +189,7 @@ async def test_a_repeated_attempt_imports_nothing_and_has_the_same_result(bench:
         (b"item,item\na,b\n", "a.csv", "invalid_file"),
         (b"nonsense\n", "a.ndjson", "invalid_file"),
         (b"PAR1 but no more", "a.parquet", "invalid_file"),
-        (gzip.compress(CSV)[:-20], "a.csv.gz", "invalid_file"),
+        (gzip.compress(CSV, mtime=0)[:-20], "a.csv.gz", "invalid_file"),
         (CSV, "a.bin", "unknown_format"),
         (b"other\na\n", "a.csv", "sql_error"),
     ],
