@@ -12,6 +12,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+__all__ = ["Compression", "Deflating", "Sink", "compression_of", "inflated", "zstd"]
+
 Compression = Literal["gzip", "zstd"]
 
 STEP = 256 << 10  # bytes that come out at once, however few went in
