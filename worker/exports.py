@@ -6,11 +6,11 @@ from contextlib import aclosing
 from typing import Any, NamedTuple
 
 from worker.compression import Compression
+from worker.encoders import Format, Squeeze, encoder, file_name
 from worker.files import FileRef
 from worker.job import Job
 from worker.rows import Column, too_many
 from worker.sql import SqlConnection
-from worker.tables import Format, Squeeze, encoder, file_name
 
 
 class Source(NamedTuple):

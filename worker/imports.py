@@ -11,6 +11,7 @@ import msgspec
 from shared.errors import NotFound
 from shared.files import job_path
 from worker.compression import Compression
+from worker.encoders import Format
 from worker.errors import TaskError
 from worker.files import FileRef
 from worker.job import Job
@@ -18,7 +19,6 @@ from worker.loading import Loader, Refused
 from worker.records import Record, Records, read
 from worker.rows import plain
 from worker.sql import Transaction
-from worker.tables import Format
 
 BAD_FILE = "bad-rows.ndjson"
 BATCH_BYTES = 8 << 20  # of a batch's values, roughly

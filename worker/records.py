@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from worker.compression import Compression, compression_of, inflated
+from worker.encoders import Format
 from worker.errors import Permanent
 from worker.files import FileRef
-from worker.tables import Format
 
 LONGEST = 16 << 20  # bytes of a line or a value
 _ENDINGS: dict[str, Format] = {"csv": "csv", "ndjson": "ndjson", "jsonl": "ndjson", "parquet": "parquet"}
