@@ -112,6 +112,7 @@ class Settings(BaseSettings):
     sql: dict[str, Annotated[str, AfterValidator(_database_url)]] = Field(
         {}, description="SQL connections that tasks may name: TANDEM_SQL__<NAME>=<URL>"
     )
+    queries: str = Field("", description="TOML file of the SQL queries that jobs may name, see docs/deploying.md")
     mongo: dict[str, Annotated[str, AfterValidator(_mongo_url)]] = Field(
         {}, description="MongoDB connections likewise: TANDEM_MONGO__<NAME>=<URL>"
     )

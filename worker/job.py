@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -146,6 +147,10 @@ class Job:
     def mongo(self, name: str) -> "MongoConnection":
         """The MongoDB server that the settings call `name` (`TANDEM_MONGO__<NAME>`)."""
         return self.resources.mongo(name)
+
+    def models(self) -> AbstractAsyncContextManager[None]:
+        """Inside of `async with job.models():` Tortoise models work that connections name (`models=<module>`)."""
+        return self.resources.sql.models()
 
     async def progress(self, current: float, total: float | None = None, message: str | None = None) -> None:
         """Tell how far the job is. Cheap to call often: clients see the newest state, not each one."""

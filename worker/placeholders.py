@@ -19,10 +19,12 @@ _WORD = r"[^\W\d][\w$]*"
 # `a[1:n]`, `x::text` and `:=` have colons too: a placeholder's stands after a space or an operator.
 _NAMED = r"(?<![\w\])\"':]):(?P<named>[^\W\d]\w*)"
 _REST = r"(?P<end>;)|::|."
+_NUMBER = r"\$(?P<number>[0-9]+)"
 _DOLLAR = r"\$(?P<tag>(?:[^\W\d]\w*)?)\$(?s:.*?)\$(?P=tag)\$"
 _TOKENS: dict[Dialect, re.Pattern[str]] = {
     "postgresql": re.compile(
-        rf"{_SPACE}|{_COMMENT}|[eE]'(?:[^'\\]|''|\\.)*'|{_QUOTED}|{_WORD}|{_DOLLAR}|{_NAMED}|{_REST}", re.DOTALL
+        rf"{_SPACE}|{_COMMENT}|[eE]'(?:[^'\\]|''|\\.)*'|{_QUOTED}|{_WORD}|{_NUMBER}|{_DOLLAR}|{_NAMED}|{_REST}",
+        re.DOTALL,
     ),
     "sqlite": re.compile(
         rf"{_SPACE}|{_COMMENT}|{_QUOTED}|`(?:[^`]|``)*`|\[[^\]]*\]|{_WORD}|{_NAMED}|{_REST}", re.DOTALL
@@ -66,6 +68,24 @@ def bind(sql: str, params: Sequence[Any] | Mapping[str, Any] | None, dialect: Di
     if unused:
         raise _wrong(f"params has {unused[0]!r}, but the statement has no :{unused[0]}")
     return "".join([*parts, sql[done:]]), [params[name] for name in order]
+
+
+def numbered(sql: str, texts: Sequence[str]) -> str:
+    """One statement of PostgreSQL, without what ends it, with `texts[0]` in place of `$1` and so on."""
+    parts: list[str] = []
+    done = 0
+    for match in _significant(sql, "postgresql"):
+        if match["end"] is not None:
+            return "".join([*parts, sql[done : match.start()]])
+        if match["number"] is not None:
+            parts += [sql[done : match.start()], texts[int(match["number"]) - 1]]
+            done = match.end()
+    return "".join([*parts, sql[done:]])
+
+
+def first_word(sql: str, dialect: Dialect) -> str:
+    """The statement's first token in lower case: its command, for what begins with one."""
+    return next((match[0].lower() for match in _significant(sql, dialect)), "")
 
 
 def _significant(sql: str, dialect: Dialect) -> Iterator[re.Match[str]]:

@@ -2,7 +2,8 @@
 
 The boundary of what a statement may do is the role in the connection's URL. On top of that, unless the URL says
 `mode=rw`, every transaction is read-only, and the caller's text goes through the extended protocol, which takes one
-statement: there is no second one to switch that off. Only statements that return rows are run.
+statement: there is no second one to switch that off. A query runs only statements that return rows, a transaction none
+that would end it.
 """
 
 import asyncio
@@ -21,14 +22,22 @@ import msgspec
 from tortoise.backends.asyncpg.client import AsyncpgDBClient
 
 from worker import rows
+from worker.copying import Copied, copy_out
 from worker.errors import TaskError
-from worker.placeholders import bind
+from worker.loading import POSTGRES_COLUMNS, Loader, PostgresLoader, check_columns, quoted
+from worker.placeholders import Dialect, bind, first_word
 from worker.rows import Column, Row
 
 CONNECTIONS = 10  # to one database, unless the URL says maxsize
 CONNECT = 10.0  # seconds
 RELEASE = 5.0  # seconds for the end of a transaction and the reset of the session
 LOCK = 30.0  # seconds that a statement waits for another's lock
+# What pooling leaves behind of a session that could write: a role, temporary tables, the last value of a sequence.
+_RESET = "RESET SESSION AUTHORIZATION; DISCARD TEMP; DISCARD SEQUENCES"
+# They would end the transaction, and with it the promise that all is applied or nothing; COPY moves files.
+_CONTROL = frozenset(
+    {"abort", "begin", "commit", "copy", "end", "prepare", "release", "rollback", "savepoint", "start"}
+)
 _SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 Connection = Any  # asyncpg ships no types
@@ -36,6 +45,9 @@ Connection = Any  # asyncpg ships no types
 
 class PostgresConnection:
     """One named database. Connects when first used; `close` ends its pool."""
+
+    dialect: Dialect = "postgresql"
+    copies = True
 
     def __init__(self, name: str, credentials: Mapping[str, Any], *, writable: bool) -> None:
         self.name = name
@@ -48,8 +60,15 @@ class PostgresConnection:
             given["ssl"] = mode
         if isinstance(given.get("user"), str):
             given["user"] = unquote(given["user"])
-        options = {"maxsize": CONNECTIONS, "timeout": CONNECT, "application_name": "tandem-jobs", **given}
-        self._client = AsyncpgDBClient(connection_name=name, init=_prepare, **options)
+        self._options = {"maxsize": CONNECTIONS, "timeout": CONNECT, "application_name": "tandem-jobs", **given}
+        self._client = AsyncpgDBClient(connection_name=name, init=_prepare, **self._options)
+
+    def config(self, expanded: Mapping[str, Any]) -> dict[str, Any]:
+        """Tortoise's own form of the connection, for models."""
+        credentials = dict(self._options)
+        if not self.writable:
+            credentials["server_settings"] = {"default_transaction_read_only": "on"}
+        return {"engine": expanded["engine"], "credentials": credentials}
 
     async def close(self) -> None:
         await self._client.close()
@@ -64,31 +83,57 @@ class PostgresConnection:
         exception rolls back. Raises TaskError, see worker/sql.py.
         """
         text, values = bind(sql, params, "postgresql")
+        async with self._begun(timeout, readonly=not self.writable) as connection:
+            with self._explained():
+                statement, arguments = await _asked(connection, text, values)
+                cursor = await statement.cursor(*arguments)
+            columns = [Column(one.name, one.type.name) for one in statement.get_attributes()]
+            yield PostgresRows(cursor, columns, self._explained)
+
+    @asynccontextmanager
+    async def csv(
+        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, timeout: float
+    ) -> AsyncIterator[Copied]:
+        """The same, as CSV of the server's making."""
+        text, values = bind(sql, params, "postgresql")
+        async with self._begun(timeout, readonly=not self.writable) as connection:
+            with self._explained():
+                await connection.execute("SET LOCAL standard_conforming_strings = on")
+                statement, arguments = await _asked(connection, text, values)
+            async with copy_out(connection, text, arguments, statement, self._explained) as copied:
+                yield copied
+
+    @asynccontextmanager
+    async def transaction(self, *, timeout: float) -> AsyncIterator["PostgresTransaction"]:
+        """Run statements that are all applied at the end of the block, or not at all after an exception.
+
+        `timeout` (seconds) is also the server's, of each statement. Raises TaskError, `read_only` without `mode=rw`.
+        """
+        if not self.writable:
+            raise rows.read_only(self.name)
+        async with self._begun(timeout, readonly=False) as connection:
+            yield PostgresTransaction(connection, self._explained)
+
+    @asynccontextmanager
+    async def _begun(self, timeout: float, *, readonly: bool) -> AsyncIterator[Connection]:
+        """A connection in a transaction, which the end of the block commits if it may write."""
         async with self._session() as connection:
-            transaction = connection.transaction(readonly=not self.writable)
+            transaction = connection.transaction(readonly=readonly)
             with self._explained():
                 await transaction.start()
             try:
                 with self._explained():
                     await connection.execute(_limits(timeout))
-                    statement = await connection.prepare(text)
-                    arguments = _arguments(values, statement.get_parameters())
-                    attributes = statement.get_attributes()
-                    if not attributes:
-                        raise TaskError("sql_error", "this statement returns no rows, a query does", retryable=False)
-                    rows.distinct([attribute.name for attribute in attributes])
-                    cursor = await statement.cursor(*arguments)
-                columns = [Column(one.name, one.type.name) for one in attributes]
-                yield PostgresRows(cursor, columns, self._explained)
+                yield connection
             except BaseException:
                 await _roll_back(transaction, connection)
                 raise
-            if self.writable:
-                with self._explained():
-                    await transaction.commit()
-            else:
+            if readonly:
                 # What a function did in spite of READ ONLY (large objects, say) goes with it.
                 await _roll_back(transaction, connection)
+            else:
+                with self._explained():
+                    await transaction.commit()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -113,6 +158,8 @@ class PostgresConnection:
         finally:
             try:
                 async with asyncio.timeout(RELEASE):
+                    if self.writable and not connection.is_closed():
+                        await connection.execute(_RESET)
                     await pooled.__aexit__(None, None, None)
             except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                 # A server that does not even take its connection back; terminating frees its place in the pool.
@@ -139,6 +186,78 @@ class PostgresRows:
             if len(portion) < size:
                 return
             size = rows.portion(size, portion)
+
+
+class PostgresTransaction:
+    """Statements between BEGIN and COMMIT."""
+
+    def __init__(self, connection: Connection, explained: Callable[[], AbstractContextManager[None]]) -> None:
+        self._connection = connection
+        self._explained = explained
+        self._prepared: tuple[str, Any] = ("", None)
+
+    async def execute(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> int:
+        """Run one statement; how many rows it wrote, or returned. Raises TaskError."""
+        if (word := first_word(sql, "postgresql")) in _CONTROL:
+            raise TaskError("sql_error", f"{word.upper()} is not allowed in a transaction of tasks", retryable=False)
+        statement, arguments = await self._bound(sql, params)
+        with self._explained():
+            if not statement.get_attributes():
+                await statement.fetch(*arguments)
+                return _affected(statement.get_statusmsg())
+            cursor, count = await statement.cursor(*arguments), 0
+            while portion := len(await cursor.fetch(rows.FIRST_PORTION)):
+                count += portion
+            return count
+
+    async def first(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
+        """The first row of a query."""
+        statement, arguments = await self._bound(sql, params)
+        with self._explained():
+            record = await statement.fetchrow(*arguments)
+        return None if record is None else dict(record)
+
+    async def loader(self, table: str, columns: Sequence[str], key: Sequence[str]) -> Loader:
+        """Writes rows into these columns, in place of those that have the same `key`, if one is given."""
+        with self._explained():
+            found = await self._connection.fetch(POSTGRES_COLUMNS, quoted(table))
+        types = {record["name"]: record["type"] for record in found}
+        check_columns(table, types, [*columns, *key])
+        made = PostgresLoader(
+            self._connection,
+            self._explained,
+            table,
+            columns=columns,
+            types=[types[name] for name in columns],
+            key=key,
+        )
+        await made.begin()
+        return made
+
+    async def _bound(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None) -> tuple[Any, list[Any]]:
+        text, values = bind(sql, params, "postgresql")
+        if self._prepared[0] != text:
+            with self._explained():
+                self._prepared = (text, await self._connection.prepare(text))
+        statement = self._prepared[1]
+        return statement, _arguments(values, statement.get_parameters())
+
+
+async def _asked(connection: Connection, text: str, values: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """A prepared statement that returns rows, and its arguments."""
+    statement = await connection.prepare(text)
+    arguments = _arguments(values, statement.get_parameters())
+    attributes = statement.get_attributes()
+    if not attributes:
+        raise TaskError("sql_error", "this statement returns no rows, a query does", retryable=False)
+    rows.distinct([attribute.name for attribute in attributes])
+    return statement, arguments
+
+
+def _affected(status: str) -> int:
+    """The number at the end of `INSERT 0 5` or `UPDATE 5`; `CREATE TABLE` has none."""
+    last = status.rpartition(" ")[2]
+    return int(last) if last.isdecimal() else 0
 
 
 async def _prepare(connection: Connection) -> None:

@@ -35,6 +35,16 @@ class Rows(Protocol):
         """The rows in portions, as the database sends them."""
 
 
+class Text(Protocol):
+    """The rows of one running statement as the database writes them down itself, in pieces of about 1 MiB."""
+
+    columns: list[Column]
+    count: int  # rows so far
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """The pieces; they end anywhere."""
+
+
 def distinct(names: Sequence[str]) -> None:
     """Refuses two columns of one name: an object would silently lose one of them."""
     seen: set[str] = set()
@@ -44,6 +54,17 @@ def distinct(names: Sequence[str]) -> None:
                 "sql_error", f"two columns are named {name!r}: give one another name (AS …)", retryable=False
             )
         seen.add(name)
+
+
+def read_only(connection: str) -> TaskError:
+    """Why nothing is written through a connection of this name."""
+    message = f"the connection {connection!r} is read-only: its URL does not say mode=rw"
+    return TaskError("read_only", message, retryable=False)
+
+
+def too_many(limit: int) -> TaskError:
+    """Why a result with more rows than this ends the job."""
+    return TaskError("too_large", f"the result has more than {limit} rows", retryable=False)
 
 
 def portion(size: int, rows: Sequence[Row]) -> int:

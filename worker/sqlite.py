@@ -2,7 +2,8 @@
 
 The authorizer is asked by SQLite itself while it compiles a statement, so no spelling gets around it: no ATTACH, no
 load_extension, no PRAGMA but harmless questions, nothing that outlives the statement in the session; and no writes
-unless the connection's URL says `mode=rw`.
+unless the connection's URL says `mode=rw`. Tables, indexes, views and triggers are made, changed and dropped only by a
+transaction, not by a query.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import aiosqlite
@@ -19,7 +20,8 @@ from tortoise.backends.sqlite.client import SqliteClient
 
 from worker import rows
 from worker.errors import TaskError
-from worker.placeholders import bind
+from worker.loading import Loader, Refused, check_columns, quoted, sqlite_insert, sqlite_value
+from worker.placeholders import Dialect, bind
 from worker.rows import Column, Row
 
 CONNECTIONS = 8  # to one database; each is a thread
@@ -29,6 +31,11 @@ LONGEST_VALUE = 64 << 20  # bytes: `zeroblob(1e9)` would otherwise take that muc
 
 _READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 _WRITES = {sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE}
+_DEFINES = {
+    getattr(sqlite3, f"SQLITE_{verb}_{what}")
+    for verb in ("CREATE", "DROP")
+    for what in ("TABLE", "INDEX", "VIEW", "TRIGGER")
+} | {sqlite3.SQLITE_ALTER_TABLE, sqlite3.SQLITE_REINDEX}
 _ASKING = {"table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo", "foreign_key_list"}
 _ASKING_BARE = {
     "data_version",
@@ -68,6 +75,7 @@ class _Guarded(SqliteClient):
         super().__init__(connection_name=name, **credentials)
         self._writable = writable
         self.guarding = False
+        self.defining = False  # a statement may change the schema
         self.denied = ""
 
     async def create_connection(self, with_db: bool) -> None:  # noqa: ARG002 - the base class's signature
@@ -106,6 +114,8 @@ class _Guarded(SqliteClient):
             return sqlite3.SQLITE_OK
         if action in _WRITES and (self._writable or _INNER.fullmatch(first or "")):
             return sqlite3.SQLITE_OK
+        if action in _DEFINES and self.defining:
+            return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_FUNCTION and second != "load_extension":
             return sqlite3.SQLITE_OK
         asked = (first or "").lower()
@@ -118,12 +128,21 @@ class _Guarded(SqliteClient):
 class SqliteConnection:
     """One named database; connections to it are opened as they are needed, up to CONNECTIONS, and kept."""
 
+    dialect: Dialect = "sqlite"
+    copies = False
+
     def __init__(self, name: str, credentials: Mapping[str, Any], *, writable: bool) -> None:
         self.name = name
         self.writable = writable
         self._credentials = dict(credentials)
         self._free = asyncio.Semaphore(CONNECTIONS)
         self._idle: list[_Guarded] = []
+
+    def config(self, expanded: Mapping[str, Any]) -> dict[str, Any]:
+        """Tortoise's own form of the connection, for models."""
+        # In this order: how the file is written can be chosen only before.
+        pragmas = {"journal_mode": "WAL", "query_only": "OFF" if self.writable else "ON"}
+        return {"engine": expanded["engine"], "credentials": {**self._credentials, **pragmas}}
 
     async def close(self) -> None:
         while self._idle:
@@ -159,6 +178,36 @@ class SqliteConnection:
                 client.guarding = False
                 if self.writable:
                     await connection.execute("COMMIT")
+
+    def csv(
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        timeout: float,
+    ) -> NoReturn:
+        """SQLite writes no CSV itself."""
+        raise NotImplementedError
+
+    @asynccontextmanager
+    async def transaction(
+        self,
+        *,
+        timeout: float,  # noqa: ARG002 - likewise
+    ) -> AsyncIterator["SqliteTransaction"]:
+        """Run statements that are all applied at the end of the block, or not at all after an exception.
+
+        Raises TaskError, `read_only` without `mode=rw`.
+        """
+        if not self.writable:
+            raise rows.read_only(self.name)
+        async with self._session() as client:
+            with _explained(client):
+                # At once, since a transaction that has read cannot wait for another's writes.
+                await client.open.execute("BEGIN IMMEDIATE")
+            yield SqliteTransaction(client)
+            with _explained(client):
+                await client.open.execute("COMMIT")
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[_Guarded]:
@@ -211,6 +260,84 @@ class SqliteRows:
             if len(portion) < size:
                 return
             size = rows.portion(size, portion)
+
+
+class SqliteTransaction:
+    """Statements between BEGIN and COMMIT."""
+
+    def __init__(self, client: _Guarded) -> None:
+        self._client = client
+
+    async def execute(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> int:
+        """Run one statement; how many rows it wrote, or returned. Raises TaskError."""
+        async with self._run(sql, params) as cursor:
+            if cursor.description is None:
+                return max(0, cursor.rowcount)
+            count = 0
+            while portion := len(list(await cursor.fetchmany(rows.FIRST_PORTION))):
+                count += portion
+            return count
+
+    async def first(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
+        """The first row of a query."""
+        async with self._run(sql, params) as cursor:
+            values = await cursor.fetchone()
+            names = [description[0] for description in cursor.description]
+            return None if values is None else dict(zip(names, values, strict=True))
+
+    async def loader(self, table: str, columns: Sequence[str], key: Sequence[str]) -> Loader:
+        """Writes rows into these columns, in place of those that have the same `key`, if one is given."""
+        with _explained(self._client):
+            schema, dot, name = table.rpartition(".")
+            found = await self._client.open.execute_fetchall(
+                f"PRAGMA {quoted(schema)}{dot}table_xinfo({quoted(name)})"
+                if dot
+                else f"PRAGMA table_xinfo({quoted(name)})"
+            )
+        types = {str(row[1]): str(row[2]) for row in found}
+        check_columns(table, types, [*columns, *key])
+        return SqliteLoader(self._client, sqlite_insert(table, columns, key), [types[name] for name in columns])
+
+    @asynccontextmanager
+    async def _run(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None) -> AsyncIterator[aiosqlite.Cursor]:
+        text, values = bind(sql, params, "sqlite")
+        client = self._client
+        with _explained(client):
+            client.guarding, client.defining, client.denied = True, True, ""
+            try:
+                cursor = await client.open.execute(text, [_value(value) for value in values])
+                yield cursor
+                await cursor.close()
+            finally:
+                client.guarding = client.defining = False
+
+
+class SqliteLoader:
+    """INSERT of many rows."""
+
+    def __init__(self, client: _Guarded, text: str, types: Sequence[str]) -> None:
+        self._client, self._text, self._types = client, text, types
+
+    async def load(self, rows: Sequence[Sequence[Any]]) -> None:
+        values = []
+        for number, row in enumerate(rows):
+            try:
+                values.append([sqlite_value(one, type) for one, type in zip(row, self._types, strict=True)])
+            except (ValueError, TypeError) as error:
+                raise Refused(str(error), number) from None
+        connection, client = self._client.open, self._client
+        with _explained(client):
+            await connection.execute("SAVEPOINT batch")
+            client.guarding, client.denied = True, ""
+            try:
+                await connection.executemany(self._text, values)
+            except (sqlite3.IntegrityError, sqlite3.DataError, OverflowError) as error:
+                client.guarding = False
+                await connection.execute("ROLLBACK TO batch")
+                raise Refused(str(error), None) from None
+            finally:
+                client.guarding = False
+            await connection.execute("RELEASE batch")
 
 
 async def _abandon(client: _Guarded) -> None:

@@ -43,11 +43,14 @@ class Stage:
         await eventually(self.server.ready)
         return process
 
-    def worker(self, **settings: str) -> subprocess.Popen[bytes]:
-        return self._stack.enter_context(self._worker(settings))
+    def worker(
+        self, *, module: str = "worker", arguments: tuple[str, ...] = (), **settings: str
+    ) -> subprocess.Popen[bytes]:
+        """A worker of its own, `python -m <module>`."""
+        return self._stack.enter_context(self._worker([module, *arguments], settings))
 
     @contextmanager
-    def _worker(self, settings: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    def _worker(self, command: list[str], settings: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
         environment |= {
             "TANDEM_REDIS_URL": self.server.url,
@@ -58,7 +61,7 @@ class Stage:
         }
         with (self.directory / f"worker-{len(self.workers)}.log").open("wb") as log:
             process = subprocess.Popen(
-                tied([sys.executable, "-m", "worker"]),
+                tied([sys.executable, "-m", *command]),
                 env=environment,
                 cwd=ROOT,
                 stdin=subprocess.PIPE,

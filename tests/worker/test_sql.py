@@ -260,7 +260,6 @@ async def test_a_cancelled_job_leaves_its_stream_and_a_connection_that_works(ben
         {"connection": "a", "sql": ""},
         {"connection": "a", "sql": " \n"},
         {"connection": "a", "sql": "SELECT \u0000"},
-        {"connection": "a", "query": "named"},
         {"connection": "a", "sql": "SELECT 1", "query": "named"},
         {"connection": "a", "sql": "SELECT 1", "params": "x"},
         {"connection": "a", "sql": "SELECT 1", "max_rows": 0},

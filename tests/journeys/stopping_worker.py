@@ -1,0 +1,79 @@
+"""A worker whose SQL transactions stop where a test wants it: `python -m tests.journeys.stopping_worker <notes> <at>`.
+
+`at` is `before` or `after` the commit of the transaction in which statements of the job have run. It then notes that it
+is there and goes no further, so that it can be killed.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from shared.settings import load
+from worker.resources import Resources, open_resources
+from worker.sql import SqlConnection, SqlConnections, Transaction
+from worker.task import load_tasks
+from worker.worker import Worker
+
+
+class Noting:
+    """A transaction that knows whether a statement of the job's own has run in it."""
+
+    def __init__(self, inner: Transaction) -> None:
+        self._inner = inner
+        self.worked = False
+
+    async def execute(self, sql: str, params: Any = None) -> int:
+        self.worked |= "tandem_applied" not in sql
+        return await self._inner.execute(sql, params)
+
+    async def loader(self, *given: Any) -> Any:
+        self.worked = True
+        return await self._inner.loader(*given)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class Stopping:
+    """A connection that stops beside the commit."""
+
+    def __init__(self, inner: SqlConnection, notes: Path, at: str) -> None:
+        self._inner, self._notes, self._at = inner, notes, at
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    @asynccontextmanager
+    async def transaction(self, *, timeout: float) -> AsyncIterator[Noting]:
+        async with self._inner.transaction(timeout=timeout) as inner:
+            noting = Noting(inner)
+            yield noting
+            if noting.worked and self._at == "before":
+                await self._stop()
+        if noting.worked:
+            await self._stop()
+
+    async def _stop(self) -> None:
+        self._notes.write_text(self._at)
+        await asyncio.Event().wait()
+
+
+def main(notes: Path, at: str) -> None:
+    settings = load()
+
+    @asynccontextmanager
+    async def resources() -> AsyncIterator[Resources]:
+        async with open_resources(settings) as opened:
+            stopping: Any = {name: Stopping(opened.sql(name), notes, at) for name in settings.sql}
+            yield replace(opened, sql=SqlConnections(stopping))
+
+    asyncio.set_event_loop(asyncio.new_event_loop())  # arq's Worker takes the current loop
+    Worker(settings=settings, tasks=load_tasks(settings.tasks), resources=resources).run()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,96 @@
+"""A worker is killed beside the commit of its SQL: what was applied is not applied again, what was not is."""
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+
+from shared.files import open_store
+from shared.uploads import save_upload
+from tests.conftest import eventually
+from tests.journeys import stopping_worker
+from tests.journeys.test_crashes import LEASE, MANY, Stage
+from tests.journeys.test_crashes import stage as stage  # noqa: PLC0414 - a fixture is found by its name
+from tests.worker.workers import Client, open_client, outcomes
+from worker.tasks import sql
+
+
+@pytest.fixture
+async def client(stage: Stage) -> AsyncIterator[Client]:
+    await stage.redis()
+    async with open_client(stage.server.url, LEASE) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, stage: Stage) -> tuple[str, Callable[[str], Any]]:
+    """URL, and the database's own client: the rows of a query."""
+    if request.param == "sqlite":
+        path = stage.directory / "shop.db"
+
+        async def ask_sqlite(text: str) -> list[tuple[Any, ...]]:
+            with closing(sqlite3.connect(path)) as connection, connection:
+                return connection.execute(text).fetchall()
+
+        return f"sqlite://{path}?mode=rw", ask_sqlite
+    url = str(request.getfixturevalue("postgres"))
+
+    async def ask_postgres(text: str) -> list[tuple[Any, ...]]:
+        connection = await asyncpg.connect(url)
+        try:
+            return [tuple(row) for row in await connection.fetch(text)]
+        finally:
+            await connection.close()
+
+    return f"{url}?mode=rw", ask_postgres
+
+
+@pytest.mark.parametrize(("at", "applied"), [("after", "before"), ("before", "now")])
+async def test_a_worker_killed_beside_the_commit_applies_nothing_twice(
+    stage: Stage, client: Client, database: tuple[str, Callable[[str], Any]], at: str, applied: str
+) -> None:
+    url, ask = database
+    await ask("CREATE TABLE sales (item text)")
+    notes = stage.directory / "stopped"
+    first = stage.worker(module=stopping_worker.__name__, arguments=(str(notes), at), sql__shop=url)
+    statements = [
+        {"sql": "INSERT INTO sales (item) VALUES ('cup')"},
+        {"sql": "INSERT INTO sales (item) SELECT item FROM sales UNION ALL SELECT 'pot'"},
+    ]
+    id = await client.submit(sql.execute, {"connection": "shop", "statements": statements}, retry=MANY)
+    await eventually(notes.exists, 30)
+    first.kill()
+    assert len(await ask("SELECT item FROM sales")) == (3 if at == "after" else 0)
+    stage.worker(sql__shop=url)
+    assert await client.result(id) == {"rowcounts": [1, 2], "applied": applied}
+    assert outcomes(await client.record(id)) == ["worker_lost", "succeeded"]
+    assert sorted(await ask("SELECT item FROM sales")) == [("cup",), ("cup",), ("pot",)]
+    assert await ask("SELECT job, step FROM tandem_applied") == [(id, "sql.execute")]
+
+
+async def test_an_import_is_applied_once_and_keeps_its_bad_rows(
+    stage: Stage, client: Client, database: tuple[str, Callable[[str], Any]]
+) -> None:
+    url, ask = database
+    await ask("CREATE TABLE sales (item text PRIMARY KEY)")
+    notes = stage.directory / "stopped"
+    async with open_store(f"file://{stage.directory}/store") as store:
+        file = await save_upload(store, b"item\ncup\npot\ncup\n", tenant="default", keep=600, name="sales.csv")
+    first = stage.worker(module=stopping_worker.__name__, arguments=(str(notes), "after"), sql__shop=url)
+    payload = {"connection": "shop", "table": "sales", "source": {"file": file.id}, "max_bad": 1}
+    id = await client.submit(sql.import_, payload, retry=MANY)
+    await eventually(notes.exists, 30)
+    first.kill()
+    stage.worker(sql__shop=url)
+    result = await client.result(id)
+    assert (result["row_count"], result["bad_count"]) == (2, 1)
+    record = await client.record(id)
+    assert outcomes(record) == ["worker_lost", "succeeded"]
+    assert sorted(await ask("SELECT item FROM sales")) == [("cup",), ("pot",)]
+    # Published are the files of the accepted attempt, which did not import.
+    place = stage.directory / "store" / "jobs" / id / str(record.attempts[-1].began)
+    assert msgspec.json.decode((place / result["bad_file"]["name"]).read_bytes())["line"] == 4

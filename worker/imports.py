@@ -1,0 +1,159 @@
+"""A file into a table of a database, in batches within one transaction, and what is wrong with the rows it refused."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import msgspec
+
+from shared.errors import NotFound
+from shared.files import job_path
+from worker.compression import Compression
+from worker.encoders import Format
+from worker.errors import TaskError
+from worker.files import FileRef
+from worker.job import Job
+from worker.loading import Loader, Refused
+from worker.records import Record, Records, read
+from worker.rows import plain
+from worker.sql import Transaction
+
+BAD_FILE = "bad-rows.ndjson"
+BATCH_BYTES = 8 << 20  # of a batch's values, roughly
+_READ = 60.0  # seconds until the store has given a piece
+_IN_MEMORY = 1 << 20  # bytes of bad rows; more go to disk
+
+
+class Plan(NamedTuple):
+    """What to import, and how."""
+
+    source: FileRef
+    format: Format
+    compression: Compression | None
+    table: str
+    columns: Sequence[str] | None
+    key: Sequence[str]
+    batch: int
+    max_bad: int
+
+
+class Imported(NamedTuple):
+    """What an import did. `bad_stamp` says which attempt wrote the file of bad rows."""
+
+    row_count: int
+    bad_count: int
+    bad_stamp: int
+
+
+class Import:
+    """One import, within a transaction."""
+
+    def __init__(self, job: Job, plan: Plan) -> None:
+        self._job, self._plan = job, plan
+        self._count = self._bad = 0
+        self._columns: list[str] = []
+
+    async def run(self, transaction: Transaction) -> Imported:
+        """Raises TaskError, `bad_rows` if there are more than `max_bad`."""
+        plan = self._plan
+        records = await asyncio.to_thread(read, _pieces(self._job, plan.source), plan.format, plan.compression)
+        if not records.columns:
+            return Imported(0, 0, 0)
+        self._columns = records.columns
+        chosen = list(plan.columns or records.columns)
+        missing = next((name for name in [*chosen, *plan.key] if name not in records.columns), None)
+        if missing is not None:
+            raise TaskError("invalid_file", f"the file has no column {missing!r}", retryable=False)
+        loader = await transaction.loader(plan.table, chosen, plan.key)
+        places = [records.columns.index(name) for name in chosen]
+        with tempfile.SpooledTemporaryFile(_IN_MEMORY) as bad:
+            while batch := await asyncio.to_thread(_batch, records, plan.batch):
+                await self._put(loader, batch, places, bad)
+                await self._job.progress(self._count + self._bad)
+            if self._bad:
+                await self._job.files.write(BAD_FILE, _contents(bad), "application/x-ndjson")
+        return Imported(self._count, self._bad, self._job.stamp)
+
+    async def _put(self, loader: Loader, batch: list[Record], places: list[int], bad: Any) -> None:
+        for record in batch:
+            if record.problem is not None:
+                self._refuse(record, record.problem, bad)
+        todo = [[record for record in batch if record.problem is None]]
+        while todo:
+            part = todo.pop()
+            if not part:
+                continue
+            try:
+                await loader.load([[record.values[place] for place in places] for record in part])
+            except Refused as refused:
+                if refused.row is None and len(part) > 1:
+                    half = len(part) // 2
+                    todo += [part[half:], part[:half]]
+                    continue
+                at = refused.row or 0
+                self._refuse(part[at], refused.reason, bad)
+                todo += [part[at + 1 :], part[:at]]
+            else:
+                self._count += len(part)
+
+    def _refuse(self, record: Record, reason: str, bad: Any) -> None:
+        self._bad += 1
+        if self._bad > self._plan.max_bad:
+            more = f" (and {self._bad - 1} bad rows before it)" if self._bad > 1 else ""
+            raise TaskError("bad_rows", f"line {record.line}: {reason}{more}", retryable=False)
+        row: Any = record.values
+        if record.problem is None:
+            row = dict(zip(self._columns, record.values, strict=True))
+        line = {"line": record.line, "reason": reason, "row": plain(row)}
+        bad.write(msgspec.json.encode(line, enc_hook=_any) + b"\n")
+
+
+async def bad_file(job: Job, imported: Imported) -> FileRef | None:
+    """The file of the rows that were refused, as one of this attempt's, whichever attempt wrote it."""
+    if not imported.bad_count:
+        return None
+    if imported.bad_stamp != job.stamp:
+        store, path = job.resources.files, job_path(job.id, imported.bad_stamp, BAD_FILE)
+        try:
+            return await job.files.write(BAD_FILE, store.read(path), "application/x-ndjson")
+        except NotFound:
+            return None
+    return await job.files.stat({"file": f"{job.id}/{BAD_FILE}"})
+
+
+def _batch(records: Records, size: int) -> list[Record]:
+    batch: list[Record] = []
+    weight = 0
+    for record in islice(records.rows, size):
+        batch.append(record)
+        weight += sum(len(value) if isinstance(value, str | bytes) else 16 for value in record.values)
+        if weight > BATCH_BYTES:
+            break
+    return batch
+
+
+def _pieces(job: Job, source: FileRef) -> Iterator[bytes]:
+    """The file's bytes for a thread."""
+    loop = asyncio.get_running_loop()
+    pieces = job.files.open(source)
+
+    async def following() -> bytes:
+        return await anext(pieces, b"")
+
+    def given() -> Iterator[bytes]:
+        while piece := asyncio.run_coroutine_threadsafe(following(), loop).result(_READ):
+            yield piece
+
+    return given()
+
+
+async def _contents(file: Any) -> AsyncIterator[bytes]:
+    file.seek(0)
+    while piece := await asyncio.to_thread(file.read, 1 << 20):
+        yield piece
+
+
+def _any(value: Any) -> Any:
+    return str(value)

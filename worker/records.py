@@ -1,0 +1,217 @@
+"""Rows out of a file: CSV, NDJSON and Parquet, plain or compressed, one after another with their lines.
+
+CSV is UTF-8 with a header and commas; an empty value is NULL unless it is quoted. NDJSON has an object a line, whose
+first one names the columns. Everything here blocks: call it in a thread.
+"""
+
+import csv
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from worker.compression import Compression, compression_of, inflated
+from worker.encoders import Format
+from worker.errors import Permanent
+from worker.files import FileRef
+
+LONGEST = 16 << 20  # bytes of a line or a value
+_ENDINGS: dict[str, Format] = {"csv": "csv", "ndjson": "ndjson", "jsonl": "ndjson", "parquet": "parquet"}
+_CELL = re.compile(r'(?:^|,)(?:(?P<quoted>"(?:[^"]|"")*")|[^,"\r\n]*)')
+
+
+class Record(NamedTuple):
+    """A row of the file: its line (in Parquet its number, from 1), and its values or why it has none."""
+
+    line: int
+    values: list[Any]
+    problem: str | None = None
+
+
+class Records(NamedTuple):
+    """The file's columns, and its rows, whose values have their order."""
+
+    columns: list[str]
+    rows: Iterator[Record]
+
+
+def format_of(source: FileRef) -> Format:
+    """The format that the file's name or content type says. Raises Permanent."""
+    name = re.sub(r"\.(gz|zst)$", "", (source.name or source.file).lower())
+    format = _ENDINGS.get(name.rpartition(".")[2]) or _ENDINGS.get(
+        (source.content_type or "")
+        .partition(";")[0]
+        .removeprefix("application/")
+        .removeprefix("text/")
+        .removeprefix("x-")
+    )
+    if format is None:
+        raise Permanent("unknown_format", "neither the file's name nor its content type says the format: give `format`")
+    return format
+
+
+def read(pieces: Iterable[bytes], format: Format, compression: Compression | None) -> Records:
+    """What the file holds, whose bytes these are; how it is compressed its first bytes say, unless it is given."""
+    pieces = iter(pieces)
+    first = next(pieces, b"")
+    if format == "parquet":
+        return _parquet(first, pieces)
+    lines = _lines(inflated(_chained(first, pieces), compression or compression_of(first)))
+    return _csv(lines) if format == "csv" else _ndjson(lines)
+
+
+def _chained(first: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from pieces
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
+    rest = b""
+    try:
+        for piece in pieces:
+            lines = (rest + piece).split(b"\n")
+            rest = lines.pop()
+            for line in lines:
+                yield line.decode() + "\n"
+            if len(rest) > LONGEST:
+                raise Permanent("too_large", f"a line has more than {LONGEST} bytes")
+        if rest:
+            yield rest.decode()
+    except UnicodeDecodeError:
+        raise Permanent("invalid_file", "the file is no UTF-8 text") from None
+
+
+# ----------------------------------------------------------------------------------------------------------------- CSV
+
+
+class _Raw:
+    """Lines on their way to the reader, kept until their row is complete."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
+        self.kept: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self.kept.append(line)
+            yield line
+
+
+def _csv(lines: Iterator[str]) -> Records:
+    csv.field_size_limit(LONGEST)
+    first = next(lines, "").removeprefix("\ufeff")
+    raw = _Raw(_strings(first, lines))
+    reader = csv.reader(raw, strict=True)
+    try:
+        columns = next(reader, [])
+    except csv.Error as error:
+        raise Permanent("invalid_file", f"the header cannot be read: {error}") from None
+    raw.kept.clear()
+    return Records(_named(columns), _csv_rows(reader, raw, len(columns)))
+
+
+def _strings(first: str, lines: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from lines
+
+
+def _csv_rows(reader: Any, raw: _Raw, width: int) -> Iterator[Record]:
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Record(line, ["".join(raw.kept)[:1000]], str(error))
+        else:
+            if len(cells) == width:
+                yield Record(line, _nulls(cells, raw.kept) if "" in cells else cells)
+            elif cells:  # an empty line is none
+                yield Record(line, cells, f"it has {len(cells)} values, the header {width}")
+            elif width == 1:
+                yield Record(line, [None])
+        raw.kept.clear()
+
+
+def _nulls(cells: list[str], raw: list[str]) -> list[str | None]:
+    text = "".join(raw)
+    if '""' not in text:
+        return [cell or None for cell in cells]
+    quoted = [match["quoted"] is not None for match in _CELL.finditer(text.rstrip("\r\n"))]
+    return [cell if cell or (number < len(quoted) and quoted[number]) else None for number, cell in enumerate(cells)]
+
+
+# ----------------------------------------------------------------------------------------------------- NDJSON, Parquet
+
+
+def _ndjson(lines: Iterator[str]) -> Records:
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    first = next(numbered, None)
+    if first is None:
+        return Records([], iter(()))
+    row = _object(first[1])
+    if isinstance(row, str):
+        raise Permanent("invalid_file", f"line {first[0]}: {row}")
+    columns = _named(list(row))
+
+    def rows() -> Iterator[Record]:
+        yield Record(first[0], list(row.values()))
+        known = set(columns)
+        for number, line in numbered:
+            found = _object(line)
+            if isinstance(found, str):
+                yield Record(number, [line[:1000].rstrip("\n")], found)
+            elif found.keys() <= known:
+                yield Record(number, [found.get(column) for column in columns])
+            else:
+                other = next(name for name in found if name not in known)
+                yield Record(number, [line[:1000].rstrip("\n")], f"the first row has no {other!r}")
+
+    return Records(columns, rows())
+
+
+def _object(line: str) -> dict[str, Any] | str:
+    """The line's object, or why it is none."""
+    try:
+        value = msgspec.json.decode(line.removeprefix("\ufeff"))
+    except (msgspec.DecodeError, RecursionError) as error:
+        return f"it is no JSON: {error}"
+    return value if isinstance(value, dict) else "it is no JSON object"
+
+
+def _parquet(first: bytes, pieces: Iterator[bytes]) -> Records:
+    import pyarrow as pa  # noqa: PLC0415 - large, and most jobs need none
+    import pyarrow.parquet as pq  # noqa: PLC0415 - likewise
+
+    # What describes the file stands at its end.
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as rows are read
+    file.write(first)
+    for piece in pieces:
+        file.write(piece)
+    try:
+        table = pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        file.close()
+        raise Permanent("invalid_file", f"this is no Parquet: {str(error)[:200]}") from None
+
+    def rows() -> Iterator[Record]:
+        number = 0
+        with file:
+            try:
+                for batch in table.iter_batches(batch_size=2000):
+                    for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                        number += 1
+                        yield Record(number, list(values))
+            except (pa.ArrowException, OSError) as error:
+                raise Permanent("invalid_file", f"its data is damaged: {str(error)[:200]}") from None
+
+    return Records(_named(list(table.schema_arrow.names)), rows())
+
+
+def _named(columns: list[str]) -> list[str]:
+    if len(set(columns)) < len(columns):
+        raise Permanent("invalid_file", "two columns of the file have one name")
+    return columns
