@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import IO, Any, TypeVar, overload
 
 import asyncpg
 import pytest
@@ -45,12 +45,15 @@ async def eventually(predicate: Callable[[], Any], timeout: float = 10.0) -> Any
 
 
 @contextmanager
-def started(server: Server) -> Iterator[subprocess.Popen[bytes]]:
-    """The server's process; killed at the end. Whether it is ready: `await eventually(server.ready)`."""
+def started(server: Server, log: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """The server's process; killed at the end. Whether it is ready: `await eventually(server.ready)`.
+
+    What it says goes to a file, if to anything: a pipe that nobody reads stops a server that has much to say.
+    """
     with subprocess.Popen(
         tied(server.argv, user=server.user),
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=log or subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
         process_group=0,
     ) as process:
@@ -64,11 +67,12 @@ def started(server: Server) -> Iterator[subprocess.Popen[bytes]]:
 @contextmanager
 def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
     """The same for what has no event loop of its own: the server is ready."""
-    with started(server) as process:
+    with tempfile.TemporaryFile() as log, started(server, log) as process:
 
         async def ready() -> bool:
             if process.poll() is not None:
-                output = process.stdout.read().decode(errors="replace") if process.stdout else ""
+                log.seek(0)
+                output = log.read().decode(errors="replace")
                 raise AssertionError(f"{server.name} ended with {process.returncode}: {output}")
             return await server.ready()
 

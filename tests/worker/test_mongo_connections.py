@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shared.errors import Misconfigured
-from shared.settings import Settings
+from shared.settings import load
 from tests.worker.jobs import Bench, open_bench
 from worker.errors import TaskError
 from worker.mongo import open_mongo
@@ -45,6 +45,6 @@ async def test_what_is_not_named(tmp_path: Path) -> None:
 )
 async def test_a_wrong_url_stops_the_start(url: str) -> None:
     with pytest.raises(Misconfigured, match="TANDEM_MONGO__MAIN") as caught:
-        async with open_mongo(Settings(mongo={"main": url})):
+        async with open_mongo(load(mongo={"main": url})):
             pass
     assert "hunter2" not in str(caught.value)
