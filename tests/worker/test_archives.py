@@ -191,7 +191,7 @@ def pax(records: bytes) -> bytes:
 
 
 def in_gzip(data: bytes) -> bytes:
-    return gzip.compress(data, 9)
+    return gzip.compress(data, 9, mtime=0)
 
 
 BIG = bytes(64 * MIB)
