@@ -1,4 +1,4 @@
-"""`file.convert`: every direction, read back by Python's csv, msgspec and a second Parquet reader."""
+"""`file.convert`: every direction, read back by Python's csv, msgspec and pyarrow."""
 
 import csv
 import datetime as dt
