@@ -1,10 +1,12 @@
 """A client of the queue on an empty Redis."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
+from tests.worker.databases import Database
 from tests.worker.workers import Client, open_client
 
 
@@ -12,3 +14,11 @@ from tests.worker.workers import Client, open_client
 async def client(redis: Redis, redis_url: str) -> AsyncIterator[Client]:
     async with open_client(redis_url) as client:
         yield client
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return Database(f"sqlite://{tmp_path}/shop.db")
+    return Database(str(request.getfixturevalue("postgres")))

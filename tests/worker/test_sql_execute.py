@@ -1,50 +1,22 @@
 """`sql.execute` as a job, on SQLite and PostgreSQL."""
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import jsonschema_rs
 import pytest
 from pydantic import ValidationError
 
 from tests.conftest import eventually
+from tests.worker.databases import Database
 from tests.worker.jobs import Bench, open_bench
 from worker.errors import TaskError
 from worker.task import of
 from worker.tasks import sql
 
 SCHEMA = jsonschema_rs.validator_for(of(sql.execute).entry.payload_schema)
-
-
-class Database:
-    """The database's own client."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.sqlite = url.startswith("sqlite")
-
-    async def rows(self, text: str) -> list[tuple[Any, ...]]:
-        if self.sqlite:
-            with closing(sqlite3.connect(self.url.removeprefix("sqlite://"))) as connection, connection:
-                return connection.execute(text).fetchall()
-        connection = await asyncpg.connect(self.url)
-        try:
-            return [tuple(row) for row in await connection.fetch(text)]
-        finally:
-            await connection.close()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
-    """An empty database of each kind."""
-    if request.param == "sqlite":
-        return Database(f"sqlite://{tmp_path}/shop.db")
-    return Database(str(request.getfixturevalue("postgres")))
 
 
 @pytest.fixture

@@ -2,14 +2,11 @@
 
 import gzip
 import io
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import jsonschema_rs
 import msgspec
 import pyarrow as pa
@@ -17,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from tests.worker.databases import Database
 from tests.worker.jobs import Bench, open_bench
 from worker.errors import TaskError
 from worker.task import of
@@ -34,31 +32,6 @@ def parquet() -> bytes:
         pa.table({name: [row[n] for row in ROWS] for n, name in enumerate(("item", "amount", "price"))}), file
     )
     return file.getvalue()
-
-
-class Database:
-    """The database's own client."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.sqlite = url.startswith("sqlite")
-
-    async def rows(self, text: str) -> list[tuple[Any, ...]]:
-        if self.sqlite:
-            with closing(sqlite3.connect(self.url.removeprefix("sqlite://"))) as connection, connection:
-                return connection.execute(text).fetchall()
-        connection = await asyncpg.connect(self.url)
-        try:
-            return [tuple(row) for row in await connection.fetch(text)]
-        finally:
-            await connection.close()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
-    if request.param == "sqlite":
-        return Database(f"sqlite://{tmp_path}/shop.db")
-    return Database(str(request.getfixturevalue("postgres")))
 
 
 @pytest.fixture
