@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import time
 
 import structlog
 from starlette.requests import ClientDisconnect
@@ -9,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import OPEN_PATHS, TENANT, Keys
 from api.problems import of_status, path_of
+from api.requests import Requests
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -19,8 +21,8 @@ log = structlog.get_logger()
 class Edge:
     """An ASGI layer that needs no task and no copy of the body; `scope["state"]["tenant"]` is its finding."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
-        self._app, self._keys = app, keys
+    def __init__(self, app: ASGIApp, keys: Keys, requests: Requests) -> None:
+        self._app, self._keys, self._requests = app, keys, requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -46,12 +48,13 @@ class Edge:
         await self._serve(scope, receive, send, request_id)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: bytes | None) -> None:
-        started = False
+        started, begun = False, time.perf_counter()
 
         async def tell(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                self._requests.answered(scope, message["status"], begun)
                 if request_id is not None:
                     message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id)]}
             await send(message)

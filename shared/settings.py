@@ -128,6 +128,8 @@ class Settings(BaseSettings):
     drain: Duration = Field(30.0, le=3600, description="how long a worker finishes its jobs after SIGTERM")
     host: str = Field("127.0.0.1", description="address the API listens on")
     port: int = Field(8000, ge=0, le=65535, description="port the API listens on, 0 for a free one")
+    metrics_host: str = Field("127.0.0.1", description="address on which a worker serves /metrics")
+    metrics_port: int = Field(0, ge=0, le=65535, description="its port, 0 for none; the API serves its own")
     keys: Annotated[Names, AfterValidator(_keys)] = Field(
         (), description="API keys tk_<id>_<secret>; needed on any address but loopback"
     )
