@@ -126,6 +126,7 @@ class Settings(BaseSettings):
     concurrency: int = Field(100, ge=1, le=10_000, description="jobs a worker runs at once")
     lease: Duration = Field(10.0, ge=1, le=600, description="how long a silent worker keeps its jobs")
     drain: Duration = Field(30.0, le=3600, description="how long a worker finishes its jobs after SIGTERM")
+    linger: Duration = Field(2.0, le=60, description="how long an API still serves after SIGTERM, unready meanwhile")
     host: str = Field("127.0.0.1", description="address the API listens on")
     port: int = Field(8000, ge=0, le=65535, description="port the API listens on, 0 for a free one")
     metrics_host: str = Field("127.0.0.1", description="address on which a worker serves /metrics")
