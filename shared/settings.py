@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from shared.durations import Seconds
 from shared.errors import Misconfigured
+from shared.queue.sentinels import watched
 
 LOOPBACK = ("127.0.0.0/8", "::1")
 QUEUE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -43,8 +44,8 @@ def _keys(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _redis_url(value: str) -> str:
-    if urlsplit(value).scheme not in ("redis", "rediss", "unix"):
-        raise ValueError("give redis://host:port/db, rediss://… or unix:///path")
+    if watched(value) is None and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("give redis://host:port/db, rediss://…, unix:///path or redis+sentinel://…")
     return value
 
 
@@ -100,7 +101,8 @@ class Settings(BaseSettings):
     )
 
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
-        "redis://127.0.0.1:6379/0", description="Redis or Valkey, 6.2 or newer: redis://, rediss:// or unix://"
+        "redis://127.0.0.1:6379/0",
+        description="Redis or Valkey, 6.2 or newer: redis://, rediss://, unix:// or redis+sentinel://",
     )
     database_url: Annotated[str, AfterValidator(_database_url)] = Field(
         "sqlite://.tandem/tandem.db", description="SQL database of the service itself, a Tortoise URL"
