@@ -323,7 +323,7 @@ class Worker(arq.worker.Worker):
             before.stop("lost")  # its lease ended unseen, and the job came back here
         assert self._opened is not None, "claims are made between opening and closing"  # noqa: S101 - narrows the type
         task, grace = self.known[claimed.task], self.queue.grace
-        run = Run(claimed, task, self._outbox, self._opened, find=self.queue.get, grace=grace)
+        run = Run(claimed, task, self._outbox, self._opened, queue=self.queue, grace=grace)
         self.runs[claimed.id] = run
         # Until when it is beaten for: code that cannot be stopped must not keep its job for ever.
         hooks = HOOK if self._hooks else 0.0

@@ -302,9 +302,9 @@ def _locks(shard: Snapshot) -> Iterable[str]:
     held = {key[5:]: _pairs(value)["holder"] for key, value in shard.values.items() if key.startswith("lock:")}
     waiting = {key[6:]: set(_pairs(value)) for key, value in shard.values.items() if key.startswith("waits:")}
     for name in held.keys() | waiting.keys() | claims.keys():
-        holder, others = held.get(name), waiting.get(name, set())
-        if holder is None or holder in others or {holder, *others} != claims.get(name):
-            yield f"the lock {name} is held by {holder}, waited for by {others}, and recorded for {claims.get(name)}"
+        one, others = held.get(name), waiting.get(name, set())
+        if one is None or one in others or {one, *others} != claims.get(name):
+            yield f"the lock {name} is held by {one}, waited for by {others}, and recorded for {claims.get(name)}"
 
 
 # Keys that need no TTL: a number of them that does not grow with the jobs that were, or as long as their jobs are not
