@@ -227,7 +227,8 @@ async def test_plain_code_has_steps_too(function: Callable[..., Any], tmp_path: 
 async def test_a_coroutine_function_is_no_step_of_plain_code() -> None:
     @task("t")
     def plain(job: SyncJob) -> None:
-        job.step("later", step_tasks.later)
+        made = job.step("later", step_tasks.later)
+        raise AssertionError(f"a step of plain code made {made}")
 
     with pytest.raises(TypeError, match="needs an async def task"):
         await run(plain)
