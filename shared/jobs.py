@@ -14,6 +14,7 @@ A record is one hash. Field names are short because each of a million waiting jo
     exp       ms, when it expires unstarted     park      why it may not run now
     idem      its idempotency key, hashed       progress result error files    JSON
     ck cl     concurrency key and limit         o ob      stamp of its last output, bytes of output
+    sb        bytes of its steps' results       lk        locks that its attempt holds or waits for
 
 All times are Redis `TIME`. Stamps are microseconds and grow with every visible change, also when the clock steps back.
 """

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from worker.desk import Desk
 from worker.encoding import encode
 from worker.errors import Permanent, TaskError
 from worker.job import Job
-from worker.sync import Desk, facts
+from worker.sync import facts
 
 if TYPE_CHECKING:
     from worker.task import Task

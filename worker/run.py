@@ -13,11 +13,12 @@ import structlog
 from pydantic import ValidationError
 
 from shared.jobs import Options, State
-from shared.queue import Claimed, Finish
+from shared.queue import Claimed, Finish, Queue
 from shared.retry import RetryPolicy, delay
 from worker.failures import Fault, broken, fault, invalid_payload, timed_out
+from worker.fenced import Fenced
 from worker.files import FileRef
-from worker.job import Find, Job
+from worker.job import Job
 from worker.output import JobOutput, Outbox
 from worker.resources import Resources
 from worker.task import Task, execute
@@ -38,7 +39,7 @@ class Run:
     __slots__ = ("cause", "claimed", "grace", "handle", "job", "options", "output", "started", "task")
 
     def __init__(
-        self, claimed: Claimed, task: Task, outbox: Outbox, resources: Resources, *, find: Find, grace: float
+        self, claimed: Claimed, task: Task, outbox: Outbox, resources: Resources, *, queue: Queue, grace: float
     ) -> None:
         self.claimed = claimed
         self.task = task
@@ -48,6 +49,7 @@ class Run:
         self.cause: Cause | None = None
         self.handle: asyncio.Task[Finish | None] | None = None
         self.output = JobOutput(outbox, claimed.id, claimed.token, self._lost)
+        fenced = Fenced(queue, self.output)
         self.job = Job(
             id=claimed.id,
             task=claimed.task,
@@ -59,7 +61,9 @@ class Run:
             tenant=claimed.tenant,
             stamp=int(claimed.token.partition(".")[0]),
             traceparent=self.options.traceparent,
-            find=find,
+            find=queue.get,
+            store=fenced,
+            keeper=fenced,
         )
 
     def _lost(self) -> None:
@@ -85,7 +89,7 @@ class Run:
                         await self.output.drain()
         if finish is None:
             self.output.abandon()
-        self.output.lost = None  # else run and output would hold each other until the collector comes
+        self.output.lost = None  # it is over; else run and output would hold each other until the collector comes
         return finish
 
     async def _outcome(self) -> Finish | None:

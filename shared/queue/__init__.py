@@ -8,6 +8,8 @@ Only this package touches the queue's keys, and only its scripts change them (se
     leases                  running ones, by lease end      expiries         of jobs that have not started
     key:<tenant>:<key>      holders of a concurrency key    idem:<hash>      idempotency key → id and content
     out:<id>                progress, logs and output       events           every transition, for the ledger
+    steps:<id>              results of its steps            lock:<tenant>:<name>   holder and fence of a lock
+    waits:<tenant>:<name>   who waits for a lock            news:<id>:<number>     channel: a lock is handed on
     bell:<queue or worker>  doorbells                       news:<id>        channel of a job's changes
     worker:<incarnation>    a live worker, `workers`        tasks:<digest>   what workers can run
     catalogue, versions     what tasks there are            counts, clock    of jobs by queue and state; of the shard
@@ -29,6 +31,7 @@ from shared.queue.batch import Batch
 from shared.queue.bells import Bells
 from shared.queue.connections import connect, pool
 from shared.queue.heart import Heart
+from shared.queue.locks import Locks
 from shared.queue.messages import (
     Chunk,
     Claim,
@@ -42,6 +45,7 @@ from shared.queue.messages import (
     submitted,
 )
 from shared.queue.scripts import CLOCK, Arg, Scripts, reach, send
+from shared.queue.steps import Steps
 from shared.queue.watch import Change, Watch
 
 __all__ = [
@@ -71,6 +75,8 @@ class Queue:
         self._redis = redis
         self._scripts = Scripts(redis, self.prefix, lease=lease, keep=keep, grace=grace, clock=clock)
         self._watch = Watch(redis, self.prefix)
+        self.steps = Steps(self._scripts)
+        self.locks = Locks(self._scripts, self._watch)
         self._submits = Batch(self._submit, limit=MOST, room=ROOM, size=lambda job: len(job.payload) + 512)
         self._gets = Batch(self._read, limit=MOST)
 

@@ -1,5 +1,6 @@
 -- The exits. `leave` is the only way out of `running`, `drop` the only way from any waiting place to a final state;
--- both end in `close`. What a running job holds (its lease, its concurrency slot) is given back here and nowhere else.
+-- both end in `close`. What a running job holds (its lease, its concurrency slot, its locks) is given back here and
+-- nowhere else.
 
 local function explain(type, message, attempt)
   local retryable = type == 'expired' and 'false' or 'true'
@@ -30,6 +31,9 @@ local function close(id, r, v, fields)
   end
   if r.o then
     call('PEXPIRE', P .. 'out:' .. id, KEEP)
+  end
+  if r.sb then
+    call('PEXPIRE', P .. 'steps:' .. id, KEEP)
   end
 end
 
@@ -104,6 +108,9 @@ local function leave(id, token, to, o)
   leases_left[#leases_left + 1] = id
   if r.ck then
     call('SREM', P .. 'key:' .. r.tenant .. ':' .. r.ck, id .. ':' .. r.token)
+  end
+  if r.lk then
+    give_up_all(id, r)
   end
   if outcome == 'released' then
     r.attempt = tonumber(r.attempt) - 1 -- refunded: the number is for people and policy, the token is the fence

@@ -235,7 +235,7 @@ def home(record: Mapping[str, str]) -> list[str]:
 
 def broken(shard: Snapshot) -> list[str]:
     """Every law that does not hold, with whom it does not hold for."""
-    return [*_places(shard), *_numbers(shard), *_holders(shard), *_lifetimes(shard)]
+    return [*_places(shard), *_numbers(shard), *_holders(shard), *_locks(shard), *_lifetimes(shard)]
 
 
 def _places(shard: Snapshot) -> Iterable[str]:
@@ -288,6 +288,25 @@ def _holders(shard: Snapshot) -> Iterable[str]:
             yield f"nobody will ever wake {key}"
 
 
+def _locks(shard: Snapshot) -> Iterable[str]:
+    """A lock is held by one acquisition of a running job, and waited for only while it is held."""
+    claims: dict[str, set[str]] = {}
+    for id, record in shard.jobs.items():
+        for line in record.get("lk", "").splitlines():
+            number, _, name = line.partition(" ")
+            if record["state"] != "running":
+                yield f"{id} does not run and has {line!r} in its locks"
+            elif name:
+                holder = f"{id} {record['token']} {number}"
+                claims.setdefault(f"{record['tenant']}:{name}", set()).add(holder)
+    held = {key[5:]: _pairs(value)["holder"] for key, value in shard.values.items() if key.startswith("lock:")}
+    waiting = {key[6:]: set(_pairs(value)) for key, value in shard.values.items() if key.startswith("waits:")}
+    for name in held.keys() | waiting.keys() | claims.keys():
+        one, others = held.get(name), waiting.get(name, set())
+        if one is None or one in others or {one, *others} != claims.get(name):
+            yield f"the lock {name} is held by {one}, waited for by {others}, and recorded for {claims.get(name)}"
+
+
 # Keys that need no TTL: a number of them that does not grow with the jobs that were, or as long as their jobs are not
 # final.
 LASTING = ("events", "catalogue", "versions", "counts", "clock", "workers", "parked", "expiries", "now")
@@ -299,13 +318,13 @@ def _lifetimes(shard: Snapshot) -> Iterable[str]:
     queues = {record["queue"] for record in shard.jobs.values()}
     for key, left in shard.ttl.items():
         kind, _, name = key.partition(":")
-        if kind in ("job", "out", "idem"):
+        if kind in ("job", "out", "steps", "idem"):
             ends = (keys.get(name) if kind == "idem" else name) in final
         elif kind in ("worker", "tasks"):
             ends = True
         elif kind == "bell":
             ends = name not in queues
-        elif key in LASTING or _is_place(key) or kind == "key":
+        elif key in LASTING or _is_place(key) or kind in ("key", "lock", "waits"):
             ends = False
         else:
             yield f"{key} is on no list"

@@ -18,6 +18,7 @@ from shared.errors import KeyReused
 from shared.jobs import FINAL, NEXT, PRIORITIES, SHOWN_ATTEMPTS, State, Submission, history
 from shared.queue import Claimed, Report, connect
 from shared.queue.scripts import reach, send
+from tests.shared.keeping import Keeping
 from tests.shared.shard import Shard, Snapshot, Worker, broken, job
 
 T = TypeVar("T")
@@ -32,10 +33,11 @@ KINDS = (State.SUCCEEDED, State.FAILED, State.RETRYING, State.RETRYING, State.QU
 STEPS = (
     "forget_scripts", *("submit",) * 5, *("claim",) * 7, *("finish",) * 4, *("finish_late",) * 3, *("wait",) * 4,
     *("beat",) * 2, *("crash",) * 3, *("cancel",) * 2, "report", "report_late", "claim_late", "stall", "step_back",
+    "keep", "keep_late", *("lock",) * 4, "lock_late", *("unlock",) * 2,
 )  # fmt: skip
 
 
-class Life(RuleBasedStateMachine):
+class Life(Keeping, RuleBasedStateMachine):
     """One shard, its clients and its workers; the clock is the test's."""
 
     url = ""
@@ -289,6 +291,7 @@ class Life(RuleBasedStateMachine):
     def laws(self) -> None:
         self.now = now = self.run(self.shard.snapshot(self.seen))
         assert not broken(now)
+        self.check_fences(now)
         for entry, text in now.events:
             if entry != self.seen:
                 for line in text.splitlines():
