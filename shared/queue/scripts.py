@@ -18,13 +18,13 @@ from shared.jobs import FINAL, FORMAT, NEXT
 # What each script is made of, in order; its own file comes last.
 PARTS = {
     "submit": ("record", "enter"),
-    "claim": ("record", "leave", "upkeep", "admit"),
-    "beat": ("record", "leave", "upkeep"),
-    "finish": ("record", "leave"),
+    "claim": ("record", "limits", "leave", "upkeep", "admit"),
+    "beat": ("record", "limits", "leave", "upkeep"),
+    "finish": ("record", "limits", "leave"),
     "report": ("record",),
-    "cancel": ("record", "leave"),
-    "tick": ("record", "leave", "upkeep"),
-    "register": ("record",),
+    "cancel": ("record", "limits", "leave"),
+    "tick": ("record", "limits", "leave", "upkeep"),
+    "register": ("record", "limits"),
     "retire": ("record",),
     "adopt": ("record", "enter"),
 }
