@@ -80,6 +80,8 @@ async def test_a_fast_rate_has_a_burst(shard: Shard) -> None:
     assert len(await worker.claim()) == 0
     assert (await worker.call()).next_due == 0.05  # not 0.02: no worker comes by for every single start
     await shard.turn(0.05)
+    await shard.queue.tick()
+    assert (await shard.snapshot()).counts == {"default running": 5, "default queued": 2, "default waiting": 13}
     assert len(await worker.claim()) == 2
     await shard.turn(5)
     assert len(await worker.claim()) == 5
