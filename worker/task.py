@@ -104,6 +104,8 @@ def task(
     retry: RetryPolicy | None = None,
     queue: str = "default",
     priority: Priority = "normal",
+    concurrency: int | None = None,
+    rate: str | None = None,
     cpu: bool = False,
     version: int = 1,
     example: Any = None,
@@ -112,9 +114,10 @@ def task(
     """Make a function a task. It stays the function it was and can be called as before.
 
     `timeout` (30 s) and `retry` (3 attempts, exponential) hold for jobs that do not say otherwise; `summary` is the
-    docstring's first paragraph if not given; `example` is a payload for the documentation. Raise `version` when old
-    workers must not run jobs that were validated against the new payload. Wrong use raises TypeError or ValueError
-    here, where it is written, in a sentence that names the function.
+    docstring's first paragraph if not given; `example` is a payload for the documentation. Over all workers, at most
+    `concurrency` attempts run at once, and no more start than `rate` (`10/s`, `100/m`, `5/10s`) says; the limits of the
+    newest version hold. Raise `version` when old workers must not run jobs that were validated against the new payload.
+    Wrong use raises TypeError or ValueError here, where it is written, in a sentence that names the function.
     """
     # The names around the decorated function: models may be local to the function that defines the task.
     scope = dict(sys._getframe(1).f_locals)  # noqa: SLF001 - nothing else gives them
@@ -130,7 +133,7 @@ def task(
                 queue=_queue(queue),
                 payload_schema=signature.payload_schema,
                 result_schema=signature.result_schema,
-                defaults=_defaults(timeout, priority, retry),
+                defaults=_defaults(timeout, priority, retry) | _limits(concurrency, rate),
                 example=_example(signature, example),
                 version=_version(version),
             )
@@ -193,6 +196,18 @@ def _defaults(timeout: Any, priority: Any, retry: Any) -> dict[str, Any]:
     if retry is not None and not isinstance(retry, RetryPolicy):
         raise TypeError(f"has retry={retry!r}: write retry=RetryPolicy(max_attempts=3)")
     return {"timeout": limit, "priority": priority, "retry": (retry or RetryPolicy()).model_dump()}
+
+
+def _limits(concurrency: Any, rate: Any) -> dict[str, Any]:
+    if concurrency is not None and (isinstance(concurrency, bool) or not isinstance(concurrency, int)):
+        raise TypeError(f"has concurrency={concurrency!r}: it is how many may run at once, such as 10")
+    if rate is not None and not isinstance(rate, str):
+        raise TypeError(f"has rate={rate!r}: it is a text such as 10/s, 100/m or 5/10s")
+    try:
+        catalogue.limits(concurrency, rate)
+    except ValueError as error:
+        raise ValueError(f"has {error}") from None
+    return {name: value for name, value in (("concurrency", concurrency), ("rate", rate)) if value is not None}
 
 
 def _summary(function: Callable[..., Any]) -> str:

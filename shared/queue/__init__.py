@@ -7,6 +7,8 @@ Only this package touches the queue's keys, and only its scripts change them (se
     later                   scheduled and retrying ones     suspects         due jobs that lost two workers
     leases                  running ones, by lease end      expiries         of jobs that have not started
     key:<tenant>:<key>      holders of a concurrency key    idem:<hash>      idempotency key → id and content
+    slots:<task>            holders of a task's slots       limit:<task>     what limits a task, where its rate stands
+    limited:<task>          where jobs wait for them        gates            when to look at such tasks again
     out:<id>                progress, logs and output       events           every transition, for the ledger
     steps:<id>              results of its steps            lock:<tenant>:<name>   holder and fence of a lock
     waits:<tenant>:<name>   who waits for a lock            news:<id>:<number>     channel: a lock is handed on
@@ -176,9 +178,10 @@ class Queue:
             facts += [name, value]
         tasks: list[Arg] = []
         for entry in entries:
-            tasks += [entry.name, entry.version, catalogue.encode(entry)]
+            limits = catalogue.limits(entry.defaults.get("concurrency"), entry.defaults.get("rate"))
+            tasks += [entry.name, entry.version, catalogue.encode(entry), *limits]
         for entry in hidden:
-            tasks += [entry.name, entry.version, ""]
+            tasks += [entry.name, entry.version, "", 0, 0, 0]
         digest = catalogue.digest([*entries, *hidden])
         await self._scripts.run("register", [worker.id, digest, len(facts) // 2, *facts, *tasks])
 

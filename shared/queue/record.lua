@@ -30,12 +30,12 @@ end
 -- What a transition needs to know of a record. Written out, since Lua makes such a table in one piece.
 local function read(id)
   local a = call('HMGET', P .. 'job:' .. id, 'state', 'queue', 'prio', 'v', 'o', 'attempt', 'max', 'token', 'due', 'began',
-    'attempts', 'losses', 'cancel', 'tenant', 'ck', 'idem', 'exp', 'park', 'sb', 'lk')
+    'attempts', 'losses', 'cancel', 'tenant', 'ck', 'idem', 'exp', 'park', 'slot', 'sb', 'lk')
   return {
     state = a[1] or nil, queue = a[2], prio = a[3], v = a[4], o = a[5] or nil, attempt = a[6], max = a[7],
     token = a[8] or nil, due = a[9], began = a[10] or nil, attempts = a[11] or nil, losses = a[12] or nil,
     cancel = a[13] or nil, tenant = a[14], ck = a[15] or nil, idem = a[16] or nil, exp = a[17] or nil, park = a[18] or nil,
-    sb = a[19] or nil, lk = a[20] or nil,
+    slot = a[19] or nil, sb = a[20] or nil, lk = a[21] or nil,
   }
 end
 

@@ -13,6 +13,10 @@ local function pulse(c)
     for i = 1, #far do
       call('ZADD', P .. 'leases', MS + LEASE, far[i])
     end
+    local gates = call('ZRANGE', P .. 'gates', 0, 499)
+    for i = 1, #gates do
+      call('ZADD', P .. 'gates', MS, gates[i])
+    end
     grace = math.min(grace, MS + LEASE)
     if #far < 500 then
       tick = MS
@@ -79,5 +83,6 @@ local function keep_up()
   end
   fall_due(200)
   expire(100)
+  open_gates(50)
   return settled, tonumber(c[3] or 0)
 end
