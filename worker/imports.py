@@ -47,6 +47,23 @@ class Imported(NamedTuple):
     bad_stamp: int
 
 
+class Stored:
+    """A stored file's bytes for a thread; `read` of them so far."""
+
+    def __init__(self, job: Job, source: FileRef) -> None:
+        self.read = 0
+        self._loop = asyncio.get_running_loop()
+        self._pieces = job.files.open(source)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while piece := asyncio.run_coroutine_threadsafe(self._next(), self._loop).result(_READ):
+            self.read += len(piece)
+            yield piece
+
+    async def _next(self) -> bytes:
+        return await anext(self._pieces, b"")
+
+
 class Import:
     """One import, within a transaction."""
 
@@ -58,7 +75,7 @@ class Import:
     async def run(self, transaction: Transaction) -> Imported:
         """Raises TaskError, `bad_rows` if there are more than `max_bad`."""
         plan = self._plan
-        records = await asyncio.to_thread(read, _pieces(self._job, plan.source), plan.format, plan.compression)
+        records = await asyncio.to_thread(read, Stored(self._job, plan.source), plan.format, plan.compression)
         if not records.columns:
             return Imported(0, 0, 0)
         self._columns = records.columns
@@ -132,21 +149,6 @@ def _batch(records: Records, size: int) -> list[Record]:
         if weight > BATCH_BYTES:
             break
     return batch
-
-
-def _pieces(job: Job, source: FileRef) -> Iterator[bytes]:
-    """The file's bytes for a thread."""
-    loop = asyncio.get_running_loop()
-    pieces = job.files.open(source)
-
-    async def following() -> bytes:
-        return await anext(pieces, b"")
-
-    def given() -> Iterator[bytes]:
-        while piece := asyncio.run_coroutine_threadsafe(following(), loop).result(_READ):
-            yield piece
-
-    return given()
 
 
 async def _contents(file: Any) -> AsyncIterator[bytes]:
