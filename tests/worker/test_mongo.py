@@ -4,13 +4,10 @@ What only a real server has (decimals, transactions announced, unlocked time lim
 """
 
 import asyncio
-import os
-import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import bson
 import jsonschema_rs
@@ -19,6 +16,7 @@ import pytest
 
 from shared.jobs import new_id
 from tests.conftest import eventually
+from tests.worker.databases import MONGOS, REAL_MONGO, mongo_database
 from tests.worker.jobs import Bench, open_bench
 from worker.documents import derived_id
 from worker.errors import TaskError
@@ -26,8 +24,7 @@ from worker.mongo import APPLIED
 from worker.task import of
 from worker.tasks import mongo
 
-REAL = os.environ.get("TANDEM_TEST_MONGO_URL", "")
-real = pytest.mark.skipif(not REAL, reason="TANDEM_TEST_MONGO_URL names no server")
+real = pytest.mark.skipif(not REAL_MONGO, reason="TANDEM_TEST_MONGO_URL names no server")
 OID = "0123456789abcdef01234567"
 ORDERS = [
     {"_id": {"$oid": OID}, "city": "Oslo", "amount": 12.5, "at": {"$date": "2026-01-31T12:00:00Z"}},
@@ -38,13 +35,10 @@ ORDERS = [
 Database = pymongo.database.Database[dict[str, Any]]
 
 
-@pytest.fixture(params=["nx", "real"] if REAL else ["nx"])
+@pytest.fixture(params=MONGOS)
 def url(request: pytest.FixtureRequest) -> str:
     """Each server, by the URL of a database that nobody else uses; it may have parameters."""
-    url = REAL if request.param == "real" else str(request.getfixturevalue("mongo_url"))
-    parts = urlsplit(url)
-    query = "&".join(filter(None, (parts.query, "authSource=admin" if "@" in parts.netloc else "")))
-    return urlunsplit((parts.scheme, parts.netloc, f"/test_{secrets.token_hex(4)}", query, ""))
+    return mongo_database(REAL_MONGO if request.param == "real" else str(request.getfixturevalue("mongo_url")))
 
 
 @pytest.fixture
