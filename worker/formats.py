@@ -17,7 +17,7 @@ from worker.files import FileRef
 
 Format = Literal["csv", "ndjson", "json", "parquet"]
 
-GROUP_ROWS, GROUP_BYTES = 1 << 17, 16 << 20  # of a Parquet row group, which is in memory as a whole
+GROUP_ROWS, GROUP_BYTES = 1 << 17, 8 << 20  # of a Parquet row group, which is in memory as a whole
 _COMPRESSED = re.compile(r"\.(gz|gzip|zst|zstd)$", re.IGNORECASE)
 _READ: dict[str, Format] = {
     "csv": "csv", "tsv": "csv", "ndjson": "ndjson", "jsonl": "ndjson", "x-ndjson": "ndjson", "json": "json",

@@ -2,7 +2,8 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from worker.rows import plain
 from worker.sql import Transaction
 
 BAD_FILE = "bad-rows.ndjson"
-BATCH_BYTES = 8 << 20  # of a batch's values, roughly
+BATCH_BYTES = 8 << 20  # of a batch in the file, roughly
 _READ = 60.0  # seconds until the store has given a piece
 _IN_MEMORY = 1 << 20  # bytes of bad rows; more go to disk
 
@@ -86,9 +87,10 @@ class Import:
         loader = await transaction.loader(plan.table, chosen, plan.key)
         places = [records.columns.index(name) for name in chosen]
         with tempfile.SpooledTemporaryFile(_IN_MEMORY) as bad:
-            while batch := await asyncio.to_thread(_batch, records, plan.batch):
-                await self._put(loader, batch, places, bad)
-                await self._job.progress(self._count + self._bad)
+            async with aclosing(_batches(records, plan.batch)) as batches:
+                async for batch in batches:
+                    await self._put(loader, batch, places, bad)
+                    await self._job.progress(self._count + self._bad)
             if self._bad:
                 await self._job.files.write(BAD_FILE, _contents(bad), "application/x-ndjson")
         return Imported(self._count, self._bad, self._job.stamp)
@@ -103,7 +105,8 @@ class Import:
             if not part:
                 continue
             try:
-                await loader.load([[record.values[place] for place in places] for record in part])
+                values = list(zip(*(record.values for record in part), strict=True))
+                await loader.load([values[place] for place in places])
             except Refused as refused:
                 if refused.row is None and len(part) > 1:
                     half = len(part) // 2
@@ -140,12 +143,23 @@ async def bad_file(job: Job, imported: Imported) -> FileRef | None:
     return await job.files.stat({"file": f"{job.id}/{BAD_FILE}"})
 
 
+async def _batches(records: Records, size: int) -> AsyncGenerator[list[Record], None]:
+    """The next batch is read while the database writes this one."""
+    reading = asyncio.create_task(asyncio.to_thread(_batch, records, size))
+    try:
+        while batch := await reading:
+            reading = asyncio.create_task(asyncio.to_thread(_batch, records, size))
+            yield batch
+    finally:
+        reading.cancel()
+
+
 def _batch(records: Records, size: int) -> list[Record]:
     batch: list[Record] = []
     weight = 0
     for record in islice(records.rows, size):
         batch.append(record)
-        weight += sum(len(value) if isinstance(value, str | bytes) else 16 for value in record.values)
+        weight += record.size
         if weight > BATCH_BYTES:
             break
     return batch

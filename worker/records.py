@@ -10,6 +10,7 @@ import io
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
@@ -25,9 +26,10 @@ _CELL = re.compile(r'(?:^|,)(?:(?P<quoted>"(?:[^"]|"")*")|[^,"\r\n]*)')
 
 
 class Record(NamedTuple):
-    """A row of the file: its line (in Parquet its number, from 1), and its values or why it has none."""
+    """A row of the file: its line (in Parquet its number, from 1), its bytes, its values or why it has none."""
 
     line: int
+    size: int  # roughly
     values: list[Any]
     problem: str | None = None
 
@@ -54,7 +56,7 @@ def read(pieces: Iterable[bytes], format: Format, compression: Compression | Non
     first = next(pieces, b"")
     if format == "parquet":
         return _parquet(first, pieces)
-    lines = _lines(inflated(_chained(first, pieces), compression or compression_of(first)))
+    lines = _lines(inflated(chain((first,), pieces), compression or compression_of(first)))
     return _csv(lines) if format == "csv" else _ndjson(lines)
 
 
@@ -64,7 +66,7 @@ def items(pieces: Iterable[bytes], format: Format, compression: Compression | No
         return _of_columns(read(pieces, format, compression))
     pieces = iter(pieces)
     first = next(pieces, b"")
-    whole = inflated(_chained(first, pieces), compression or compression_of(first))
+    whole = inflated(chain((first,), pieces), compression or compression_of(first))
     texts = _lines(whole) if format == "ndjson" else elements(_text(whole))
     return _of_json(texts)
 
@@ -80,8 +82,7 @@ def _of_json(texts: Iterator[str]) -> Iterator[Item]:
 
 
 def _of_columns(records: Records) -> Iterator[Item]:
-    for line, values, problem in records.rows:
-        size = sum(len(value) if isinstance(value, str | bytes) else 16 for value in values)
+    for line, size, values, problem in records.rows:
         if problem is None:
             pairs = zip(records.columns, values, strict=True)
             yield Item(line, {name: value for name, value in pairs if value is not None}, "", size)
@@ -101,19 +102,15 @@ def _text(pieces: Iterator[bytes]) -> Callable[[int], str]:
     return characters
 
 
-def _chained(first: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from pieces
-
-
 def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Each with its end."""
     rest = b""
     try:
         for piece in pieces:
-            lines = (rest + piece).split(b"\n")
-            rest = lines.pop()
-            for line in lines:
-                yield line.decode() + "\n"
+            whole, end, rest = (rest + piece).rpartition(b"\n")
+            if end:
+                for line in whole.decode().split("\n"):
+                    yield line + "\n"
             if len(rest) > LONGEST:
                 raise Permanent("too_large", f"a line has more than {LONGEST} bytes")
         if rest:
@@ -141,7 +138,7 @@ class _Raw:
 def _csv(lines: Iterator[str]) -> Records:
     csv.field_size_limit(LONGEST)
     first = next(lines, "").removeprefix("\ufeff")
-    raw = _Raw(_strings(first, lines))
+    raw = _Raw(chain((first,), lines))
     reader = csv.reader(raw, strict=True)
     try:
         columns = next(reader, [])
@@ -149,11 +146,6 @@ def _csv(lines: Iterator[str]) -> Records:
         raise Permanent("invalid_file", f"the header cannot be read: {error}") from None
     raw.kept.clear()
     return Records(_named(columns), _csv_rows(reader, raw, len(columns)))
-
-
-def _strings(first: str, lines: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from lines
 
 
 def _csv_rows(reader: Any, raw: _Raw, width: int) -> Iterator[Record]:
@@ -164,14 +156,15 @@ def _csv_rows(reader: Any, raw: _Raw, width: int) -> Iterator[Record]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Record(line, ["".join(raw.kept)[:1000]], str(error))
+            yield Record(line, 0, ["".join(raw.kept)[:1000]], str(error))
         else:
+            size = sum(map(len, raw.kept))
             if len(cells) == width:
-                yield Record(line, _nulls(cells, raw.kept) if "" in cells else cells)
+                yield Record(line, size, _nulls(cells, raw.kept) if "" in cells else cells)
             elif cells:  # an empty line is none
-                yield Record(line, cells, f"it has {len(cells)} values, the header {width}")
+                yield Record(line, size, cells, f"it has {len(cells)} values, the header {width}")
             elif width == 1:
-                yield Record(line, [None])
+                yield Record(line, size, [None])
         raw.kept.clear()
 
 
@@ -197,17 +190,17 @@ def _ndjson(lines: Iterator[str]) -> Records:
     columns = _named(list(row))
 
     def rows() -> Iterator[Record]:
-        yield Record(first[0], list(row.values()))
+        yield Record(first[0], len(first[1]), list(row.values()))
         known = set(columns)
         for number, line in numbered:
             found = _object(line)
             if isinstance(found, str):
-                yield Record(number, [line[:1000].rstrip("\n")], found)
+                yield Record(number, len(line), [line[:1000].rstrip("\n")], found)
             elif found.keys() <= known:
-                yield Record(number, [found.get(column) for column in columns])
+                yield Record(number, len(line), [found.get(column) for column in columns])
             else:
                 other = next(name for name in found if name not in known)
-                yield Record(number, [line[:1000].rstrip("\n")], f"the first row has no {other!r}")
+                yield Record(number, len(line), [line[:1000].rstrip("\n")], f"the first row has no {other!r}")
 
     return Records(columns, rows())
 
@@ -241,9 +234,14 @@ def _parquet(first: bytes, pieces: Iterator[bytes]) -> Records:
             for batch in table.batches():
                 for values in zip(*batch.columns, strict=True):
                     number += 1
-                    yield Record(number, list(values))
+                    yield Record(number, weight(values), list(values))
 
     return Records(table.names, rows())
+
+
+def weight(values: Iterable[Any]) -> int:
+    """About how many bytes they take."""
+    return sum(len(value) if isinstance(value, str | bytes) else 16 for value in values)
 
 
 def _named(columns: list[str]) -> list[str]:
