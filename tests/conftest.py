@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from shared.services import Server, postgres_server, redis_server, tied
+from shared.services import Server, mongo_server, postgres_server, redis_server, tied
 
 T = TypeVar("T")
 
@@ -110,6 +110,14 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 def postgres_url(server_data: Path) -> Iterator[str]:
     """A PostgreSQL of this test process: the superuser's URL."""
     server = postgres_server(server_data)
+    with running(server):
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def mongo_url(server_data: Path) -> Iterator[str]:
+    """A MongoDB-wire server of this test process."""
+    server = mongo_server(server_data)
     with running(server):
         yield server.url
 
