@@ -230,12 +230,23 @@ async def _suspended_pieces(source: Source) -> AsyncIterator[bytes]:
 def _fault(error: httpx2.TransportError) -> Exception:
     if isinstance(error, httpx2.LocalProtocolError | httpx2.UnsupportedProtocol):
         return Malformed(str(error))
-    name: dict[type[httpx2.TransportError], str] = {
+    silent: dict[type[httpx2.TransportError], str] = {
         httpx2.ConnectTimeout: "nobody answers",
         httpx2.ReadTimeout: "it fell silent",
         httpx2.WriteTimeout: "it takes no more bytes",
     }
-    return Lost(name.get(type(error)) or str(error) or type(error).__name__)
+    return Lost(silent.get(type(error)) or _system(error) or str(error) or type(error).__name__)
+
+
+def _system(error: BaseException | None) -> str:
+    """What the operating system calls it, if it is behind it."""
+    while error is not None:
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, OSError) and error.errno:
+            return os.strerror(error.errno) if error.errno > 0 else error.strerror or ""
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 class _BlockingOpened:

@@ -94,7 +94,7 @@ class Patience:
         """Return when it is time for another try. Raises Unavailable, or TimeoutError at the deadline."""
         now = time.monotonic()
         self._since = now if self._since is None else self._since
-        pause = max(floor, min(LONGEST, SHORTEST * 2.0 ** min(self._tries, 10)) * random.uniform(0.5, 1))
+        pause = max(floor, min(LONGEST, SHORTEST * 2.0 ** min(self._tries, 10)) * random.random())
         self._tries += 1
         if self._deadline is not None and now + pause > self._deadline:
             raise TimeoutError(f"{self._wire.url} did not answer in time: {fault}")
