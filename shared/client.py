@@ -195,7 +195,7 @@ def _options(url: str) -> dict[str, Any]:
 
 
 def _request(client: httpx2.Client | httpx2.AsyncClient, base: str, key: str, request: Request) -> httpx2.Request:
-    below = request.path.startswith("/") and not request.path.startswith("//")
+    below = request.path.startswith("/")
     # As it comes: nothing is unpacked twice, and a compressed stream would come late.
     headers = {"Accept-Encoding": "identity", "User-Agent": "tandem-client", **request.headers}
     if key and below:

@@ -1,7 +1,6 @@
 """What a person sees of a job on stderr: log lines, and on a terminal one live line below them."""
 
 import os
-import time
 import unicodedata
 from typing import TextIO
 
@@ -9,7 +8,6 @@ import msgspec
 
 from shared.answers import Entry, Job, Progress
 
-PACE = 0.05  # seconds between two drawings
 WIDTH = 24  # columns of the bar
 SHOWN = 300  # characters of a value on a line
 COLOURS = {"succeeded": 32, "failed": 31, "cancelled": 33, "error": 31, "critical": 31, "warning": 33, "debug": 2}
@@ -32,8 +30,7 @@ class Screen:
         self._full, self._empty, self._dot, self._cut = ("█", "░", "·", "…") if utf8 else ("#", "-", "-", "~")
         self._state, self._attempts = "", (0, 0)
         self._progress: Progress | None = None
-        self._drawn = False
-        self._drawn_at = 0.0
+        self._drawn = ""
         self._trouble = ""
 
     # ------------------------------------------------------------------------------------------------------- one line
@@ -54,7 +51,7 @@ class Screen:
         if self._drawn:
             self._stream.write("\r\x1b[2K")
             self._stream.flush()
-            self._drawn = False
+            self._drawn = ""
 
     # ----------------------------------------------------------------------------------------------------- one entry
 
@@ -80,16 +77,15 @@ class Screen:
         elif new and not self._live and not job.done:
             self.say(f"{job.state}, attempt {job.attempt}" if job.attempt else job.state)
 
-    def draw(self, *, now: bool = False) -> None:
-        """The live line as it is by now, if the last drawing was not just before."""
-        moment = time.monotonic()
-        if not self._live or not self._state or (self._drawn and not now and moment - self._drawn_at < PACE):
+    def draw(self) -> None:
+        """The live line as it is by now."""
+        if not self._live or not self._state:
             return
-        columns = _columns(self._stream)
-        text = _fitting(self._line(), columns - 1, self._cut)
-        self._stream.write(f"\r\x1b[2K{self._coloured(text, self._state)}")
-        self._stream.flush()
-        self._drawn, self._drawn_at = True, moment
+        text = _fitting(self._line(), _columns(self._stream) - 1, self._cut)
+        if text != self._drawn:
+            self._stream.write(f"\r\x1b[2K{self._coloured(text, self._state)}")
+            self._stream.flush()
+            self._drawn = text
 
     def _line(self) -> str:
         attempt, attempts = self._attempts

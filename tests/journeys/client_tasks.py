@@ -46,3 +46,12 @@ async def ends(job: Job, payload: Ending) -> Any:
     if payload.error is not None:
         raise Permanent(payload.error, "no more cards")
     return "x" * payload.size if payload.size else payload.result
+
+
+@task("client.bars", timeout="60s")
+async def bars(job: Job, payload: Count) -> None:
+    """Progress only."""
+    for number in range(1, payload.count + 1):
+        while payload.upto is not None and number > int(payload.upto.read_text() or 0):
+            await asyncio.sleep(0.02)
+        await job.progress(number, payload.count, "step " * payload.width)

@@ -6,14 +6,14 @@ import random
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
 
 from shared.services import Server, free_port, redis_server, tied
-from tests.conftest import eventually, running
+from tests.conftest import eventually, started
 from tests.journeys import client_tasks
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,10 +36,13 @@ class Pair:
             "TANDEM_KEYS": KEY,
             "TANDEM_LEASE": "2s",
         }
+        self._redis = redis
+        self._stack = ExitStack()
+        self._redis_process: subprocess.Popen[bytes] | None = None
         self._api: subprocess.Popen[bytes] | None = None
-        self._worker = self._started("worker")
+        self._worker: subprocess.Popen[bytes] | None = None
 
-    def _started(self, *command: str) -> subprocess.Popen[bytes]:
+    def _spawned(self, *command: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             tied([sys.executable, "-m", *command]),
             env=self._environment,
@@ -50,9 +53,26 @@ class Pair:
             process_group=0,
         )
 
+    async def start(self) -> None:
+        """Everything; ready when this returns."""
+        await self.start_redis()
+        self._worker = self._spawned("worker")
+        await self.start_api()
+
+    async def start_redis(self) -> None:
+        """With all that it had."""
+        self._redis_process = self._stack.enter_context(started(self._redis))
+        await eventually(self._redis.ready, START)
+
+    def stop_redis(self) -> None:
+        """SIGTERM: it keeps everything."""
+        assert self._redis_process is not None
+        self._redis_process.terminate()
+        self._redis_process.wait(10)
+
     async def start_api(self) -> None:
         """Ready when this returns."""
-        self._api = self._started("api", "--port", str(self.port))
+        self._api = self._spawned("api", "--port", str(self.port))
         await eventually(self._ready, START)
 
     def kill_api(self) -> None:
@@ -69,6 +89,7 @@ class Pair:
     def close(self) -> None:
         for process in (self._worker, self._api):
             _end(process)
+        self._stack.close()
         self._log.close()
 
 
@@ -81,14 +102,12 @@ def _end(process: subprocess.Popen[bytes] | None) -> None:
 @contextmanager
 def open_pair(directory: Path) -> Iterator[Pair]:
     """Everything is ready."""
-    server = redis_server(directory)
-    with running(server):
-        pair = Pair(directory, server)
-        try:
-            asyncio.run(pair.start_api())
-            yield pair
-        finally:
-            pair.close()
+    pair = Pair(directory, redis_server(directory))
+    try:
+        asyncio.run(pair.start())
+        yield pair
+    finally:
+        pair.close()
 
 
 class Cutter:

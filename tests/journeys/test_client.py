@@ -5,7 +5,7 @@ import io
 import os
 import random
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Speaker:
         self._open.append(kind(url, KEY, patience=patience, told=self.troubles.append))
         return self
 
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+    def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
         method = getattr(self._open[-1], name)
 
         async def call(*arguments: Any, **named: Any) -> Any:
@@ -123,6 +123,24 @@ async def test_a_stream_lives_through_an_api_that_is_killed(pair: Pair, speaker:
     entries = await reading
     assert numbers(entries) == list(range(30))
     assert entries[-1].type == "end"
+
+
+async def test_a_call_and_a_stream_live_through_a_redis_that_restarts(
+    pair: Pair, speaker: Speaker, tmp_path: Path
+) -> None:
+    upto = tmp_path / "upto"
+    upto.write_text("10")
+    job = await speaker.to(pair.url).submit("client.counts", {"count": 20, "upto": str(upto)})
+    seen: list[Entry] = []
+    reading = asyncio.create_task(speaker.entries(job, seen, types="output"))
+    await eventually(lambda: len(seen) == 10)
+    pair.stop_redis()
+    asking = asyncio.create_task(speaker.get(job))
+    await eventually(lambda: any("cannot serve" in trouble for trouble in speaker.troubles))
+    await pair.start_redis()
+    assert (await asking).id == job.id
+    upto.write_text("20")
+    assert numbers(await reading) == list(range(20))
 
 
 async def test_a_stream_goes_on_after_an_entry_and_knows_its_end(pair: Pair, speaker: Speaker) -> None:
