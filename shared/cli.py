@@ -13,7 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shared.errors import Misconfigured
-from shared.settings import Settings, load, shown
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["_Mixed"]  # noqa: SLF001 - argparse has no public name for it
@@ -188,6 +187,8 @@ def _dev(options: dict[str, Any]) -> int:
 
 
 def _settings(_options: dict[str, Any]) -> int:
+    from shared.settings import Settings, load, shown
+
     values, defaults = shown(load()), shown(Settings.model_construct())
     for name, field in Settings.model_fields.items():
         variable = f"TANDEM_{name.upper()}"

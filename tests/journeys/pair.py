@@ -32,7 +32,10 @@ class Pair:
             **{name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")},
             "TANDEM_REDIS_URL": redis.url,
             "TANDEM_STORE_URL": f"file://{directory}/store",
-            "TANDEM_TASKS": client_tasks.__name__,
+            "TANDEM_TASKS": f"{client_tasks.__name__},wordcount",
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, (os.environ.get("PYTHONPATH"), str(ROOT / "docs" / "examples")))
+            ),
             "TANDEM_KEYS": KEY,
             "TANDEM_LEASE": "2s",
         }

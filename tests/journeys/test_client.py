@@ -4,6 +4,9 @@ import asyncio
 import io
 import os
 import random
+import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -24,7 +27,7 @@ from shared.client import (
     Unavailable,
 )
 from tests.conftest import eventually
-from tests.journeys.pair import KEY, Pair, cutting, open_pair
+from tests.journeys.pair import KEY, ROOT, Pair, cutting, open_pair
 
 CUTS = 50
 
@@ -305,3 +308,29 @@ async def test_a_failed_download_leaves_nothing(pair: Pair, speaker: Speaker, tm
 async def test_a_result_that_became_a_file_is_followed(pair: Pair, speaker: Speaker) -> None:
     job = await speaker.to(pair.url).submit("client.ends", {"size": 300_000})
     assert await speaker.result(job) == "x" * 300_000
+
+
+# ----------------------------------------------------------------------------------------------------------------- docs
+
+
+def test_the_page_does_what_it_says(pair: Pair, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "client.md").read_text()
+    script = "".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    (tmp_path / "words.txt").write_text("to be or not to be\n")
+    environment = {**os.environ, "TANDEM_URL": pair.url, "TANDEM_API_KEY": KEY, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "{'word': 'to', 'count': 2}",
+        "{'word': 'be', 'count': 2}",
+        "{'words': 6, 'distinct': 4}",
+        "/problems/validation ['/payload/uri', '/payload/url']",
+    ]
