@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import termios
 import threading
 from collections.abc import Iterator
@@ -19,16 +18,9 @@ import pytest
 
 from shared.client import Client
 from tests.conftest import eventually
-from tests.journeys.pair import KEY, ROOT, Pair, open_pair
+from tests.journeys.pair import KEY, ROOT, START, Pair
 
 CLEAR = "\r\x1b[2K"  # the live line is taken away
-
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
-    # A short name: a socket lies in it.
-    with tempfile.TemporaryDirectory(prefix="tandem-") as directory, open_pair(Path(directory)) as pair:
-        yield pair
 
 
 @pytest.fixture
@@ -55,7 +47,7 @@ def tandem(pair: Pair, *arguments: str, stdin: str = "", **more: str) -> subproc
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=START,
         check=False,
     )
 
@@ -182,7 +174,7 @@ def test_a_reader_that_goes_away_is_quiet(pair: Pair, client: Client) -> None:
         process.stdout.readline()
         process.stdout.close()
         said = process.stderr.read().decode()
-        assert process.wait(30) == 141
+        assert process.wait(START) == 141
     assert "Traceback" not in said
 
 
@@ -222,7 +214,7 @@ class Terminal:
 
     def ended(self) -> int:
         """Its exit code."""
-        code = self.process.wait(30)
+        code = self.process.wait(START)
         self._reader.join(10)
         return code
 
@@ -245,7 +237,7 @@ async def test_a_terminal_has_a_live_line_and_keeps_the_rest(pair: Pair, client:
     go = tmp_path / "go"
     id = client.submit("client.ends", {"result": {"n": 1}, "go": str(go)}).id
     with Terminal(pair, "watch", id) as terminal:
-        await eventually(lambda: f"{CLEAR}running" in terminal.shown)
+        await eventually(lambda: f"{CLEAR}running" in terminal.shown, START)
         go.touch()
         assert terminal.ended() == 0
     kept = re.sub(r"[^\n]*\r\x1b\[2K", "", terminal.shown).replace("\r\n", "\n")
@@ -265,7 +257,7 @@ async def test_progress_is_a_bar(pair: Pair, client: Client, tmp_path: Path) -> 
     with Terminal(pair, "watch", id, PYTHONUTF8="1") as terminal:
         for number, bar in enumerate(("█" * 6 + "░" * 18, "█" * 12 + "░" * 12, "█" * 18 + "░" * 6), 1):
             upto.write_text(str(number))
-            await eventually(lambda: f"{CLEAR}running · {bar} {number}/4 · step" in terminal.shown)  # noqa: B023 - it is called before the next turn
+            await eventually(lambda: f"{CLEAR}running · {bar} {number}/4 · step" in terminal.shown, START)  # noqa: B023 - it is called before the next turn
         upto.write_text("4")
         assert terminal.ended() == 0
     assert not [line for line in re.split(r"[\r\n]", terminal.shown) if len(line.replace("\x1b[2K", "")) >= 60]
@@ -275,7 +267,7 @@ async def test_a_piped_terminal_has_its_line_on_stderr(pair: Pair, client: Clien
     go = tmp_path / "go"
     id = client.submit("client.ends", {"retries": 1, "go": str(go)}).id
     with Terminal(pair, "watch", id, piped=True, NO_COLOR="1") as terminal:
-        await eventually(lambda: f"{CLEAR}running" in terminal.shown)
+        await eventually(lambda: f"{CLEAR}running" in terminal.shown, START)
         go.touch()
         assert terminal.process.stdout
         items = terminal.process.stdout.read().decode()
@@ -298,12 +290,12 @@ async def test_ctrl_c_leaves_the_job_running_and_says_how_to_go_on(
 ) -> None:
     go = tmp_path / "go"
     id = client.submit("client.ends", {"go": str(go)}).id
-    await eventually(lambda: client.get(id).state == "running")
+    await eventually(lambda: client.get(id).state == "running", START)
     with Terminal(pair, *how, id) as terminal:
         if how == ["watch"]:
-            await eventually(lambda: "running" in terminal.shown)
+            await eventually(lambda: "running" in terminal.shown, START)
         else:
-            await eventually(lambda: waits(terminal.process.pid))
+            await eventually(lambda: waits(terminal.process.pid), START)
         os.killpg(terminal.process.pid, signal.SIGINT)
         assert terminal.ended() == 130
     assert "Traceback" not in terminal.shown
