@@ -6,6 +6,7 @@ Fields that a newer API adds are ignored.
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
@@ -41,10 +42,13 @@ class File(msgspec.Struct, frozen=True):
 
     @property
     def reference(self) -> dict[str, str]:
-        """What names an upload in a payload. Raises ValueError for a job's file: its name there is in the result."""
-        if self.id is None:
-            raise ValueError("only an upload has an id")
-        return {"file": self.id}
+        """What names the file in a payload. Raises ValueError if nothing does."""
+        if self.id is not None:
+            return {"file": self.id}
+        job, found, name = (self.url or "").removeprefix("/v1/jobs/").partition("/files/")
+        if not found:
+            raise ValueError("only uploads and jobs' files have a reference")
+        return {"file": f"{job}/{unquote(name)}"}
 
 
 class Attempt(msgspec.Struct, frozen=True):

@@ -104,12 +104,12 @@ def _follow(client: Client, id: str, options: dict[str, Any], screen: Screen) ->
                     screen.say(f"attempt {entry.attempt} begins: the items above are void", "warning")
                     told = False
                 screen.show(entry)
+                after = entry.id
                 if entry.type == "end":
                     final = entry.job
             if items:
                 _write(items, screen, shared=shared)
-                told = True
-            after = portion[-1].id
+                told, after = True, portion[-1].id
             if final is None:
                 screen.draw()
     except KeyboardInterrupt:

@@ -300,6 +300,12 @@ async def test_a_failed_download_leaves_nothing(pair: Pair, speaker: Speaker, tm
 async def test_a_result_that_became_a_file_is_followed(pair: Pair, speaker: Speaker) -> None:
     job = await speaker.to(pair.url).submit("client.ends", {"size": 300_000})
     assert await speaker.result(job) == "x" * 300_000
+    (file,) = (await speaker.get(job)).files
+    hashed = await speaker.submit("file.hash", {"source": file.reference}, wait=20)
+    assert hashed.result["sha256"] == file.sha256
+    for named in (file, file.reference):
+        out = io.BytesIO()
+        assert await speaker.download(named, out) == file.size
 
 
 # ----------------------------------------------------------------------------------------------------------------- docs
