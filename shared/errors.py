@@ -9,10 +9,11 @@ TandemError
 │   ├── TooLarge             a body, an item or an upload above its limit
 │   ├── NotFound             no such job, file or task (for this tenant)
 │   └── BadCursor            a stream position that this job never gave out
-├── Unavailable              Redis or the file store does not answer; asking again helps
+├── Unavailable              Redis, the file store or, to a client, the API does not answer; asking again helps
 └── Misconfigured            a setting that stops the start, with its name and why
 
 They say what happened; the edge that reports them says what that means there (`api/problems.py` has the status codes).
+A client of the API has three more of the tree, see `shared/problems.py`.
 """
 
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ class BadCursor(Refused):
 
 
 class Unavailable(TandemError):
-    """Redis or the file store does not answer; asking again helps."""
+    """Redis, the file store or, to a client, the API does not answer; asking again helps."""
 
 
 class Misconfigured(TandemError):
