@@ -80,7 +80,7 @@ class Worker(arq.worker.Worker):
         self.ready = asyncio.Event()
         self._resources = resources
         self._opened: Resources | None = None
-        self._outbox = Outbox(self.queue)
+        self._outbox: Outbox  # made when the resources are open
         self._hooks = Hooks(self)
         self._claim_number = 0
         self._asked = False  # a claim whose answer has not come (yet)
@@ -106,6 +106,7 @@ class Worker(arq.worker.Worker):
         self.ctx["redis"] = self.pool
         async with AsyncExitStack() as stack:
             self._opened = await stack.enter_async_context(self._resources())
+            self._outbox = Outbox(self.queue, self._opened.files, limit=self.settings.max_output)
             if self.on_startup:
                 await self.on_startup(self.ctx)
             if not await self._register():
