@@ -69,6 +69,10 @@ class Process:
                 process_group=0,
             )
 
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
     async def until(self, fact: Callable[[], Awaitable[Any]]) -> None:
         """Waits for a fact that it makes. Raises Broken if it ends before, or takes too long."""
         late = perf_counter() + PATIENCE

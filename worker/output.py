@@ -25,7 +25,7 @@ from worker.errors import TaskError
 CHUNK = 64 << 10  # bytes of one report
 LETTER = 256 << 10  # bytes of the reports that go together
 REPORTS = 8  # of a letter
-BUFFER = 256 << 10  # bytes a job may have said without their being written
+BUFFER = 512 << 10  # bytes a job may have said without their being written: a letter under way, and the next one
 SEGMENT = 4 << 20  # bytes that move to the file store at once
 KEPT = 256 << 10  # bytes that an ended attempt leaves in Redis
 MOVES = 4  # that a worker makes at once: each holds a segment twice
@@ -156,9 +156,9 @@ class JobOutput:
     def _put(self, kind: str, body: bytes) -> None:
         if b"\n" in body:
             body = body.replace(b"\n", b" ")  # a report has a value a line; in JSON a raw line end is only white space
-        size = len(body)
+        size = len(body) + 1  # a line end, or the end
         pack = self._last
-        if pack is None or pack.kind != kind or pack.size + size > CHUNK:
+        if pack is None or pack.kind != kind or pack.size + size > CHUNK + 1:
             self._last = pack = _Pack(kind)
             self._packs.append(pack)
         pack.parts.append(body)
@@ -195,7 +195,7 @@ class JobOutput:
                 return []
             self._tail += len(report.body)
             if report.type != "progress":
-                self._buffered -= len(report.body) - report.body.count(b"\n")
+                self._buffered -= len(report.body) + 1
             if word == "long":
                 self._move()
         if self._room is not None and self._buffered <= BUFFER:
