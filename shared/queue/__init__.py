@@ -48,7 +48,7 @@ from shared.queue.scripts import CLOCK, Arg, Scripts, reach, send
 from shared.queue.watch import Change, Watch
 
 __all__ = [
-    "Batch", "Bells", "Change", "Chunk", "Claim", "Claimed", "Finish", "Heart", "Queue", "QueueStats", "Report",
+    "TAIL", "Batch", "Bells", "Change", "Chunk", "Claim", "Claimed", "Finish", "Heart", "Queue", "QueueStats", "Report",
     "Segment", "Submitted", "WorkerInfo", "connect", "pool",
 ]  # fmt: skip
 

@@ -34,11 +34,12 @@ async def talks() -> None:
 numbers = itertools.count(1)
 
 
-async def claimed(client: Client) -> Claimed:
-    """A job that runs, as far as Redis knows."""
+async def claimed(client: Client, *, submit: bool = True) -> Claimed:
+    """A job that runs, as far as Redis knows; a new one, or the one that is due."""
     entry = of(talks).entry
     await client.queue.register(WorkerInfo("w", "host", 1, ("default",), 10, "1", 0.0), [entry])
-    await client.submit(talks)
+    if submit:
+        await client.submit(talks)
     claim = await client.queue.claim("w", next(numbers), slots=1, tasks=digest([entry]), queues=["default"])
     return claim.jobs[0]
 
@@ -46,11 +47,13 @@ async def claimed(client: Client) -> Claimed:
 class Said:
     """An output, its job, and how often the job was found lost."""
 
-    def __init__(self, client: Client, job: Claimed, store: FileStore, limit: int = 1 << 30) -> None:
+    def __init__(
+        self, client: Client, job: Claimed, store: FileStore, limit: int = 1 << 30, seconds: float = 60
+    ) -> None:
         self.client, self.job, self.store = client, job, store
         self.lost = 0
         outbox = Outbox(client.queue, store, limit=limit)
-        self.output = JobOutput(outbox, job.id, job.token, self._lost, seconds=60)
+        self.output = JobOutput(outbox, job.id, job.token, self._lost, seconds=seconds)
 
     def _lost(self) -> None:
         self.lost += 1
