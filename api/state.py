@@ -5,6 +5,7 @@ from typing import TypedDict
 from starlette.requests import Request
 
 from api.catalogue import Catalogue
+from api.requests import Requests
 from api.submissions import Submissions
 from api.waiting import Drain
 from shared.files import FileStore
@@ -23,6 +24,7 @@ class State(TypedDict):
     store: FileStore
     source: Source
     drain: Drain
+    requests: Requests
 
 
 class Served(State):
