@@ -108,7 +108,7 @@ async def measure(options: argparse.Namespace) -> None:
             return bool(await queue.workers())
 
         await api.until(there)
-        processes = {one.name: psutil.Process(one.pid) for one in (redis_process, worker, api)}
+        processes = {one.name: psutil.Process(one.popen.pid) for one in (redis_process, worker, api)}
         most = Most(processes, redis)
         watching = asyncio.create_task(most.watch())
         job = Submission(
