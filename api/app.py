@@ -24,6 +24,7 @@ from shared.errors import TandemError, Unavailable
 from shared.files import FileStore, open_store
 from shared.queue import Queue, connect
 from shared.settings import Settings
+from shared.streams import Source
 from shared.uploads import sweep
 
 SWEEP = 3600.0  # seconds between two sweeps of the file store, about
@@ -46,7 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
             catalogue = Catalogue(queue)
             clock = asyncio.create_task(keep_time(queue, catalogue, min(1.0, settings.lease / 4)), name="clock")
             stack.push_async_callback(_end, clock)
-            broom = asyncio.create_task(keep_clean(store, settings.keep), name="broom")
+            broom = asyncio.create_task(keep_clean(store, queue, settings.keep), name="broom")
             stack.push_async_callback(_end, broom)
             yield State(
                 settings=settings,
@@ -54,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
                 catalogue=catalogue,
                 submissions=Submissions(catalogue),
                 store=store,
+                source=Source(queue, store),
                 drain=drain,
                 requests=requests,
             )
@@ -109,12 +111,12 @@ async def keep_time(queue: Queue, catalogue: Catalogue, pause: float) -> None:
         await asyncio.sleep(pause)
 
 
-async def keep_clean(store: FileStore, keep: float) -> None:
+async def keep_clean(store: FileStore, queue: Queue, keep: float) -> None:
     """Removes expired uploads, and what jobs left that nobody knows any more, about once an hour on every replica."""
     while True:
         await asyncio.sleep(SWEEP * random.uniform(0.5, 1.5))
         try:
-            removed = await sweep(store, keep=keep)
+            removed = await sweep(store, keep=keep, alive=queue.known)
         except Unavailable as error:
             log.warning("the file store could not be swept", error=str(error))
         else:

@@ -11,6 +11,7 @@ from api.waiting import Drain
 from shared.files import FileStore
 from shared.queue import Queue
 from shared.settings import Settings
+from shared.streams import Source
 
 
 class State(TypedDict):
@@ -21,6 +22,7 @@ class State(TypedDict):
     catalogue: Catalogue
     submissions: Submissions
     store: FileStore
+    source: Source
     drain: Drain
     requests: Requests
 

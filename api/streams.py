@@ -61,7 +61,7 @@ class StreamEndpoint:
         if request.method == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
-        reader = Reader(state["queue"], id, after=after or START, types=types)
+        reader = Reader(state["source"], id, after=after or START, types=types)
         with suppress(Gone):
             await Stream(state, reader, chosen, send).run(record, receive)
 

@@ -13,8 +13,9 @@ A record is one hash. Field names are short because each of a million waiting jo
     run       ms, when it was asked to run      cancel    stamp of the request to cancel
     exp       ms, when it expires unstarted     park      why it may not run now
     idem      its idempotency key, hashed       progress result error files    JSON
-    ck cl     concurrency key and limit         o ob      stamp of its last output, bytes of output
-    sb        bytes of its steps' results       lk        locks that its attempt holds or waits for
+    ck cl     concurrency key and limit         o ob ot   stamp of its last output, bytes of output, those in Redis
+    sb        bytes of its steps' results       oq        number of the attempt's last report
+    lk        locks that its attempt holds or waits for
 
 All times are Redis `TIME`. Stamps are microseconds and grow with every visible change, also when the clock steps back.
 """

@@ -140,6 +140,7 @@ class Settings(BaseSettings):
     keep: Duration = Field(7 * 86400.0, ge=1, description="how long final jobs, their files and uploads are known")
     max_body: int = Field(1 << 20, ge=1024, description="bytes of a job's body, and of a bulk item")
     max_upload: int = Field(10 << 30, ge=1024, description="bytes of an uploaded file")
+    max_output: int = Field(10 << 30, ge=1024, description="bytes that a job may stream, all attempts together")
 
     @classmethod
     def settings_customise_sources(

@@ -3,7 +3,7 @@
 import re
 import secrets
 import time
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -116,12 +116,13 @@ async def _remove_upload(store: FileStore, id: str) -> None:
 # -------------------------------------------------------------------------------------------------------- housekeeping
 
 
-async def sweep(store: FileStore, *, keep: float, limit: int = 10_000) -> int:
+async def sweep(store: FileStore, *, keep: float, alive: Callable[[str], Awaitable[bool]], limit: int = 10_000) -> int:
     """Remove what nobody can ask for any more, at most about `limit` objects; how many it were.
 
     These are expired uploads, the bytes of uploads that were never completed, files of jobs whose record is gone
-    (nothing is written by a job for longer than a day, and a record lives for `keep` seconds), and the temporaries of
-    writers that died. Safe to run in several processes at once.
+    (nothing is written by an attempt for longer than a day, and a record lives for `keep` seconds), and the temporaries
+    of writers that died. `alive` tells whether a job's record is there: the output of an early attempt may have to stay
+    for as long as later ones take. Safe to run in several processes at once.
     """
     now = time.time()
     removed = 0
@@ -139,13 +140,24 @@ async def sweep(store: FileStore, *, keep: float, limit: int = 10_000) -> int:
         elif stat.modified + STALE < now and not await _published(store, id):
             await store.delete(stat.path)
             removed += 1
+    removed += await _sweep_jobs(store, now - keep - STALE, alive, limit - removed)
+    return removed + await store.drop_temporaries(now - STALE, limit - removed)
+
+
+async def _sweep_jobs(store: FileStore, before: float, alive: Callable[[str], Awaitable[bool]], limit: int) -> int:
+    removed = 0
+    kept = ("", False)  # the job last asked for: a listing mostly has the objects of one together
     async for stat in store.list("jobs"):
         if removed >= limit:
-            return removed
-        if stat.modified + keep + STALE < now:
-            await store.delete(stat.path)
-            removed += 1
-    return removed + await store.drop_temporaries(now - STALE, limit - removed)
+            break
+        if stat.modified < before:
+            id = stat.path.split("/")[1]
+            if id != kept[0]:
+                kept = (id, await alive(id))
+            if not kept[1]:
+                await store.delete(stat.path)
+                removed += 1
+    return removed
 
 
 async def _expire(store: FileStore, id: str, now: float) -> bool:

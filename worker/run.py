@@ -48,7 +48,9 @@ class Run:
         self.started = time.time()
         self.cause: Cause | None = None
         self.handle: asyncio.Task[Finish | None] | None = None
-        self.output = JobOutput(outbox, claimed.id, claimed.token, self._lost)
+        # The file store gets a moment longer than the code: the lease holds for as long.
+        patience = self.options.timeout + grace
+        self.output = JobOutput(outbox, claimed.id, claimed.token, self._lost, seconds=patience)
         fenced = Fenced(queue, self.output)
         self.job = Job(
             id=claimed.id,
@@ -87,9 +89,8 @@ class Run:
                 with contextlib.suppress(Exception):
                     async with asyncio.timeout(LAST_WORDS):
                         await self.output.drain()
-        if finish is None:
-            self.output.abandon()
         self.output.lost = None  # it is over; else run and output would hold each other until the collector comes
+        self.output.abandon()
         return finish
 
     async def _outcome(self) -> Finish | None:
@@ -116,7 +117,7 @@ class Run:
         if self.cause in ("cancel", "lost") or (self.cause is not None and failure is not None):
             return self.interrupted()
         if clock.expired():
-            return await self._failed(timed_out(limit), "timeout")
+            return await self._failed(timed_out(limit, stuck=self.output.stuck), "timeout")
         if failure is None:
             # Outside of the timeout: that Redis is away is not the code's fault.
             try:

@@ -83,7 +83,7 @@ class Worker(arq.worker.Worker):
         self.ready = asyncio.Event()
         self._resources = resources
         self._opened: Resources | None = None
-        self._outbox = Outbox(self.queue)
+        self._outbox: Outbox  # made when the resources are open
         self._hooks = Hooks(self)
         self._claim_number = 0
         self._asked = False  # a claim whose answer has not come (yet)
@@ -110,6 +110,7 @@ class Worker(arq.worker.Worker):
         async with AsyncExitStack() as stack:
             stack.enter_context(serving(self.tally, self.settings.metrics_host, self.settings.metrics_port))
             self._opened = await stack.enter_async_context(self._resources())
+            self._outbox = Outbox(self.queue, self._opened.files, limit=self.settings.max_output)
             if self.on_startup:
                 await self.on_startup(self.ctx)
             if not await self._register():

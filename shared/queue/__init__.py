@@ -12,6 +12,7 @@ Only this package touches the queue's keys, and only its scripts change them (se
     out:<id>                progress, logs and output       events           every transition, for the ledger
     steps:<id>              results of its steps            lock:<tenant>:<name>   holder and fence of a lock
     waits:<tenant>:<name>   who waits for a lock            news:<id>:<number>     channel: a lock is handed on
+    cold:<id>               index of what has left out:<id> for the file store, by last stamp
     bell:<queue or worker>  doorbells                       news:<id>        channel of a job's changes
     worker:<incarnation>    a live worker, `workers`        tasks:<digest>   what workers can run
     catalogue, versions     what tasks there are            counts, clock    of jobs by queue and state; of the shard
@@ -41,8 +42,10 @@ from shared.queue.messages import (
     Finish,
     QueueStats,
     Report,
+    Segment,
     Submitted,
     WorkerInfo,
+    chunk,
     submit_args,
     submitted,
 )
@@ -51,12 +54,14 @@ from shared.queue.steps import Steps
 from shared.queue.watch import Change, Watch
 
 __all__ = [
-    "Batch", "Bells", "Change", "Chunk", "Claim", "Claimed", "Finish", "Heart", "Queue", "QueueStats", "Report",
-    "Submitted", "WorkerInfo", "connect", "pool",
+    "TAIL", "Batch", "Bells", "Change", "Chunk", "Claim", "Claimed", "Finish", "Heart", "Queue", "QueueStats", "Report",
+    "Segment", "Submitted", "WorkerInfo", "connect", "pool",
 ]  # fmt: skip
 
 MOST = 500  # jobs a script call
 ROOM = 1 << 20  # bytes a script call, about
+LONG = 4 << 20  # bytes of a job's stream in Redis from which on its oldest part should move to the file store
+TAIL = 8 << 20  # bytes that it holds at most
 
 
 class Queue:
@@ -130,6 +135,10 @@ class Queue:
 
         return [parse(id, values) for id, values in zip(ids, await reach(call), strict=True)]
 
+    async def known(self, id: str) -> bool:
+        """Whether there is such a job, whoever's it is."""
+        return await self._gets.call(id) is not None
+
     async def payload(self, id: str, *, tenant: str = "default") -> bytes | None:
         """The job's payload as it came, JSON; None as with `get`."""
         values = await self._get(f"job:{id}", "payload", "tenant")
@@ -150,18 +159,19 @@ class Queue:
         return await self.get(id, tenant=tenant)
 
     async def output(self, id: str, after: int = 0, limit: int = 100) -> list[Chunk]:
-        """Entries with a stamp above `after`, oldest first."""
-        low = f"({after}-0" if after else "-"
-        rows: Any = await reach(lambda: self._redis.xrange(f"{self.prefix}out:{id}", min=low, count=limit))
+        """Entries with a stamp above `after` that Redis holds, oldest first; older ones may stand in `segments`."""
+        return [chunk(place, fields) for place, fields in await self._range("out", id, after, limit)]
+
+    async def segments(self, id: str, after: int = 0, limit: int = 64) -> list[Segment]:
+        """Those with entries above the stamp `after`, oldest first."""
         return [
-            Chunk(
-                stamp=int(position.partition(b"-")[0]),
-                type=fields[b"t"].decode(),
-                attempt=int(fields[b"a"]),
-                items=fields[b"d"].split(b"\n"),
-            )
-            for position, fields in rows
+            Segment(int(fields[b"f"]), int(last.partition(b"-")[0]), int(fields[b"s"]))
+            for last, fields in await self._range("cold", id, after, limit)
         ]
+
+    async def _range(self, key: str, id: str, after: int, limit: int) -> Any:
+        low = f"({after}-0" if after else "-"
+        return await reach(lambda: self._redis.xrange(f"{self.prefix}{key}:{id}", min=low, count=limit))
 
     # ------------------------------------------------------------------------------------------------- for workers
 
@@ -223,12 +233,25 @@ class Queue:
             ]  # fmt: skip
         return [word.decode() for word in await self._scripts.run("finish", args)]
 
-    async def report(self, reports: Sequence[Report], *, limit: int) -> list[str]:
-        """Progress, logs and output; 'ok', 'lost', or 'full' when the job has said more than `limit` bytes."""
-        args: list[Arg] = [limit]
+    async def report(self, reports: Sequence[Report], *, limit: int, long: int = LONG, most: int = TAIL) -> list[str]:
+        """Progress, logs and output; 'ok', 'lost', or 'full' when the job has said more than `limit` bytes.
+
+        'long' is ok, and the oldest part of the job's stream should be archived: `long` bytes or more stand in Redis.
+        'wait' is not written, nor are the job's next ones, before that is done: more than `most` bytes would.
+        """
+        args: list[Arg] = [limit, long, most]
         for one in reports:
             args += [one.id, one.token, one.number, one.type, one.body]
         return [word.decode() for word in await self._scripts.run("report", args)]
+
+    async def archive(self, id: str, token: str, segment: Segment, weight: int) -> int | None:
+        """The job's oldest entries, of that weight together, are in the file store now: Redis drops them.
+
+        Returns the weight of those that are left, None for a job that is no longer held under this token.
+        """
+        args: list[Arg] = [id, token, *segment, weight]
+        left = int(await self._scripts.run("archive", args))
+        return left if left >= 0 else None
 
     async def beat(
         self,

@@ -59,6 +59,7 @@ local function close(id, r, v, fields)
   end
   if r.o then
     call('PEXPIRE', P .. 'out:' .. id, KEEP)
+    call('PEXPIRE', P .. 'cold:' .. id, KEEP)
   end
   if r.sb then
     call('PEXPIRE', P .. 'steps:' .. id, KEEP)

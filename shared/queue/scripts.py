@@ -15,6 +15,8 @@ from redis.asyncio import Redis
 from shared.errors import Unavailable
 from shared.jobs import FINAL, FORMAT, NEXT
 
+ENTRY = 64  # bytes that an entry of a stream counts as, besides its body
+
 # What each script is made of, in order; its own file comes last.
 PARTS = {
     "submit": ("record", "enter"),
@@ -22,6 +24,7 @@ PARTS = {
     "beat": ("record", "limits", "locks", "leave", "upkeep"),
     "finish": ("record", "limits", "locks", "leave"),
     "report": ("record",),
+    "archive": ("record",),
     "step": ("record",),
     "steps": ("record",),
     "lock": ("record", "limits", "locks", "leave", "upkeep"),
@@ -52,6 +55,7 @@ def source(name: str, clock: str = CLOCK) -> str:
         _table(),
         f"local FINAL = {{{finals}}}",
         f"local FORMAT = {FORMAT}",
+        f"local ENTRY = {ENTRY}",
         f"local function CLOCK() return {clock} end",
     )
     texts = (files(__package__).joinpath(f"{part}.lua").read_text() for part in (*PARTS[name], name))

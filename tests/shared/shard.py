@@ -348,7 +348,7 @@ def _lifetimes(shard: Snapshot) -> Iterable[str]:
     queues = {record["queue"] for record in shard.jobs.values()}
     for key, left in shard.ttl.items():
         kind, _, name = key.partition(":")
-        if kind in ("job", "out", "steps", "idem"):
+        if kind in ("job", "out", "cold", "steps", "idem"):
             ends = (keys.get(name) if kind == "idem" else name) in final
         elif kind in ("worker", "tasks"):
             ends = True
