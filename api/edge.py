@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from contextlib import suppress
 
 import structlog
 from starlette.requests import ClientDisconnect
@@ -10,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.auth import OPEN_PATHS, TENANT, Keys
 from api.problems import of_status, path_of
 
+# What begins an answer; that of an upgrade has headers too.
+STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
@@ -26,7 +29,7 @@ class Edge:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             return  # there are no others, and none is let in unasked
         authorization = request_id = None
         for name, value in scope["headers"]:
@@ -50,7 +53,7 @@ class Edge:
 
         async def tell(message: Message) -> None:
             nonlocal started
-            if message["type"] == "http.response.start":
+            if message["type"] in STARTS:
                 started = True
                 if request_id is not None:
                     message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id)]}
@@ -62,8 +65,11 @@ class Edge:
             return
         except Exception:
             trace = trace_id(scope, request_id)
-            log.exception("request failed", trace_id=trace, method=scope["method"], path=path_of(scope))
+            log.exception("request failed", trace_id=trace, method=scope.get("method", "WS"), path=path_of(scope))
             if started:
+                if scope["type"] == "websocket":
+                    with suppress(Exception):  # the client may have gone, or have been sent away
+                        await send({"type": "websocket.close", "code": 1011})
                 return  # the server closes the connection, so that the client sees a cut body and not a whole one
             problem = of_status(500, f"it is logged under the trace id {trace}", more={"trace_id": trace})
             await problem.response(scope)(scope, receive, tell)

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from api.app import create_app
 from api.protocol import Protocol
+from api.upgrade import LONGEST_MESSAGE, PING, PONG, SocketProtocol
 from api.waiting import Drain
 from shared.errors import Misconfigured
 from shared.settings import Settings
@@ -40,7 +41,11 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        ws="none",
+        ws=SocketProtocol,
+        ws_max_size=LONGEST_MESSAGE,
+        ws_ping_interval=PING,
+        ws_ping_timeout=PONG,
+        ws_per_message_deflate=False,  # it would keep what is small and live waiting for what makes it smaller
         http=Protocol,
         lifespan="on",
         log_config=None,

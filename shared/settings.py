@@ -72,6 +72,13 @@ def _smtp_url(value: str) -> str:
     return value
 
 
+def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in value:
+        if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+", origin):
+            raise ValueError(f"{origin!r} is no origin: https://app.example, with a port where it has one, and no path")
+    return tuple(origin.lower() for origin in value)
+
+
 def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
     for entry in value:
         if re.fullmatch(r"[0-9a-fA-F:.]+(/[0-9]+)?", entry) and (":" in entry or entry[0].isdigit()):
@@ -130,6 +137,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port the API listens on, 0 for a free one")
     keys: Annotated[Names, AfterValidator(_keys)] = Field(
         (), description="API keys tk_<id>_<secret>; needed on any address but loopback"
+    )
+    origins: Annotated[Names, AfterValidator(_origins)] = Field(
+        (), description="origins (https://app.example) whose pages may open a WebSocket, besides the API's own"
     )
     log: Literal["console", "json"] = Field("console", description="form of the log lines")
     keep: Duration = Field(7 * 86400.0, ge=1, description="how long final jobs, their files and uploads are known")

@@ -5,7 +5,7 @@ Redis under stamps of the same clock. An entry's id is its stamp and its index b
 """
 
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from shared.errors import BadCursor
@@ -122,7 +122,7 @@ class Reader:
         self._said = types & SAID
         self._read = max(0, after.stamp - 1)  # chunks up to this stamp are done with
 
-    async def entries(self, record: Record) -> AsyncIterator[Entry]:
+    async def entries(self, record: Record) -> AsyncGenerator[Entry, None]:
         """What is new as of this record, in order; the last one is `end` if the job is final.
 
         The record says up to which stamp anything was said, so no entry is passed over that is written meanwhile.
