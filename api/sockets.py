@@ -237,10 +237,11 @@ class Subscription:
             async def tell(record: Record) -> None:
                 await self._tell(reader, record)
 
-            async def idle(change: Change, seconds: float) -> None:
+            async def idle(change: Change, seconds: float | None) -> None:
                 await change.wait(seconds)
 
-            whole = await follow(state, record, change, tell=tell, idle=idle)
+            with state["drain"].telling(change.mark):
+                whole = await follow(state, record, change, tell=tell, idle=idle)
         if not whole and not state["drain"].begun:
             if await queue.get(self.id, tenant=tenant) is None:
                 raise NotFound("job", self.id)

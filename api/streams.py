@@ -95,11 +95,11 @@ async def follow(
     change: Change,
     *,
     tell: Callable[[Record], Awaitable[None]],
-    idle: Callable[[Change, float], Awaitable[None]],
+    idle: Callable[[Change, float | None], Awaitable[None]],
 ) -> bool:
     """Has all told that happens to a job, up to its end; False if the job, Redis or the service went before it.
 
-    `tell` tells what is new as of a record; `idle` waits for a change, so many seconds at the most.
+    `tell` tells what is new as of a record; `idle` waits for a change, or for so many seconds.
     """
     record: Record | None = first
     away = 0.0  # since when Redis has not answered
@@ -113,7 +113,7 @@ async def follow(
             if record.done:
                 return True
             away = 0.0
-            await idle(change, HEARTBEAT)
+            await idle(change, None)
         except Unavailable:
             now = time.monotonic()
             away = away or now
@@ -169,13 +169,18 @@ class Stream:
         if size:
             await self._put(b"".join(lines))
 
-    async def _idle(self, change: Change, seconds: float) -> None:
-        quiet = self._sent_at + HEARTBEAT - time.monotonic()
-        await change.wait(max(0.0, min(seconds, quiet)))
-        if self._left:
-            raise Gone
-        if time.monotonic() - self._sent_at >= HEARTBEAT:
-            await self._put(self._format.idle)
+    async def _idle(self, change: Change, seconds: float | None) -> None:
+        end = None if seconds is None else time.monotonic() + seconds
+        while True:
+            now = time.monotonic()
+            quiet = self._sent_at + HEARTBEAT
+            changed = await change.wait(max(0.0, (quiet if end is None else min(end, quiet)) - now))
+            if self._left:
+                raise Gone
+            if (now := time.monotonic()) >= quiet:
+                await self._put(self._format.idle)
+            if changed or (end is not None and now >= end):
+                return
 
     async def _put(self, body: bytes, *, more: bool = True) -> None:
         if self._left:

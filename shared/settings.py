@@ -142,6 +142,9 @@ class Settings(BaseSettings):
         (), description="origins (https://app.example) whose pages may open a WebSocket, besides the API's own"
     )
     log: Literal["console", "json"] = Field("console", description="form of the log lines")
+    job_log: Literal["debug", "info", "warning", "error", "off"] = Field(
+        "info", description="from which level on what a job's code logs goes to its stream too"
+    )
     keep: Duration = Field(7 * 86400.0, ge=1, description="how long final jobs, their files and uploads are known")
     max_body: int = Field(1 << 20, ge=1024, description="bytes of a job's body, and of a bulk item")
     max_upload: int = Field(10 << 30, ge=1024, description="bytes of an uploaded file")

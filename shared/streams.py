@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from shared.errors import BadCursor
-from shared.jobs import Record, history, rfc3339, view
+from shared.jobs import Record, rfc3339
 
 TYPES = ("state", "progress", "log", "output", "end")
 SAID = frozenset({"progress", "log", "output"})  # what the job itself says
@@ -88,8 +88,8 @@ class Source(Protocol):
 def state_entries(record: Record, after: Position) -> list[Entry]:
     """What happened to the job up to now, beyond `after`."""
     return [
-        Entry(Position(stamp, 0), "state", then.attempt, _at(stamp), view(then))
-        for stamp, then in history(record)
+        Entry(Position(stamp, 0), "state", attempt, _at(stamp), data)
+        for stamp, attempt, data in record.told
         if (stamp, 0) > after
     ]
 
@@ -97,7 +97,8 @@ def state_entries(record: Record, after: Position) -> list[Entry]:
 def end_entry(record: Record) -> Entry | None:
     """The last entry, of a final job."""
     place = end_of(record)
-    return Entry(place, "end", record.attempt, _at(place.stamp), view(record)) if place is not None else None
+    # The job as it is now is the last of what was told of it.
+    return Entry(place, "end", record.attempt, _at(place.stamp), record.told[-1][2]) if place is not None else None
 
 
 def said_entries(chunk: Said, after: Position) -> Iterator[Entry]:

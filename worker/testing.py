@@ -15,6 +15,7 @@ from shared.uploads import save_upload
 from worker.encoding import encode
 from worker.files import FileRef
 from worker.job import Job
+from worker.logs import installed
 from worker.resources import Resources, open_resources
 from worker.task import Task, execute, of
 
@@ -22,7 +23,7 @@ __all__ = ["Recorder", "open_bench", "run", "upload"]
 
 
 class Recorder:
-    """A sink that keeps what a task reports, decoded: `progressed`, `items` (output), `lines` (log) and `files`."""
+    """A sink that keeps what a task reports, decoded: `progressed`, `items` (output), `lines` (log, and logging) and `files`."""
 
     def __init__(self) -> None:
         self.progressed: list[dict[str, Any]] = []
@@ -74,6 +75,7 @@ async def run(
     kind = of(task)
     sink = sink or Recorder()
     async with AsyncExitStack() as stack:
+        stack.enter_context(installed("info"))
         if resources is None:
             resources = await stack.enter_async_context(open_bench())
         job = Job(

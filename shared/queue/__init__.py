@@ -51,6 +51,7 @@ __all__ = [
 
 MOST = 500  # jobs a script call
 ROOM = 1 << 20  # bytes a script call, about
+PLACES = 32  # of streams, read together
 
 
 class Queue:
@@ -72,7 +73,8 @@ class Queue:
         self._scripts = Scripts(redis, self.prefix, lease=lease, keep=keep, grace=grace, clock=clock)
         self._watch = Watch(redis, self.prefix)
         self._submits = Batch(self._submit, limit=MOST, room=ROOM, size=lambda job: len(job.payload) + 512)
-        self._gets = Batch(self._read, limit=MOST)
+        self._gets = Batch(self._read, limit=MOST, once=True)
+        self._outputs = Batch(self._read_output, limit=PLACES, flights=4, once=True)
 
     async def close(self) -> None:
         """Ends the watch; the client belongs to who opened it."""
@@ -132,7 +134,7 @@ class Queue:
         return values
 
     def watch(self, id: str) -> AbstractAsyncContextManager[Change]:
-        """A change that is marked whenever the job, its progress or its output changes."""
+        """A change that is marked whenever the job, its progress or its output changes, or may have."""
         return self._watch.job(id)
 
     async def cancel(self, id: str, *, tenant: str = "default") -> Record | None:
@@ -142,17 +144,27 @@ class Queue:
         return await self.get(id, tenant=tenant)
 
     async def output(self, id: str, after: int = 0, limit: int = 100) -> list[Chunk]:
-        """Entries with a stamp above `after`, oldest first."""
-        low = f"({after}-0" if after else "-"
-        rows: Any = await reach(lambda: self._redis.xrange(f"{self.prefix}out:{id}", min=low, count=limit))
+        """Entries with a stamp above `after`, oldest first; read once for all who ask for the same together."""
+        return await self._outputs.call((id, after, limit))
+
+    async def _read_output(self, places: Sequence[tuple[str, int, int]]) -> list[list[Chunk]]:
+        async def call() -> list[Any]:
+            pipe = self._redis.pipeline(transaction=False)
+            for id, after, limit in places:
+                pipe.xrange(f"{self.prefix}out:{id}", min=f"({after}-0" if after else "-", count=limit)
+            return await pipe.execute()
+
         return [
-            Chunk(
-                stamp=int(position.partition(b"-")[0]),
-                type=fields[b"t"].decode(),
-                attempt=int(fields[b"a"]),
-                items=fields[b"d"].split(b"\n"),
-            )
-            for position, fields in rows
+            [
+                Chunk(
+                    stamp=int(position.partition(b"-")[0]),
+                    type=fields[b"t"].decode(),
+                    attempt=int(fields[b"a"]),
+                    items=fields[b"d"].split(b"\n"),
+                )
+                for position, fields in rows
+            ]
+            for rows in await reach(call)
         ]
 
     # ------------------------------------------------------------------------------------------------- for workers

@@ -151,6 +151,10 @@ async def test_a_job_that_goes_is_told_so(client: httpx2.AsyncClient, hand: Hand
         assert (await heard(socket))["data"]["status"] == 404
 
 
+async def watched(redis: Redis) -> bool:
+    return await channels(redis) > 0
+
+
 async def unwatched(redis: Redis) -> bool:
     return await channels(redis) == 0
 
@@ -162,6 +166,7 @@ async def test_an_unsubscribed_job_is_not_told_of(client: httpx2.AsyncClient, ha
         await ask(socket, subscribe=job.id, types=["output"])
         await hand.say(job, "output", 1)
         assert (await heard(socket))["data"] == 1
+        await eventually(lambda: watched(redis))
         await ask(socket, unsubscribe=job.id)
         await eventually(lambda: unwatched(redis))
         await hand.say(job, "output", 2)
@@ -300,7 +305,7 @@ async def test_one_that_leaves_is_noticed(client: httpx2.AsyncClient, hand: Hand
     async with opened(client) as socket:
         await ask(socket, subscribe=job.id)
         await heard(socket)
-        assert not await unwatched(redis)
+        await eventually(lambda: watched(redis))
         socket.transport.abort()
     await eventually(lambda: unwatched(redis))
 
