@@ -1,6 +1,7 @@
 """One process that serves: uvicorn, with sockets of our own and an end that nobody holds up."""
 
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,6 +21,7 @@ from shared.settings import Settings
 BACKLOG = 2048
 KEEP_ALIVE = 65  # seconds, longer than load balancers keep an idle connection
 STALLED = 90_000  # ms that sent bytes may stay unacknowledged, or a reader's window shut
+MOST_FILES = 1 << 16  # open ones of a process, where the system allows so many
 LONGEST_END = 10.0  # seconds from SIGTERM for what is being answered
 
 
@@ -60,6 +62,14 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
     return Server(config, app.state.drain)
 
 
+def allow_connections() -> None:
+    """Lets this process have as many open files as it may: each reader of a stream is one, and 1024 are few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def listen(host: str, port: int) -> list[socket.socket]:
     """Sockets on every address of `host`; port 0 takes a free one. Raises Misconfigured."""
     sockets: list[socket.socket] = []
@@ -94,6 +104,7 @@ def url_of(sockets: Sequence[socket.socket], host: str) -> str:
 
 def serve(settings: Settings, sockets: list[socket.socket], *, tied: bool = False) -> int:
     """Serves until SIGTERM or SIGINT; `tied`: also until stdin ends, which is when the parent does. The exit code."""
+    allow_connections()
     server = make_server(create_app(settings), settings)
 
     def told(_signal: int, _frame: object) -> None:

@@ -1,8 +1,8 @@
-"""A child of the process pool: `python -m worker.child <pid of the worker> <level of logs>`. See worker/processes.py for its frames.
+"""A child of the process pool: `python -m worker.child <pid of the worker> <level of logs>`.
 
-It runs one job after the other on its main thread, while a second thread reads. What the task's code prints goes to
-stderr. SIGINT and SIGTERM are left to the worker, which may still want the running job's result when the whole group
-is told to stop; the child ends when told to, or when the worker is gone.
+Its frames are those of worker/processes.py. It runs one job after the other on its main thread, while a second thread
+reads. What the task's code prints goes to stderr. SIGINT and SIGTERM are left to the worker, which may still want the
+running job's result when the whole group is told to stop; the child ends when told to, or when the worker is gone.
 """
 
 import asyncio

@@ -114,7 +114,7 @@ class JobHandler(logging.Handler):
 
 
 def body_of(record: logging.LogRecord) -> bytes:
-    """The JSON of a log entry: level, message, logger, what `extra` brought, and of an exception its class and words."""
+    """The JSON of a log entry: level, message, logger, the fields of `extra`, class and words of an exception."""
     fields = {name: value for name, value in vars(record).items() if name not in _STANDARD and name[0] != "_"}
     message = ""
     if isinstance(record.msg, dict) and "event" in record.msg:  # structlog's

@@ -23,7 +23,7 @@ __all__ = ["Recorder", "open_bench", "run", "upload"]
 
 
 class Recorder:
-    """A sink that keeps what a task reports, decoded: `progressed`, `items` (output), `lines` (log, and logging) and `files`."""
+    """A sink that keeps what a task reports, decoded: `progressed`, `items` (output), `lines` (of logs) and `files`."""
 
     def __init__(self) -> None:
         self.progressed: list[dict[str, Any]] = []

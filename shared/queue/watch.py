@@ -15,7 +15,8 @@ from redis.exceptions import RedisError
 
 from shared.queue.bells import open_connection
 
-AGAIN = 5.0  # seconds between two looks at the records, and between two pings of the connection
+AGAIN = 5.0  # seconds between two pings of the connection
+LOOK = 5.0  # seconds in which every watched record is looked at once
 PORTION = 500  # records that are looked at together
 
 
@@ -107,7 +108,7 @@ class Watch:
             ids = list(self._changes)
             portions = max(1, -(-len(ids) // PORTION))
             for start in range(0, portions * PORTION, PORTION):
-                await asyncio.sleep(AGAIN / portions)
+                await asyncio.sleep(LOOK / portions)
                 portion = [id for id in ids[start : start + PORTION] if id in self._changes]
                 with contextlib.suppress(RedisError, OSError, TimeoutError):  # the listener tells of the same fault
                     for id, version in zip(portion, await self._versions(portion), strict=True):

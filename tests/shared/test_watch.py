@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.jobs import State
-from shared.queue import Change, Queue, Report
+from shared.queue import Change, Queue, Report, watch
 from tests.conftest import eventually
 from tests.shared.shard import Shard
 
@@ -146,12 +146,34 @@ async def test_a_connection_that_breaks_makes_everybody_read_again(shard: Shard)
         await marked(change)
 
 
-async def test_a_wait_ends_after_its_time(shard: Shard) -> None:
+async def test_a_wait_ends_after_its_time_and_says_whether_it_was_marked(shard: Shard) -> None:
     async with shard.queue.watch("nobody") as change:
         await quiet(shard, change)
-        await change.wait(0.01)
-        await change.wait(0)
-        await change.wait(-1)
+        for seconds in (0.01, 0, -1):
+            assert await change.wait(seconds) is False
+        timeouts: tuple[float | None, ...] = (0.01, 0, -1, None)
+        for timeout in timeouts:
+            change.mark()
+            assert await change.wait(timeout) is True
+
+
+async def test_a_change_whose_news_were_lost_is_found(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "LOOK", 0.05)
+    monkeypatch.setattr(watch, "PORTION", 2)
+    ids = [await shard.add() for _ in range(5)]
+    contexts = [shard.queue.watch(id) for id in ids]
+    changes = [await context.__aenter__() for context in contexts]
+    look = shard.queue._watch
+    await eventually(lambda: set(look._seen) == set(ids))
+    for change in changes:
+        await quiet(shard, change)
+    for field in ("v", "o"):
+        for id, change in zip(ids, changes, strict=True):
+            await shard.redis.hset(f"{shard.queue.prefix}job:{id}", field, "1790000000000000")  # and nobody tells
+            await marked(change)
+    for context in contexts:
+        await context.__aexit__(None, None, None)
+    assert look._seen == {}
 
 
 async def test_closing_lets_go_of_who_waits_and_of_the_connection(redis: Redis) -> None:
