@@ -11,11 +11,12 @@ from fastapi import FastAPI
 from redis.exceptions import RedisError
 from starlette.middleware import Middleware
 
-from api import bulk, files, health, jobs, openapi, queues, sockets, streams, tasks
+from api import bulk, files, health, jobs, metrics, openapi, queues, sockets, streams, tasks
 from api.auth import Keys
 from api.catalogue import Catalogue
 from api.edge import Edge
 from api.problems import HANDLERS
+from api.requests import Requests
 from api.state import State
 from api.submissions import Submissions
 from api.waiting import Drain
@@ -32,7 +33,7 @@ log = structlog.get_logger()
 
 def create_app(settings: Settings) -> FastAPI:
     """The application; `app.state.drain` is what a server begins before it ends."""
-    drain = Drain()
+    drain, requests = Drain(), Requests()
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
@@ -54,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
                 submissions=Submissions(catalogue),
                 store=store,
                 drain=drain,
+                requests=requests,
             )
 
     app = FastAPI(
@@ -67,15 +69,16 @@ def create_app(settings: Settings) -> FastAPI:
         # Our spans are made where a job is: FastAPI would look for a provider in every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         exception_handlers=HANDLERS,
-        middleware=[Middleware(Edge, keys=Keys(settings.keys))],
+        middleware=[Middleware(Edge, keys=Keys(settings.keys), requests=requests, drain=drain)],
     )
     app.state.drain = drain
     # The hot ones first: routes are tried one after the other.
-    for module in (jobs, bulk, streams, sockets, tasks, queues, health):
+    for module in (jobs, bulk, streams, sockets, tasks, queues, health, metrics):
         app.router.routes.extend(module.ROUTES)
     app.router.routes.extend(openapi.routes())
     # Not by include_router: the routes inside another router could not be asked what methods a path allows.
     app.router.routes.extend(files.router.routes)
+    requests.name(app.router.routes)
     return app
 
 

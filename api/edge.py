@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import time
 from contextlib import suppress
 
 import structlog
@@ -10,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import OPEN_PATHS, TENANT, Keys
 from api.problems import of_status, path_of
+from api.requests import Requests
+from api.waiting import Drain
 
 # What begins an answer; that of an upgrade has headers too.
 STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
@@ -22,8 +25,8 @@ log = structlog.get_logger()
 class Edge:
     """An ASGI layer that needs no task and no copy of the body; `scope["state"]["tenant"]` is its finding."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
-        self._app, self._keys = app, keys
+    def __init__(self, app: ASGIApp, keys: Keys, requests: Requests, drain: Drain) -> None:
+        self._app, self._keys, self._requests, self._drain = app, keys, requests, drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -49,14 +52,19 @@ class Edge:
         await self._serve(scope, receive, send, request_id)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: bytes | None) -> None:
-        started = False
+        started, begun = False, time.perf_counter()
 
         async def tell(message: Message) -> None:
             nonlocal started
             if message["type"] in STARTS:
                 started = True
-                if request_id is not None:
-                    message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id)]}
+                self._requests.answered(scope, message.get("status", 101), begun)
+                more = [] if request_id is None else [(b"x-request-id", request_id)]
+                if self._drain.announced and message["type"] == "http.response.start":
+                    # An idle connection that we close may carry a request by then.
+                    more.append((b"connection", b"close"))
+                if more:
+                    message = {**message, "headers": [*message.get("headers", ()), *more]}
             await send(message)
 
         try:

@@ -335,6 +335,17 @@ def paths(examples: dict[str, Any]) -> dict[str, Any]:
             {"503": _ref("Unavailable", "responses")},
             security=[],
         ),
+        "/metrics": {
+            "get": _operation(
+                "showMetrics",
+                "operating",
+                "Queues and requests, for Prometheus",
+                responses={
+                    "200": {"description": "OK", "content": {"text/plain": {}, "application/openmetrics-text": {}}},
+                    "401": _ref("Unauthenticated", "responses"),
+                },
+            )
+        },
     }
 
 

@@ -6,30 +6,37 @@ the parent dies, however it does, the pipe ends and so does the child.
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Sequence
 
 import structlog
 
+from api.requests import SHARED
+
 CRASH_LOOP = 5  # deaths in a row, each soon after its start
 SOON = 5.0  # seconds
 BACKOFF = 0.25  # seconds after the first of them; doubles
-END = 12.0  # seconds from SIGTERM until what is left is killed
+END = 12.0  # seconds from SIGTERM, after those in which more is accepted, until what is left is killed
 
 log = structlog.get_logger()
 
 
-def serve_many(count: int, sockets: Sequence[socket.socket], argv: Sequence[str]) -> int:
+def serve_many(count: int, sockets: Sequence[socket.socket], argv: Sequence[str], *, linger: float) -> int:
     """Keeps `count` children until SIGTERM or SIGINT; the exit code, 1 after a crash loop."""
-    return asyncio.run(_Group(sockets, argv).run(count))
+    with tempfile.TemporaryDirectory(prefix="tandem-metrics-", ignore_cleanup_errors=True) as numbers:
+        return asyncio.run(_Group(sockets, argv, numbers, linger + END).run(count))
 
 
 class _Group:
-    def __init__(self, sockets: Sequence[socket.socket], argv: Sequence[str]) -> None:
+    def __init__(self, sockets: Sequence[socket.socket], argv: Sequence[str], numbers: str, end: float) -> None:
+        self._end = end
         self._fds = [one.fileno() for one in sockets]
         self._argv = [sys.executable, "-m", "api", *argv, *(f"--fd={fd}" for fd in self._fds)]
+        self._environment = {**os.environ, SHARED: numbers}
         self._ending = asyncio.Event()
         self._crashed = False
 
@@ -46,7 +53,7 @@ class _Group:
         while not self._ending.is_set():
             begun = loop.time()
             process = await asyncio.create_subprocess_exec(
-                *self._argv, stdin=asyncio.subprocess.PIPE, pass_fds=self._fds
+                *self._argv, stdin=asyncio.subprocess.PIPE, pass_fds=self._fds, env=self._environment
             )
             await self._watch(process)
             if self._ending.is_set():
@@ -69,7 +76,7 @@ class _Group:
             if not gone.done():
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
-                await asyncio.wait((gone,), timeout=END)
+                await asyncio.wait((gone,), timeout=self._end)
             if not gone.done():
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()

@@ -5,6 +5,7 @@ from typing import TypedDict
 from starlette.requests import Request
 
 from api.catalogue import Catalogue
+from api.requests import Requests
 from api.submissions import Submissions
 from api.waiting import Drain
 from shared.files import FileStore
@@ -21,6 +22,7 @@ class State(TypedDict):
     submissions: Submissions
     store: FileStore
     drain: Drain
+    requests: Requests
 
 
 class Served(State):

@@ -30,12 +30,14 @@ from shared.settings import Settings
 from worker.adoption import Adoption, cron_task, deserialize, serialize
 from worker.hooks import LONGEST as HOOK
 from worker.hooks import Hooks
+from worker.metrics import Tally, serving
 from worker.news import News
 from worker.outcomes import Outcomes
 from worker.output import Outbox
 from worker.resources import Resources
 from worker.run import Run
 from worker.task import Task
+from worker.waiting import ended, first
 
 BLOCK = 2.0  # seconds of sleep at most, jittered: bells are only hints
 
@@ -77,6 +79,7 @@ class Worker(arq.worker.Worker):
         self.hidden = [task.entry for name, task in self.known.items() if name not in tasks]
         self.digest = catalogue.digest([*self.entries, *self.hidden])
         self.runs: dict[str, Run] = {}
+        self.tally = Tally(self.runs, self.max_jobs)
         self.ready = asyncio.Event()
         self._resources = resources
         self._opened: Resources | None = None
@@ -105,6 +108,7 @@ class Worker(arq.worker.Worker):
             raise RuntimeError("this worker has been run: make another one")
         self.ctx["redis"] = self.pool
         async with AsyncExitStack() as stack:
+            stack.enter_context(serving(self.tally, self.settings.metrics_host, self.settings.metrics_port))
             self._opened = await stack.enter_async_context(self._resources())
             if self.on_startup:
                 await self.on_startup(self.ctx)
@@ -112,9 +116,9 @@ class Worker(arq.worker.Worker):
                 return
             self.news.heart.start()
             stack.push_async_callback(self._end)
-            stack.push_async_callback(_ended, self._part(self.news.listen(), "news"))
+            stack.push_async_callback(ended, self._part(self.news.listen(), "news"))
             if self.cron_jobs:
-                stack.push_async_callback(_ended, self._part(self._crons(), "crons"))
+                stack.push_async_callback(ended, self._part(self._crons(), "crons"))
             log.info("worker is ready", worker=self.id, queues=",".join(self.settings.queues), tasks=len(self.known))
             self.ready.set()
             await self._loop()
@@ -152,7 +156,7 @@ class Worker(arq.worker.Worker):
                 await self.queue.register(info, self.entries, self.hidden)
             except Unavailable as error:
                 log.warning("Redis is away", during="register", error=str(error))
-                await _first(self._stopping.wait(), timeout=pause * random.uniform(0.5, 1))
+                await first(self._stopping.wait(), timeout=pause * random.uniform(0.5, 1))
                 pause = min(2 * pause, 2.0)
             else:
                 return True
@@ -176,9 +180,9 @@ class Worker(arq.worker.Worker):
         self.allow_pick_jobs = False
         if self.runs:
             quiet = asyncio.ensure_future(self._idle())
-            await _first(quiet, self.news.say_draining(), timeout=1)
-            await _first(quiet, self._stopping.wait())  # the last jobs of a burst take the time they need
-            await _first(quiet, self._hurry.wait(), timeout=self.settings.drain)
+            await first(quiet, self.news.say_draining(), timeout=1)
+            await first(quiet, self._stopping.wait())  # the last jobs of a burst take the time they need
+            await first(quiet, self._hurry.wait(), timeout=self.settings.drain)
             quiet.cancel()
 
     async def _idle(self) -> None:
@@ -192,7 +196,7 @@ class Worker(arq.worker.Worker):
         self.allow_pick_jobs = False
         for run in list(self.runs.values()):
             run.stop("shutdown")
-        await _first(self._idle(), timeout=self.queue.grace)
+        await first(self._idle(), timeout=self.queue.grace)
         if self.runs:
             # Code that does not obey: its job is handed back all the same, and what it still says is refused.
             log.warning("handing back jobs whose code goes on", jobs=list(self.runs))
@@ -200,7 +204,7 @@ class Worker(arq.worker.Worker):
                 run.output.abandon()
                 self._record(run, None if run.cause == "lost" else run.handed_back())
         await self._recover()
-        await _first(self._outcomes.all_written(), timeout=self.settings.lease)
+        await first(self._outcomes.all_written(), timeout=self.settings.lease)
         await self.news.end()
         with contextlib.suppress(Unavailable):
             await self.queue.retire(self.id)
@@ -255,7 +259,7 @@ class Worker(arq.worker.Worker):
                 except Unavailable as error:
                     self.news.distrust()
                     log.warning("Redis is away", during="claim", error=str(error))
-                    await _first(self._stopping.wait(), timeout=pause * random.uniform(0.5, 1))
+                    await first(self._stopping.wait(), timeout=pause * random.uniform(0.5, 1))
                     pause = min(2 * pause, 2.0)
         finally:
             await bells.close()
@@ -271,7 +275,7 @@ class Worker(arq.worker.Worker):
 
     def _over(self) -> bool:
         if (task := asyncio.current_task()) is not None and task.cancelling():
-            raise asyncio.CancelledError  # which may have been swallowed, see `_ended`
+            raise asyncio.CancelledError  # which may have been swallowed, see `ended`
         return self._stopping.is_set() or (self.burst and 0 <= self.max_burst_jobs <= self._jobs_started())
 
     def _jobs_started(self) -> int:
@@ -285,9 +289,9 @@ class Worker(arq.worker.Worker):
             block = 0.05  # what is due may not run here, or the burst is about to end
         ringing = asyncio.ensure_future(bells.wait(block))
         try:
-            await _first(ringing, self._stopping.wait())
+            await first(ringing, self._stopping.wait())
         finally:
-            await _ended(ringing)
+            await ended(ringing)
         if not ringing.cancelled():
             ringing.result()
 
@@ -325,6 +329,8 @@ class Worker(arq.worker.Worker):
         task, grace = self.known[claimed.task], self.queue.grace
         run = Run(claimed, task, self._outbox, self._opened, find=self.queue.get, grace=grace)
         self.runs[claimed.id] = run
+        # Both on the clock of Redis: when it was claimed, and when it could have been.
+        self.tally.started(claimed.task, run.job.stamp / 1e6 - claimed.due_ms / 1e3)
         # Until when it is beaten for: code that cannot be stopped must not keep its job for ever.
         hooks = HOOK if self._hooks else 0.0
         until = time.monotonic() + hooks + run.options.timeout + grace + self.settings.lease
@@ -350,6 +356,7 @@ class Worker(arq.worker.Worker):
         """Frees the slot and has the outcome written; the lease is kept until it is."""
         del self.runs[run.claimed.id]
         self._changed.set()
+        self.tally.ended(run.claimed.task, finish, time.time() - run.started)
         if finish is None:
             self.news.heart.held.pop(run.claimed.id, None)
             return
@@ -374,23 +381,3 @@ class Worker(arq.worker.Worker):
 
 async def _adopted(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
     """What arq's registry holds for each task: names only, since running them is ours."""
-
-
-async def _first(*awaitables: Any, timeout: float | None = None) -> None:
-    """Returns when the first is done or after `timeout` seconds; the others are cancelled unless they are futures."""
-    own = [asyncio.ensure_future(one) for one in awaitables]
-    try:
-        await asyncio.wait(own, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for given, future in zip(awaitables, own, strict=True):
-            if given is not future:
-                future.cancel()
-
-
-async def _ended(task: "asyncio.Future[Any]") -> None:
-    # More than once: in Python 3.11 `asyncio.wait_for`, which redis-py sends through, may swallow a cancellation.
-    for _ in range(50):
-        task.cancel()
-        await asyncio.wait({task}, timeout=0.1)
-        if task.done():
-            return

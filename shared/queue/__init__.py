@@ -204,9 +204,9 @@ class Queue:
         jobs = [
             Claimed(
                 flat[i].decode(), flat[i + 1].decode(), int(flat[i + 2]), int(flat[i + 3]),
-                flat[i + 4].decode(), flat[i + 5].decode(), flat[i + 6], flat[i + 7],
+                flat[i + 4].decode(), flat[i + 5].decode(), flat[i + 6], flat[i + 7], int(flat[i + 8]),
             )
-            for i in range(0, len(flat), 8)
+            for i in range(0, len(flat), 9)
         ]  # fmt: skip
         return Claim(
             bool(known),

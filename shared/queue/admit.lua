@@ -85,5 +85,5 @@ local function admit(id, r, worker, leases, out)
   end
   local n = #out
   out[n + 1], out[n + 2], out[n + 3], out[n + 4] = id, token, r.attempt, r.max
-  out[n + 5], out[n + 6], out[n + 7], out[n + 8] = r.task, r.tenant, r.payload, r.opts
+  out[n + 5], out[n + 6], out[n + 7], out[n + 8], out[n + 9] = r.task, r.tenant, r.payload, r.opts, r.due
 end

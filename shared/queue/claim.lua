@@ -1,6 +1,6 @@
 -- claim(worker, call number, slots, bytes, catalogue, queues…): up to `slots` due jobs start on this worker.
 -- Returns known (0: register first), more (due jobs are left), ms until the next due time (-1: none), settled leases,
--- foreign (jobs of plain arq clients wait), then eight values a job, see admit.lua.
+-- foreign (jobs of plain arq clients wait), then nine values a job, see admit.lua.
 
 local worker, number, slots, bytes, catalogue = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 local queues, serves = {}, {}
@@ -57,7 +57,7 @@ if my[1] == number then
     if r.state == 'running' and owner == worker and tonumber(r.began) >= tonumber(my[3]) then
       local n = #out
       out[n + 1], out[n + 2], out[n + 3], out[n + 4] = id, r.token, r.attempt, r.max
-      out[n + 5], out[n + 6], out[n + 7], out[n + 8] = r.task, r.tenant, r.payload, r.opts
+      out[n + 5], out[n + 6], out[n + 7], out[n + 8], out[n + 9] = r.task, r.tenant, r.payload, r.opts, r.due
     end
   end
   commit()

@@ -21,7 +21,7 @@ class Submitted(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """A job as a worker gets it; `payload` and `options` are JSON."""
+    """A job as a worker gets it; `payload` and `options` are JSON, `due_ms` since the epoch when it could have run."""
 
     id: str
     token: str
@@ -31,6 +31,7 @@ class Claimed(NamedTuple):
     tenant: str
     payload: bytes
     options: bytes
+    due_ms: int
 
 
 class Claim(NamedTuple):

@@ -283,7 +283,6 @@ async def test_a_method_that_is_missing_names_those_that_are_there(
     ("method", "path"),
     [
         ("GET", "/"),
-        ("GET", "/metrics"),
         ("GET", "/v1/jobs/"),
         ("POST", "/v1/jobs/replay"),
         ("POST", "/v1/jobs/01JC8XW3T4Z5/replay"),

@@ -1,0 +1,75 @@
+"""What a worker tells Prometheus."""
+
+import socket
+import urllib.request
+from asyncio import to_thread
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from shared.errors import Misconfigured
+from tests.worker.workers import Client, make_worker, working
+from worker import Permanent, task
+from worker.metrics import BOUNDS, Tally, Times, serving
+
+
+@task("metrics.number")
+async def number(payload: int) -> int:
+    if payload < 0:
+        raise Permanent("negative", "below zero")
+    return payload
+
+
+def scrape(port: int) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        return {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
+
+
+async def test_attempts_by_task_and_outcome(
+    client: Client, redis_url: str, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    async with working(redis_url, tmp_path, number, metrics_port=unused_tcp_port) as worker:
+        for payload in (1, 2, -1):
+            await client.end(await client.submit(number, payload))
+        found = await to_thread(scrape, unused_tcp_port)
+
+    def told(name: str, **labels: str) -> float | None:
+        return found.get((name, frozenset(labels.items())))
+
+    assert told("tandem_attempts_total", task="metrics.number", outcome="succeeded") == 2
+    assert told("tandem_attempts_total", task="metrics.number", outcome="failed") == 1
+    assert told("tandem_attempt_run_seconds_count", task="metrics.number") == 3
+    assert told("tandem_attempt_wait_seconds_count", task="metrics.number") == 3
+    assert told("tandem_worker_running") == 0
+    assert told("tandem_worker_concurrency") == worker.max_jobs
+    assert (told("process_resident_memory_bytes") or 0) > 0
+
+
+async def test_a_port_that_is_taken_stops_the_start(redis_url: str, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        worker = make_worker(redis_url, tmp_path, number, metrics_port=taken.getsockname()[1])
+        with pytest.raises(Misconfigured, match="TANDEM_METRICS_PORT"):
+            await worker.async_run()
+        await worker.close()
+
+
+def test_port_0_serves_none() -> None:
+    with serving(Tally([], 1), "127.0.0.1", 0) as port:
+        assert port == 0
+
+
+@given(st.lists(st.floats(0, 1e6)))
+def test_buckets_count_what_took_no_longer(seconds: list[float]) -> None:
+    times = Times()
+    for one in seconds:
+        times.add(one)
+    told = dict(times.buckets())
+    assert told["+Inf"] == len(seconds)
+    for end in BOUNDS:
+        assert told[str(end)] == sum(one <= end for one in seconds)

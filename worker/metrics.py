@@ -1,0 +1,112 @@
+"""What a worker counts, for Prometheus: plain numbers while jobs run, made into families when somebody asks.
+
+The library's own counters take a lock and some microseconds an observation; a job takes tens of them in all.
+"""
+
+import contextlib
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sized
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import start_wsgi_server
+from prometheus_client.registry import Collector
+
+from shared.errors import Misconfigured
+from shared.queue import Finish
+
+BOUNDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 600.0)  # seconds, the upper ends of the buckets
+
+
+class Times:
+    """How long something took: a histogram of seconds."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BOUNDS) + 1)
+        self.total = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(BOUNDS, seconds)] += 1
+        self.total += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Upper end and how many took no longer, as Prometheus wants them."""
+        sums, sum_ = [], 0
+        for end, count in zip((*map(str, BOUNDS), "+Inf"), list(self.counts), strict=True):
+            sum_ += count
+            sums.append((end, float(sum_)))
+        return sums
+
+
+class Tally(Collector):
+    """Attempts by task and outcome, how long they waited and ran. Counted on the loop, read in any thread."""
+
+    def __init__(self, running: Sized, capacity: int) -> None:
+        self._running, self._capacity = running, capacity
+        self._outcomes: dict[tuple[str, str], int] = {}
+        self._waits: dict[str, Times] = {}
+        self._runs: dict[str, Times] = {}
+
+    def started(self, task: str, waited: float) -> None:
+        """An attempt starts, `waited` seconds after it was due."""
+        times = self._waits.get(task)
+        if times is None:
+            times = self._waits[task] = Times()
+        times.add(max(0.0, waited))
+
+    def ended(self, task: str, finish: Finish | None, ran: float) -> None:
+        """An attempt ended after `ran` seconds; None: its job was no longer this worker's."""
+        key = (task, "lost" if finish is None else finish.outcome)
+        self._outcomes[key] = self._outcomes.get(key, 0) + 1
+        times = self._runs.get(task)
+        if times is None:
+            times = self._runs[task] = Times()
+        times.add(ran)
+
+    def collect(self) -> Iterator[Metric]:
+        """The families."""
+        yield GaugeMetricFamily("tandem_worker_running", "Attempts that run on this worker.", len(self._running))
+        yield GaugeMetricFamily("tandem_worker_concurrency", "Jobs this worker runs at once.", self._capacity)
+        attempts = CounterMetricFamily(
+            "tandem_attempts", "Attempts that ended, by outcome; lost: with the lease.", labels=("task", "outcome")
+        )
+        for (task, outcome), count in list(self._outcomes.items()):
+            attempts.add_metric((task, outcome), count)
+        yield attempts
+        yield _histogram("tandem_attempt_wait_seconds", "From when a job was due to its start.", self._waits)
+        yield _histogram("tandem_attempt_run_seconds", "How long attempts ran.", self._runs)
+
+
+def _histogram(name: str, text: str, times: Mapping[str, Times]) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(name, text, labels=("task",))
+    for task, one in list(times.items()):
+        family.add_metric((task,), one.buckets(), one.total)
+    return family
+
+
+@contextlib.contextmanager
+def serving(tally: Tally, host: str, port: int) -> Iterator[int]:
+    """Answers `GET /metrics` in a thread of its own, so also while the loop is busy. Gives the port; 0 serves none.
+
+    Raises Misconfigured if the port cannot be had.
+    """
+    if not port:
+        yield 0
+        return
+    registry = CollectorRegistry()
+    registry.register(tally)
+    ProcessCollector(registry=registry)
+    try:
+        server, thread = start_wsgi_server(port, host, registry)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        message = f"TANDEM_METRICS_HOST, TANDEM_METRICS_PORT: cannot listen on {host} port {port}: {reason}"
+        raise Misconfigured(message) from None
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=5)

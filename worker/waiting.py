@@ -1,0 +1,25 @@
+"""Waiting for the first of several, and for the end of one."""
+
+import asyncio
+from typing import Any
+
+
+async def first(*awaitables: Any, timeout: float | None = None) -> None:
+    """Returns when the first is done or after `timeout` seconds; the others are cancelled unless they are futures."""
+    own = [asyncio.ensure_future(one) for one in awaitables]
+    try:
+        await asyncio.wait(own, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for given, future in zip(awaitables, own, strict=True):
+            if given is not future:
+                future.cancel()
+
+
+async def ended(task: "asyncio.Future[Any]") -> None:
+    """Cancels it until it is done, for 5 s at most."""
+    # More than once: in Python 3.11 `asyncio.wait_for`, which redis-py sends through, may swallow a cancellation.
+    for _ in range(50):
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
+        if task.done():
+            return
