@@ -17,7 +17,7 @@ from shared.queue.bells import open_connection
 
 AGAIN = 5.0  # seconds between two pings of the connection
 LOOK = 5.0  # seconds in which every watched record is looked at once
-PORTION = 500  # records that are looked at together
+PORTION = 500  # jobs in one command or pipeline
 
 
 class Change:
@@ -49,6 +49,8 @@ class Watch:
         self._changes: dict[str, set[Change]] = {}
         self._connection: Connection | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._wanted: dict[str, str] = {}  # commands that have not been sent, by job
+        self._saying: asyncio.Task[None] | None = None
         self._seen: dict[str, list[bytes | None]] = {}  # versions at the last look
         self._sending = asyncio.Lock()
 
@@ -65,22 +67,36 @@ class Watch:
                     asyncio.create_task(self._look(), name="look"),
                 ]
             elif len(watchers) == 1:
-                await self._say("SUBSCRIBE", id)
+                self._say("SUBSCRIBE", id)
             yield change
         finally:
             watchers.discard(change)
             if not watchers and self._changes.get(id) is watchers:
                 del self._changes[id]
                 self._seen.pop(id, None)
-                await self._say("UNSUBSCRIBE", id)
+                self._say("UNSUBSCRIBE", id)
 
-    async def _say(self, command: str, *ids: str) -> None:
+    def _say(self, command: str, id: str) -> None:
+        self._wanted[id] = command  # the last word on a job counts
+        if self._saying is None or self._saying.done():
+            self._saying = asyncio.create_task(self._say_wanted(), name="subscribe")
+
+    async def _say_wanted(self) -> None:
+        """Sends what was said in one turn of the event loop in few commands: many come and go together."""
+        while self._wanted:
+            wanted, self._wanted = self._wanted, {}
+            for command in ("UNSUBSCRIBE", "SUBSCRIBE"):
+                names = [f"{self._prefix}news:{id}" for id, last in wanted.items() if last == command]
+                for start in range(0, len(names), PORTION):
+                    await self._send(command, names[start : start + PORTION])
+
+    async def _send(self, command: str, names: list[str]) -> None:
         connection = self._connection
-        if connection is None or not ids:
+        if connection is None:
             return  # the next connection subscribes to all that is then watched
         with contextlib.suppress(RedisError, OSError, TimeoutError):  # the listener meets the same fault and reconnects
             async with self._sending, asyncio.timeout(AGAIN):
-                await connection.send_command(command, *(f"{self._prefix}news:{id}" for id in ids))
+                await connection.send_command(command, *names)
 
     async def _listen(self) -> None:
         delay = 0.05
@@ -160,6 +176,8 @@ class Watch:
     async def close(self) -> None:
         """Ends the connection; whoever still waits reads again."""
         tasks, self._tasks = self._tasks, []
+        if self._saying is not None:
+            tasks.append(self._saying)
         for task in tasks:
             task.cancel()
         if tasks:
