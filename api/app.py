@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from redis.exceptions import RedisError
 from starlette.middleware import Middleware
 
-from api import bulk, files, health, jobs, metrics, openapi, queues, streams, tasks
+from api import bulk, files, health, jobs, metrics, openapi, queues, sockets, streams, tasks
 from api.auth import Keys
 from api.catalogue import Catalogue
 from api.edge import Edge
@@ -75,7 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.drain = drain
     # The hot ones first: routes are tried one after the other.
-    for module in (jobs, bulk, streams, tasks, queues, health, metrics):
+    for module in (jobs, bulk, streams, sockets, tasks, queues, health, metrics):
         app.router.routes.extend(module.ROUTES)
     app.router.routes.extend(openapi.routes())
     # Not by include_router: the routes inside another router could not be asked what methods a path allows.

@@ -59,6 +59,7 @@ STATUSES: dict[int, tuple[str, str]] = {
     415: ("unsupported-media-type", "The content type is not supported"),
     416: ("range-not-satisfiable", "The range is not satisfiable"),
     422: ("validation", "The request is not valid"),
+    426: ("upgrade-required", "The request must be an upgrade"),
     429: ("too-many-requests", "Too many requests"),
     431: ("head-too-large", "The head of the request is too large"),
     500: ("internal", "An error of the service"),

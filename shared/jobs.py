@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -159,7 +160,7 @@ class Attempt(NamedTuple):
     worker: str
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One job as Redis holds it, without its payload."""
 
     id: str
@@ -193,6 +194,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     def etag(self) -> str:
         """The strong entity tag (RFC 9110) of the status: it changes with every change that a client can see."""
         return f'"{self.stamp}"'
+
+    @cached_property
+    def told(self) -> tuple[tuple[int, int, bytes], ...]:
+        """Its `history` as (stamp, attempt, JSON of the job as it then was): made once for all who read this record."""
+        return tuple((stamp, then.attempt, view(then)) for stamp, then in history(self))
 
 
 # The fields that `parse` reads, in its order. Lua never decodes any JSON among them.

@@ -73,6 +73,13 @@ def _smtp_url(value: str) -> str:
     return value
 
 
+def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in value:
+        if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+", origin):
+            raise ValueError(f"{origin!r} is no origin: https://app.example, with a port where it has one, and no path")
+    return tuple(origin.lower() for origin in value)
+
+
 def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
     for entry in value:
         if re.fullmatch(r"[0-9a-fA-F:.]+(/[0-9]+)?", entry) and (":" in entry or entry[0].isdigit()):
@@ -136,7 +143,13 @@ class Settings(BaseSettings):
     keys: Annotated[Names, AfterValidator(_keys)] = Field(
         (), description="API keys tk_<id>_<secret>; needed on any address but loopback"
     )
+    origins: Annotated[Names, AfterValidator(_origins)] = Field(
+        (), description="origins (https://app.example) whose pages may open a WebSocket, besides the API's own"
+    )
     log: Literal["console", "json"] = Field("console", description="form of the log lines")
+    job_log: Literal["debug", "info", "warning", "error", "off"] = Field(
+        "info", description="from which level on what a job's code logs goes to its stream too"
+    )
     keep: Duration = Field(7 * 86400.0, ge=1, description="how long final jobs, their files and uploads are known")
     max_body: int = Field(1 << 20, ge=1024, description="bytes of a job's body, and of a bulk item")
     max_upload: int = Field(10 << 30, ge=1024, description="bytes of an uploaded file")

@@ -7,12 +7,12 @@ entry's id is its stamp and its index below that stamp, wherever it stands.
 
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from shared.errors import BadCursor
 from shared.files import FileStore
-from shared.jobs import Record, history, rfc3339, view
+from shared.jobs import Record, rfc3339
 from shared.queue import Chunk, Segment
 from shared.segments import read_segment
 
@@ -88,8 +88,8 @@ class Source(NamedTuple):
 def state_entries(record: Record, after: Position) -> list[Entry]:
     """What happened to the job up to now, beyond `after`."""
     return [
-        Entry(Position(stamp, 0), "state", then.attempt, _at(stamp), view(then))
-        for stamp, then in history(record)
+        Entry(Position(stamp, 0), "state", attempt, _at(stamp), data)
+        for stamp, attempt, data in record.told
         if (stamp, 0) > after
     ]
 
@@ -97,7 +97,8 @@ def state_entries(record: Record, after: Position) -> list[Entry]:
 def end_entry(record: Record) -> Entry | None:
     """The last entry, of a final job."""
     place = end_of(record)
-    return Entry(place, "end", record.attempt, _at(place.stamp), view(record)) if place is not None else None
+    # The job as it is now is the last of what was told of it.
+    return Entry(place, "end", record.attempt, _at(place.stamp), record.told[-1][2]) if place is not None else None
 
 
 def said_entries(chunk: Chunk, after: Position) -> Iterator[Entry]:
@@ -124,7 +125,7 @@ class Reader:
         self._segments: deque[Segment] = deque()  # the next ones
         self._offset = 0  # bytes of the first of them that are done with
 
-    async def entries(self, record: Record) -> AsyncIterator[Entry]:
+    async def entries(self, record: Record) -> AsyncGenerator[Entry, None]:
         """What is new as of this record, in order; the last one is `end` if the job is final.
 
         The record says up to which stamp anything was said, so no entry is passed over that is written meanwhile.

@@ -51,22 +51,22 @@ class Sink(Protocol):
 class Log:
     """`job.log.info("fetched", page=3)`: a line of the job's stream with its fields. Never raises, never blocks."""
 
-    __slots__ = ("_write",)
+    __slots__ = ("write",)
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
-        self._write = write
+        self.write = write  # takes JSON of a line, see log_body
 
     def debug(self, message: str, /, **fields: Any) -> None:
-        self._write(log_body("debug", message, fields))
+        self.write(log_body("debug", message, fields))
 
     def info(self, message: str, /, **fields: Any) -> None:
-        self._write(log_body("info", message, fields))
+        self.write(log_body("info", message, fields))
 
     def warning(self, message: str, /, **fields: Any) -> None:
-        self._write(log_body("warning", message, fields))
+        self.write(log_body("warning", message, fields))
 
     def error(self, message: str, /, **fields: Any) -> None:
-        self._write(log_body("error", message, fields))
+        self.write(log_body("error", message, fields))
 
 
 class Job:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Protocol, S
 
 from shared.durations import Duration
 from worker.job import Job, Log, item_body, progress_body
+from worker.logs import following
 
 if TYPE_CHECKING:
     from worker.files import FileRef
@@ -266,12 +267,13 @@ def facts(job: Job) -> dict[str, Any]:
 
 def call(task: "Task", job: SyncJob, payload: Any) -> Any:
     """Call the task's function here and now; what a generator yields is emitted."""
-    outcome = task.function(*task.arguments(job, payload))
-    if not task.signature.generator:
-        return outcome
-    with closing(outcome) as items:
-        for item in items:
-            job.emit(item)
+    with following(job.log.write):
+        outcome = task.function(*task.arguments(job, payload))
+        if not task.signature.generator:
+            return outcome
+        with closing(outcome) as items:
+            for item in items:
+                job.emit(item)
     return None
 
 

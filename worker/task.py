@@ -29,6 +29,7 @@ from shared.settings import QUEUE_NAME
 from worker.encoding import encode
 from worker.errors import Permanent, Retry, TaskError
 from worker.job import Job
+from worker.logs import following
 from worker.signature import Kind, Signature, describe, read
 
 __all__ = ["Kind", "Permanent", "Retry", "Task", "TaskError", "execute", "load_tasks", "task"]
@@ -274,11 +275,13 @@ async def execute(task: Task, job: Job, payload: Any) -> Any:
     try:
         match task.kind:
             case "async":
-                return await task.function(*task.arguments(job, payload))
+                with following(job.sink.log, asyncio.get_running_loop().call_soon_threadsafe):
+                    return await task.function(*task.arguments(job, payload))
             case "stream":
-                async with aclosing(task.function(*task.arguments(job, payload))) as items:
-                    async for item in items:
-                        await job.emit(item)
+                with following(job.sink.log, asyncio.get_running_loop().call_soon_threadsafe):
+                    async with aclosing(task.function(*task.arguments(job, payload))) as items:
+                        async for item in items:
+                            await job.emit(item)
             case "thread":
                 return await job.resources.threads.run(task, job, payload)
             case "process":

@@ -16,6 +16,7 @@ from worker.encoding import encode
 from worker.files import FileRef
 from worker.job import Job
 from worker.locks import LocalLocks
+from worker.logs import installed
 from worker.resources import Resources, open_resources
 from worker.steps import LocalSteps
 from worker.task import Task, execute, of
@@ -82,6 +83,7 @@ async def run(
     kind = of(task)
     sink = sink or Recorder()
     async with AsyncExitStack() as stack:
+        stack.enter_context(installed("info"))
         if resources is None:
             resources = await stack.enter_async_context(open_bench())
         job = Job(

@@ -49,6 +49,7 @@ from shared.queue.messages import (
     submit_args,
     submitted,
 )
+from shared.queue.overview import read_stats, read_workers
 from shared.queue.scripts import CLOCK, Arg, Scripts, reach, send
 from shared.queue.steps import Steps
 from shared.queue.watch import Change, Watch
@@ -62,6 +63,7 @@ MOST = 500  # jobs a script call
 ROOM = 1 << 20  # bytes a script call, about
 LONG = 4 << 20  # bytes of a job's stream in Redis from which on its oldest part should move to the file store
 TAIL = 8 << 20  # bytes that it holds at most
+PLACES = 32  # of streams, read together
 
 
 class Queue:
@@ -85,7 +87,8 @@ class Queue:
         self.steps = Steps(self._scripts)
         self.locks = Locks(self._scripts, self._watch)
         self._submits = Batch(self._submit, limit=MOST, room=ROOM, size=lambda job: len(job.payload) + 512)
-        self._gets = Batch(self._read, limit=MOST)
+        self._gets = Batch(self._read, limit=MOST, once=True)
+        self._outputs = Batch(self._read_output, limit=PLACES, flights=4, once=True)
 
     async def close(self) -> None:
         """Ends the watch; the client belongs to who opened it."""
@@ -149,7 +152,7 @@ class Queue:
         return values
 
     def watch(self, id: str) -> AbstractAsyncContextManager[Change]:
-        """A change that is marked whenever the job, its progress or its output changes."""
+        """A change that is marked whenever the job, its progress or its output changes, or may have."""
         return self._watch.job(id)
 
     async def cancel(self, id: str, *, tenant: str = "default") -> Record | None:
@@ -159,19 +162,28 @@ class Queue:
         return await self.get(id, tenant=tenant)
 
     async def output(self, id: str, after: int = 0, limit: int = 100) -> list[Chunk]:
-        """Entries with a stamp above `after` that Redis holds, oldest first; older ones may stand in `segments`."""
-        return [chunk(place, fields) for place, fields in await self._range("out", id, after, limit)]
+        """Entries with a stamp above `after` that Redis holds, oldest first; older ones may stand in `segments`.
+
+        They are read once for all who ask for the same together.
+        """
+        return await self._outputs.call((id, after, limit))
+
+    async def _read_output(self, places: Sequence[tuple[str, int, int]]) -> list[list[Chunk]]:
+        async def call() -> list[Any]:
+            pipe = self._redis.pipeline(transaction=False)
+            for id, after, limit in places:
+                pipe.xrange(f"{self.prefix}out:{id}", min=_above(after), count=limit)
+            return await pipe.execute()
+
+        return [[chunk(place, fields) for place, fields in rows] for rows in await reach(call)]
 
     async def segments(self, id: str, after: int = 0, limit: int = 64) -> list[Segment]:
         """Those with entries above the stamp `after`, oldest first."""
+        key = f"{self.prefix}cold:{id}"
         return [
             Segment(int(fields[b"f"]), int(last.partition(b"-")[0]), int(fields[b"s"]))
-            for last, fields in await self._range("cold", id, after, limit)
+            for last, fields in await reach(lambda: self._redis.xrange(key, min=_above(after), count=limit))
         ]
-
-    async def _range(self, key: str, id: str, after: int, limit: int) -> Any:
-        low = f"({after}-0" if after else "-"
-        return await reach(lambda: self._redis.xrange(f"{self.prefix}{key}:{id}", min=low, count=limit))
 
     # ------------------------------------------------------------------------------------------------- for workers
 
@@ -321,66 +333,12 @@ class Queue:
 
     async def stats(self) -> list[QueueStats]:
         """Every queue that ever had a job."""
-        rows: Any = await reach(lambda: self._redis.hgetall(f"{self.prefix}counts"))
-        counts: dict[str, dict[str, int]] = {}
-        for field, value in rows.items():
-            queue, _, state = field.decode().partition(" ")
-            counts.setdefault(queue, {})[state] = int(value)
-
-        async def call() -> list[Any]:
-            pipe = self._redis.pipeline(transaction=False)
-            pipe.time()
-            for queue in counts:
-                for priority in PRIORITIES:
-                    pipe.zrange(f"{self.prefix}q:{queue}:{priority}", 0, 0, withscores=True)
-            return await pipe.execute()
-
-        (sec, micro), *heads = await reach(call)
-        stats = []
-        for index, (queue, states) in enumerate(counts.items()):
-            dues = [head[0][1] / 1000 for head in heads[3 * index : 3 * index + 3] if head]
-            age = round(max(0.0, sec + micro / 1e6 - min(dues)), 3) if dues else None
-            kinds = ("waiting", "scheduled", "queued", "running", "retrying")
-            stats.append(
-                QueueStats(
-                    name=queue,
-                    paused=False,
-                    oldest_age=age,
-                    **{kind: states.get(kind, 0) for kind in kinds},
-                )
-            )
-        return sorted(stats, key=lambda one: one.name)
+        return await read_stats(self._redis, self.prefix)
 
     async def workers(self) -> list[WorkerInfo]:
         """Every live worker, and what each runs."""
+        return await read_workers(self._redis, self.prefix)
 
-        async def call() -> tuple[Any, Any]:
-            pipe = self._redis.pipeline(transaction=False)
-            pipe.zrange(f"{self.prefix}workers", 0, -1, withscores=True)
-            pipe.zrange(f"{self.prefix}leases", 0, 9999)
-            seen, ids = await pipe.execute()
-            for worker, _ in seen:
-                pipe.hgetall(f"{self.prefix}worker:{worker.decode()}")
-            for id in ids:
-                pipe.hget(f"{self.prefix}job:{id.decode()}", "token")
-            found = await pipe.execute()
-            holders = [(token or b"").partition(b".")[2] for token in found[len(seen) :]]
-            return list(zip(seen, found[: len(seen)], strict=True)), list(zip(holders, ids, strict=True))
 
-        workers, held = await reach(call)
-        return [
-            WorkerInfo(
-                id=id.decode(),
-                host=facts[b"host"].decode(),
-                pid=int(facts[b"pid"]),
-                queues=tuple(facts[b"queues"].decode().split(",")),
-                concurrency=int(facts[b"concurrency"]),
-                version=facts[b"version"].decode(),
-                started_at=int(facts[b"started"]) / 1000,
-                last_seen=seen / 1000,
-                draining=facts.get(b"draining") == b"1",
-                running=tuple(job.decode() for holder, job in held if holder == id),
-            )
-            for (id, seen), facts in workers
-            if b"host" in facts
-        ]
+def _above(stamp: int) -> str:
+    return f"({stamp}-0" if stamp else "-"

@@ -292,7 +292,7 @@ async def test_a_method_that_is_missing_names_those_that_are_there(
         ("GET", "/v1/keys/x"),
         ("GET", "/v1/tasks/t.nope"),
         ("GET", "/v1/nothing/%00%ff%2e"),
-        ("GET", "/v1/stream"),
+        ("GET", "/v1/streams"),
     ],
 )
 async def test_what_is_not_there_is_not_found(client: httpx2.AsyncClient, method: str, path: str) -> None:
@@ -309,16 +309,6 @@ async def said(client: httpx2.AsyncClient, data: bytes) -> bytes:
         answer = await reader.read()
     writer.close()
     return answer
-
-
-async def test_a_websocket_is_not_found_like_everything_that_is_not_there(client: httpx2.AsyncClient) -> None:
-    handshake = (
-        b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==\r\n\r\n"
-    )
-    answer = await said(client, handshake)
-    assert answer.startswith(b"HTTP/1.1 404 ")
-    assert b"application/problem+json" in answer
 
 
 async def test_what_is_no_http_is_malformed(client: httpx2.AsyncClient) -> None:
