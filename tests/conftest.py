@@ -5,6 +5,7 @@ import inspect
 import secrets
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, overload
 
 import asyncpg
+import httpx2
 import pytest
 from redis.asyncio import Redis
 
-from shared.services import Server, postgres_server, redis_server, tied
+from shared.services import Server, free_port, postgres_server, redis_server, tied
 
 T = TypeVar("T")
+S3_REGION = "us-east-1"
 
 
 @overload
@@ -80,6 +83,38 @@ def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
         yield process
 
 
+@contextmanager
+def s3_serving(port: int = 0) -> Iterator[int]:
+    """moto's server, which keeps everything in memory, with the bucket `tests`; the port."""
+    port = port or free_port()
+
+    async def ready() -> bool:
+        # Whoever asks, the server believes it; but who does not say who he is finds no bucket.
+        credential = (
+            f"AWS4-HMAC-SHA256 Credential=key/20260101/{S3_REGION}/s3/aws4_request, SignedHeaders=host, Signature=0"
+        )
+        try:
+            async with httpx2.AsyncClient(trust_env=False, timeout=5) as client:
+                answer = await client.put(f"http://127.0.0.1:{port}/tests", headers={"Authorization": credential})
+        except httpx2.TransportError:
+            return False
+        return answer.status_code == 200
+
+    program = Path(sysconfig.get_path("scripts")) / "moto_server"
+    server = Server("s3", (str(program), "-H", "127.0.0.1", "-p", str(port)), f"http://127.0.0.1:{port}", ready)
+    with running(server):
+        yield port
+
+
+def s3_environment(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What leads a store to that server."""
+    monkeypatch.setenv("AWS_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", S3_REGION)
+
+
 @pytest.fixture(scope="session")
 def server_data() -> Iterator[Path]:
     """A directory with a short name, for sockets; others may pass through it, for servers that are not root's."""
@@ -104,6 +139,20 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
     await client.flushall()
     yield client
     await client.aclose()
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """An S3 server of this test process, with the bucket `tests`: its port on loopback."""
+    with s3_serving() as port:
+        yield port
+
+
+@pytest.fixture
+def s3_url(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty place in a bucket, with the environment that leads there."""
+    s3_environment(s3_port, monkeypatch)
+    return f"s3://tests/{secrets.token_hex(8)}"
 
 
 @pytest.fixture(scope="session")
