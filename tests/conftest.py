@@ -83,27 +83,22 @@ def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
         yield process
 
 
-@contextmanager
-def s3_serving(port: int = 0) -> Iterator[int]:
-    """moto's server, which keeps everything in memory, with the bucket `tests`; the port."""
-    port = port or free_port()
+def s3_server(port: int) -> Server:
+    """moto's server, which keeps everything in memory; it is ready when it has the bucket `tests`."""
 
     async def ready() -> bool:
-        # Whoever asks, the server believes it; but who does not say who he is finds no bucket.
-        credential = (
-            f"AWS4-HMAC-SHA256 Credential=key/20260101/{S3_REGION}/s3/aws4_request, SignedHeaders=host, Signature=0"
-        )
+        # Whoever says who he is, the server believes it.
+        scope = f"key/20260101/{S3_REGION}/s3/aws4_request"
+        headers = {"Authorization": f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"}
         try:
             async with httpx2.AsyncClient(trust_env=False, timeout=5) as client:
-                answer = await client.put(f"http://127.0.0.1:{port}/tests", headers={"Authorization": credential})
+                answer = await client.put(f"http://127.0.0.1:{port}/tests", headers=headers)
         except httpx2.TransportError:
             return False
         return answer.status_code == 200
 
     program = Path(sysconfig.get_path("scripts")) / "moto_server"
-    server = Server("s3", (str(program), "-H", "127.0.0.1", "-p", str(port)), f"http://127.0.0.1:{port}", ready)
-    with running(server):
-        yield port
+    return Server("s3", (str(program), "-H", "127.0.0.1", "-p", str(port)), f"http://127.0.0.1:{port}", ready)
 
 
 def s3_environment(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +139,8 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 @pytest.fixture(scope="session")
 def s3_port() -> Iterator[int]:
     """An S3 server of this test process, with the bucket `tests`: its port on loopback."""
-    with s3_serving() as port:
+    port = free_port()
+    with running(s3_server(port)):
         yield port
 
 

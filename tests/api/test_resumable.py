@@ -15,6 +15,7 @@ from shared.errors import NotFound
 from shared.files import open_store
 from shared.uploads import find_upload
 from tests.api.serving import problem, serving, stored, upload
+from tests.api.test_processes import address, api, ready
 from tests.conftest import eventually
 
 MIB = 1 << 20
@@ -151,6 +152,31 @@ async def test_a_connection_that_breaks_keeps_what_came(client: httpx2.AsyncClie
     await eventually(came)
     answer = await send(client, path, cut, DATA[cut:], last=True)
     assert answer.json()["sha256"] == hashlib.sha256(DATA).hexdigest()
+
+
+async def test_an_api_that_is_killed_keeps_what_it_had_written(
+    client: httpx2.AsyncClient, redis_url: str, tmp_path: Path
+) -> None:
+    path = await begin(client)
+    async with api(tmp_path / "store", redis_url, "--port", "0", TANDEM_MAX_UPLOAD=str(LIMIT)) as other:
+        url = await address(other)
+        await ready(url)
+        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        head = f"PATCH {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {PARTIAL}\r\nUpload-Offset: 0\r\n"
+        writer.write(f"{head}Upload-Complete: ?1\r\nContent-Length: {len(DATA)}\r\n\r\n".encode() + DATA[: 2 * MIB + 5])
+
+        async def offset() -> int:
+            return int((await client.head(path)).headers["upload-offset"])
+
+        await eventually(offset)
+        other.kill()
+        await other.wait()
+        writer.close()
+    kept = await offset()
+    assert MIB <= kept <= 2 * MIB + 5
+    answer = await send(client, path, kept, DATA[kept:], last=True)
+    assert answer.json()["sha256"] == hashlib.sha256(DATA).hexdigest()
+    assert (await client.get(path)).content == DATA
 
 
 async def test_an_upload_that_stalls_keeps_what_came(

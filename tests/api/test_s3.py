@@ -10,9 +10,10 @@ from redis.asyncio import Redis
 
 from shared.errors import Unavailable
 from shared.files import FileStore, job_path, open_store
+from shared.services import free_port
 from shared.uploads import save_upload, sweep
 from tests.api.serving import problem, serving, upload
-from tests.conftest import s3_environment, s3_serving
+from tests.conftest import s3_environment
 
 MIB = 1 << 20
 DATA = random.Random(9).randbytes(20 * MIB + 99)  # more parts than one of the store's own multipart upload
@@ -110,9 +111,8 @@ async def test_sweep_removes_the_expired(store: FileStore) -> None:
 
 @pytest.fixture
 def away_url(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store whose server was there and has been killed."""
-    with s3_serving() as port:
-        s3_environment(port, monkeypatch)
+    """A store whose server is not there."""
+    s3_environment(free_port(), monkeypatch)
     return "s3://tests/away"
 
 
