@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"serving at {url_of(sockets, settings.host)}", flush=True)
     if options.processes > 1:
         arguments = [f"--{name}={value}" for name, value in given.items()]
-        return serve_many(options.processes, sockets, arguments)
+        return serve_many(options.processes, sockets, arguments, linger=settings.linger)
     return serve(settings, sockets)
 
 

@@ -73,7 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
         # Our spans are made where a job is: FastAPI would look for a provider in every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         exception_handlers=HANDLERS,
-        middleware=[Middleware(Edge, keys=Keys(settings.keys), requests=requests)],
+        middleware=[Middleware(Edge, keys=Keys(settings.keys), requests=requests, drain=drain)],
     )
     app.state.drain = drain
     # The hot ones first: routes are tried one after the other.

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.auth import OPEN_PATHS, TENANT, Keys
 from api.problems import of_status, path_of
 from api.requests import Requests
+from api.waiting import Drain
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -21,8 +22,8 @@ log = structlog.get_logger()
 class Edge:
     """An ASGI layer that needs no task and no copy of the body; `scope["state"]["tenant"]` is its finding."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, requests: Requests) -> None:
-        self._app, self._keys, self._requests = app, keys, requests
+    def __init__(self, app: ASGIApp, keys: Keys, requests: Requests, drain: Drain) -> None:
+        self._app, self._keys, self._requests, self._drain = app, keys, requests, drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -55,8 +56,13 @@ class Edge:
             if message["type"] == "http.response.start":
                 started = True
                 self._requests.answered(scope, message["status"], begun)
-                if request_id is not None:
-                    message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id)]}
+                more = [] if request_id is None else [(b"x-request-id", request_id)]
+                if self._drain.announced:
+                    more.append(
+                        (b"connection", b"close")
+                    )  # an idle connection that we close may carry a request by then
+                if more:
+                    message = {**message, "headers": [*message.get("headers", ()), *more]}
             await send(message)
 
         try:

@@ -34,12 +34,12 @@ async def ready(request: Request) -> Response:
         redis = {"ok": False, "detail": f"Redis did not answer within {PATIENCE:g} s"}
     except Unavailable as error:
         redis = {"ok": False, "detail": str(error)}
-    checks = {"redis": redis, "serving": {"ok": not state["drain"].begun}}
+    checks = {"redis": redis, "serving": {"ok": not state["drain"].announced}}
     failed = [name for name, check in checks.items() if not check["ok"]]
     if not failed:
         body = msgspec.json.encode({"status": "ok", "checks": checks})
         return Response(body, 200, _HEADERS, media_type="application/json")
-    detail = "the process is ending" if state["drain"].begun else "Redis cannot be written"
+    detail = "the process is ending" if state["drain"].announced else "Redis cannot be written"
     problem = of_status(503, detail, more={"checks": checks}, headers={"Retry-After": RETRY_AFTER})
     return problem.response(request.scope)
 

@@ -20,19 +20,20 @@ from api.requests import SHARED
 CRASH_LOOP = 5  # deaths in a row, each soon after its start
 SOON = 5.0  # seconds
 BACKOFF = 0.25  # seconds after the first of them; doubles
-END = 12.0  # seconds from SIGTERM until what is left is killed
+END = 12.0  # seconds from SIGTERM, after those in which more is accepted, until what is left is killed
 
 log = structlog.get_logger()
 
 
-def serve_many(count: int, sockets: Sequence[socket.socket], argv: Sequence[str]) -> int:
+def serve_many(count: int, sockets: Sequence[socket.socket], argv: Sequence[str], *, linger: float) -> int:
     """Keeps `count` children until SIGTERM or SIGINT; the exit code, 1 after a crash loop."""
     with tempfile.TemporaryDirectory(prefix="tandem-metrics-", ignore_cleanup_errors=True) as numbers:
-        return asyncio.run(_Group(sockets, argv, numbers).run(count))
+        return asyncio.run(_Group(sockets, argv, numbers, linger + END).run(count))
 
 
 class _Group:
-    def __init__(self, sockets: Sequence[socket.socket], argv: Sequence[str], numbers: str) -> None:
+    def __init__(self, sockets: Sequence[socket.socket], argv: Sequence[str], numbers: str, end: float) -> None:
+        self._end = end
         self._fds = [one.fileno() for one in sockets]
         self._argv = [sys.executable, "-m", "api", *argv, *(f"--fd={fd}" for fd in self._fds)]
         self._environment = {**os.environ, SHARED: numbers}
@@ -75,7 +76,7 @@ class _Group:
             if not gone.done():
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
-                await asyncio.wait((gone,), timeout=END)
+                await asyncio.wait((gone,), timeout=self._end)
             if not gone.done():
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()

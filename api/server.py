@@ -1,5 +1,6 @@
 """One process that serves: uvicorn, with sockets of our own and an end that nobody holds up."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -19,18 +20,20 @@ from shared.settings import Settings
 BACKLOG = 2048
 KEEP_ALIVE = 65  # seconds, longer than load balancers keep an idle connection
 STALLED = 90_000  # ms that sent bytes may stay unacknowledged, or a reader's window shut
-LONGEST_END = 10.0  # seconds from SIGTERM for what is being answered
+LONGEST_END = 10.0  # seconds for what is being answered, after the time in which more is accepted
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which tells who waits that it ends, before it waits for them."""
+    """uvicorn's, which says that it ends before it does: first to who probes it, then to who waits for news."""
 
-    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Drain, linger: float) -> None:
         super().__init__(config)
-        self._drain = drain
+        self._drain, self._linger = drain, linger
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends long-polls and streams, answers what is under way, closes."""
+        """Unready for `linger` seconds, in which it still serves; then ends streams, answers what is left, closes."""
+        self._drain.announce()
+        await asyncio.sleep(self._linger)
         self._drain.begin()
         await super().shutdown(sockets)
 
@@ -52,7 +55,7 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, int(min(settings.drain, LONGEST_END)) - 1),
     )
-    return Server(config, app.state.drain)
+    return Server(config, app.state.drain, settings.linger)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

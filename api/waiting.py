@@ -18,14 +18,20 @@ AT_ONCE = 1.0  # seconds; a failure that took longer than this is not worth anot
 
 
 class Drain:
-    """The end of this process's service: begun once, told to everybody who waits."""
+    """The end of this process's service: announced to who probes it, then begun, and told to all who wait."""
 
     def __init__(self) -> None:
+        self.announced = False
         self.begun = False
         self._told: set[Callable[[], None]] = set()
 
+    def announce(self) -> None:
+        """From now on the process is unready, and asks clients to come back over another connection."""
+        self.announced = True
+
     def begin(self) -> None:
-        self.begun = True
+        """Who waits for news gets what there is, and goes."""
+        self.announced = self.begun = True
         for tell in list(self._told):
             tell()
 

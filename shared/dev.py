@@ -84,6 +84,8 @@ def plan(options: Options, settings: Settings, data: Path) -> Plan:
         env["TANDEM_HTTP_ALLOW"] = ",".join(LOOPBACK)
         notes.append(f"TANDEM_HTTP_ALLOW is not set: tasks may also reach this machine ({_listed(LOOPBACK)})")
     env["TANDEM_DRAIN"] = f"{min(settings.drain, DRAIN):g}"
+    if "linger" not in settings.model_fields_set:
+        env["TANDEM_LINGER"] = "0"  # there is no other replica for whom to leave the requests
     env["PYTHONUNBUFFERED"] = "1"
     connection = "tandem_demo" if "demo" in settings.sql else "demo"
     if options.demo:

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from shared.durations import Seconds
 from shared.errors import Misconfigured
+from shared.queue.sentinels import watched
 
 LOOPBACK = ("127.0.0.0/8", "::1")
 QUEUE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -43,8 +44,8 @@ def _keys(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _redis_url(value: str) -> str:
-    if urlsplit(value).scheme not in ("redis", "rediss", "unix"):
-        raise ValueError("give redis://host:port/db, rediss://… or unix:///path")
+    if watched(value) is None and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("give redis://host:port/db, rediss://…, unix:///path or redis+sentinel://…")
     return value
 
 
@@ -100,7 +101,8 @@ class Settings(BaseSettings):
     )
 
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
-        "redis://127.0.0.1:6379/0", description="Redis or Valkey, 6.2 or newer: redis://, rediss:// or unix://"
+        "redis://127.0.0.1:6379/0",
+        description="Redis or Valkey, 6.2 or newer: redis://, rediss://, unix:// or redis+sentinel://",
     )
     database_url: Annotated[str, AfterValidator(_database_url)] = Field(
         "sqlite://.tandem/tandem.db", description="SQL database of the service itself, a Tortoise URL"
@@ -131,6 +133,7 @@ class Settings(BaseSettings):
     concurrency: int = Field(100, ge=1, le=10_000, description="jobs a worker runs at once")
     lease: Duration = Field(10.0, ge=1, le=600, description="how long a silent worker keeps its jobs")
     drain: Duration = Field(30.0, le=3600, description="how long a worker finishes its jobs after SIGTERM")
+    linger: Duration = Field(2.0, le=60, description="how long an API still serves after SIGTERM, unready meanwhile")
     host: str = Field("127.0.0.1", description="address the API listens on")
     port: int = Field(8000, ge=0, le=65535, description="port the API listens on, 0 for a free one")
     metrics_host: str = Field("127.0.0.1", description="address on which a worker serves /metrics")

@@ -6,16 +6,22 @@ import hiredis
 from redis.asyncio import BlockingConnectionPool, Redis
 
 from shared.queue.scripts import Arg
+from shared.queue.sentinels import connection_options, watched
 
 
 def pool(url: str, *, timeout: float = 5.0, connections: int = 32) -> BlockingConnectionPool:
     """Bounded connections, every answer within `timeout` seconds, no retries of redis-py's own."""
-    made: BlockingConnectionPool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections,
-        timeout=timeout,
-        socket_timeout=timeout,
-        socket_connect_timeout=min(timeout, 2.0),
+    limits: dict[str, Any] = {
+        "max_connections": connections,
+        "timeout": timeout,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": min(timeout, 2.0),
+    }
+    found = watched(url)
+    made: BlockingConnectionPool = (
+        BlockingConnectionPool.from_url(url, **limits)
+        if found is None
+        else BlockingConnectionPool(**limits, **connection_options(found))
     )
     made.connection_class = type("Packed", (_Packed, made.connection_class), {})
     return made

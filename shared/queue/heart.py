@@ -4,10 +4,10 @@ import threading
 import time
 from collections.abc import Callable
 
-import redis
 from redis.exceptions import NoScriptError, RedisError
 
 from shared.queue.scripts import CLOCK, Arg, send, sha1_of, source
+from shared.queue.sentinels import blocking_client
 
 # At most this many jobs a call, as with every script.
 PORTION = 500
@@ -35,7 +35,7 @@ class Heart(threading.Thread):
         super().__init__(name="heart", daemon=True)
         self.held: dict[str, tuple[str, float]] = {}
         self.draining = False
-        self._redis = redis.Redis.from_url(url, socket_timeout=max(1.0, lease / 3), socket_connect_timeout=2)
+        self._redis = blocking_client(url, socket_timeout=max(1.0, lease / 3), socket_connect_timeout=2)
         self._head = (1, prefix, int(lease * 1000), 0, 0)
         self._worker, self._catalogue, self._lease = worker, catalogue, lease
         self._on_beat, self._on_unknown = on_beat, on_unknown

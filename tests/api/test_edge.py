@@ -80,7 +80,7 @@ async def test_probes_and_pages_need_no_key(locked: httpx2.AsyncClient) -> None:
 async def test_an_error_of_the_service_shows_its_trace_id_and_nothing_else(
     redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, sent: str | None
 ) -> None:
-    settings = load(redis_url=redis_url, store_url=f"file://{tmp_path}", keys=())
+    settings = load(redis_url=redis_url, store_url=f"file://{tmp_path}", keys=(), linger=0)
     app = create_app(settings)
 
     @app.get("/broken")

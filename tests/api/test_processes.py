@@ -22,7 +22,13 @@ KEY = "tk_main_0123456789abcdef"
 
 @asynccontextmanager
 async def api(tmp_path: Path, redis_url: str, *options: str, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    given = {"TANDEM_REDIS_URL": redis_url, "TANDEM_STORE_URL": f"file://{tmp_path}", "PYTHONUNBUFFERED": "1", **env}
+    given = {
+        "TANDEM_REDIS_URL": redis_url,
+        "TANDEM_STORE_URL": f"file://{tmp_path}",
+        "PYTHONUNBUFFERED": "1",
+        "TANDEM_LINGER": "0",
+        **env,
+    }
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -167,3 +173,23 @@ def alive(child: psutil.Process) -> bool:
     except psutil.NoSuchProcess:
         return False
     return bool(status != psutil.STATUS_ZOMBIE)
+
+
+async def test_after_sigterm_it_is_unready_and_still_serves(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+    async with api(tmp_path, redis_url, "--port", "0", TANDEM_LINGER="50s") as process:
+        url = await address(process)
+        await ready(url)
+        async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+            assert "connection" not in (await client.get("/livez")).headers
+        process.terminate()
+
+        async def unready() -> bool:
+            async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+                answer = await client.get("/readyz")
+            return answer.status_code == 503 and "retry-after" in answer.headers
+
+        await eventually(unready)
+        async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:  # a new connection
+            answer = await client.post("/v1/jobs", json={"task": "t.any"})
+            assert answer.status_code == 202
+            assert answer.headers["connection"] == "close"

@@ -1,0 +1,157 @@
+"""Redis Sentinel fails over to a replica while jobs wait and run: real servers, a real API, a real worker."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from redis.asyncio import Redis
+
+from shared.services import Server, free_port, redis_server, tied
+from tests.api.test_processes import address, api, ready
+from tests.conftest import eventually, started
+from tests.journeys import crash_tasks as tasks
+from tests.journeys.test_crashes import ROOT
+
+SENTINELS = 3
+
+
+class Watched:
+    """A master, its replica, and sentinels that fail over after half a second of silence."""
+
+    def __init__(self, directory: Path) -> None:
+        self.ports = [free_port() for _ in range(2 + SENTINELS)]
+        self.directory = directory
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._stack = ExitStack()
+
+    @property
+    def url(self) -> str:
+        return f"redis+sentinel://{','.join(f'127.0.0.1:{port}' for port in self.ports[2:])}/main/0"
+
+    def client(self, index: int) -> "Redis":
+        return Redis(port=self.ports[index], socket_timeout=5, socket_connect_timeout=5, decode_responses=True)
+
+    async def start(self) -> None:
+        for index, port in enumerate(self.ports[:2]):
+            home = self.directory / str(index)
+            home.mkdir()
+            server = redis_server(home)
+            options = ["--port", str(port), "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"]
+            options += ["--replicaof", "127.0.0.1", str(self.ports[0])] if index else []
+            await self._start(replace(server, argv=(*server.argv, *options)))
+        program = redis_server(self.directory).argv[0]
+        for port in self.ports[2:]:
+            settings = self.directory / f"{port}.conf"
+            settings.write_text(
+                f"port {port}\nbind 127.0.0.1\ndir {self.directory}\n"
+                f"sentinel monitor main 127.0.0.1 {self.ports[0]} 2\n"
+                "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 5000\n"
+            )
+            await self._start(Server("sentinel", (program, str(settings), "--sentinel"), "", _yes))
+        for index in range(2, 2 + SENTINELS):
+            await eventually(partial(self._knows, index), 30)
+
+    async def _start(self, server: Server) -> None:
+        self.processes.append(self._stack.enter_context(started(server)))
+
+    async def _knows(self, index: int) -> bool:
+        """Whether this sentinel knows the others, and a replica that is up to date."""
+        client = self.client(index)
+        try:
+            state: dict[str, Any] = await client.sentinel_master("main")  # type: ignore[no-untyped-call] # redis-py
+            replicas: Any = await client.sentinel_slaves("main")  # type: ignore[no-untyped-call] # redis-py
+        except OSError:
+            return False
+        except Exception as error:  # noqa: BLE001 - redis-py wraps the refusal of a server that is about to listen
+            return not error
+        finally:
+            await client.aclose()
+        linked = [one for one in replicas if one["master-link-status"] == "ok"]
+        return state["num-other-sentinels"] == SENTINELS - 1 and len(linked) == 1
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+async def _yes() -> bool:
+    return True
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    with tempfile.TemporaryDirectory(prefix="tandem-") as directory:
+        servers = Watched(Path(directory))
+        try:
+            yield servers
+        finally:
+            servers.close()
+
+
+async def test_a_failover_loses_nothing_that_was_replicated(watched: Watched, tmp_path: Path) -> None:
+    await watched.start()
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")},
+        "TANDEM_REDIS_URL": watched.url,
+        "TANDEM_STORE_URL": f"file://{tmp_path}/store",
+        "TANDEM_TASKS": tasks.__name__,
+        "TANDEM_LEASE": "2s",
+    }
+    command = tied([sys.executable, "-m", "worker"])
+    with (tmp_path / "worker.log").open("wb") as log:
+        worker = subprocess.Popen(
+            command, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=log, stderr=log, process_group=0
+        )
+    scene = {"notes": str(tmp_path / "notes"), "go": str(tmp_path / "go")}
+    try:
+        async with api(tmp_path, watched.url, "--port", "0", TANDEM_LEASE="2s") as process:
+            url = await address(process)
+            await ready(url)
+            async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30) as client:
+
+                async def submitted(task: str, payload: Any, **options: Any) -> str:
+                    """Submitted, however long that takes; a key makes the repeats safe."""
+                    key = os.urandom(8).hex()
+
+                    async def accepted() -> str:
+                        body = {"task": task, "payload": payload, "options": options}
+                        answer = await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": key})
+                        assert answer.status_code in (202, 503), answer.text
+                        return str(answer.json().get("id", "")) if answer.status_code == 202 else ""
+
+                    return await eventually(accepted, 60)
+
+                await eventually(lambda: _known(client), 30)
+                retry = {"max_attempts": 20, "base": "10ms", "jitter": False}
+                ids = [await submitted("crash.waits", scene, timeout="2m", retry=retry) for _ in range(10)]
+                ids += [await submitted("crash.quick", 1, delay="3s") for _ in range(20)]
+                await eventually((tmp_path / "notes").exists)
+                master = watched.client(0)
+                await master.set("last", 1)  # WAIT is for what its own connection wrote, and so for all before that
+                assert await master.wait(1, 10_000) == 1
+                await master.aclose()
+                watched.processes[0].kill()
+                ids += [await submitted("crash.quick", 2) for _ in range(20)]  # once there is a master again
+                (tmp_path / "go").touch()
+
+                async def states() -> list[str]:
+                    answers = [await client.get(f"/v1/jobs/{id}") for id in ids]
+                    found = [one.json()["state"] if one.status_code == 200 else str(one.status_code) for one in answers]
+                    return found if set(found) == {"succeeded"} else []
+
+                await eventually(states, 60)
+    finally:
+        worker.kill()
+        worker.communicate()
+
+
+async def _known(client: httpx2.AsyncClient) -> bool:
+    return (await client.get("/v1/tasks/crash.waits")).status_code == 200

@@ -1,0 +1,50 @@
+"""URLs of masters behind sentinels."""
+
+import pytest
+
+from shared.errors import Misconfigured
+from shared.queue.sentinels import watched
+from shared.settings import load, mask
+
+
+def test_a_url_names_sentinels_master_and_database() -> None:
+    found = watched("redis+sentinel://me:s%40fe@one:26380,[::1]:26381,two/main/3?sentinel_password=x%26y")
+    assert found is not None
+    assert found.sentinels == [("one", 26380), ("::1", 26381), ("two", 26379)]
+    assert (found.master, found.db) == ("main", 3)
+    assert found.credentials == {"username": "me", "password": "s@fe"}
+    assert found.sentinel_options == {"password": "x&y"}
+
+
+def test_a_password_alone_and_no_credentials() -> None:
+    for url, credentials in (("redis+sentinel://:pw@h/m", {"password": "pw"}), ("redis+sentinel://h/m", {})):
+        found = watched(url)
+        assert found is not None
+        assert found.credentials == credentials
+
+
+def test_other_schemes_are_none_of_its_business() -> None:
+    assert watched("redis://localhost:6379/0") is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+sentinel:///main",
+        "redis+sentinel://one:26379",
+        "redis+sentinel://one:26379/main/x",
+        "redis+sentinel://one:port/main",
+        "redis+sentinel://one:0/main",
+        "redis+sentinel://one/main?socket_timeout=5",
+    ],
+)  # fmt: skip
+def test_a_wrong_url_stops_the_start_and_shows_no_secret(url: str) -> None:
+    with pytest.raises(Misconfigured, match="TANDEM_REDIS_URL") as caught:
+        load(redis_url=url.replace("://", "://:hidden@", 1))
+    assert "hidden" not in str(caught.value)
+
+
+def test_its_secrets_are_masked() -> None:
+    shown = mask("redis+sentinel://me:hidden@one,two/main?sentinel_password=secret")
+    assert "hidden" not in shown
+    assert "secret" not in shown
