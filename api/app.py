@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from redis.exceptions import RedisError
 from starlette.middleware import Middleware
 
-from api import bulk, files, health, jobs, metrics, openapi, queues, sockets, streams, tasks
+from api import bulk, downloads, health, jobs, metrics, openapi, queues, sockets, streams, tasks, uploads
 from api.auth import Keys
 from api.catalogue import Catalogue
 from api.edge import Edge
@@ -19,6 +19,7 @@ from api.problems import HANDLERS
 from api.requests import Requests
 from api.state import State
 from api.submissions import Submissions
+from api.uploads import Joins
 from api.waiting import Drain
 from shared.errors import TandemError, Unavailable
 from shared.files import FileStore, open_store
@@ -44,6 +45,8 @@ def create_app(settings: Settings) -> FastAPI:
             queue = Queue(redis, lease=settings.lease, keep=settings.keep)
             stack.push_async_callback(queue.close)
             store = await stack.enter_async_context(open_store(settings.store_url))
+            joins = Joins()
+            stack.push_async_callback(joins.close)
             catalogue = Catalogue(queue)
             clock = asyncio.create_task(keep_time(queue, catalogue, min(1.0, settings.lease / 4)), name="clock")
             stack.push_async_callback(_end, clock)
@@ -56,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
                 submissions=Submissions(catalogue),
                 store=store,
                 source=Source(queue, store),
+                joins=joins,
                 drain=drain,
                 requests=requests,
             )
@@ -79,7 +83,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.router.routes.extend(module.ROUTES)
     app.router.routes.extend(openapi.routes())
     # Not by include_router: the routes inside another router could not be asked what methods a path allows.
-    app.router.routes.extend(files.router.routes)
+    for router in (uploads.router, downloads.router):
+        app.router.routes.extend(router.routes)
     requests.name(app.router.routes)
     return app
 

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from api.catalogue import Catalogue
 from api.requests import Requests
 from api.submissions import Submissions
+from api.uploads import Joins
 from api.waiting import Drain
 from shared.files import FileStore
 from shared.queue import Queue
@@ -23,6 +24,7 @@ class State(TypedDict):
     submissions: Submissions
     store: FileStore
     source: Source
+    joins: Joins
     drain: Drain
     requests: Requests
 

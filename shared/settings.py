@@ -117,6 +117,11 @@ class Settings(BaseSettings):
     store_url: Annotated[str, AfterValidator(_store_url)] = Field(
         "file:///tmp/tandem-files", description="file store: file:///path, s3://bucket/prefix, gs://…, az://…"
     )
+    store_presign: Duration = Field(
+        0.0,
+        le=7 * 86400,
+        description="downloads become redirects to the remote store, signed for so long; 0: they do not",
+    )
     tasks: Names = Field((), description="task modules besides the built-in ones, importable by the worker")
     sql: dict[str, Annotated[str, AfterValidator(_database_url)]] = Field(
         {}, description="SQL connections that tasks may name: TANDEM_SQL__<NAME>=<URL>"

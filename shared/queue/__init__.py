@@ -29,7 +29,7 @@ from redis.asyncio import Redis
 
 from shared import catalogue
 from shared.errors import KeyReused
-from shared.jobs import FIELDS, PRIORITIES, Record, Submission, parse
+from shared.jobs import FIELDS, Record, Submission, parse
 from shared.queue.batch import Batch
 from shared.queue.bells import Bells
 from shared.queue.connections import connect, pool

@@ -267,7 +267,7 @@ async def test_a_body_of_one_mebibyte_is_not(client: httpx2.AsyncClient) -> None
         ("GET", "/v1/jobs/01JC8XW3T4Z5/cancel", "POST"),
         ("POST", "/v1/jobs/01JC8XW3T4Z5/stream", "GET, HEAD"),
         ("POST", "/v1/tasks", "GET, HEAD"),
-        ("PATCH", "/v1/files/x", "DELETE, GET, HEAD"),
+        ("PUT", "/v1/files/x", "DELETE, GET, HEAD, PATCH"),
         ("OPTIONS", "/v1/queues", "GET, HEAD"),
         ("POST", "/livez", "GET, HEAD"),
     ],
