@@ -25,6 +25,7 @@ from shared.uploads import (
     remove_upload,
     sweep,
 )
+from tests.shared.test_files import nobody
 
 MIB = 1 << 20
 LIMIT = 64 * MIB

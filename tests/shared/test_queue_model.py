@@ -5,7 +5,7 @@ Every run lives the same few lives; with `MODEL_ROUNDS=1000` these and many more
 
 import asyncio
 import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pytest
@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from redis.asyncio import Redis
 
-from shared.catalogue import limits
 from shared.errors import KeyReused
 from shared.jobs import FINAL, NEXT, PRIORITIES, SHOWN_ATTEMPTS, State, Submission, history
 from shared.queue import Claimed, Report, connect
 from shared.queue.scripts import reach, send
+from tests.shared.allowance import Allowance
 from tests.shared.keeping import Keeping
 from tests.shared.shard import Shard, Snapshot, Worker, broken, job
 
@@ -56,11 +56,7 @@ class Life(Keeping, RuleBasedStateMachine):
         self.claims: list[tuple[Worker, Claimed]] = []  # every token that was ever given out
         self.ended: set[tuple[str, str]] = set()  # those whose holder had the last word
         self.calls: list[tuple[Worker, int]] = []  # every claim's number
-        self.newest = 0  # version of `t` that was published
-        self.published: dict[str, Any] = {}  # its limits
-        self.limits = limits(None, None)  # the same as the queue takes them
-        self.due = 0  # µs of the shard's life at which a start of `t` would be on time
-        self.slotted: set[tuple[str, str]] = set()  # attempts that began under a limit of how many there are
+        self.allowance = Allowance(self.shard, "t")
         self.jobs: dict[str, Submission] = {}
         self.keys: dict[str, Submission] = {}
         self.cancelled: set[str] = set()  # asked for while they were not final
@@ -93,25 +89,10 @@ class Life(Keeping, RuleBasedStateMachine):
         self.run(begin())
         self.workers = [self.arrive(TASKS[n], QUEUES[n], {}) for n in range(3)]
 
-    def arrive(self, tasks: dict[str, int], queues: list[str], given: dict[str, Any]) -> Worker:
-        """A worker registers; the limits of the newest version hold, of those the last that were published."""
-        if tasks["t"] >= self.newest:
-            self.newest, self.published = tasks["t"], given
-            self.limits = limits(given.get("concurrency"), given.get("rate"))
-            self.due = min(self.due, self.shard.lived + self.limits.burst * self.limits.every)
+    def arrive(self, tasks: dict[str, int], queues: list[str], given: Mapping[str, Any]) -> Worker:
+        """A worker registers, with these limits of `t`."""
+        self.allowance.publish(tasks["t"], given)
         return self.run(self.shard.worker(tasks, queues, **given))
-
-    def started(self, claimed: Sequence[Claimed], after: Snapshot) -> None:
-        """No more attempts than the limits of their task allow."""
-        if not (own := [one for one in claimed if one.task == "t"]):
-            return
-        slots, every, burst = self.limits
-        if slots:
-            self.slotted |= {(one.id, one.token) for one in own}
-            assert len(self.slotted & running(after)) <= slots
-        for _ in own if every else ():
-            assert self.shard.lived >= self.due - (burst - 1) * every, "too many starts"
-            self.due = max(self.due, self.shard.lived) + every
 
     @rule(step=st.sampled_from(STEPS), data=st.data())
     def live(self, step: str, data: st.DataObject) -> None:
@@ -199,7 +180,7 @@ class Life(Keeping, RuleBasedStateMachine):
             assert one.token not in {known.token for _, known in self.claims if known.id == one.id}
             assert "exp" not in record or "attempts" in record or int(record["exp"]) > self.shard.ms
         assert sum(self.is_suspect(snapshot, id, token) for id, token in worker.held.items()) <= 1
-        self.started(claim.jobs, snapshot)
+        self.allowance.start(claim.jobs, snapshot)
         self.calls.append((worker, worker.calls))
         self.claims += [(worker, one) for one in claim.jobs]
 
@@ -329,7 +310,7 @@ class Life(Keeping, RuleBasedStateMachine):
                     self.hear(*line.split())
         self.seen = now.events[-1][0] if now.events else "-"
         kept = {(id, token) for id, _, token in (one.partition(":") for one in now.values.get("slots:t", []))}
-        assert kept == self.slotted & running(now), "a slot of the task leaked, or was given away"
+        assert kept == self.allowance.running(now), "a slot of the task leaked, or was given away"
         longest = self.shard.ms + 1500 * LEASE  # the clock may have stepped back by half a lease, unseen
         assert all(end <= longest for end in now.zsets.get("leases", {}).values())
         assert set(self.jobs) == set(now.jobs), "a job is gone, or there is one too many"
@@ -381,37 +362,23 @@ class Life(Keeping, RuleBasedStateMachine):
 
     def recover(self) -> None:
         """With a healthy worker, and as time goes on, every job becomes final; what may start does so when asked."""
-        worker = self.arrive({"t": 2, "u": 1}, ["a", "b"], self.published)
+        worker = self.arrive({"t": 2, "u": 1}, ["a", "b"], self.allowance.published)
         snapshot, thirst = self.look(), 0
         for _ in range(300):
             while claimed := self.run(worker.claim(slots=50)):
-                self.started(claimed, self.look())
+                self.allowance.start(claimed, self.look())
                 thirst = 0 if any(one.task == "t" for one in claimed) else thirst
                 for one in claimed:
                     assert self.run(worker.end(one)) == "ok"
-            assert thirst < 2, f"nothing of {self.startable(snapshot)} starts"
+            assert thirst < 2, f"nothing of {self.allowance.startable(snapshot)} starts"
             snapshot = self.look()
             if not snapshot.counts:
                 return
-            thirst = thirst + 1 if self.startable(snapshot) else 0
+            thirst = thirst + 1 if self.allowance.startable(snapshot) else 0
             # Twice this is longer than it takes to have a token of any rate, after a step back that nobody saw.
             self.run(self.shard.turn(SILENCE - 0.1))
             self.run(self.shard.queue.tick())
         raise AssertionError(f"never final: {snapshot.counts}, {snapshot.zsets}")
-
-    def startable(self, snapshot: Snapshot) -> list[str]:
-        """Jobs that wait for the limits of their task alone, while it has free slots."""
-        if self.limits.slots and len(self.slotted & running(snapshot)) >= self.limits.slots:
-            return []
-        return [
-            id for id, record in snapshot.jobs.items()
-            if record["state"] == "waiting" and record["park"].startswith("limit:")
-            and not {"ck", "exp"} & record.keys() and int(record.get("losses", 0)) < 2
-        ]  # fmt: skip
-
-
-def running(snapshot: Snapshot) -> set[tuple[str, str]]:
-    return {(id, record["token"]) for id, record in snapshot.jobs.items() if record["state"] == "running"}
 
 
 @pytest.mark.timeout(max(120, 10 * ROUNDS))
