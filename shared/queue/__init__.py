@@ -15,6 +15,7 @@ Only this package touches the queue's keys, and only its scripts change them (se
     cold:<id>               index of what has left out:<id> for the file store, by last stamp
     bell:<queue or worker>  doorbells                       news:<id>        channel of a job's changes
     worker:<incarnation>    a live worker, `workers`        tasks:<digest>   what workers can run
+    paused                  queues that are, or whose jobs are on their way back
     catalogue, versions     what tasks there are            counts, clock    of jobs by queue and state; of the shard
 
 Every record that is not final stands in exactly one of q, later, leases, park and suspects.
@@ -331,8 +332,12 @@ class Queue:
         """Changes whenever a worker publishes something new."""
         return (await self._get("clock", "catalogue"))[0] or b""
 
+    async def pause(self, queue: str, *, on: bool) -> None:
+        """Lets no more jobs of the queue start, or (`on` false) lets them start again."""
+        await self._scripts.run("pause", [queue, int(on)])
+
     async def stats(self) -> list[QueueStats]:
-        """Every queue that ever had a job."""
+        """Every queue that ever had a job or is paused."""
         return await read_stats(self._redis, self.prefix)
 
     async def workers(self) -> list[WorkerInfo]:

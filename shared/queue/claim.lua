@@ -3,12 +3,6 @@
 -- foreign (jobs of plain arq clients wait), then nine values a job, see admit.lua.
 
 local worker, number, slots, bytes, catalogue = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
-local queues, serves = {}, {}
-for i = 9, #ARGV do
-  queues[#queues + 1] = ARGV[i]
-  serves[ARGV[i]] = true
-end
-
 local me = P .. 'worker:' .. worker
 local my = call('HMGET', me, 'call', 'held', 'since', 'suspect', 'tasks')
 if my[5] ~= catalogue or call('EXISTS', P .. 'tasks:' .. catalogue) == 0 then
@@ -16,6 +10,13 @@ if my[5] ~= catalogue or call('EXISTS', P .. 'tasks:' .. catalogue) == 0 then
 end
 
 local settled, turn = keep_up()
+local queues, serves = {}, {}
+for i = 9, #ARGV do
+  if not paused(ARGV[i]) then
+    queues[#queues + 1] = ARGV[i]
+    serves[ARGV[i]] = true
+  end
+end
 local out, leases, taken, looked, more = {}, {}, {}, 0, false
 local free = slots
 

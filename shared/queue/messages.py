@@ -110,13 +110,13 @@ class QueueStats:
     """Jobs of one queue by state, and how long its oldest due one has waited, in seconds."""
 
     name: str
-    paused: bool
-    waiting: int
-    scheduled: int
-    queued: int
-    running: int
-    retrying: int
-    oldest_age: float | None
+    paused: bool = False
+    waiting: int = 0
+    scheduled: int = 0
+    queued: int = 0
+    running: int = 0
+    retrying: int = 0
+    oldest_age: float | None = None
 
 
 @dataclass(frozen=True)

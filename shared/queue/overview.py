@@ -10,12 +10,15 @@ from shared.queue.scripts import reach
 
 
 async def read_stats(redis: "Redis", prefix: str) -> list[QueueStats]:
-    """Every queue that ever had a job."""
+    """Every queue that ever had a job or is paused."""
     rows: Any = await reach(lambda: redis.hgetall(f"{prefix}counts"))
     counts: dict[str, dict[str, int]] = {}
     for field, value in rows.items():
         queue, _, state = field.decode().partition(" ")
         counts.setdefault(queue, {})[state] = int(value)
+    held: Any = await reach(lambda: redis.hgetall(f"{prefix}paused"))
+    for name in held:
+        counts.setdefault(name.decode(), {})
 
     async def call() -> list[Any]:
         pipe = redis.pipeline(transaction=False)
@@ -23,18 +26,19 @@ async def read_stats(redis: "Redis", prefix: str) -> list[QueueStats]:
         for queue in counts:
             for priority in PRIORITIES:
                 pipe.zrange(f"{prefix}q:{queue}:{priority}", 0, 0, withscores=True)
+                pipe.zrange(f"{prefix}park:queue:{queue}:{priority}", 0, 0, withscores=True)
         return await pipe.execute()
 
     (sec, micro), *heads = await reach(call)
     stats = []
     for index, (queue, states) in enumerate(counts.items()):
-        dues = [head[0][1] / 1000 for head in heads[3 * index : 3 * index + 3] if head]
+        dues = [head[0][1] / 1000 for head in heads[6 * index : 6 * index + 6] if head]
         age = round(max(0.0, sec + micro / 1e6 - min(dues)), 3) if dues else None
         kinds = ("waiting", "scheduled", "queued", "running", "retrying")
         stats.append(
             QueueStats(
                 name=queue,
-                paused=False,
+                paused=held.get(queue.encode()) == b"1",
                 oldest_age=age,
                 **{kind: states.get(kind, 0) for kind in kinds},
             )

@@ -113,6 +113,27 @@ local function put_off(id, r)
   call('ZADD', P .. 'later', r.due, id)
 end
 
+-- Queues that are paused ('1'), and those whose jobs are on their way back after that ('0').
+local pauses
+local function paused(queue)
+  if not pauses then
+    local flat = call('HGETALL', P .. 'paused')
+    pauses = {}
+    for i = 1, #flat, 2 do
+      pauses[flat[i]] = flat[i + 1]
+    end
+  end
+  return pauses[queue] == '1'
+end
+
+-- A job of a paused queue waits apart from it. The caller takes it out of the queue.
+local function hold(id, r)
+  local why, v = 'queue:' .. r.queue .. ':' .. r.prio, stamp(r)
+  move(id, r, 'waiting', v)
+  call('HSET', P .. 'job:' .. id, 'state', 'waiting', 'v', v, 'park', why)
+  call('ZADD', P .. 'park:' .. why, r.due, id)
+end
+
 -- Where a record that is not final and does not run stands: exactly one of these.
 local function place(r)
   if r.state == 'queued' then

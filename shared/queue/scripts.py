@@ -29,6 +29,7 @@ PARTS = {
     "steps": ("record",),
     "lock": ("record", "limits", "locks", "leave", "upkeep"),
     "unlock": ("record", "locks"),
+    "pause": ("record", "limits", "locks", "leave", "upkeep"),
     "cancel": ("record", "limits", "locks", "leave"),
     "tick": ("record", "limits", "locks", "leave", "upkeep"),
     "register": ("record", "limits"),

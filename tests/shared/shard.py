@@ -339,7 +339,19 @@ def _limits(shard: Snapshot) -> Iterable[str]:
 # Keys that need no TTL: a number of them that does not grow with the jobs that were, or as long as their jobs are not
 # final.
 KINDS = ("key", "slots", "limit", "limited", "lock", "waits")
-LASTING = ("gates", "events", "catalogue", "versions", "counts", "clock", "workers", "parked", "expiries", "now")
+LASTING = (
+    "gates",
+    "paused",
+    "events",
+    "catalogue",
+    "versions",
+    "counts",
+    "clock",
+    "workers",
+    "parked",
+    "expiries",
+    "now",
+)
 
 
 def _lifetimes(shard: Snapshot) -> Iterable[str]:

@@ -20,6 +20,7 @@ from shared.queue import Claimed, Report, connect
 from shared.queue.scripts import reach, send
 from tests.shared.allowance import Allowance
 from tests.shared.keeping import Keeping
+from tests.shared.pausing import Pausing
 from tests.shared.shard import Shard, Snapshot, Worker, broken, job
 
 T = TypeVar("T")
@@ -38,11 +39,11 @@ KINDS = (State.SUCCEEDED, State.FAILED, State.RETRYING, State.RETRYING, State.QU
 STEPS = (
     "forget_scripts", *("submit",) * 5, *("claim",) * 7, *("finish",) * 4, *("finish_late",) * 3, *("wait",) * 4,
     *("beat",) * 2, *("crash",) * 3, *("cancel",) * 2, "report", "report_late", "claim_late", "stall", "step_back",
-    "keep", "keep_late", *("lock",) * 4, "lock_late", *("unlock",) * 2,
+    "keep", "keep_late", "pause", "resume", *("lock",) * 4, "lock_late", *("unlock",) * 2,
 )  # fmt: skip
 
 
-class Life(Keeping, RuleBasedStateMachine):
+class Life(Keeping, Pausing, RuleBasedStateMachine):
     """One shard, its clients and its workers; the clock is the test's."""
 
     url = ""
@@ -175,7 +176,7 @@ class Life(Keeping, RuleBasedStateMachine):
         for one in claim.jobs:
             record = snapshot.jobs[one.id]
             assert (record["state"], record["token"], record["attempt"]) == ("running", one.token, str(one.attempt))
-            assert record["queue"] in worker.queues
+            assert record["queue"] in set(worker.queues) - self.paused
             assert worker.tasks[record["task"]] >= int(record["ver"])
             assert one.token not in {known.token for _, known in self.claims if known.id == one.id}
             assert "exp" not in record or "attempts" in record or int(record["exp"]) > self.shard.ms
@@ -362,6 +363,7 @@ class Life(Keeping, RuleBasedStateMachine):
 
     def recover(self) -> None:
         """With a healthy worker, and as time goes on, every job becomes final; what may start does so when asked."""
+        self.resume_all()
         worker = self.arrive({"t": 2, "u": 1}, ["a", "b"], self.allowance.published)
         snapshot, thirst = self.look(), 0
         for _ in range(300):
