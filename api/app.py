@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from redis.exceptions import RedisError
 from starlette.middleware import Middleware
 
-from api import bulk, files, health, jobs, metrics, openapi, queues, streams, tasks
+from api import bulk, files, health, jobs, listing, metrics, openapi, queues, streams, tasks
 from api.auth import Keys
 from api.catalogue import Catalogue
 from api.edge import Edge
@@ -22,6 +22,7 @@ from api.submissions import Submissions
 from api.waiting import Drain
 from shared.errors import TandemError, Unavailable
 from shared.files import FileStore, open_store
+from shared.ledger import open_ledger
 from shared.queue import Queue, connect
 from shared.settings import Settings
 from shared.uploads import sweep
@@ -43,6 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
             queue = Queue(redis, lease=settings.lease, keep=settings.keep)
             stack.push_async_callback(queue.close)
             store = await stack.enter_async_context(open_store(settings.store_url))
+            ledger = await stack.enter_async_context(open_ledger(settings))
             catalogue = Catalogue(queue)
             clock = asyncio.create_task(keep_time(queue, catalogue, min(1.0, settings.lease / 4)), name="clock")
             stack.push_async_callback(_end, clock)
@@ -54,6 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
                 catalogue=catalogue,
                 submissions=Submissions(catalogue),
                 store=store,
+                ledger=ledger,
                 drain=drain,
                 requests=requests,
             )
@@ -73,7 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.drain = drain
     # The hot ones first: routes are tried one after the other.
-    for module in (jobs, bulk, streams, tasks, queues, health, metrics):
+    for module in (jobs, bulk, streams, listing, tasks, queues, health, metrics):
         app.router.routes.extend(module.ROUTES)
     app.router.routes.extend(openapi.routes())
     # Not by include_router: the routes inside another router could not be asked what methods a path allows.

@@ -9,6 +9,7 @@ from api.requests import Requests
 from api.submissions import Submissions
 from api.waiting import Drain
 from shared.files import FileStore
+from shared.ledger import Ledger
 from shared.queue import Queue
 from shared.settings import Settings
 
@@ -21,6 +22,7 @@ class State(TypedDict):
     catalogue: Catalogue
     submissions: Submissions
     store: FileStore
+    ledger: Ledger
     drain: Drain
     requests: Requests
 

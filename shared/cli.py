@@ -1,4 +1,4 @@
-"""The command `tandem`: `api`, `worker`, `dev`, `settings`.
+"""The command `tandem`: `api`, `worker`, `dev`, `export`, `settings`.
 
 A setting that cannot be is one line on stderr and exit code 2, like a wrong option.
 """
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Everything else is set by TANDEM_* variables: see `tandem settings`.",
     )
     parser.add_argument("--version", action="version", version=f"tandem {_version()}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="api|worker|dev|settings")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="api|worker|dev|export|settings")
 
     for name, summary in PROCESSES.items():
         commands.add_parser(name, help=summary)
@@ -59,6 +59,15 @@ def _parser() -> argparse.ArgumentParser:
     dev.add_argument("--workers", type=_positive, default=1, metavar="N", help="worker processes (1)")
     dev.add_argument("--no-demo", dest="demo", action="store_false", help="run no jobs")
     dev.add_argument("--once", action="store_true", help="end after the demo: 0 if all its jobs succeeded, else 1")
+
+    export = commands.add_parser(
+        "export",
+        help="print all jobs of the ledger",
+        description="Print the jobs of the ledger (TANDEM_DATABASE_URL) as NDJSON, the oldest first.",
+    )
+    export.add_argument("--since", metavar="TIME", help="submitted at this RFC 3339 time or later")
+    export.add_argument("--until", metavar="TIME", help="submitted before this RFC 3339 time")
+    export.add_argument("--state", metavar="STATES", help="in one of these states, comma-separated")
 
     commands.add_parser("settings", help="print all settings", description="Print all settings, secrets masked.")
     return parser
@@ -91,6 +100,12 @@ def _dev(options: dict[str, Any]) -> int:
     return dev.run(dev.Options(**options))
 
 
+def _export(options: dict[str, Any]) -> int:
+    from shared import export  # loads the database's driver
+
+    return export.run(export.Options(**options), load())
+
+
 def _settings(_options: dict[str, Any]) -> int:
     values, defaults = shown(load()), shown(Settings.model_construct())
     for name, field in Settings.model_fields.items():
@@ -106,7 +121,7 @@ def _settings(_options: dict[str, Any]) -> int:
 
 
 PROCESSES = {"api": "serve the HTTP API", "worker": "run jobs"}
-COMMANDS = {"dev": _dev, "settings": _settings}
+COMMANDS = {"dev": _dev, "export": _export, "settings": _settings}
 
 if __name__ == "__main__":
     main()

@@ -28,6 +28,7 @@ from shared.jobs import FIELDS, PRIORITIES, Record, Submission, parse
 from shared.queue.batch import Batch
 from shared.queue.bells import Bells
 from shared.queue.connections import connect, pool
+from shared.queue.events import Events, Facts, Lag, Taken
 from shared.queue.heart import Heart
 from shared.queue.messages import (
     Chunk,
@@ -45,8 +46,8 @@ from shared.queue.scripts import CLOCK, Arg, Scripts, reach, send
 from shared.queue.watch import Change, Watch
 
 __all__ = [
-    "Batch", "Bells", "Change", "Chunk", "Claim", "Claimed", "Finish", "Heart", "Queue", "QueueStats", "Report",
-    "Submitted", "WorkerInfo", "connect", "pool",
+    "Batch", "Bells", "Change", "Chunk", "Claim", "Claimed", "Events", "Facts", "Finish", "Heart", "Lag", "Queue",
+    "QueueStats", "Report", "Submitted", "Taken", "WorkerInfo", "connect", "pool",
 ]  # fmt: skip
 
 MOST = 500  # jobs a script call
@@ -70,6 +71,7 @@ class Queue:
         self.lease, self.grace = lease, grace
         self._redis = redis
         self._scripts = Scripts(redis, self.prefix, lease=lease, keep=keep, grace=grace, clock=clock)
+        self.events = Events(redis, self.prefix, self._scripts)  # for the ledger
         self._watch = Watch(redis, self.prefix)
         self._submits = Batch(self._submit, limit=MOST, room=ROOM, size=lambda job: len(job.payload) + 512)
         self._gets = Batch(self._read, limit=MOST)
@@ -112,6 +114,13 @@ class Queue:
         """The job; None if there is none, or if it is another tenant's."""
         record = await self._gets.call(id)
         return record if record is not None and record.tenant == tenant else None
+
+    async def get_many(self, ids: Sequence[str], *, tenant: str = "default") -> list[Record | None]:
+        """The same for many jobs, in order."""
+        found: list[Record | None] = []
+        for start in range(0, len(ids), MOST):
+            found += await self._read(ids[start : start + MOST])
+        return [one if one is not None and one.tenant == tenant else None for one in found]
 
     async def _read(self, ids: Sequence[str]) -> list[Record | None]:
         async def call() -> list[list[bytes | None]]:
