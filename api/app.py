@@ -125,6 +125,9 @@ async def keep_clean(store: FileStore, keep: float) -> None:
 
 
 async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
+    # More than once: in Python 3.11 `asyncio.wait_for`, which redis-py waits with, may swallow a cancellation.
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
     with suppress(asyncio.CancelledError):
-        await task
+        task.result()

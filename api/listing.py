@@ -29,6 +29,19 @@ RECENT = 1000  # jobs that are read from Redis, at most, because the ledger may 
 LONGEST = 200  # characters of a `q`, and of any other value
 TAG = "tag."
 
+# As OpenAPI has them: name, what it means, its schema unless it is a string.
+_TIME_SCHEMA = {"type": "string", "format": "date-time"}
+PARAMETERS: list[Any] = [
+    ("state", "One of these states, separated by commas"),
+    ("task", "The task's name"),
+    ("queue", "The queue's name"),
+    ("tag", "Tags: `tag.customer=17`", {"type": "object", "additionalProperties": {"type": "string"}}),
+    ("since", "Submitted at this time or later", _TIME_SCHEMA),
+    ("until", "Submitted before this time", _TIME_SCHEMA),
+    ("q", "A text within id, task, tags or the last error's type and message, in any case"),
+    ("limit", "Jobs in a page", {"type": "integer", "minimum": 1, "maximum": MOST, "default": USUAL}),
+    ("cursor", "`next_cursor` of the page before"),
+]
 _SINGLE = ("task", "queue", "since", "until", "q", "limit", "cursor")
 
 

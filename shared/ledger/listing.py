@@ -125,7 +125,7 @@ class Query:
         )
         return text, [*values, *self._values]
 
-    def reach(self, before: str | None, many: int) -> tuple[str, list[str | int]]:
+    def reach(self, before: str | None, many: int) -> tuple[str, list[str]]:
         """Where the next `many` end, and how many there are."""
         found, values = self._found(before, many)
         return f"SELECT min(id), count(*) FROM ({found}) AS f", values  # noqa: S608 - ours

@@ -150,7 +150,7 @@ async def test_a_page_is_stable_while_new_jobs_arrive(ledger: Ledger) -> None:
 
 async def test_a_list_that_would_take_long_is_given_in_parts(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.ledger.PORTIONS", (10,))
-    monkeypatch.setattr("shared.ledger.LONGEST", 0.0)
+    monkeypatch.setattr("shared.ledger.SEARCHED", 0.0)
     await ledger.save(many(100))
     page = await ledger.find(Filter(q="no such word"), limit=5)
     assert (page.records, page.next is None) == ([], False)
