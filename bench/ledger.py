@@ -29,11 +29,11 @@ JOBS = """
 WITH RECURSIVE n(i) AS (SELECT {low} UNION ALL SELECT i + 1 FROM n WHERE i < {high})
 INSERT INTO tandem_jobs (id, tenant, task, queue, priority, state, stamp, attempt, max_attempts, submitted, due, began,
   ended, version, options, attempts, result, error, payload, words)
-SELECT {id}, 'default', 'shop.task' || (i * 7919 % 40), 'queue' || (i * 104729 % 5), 'normal', {state},
+SELECT {id}, 'default', 'shop.task' || (i / 7 % 40), 'queue' || (i / 3 % 5), 'normal', {state},
   {us} + 5000, 1, 3, {us}, {us} / 1000, {us} + 1000, CASE WHEN i % 1000 < 997 THEN {us} + 5000 END, 1,
   '{{"timeout":30,"retry":{{"max_attempts":3}}}}', '1 1 2 succeeded host-1-abcdef' || {line},
   '{{"status":200,"rows":' || i || '}}', {error}, '{{"customer":' || (i % 20000) || ',"items":[3,1,4,1,5]}}',
-  {id} || ' shop.task' || (i * 7919 % 40) || ' customer=' || (i % 20000)
+  {id} || ' shop.task' || (i / 7 % 40) || ' customer=' || (i % 20000)
     || CASE WHEN i % 1000 < 12 THEN ' card_declined no. ' || i ELSE '' END
 FROM n
 """

@@ -18,13 +18,14 @@ from shared.jobs import State
 from shared.ledger import Ledger, Row
 from shared.ledger.rows import row
 from shared.queue import Events, Facts, Taken
+from shared.queue.events import READ
 from shared.settings import Settings
 
 PACE = 0.2  # seconds between two batches: a short job then comes as one row and not as three
-SHARE = 3.0  # of a busy worker's time the jobs have this many times what the projection takes
+SHARE = 4.0  # of a busy worker's time the jobs have this many times what the projection takes
 BLOCK = 1.0  # seconds that an idle reader waits for the next entry
 MANY, ROOM = 250, 4 << 20  # jobs and bytes, about, in one transaction
-IDLE = 30.0  # seconds after which the entries that another consumer holds are taken over
+IDLE = 60.0  # seconds after which the entries that another consumer holds are taken over
 LOOK = 10.0  # seconds between two looks for such
 LONGEST = 5.0  # seconds between two tries while something is away
 SWEEP = 600.0  # seconds between two looks for rows that are old enough to go, about
@@ -42,7 +43,8 @@ class Projection:
         self._events, self._ledger, self._settings = events, ledger, settings
         self._consumer, self._busy = consumer, busy
         self.idle, self.look = IDLE, LOOK
-        self._looked = self._spent = 0.0  # spent: seconds of the last step that were the projection's
+        self._looked = 0.0
+        self._full = False  # the last read brought as much as one may
         self._swept = time.monotonic() - SWEEP * random.random()  # not all workers at once
 
     async def run(self) -> None:
@@ -52,7 +54,6 @@ class Projection:
         """
         pause, away, again = 0.05, False, True
         while True:
-            self._spent = 0.0
             try:
                 if again:
                     await self._ledger.database.open()
@@ -74,7 +75,8 @@ class Projection:
             if away:
                 log.info("the ledger follows again")
             pause, away = 0.05, False
-            await asyncio.sleep(max(PACE, SHARE * min(self._spent, LONGEST)) if self._busy() else PACE)
+            if not self._full:
+                await asyncio.sleep(PACE)
 
     async def step(self, block: float) -> bool:
         """Projects what others left behind, and what is new; False: the stream is a new one and is to be joined."""
@@ -84,21 +86,23 @@ class Projection:
             while (left := await self._events.inherit(self._consumer, idle=self.idle)).entries:
                 await self._project(left)
         taken = await self._events.take(self._consumer, block=block)
+        self._full = taken is not None and len(taken.entries) >= READ
         if taken is not None and taken.entries:
             await self._project(taken)
         return taken is not None
 
     async def _project(self, taken: Taken) -> None:
-        begun = time.monotonic()
         ids, at = taken.jobs, 0
         while at < len(ids):
+            begun = time.monotonic()
             facts = await self._events.facts(ids[at : at + MANY], room=ROOM)
             rows = _rows(ids[at : at + len(facts)], facts)
             await self._save(rows)
             await self._events.projected([], [(one.id, one.stamp) for one in rows if one.final])
             at += len(facts)
+            if self._busy():
+                await asyncio.sleep(SHARE * min(time.monotonic() - begun, LONGEST))
         await self._events.projected(taken.entries, [])
-        self._spent += time.monotonic() - begun
 
     async def _save(self, rows: Sequence[Row]) -> None:
         """Writes them; if the database refuses one for what it is, that one alone is left out, and said."""

@@ -12,6 +12,8 @@ Only this package touches the queue's keys, and only its scripts change them (se
     worker:<incarnation>    a live worker, `workers`        tasks:<digest>   what workers can run
     catalogue, versions     what tasks there are            counts, clock    of jobs by queue and state; of the shard
 
+Final records expire (TANDEM_KEEP), where a ledger follows the events once it has them; what it has read is cut off.
+
 Every record that is not final stands in exactly one of q, later, leases, park and suspects.
 """
 
