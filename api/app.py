@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from redis.exceptions import RedisError
 from starlette.middleware import Middleware
 
-from api import bulk, downloads, health, jobs, metrics, openapi, queues, sockets, streams, tasks, uploads
+from api import bulk, downloads, health, jobs, listing, metrics, openapi, queues, sockets, streams, tasks, uploads
 from api.auth import Keys
 from api.catalogue import Catalogue
 from api.edge import Edge
@@ -23,6 +23,7 @@ from api.uploads import Joins
 from api.waiting import Drain
 from shared.errors import TandemError, Unavailable
 from shared.files import FileStore, open_store
+from shared.ledger import open_ledger
 from shared.queue import Queue, connect
 from shared.settings import Settings
 from shared.streams import Source
@@ -47,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
             store = await stack.enter_async_context(open_store(settings.store_url))
             joins = Joins()
             stack.push_async_callback(joins.close)
+            ledger = await stack.enter_async_context(open_ledger(settings))
             catalogue = Catalogue(queue)
             clock = asyncio.create_task(keep_time(queue, catalogue, min(1.0, settings.lease / 4)), name="clock")
             stack.push_async_callback(_end, clock)
@@ -60,6 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
                 store=store,
                 source=Source(queue, store),
                 joins=joins,
+                ledger=ledger,
                 drain=drain,
                 requests=requests,
             )
@@ -79,7 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.drain = drain
     # The hot ones first: routes are tried one after the other.
-    for module in (jobs, bulk, streams, sockets, tasks, queues, health, metrics):
+    for module in (jobs, bulk, streams, sockets, listing, tasks, queues, health, metrics):
         app.router.routes.extend(module.ROUTES)
     app.router.routes.extend(openapi.routes())
     # Not by include_router: the routes inside another router could not be asked what methods a path allows.
@@ -129,6 +132,9 @@ async def keep_clean(store: FileStore, queue: Queue, keep: float) -> None:
 
 
 async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
+    # More than once: in Python 3.11 `asyncio.wait_for`, which redis-py waits with, may swallow a cancellation.
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
     with suppress(asyncio.CancelledError):
-        await task
+        task.result()

@@ -12,6 +12,7 @@ from api.problems import RETRY_AFTER, of_status
 from api.routing import Plain
 from api.state import served
 from shared.errors import Unavailable
+from shared.queue import Queue
 
 PATIENCE = 1.0  # seconds: who probes waits no longer either
 
@@ -34,14 +35,25 @@ async def ready(request: Request) -> Response:
         redis = {"ok": False, "detail": f"Redis did not answer within {PATIENCE:g} s"}
     except Unavailable as error:
         redis = {"ok": False, "detail": str(error)}
+    ledger = await _lag(state["queue"]) if redis["ok"] else None
     checks = {"redis": redis, "serving": {"ok": not state["drain"].announced}}
     failed = [name for name, check in checks.items() if not check["ok"]]
     if not failed:
-        body = msgspec.json.encode({"status": "ok", "checks": checks})
+        body = msgspec.json.encode({"status": "ok", "checks": checks, "ledger": ledger})
         return Response(body, 200, _HEADERS, media_type="application/json")
     detail = "the process is ending" if state["drain"].announced else "Redis cannot be written"
     problem = of_status(503, detail, more={"checks": checks}, headers={"Retry-After": RETRY_AFTER})
     return problem.response(request.scope)
+
+
+async def _lag(queue: Queue) -> dict[str, Any] | None:
+    """How far the ledger is behind: told, but no reason to be unready. None as long as no worker has ever kept it."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            lag = await queue.events.lag()
+    except (TimeoutError, Unavailable):
+        return None
+    return None if lag is None else {"lag_entries": lag.entries, "lag_seconds": lag.seconds}
 
 
 ROUTES = [

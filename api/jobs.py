@@ -11,11 +11,12 @@ from starlette.routing import Route
 
 from api.bodies import content_type, read_body
 from api.headers import flag, idempotency_key, matches, preferred_wait, traceparent, waited
+from api.known import known, remembered
 from api.problems import RETRY_AFTER, Problem
 from api.routing import JOB, Plain
 from api.state import Served, served
 from api.waiting import steadily, until
-from shared.errors import NotFound, Unavailable
+from shared.errors import Unavailable
 from shared.jobs import Failure, Record, State, Submission, view
 from shared.queue import Submitted
 
@@ -132,19 +133,12 @@ async def _finished(state: Served, record: Record, seconds: float) -> Record:
 # ---------------------------------------------------------------------------------------------------------------- look
 
 
-async def _known(state: Served, id: str) -> Record:
-    record = await steadily(lambda: state["queue"].get(id, tenant=state["tenant"]))
-    if record is None:
-        raise NotFound("job", id[:64])
-    return record
-
-
 async def show_job(request: Request) -> Response:
     """GET /v1/jobs/{id}."""
     state = served(request)
     id = request.path_params["id"]
     wait, with_payload = waited(request), flag(request, "payload")
-    record = await _known(state, id)
+    record = await known(state, id)
     conditional = "if-none-match" in request.headers
     if wait and not record.done:
 
@@ -155,21 +149,21 @@ async def show_job(request: Request) -> Response:
             found = await until(
                 enough, id, tenant=state["tenant"], queue=state["queue"], drain=state["drain"], seconds=wait
             )
-            if found is None:
-                raise NotFound("job", id[:64])
-            record = found
+            record = found or await remembered(state, id)
     headers = {**_PRIVATE, "ETag": record.etag}
     if conditional and matches(request.headers, record.etag):
         return Response(status_code=304, headers=headers)
     payload = None
     if with_payload:
         payload = await steadily(lambda: state["queue"].payload(id, tenant=state["tenant"]))
+        if payload is None:
+            payload = await state["ledger"].payload(id, tenant=state["tenant"])
     return Response(view(record, payload=payload), 200, headers, media_type=JSON)
 
 
 async def show_result(request: Request) -> Response:
     """GET /v1/jobs/{id}/result."""
-    record = await _known(served(request), request.path_params["id"])
+    record = await known(served(request), request.path_params["id"])
     if not record.done:
         return Response(view(record), 202, {**_PRIVATE, "Retry-After": RETRY_AFTER}, media_type=JSON)
     if record.state is not State.SUCCEEDED:
@@ -218,7 +212,7 @@ async def cancel_job(request: Request) -> Response:
     id = request.path_params["id"]
     record = await steadily(lambda: state["queue"].cancel(id, tenant=state["tenant"]))
     if record is None:
-        raise NotFound("job", id[:64])
+        record = await remembered(state, id)  # it is final, and stays as it is
     return Response(view(record), 202, _PRIVATE, media_type=JSON)
 
 

@@ -14,7 +14,7 @@ from api.requests import Requests
 from api.routing import Plain
 from api.state import served
 from shared.errors import Unavailable
-from shared.queue import Queue, QueueStats, WorkerInfo
+from shared.queue import Lag, Queue, QueueStats, WorkerInfo
 
 PATIENCE = 5.0  # seconds for Redis; without it the rest is told
 _STATES = ("waiting", "scheduled", "queued", "running", "retrying")
@@ -45,15 +45,20 @@ async def show_metrics(request: Request) -> Response:
 async def _queues(queue: Queue) -> Iterator[Metric]:
     try:
         async with asyncio.timeout(PATIENCE):
-            latency, stats, workers = await asyncio.gather(queue.ping(), queue.stats(), queue.workers())
+            latency, stats, workers, lag = await asyncio.gather(
+                queue.ping(), queue.stats(), queue.workers(), queue.events.lag()
+            )
     except (Unavailable, TimeoutError):
         return iter([GaugeMetricFamily("tandem_redis_up", "Whether Redis takes a write.", 0)])
-    return _families(latency, stats, workers)
+    return _families(latency, stats, workers, lag)
 
 
-def _families(latency: float, stats: list[QueueStats], workers: list[WorkerInfo]) -> Iterator[Metric]:
+def _families(latency: float, stats: list[QueueStats], workers: list[WorkerInfo], lag: Lag | None) -> Iterator[Metric]:
     yield GaugeMetricFamily("tandem_redis_up", "Whether Redis takes a write.", 1)
     yield GaugeMetricFamily("tandem_redis_latency_seconds", "A write to Redis and back.", latency)
+    if lag is not None:  # else no worker has ever kept one
+        yield GaugeMetricFamily("tandem_ledger_lag_entries", "Events that the ledger has not written.", lag.entries)
+        yield GaugeMetricFamily("tandem_ledger_lag_seconds", "Age of the oldest of them.", lag.seconds)
     yield GaugeMetricFamily("tandem_workers", "Live workers.", len(workers))
     slots = sum(one.concurrency for one in workers if not one.draining)
     yield GaugeMetricFamily("tandem_workers_slots", "Jobs that live workers run at once.", slots)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from api.listing import PARAMETERS as PARAMETERS_OF_A_LIST
 from api.problems import MEDIA_TYPE
 
 _STATES = ["waiting", "scheduled", "queued", "running", "retrying", "succeeded", "failed", "cancelled"]
@@ -150,7 +151,14 @@ SCHEMAS: dict[str, Any] = {
             "draining": {"type": "boolean"},
         }
     ),
-    "Health": _object({"status": {"const": "ok"}, "checks": {"type": "object"}}, "checks"),
+    "JobList": _object(
+        {"items": {"type": "array", "items": _ref("Job")}, "next_cursor": {"type": ["string", "null"]}},
+    ),
+    "Health": _object(
+        {"status": {"const": "ok"}, "checks": {"type": "object"}, "ledger": {"type": ["object", "null"]}},
+        "checks",
+        "ledger",
+    ),
 }
 
 
@@ -259,7 +267,19 @@ def paths(examples: dict[str, Any]) -> dict[str, Any]:
                 parameters=_parameters("IdempotencyKey", "Prefer", "Traceparent"),
                 requestBody={"required": True, "content": {"application/json": new}},
                 responses={"202": accepted, "200": _json("Final within `Prefer: wait`", job), **_BODY},
-            )
+            ),
+            "get": _operation(
+                "listJobs",
+                "jobs",
+                "List and search, newest first",
+                parameters=[_parameter(name, "query", *more) for name, *more in PARAMETERS_OF_A_LIST],
+                responses={
+                    "200": _json("A page", _ref("JobList"), Link='the next page, `rel="next"`'),
+                    "400": _ref("Malformed", "responses"),
+                    "422": _ref("Invalid", "responses"),
+                    **_EACH,
+                },
+            ),
         },
         "/v1/jobs/bulk": {
             "post": _operation(

@@ -10,6 +10,7 @@ from api.submissions import Submissions
 from api.uploads import Joins
 from api.waiting import Drain
 from shared.files import FileStore
+from shared.ledger import Ledger
 from shared.queue import Queue
 from shared.settings import Settings
 from shared.streams import Source
@@ -25,6 +26,7 @@ class State(TypedDict):
     store: FileStore
     source: Source
     joins: Joins
+    ledger: Ledger
     drain: Drain
     requests: Requests
 

@@ -15,10 +15,10 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from api.formats import Cut, Format, Table, negotiate
+from api.known import known
 from api.routing import JOB
 from api.state import Served, served
-from api.waiting import steadily
-from shared.errors import BadCursor, Malformed, NotFound, Unavailable
+from shared.errors import BadCursor, Malformed, Unavailable
 from shared.jobs import Record
 from shared.queue import Change
 from shared.streams import START, TYPES, Position, Reader, end_of, position, refuse_unknown
@@ -43,9 +43,7 @@ class StreamEndpoint:
         types = _types(request)
         chosen = negotiate(",".join(request.headers.getlist("accept")), types)
         id = request.path_params["id"]
-        record = await steadily(lambda: state["queue"].get(id, tenant=state["tenant"]))
-        if record is None:
-            raise NotFound("job", id[:64])
+        record = await known(state, id)
         after = _after(request, record)
         if after is not None and after == end_of(record):
             await Response(status_code=204)(scope, receive, send)  # this is what stops an EventSource

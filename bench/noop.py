@@ -110,7 +110,10 @@ class Tandem:
         self.env = {"TANDEM_REDIS_URL": url, "TANDEM_TASKS": "bench.tasks", "TANDEM_CONCURRENCY": "100"}
 
     async def start_worker(self, log: Path) -> Process:
-        process = Process("python -m worker", [sys.executable, "-m", "worker"], log, self.env)
+        # Without a database it measures what the ledger costs: TANDEM_DATABASE_URL=postgres://127.0.0.1:1/nowhere
+        ledger = {"TANDEM_DATABASE_URL": f"sqlite://{log.parent}/ledger.db", **os.environ}["TANDEM_DATABASE_URL"]
+        env = {**self.env, "TANDEM_DATABASE_URL": ledger}
+        process = Process("python -m worker", [sys.executable, "-m", "worker"], log, env)
         self._workers += 1
 
         async def registered() -> bool:

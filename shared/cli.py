@@ -1,4 +1,4 @@
-"""The command `tandem`: the processes (`api`, `worker`, `dev`, `settings`), and jobs from a terminal.
+"""The command `tandem`: the processes (`api`, `worker`, `dev`), `export`, `settings`, and jobs from a terminal.
 
 A setting that cannot be is one line on stderr and exit code 2, like a wrong option.
 """
@@ -63,6 +63,15 @@ def _parser() -> argparse.ArgumentParser:
     dev.add_argument("--workers", type=_positive, default=1, metavar="N", help="worker processes (1)")
     dev.add_argument("--no-demo", dest="demo", action="store_false", help="run no jobs")
     dev.add_argument("--once", action="store_true", help="end after the demo: 0 if all its jobs succeeded, else 1")
+
+    export = commands.add_parser(
+        "export",
+        help="print all jobs of the ledger",
+        description="Print the jobs of the ledger (TANDEM_DATABASE_URL) as NDJSON, the oldest first.",
+    )
+    export.add_argument("--since", metavar="TIME", help="submitted at this RFC 3339 time or later")
+    export.add_argument("--until", metavar="TIME", help="submitted before this RFC 3339 time")
+    export.add_argument("--state", metavar="STATES", help="in one of these states, comma-separated")
 
     commands.add_parser("settings", help="print all settings", description="Print all settings, secrets masked.")
     _add_terminal(commands)
@@ -186,6 +195,13 @@ def _dev(options: dict[str, Any]) -> int:
     return dev.run(dev.Options(**options))
 
 
+def _export(options: dict[str, Any]) -> int:
+    from shared import export  # loads the database's driver
+    from shared.settings import load
+
+    return export.run(export.Options(**options), load())
+
+
 def _settings(_options: dict[str, Any]) -> int:
     from shared.settings import Settings, load, shown
 
@@ -210,7 +226,7 @@ def _terminal(command: str, options: dict[str, Any]) -> int:
 
 EXITS = "exit codes: 0 succeeded, 1 failed, 2 refused or wrong usage, 3 cancelled, 4 no answer, 5 not final, 130 Ctrl-C"
 PROCESSES = {"api": "serve the HTTP API", "worker": "run jobs"}
-COMMANDS = {"dev": _dev, "settings": _settings}
+COMMANDS = {"dev": _dev, "export": _export, "settings": _settings}
 
 if __name__ == "__main__":
     main()

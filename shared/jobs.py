@@ -70,6 +70,7 @@ Outcome = Literal["succeeded", "failed", "timeout", "cancelled", "worker_lost", 
 
 # ---------------------------------------------------------------------------------------------------------------- ids
 
+ID_LENGTH = 22
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32: sorts as its values do
 _process = secrets.randbits(35)
 _counter = itertools.count(secrets.randbits(16))
@@ -82,6 +83,11 @@ def _base32(value: int, width: int) -> str:
 def new_id(shard: str = "a") -> str:
     """A job id: 10 letters of ms time, 4 of a counter, 7 of the process, and the shard's letter last."""
     return f"{_base32(time.time_ns() // 1_000_000, 10)}{_base32(next(_counter), 4)}{_base32(_process, 7)}{shard}"
+
+
+def id_of(seconds: float) -> str:
+    """The start of all ids that are made at that time, which sorts before them; seconds since the epoch."""
+    return _base32(max(0, min(int(seconds * 1000), (1 << 50) - 1)), 10)
 
 
 def id_time(id: str) -> float | None:

@@ -156,6 +156,11 @@ class Settings(BaseSettings):
         "info", description="from which level on what a job's code logs goes to its stream too"
     )
     keep: Duration = Field(7 * 86400.0, ge=1, description="how long final jobs, their files and uploads are known")
+    ledger_keep: Duration = Field(30 * 86400.0, ge=1, description="how long the ledger keeps jobs that have ended")
+    ledger_keep_failed: Duration = Field(90 * 86400.0, ge=1, description="how long it keeps those that failed")
+    ledger_backlog: int = Field(
+        1_000_000, ge=1, description="entries that may wait for the ledger; above, no job is accepted (503)"
+    )
     max_body: int = Field(1 << 20, ge=1024, description="bytes of a job's body, and of a bulk item")
     max_upload: int = Field(10 << 30, ge=1024, description="bytes of an uploaded file")
     max_output: int = Field(10 << 30, ge=1024, description="bytes that a job may stream, all attempts together")

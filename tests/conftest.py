@@ -119,6 +119,14 @@ def server_data() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+@pytest.fixture(autouse=True)
+def ledger_url(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A ledger of the test's own, for whatever it starts, instead of one in the working directory."""
+    url = f"sqlite://{tmp_path_factory.mktemp('ledger')}/tandem.db"
+    monkeypatch.setenv("TANDEM_DATABASE_URL", url)
+    return url
+
+
 @pytest.fixture(scope="session")
 def redis_url(server_data: Path) -> Iterator[str]:
     """A Redis of this test process."""
@@ -178,3 +186,9 @@ async def postgres(postgres_url: str) -> AsyncIterator[str]:
         await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await connection.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def any_ledger_url(request: pytest.FixtureRequest, ledger_url: str) -> str:
+    """A fresh database for a ledger, of each kind."""
+    return ledger_url if request.param == "sqlite" else str(request.getfixturevalue("postgres"))

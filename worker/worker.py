@@ -25,11 +25,13 @@ from redis.exceptions import RedisError
 from shared import catalogue
 from shared.errors import Unavailable
 from shared.jobs import State
+from shared.ledger import open_ledger
 from shared.queue import Claim, Claimed, Finish, Queue, WorkerInfo, pool
 from shared.settings import Settings
 from worker.adoption import Adoption, cron_task, deserialize, serialize
 from worker.hooks import LONGEST as HOOK
 from worker.hooks import Hooks
+from worker.ledger import Projection
 from worker.metrics import Tally, serving
 from worker.news import News
 from worker.outcomes import Outcomes
@@ -111,6 +113,10 @@ class Worker(arq.worker.Worker):
             stack.enter_context(serving(self.tally, self.settings.metrics_host, self.settings.metrics_port))
             self._opened = await stack.enter_async_context(self._resources())
             self._outbox = Outbox(self.queue, self._opened.files, limit=self.settings.max_output)
+            ledger = await stack.enter_async_context(open_ledger(self.settings))
+            projection = Projection(
+                self.queue.events, ledger, self.settings, consumer=self.id, busy=lambda: bool(self.runs)
+            )
             if self.on_startup:
                 await self.on_startup(self.ctx)
             if not await self._register():
@@ -118,6 +124,7 @@ class Worker(arq.worker.Worker):
             self.news.heart.start()
             stack.push_async_callback(self._end)
             stack.push_async_callback(ended, self._part(self.news.listen(), "news"))
+            stack.push_async_callback(ended, self._part(projection.run(), "ledger"))
             if self.cron_jobs:
                 stack.push_async_callback(ended, self._part(self._crons(), "crons"))
             log.info("worker is ready", worker=self.id, queues=",".join(self.settings.queues), tasks=len(self.known))

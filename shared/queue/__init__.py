@@ -18,6 +18,8 @@ Only this package touches the queue's keys, and only its scripts change them (se
     paused                  queues that are, or whose jobs are on their way back
     catalogue, versions     what tasks there are            counts, clock    of jobs by queue and state; of the shard
 
+Final records expire (TANDEM_KEEP), where a ledger follows the events once it has them; what it has read is cut off.
+
 Every record that is not final stands in exactly one of q, later, leases, park and suspects.
 """
 
@@ -34,6 +36,7 @@ from shared.jobs import FIELDS, Record, Submission, parse
 from shared.queue.batch import Batch
 from shared.queue.bells import Bells
 from shared.queue.connections import connect, pool
+from shared.queue.events import Events, Facts, Lag, Taken
 from shared.queue.heart import Heart
 from shared.queue.locks import Locks
 from shared.queue.messages import (
@@ -56,8 +59,8 @@ from shared.queue.steps import Steps
 from shared.queue.watch import Change, Watch
 
 __all__ = [
-    "TAIL", "Batch", "Bells", "Change", "Chunk", "Claim", "Claimed", "Finish", "Heart", "Queue", "QueueStats", "Report",
-    "Segment", "Submitted", "WorkerInfo", "connect", "pool",
+    "TAIL", "Batch", "Bells", "Change", "Chunk", "Claim", "Claimed", "Events", "Facts", "Finish", "Heart", "Lag",
+    "Queue", "QueueStats", "Report", "Segment", "Submitted", "Taken", "WorkerInfo", "connect", "pool",
 ]  # fmt: skip
 
 MOST = 500  # jobs a script call
@@ -84,6 +87,7 @@ class Queue:
         self.lease, self.grace = lease, grace
         self._redis = redis
         self._scripts = Scripts(redis, self.prefix, lease=lease, keep=keep, grace=grace, clock=clock)
+        self.events = Events(redis, self.prefix, self._scripts)  # for the ledger
         self._watch = Watch(redis, self.prefix)
         self.steps = Steps(self._scripts)
         self.locks = Locks(self._scripts, self._watch)
@@ -129,6 +133,13 @@ class Queue:
         """The job; None if there is none, or if it is another tenant's."""
         record = await self._gets.call(id)
         return record if record is not None and record.tenant == tenant else None
+
+    async def get_many(self, ids: Sequence[str], *, tenant: str = "default") -> list[Record | None]:
+        """The same for many jobs, in order."""
+        found: list[Record | None] = []
+        for start in range(0, len(ids), MOST):
+            found += await self._read(ids[start : start + MOST])
+        return [one if one is not None and one.tenant == tenant else None for one in found]
 
     async def _read(self, ids: Sequence[str]) -> list[Record | None]:
         async def call() -> list[list[bytes | None]]:

@@ -48,21 +48,13 @@ local function wake(r)
   wake_task(r)
 end
 
--- The final transition sets the TTLs, of the record and of what belongs to it.
+-- The final transition sets the TTLs, of the record and of what belongs to it, unless a ledger is yet to read it.
 local function close(id, r, v, fields)
   fields[#fields + 1] = 'ended'
   fields[#fields + 1] = v
   call('HSET', P .. 'job:' .. id, unpack(fields))
-  call('PEXPIRE', P .. 'job:' .. id, ARGV[2])
-  if r.idem then
-    call('PEXPIRE', P .. 'idem:' .. r.idem, KEEP)
-  end
-  if r.o then
-    call('PEXPIRE', P .. 'out:' .. id, KEEP)
-    call('PEXPIRE', P .. 'cold:' .. id, KEEP)
-  end
-  if r.sb then
-    call('PEXPIRE', P .. 'steps:' .. id, KEEP)
+  if not followed() then
+    fade(id, r)
   end
 end
 

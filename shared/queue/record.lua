@@ -147,6 +147,30 @@ local function place(r)
   return P .. 'later'
 end
 
+-- Whether a ledger follows the events: how many may wait for it, or false. They are then cut off as it has read them.
+local backlog
+local function followed()
+  if backlog == nil then
+    backlog = tonumber(call('HGET', P .. 'clock', 'ledger') or nil) or false
+  end
+  return backlog
+end
+
+-- A final record and what belongs to it are known for a while. Where a ledger follows, that begins once it has them.
+local function fade(id, r)
+  call('PEXPIRE', P .. 'job:' .. id, ARGV[2])
+  if r.idem then
+    call('PEXPIRE', P .. 'idem:' .. r.idem, KEEP)
+  end
+  if r.o then
+    call('PEXPIRE', P .. 'out:' .. id, KEEP)
+    call('PEXPIRE', P .. 'cold:' .. id, KEEP)
+  end
+  if r.sb then
+    call('PEXPIRE', P .. 'steps:' .. id, KEEP)
+  end
+end
+
 -- Every script ends with this: what the transitions above gathered goes out in as few commands as it can.
 local function commit()
   for queue, of in pairs(counts) do
@@ -156,9 +180,12 @@ local function commit()
       end
     end
   end
-  if #events > 0 then
-    -- No ledger reads the events yet, so their length is capped; an entry holds up to a script's 500 transitions.
-    call('XADD', P .. 'events', 'MAXLEN', '~', 1000, '*', 'e', table.concat(events, '\n'))
+  if #events > 0 then -- one entry, of up to a script's 500 transitions
+    if followed() then
+      call('XADD', P .. 'events', '*', 'e', table.concat(events, '\n'))
+    else
+      call('XADD', P .. 'events', 'MAXLEN', '~', 1000, '*', 'e', table.concat(events, '\n'))
+    end
   end
   for queue in pairs(bells) do
     local bell = P .. 'bell:' .. queue

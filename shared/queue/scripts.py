@@ -35,6 +35,9 @@ PARTS = {
     "register": ("record", "limits"),
     "retire": ("record",),
     "adopt": ("record", "enter"),
+    "join": ("record",),
+    "facts": ("record",),
+    "projected": ("record",),
 }
 
 # Where the scripts take the time from. Only a test that turns the clock names another.
@@ -115,6 +118,8 @@ async def reach(call: Callable[[], Any]) -> Any:
     except exceptions.RedisError as error:
         # BUSY, LOADING, READONLY, OOM, MISCONF: Redis is there and cannot serve now. Anything else is a bug of ours.
         word = str(error).partition(" ")[0]
+        if word == "BACKLOG":  # our own, see submit.lua
+            raise Unavailable(str(error).partition(" ")[2]) from error
         if word in (
             "BUSY",
             "LOADING",

@@ -54,6 +54,7 @@ class Stage:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
         environment |= {
             "TANDEM_REDIS_URL": self.server.url,
+            "TANDEM_DATABASE_URL": f"sqlite://{self.directory}/tandem.db",
             "TANDEM_STORE_URL": f"file://{self.directory}/store",
             "TANDEM_TASKS": tasks.__name__,
             "TANDEM_LEASE": f"{LEASE}s",

@@ -355,13 +355,19 @@ LASTING = (
 
 
 def _lifetimes(shard: Snapshot) -> Iterable[str]:
+    # What a ledger has still to read does not expire before.
+    unread = {line.split()[0] for _, text in shard.events for line in text.splitlines()}
+    unread = unread if "ledger" in _pairs(shard.values.get("clock", [])) else set()
     final = {id for id, record in shard.jobs.items() if State(record["state"]) in FINAL}
     keys = {record["idem"]: id for id, record in shard.jobs.items() if "idem" in record}
     queues = {record["queue"] for record in shard.jobs.values()}
     for key, left in shard.ttl.items():
         kind, _, name = key.partition(":")
         if kind in ("job", "out", "cold", "steps", "idem"):
-            ends = (keys.get(name) if kind == "idem" else name) in final
+            owner = keys.get(name) if kind == "idem" else name
+            if owner in unread:
+                continue
+            ends = owner in final
         elif kind in ("worker", "tasks"):
             ends = True
         elif kind == "bell":

@@ -1,0 +1,164 @@
+"""Lists of a ledger with millions of rows, by every filter: the milliseconds that a page takes.
+
+`.venv/bin/python bench/ledger.py [--rows N] [--url sqlite:///path | postgres://…]`: fills an empty ledger by SQL, then
+asks for the first page of each filter, for one deep inside, and for the rarest, and prints median and worst.
+Without a URL: an SQLite file and a PostgreSQL (the wheel's) of its own, removed afterwards.
+"""
+
+import argparse
+import asyncio
+import statistics
+import subprocess
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+from shared.errors import Misconfigured
+from shared.jobs import State, id_of
+from shared.ledger import Filter, Ledger
+from shared.ledger.database import Database
+from shared.services import postgres_server, tied
+
+BEGAN = 1_790_000_000  # seconds; a row each 10 ms from then on
+TURN = 100_000  # rows by one statement
+LIMIT = 50
+ROUNDS = 7
+
+# Of a thousand jobs 3 are not final and 12 failed; 40 tasks, 5 queues, a customer of 20,000 on every second job.
+JOBS = """
+WITH RECURSIVE n(i) AS (SELECT {low} UNION ALL SELECT i + 1 FROM n WHERE i < {high})
+INSERT INTO tandem_jobs (id, tenant, task, queue, priority, state, stamp, attempt, max_attempts, submitted, due, began,
+  ended, version, options, attempts, result, error, payload, words)
+SELECT {id}, 'default', 'shop.task' || (i / 7 % 40), 'queue' || (i / 3 % 5), 'normal', {state},
+  {us} + 5000, 1, 3, {us}, {us} / 1000, {us} + 1000, CASE WHEN i % 1000 < 997 THEN {us} + 5000 END, 1,
+  '{{"timeout":30,"retry":{{"max_attempts":3}}}}', '1 1 2 succeeded host-1-abcdef' || {line},
+  '{{"status":200,"rows":' || i || '}}', {error}, '{{"customer":' || (i % 20000) || ',"items":[3,1,4,1,5]}}',
+  {id} || ' shop.task' || (i / 7 % 40) || ' customer=' || (i % 20000)
+    || CASE WHEN i % 1000 < 12 THEN ' card_declined no. ' || i ELSE '' END
+FROM n
+"""
+ERROR = """CASE WHEN i % 1000 < 12
+  THEN '{{"type":"card_declined","message":"no. ' || i || '","retryable":false,"attempt":1}}' END"""
+STATE = """CASE WHEN i % 1000 < 12 THEN 'failed' WHEN i % 1000 < 30 THEN 'cancelled'
+  WHEN i % 1000 < 997 THEN 'succeeded' WHEN i % 1000 = 997 THEN 'running'
+  WHEN i % 1000 = 998 THEN 'queued' ELSE 'scheduled' END"""
+TAGS = """
+WITH RECURSIVE n(i) AS (SELECT {low} UNION ALL SELECT i + 1 FROM n WHERE i < {high})
+INSERT INTO tandem_tags (tenant, tag, job) SELECT 'default', 'customer=' || (i % 20000), {id} FROM n WHERE i % 2 = 0
+"""
+LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def sql(text: str, low: int, high: int, *, sqlite: bool) -> str:
+    """The statement for these rows."""
+    ms = f"({BEGAN}000 + i * 10)" if sqlite else f"({BEGAN}000::bigint + i * 10)"
+    digit = "substr('{letters}', 1 + (({ms} >> {shift}) & 31), 1)"
+    if not sqlite:
+        digit = "substr('{letters}', 1 + (({ms} >> {shift}) & 31)::int, 1)"
+    id = " || ".join(digit.format(letters=LETTERS, ms=ms, shift=shift) for shift in range(45, -1, -5))
+    return text.format(
+        low=low, high=high, id=f"({id} || '0000bench00a')", us=f"({ms} * 1000)", state=STATE,
+        error=ERROR.format(), line="char(10)" if sqlite else "chr(10)",
+    )  # fmt: skip
+
+
+def filters(rows: int) -> list[tuple[str, Filter, str | None]]:
+    """What is asked for: its name, the filter, the id to begin below."""
+    end = BEGAN + rows / 100
+    deep = id_of(BEGAN + rows / 200)
+    day = int((end - rows / 400) * 1e6)
+    return [
+        ("all, first page", Filter(), None),
+        ("all, in the middle", Filter(), deep),
+        ("state=failed", Filter(states=frozenset({State.FAILED})), None),
+        ("state=failed, in the middle", Filter(states=frozenset({State.FAILED})), deep),
+        ("state=retrying (none)", Filter(states=frozenset({State.RETRYING})), None),
+        ("task", Filter(task="shop.task7"), None),
+        ("task, in the middle", Filter(task="shop.task7"), deep),
+        ("task, state=failed", Filter(task="shop.task7", states=frozenset({State.FAILED})), None),
+        ("queue", Filter(queue="queue3"), None),
+        ("queue, state=running", Filter(queue="queue3", states=frozenset({State.RUNNING})), None),
+        ("queue and task", Filter(queue="queue3", task="shop.task3"), None),
+        ("queue and task (none)", Filter(queue="queue2", task="shop.task3"), None),
+        ("tag", Filter(tags=(("customer", "4712"),)), None),
+        ("tag, state=failed", Filter(tags=(("customer", "4002"),), states=frozenset({State.FAILED})), None),
+        ("tag (none)", Filter(tags=(("customer", "x"),)), None),
+        ("since", Filter(since=day), None),
+        ("since and until", Filter(since=day, until=day + 60_000_000), None),
+        ("until, state=failed", Filter(until=day, states=frozenset({State.FAILED})), None),
+        ("q, common", Filter(q="card_declined"), None),
+        ("q and state=failed", Filter(q="declined", states=frozenset({State.FAILED})), None),
+        ("q, nowhere: one page", Filter(q="no such word"), None),
+    ]
+
+
+async def fill(ledger: Ledger, rows: int) -> None:
+    """`rows` jobs and their tags."""
+    sqlite = ledger.database.sqlite
+    for low in range(0, rows, TURN):
+        high = min(rows, low + TURN) - 1
+        for text in (JOBS, TAGS):
+            await ledger.database.write([(sql(text, low, high, sqlite=sqlite), [()])])
+    await ledger.database.write([("ANALYZE" if sqlite else "ANALYZE tandem_jobs", [()])])
+
+
+async def measure(name: str, url: str, rows: int) -> None:
+    """Fills, asks, prints."""
+    database = Database(url)
+    ledger = Ledger(database)
+    try:
+        await database.open()
+        begun = perf_counter()
+        await fill(ledger, rows)
+        print(f"\n{name}: {rows:,} rows in {perf_counter() - begun:.0f} s\n")
+        print("| filter | found | median ms | worst ms |\n|---|---|---|---|")
+        for label, wanted, before in filters(rows):
+            times, found = [], 0
+            for _ in range(ROUNDS):
+                begun = perf_counter()
+                page = await ledger.find(wanted, before=before, limit=LIMIT)
+                times.append((perf_counter() - begun) * 1000)
+                found = len(page.records)
+            print(f"| {label} | {found} | {statistics.median(times):.1f} | {max(times):.1f} |", flush=True)
+    finally:
+        await database.close()
+
+
+async def own(root: Path, rows: int) -> None:
+    """The same for a database of each kind in a directory of its own."""
+    await measure("SQLite", f"sqlite://{root}/ledger.db", rows)
+    try:
+        server = await asyncio.to_thread(postgres_server, root)
+    except Misconfigured as error:
+        print(error)
+        return
+    process = subprocess.Popen(  # noqa: ASYNC220 - it begins at once
+        tied(server.argv, user=server.user), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, process_group=0,
+    )  # fmt: skip
+    try:
+        while not await server.ready():  # noqa: ASYNC110 - another process cannot set an Event
+            await asyncio.sleep(0.1)
+        await measure("PostgreSQL", server.url, rows)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Time the lists of a large ledger.")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--url", help="an empty database; without it, SQLite and PostgreSQL of its own")
+    options = parser.parse_args()
+    if options.url:
+        asyncio.run(measure(options.url.partition(":")[0], options.url, options.rows))
+        return
+    with tempfile.TemporaryDirectory(prefix="tandem-bench-") as directory:
+        root = Path(directory)
+        root.chmod(0o711)  # PostgreSQL may run as another user
+        asyncio.run(own(root, options.rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Rows of the ledger: made of a record's fields as Redis has them, and made into a Record again."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from shared.jobs import FIELDS, Record, parse
+from shared.queue.events import KEPT, Facts
+
+# Column → the record's field. `parse` and the scripts know the fields, SQL the columns.
+COLUMNS = {
+    "tenant": "tenant", "task": "task", "queue": "queue", "priority": "prio", "state": "state", "stamp": "v",
+    "attempt": "attempt", "max_attempts": "max", "submitted": "at", "run": "run", "due": "due", "began": "began",
+    "ended": "ended", "cancel": "cancel", "output": "o", "version": "ver", "concurrency_key": "ck",
+    "concurrency_limit": "cl", "token": "token", "options": "opts", "attempts": "attempts", "progress": "progress",
+    "result": "result", "error": "error", "files": "files",
+}  # fmt: skip
+NUMBERS = frozenset(
+    "stamp attempt max_attempts submitted run due began ended cancel output version concurrency_limit".split()
+)
+# What a job keeps for its whole life.
+LASTING = frozenset(("tenant", "task", "queue", "priority", "submitted", "version", "options"))
+TAG_NAME, TAG_VALUE = 64, 256  # characters, as api/submissions.py has them
+
+_PLACES = [(name in NUMBERS, KEPT.index(field)) for name, field in COLUMNS.items()]
+_FIELDS = {field: name for name, field in COLUMNS.items()}
+_STAMP, _TENANT, _OPTIONS = KEPT.index("v"), KEPT.index("tenant"), KEPT.index("opts")
+_TASK, _ERROR = KEPT.index("task"), KEPT.index("error")
+
+
+class _Tagged(msgspec.Struct):
+    tags: dict[str, str] = {}
+
+
+class _Explained(msgspec.Struct):
+    type: str = ""
+    message: str = ""
+
+
+_tags_of = msgspec.json.Decoder(_Tagged)
+_error_of = msgspec.json.Decoder(_Explained)
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A job to be written: `values` in the order of COLUMNS, then the payload and the words; its tags `name=value`."""
+
+    id: str
+    tenant: str
+    stamp: int
+    final: bool
+    values: tuple[Any, ...]
+    tags: tuple[str, ...]
+
+
+def _text(value: bytes) -> str:
+    # PostgreSQL has no character 0 in its texts.
+    return value.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def clean(text: str) -> str:
+    """A text that both databases can hold, as tags are stored and looked for."""
+    return _text(text.encode(errors="replace"))
+
+
+def tag(name: str, value: str) -> str:
+    """A tag as one text."""
+    return clean(f"{name}={value}")[: TAG_NAME + TAG_VALUE + 1]
+
+
+def row(id: str, facts: Facts) -> Row:
+    """The row of a job from what `Events.facts` says of it."""
+    values: list[Any] = []
+    for number, place in _PLACES:
+        value = facts[place]
+        if number:
+            # A field that Lua wrote may be 1.7e+15.
+            values.append(None if value is None else int(value) if value.isdigit() else int(float(value)))
+        else:
+            values.append(None if value is None else _text(value))
+    payload, options, error = facts[len(KEPT)], facts[_OPTIONS] or b"{}", facts[_ERROR]
+    tags = _tags_of.decode(options).tags if b'"tags"' in options else {}
+    values.append(None if payload is None else _text(payload))
+    values.append(_words(id, _text(facts[_TASK] or b""), tags, error))
+    return Row(
+        id,
+        _text(facts[_TENANT] or b""),
+        int(facts[_STAMP] or 0),
+        payload is not None,
+        tuple(values),
+        tuple(sorted(tag(name, value) for name, value in tags.items())),
+    )
+
+
+def _words(id: str, task: str, tags: Mapping[str, str], error: bytes | None) -> str:
+    parts = [id, task, *(f"{name}={value}" for name, value in tags.items())]
+    if error is not None:
+        explained = _error_of.decode(error)
+        parts += [explained.type, explained.message]
+    return clean(" ".join(parts)).casefold()
+
+
+def words(record: Record) -> str:
+    """What `q` looks through: id, task, tags, and type and message of the last error; case folded."""
+    return _words(record.id, record.task, record.options.tags, record.error)
+
+
+def record(columns: Sequence[str], values: Sequence[Any]) -> Record:
+    """The record of a row whose columns are these."""
+    found = dict(zip(columns, values, strict=True))
+    raw = [None if (value := found.get(_FIELDS.get(field, ""))) is None else str(value).encode() for field in FIELDS]
+    made = parse(found["id"], raw)
+    if made is None:
+        raise ValueError("a row without a state")
+    return made
