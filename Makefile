@@ -8,7 +8,7 @@ STAMP := .venv/installed
 MOVED := $(shell test ! -e $(STAMP) || grep -qxF '$(CURDIR)' $(STAMP) || echo moved)
 SOURCES := api worker shared tests bench docs/examples
 
-.PHONY: install run test lint bench lock clean moved
+.PHONY: install run test lint chaos bench lock clean moved
 
 install: $(STAMP)
 
@@ -35,6 +35,10 @@ lint: install
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy $(SOURCES)
+
+# Everything is hurt for a while, and what was promised is checked: make chaos ARGS="--seconds 600 --seed 7".
+chaos: install
+	.venv/bin/python -m tests.chaos $(ARGS)
 
 bench: install
 	.venv/bin/python bench/noop.py $(ARGS)

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from redis.exceptions import RedisError
 from starlette.middleware import Middleware
 
-from api import bulk, files, health, jobs, listing, metrics, openapi, queues, streams, tasks
+from api import bulk, downloads, health, jobs, listing, metrics, openapi, queues, sockets, streams, tasks, uploads
 from api.auth import Keys
 from api.catalogue import Catalogue
 from api.edge import Edge
@@ -19,12 +19,14 @@ from api.problems import HANDLERS
 from api.requests import Requests
 from api.state import State
 from api.submissions import Submissions
+from api.uploads import Joins
 from api.waiting import Drain
 from shared.errors import TandemError, Unavailable
 from shared.files import FileStore, open_store
 from shared.ledger import open_ledger
 from shared.queue import Queue, connect
 from shared.settings import Settings
+from shared.streams import Source
 from shared.uploads import sweep
 
 SWEEP = 3600.0  # seconds between two sweeps of the file store, about
@@ -45,10 +47,12 @@ def create_app(settings: Settings) -> FastAPI:
             stack.push_async_callback(queue.close)
             store = await stack.enter_async_context(open_store(settings.store_url))
             ledger = await stack.enter_async_context(open_ledger(settings))
+            joins = Joins()
+            stack.push_async_callback(joins.close)
             catalogue = Catalogue(queue)
             clock = asyncio.create_task(keep_time(queue, catalogue, min(1.0, settings.lease / 4)), name="clock")
             stack.push_async_callback(_end, clock)
-            broom = asyncio.create_task(keep_clean(store, settings.keep), name="broom")
+            broom = asyncio.create_task(keep_clean(store, queue, settings.keep), name="broom")
             stack.push_async_callback(_end, broom)
             yield State(
                 settings=settings,
@@ -57,6 +61,8 @@ def create_app(settings: Settings) -> FastAPI:
                 submissions=Submissions(catalogue),
                 store=store,
                 ledger=ledger,
+                source=Source(queue, store),
+                joins=joins,
                 drain=drain,
                 requests=requests,
             )
@@ -76,11 +82,12 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.drain = drain
     # The hot ones first: routes are tried one after the other.
-    for module in (jobs, bulk, streams, listing, tasks, queues, health, metrics):
+    for module in (jobs, bulk, streams, sockets, listing, tasks, queues, health, metrics):
         app.router.routes.extend(module.ROUTES)
     app.router.routes.extend(openapi.routes())
     # Not by include_router: the routes inside another router could not be asked what methods a path allows.
-    app.router.routes.extend(files.router.routes)
+    for router in (uploads.router, downloads.router):
+        app.router.routes.extend(router.routes)
     requests.name(app.router.routes)
     return app
 
@@ -112,12 +119,12 @@ async def keep_time(queue: Queue, catalogue: Catalogue, pause: float) -> None:
         await asyncio.sleep(pause)
 
 
-async def keep_clean(store: FileStore, keep: float) -> None:
+async def keep_clean(store: FileStore, queue: Queue, keep: float) -> None:
     """Removes expired uploads, and what jobs left that nobody knows any more, about once an hour on every replica."""
     while True:
         await asyncio.sleep(SWEEP * random.uniform(0.5, 1.5))
         try:
-            removed = await sweep(store, keep=keep)
+            removed = await sweep(store, keep=keep, alive=queue.known)
         except Unavailable as error:
             log.warning("the file store could not be swept", error=str(error))
         else:

@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from contextlib import suppress
 
 import structlog
 from starlette.requests import ClientDisconnect
@@ -13,6 +14,8 @@ from api.problems import of_status, path_of
 from api.requests import Requests
 from api.waiting import Drain
 
+# What begins an answer; that of an upgrade has headers too.
+STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
@@ -29,7 +32,7 @@ class Edge:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             return  # there are no others, and none is let in unasked
         authorization = request_id = None
         for name, value in scope["headers"]:
@@ -53,14 +56,13 @@ class Edge:
 
         async def tell(message: Message) -> None:
             nonlocal started
-            if message["type"] == "http.response.start":
+            if message["type"] in STARTS:
                 started = True
-                self._requests.answered(scope, message["status"], begun)
+                self._requests.answered(scope, message.get("status", 101), begun)
                 more = [] if request_id is None else [(b"x-request-id", request_id)]
-                if self._drain.announced:
-                    more.append(
-                        (b"connection", b"close")
-                    )  # an idle connection that we close may carry a request by then
+                if self._drain.announced and message["type"] == "http.response.start":
+                    # An idle connection that we close may carry a request by then.
+                    more.append((b"connection", b"close"))
                 if more:
                     message = {**message, "headers": [*message.get("headers", ()), *more]}
             await send(message)
@@ -71,8 +73,11 @@ class Edge:
             return
         except Exception:
             trace = trace_id(scope, request_id)
-            log.exception("request failed", trace_id=trace, method=scope["method"], path=path_of(scope))
+            log.exception("request failed", trace_id=trace, method=scope.get("method", "WS"), path=path_of(scope))
             if started:
+                if scope["type"] == "websocket":
+                    with suppress(Exception):  # the client may have gone, or have been sent away
+                        await send({"type": "websocket.close", "code": 1011})
                 return  # the server closes the connection, so that the client sees a cut body and not a whole one
             problem = of_status(500, f"it is logged under the trace id {trace}", more={"trace_id": trace})
             await problem.response(scope)(scope, receive, tell)

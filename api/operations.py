@@ -178,6 +178,7 @@ RESPONSES: dict[str, Any] = {
     "Unauthenticated": _problem("No valid API key", WWW_Authenticate="Bearer"),
     "NotFound": _problem("No such thing, or not this tenant's"),
     "Timeout": _problem("The body did not come in time"),
+    "Conflict": _problem("The upload is not at that place: where it goes on is in Upload-Offset, if it does"),
     "PreconditionFailed": _problem("The file is not the one that If-Match names"),
     "TooLarge": _problem("Above a limit"),
     "UnsupportedMediaType": _problem("Another content type is wanted"),
@@ -373,9 +374,11 @@ def paths(examples: dict[str, Any]) -> dict[str, Any]:
 _LOOKED_UP = {**_FOUND, "412": _ref("PreconditionFailed", "responses")}
 _FILE_ERRORS: dict[str, dict[str, Any]] = {
     "post": _BODY,
-    "get": {**_LOOKED_UP, "416": _ref("RangeNotSatisfiable", "responses")},
+    "get": {**_LOOKED_UP, "409": _ref("Conflict", "responses"), "416": _ref("RangeNotSatisfiable", "responses")},
     "head": _LOOKED_UP,
     "delete": _FOUND,
+    "options": _EACH,
+    "patch": {**_BODY, **_FOUND, "409": _ref("Conflict", "responses")},
 }
 
 
@@ -384,8 +387,10 @@ def tidy(known: dict[str, Any]) -> dict[str, Any]:
     schemas = known.get("components", {}).get("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    for path in known["paths"].values():
-        for method, operation in path.items():
+    for path, operations in known["paths"].items():
+        for method, operation in operations.items():
             fine = {status: answer for status, answer in operation["responses"].items() if status < "400"}
             operation["responses"] = {**fine, **_FILE_ERRORS[method]}
+            if "job" in path:
+                operation["responses"].pop("409", None)  # what a job produced is complete
     return known

@@ -18,10 +18,12 @@ from starlette.types import Scope
 
 from shared.errors import (
     BadCursor,
+    Conflict,
     Invalid,
     KeyReused,
     Malformed,
     NotFound,
+    OffsetMismatch,
     TandemError,
     TooLarge,
     Unavailable,
@@ -41,6 +43,8 @@ KNOWN: dict[type[TandemError], tuple[int, str, str]] = {
     TooLarge: (413, "too-large", "The request is too large"),
     NotFound: (404, "not-found", "There is no such thing"),
     BadCursor: (400, "unknown-position", "The position is not known"),
+    Conflict: (409, "conflict", "The request does not fit the state"),
+    OffsetMismatch: (409, "upload-offset", "The upload goes on elsewhere"),
     Unavailable: (503, "unavailable", "The service cannot serve this now"),
 }
 # The same for what HTTP itself has a status for.
@@ -59,6 +63,7 @@ STATUSES: dict[int, tuple[str, str]] = {
     415: ("unsupported-media-type", "The content type is not supported"),
     416: ("range-not-satisfiable", "The range is not satisfiable"),
     422: ("validation", "The request is not valid"),
+    426: ("upgrade-required", "The request must be an upgrade"),
     429: ("too-many-requests", "Too many requests"),
     431: ("head-too-large", "The head of the request is too large"),
     500: ("internal", "An error of the service"),
@@ -122,6 +127,7 @@ def of_error(error: TandemError) -> Problem:
         raise error
     errors: Sequence[tuple[str, str]] = ()
     headers: dict[str, str] = {}
+    more: dict[str, Any] = {}
     detail = str(error)
     if isinstance(error, Invalid):
         errors = error.errors
@@ -130,7 +136,12 @@ def of_error(error: TandemError) -> Problem:
         errors = [("/task", str(error))]
     elif isinstance(error, Unavailable):
         headers = {"Retry-After": RETRY_AFTER}
-    return Problem(status=status, type=kind, title=title, detail=detail[:2000], errors=errors, headers=headers)
+    elif isinstance(error, OffsetMismatch):
+        headers = {"Upload-Offset": str(error.expected), "Upload-Complete": "?0"}
+        more = {"expected-offset": error.expected, "provided-offset": error.provided}
+    return Problem(
+        status=status, type=kind, title=title, detail=detail[:2000], errors=errors, headers=headers, more=more
+    )
 
 
 def of_http(error: HTTPException) -> Problem:

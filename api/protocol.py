@@ -1,4 +1,7 @@
-"""HTTP/1.1 as uvicorn speaks it, with bounds on what a client may send before anybody knows what it wants."""
+"""HTTP/1.1 as uvicorn speaks it, with bounds on what a client may send before anybody knows what it wants.
+
+An upgrade to WebSocket goes on in `upgrade.py`.
+"""
 
 import asyncio
 from http import HTTPStatus
@@ -10,6 +13,7 @@ from api.problems import MEDIA_TYPE, of_status
 
 HEAD = 64 << 10  # bytes of a request's head, and of what follows the last chunk of a body
 HEAD_TIME = 30.0  # seconds from the connection, or from a next head's first byte, to the head's end
+SOCKETS = b"/v1/stream"  # the one path at which an upgrade to WebSocket is offered
 LINGER = 1.0  # seconds in which what a refused client still sends is dropped, so that it gets to read why
 
 
@@ -94,6 +98,21 @@ class Protocol(HttpToolsProtocol):
             self._refuse(408, f"the head of the request did not come within {HEAD_TIME:g} s")
         else:
             self.transport.close()
+
+    # Upgrades.
+
+    def _should_upgrade(self) -> bool:
+        if not super()._should_upgrade() or self.parser.get_method() != b"GET":
+            return False
+        # An answer under way would end up among the frames.
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and self.url.partition(b"?")[0] == SOCKETS
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hands the connection over; what comes in the same read after the head is none of a handshake."""
+        self._stop_clock()
+        self._refused = True
+        super().handle_websocket_upgrade()
 
     # Refusals.
 

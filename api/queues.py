@@ -1,5 +1,8 @@
 """Queues and workers, as operators look at them."""
 
+import re
+from typing import Any
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -8,7 +11,10 @@ from starlette.routing import Route
 from api.routing import Plain
 from api.state import served
 from api.waiting import steadily
+from shared.errors import NotFound
 from shared.jobs import rfc3339
+from shared.queue import QueueStats
+from shared.settings import QUEUE_NAME
 
 _HEADERS = {"Cache-Control": "private, no-cache"}
 
@@ -16,20 +22,41 @@ _HEADERS = {"Cache-Control": "private, no-cache"}
 async def list_queues(request: Request) -> Response:
     """GET /v1/queues."""
     stats = await steadily(served(request)["queue"].stats)
-    items = [
-        {
-            "name": one.name,
-            "paused": one.paused,
-            "waiting": one.waiting,
-            "scheduled": one.scheduled,
-            "queued": one.queued,
-            "running": one.running,
-            "retrying": one.retrying,
-            "oldest_age": one.oldest_age,
-        }
-        for one in stats
-    ]
+    items = [_item(one) for one in stats]
     return Response(msgspec.json.encode({"items": items}), 200, _HEADERS, media_type="application/json")
+
+
+async def pause_queue(request: Request) -> Response:
+    """POST /v1/queues/{name}/pause: also of a queue that has no job yet."""
+    return await _turn(request, on=True)
+
+
+async def resume_queue(request: Request) -> Response:
+    """POST /v1/queues/{name}/resume."""
+    return await _turn(request, on=False)
+
+
+async def _turn(request: Request, *, on: bool) -> Response:
+    name, queue = request.path_params["name"], served(request)["queue"]
+    if re.fullmatch(QUEUE_NAME, name) is None:
+        raise NotFound("queue", name[:64])
+    await steadily(lambda: queue.pause(name, on=on))
+    stats = await steadily(queue.stats)
+    item = next((_item(one) for one in stats if one.name == name), None) or _item(QueueStats(name=name))
+    return Response(msgspec.json.encode(item), 200, _HEADERS, media_type="application/json")
+
+
+def _item(one: QueueStats) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "paused": one.paused,
+        "waiting": one.waiting,
+        "scheduled": one.scheduled,
+        "queued": one.queued,
+        "running": one.running,
+        "retrying": one.retrying,
+        "oldest_age": one.oldest_age,
+    }
 
 
 async def list_workers(request: Request) -> Response:
@@ -55,5 +82,7 @@ async def list_workers(request: Request) -> Response:
 
 ROUTES = [
     Route("/v1/queues", Plain(list_queues), methods=["GET"]),
+    Route("/v1/queues/{name}/pause", Plain(pause_queue), methods=["POST"]),
+    Route("/v1/queues/{name}/resume", Plain(resume_queue), methods=["POST"]),
     Route("/v1/workers", Plain(list_workers), methods=["GET"]),
 ]

@@ -39,7 +39,8 @@ class Requests:
     def answered(self, scope: Scope, status: int, begun: float) -> None:
         """The answer to a request begins, which came at `begun` on the clock of `time.perf_counter`."""
         path = self._paths.get(scope.get("endpoint"), "other")
-        key = (scope["method"] if scope["method"] in METHODS else "other", path, status)
+        method = scope.get("method", "GET")  # an upgrade to WebSocket says none, and is that
+        key = (method if method in METHODS else "other", path, status)
         known = self._known.get(key)
         if known is None:
             count = self._count.labels(key[0], key[1], str(status))

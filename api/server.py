@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ from fastapi import FastAPI
 
 from api.app import create_app
 from api.protocol import Protocol
+from api.upgrade import LONGEST_MESSAGE, PING, PONG, SocketProtocol
 from api.waiting import Drain
 from shared.errors import Misconfigured
 from shared.settings import Settings
@@ -20,6 +22,7 @@ from shared.settings import Settings
 BACKLOG = 2048
 KEEP_ALIVE = 65  # seconds, longer than load balancers keep an idle connection
 STALLED = 90_000  # ms that sent bytes may stay unacknowledged, or a reader's window shut
+MOST_FILES = 1 << 16  # open ones of a process, where the system allows so many
 LONGEST_END = 10.0  # seconds for what is being answered, after the time in which more is accepted
 
 
@@ -43,7 +46,11 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        ws="none",
+        ws=SocketProtocol,
+        ws_max_size=LONGEST_MESSAGE,
+        ws_ping_interval=PING,
+        ws_ping_timeout=PONG,
+        ws_per_message_deflate=False,  # it would keep what is small and live waiting for what makes it smaller
         http=Protocol,
         lifespan="on",
         log_config=None,
@@ -56,6 +63,14 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         timeout_graceful_shutdown=max(1, int(min(settings.drain, LONGEST_END)) - 1),
     )
     return Server(config, app.state.drain, settings.linger)
+
+
+def allow_connections() -> None:
+    """Lets this process have as many open files as it may: each reader of a stream is one, and 1024 are few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
@@ -92,6 +107,7 @@ def url_of(sockets: Sequence[socket.socket], host: str) -> str:
 
 def serve(settings: Settings, sockets: list[socket.socket], *, tied: bool = False) -> int:
     """Serves until SIGTERM or SIGINT; `tied`: also until stdin ends, which is when the parent does. The exit code."""
+    allow_connections()
     server = make_server(create_app(settings), settings)
 
     def told(_signal: int, _frame: object) -> None:

@@ -7,11 +7,13 @@ from starlette.requests import Request
 from api.catalogue import Catalogue
 from api.requests import Requests
 from api.submissions import Submissions
+from api.uploads import Joins
 from api.waiting import Drain
 from shared.files import FileStore
 from shared.ledger import Ledger
 from shared.queue import Queue
 from shared.settings import Settings
+from shared.streams import Source
 
 
 class State(TypedDict):
@@ -23,6 +25,8 @@ class State(TypedDict):
     submissions: Submissions
     store: FileStore
     ledger: Ledger
+    source: Source
+    joins: Joins
     drain: Drain
     requests: Requests
 

@@ -6,6 +6,7 @@ that is gone is noticed, and neither holds up anything but itself.
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from starlette.requests import Request
@@ -59,7 +60,7 @@ class StreamEndpoint:
         if request.method == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
-        reader = Reader(state["queue"], id, after=after or START, types=types)
+        reader = Reader(state["source"], id, after=after or START, types=types)
         with suppress(Gone):
             await Stream(state, reader, chosen, send).run(record, receive)
 
@@ -86,23 +87,58 @@ def _after(request: Request, record: Record) -> Position | None:
     return place
 
 
+async def follow(
+    state: Served,
+    first: Record,
+    change: Change,
+    *,
+    tell: Callable[[Record], Awaitable[None]],
+    idle: Callable[[Change, float | None], Awaitable[None]],
+) -> bool:
+    """Has all told that happens to a job, up to its end; False if the job, Redis or the service went before it.
+
+    `tell` tells what is new as of a record; `idle` waits for a change, or for so many seconds.
+    """
+    record: Record | None = first
+    away = 0.0  # since when Redis has not answered
+    while not state["drain"].begun:
+        try:
+            if record is None:
+                record = await state["queue"].get(first.id, tenant=state["tenant"])
+                if record is None:
+                    return False
+            await tell(record)
+            if record.done:
+                return True
+            away = 0.0
+            await idle(change, None)
+        except Unavailable:
+            now = time.monotonic()
+            away = away or now
+            if now - away > AWAY:
+                return False
+            await idle(change, AGAIN)
+        record = None
+    return False
+
+
 class Stream:
-    """One reader of one job, from its first byte to its last."""
+    """One reader of one job over HTTP, from its first byte to its last."""
 
     def __init__(self, state: Served, reader: Reader, written: Format, send: Send) -> None:
-        self._queue, self._drain, self._tenant = state["queue"], state["drain"], state["tenant"]
+        self._state = state
         self._reader, self._format, self._send = reader, written, send
         self._left = False
         self._sent_at = 0.0
 
     async def run(self, record: Record, receive: Receive) -> None:
         """Tells everything until the job's end, the reader's, or the service's. Raises Gone."""
-        async with self._queue.watch(record.id) as change:
+        async with self._state["queue"].watch(record.id) as change:
             leaving = asyncio.create_task(self._leave(receive, change))
             try:
-                with self._drain.telling(change.mark):
+                with self._state["drain"].telling(change.mark):
                     await self._put(self._format.start)
-                    whole = await self._tell(record, change)
+                    whole = await follow(self._state, record, change, tell=self._tell, idle=self._idle)
             except Cut:
                 whole = False
             finally:
@@ -117,31 +153,7 @@ class Stream:
         self._left = True
         change.mark()
 
-    async def _tell(self, first: Record, change: Change) -> bool:
-        """Whether everything was told."""
-        record: Record | None = first
-        away = 0.0  # since when Redis has not answered
-        while not self._drain.begun:
-            try:
-                if record is None:
-                    record = await self._queue.get(first.id, tenant=self._tenant)
-                    if record is None:
-                        return False
-                await self._tell_new(record)
-                if record.done:
-                    return True
-                away = 0.0
-                await self._idle(change, HEARTBEAT)
-            except Unavailable:
-                now = time.monotonic()
-                away = away or now
-                if now - away > AWAY:
-                    return False
-                await self._idle(change, AGAIN)
-            record = None
-        return False
-
-    async def _tell_new(self, record: Record) -> None:
+    async def _tell(self, record: Record) -> None:
         lines: list[bytes] = []
         size = 0
         async for entry in self._reader.entries(record):
@@ -155,13 +167,18 @@ class Stream:
         if size:
             await self._put(b"".join(lines))
 
-    async def _idle(self, change: Change, seconds: float) -> None:
-        quiet = self._sent_at + HEARTBEAT - time.monotonic()
-        await change.wait(max(0.0, min(seconds, quiet)))
-        if self._left:
-            raise Gone
-        if time.monotonic() - self._sent_at >= HEARTBEAT:
-            await self._put(self._format.idle)
+    async def _idle(self, change: Change, seconds: float | None) -> None:
+        end = None if seconds is None else time.monotonic() + seconds
+        while True:
+            now = time.monotonic()
+            quiet = self._sent_at + HEARTBEAT
+            changed = await change.wait(max(0.0, (quiet if end is None else min(end, quiet)) - now))
+            if self._left:
+                raise Gone
+            if (now := time.monotonic()) >= quiet:
+                await self._put(self._format.idle)
+            if changed or (end is not None and now >= end):
+                return
 
     async def _put(self, body: bytes, *, more: bool = True) -> None:
         if self._left:

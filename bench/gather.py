@@ -1,20 +1,28 @@
 """`http.gather` against a bare aiohttp loop: the same requests to one local server, at the same concurrency.
 
-    .venv/bin/python bench/gather.py [requests] [concurrency] [rounds]
+    PYTHONPATH=. .venv/bin/python bench/gather.py [requests] [concurrency] [rounds]
 
-The server is a process of its own. Each round runs both, one after the other; the ratio is that of the medians.
+Each round has a server of its own, so that nobody finds connections open, and runs three after one another: the bare
+loop, the task in this process, and a job from its POST to its end through an API and a worker, processes of their own.
+Ratios are taken within each round, where all had the same neighbours.
 """
 
 import asyncio
+import contextlib
 import statistics
 import sys
+import tempfile
 import time
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import uvloop
 from aiohttp import web
 
+from bench.noop import Process, open_redis
+from shared.services import free_port
 from worker.tasks import http
 from worker.testing import Recorder, open_bench, run
 
@@ -47,32 +55,93 @@ async def bare(urls: list[str], concurrency: int) -> list[Any]:
         return await asyncio.gather(*map(get, urls))
 
 
-async def measure(count: int, concurrency: int, rounds: int) -> None:
+@contextlib.asynccontextmanager
+async def serving(count: int) -> AsyncIterator[list[str]]:
+    """So many URLs of a new server."""
     pipe = asyncio.subprocess.PIPE
     server = await asyncio.create_subprocess_exec(sys.executable, __file__, SERVER, stdin=pipe, stdout=pipe)
     if server.stdin is None or server.stdout is None:
         raise SystemExit("the server has no pipes")
     port = int(await asyncio.wait_for(server.stdout.readline(), 30))
-    urls = [f"http://127.0.0.1:{port}/{number}" for number in range(count)]
-    expected = [{"path": f"/{number}"} for number in range(count)]
-    payload = {"requests": [{"url": url} for url in urls], "concurrency": concurrency}
-    spans: dict[str, list[float]] = {"aiohttp": [], "http.gather": []}
-    async with open_bench(http_allow="127.0.0.0/8") as resources:
-        for _ in range(rounds):
-            began = time.perf_counter()
-            answers = await bare(urls, concurrency)
-            spans["aiohttp"].append(time.perf_counter() - began)
-            began = time.perf_counter()
-            result = await run(http.gather, payload, resources=resources, sink=Recorder())
-            spans["http.gather"].append(time.perf_counter() - began)
-            if answers != expected or [one["json"] for one in result["results"]] != expected:
-                raise SystemExit("the answers are not those of the server")
+    yield [f"http://127.0.0.1:{port}/{number}" for number in range(count)]
     server.stdin.close()
     await asyncio.wait_for(server.wait(), 30)
-    medians = {name: statistics.median(seconds) for name, seconds in spans.items()}
+
+
+@contextlib.asynccontextmanager
+async def service() -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of an API, with a worker that may call this machine."""
+    async with contextlib.AsyncExitStack() as stack:
+        data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        url, port = await stack.enter_async_context(open_redis(data)), free_port()
+        env = {"TANDEM_REDIS_URL": url, "TANDEM_PORT": str(port), "TANDEM_STORE_URL": (data / "files").as_uri()}
+        env |= {"TANDEM_HTTP_ALLOW": "127.0.0.0/8", "TANDEM_DATABASE_URL": f"sqlite://{data / 'tandem.db'}"}
+        processes = [
+            Process(name, [sys.executable, "-m", name], data / f"{name}.log", env) for name in ("api", "worker")
+        ]
+        for process in processes:
+            stack.callback(process.end)
+        timeout = aiohttp.ClientTimeout(60)
+        client = await stack.enter_async_context(aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout))
+
+        async def known() -> bool:
+            try:
+                async with client.get("/v1/tasks/http.gather") as response:
+                    return response.status == 200
+            except aiohttp.ClientConnectionError:
+                return False
+
+        await processes[0].until(known)
+        yield client
+
+
+def asked(urls: list[str], concurrency: int) -> dict[str, Any]:
+    return {"requests": [{"url": url} for url in urls], "concurrency": concurrency}
+
+
+async def job(client: aiohttp.ClientSession, payload: Any) -> Any:
+    """The job's result, also where it is a file."""
+    body = {"task": "http.gather", "payload": payload}
+    async with client.post("/v1/jobs", json=body, headers={"Prefer": "wait=30"}) as response:
+        made = await response.json()
+    if made.get("state") != "succeeded":
+        raise SystemExit(f"the job did not succeed: {made}")
+    async with client.get(made["links"]["result"]) as response:
+        return await response.json()
+
+
+async def measure(count: int, concurrency: int, rounds: int) -> None:
+    expected = [{"path": f"/{number}"} for number in range(count)]
+    spans: dict[str, list[float]] = {"bare aiohttp": [], "http.gather": [], "POST to result": []}
+
+    async def timed(name: str, work: Awaitable[Any]) -> None:
+        began = time.perf_counter()
+        answers = await work
+        spans[name].append(time.perf_counter() - began)
+        if isinstance(answers, dict):
+            answers = [one["json"] for one in answers["results"]]
+        if answers != expected:
+            raise SystemExit("the answers are not those of the server")
+
+    async with open_bench(http_allow="127.0.0.0/8") as resources, service() as client:
+        for number in range(rounds + 1):
+            async with serving(count) as urls:
+                await timed("bare aiohttp", bare(urls, concurrency))
+            async with serving(count) as urls:
+                await timed(
+                    "http.gather", run(http.gather, asked(urls, concurrency), resources=resources, sink=Recorder())
+                )
+            async with serving(count) as urls:
+                await timed("POST to result", job(client, asked(urls, concurrency)))
+            if not number:  # imports, script caches
+                for seconds in spans.values():
+                    seconds.clear()
     for name, seconds in spans.items():
-        print(f"{name}: {medians[name]:.3f} s ({min(seconds):.3f} to {max(seconds):.3f})")
-    print(f"ratio of the medians: {medians['http.gather'] / medians['aiohttp']:.2f}")
+        ratios = [one / other for one, other in zip(seconds, spans["bare aiohttp"], strict=True)]
+        print(
+            f"{name:<15} {statistics.median(seconds):.3f} s ({min(seconds):.3f} to {max(seconds):.3f}),"
+            f" {statistics.median(ratios):.2f} × bare ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class Process:
         self.name, self._log = name, log
         path, ledger = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", f"sqlite://{log.parent}/ledger.db"
         with log.open("wb") as output:
-            self._popen = subprocess.Popen(
+            self.popen = subprocess.Popen(
                 tied(argv),
                 cwd=ROOT,
                 env={"TANDEM_DATABASE_URL": ledger, **os.environ, "PYTHONPATH": path, **(env or {})},
@@ -73,19 +73,19 @@ class Process:
         """Waits for a fact that it makes. Raises Broken if it ends before, or takes too long."""
         late = perf_counter() + PATIENCE
         while not await fact():
-            if (code := self._popen.poll()) is not None or perf_counter() > late:
+            if (code := self.popen.poll()) is not None or perf_counter() > late:
                 how = "takes too long" if code is None else f"ended with {code}"
                 raise Broken(f"{self.name} {how}\n{self._log.read_text(errors='replace')[-2000:]}")
             await asyncio.sleep(0.02)
 
     def signal(self, number: signal.Signals) -> None:
         """Stops it, or lets it go on."""
-        self._popen.send_signal(number)
+        self.popen.send_signal(number)
 
     def end(self) -> None:
         """Kills it: nothing that it holds is of value."""
-        self._popen.kill()
-        self._popen.communicate()
+        self.popen.kill()
+        self.popen.communicate()
 
 
 class System(Protocol):

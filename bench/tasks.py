@@ -7,11 +7,14 @@ best settings found: batches of 100 jobs, a poll every 10 ms, uvloop, JSON by ms
 import asyncio
 import logging
 import os
+import random
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import msgspec
 import uvloop
 from arq.connections import RedisSettings
+from pydantic import BaseModel
 
 from worker import Job, RetryPolicy, task
 
@@ -48,3 +51,27 @@ class ArqWorker:
 SILENT = {"version": 1, "disable_existing_loggers": False, "loggers": {"arq": {"level": logging.WARNING}}}
 if "BENCH_REDIS_URL" in os.environ:
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
+
+class Flood(BaseModel):
+    """`items` of `size` bytes each, made from a seed."""
+
+    items: int
+    size: int
+    seed: int = 1
+
+
+def made(flood: Flood) -> Iterator[bytes]:
+    """The items as JSON: no two are alike, and none is stored."""
+    letters = random.Random(flood.seed).randbytes(2 * flood.size).hex()[: 2 * flood.size]
+    for number in range(flood.items):
+        head = f'{{"n":{number},"text":"'
+        start = number * 7919 % flood.size
+        yield f'{head}{letters[start : start + max(0, flood.size - len(head) - 2)]}"}}'.encode()
+
+
+@task("bench.flood", timeout="1h", retry=RetryPolicy(max_attempts=3))
+async def flood(job: Job, payload: Flood) -> None:
+    """Streams what it makes, as fast as it goes."""
+    for item in made(payload):
+        await job.emit(msgspec.Raw(item))

@@ -1,18 +1,21 @@
-"""The command `tandem`: `api`, `worker`, `dev`, `export`, `settings`.
+"""The command `tandem`: the processes (`api`, `worker`, `dev`, `export`, `settings`), and jobs from a terminal.
 
 A setting that cannot be is one line on stderr and exit code 2, like a wrong option.
 """
 
 import argparse
 import os
+import re
 import runpy
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from shared.errors import Misconfigured
-from shared.settings import Settings, load, shown
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction["_Mixed"]  # noqa: SLF001 - argparse has no public name for it
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -22,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if given and given[0] in PROCESSES:
             _become(given[0], given[1:])
         options = vars(_parser().parse_args(given))
-        code = COMMANDS[options.pop("command")](options)
+        command = options.pop("command")
+        code = COMMANDS[command](options) if command in COMMANDS else _terminal(command, options)
         sys.stdout.flush()  # while a reader that has gone is still met below
         sys.exit(code)
     except Misconfigured as error:
@@ -44,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Everything else is set by TANDEM_* variables: see `tandem settings`.",
     )
     parser.add_argument("--version", action="version", version=f"tandem {_version()}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="api|worker|dev|export|settings")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Mixed)
 
     for name, summary in PROCESSES.items():
         commands.add_parser(name, help=summary)
@@ -70,7 +74,98 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--state", metavar="STATES", help="in one of these states, comma-separated")
 
     commands.add_parser("settings", help="print all settings", description="Print all settings, secrets masked.")
+    _add_terminal(commands)
     return parser
+
+
+def _add_terminal(commands: "Commands") -> None:
+    def added(name: str, summary: str, description: str, *, job: bool = True) -> argparse.ArgumentParser:
+        parser = commands.add_parser(name, help=summary, description=description, epilog=EXITS)
+        if job:
+            parser.add_argument("id", metavar="ID", help="the job's id")
+        where = parser.add_argument_group("the API")
+        where.add_argument("--url", metavar="URL", help="where it is (TANDEM_URL, http://127.0.0.1:8000)")
+        where.add_argument(
+            "--patience",
+            type=_seconds,
+            default=30.0,
+            metavar="SECONDS",
+            help="how long to go on without an answer (30)",
+        )
+        where.add_argument("--api-key", metavar="KEY", help="better by TANDEM_API_KEY: arguments can be seen by others")
+        return parser
+
+    submit = added("submit", "submit a job", "Submit a job and print its id, or its result, or its output.", job=False)
+    submit.add_argument("task", metavar="TASK", help="its name, such as http.request")
+    submit.add_argument("payload", metavar="JSON", nargs="?", help="the payload; @FILE reads a file, - stdin ({})")
+    then = submit.add_mutually_exclusive_group()
+    then.add_argument("--wait", action="store_true", help="wait until it is final and print its result")
+    then.add_argument("--watch", action="store_true", help="show how it goes and print its output, as `tandem watch`")
+    submit.add_argument("--key", metavar="KEY", help="idempotency key: the same one brings the same job again")
+    job = submit.add_argument_group("options of the job", "A duration is a number of seconds, or 250ms, 30s, 5m, 2h.")
+    job.add_argument("--queue", metavar="NAME", help="the queue, instead of the task's own")
+    job.add_argument("--priority", choices=("high", "normal", "low"), help="high, normal or low")
+    job.add_argument("--delay", type=_duration, metavar="DURATION", help="start no sooner than after this")
+    job.add_argument("--run-at", metavar="TIME", help="start no sooner than then, as 2030-01-31T09:30:00Z")
+    job.add_argument("--timeout", type=_duration, metavar="DURATION", help="how long an attempt may take")
+    job.add_argument("--expires-in", type=_duration, metavar="DURATION", help="fail if it has not started by then")
+    job.add_argument("--max-attempts", type=_positive, metavar="N", help="how often it is tried")
+    job.add_argument("--concurrency-key", metavar="KEY", help="of its jobs only so many run at a time")
+    job.add_argument("--concurrency-limit", type=_positive, metavar="N", help="how many (1)")
+    job.add_argument("--tag", dest="tags", type=_tag, action=_Tags, metavar="NAME=VALUE", help="may be repeated")
+
+    watch = added(
+        "watch",
+        "show a job as it runs",
+        "Show a job until it is final: its output as NDJSON on stdout, all else on stderr. Ctrl-C leaves it running.",
+    )
+    watch.add_argument("--after", metavar="POSITION", help="go on after this entry of the stream")
+    result = added("result", "print a job's result", "Print a job's result as JSON, or one of its files, on stdout.")
+    result.add_argument("--wait", action="store_true", help="wait until the job is final")
+    result.add_argument("--file", metavar="NAME", help="this file of the job instead")
+    added("cancel", "cancel a job", "Cancel a job, whatever its state; a final one stays as it is.")
+
+
+class _Mixed(argparse.ArgumentParser):
+    """Takes arguments before, between and after options."""
+
+    _mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._mixing:  # it calls us for each of its two passes
+            return super().parse_known_args(args, namespace)
+        self._mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
+
+
+class _Tags(argparse.Action):
+    """Gathers pairs in a dict."""
+
+    def __call__(
+        self, _parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _option: str | None = None
+    ) -> None:
+        tags = getattr(namespace, self.dest) or {}
+        setattr(namespace, self.dest, {**tags, **values})
+
+
+def _tag(text: str) -> dict[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE")
+    return {name: value}
+
+
+def _seconds(text: str) -> float:
+    if not isinstance(length := _duration(text), float):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return length
+
+
+def _duration(text: str) -> float | str:
+    return float(text) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text, re.ASCII) else text
 
 
 def _positive(text: str) -> int:
@@ -101,12 +196,15 @@ def _dev(options: dict[str, Any]) -> int:
 
 
 def _export(options: dict[str, Any]) -> int:
-    from shared import export  # loads the database's driver
+    from shared import export
+    from shared.settings import load
 
     return export.run(export.Options(**options), load())
 
 
 def _settings(_options: dict[str, Any]) -> int:
+    from shared.settings import Settings, load, shown
+
     values, defaults = shown(load()), shown(Settings.model_construct())
     for name, field in Settings.model_fields.items():
         variable = f"TANDEM_{name.upper()}"
@@ -120,6 +218,13 @@ def _settings(_options: dict[str, Any]) -> int:
     return 0
 
 
+def _terminal(command: str, options: dict[str, Any]) -> int:
+    from shared import terminal
+
+    return terminal.run(command, options)
+
+
+EXITS = "exit codes: 0 succeeded, 1 failed, 2 refused or wrong usage, 3 cancelled, 4 no answer, 5 not final, 130 Ctrl-C"
 PROCESSES = {"api": "serve the HTTP API", "worker": "run jobs"}
 COMMANDS = {"dev": _dev, "export": _export, "settings": _settings}
 

@@ -172,7 +172,7 @@ class Demo:
             raise Unsuccessful(f"no worker offers {task}") from None
 
     def _curl(self, path: str, *arguments: str) -> None:
-        key = ' -H "Authorization: Bearer $TANDEM_KEY"' if self._setting.key else ""
+        key = ' -H "Authorization: Bearer $TANDEM_API_KEY"' if self._setting.key else ""
         self._say(f"  $ curl -s {shlex.quote(self._setting.url + path)}{key} {shlex.join(arguments)}")
 
 

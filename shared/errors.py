@@ -8,11 +8,14 @@ TandemError
 │   ├── KeyReused            an idempotency key came again with another task or payload
 │   ├── TooLarge             a body, an item or an upload above its limit
 │   ├── NotFound             no such job, file or task (for this tenant)
-│   └── BadCursor            a stream position that this job never gave out
-├── Unavailable              Redis or the file store does not answer; asking again helps
+│   ├── BadCursor            a stream position that this job never gave out
+│   └── Conflict             what does not fit the state of the thing: an upload that is not complete, or already is
+│       └── OffsetMismatch   bytes for another place of an upload than the one where it goes on
+├── Unavailable              Redis, the file store or, to a client, the API does not answer; asking again helps
 └── Misconfigured            a setting that stops the start, with its name and why
 
 They say what happened; the edge that reports them says what that means there (`api/problems.py` has the status codes).
+A client of the API has three more of the tree, see `shared/problems.py`.
 """
 
 from collections.abc import Sequence
@@ -76,8 +79,20 @@ class BadCursor(Refused):
         super().__init__("this position is not one of the job's stream")
 
 
+class Conflict(Refused):
+    """What does not fit the state of the thing that it is asked of."""
+
+
+class OffsetMismatch(Conflict):
+    """Bytes for another place of an upload than `expected`, the one where it goes on."""
+
+    def __init__(self, expected: int, provided: int) -> None:
+        super().__init__(f"the upload goes on at byte {expected}, not at {provided}")
+        self.expected, self.provided = expected, provided
+
+
 class Unavailable(TandemError):
-    """Redis or the file store does not answer; asking again helps."""
+    """Redis, the file store or, to a client, the API does not answer; asking again helps."""
 
 
 class Misconfigured(TandemError):

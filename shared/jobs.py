@@ -13,7 +13,9 @@ A record is one hash. Field names are short because each of a million waiting jo
     run       ms, when it was asked to run      cancel    stamp of the request to cancel
     exp       ms, when it expires unstarted     park      why it may not run now
     idem      its idempotency key, hashed       progress result error files    JSON
-    ck cl     concurrency key and limit         o ob      stamp of its last output, bytes of output
+    ck cl     concurrency key and limit         o ob ot   stamp of its last output, bytes of output, those in Redis
+    sb        bytes of its steps' results       oq        number of the attempt's last report
+    lk        locks that its attempt holds or waits for
 
 All times are Redis `TIME`. Stamps are microseconds and grow with every visible change, also when the clock steps back.
 """
@@ -26,6 +28,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -163,7 +166,7 @@ class Attempt(NamedTuple):
     worker: str
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One job as Redis holds it, without its payload."""
 
     id: str
@@ -197,6 +200,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     def etag(self) -> str:
         """The strong entity tag (RFC 9110) of the status: it changes with every change that a client can see."""
         return f'"{self.stamp}"'
+
+    @cached_property
+    def told(self) -> tuple[tuple[int, int, bytes], ...]:
+        """Its `history` as (stamp, attempt, JSON of the job as it then was): made once for all who read this record."""
+        return tuple((stamp, then.attempt, view(then)) for stamp, then in history(self))
 
 
 # The fields that `parse` reads, in its order. Lua never decodes any JSON among them.

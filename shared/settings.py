@@ -73,6 +73,13 @@ def _smtp_url(value: str) -> str:
     return value
 
 
+def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in value:
+        if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+", origin):
+            raise ValueError(f"{origin!r} is no origin: https://app.example, with a port where it has one, and no path")
+    return tuple(origin.lower() for origin in value)
+
+
 def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
     for entry in value:
         if re.fullmatch(r"[0-9a-fA-F:.]+(/[0-9]+)?", entry) and (":" in entry or entry[0].isdigit()):
@@ -110,6 +117,11 @@ class Settings(BaseSettings):
     store_url: Annotated[str, AfterValidator(_store_url)] = Field(
         "file:///tmp/tandem-files", description="file store: file:///path, s3://bucket/prefix, gs://…, az://…"
     )
+    store_presign: Duration = Field(
+        0.0,
+        le=7 * 86400,
+        description="downloads become redirects to the remote store, signed for so long; 0: they do not",
+    )
     tasks: Names = Field((), description="task modules besides the built-in ones, importable by the worker")
     sql: dict[str, Annotated[str, AfterValidator(_database_url)]] = Field(
         {}, description="SQL connections that tasks may name: TANDEM_SQL__<NAME>=<URL>"
@@ -136,7 +148,13 @@ class Settings(BaseSettings):
     keys: Annotated[Names, AfterValidator(_keys)] = Field(
         (), description="API keys tk_<id>_<secret>; needed on any address but loopback"
     )
+    origins: Annotated[Names, AfterValidator(_origins)] = Field(
+        (), description="origins (https://app.example) whose pages may open a WebSocket, besides the API's own"
+    )
     log: Literal["console", "json"] = Field("console", description="form of the log lines")
+    job_log: Literal["debug", "info", "warning", "error", "off"] = Field(
+        "info", description="from which level on what a job's code logs goes to its stream too"
+    )
     keep: Duration = Field(7 * 86400.0, ge=1, description="how long final jobs, their files and uploads are known")
     ledger_keep: Duration = Field(30 * 86400.0, ge=1, description="how long the ledger keeps jobs that have ended")
     ledger_keep_failed: Duration = Field(90 * 86400.0, ge=1, description="how long it keeps those that failed")
@@ -145,6 +163,7 @@ class Settings(BaseSettings):
     )
     max_body: int = Field(1 << 20, ge=1024, description="bytes of a job's body, and of a bulk item")
     max_upload: int = Field(10 << 30, ge=1024, description="bytes of an uploaded file")
+    max_output: int = Field(10 << 30, ge=1024, description="bytes that a job may stream, all attempts together")
 
     @classmethod
     def settings_customise_sources(

@@ -1,15 +1,20 @@
 """A job's stream: one order for what happened to it and what it said, the same from every reader and every replica.
 
-Nothing is stored for the stream itself: `state` entries follow from the record, `progress`, `log` and `output` stand in
-Redis under stamps of the same clock. An entry's id is its stamp and its index below that stamp.
+Nothing is stored for the stream itself: `state` entries follow from the record, `progress`, `log` and `output` stand
+under stamps of the same clock, the newest few MiB in Redis and all before them in segments in the file store. An
+entry's id is its stamp and its index below that stamp, wherever it stands.
 """
 
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from shared.errors import BadCursor
-from shared.jobs import Record, history, rfc3339, view
+from shared.files import FileStore
+from shared.jobs import Record, rfc3339
+from shared.queue import Chunk, Segment
+from shared.segments import read_segment
 
 TYPES = ("state", "progress", "log", "output", "end")
 SAID = frozenset({"progress", "log", "output"})  # what the job itself says
@@ -66,30 +71,25 @@ class Entry(NamedTuple):
         return b"".join((head.encode(), self.data, b"}"))
 
 
-class Said(Protocol):
-    """One chunk of what a job said; its items share the stamp."""
+class Tail(Protocol):
+    """What Redis holds of what jobs said, oldest first and above the stamp `after`; `shared.queue.Queue` is one."""
 
-    @property
-    def stamp(self) -> int: ...
-    @property
-    def type(self) -> str: ...
-    @property
-    def attempt(self) -> int: ...
-    @property
-    def items(self) -> Sequence[bytes]: ...
+    async def output(self, id: str, after: int = 0, limit: int = 100) -> Sequence[Chunk]: ...
+    async def segments(self, id: str, after: int = 0, limit: int = 64) -> Sequence[Segment]: ...
 
 
-class Source(Protocol):
-    """Where chunks are read from: oldest first, those with a stamp above `after`."""
+class Source(NamedTuple):
+    """Where streams are read from."""
 
-    async def output(self, id: str, after: int = 0, limit: int = 100) -> Sequence[Said]: ...
+    tail: Tail
+    store: FileStore
 
 
 def state_entries(record: Record, after: Position) -> list[Entry]:
     """What happened to the job up to now, beyond `after`."""
     return [
-        Entry(Position(stamp, 0), "state", then.attempt, _at(stamp), view(then))
-        for stamp, then in history(record)
+        Entry(Position(stamp, 0), "state", attempt, _at(stamp), data)
+        for stamp, attempt, data in record.told
         if (stamp, 0) > after
     ]
 
@@ -97,10 +97,11 @@ def state_entries(record: Record, after: Position) -> list[Entry]:
 def end_entry(record: Record) -> Entry | None:
     """The last entry, of a final job."""
     place = end_of(record)
-    return Entry(place, "end", record.attempt, _at(place.stamp), view(record)) if place is not None else None
+    # The job as it is now is the last of what was told of it.
+    return Entry(place, "end", record.attempt, _at(place.stamp), record.told[-1][2]) if place is not None else None
 
 
-def said_entries(chunk: Said, after: Position) -> Iterator[Entry]:
+def said_entries(chunk: Chunk, after: Position) -> Iterator[Entry]:
     """The items of a chunk beyond `after`."""
     at = _at(chunk.stamp)
     for index, item in enumerate(chunk.items):
@@ -121,8 +122,10 @@ class Reader:
         self._states = "state" in types
         self._said = types & SAID
         self._read = max(0, after.stamp - 1)  # chunks up to this stamp are done with
+        self._segments: deque[Segment] = deque()  # the next ones
+        self._offset = 0  # bytes of the first of them that are done with
 
-    async def entries(self, record: Record) -> AsyncIterator[Entry]:
+    async def entries(self, record: Record) -> AsyncGenerator[Entry, None]:
         """What is new as of this record, in order; the last one is `end` if the job is final.
 
         The record says up to which stamp anything was said, so no entry is passed over that is written meanwhile.
@@ -148,14 +151,36 @@ class Reader:
         self.place = entry.place
         return entry
 
-    async def _chunks(self, last: int) -> AsyncIterator[Said]:
+    async def _chunks(self, last: int) -> AsyncIterator[Chunk]:
+        """Those up to the stamp `last`: what is newer than the record waits, as a state may have to stand before it."""
         limit = FEW
         while self._said and self._read < last:
-            chunks = await self._source.output(self._id, self._read, limit)
-            if not chunks:
-                return
+            if self._segments:
+                async for chunk in self._archived():
+                    if chunk.stamp > last:
+                        return
+                    yield chunk
+                continue
+            chunks = await self._source.tail.output(self._id, self._read, limit)
+            # An entry names the one before it. If that is not the last one read, those between have left Redis.
+            if not chunks or chunks[0].before > self._read:
+                self._segments.extend(await self._source.tail.segments(self._id, self._read))
+                if self._segments:
+                    continue
+                if not chunks:
+                    return  # they have expired
             for chunk in chunks:
                 if chunk.stamp > last:
-                    return  # newer than the record: a state may have to stand before it
+                    return
                 yield chunk
-            limit = MANY if sum(len(item) for chunk in chunks for item in chunk.items) < SMALL else FEW
+            limit = MANY if sum(len(chunk.body) for chunk in chunks) < SMALL else FEW
+
+    async def _archived(self) -> AsyncIterator[Chunk]:
+        """The rest of the first segment, which then is done with."""
+        segment = self._segments[0]
+        async for chunk, offset in read_segment(self._source.store, self._id, segment, self._offset):
+            if chunk.stamp > self._read:
+                yield chunk
+            self._offset = offset
+        self._segments.popleft()
+        self._offset = 0

@@ -5,6 +5,7 @@ import inspect
 import secrets
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, overload
 
 import asyncpg
+import httpx2
 import pytest
 from redis.asyncio import Redis
 
-from shared.services import Server, postgres_server, redis_server, tied
+from shared.services import Server, free_port, mongo_server, postgres_server, redis_server, tied
 
 T = TypeVar("T")
+S3_REGION = "us-east-1"
 
 
 @overload
@@ -80,6 +83,33 @@ def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
         yield process
 
 
+def s3_server(port: int) -> Server:
+    """moto's server, which keeps everything in memory; it is ready when it has the bucket `tests`."""
+
+    async def ready() -> bool:
+        # Whoever says who he is, the server believes it.
+        scope = f"key/20260101/{S3_REGION}/s3/aws4_request"
+        headers = {"Authorization": f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"}
+        try:
+            async with httpx2.AsyncClient(trust_env=False, timeout=5) as client:
+                answer = await client.put(f"http://127.0.0.1:{port}/tests", headers=headers)
+        except httpx2.TransportError:
+            return False
+        return answer.status_code == 200
+
+    program = Path(sysconfig.get_path("scripts")) / "moto_server"
+    return Server("s3", (str(program), "-H", "127.0.0.1", "-p", str(port)), f"http://127.0.0.1:{port}", ready)
+
+
+def s3_environment(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What leads a store to that server."""
+    monkeypatch.setenv("AWS_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", S3_REGION)
+
+
 @pytest.fixture(scope="session")
 def server_data() -> Iterator[Path]:
     """A directory with a short name, for sockets; others may pass through it, for servers that are not root's."""
@@ -115,9 +145,32 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """An S3 server of this test process, with the bucket `tests`: its port on loopback."""
+    port = free_port()
+    with running(s3_server(port)):
+        yield port
+
+
+@pytest.fixture
+def s3_url(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty place in a bucket, with the environment that leads there."""
+    s3_environment(s3_port, monkeypatch)
+    return f"s3://tests/{secrets.token_hex(8)}"
+
+
+@pytest.fixture(scope="session")
 def postgres_url(server_data: Path) -> Iterator[str]:
     """A PostgreSQL of this test process: the superuser's URL."""
     server = postgres_server(server_data)
+    with running(server):
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def mongo_url(server_data: Path) -> Iterator[str]:
+    """A MongoDB-wire server of this test process."""
+    server = mongo_server(server_data)
     with running(server):
         yield server.url
 

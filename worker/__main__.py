@@ -13,6 +13,7 @@ import uvloop
 from shared import telemetry
 from shared.errors import Misconfigured
 from shared.settings import load
+from worker.logs import installed
 from worker.resources import open_resources
 from worker.task import load_tasks
 from worker.worker import Worker
@@ -45,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     gc.freeze()  # what was imported stays: the collector need not look at it again
     worker = Worker(settings=settings, tasks=tasks, resources=lambda: open_resources(settings), burst=options.burst)
     try:
-        worker.run()
+        with installed(settings.job_log):
+            worker.run()
     except Misconfigured as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,8 +1,8 @@
-"""A child of the process pool: `python -m worker.child <pid of the worker>`. See worker/processes.py for its frames.
+"""A child of the process pool: `python -m worker.child <pid of the worker> <level of logs>`.
 
-It runs one job after the other on its main thread, while a second thread reads. What the task's code prints goes to
-stderr. SIGINT and SIGTERM are left to the worker, which may still want the running job's result when the whole group
-is told to stop; the child ends when told to, or when the worker is gone.
+Its frames are those of worker/processes.py. It runs one job after the other on its main thread, while a second thread
+reads. What the task's code prints goes to stderr. SIGINT and SIGTERM are left to the worker, which may still want the
+running job's result when the whole group is told to stop; the child ends when told to, or when the worker is gone.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from worker.logs import Level, installed
 from worker.processes import LENGTHS, Raised, frame
 from worker.sync import Report, SyncJob, call
 from worker.task import Task
@@ -116,9 +117,10 @@ def main() -> None:
     # What the worker can import, this process can.
     sys.path[:] = hello["hello"]["path"]
     pipe.write({"ready": os.getpid()})
-    while True:
-        header, payload = pipe.next()
-        _run(pipe, header["start"], payload)
+    with installed(msgspec.convert(sys.argv[2], Level)):
+        while True:
+            header, payload = pipe.next()
+            _run(pipe, header["start"], payload)
 
 
 def _run(pipe: Pipe, start: dict[str, Any], payload: bytes) -> None:

@@ -3,7 +3,7 @@
 import sys
 import zlib
 from collections.abc import Generator, Iterable, Iterator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from worker.errors import Permanent
 
@@ -90,16 +90,23 @@ def _damaged(compression: Compression) -> Permanent:
 
 
 class Deflating:
-    """Compresses what is written to it into a sink; `finish()` ends the stream. The same data gives the same bytes."""
+    """Compresses what is written to it into a sink, if at all; `finish()` ends the stream.
 
-    def __init__(self, sink: Sink, compression: Compression) -> None:
+    The same data gives the same bytes.
+    """
+
+    def __init__(self, sink: Sink, compression: Compression | None) -> None:
         self._sink = sink
-        self._stream = zlib.compressobj(wbits=_GZIP) if compression == "gzip" else zstd.ZstdCompressor()
+        self._stream: Any = None
+        if compression is not None:
+            self._stream = zlib.compressobj(wbits=_GZIP) if compression == "gzip" else zstd.ZstdCompressor()
 
     def write(self, data: bytes, /) -> int:
-        if out := self._stream.compress(data):
+        out = data if self._stream is None else self._stream.compress(data)
+        if out:
             self._sink.write(out)
         return len(data)
 
     def finish(self) -> None:
-        self._sink.write(self._stream.flush())
+        if self._stream is not None:
+            self._sink.write(self._stream.flush())

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 from bson import Int64, ObjectId, json_util
 from bson.binary import UuidRepresentation
-from bson.codec_options import DatetimeConversion
+from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError, InvalidId
 from bson.json_util import JSONMode, JSONOptions
 
@@ -19,6 +19,10 @@ from worker.errors import TaskError
 
 Form = Literal["relaxed", "canonical"]
 
+# How documents are read: times with their zone, and those that Python has not as what they are.
+DECODING: CodecOptions[dict[str, Any]] = CodecOptions(
+    tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO
+)
 _COMMON: dict[str, Any] = {
     "tz_aware": True,
     "uuid_representation": UuidRepresentation.UNSPECIFIED,

@@ -1,236 +1,171 @@
-"""Documents in files, a piece at a time, both ways: NDJSON (one Extended JSON document a line), a JSON array, CSV.
+"""Documents in files, both ways: NDJSON (one Extended JSON document a line), a JSON array, CSV, Parquet.
 
-CSV has the fields of the first document or those asked for; ids, dates and decimals are plain text in it, what else is
-no text or number is Extended JSON, and what is read from it is text.
+CSV and Parquet have the keys of all documents as columns. Numbers, booleans, dates and bytes have types of their own in
+Parquet where all values of a column have the same; ids, decimals and (in CSV) dates are plain text, and what else is no
+text is Extended JSON. What is read from CSV is text, an empty value no field.
 """
 
-import csv
-import io
-import json
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, NoReturn
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal, DecimalException
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
+import bson
 import msgspec
+from bson import Decimal128
 
-from worker.documents import Form, invalid, plain, to_bson, to_json
+from worker.columns import Keys
+from worker.compression import Compression, Deflating
+from worker.documents import DECODING, Form, invalid, plain, to_bson, to_json
 from worker.errors import TaskError
+from worker.formats import Batch, Buffer, Columns, Format, JsonOutput, open_output
 from worker.operators import check_document
+from worker.records import items
 
-Format = Literal["ndjson", "json", "csv"]
-
-MAX_DOCUMENT = 17 << 20  # bytes of one in a file; MongoDB's own limit is 16 MiB as BSON
-TYPES = {"ndjson": "application/x-ndjson", "json": "application/json", "csv": "text/csv; charset=utf-8"}
-_SPACE = " \t\r\n"
+PORTION = 1 << 20  # bytes of documents, as BSON, that are written at once
 _TEXTUAL = frozenset({"$oid", "$numberDecimal", "$numberLong", "$numberInt", "$numberDouble"})
 
 
-class Entry(NamedTuple):
-    """One document of a file, or what is wrong with it; `number` counts lines (documents of an array) from 1."""
+class Dump(Protocol):
+    """Makes a file of documents, portion by portion. It computes: call it in a thread."""
 
-    number: int
-    document: dict[str, Any] | None
-    problem: str
-    size: int  # bytes in the file
+    def write(self, documents: Sequence[bytes]) -> bytes:
+        """Add documents, each as BSON; the bytes of the file that are ready by then."""
+
+    def end(self) -> Iterator[bytes]:
+        """The rest of the file, in pieces."""
 
 
-class Writer:
-    """Makes the bytes of a file, document by document."""
+@contextmanager
+def open_dump(
+    format: Format, compression: Compression | None, form: Form, fields: Sequence[str] = ()
+) -> Iterator[Dump]:
+    """The dump of a format. `fields` are columns of CSV and Parquet that are there in any case, and come first."""
+    if format in ("ndjson", "json"):
+        yield _Texts(format, compression, form)
+        return
+    # It has no name, so nothing of it is left however this process ends.
+    with tempfile.TemporaryFile() as spool:
+        yield _Table(spool, format, compression, form, fields)
 
-    def __init__(self, format: Format, form: Form, fields: Sequence[str] | None = None) -> None:
-        self._format = format
+
+class _Texts:
+    def __init__(self, format: Format, compression: Compression | None, form: Form) -> None:
         self._form = form
-        self._fields = fields
-        self._count = 0
+        self._buffer = Buffer()
+        self._output = JsonOutput(Deflating(self._buffer, compression), array=format == "json")
 
-    def write(self, document: dict[str, Any]) -> bytes:
-        """The next bytes. Raises TaskError `unknown_field` for a document that CSV's columns cannot hold."""
-        self._count += 1
-        if self._format == "csv":
-            return self._row(document)
-        before = b"" if self._format == "ndjson" else b"[\n" if self._count == 1 else b",\n"
-        return before + to_json(document, self._form) + (b"\n" if self._format == "ndjson" else b"")
+    def write(self, documents: Sequence[bytes]) -> bytes:
+        self._output.add([to_json(_read(one), self._form) for one in documents])
+        return self._buffer.take()
 
-    def end(self) -> bytes:
-        """The last bytes."""
-        if self._format == "json":
-            return b"\n]\n" if self._count else b"[]\n"
-        if self._format == "csv" and not self._count and self._fields:
-            return _csv(self._fields)
+    def end(self) -> Iterator[bytes]:
+        self._output.end()
+        yield self._buffer.take()
+
+
+class _Table:
+    """What has columns must know them all first: the documents wait in a file until the last one was seen."""
+
+    def __init__(
+        self, spool: Any, format: Format, compression: Compression | None, form: Form, fields: Sequence[str]
+    ) -> None:
+        self._spool = spool
+        self._format, self._compression, self._form = format, compression, form
+        self._keys = Keys(fields)
+
+    def write(self, documents: Sequence[bytes]) -> bytes:
+        for one in documents:
+            self._keys.see(_read(one))
+            self._spool.write(one)
         return b""
 
-    def _row(self, document: dict[str, Any]) -> bytes:
-        head = b""
-        if self._fields is None:
-            self._fields = list(document)
-        if self._count == 1:
-            head = _csv(self._fields)
-        for field in document:
-            if field not in self._fields:
-                message = (
-                    f"document {self._count} has the field {field[:100]!r}, which the first has not:"
-                    " give a projection that names the columns"
-                )
-                raise TaskError("unknown_field", message, retryable=False)
-        return head + _csv([_cell(document[field], self._form) if field in document else "" for field in self._fields])
+    def end(self) -> Iterator[bytes]:
+        columns = Columns(self._keys.names, self._keys.types, partial(_text, form=self._form))
+        buffer = Buffer()
+        output = open_output(buffer, self._format, self._compression, columns)
+        for batch in self._batches():
+            output.write(batch)
+            yield buffer.take()
+        output.end()
+        yield buffer.take()
+
+    def _batches(self) -> Iterator[Batch]:
+        waiting: list[Any] = []
+        start = 0
+        self._spool.seek(0)
+        for document in bson.decode_file_iter(self._spool, DECODING):
+            waiting.append(document)
+            if self._spool.tell() - start >= PORTION:
+                yield self._keys.batch(waiting)
+                waiting, start = [], self._spool.tell()
+        if waiting:
+            yield self._keys.batch(waiting)
 
 
-class Reader:
-    """Finds the documents in the bytes of a file; both methods may take a while and raise TaskError."""
-
-    def __init__(self, format: Format) -> None:
-        self._format = format
-        self._rest = b""
-        self._number = 0  # of what has been read
-        self._fields: list[str] | None = None  # of CSV
-        self._array = ""  # of JSON: "" before it, "[" in it, "," between two, "]" after it
-
-    def feed(self, piece: bytes) -> list[Entry]:
-        """The documents that are complete with this piece."""
-        data = self._rest + piece
-        entries = list(self._objects(data) if self._format == "json" else self._lines(data))
-        if len(self._rest) > MAX_DOCUMENT:
-            raise TaskError("too_large", f"document {self._number + 1} has more than {MAX_DOCUMENT} bytes", False)  # noqa: FBT003 - retryable
-        return entries
-
-    def end(self) -> list[Entry]:
-        """What was not complete when the file ended."""
-        if self._format == "json":
-            if self._array != "]":
-                raise invalid("the file", f"is no JSON array of documents, after {self._number} of them")
-            return []
-        return list(self._lines(self._rest + b"\n")) if self._rest.strip() else []
-
-    # --------------------------------------------------------------------------------------------------- lines of text
-
-    def _lines(self, data: bytes) -> Iterator[Entry]:
-        *lines, self._rest = data.split(b"\n")
-        begun: list[bytes] = []  # of a CSV row with line breaks in quotes
-        for line in lines:
-            begun.append(line)
-            row = b"\n".join(begun) if len(begun) > 1 else line
-            if self._format == "csv" and row.count(b'"') % 2:
-                continue
-            number = self._number + 1
-            self._number += len(begun)
-            begun = []
-            if number == 1:
-                row = row.removeprefix(b"\xef\xbb\xbf")
-            if row.strip():
-                if self._format == "csv" and self._fields is None:
-                    self._fields = self._header(row)
-                else:
-                    yield _entry(number, len(row) + 1, self._from_csv if self._format == "csv" else _from_json, row)
-        if begun:
-            self._rest = b"\n".join([*begun, self._rest])
-
-    def _header(self, row: bytes) -> list[str]:
-        try:
-            fields = _cells(row)
-        except ValueError as error:
-            raise invalid("the header", f"is no CSV: {error}") from None
-        if len(set(fields)) != len(fields) or "" in fields:
-            raise invalid("the header", "has a name twice, or an empty one")
-        return fields
-
-    def _from_csv(self, row: bytes) -> Any:
-        cells, fields = _cells(row), self._fields or []
-        if len(cells) != len(fields):
-            raise ValueError(f"{len(cells)} cells, and the header has {len(fields)}")
-        return {field: cell for field, cell in zip(fields, cells, strict=True) if cell}
-
-    # -------------------------------------------------------------------------------------------------- a JSON array
-
-    def _objects(self, data: bytes) -> Iterator[Entry]:
-        # A letter of several bytes may be cut in two: what is not yet a whole one waits.
-        cut = len(data)
-        while cut > len(data) - 4 and cut > 0 and data[cut - 1] & 0xC0 == 0x80:
-            cut -= 1
-        if cut and data[cut - 1] >= 0xC0:
-            cut -= 1
-        else:
-            cut = len(data)
-        try:
-            text = data[:cut].decode("utf-8-sig" if not self._array else "utf-8")
-        except UnicodeDecodeError:
-            raise invalid("the file", f"is no UTF-8, after {self._number} documents") from None
-        place = 0
-        while True:
-            while place < len(text) and text[place] in _SPACE:
-                place += 1
-            if place == len(text):
-                break
-            letter = text[place]
-            if self._array in ("[", ",") and letter == "{":
-                try:
-                    value, end = _DECODER.raw_decode(text, place)
-                except ValueError:
-                    break  # not complete, or wrong: then it never gets complete
-                self._number += 1
-                self._array = "{"
-                yield _entry(self._number, end - place, lambda one: one, value)
-                place = end
-            elif (self._array, letter) in _STEPS:
-                self._array = _STEPS[self._array, letter]
-                place += 1
-            else:
-                raise invalid("the file", f"is no JSON array of documents, after {self._number} of them")
-        self._rest = text[place:].encode() + data[cut:]
+def _read(document: bytes) -> dict[str, Any]:
+    return bson.decode(document, DECODING)
 
 
-# What may follow what: before the array, after "[", after a document, after a comma, after the array.
-_STEPS = {("", "["): "[", ("[", "]"): "]", ("{", ","): ",", ("{", "]"): "]"}
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)
-
-
-def _entry(number: int, size: int, read: Any, given: Any) -> Entry:
-    try:
-        document = read(given)
-        if not isinstance(document, dict):
-            raise ValueError("no object")
-        document = to_bson(document, "document")
-        if not isinstance(document, dict):
-            raise ValueError("no document, but a single value")
-        check_document(document)
-    except TaskError as error:
-        return Entry(number, None, error.message, size)
-    except (ValueError, RecursionError) as error:
-        return Entry(number, None, str(error), size)
-    return Entry(number, document, "", size)
-
-
-def _from_json(line: bytes) -> Any:
-    try:
-        return msgspec.json.decode(line)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"no JSON: {error}") from None
-
-
-def _cells(row: bytes) -> list[str]:
-    try:
-        (cells,) = csv.reader([row.decode().removesuffix("\r")], strict=True)
-    except csv.Error as error:
-        raise ValueError(f"no CSV: {error}") from None
-    return cells
-
-
-def _csv(cells: Sequence[Any]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerow(cells)
-    return text.getvalue().encode()
-
-
-def _cell(value: Any, form: Form) -> Any:
+def _text(value: Any, form: Form) -> str:
     made = plain(value, form)
     if isinstance(made, dict) and len(made) == 1:
         ((key, text),) = made.items()
         if key in _TEXTUAL or (key == "$date" and isinstance(text, str)):
-            return text
-    if made is None:
-        return ""
+            return str(text)
     return made if isinstance(made, str) else msgspec.json.encode(made).decode()
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+class Entry(NamedTuple):
+    """One document of a file, or what is wrong with it; `number` counts lines (rows, elements of an array) from 1."""
+
+    number: int
+    document: dict[str, Any] | None
+    problem: str
+    size: int  # bytes in the file, roughly
+
+
+def entries(pieces: Iterable[bytes], format: Format, compression: Compression | None) -> Iterator[Entry]:
+    """The documents of a file, read in a thread. Raises Permanent for a file that is not what it is said to be."""
+    for number, found, problem, size in items(pieces, format, compression):
+        if found is None:
+            yield Entry(number, None, problem, size)
+            continue
+        try:
+            yield Entry(number, _document(found, parquet=format == "parquet"), "", size)
+        except TaskError as error:
+            yield Entry(number, None, error.message, size)
+        except (ValueError, RecursionError, DecimalException) as error:
+            yield Entry(number, None, str(error), size)
+
+
+def _document(found: dict[str, Any], *, parquet: bool) -> dict[str, Any]:
+    document = to_bson(_stored(found) if parquet else found, "document")
+    if not isinstance(document, dict):
+        raise invalid("document", "is a single value, not an object")
+    check_document(document)
+    return document
+
+
+def _stored(value: Any) -> Any:
+    """A value of Parquet as one that BSON has."""
+    match value:
+        case dict():
+            return {str(name): _stored(below) for name, below in value.items()}
+        case list() | tuple():
+            return [_stored(below) for below in value]
+        case datetime():
+            return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+        case date():
+            return datetime.combine(value, time(), UTC)
+        case Decimal():
+            return Decimal128(value)
+        case time() | timedelta():
+            return str(value)
+    return value

@@ -5,9 +5,10 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
-from worker.compression import Compression
-from worker.encoders import Format, Squeeze, encoder, file_name
+from worker.compression import Compression, Deflating
+from worker.encoders import Encoder, Format
 from worker.files import FileRef
+from worker.formats import Buffer, file_name
 from worker.job import Job
 from worker.rows import Column, too_many
 from worker.sql import SqlConnection
@@ -33,7 +34,7 @@ class Export:
 
     async def run(self, max_bytes: int | None) -> FileRef:
         """The written file. Raises TaskError, `too_large` above `max_bytes` or `max_rows`."""
-        name, content_type = file_name(self._format, self._compression)
+        name, content_type = file_name("export", self._format, self._compression)
         copied = self._format == "csv" and self._source.connection.copies
         async with aclosing(self._copied() if copied else self._encoded()) as pieces:
             file = await self._job.files.write(name, pieces, content_type, limit=max_bytes)
@@ -42,7 +43,7 @@ class Export:
 
     async def _encoded(self) -> AsyncGenerator[bytes, None]:
         source = self._source
-        encoding = encoder(self._format, self._compression)
+        encoding = Encoder(self._format, self._compression)
         async with source.connection.query(source.sql, source.params, timeout=source.timeout) as result:
             async for portion in result:
                 await self._counted(self.count + len(portion))
@@ -53,14 +54,20 @@ class Export:
 
     async def _copied(self) -> AsyncGenerator[bytes, None]:
         source = self._source
-        squeeze = Squeeze(self._compression)
+        buffer = Buffer()
+        out = Deflating(buffer, self._compression)
         async with source.connection.csv(source.sql, source.params, timeout=source.timeout) as text:
             async for piece in text:
                 await self._counted(text.count)
-                yield piece if self._compression is None else await asyncio.to_thread(squeeze.write, piece)
+                if self._compression is None:
+                    yield piece
+                    continue
+                await asyncio.to_thread(out.write, piece)
+                yield buffer.take()
             await self._counted(text.count)
             self.columns = text.columns
-        yield await asyncio.to_thread(squeeze.finish)
+        out.finish()
+        yield buffer.take()
 
     async def _counted(self, count: int) -> None:
         if self._source.max_rows is not None and count > self._source.max_rows:

@@ -32,9 +32,10 @@ class Fault(NamedTuple):
         return Failure(type=self.type, message=self.message, retryable=self.retryable, attempt=attempt)
 
 
-def timed_out(timeout: float) -> Fault:
-    """The attempt took longer than it may: another one may be quicker."""
-    return Fault("timeout", f"the attempt took longer than its timeout of {timeout:g} s", retryable=True)
+def timed_out(timeout: float, *, stuck: bool = False) -> Fault:
+    """The attempt took longer than it may: another one may be quicker. `stuck`: it had to wait to say more."""
+    why = "; its output waited for the file store" if stuck else ""
+    return Fault("timeout", f"the attempt took longer than its timeout of {timeout:g} s{why}", retryable=True)
 
 
 def broken() -> Fault:

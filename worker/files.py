@@ -133,15 +133,18 @@ class JobFiles:
         self._claim(name)
         if isinstance(data, bytearray | memoryview):
             data = bytes(data)
+        content_type = content_type or mimetypes.guess_type(name)[0] or OCTETS
         try:
-            stored: Written = await self._store.write(job_path(self._job, self._stamp, name), data, limit=limit)
+            stored: Written = await self._store.write(
+                job_path(self._job, self._stamp, name), data, limit=limit, name=name, content_type=content_type
+            )
         except TooLarge as error:
             raise Permanent("too_large", f"{error}: {name}") from None
         view = _View(
             name=name,
             size=stored.size,
             sha256=stored.sha256,
-            content_type=content_type or mimetypes.guess_type(name)[0] or OCTETS,
+            content_type=content_type,
             url=f"/v1/jobs/{self._job}/files/{quote(name)}",
         )
         self._views[name] = view

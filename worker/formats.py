@@ -1,18 +1,58 @@
-"""Tables as they are written: CSV, NDJSON, a JSON array, Parquet; batch by batch into whatever takes bytes."""
+"""Tables as they are written: CSV, NDJSON, a JSON array, Parquet; batch by batch into whatever takes bytes.
 
-import base64
-import csv
-import io
-from typing import Any, NamedTuple, Protocol
+The one writer of `file.convert`, `sql.export` and `mongo.export`. CSV is that of PostgreSQL's COPY: UTF-8, commas,
+line feeds, quotes only where needed, `""` for an empty text and nothing for a null. Everything here computes: call it
+in a thread or a process. A text that is no Unicode raises UnicodeError.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from worker.compression import Compression, Sink
-from worker.errors import Permanent
+from worker.compression import Compression, Deflating, Sink
+from worker.files import FileRef
 
-GROUP_ROWS, GROUP_BYTES = 1 << 17, 32 << 20  # of a Parquet file
+Format = Literal["csv", "ndjson", "json", "parquet"]
+
+GROUP_ROWS, GROUP_BYTES = 1 << 17, 8 << 20  # of a Parquet row group, which is in memory as a whole
+_COMPRESSED = re.compile(r"\.(gz|gzip|zst|zstd)$", re.IGNORECASE)
+_READ: dict[str, Format] = {
+    "csv": "csv", "tsv": "csv", "ndjson": "ndjson", "jsonl": "ndjson", "x-ndjson": "ndjson", "json": "json",
+    "parquet": "parquet", "vnd.apache.parquet": "parquet",
+}  # fmt: skip
+_ENDINGS: dict[Compression | None, str] = {None: "", "gzip": ".gz", "zstd": ".zst"}
+_TYPES: dict[Format, str] = {
+    "csv": "text/csv",
+    "ndjson": "application/x-ndjson",
+    "json": "application/json",
+    "parquet": "application/vnd.apache.parquet",
+}
+
+
+def outside(format: Format, compression: Compression | None) -> Compression | None:
+    """How the file as a whole is compressed: Parquet compresses inside."""
+    return None if format == "parquet" else compression
+
+
+def file_name(stem: str, format: Format, compression: Compression | None) -> tuple[str, str]:
+    """Name and content type of a table that is written."""
+    packed = outside(format, compression)
+    return f"{stem}.{format}{_ENDINGS[packed]}", _TYPES[format] if packed is None else f"application/{packed}"
+
+
+def bare(name: str) -> str:
+    """The name without a compression's ending."""
+    return _COMPRESSED.sub("", name)
+
+
+def format_of(source: FileRef) -> Format | None:
+    """The format that the file's name or content type says, if any."""
+    ending = bare(source.name or "").rpartition(".")[2].lower()
+    kind = (source.content_type or "").partition(";")[0].strip().lower().rpartition("/")[2]
+    return _READ.get(ending) or _READ.get(kind)
 
 
 class Batch(NamedTuple):
@@ -20,6 +60,14 @@ class Batch(NamedTuple):
 
     columns: list[list[Any]]
     rows: int
+
+
+class Misfit(Exception):
+    """A column of Parquet has a value that is not of its type."""
+
+    def __init__(self, name: str, type: str) -> None:
+        super().__init__(name)
+        self.name, self.type = name, type
 
 
 class Output(Protocol):
@@ -32,53 +80,66 @@ class Output(Protocol):
         """The table is whole; the sink is not closed."""
 
 
-class CsvOutput:
-    """UTF-8, commas, quotes where they are needed, lines ended by a line feed; nulls are empty fields."""
+def text(value: Any, hook: Callable[[Any], Any] | None = None) -> str:
+    """A value as text: as JSON has it, without the quotes around it; `hook` knows what JSON has not."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    body = msgspec.json.encode(value, enc_hook=hook).decode()
+    return str(msgspec.json.decode(body)) if body.startswith('"') else body
 
-    def __init__(self, sink: Sink, names: list[str]) -> None:
-        self._sink = sink
-        self._text = io.StringIO(newline="")
-        self._rows = csv.writer(self._text, lineterminator="\n")
-        if names:
-            self._rows.writerow(names)
+
+class Columns(NamedTuple):
+    """A table's columns: their names, for Parquet their types in Arrow's words, and what makes text of a value."""
+
+    names: Sequence[str]
+    types: Sequence[str] = ()
+    text: Callable[[Any], str] = text
+
+
+def open_output(sink: Sink, format: Format, compression: Compression | None, columns: Columns) -> Output:
+    """The output of a format; compressed as a whole, but Parquet inside (Zstandard unless said)."""
+    if format == "parquet":
+        from worker.parquet import ParquetOutput, schema  # noqa: PLC0415 - Arrow is large, and most jobs need none
+
+        return ParquetOutput(sink, schema(columns), compression, columns.text)
+    out = Deflating(sink, compression)
+    return CsvOutput(out, columns) if format == "csv" else JsonOutput(out, columns.names, array=format == "json")
+
+
+class CsvOutput:
+    """CSV, see above; without columns there is not even a header."""
+
+    def __init__(self, out: Deflating, columns: Columns) -> None:
+        self._out = out
+        self._text = columns.text
+        if columns.names:
+            self._out.write((",".join(map(self._cell, columns.names)) + "\n").encode())
 
     def write(self, batch: Batch) -> None:
-        self._rows.writerows(zip(*([_text(value) for value in column] for column in batch.columns), strict=True))
-        self._hand_over()
+        rows = zip(*(map(self._cell, column) for column in batch.columns), strict=True)
+        self._out.write("".join([",".join(row) + "\n" for row in rows]).encode())
 
     def end(self) -> None:
-        self._hand_over()
+        self._out.finish()
 
-    def _hand_over(self) -> None:
-        self._sink.write(self._text.getvalue().encode())
-        self._text.seek(0)
-        self._text.truncate()
-
-
-def _text(value: Any) -> str:
-    match value:
-        case None:
+    def _cell(self, value: Any) -> str:
+        if value is None:
             return ""
-        case str():
-            return value
-        case bool():
-            return "true" if value else "false"
-        case int() | float():
-            return repr(value)
-        case bytes():
-            return base64.b64encode(value).decode()
-    return json_text(value).strip('"') if not isinstance(value, dict | list | tuple) else json_text(value)
+        kind = type(value)
+        if kind is int:
+            return str(value)
+        cell = value if kind is str else self._text(value)
+        return '"' + cell.replace('"', '""') + '"' if _QUOTED.search(cell) else cell
 
 
-def json_text(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
+_QUOTED = re.compile(r'[",\r\n]|^$|^\\\.$|^ | $')
 
 
 class JsonOutput:
     """NDJSON, or an array with one row a line."""
 
-    def __init__(self, sink: Sink, names: list[str], *, array: bool) -> None:
-        self._sink = sink
+    def __init__(self, out: Deflating, names: Sequence[str] = (), *, array: bool) -> None:
+        self._out = out
         self._names = names
         self._array = array
         self._begun = False
@@ -86,61 +147,36 @@ class JsonOutput:
     def write(self, batch: Batch) -> None:
         names = self._names
         rows = [dict(zip(names, row, strict=True)) for row in zip(*batch.columns, strict=True)] or [{}] * batch.rows
+        self.add(map(msgspec.json.encode, rows))
+
+    def add(self, items: Iterable[bytes]) -> None:
+        """The same for rows that are JSON already, or for any values."""
         if not self._array:
-            self._sink.write(msgspec.json.Encoder().encode_lines(rows))
-            return
-        self._sink.write(b",\n" if self._begun else b"[\n")
-        self._sink.write(b",\n".join(map(msgspec.json.encode, rows)))
-        self._begun = True
+            self._out.write(b"".join([item + b"\n" for item in items]))
+        elif data := b",\n".join(items):
+            self._out.write((b",\n" if self._begun else b"[\n") + data)
+            self._begun = True
 
     def end(self) -> None:
         if self._array:
-            self._sink.write(b"\n]\n" if self._begun else b"[]\n")
+            self._out.write(b"\n]\n" if self._begun else b"[]\n")
+        self._out.finish()
 
 
-class ParquetOutput:
-    """Row groups of at most about GROUP_ROWS rows and GROUP_BYTES."""
+class Buffer:
+    """A sink that is emptied by `take`."""
 
-    def __init__(self, sink: Sink, schema: Any, compression: Compression | None) -> None:
-        self._schema = schema
-        self._file = pq.ParquetWriter(_Raw(sink), schema, compression=compression or "zstd")
-        self._group: list[Any] = []
-        self._rows = self._bytes = 0
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self.size = 0  # bytes that wait
 
-    def write(self, batch: Batch) -> None:
-        try:
-            arrays = [pa.array(column, field.type) for column, field in zip(batch.columns, self._schema, strict=True)]
-        except UnicodeError:
-            raise Permanent("invalid_file", "a text in it is no Unicode") from None
-        self.add(pa.record_batch(arrays, schema=self._schema))
+    def write(self, data: bytes, /) -> int:
+        self._parts.append(data)
+        self.size += len(data)
+        return len(data)
 
-    def add(self, batch: Any) -> None:
-        """The same for a batch of Arrow's."""
-        self._group.append(batch)
-        self._rows += batch.num_rows
-        self._bytes += batch.nbytes
-        if self._rows >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
-            self._flush()
-
-    def end(self) -> None:
-        self._flush()
-        self._file.close()
-
-    def _flush(self) -> None:
-        if self._group:
-            self._file.write_table(pa.Table.from_batches(self._group, self._schema), row_group_size=GROUP_ROWS * 2)
-        self._group = []
-        self._rows = self._bytes = 0
-
-
-class _Raw(io.RawIOBase):
-    """A sink as a file that Arrow writes to; its end is the sink's owner's to tell."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        return self._sink.write(bytes(data))
+    def take(self) -> bytes:
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self.size = 0
+        return data

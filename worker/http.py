@@ -305,6 +305,8 @@ def failure(error: Exception, url: URL, dial: _Dial | None, repeatable: bool) ->
         if _name(url).replace(".", "").isdigit():
             return refused(url)
         return TaskError("invalid_url", f"{where} cannot be called", retryable=False)
+    if isinstance(error, aiohttp.ClientConnectorDNSError) and f".{_name(url)}".endswith(".localhost"):
+        return refused(url)  # RFC 6761, 6.3: it is this machine, whether or not the name servers know it
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return TaskError("tls_failed", f"the certificate of {where} does not hold", retryable=False)
     if isinstance(error, aiohttp.ClientResponseError):

@@ -2,7 +2,8 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from worker.rows import plain
 from worker.sql import Transaction
 
 BAD_FILE = "bad-rows.ndjson"
-BATCH_BYTES = 8 << 20  # of a batch's values, roughly
+BATCH_BYTES = 8 << 20  # of a batch in the file, roughly
 _READ = 60.0  # seconds until the store has given a piece
 _IN_MEMORY = 1 << 20  # bytes of bad rows; more go to disk
 
@@ -47,6 +48,23 @@ class Imported(NamedTuple):
     bad_stamp: int
 
 
+class Stored:
+    """A stored file's bytes for a thread; `read` of them so far."""
+
+    def __init__(self, job: Job, source: FileRef) -> None:
+        self.read = 0
+        self._loop = asyncio.get_running_loop()
+        self._pieces = job.files.open(source)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while piece := asyncio.run_coroutine_threadsafe(self._next(), self._loop).result(_READ):
+            self.read += len(piece)
+            yield piece
+
+    async def _next(self) -> bytes:
+        return await anext(self._pieces, b"")
+
+
 class Import:
     """One import, within a transaction."""
 
@@ -58,7 +76,7 @@ class Import:
     async def run(self, transaction: Transaction) -> Imported:
         """Raises TaskError, `bad_rows` if there are more than `max_bad`."""
         plan = self._plan
-        records = await asyncio.to_thread(read, _pieces(self._job, plan.source), plan.format, plan.compression)
+        records = await asyncio.to_thread(read, Stored(self._job, plan.source), plan.format, plan.compression)
         if not records.columns:
             return Imported(0, 0, 0)
         self._columns = records.columns
@@ -69,9 +87,10 @@ class Import:
         loader = await transaction.loader(plan.table, chosen, plan.key)
         places = [records.columns.index(name) for name in chosen]
         with tempfile.SpooledTemporaryFile(_IN_MEMORY) as bad:
-            while batch := await asyncio.to_thread(_batch, records, plan.batch):
-                await self._put(loader, batch, places, bad)
-                await self._job.progress(self._count + self._bad)
+            async with aclosing(_batches(records, plan.batch)) as batches:
+                async for batch in batches:
+                    await self._put(loader, batch, places, bad)
+                    await self._job.progress(self._count + self._bad)
             if self._bad:
                 await self._job.files.write(BAD_FILE, _contents(bad), "application/x-ndjson")
         return Imported(self._count, self._bad, self._job.stamp)
@@ -86,7 +105,8 @@ class Import:
             if not part:
                 continue
             try:
-                await loader.load([[record.values[place] for place in places] for record in part])
+                values = list(zip(*(record.values for record in part), strict=True))
+                await loader.load([values[place] for place in places])
             except Refused as refused:
                 if refused.row is None and len(part) > 1:
                     half = len(part) // 2
@@ -123,30 +143,26 @@ async def bad_file(job: Job, imported: Imported) -> FileRef | None:
     return await job.files.stat({"file": f"{job.id}/{BAD_FILE}"})
 
 
+async def _batches(records: Records, size: int) -> AsyncGenerator[list[Record], None]:
+    """The next batch is read while the database writes this one."""
+    reading = asyncio.create_task(asyncio.to_thread(_batch, records, size))
+    try:
+        while batch := await reading:
+            reading = asyncio.create_task(asyncio.to_thread(_batch, records, size))
+            yield batch
+    finally:
+        reading.cancel()
+
+
 def _batch(records: Records, size: int) -> list[Record]:
     batch: list[Record] = []
     weight = 0
     for record in islice(records.rows, size):
         batch.append(record)
-        weight += sum(len(value) if isinstance(value, str | bytes) else 16 for value in record.values)
+        weight += record.size
         if weight > BATCH_BYTES:
             break
     return batch
-
-
-def _pieces(job: Job, source: FileRef) -> Iterator[bytes]:
-    """The file's bytes for a thread."""
-    loop = asyncio.get_running_loop()
-    pieces = job.files.open(source)
-
-    async def following() -> bytes:
-        return await anext(pieces, b"")
-
-    def given() -> Iterator[bytes]:
-        while piece := asyncio.run_coroutine_threadsafe(following(), loop).result(_READ):
-            yield piece
-
-    return given()
 
 
 async def _contents(file: Any) -> AsyncIterator[bytes]:

@@ -1,6 +1,7 @@
 """The inserts of one job into a MongoDB collection, applied once: ids, batches, and what was refused."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from worker.documents import derived_id
 from worker.dumps import Entry
@@ -32,8 +33,6 @@ class Inserts:
         self._job = job
         self._refuse = refuse
         self._repeated: bool | None = None  # whether an earlier attempt has begun; None: nobody needed to know
-        self._batch: list[Entry] = []
-        self._size = 0
 
     async def insert(self, entries: Sequence[Entry]) -> list[Rejected]:
         """Insert the documents at once; those that were refused."""
@@ -53,25 +52,29 @@ class Inserts:
         self.inserted += len(documents) - len(rejected)
         return rejected
 
-    async def add(self, entries: Sequence[Entry]) -> None:
-        """Insert them batch by batch; the last batch waits for `flush`."""
-        for entry in entries:
+    async def add(self, batch: Sequence[Entry]) -> None:
+        """Insert those of a batch that are documents, and count the others as bad."""
+        for entry in batch:
             if entry.document is None:
                 self._bad(entry.number, entry.problem)
-                continue
-            self._batch.append(entry)
-            self._size += entry.size
-            if len(self._batch) >= BATCH or self._size >= BATCH_BYTES:
-                await self.flush()
-
-    async def flush(self) -> None:
-        """Insert what waits."""
-        batch, self._batch, self._size = self._batch, [], 0
-        if batch:
-            for one in await self.insert(batch):
-                self._bad(batch[one.place].number, one.reason)
+        good = [entry for entry in batch if entry.document is not None]
+        if good:
+            for one in await self.insert(good):
+                self._bad(good[one.place].number, one.reason)
 
     def _bad(self, number: int, reason: str) -> None:
         self.bad += 1
         if self.bad <= SHOWN:
             self._refuse(number, reason)
+
+
+def next_batch(entries: Iterator[Entry]) -> list[Entry]:
+    """The next of a file's entries, as many as are inserted at once; none at the end."""
+    batch: list[Entry] = []
+    size = 0
+    for entry in islice(entries, BATCH):
+        batch.append(entry)
+        size += entry.size
+        if size >= BATCH_BYTES:
+            break
+    return batch

@@ -4,10 +4,11 @@ import math
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from pydantic_core import to_json
 
+from shared.durations import Duration
 from shared.jobs import Record
 from worker.encoding import MAX_ITEM, encode
 from worker.errors import TaskError
@@ -15,9 +16,14 @@ from worker.errors import TaskError
 if TYPE_CHECKING:
     from worker.files import JobFiles
     from worker.http import HttpClient
+    from worker.locks import Keeper, Lock
     from worker.mongo import MongoConnection
     from worker.resources import Resources
     from worker.sql import SqlConnection
+    from worker.steps import Steps, Store
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_MESSAGE = 1000  # characters of a progress message
 MAX_LOG = 16 << 10  # bytes of one log entry
@@ -45,22 +51,22 @@ class Sink(Protocol):
 class Log:
     """`job.log.info("fetched", page=3)`: a line of the job's stream with its fields. Never raises, never blocks."""
 
-    __slots__ = ("_write",)
+    __slots__ = ("write",)
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
-        self._write = write
+        self.write = write  # takes JSON of a line, see log_body
 
     def debug(self, message: str, /, **fields: Any) -> None:
-        self._write(log_body("debug", message, fields))
+        self.write(log_body("debug", message, fields))
 
     def info(self, message: str, /, **fields: Any) -> None:
-        self._write(log_body("info", message, fields))
+        self.write(log_body("info", message, fields))
 
     def warning(self, message: str, /, **fields: Any) -> None:
-        self._write(log_body("warning", message, fields))
+        self.write(log_body("warning", message, fields))
 
     def error(self, message: str, /, **fields: Any) -> None:
-        self._write(log_body("error", message, fields))
+        self.write(log_body("error", message, fields))
 
 
 class Job:
@@ -69,7 +75,10 @@ class Job:
     __slots__ = (
         "_files",
         "_find",
+        "_keeper",
         "_log",
+        "_steps",
+        "_store",
         "attempt",
         "cancelled",
         "deadline",
@@ -97,6 +106,8 @@ class Job:
         stamp: int = 0,
         traceparent: str | None = None,
         find: Find | None = None,
+        store: "Store | None" = None,
+        keeper: "Keeper | None" = None,
     ) -> None:
         self.id = id
         self.task = task
@@ -112,6 +123,9 @@ class Job:
         self._log: Log | None = None
         self._files: JobFiles | None = None
         self._find = find  # other jobs, whose files this one may read
+        self._store = store  # where results of its steps are kept
+        self._steps: Steps | None = None
+        self._keeper = keeper  # of locks
 
     @property
     def log(self) -> Log:
@@ -134,6 +148,45 @@ class Job:
     def written(self) -> list[Any]:
         """Views of the files this attempt wrote, for its finish."""
         return [] if self._files is None else self._files.written
+
+    @property
+    def steps(self) -> "Steps":
+        """What its steps have returned, in this attempt and in earlier ones."""
+        if self._steps is None:
+            from worker.steps import LocalSteps, Steps  # noqa: PLC0415 - most jobs have no steps
+
+            self._steps = Steps(self._store or LocalSteps({}))
+        return self._steps
+
+    @overload
+    async def step(self, name: str, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+    @overload
+    async def step(self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+    async def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """What `function(*args, **kwargs)` returns: called once a job, a later attempt gets the kept result instead.
+
+        It is `async def`, or a plain function, which is called in a thread. The result is JSON of at most 256 KiB, and
+        comes back as that JSON says, in the type that the function is annotated to return. What it raises is raised,
+        and nothing kept. Raises TypeError for a result that is no JSON, Permanent `too_large` and, for a name that
+        this attempt has used, `step_repeated`.
+        """
+        from worker.steps import Result, run  # noqa: PLC0415 - most jobs have no steps
+
+        result = Result(name, function)
+        return await run(self.steps, name, result, partial(function, *args, **kwargs), self.resources.threads)
+
+    def lock(self, name: str, *, wait: Duration | None = None) -> "Lock":
+        """`async with job.lock("name") as lock`: no other job of the tenant is inside of that name meanwhile.
+
+        Waits for at most `wait`, or as long as the job may run, in order of arrival; then raises TaskError
+        `lock_timeout`, which is retried. Not reentrant. When the lock is lost, so is the attempt: its code is
+        cancelled.
+        """
+        from worker.locks import LocalLocks, Lock  # noqa: PLC0415 - most jobs take no lock
+
+        if self._keeper is None:
+            self._keeper = LocalLocks()
+        return Lock(self._keeper, name, wait)
 
     @property
     def http(self) -> "HttpClient":

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from worker.archives import entry_names
 from worker.compression import compression_of, inflated
 from worker.errors import Permanent
 from worker.files import MAX_FILES, FileRef
+from worker.formats import bare
 from worker.sync import SyncFiles, Writer
 
 Progress = Callable[[int], None]  # told how many bytes of the sources were read so far
@@ -224,8 +224,7 @@ def split_rows(
     compression = compression_of(start)
     _refuse_wide(start)
     if compression is not None:
-        inner = re.sub(r"\.(gz|gzip|zst|zstd)$", "", source.name or "", flags=re.IGNORECASE)
-        source = source.model_copy(update={"name": inner, "content_type": None})
+        source = source.model_copy(update={"name": bare(source.name or ""), "content_type": None})
     file = as_file(inflated(counted(files.open(source)), compression))
     if format == "csv" or (format is None and (header or is_csv(source))):
         found = records(file, delimiter_of(file.peek(SAMPLE).decode("latin-1")))

@@ -4,11 +4,13 @@ A batch is written as a whole or not at all. One whose rows the database refuses
 the row out that it names, or halves the batch to find it.
 """
 
+import asyncio
 import re
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import date, time
+from types import NoneType
 from typing import Any, Protocol
 
 import asyncpg
@@ -18,6 +20,8 @@ from worker.errors import TaskError
 
 _STAGING = "pg_temp.tandem_staging"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+_ESCAPED = "\\\n\r\0"
+_READ = frozenset({"bytea", "json", "jsonb"})  # types whose texts are not simply passed on
 _LINE = re.compile(r"^COPY .*?, line ([0-9]+)", re.MULTILINE)
 _ROWS_FAULT = ("22", "23")  # SQLSTATE classes: data exception, integrity constraint violation
 
@@ -34,8 +38,39 @@ class Refused(Exception):
 class Loader(Protocol):
     """Writes batches into some columns of one table."""
 
-    async def load(self, rows: Sequence[Sequence[Any]]) -> None:
-        """All of these rows or, with Refused, none. Values are text, or Python's as JSON and Parquet have them."""
+    async def load(self, columns: Sequence[Sequence[Any]]) -> None:
+        """All rows of these columns or, with Refused, none. Values are text, or Python's as JSON and Parquet have them.
+
+        A batch takes a while to be written down: that is done in a thread.
+        """
+
+
+def by_column(
+    columns: Sequence[Sequence[Any]], types: Sequence[str], convert: Callable[[Sequence[Any], str], Sequence[Any]]
+) -> list[Sequence[Any]]:
+    """Each column as `convert` makes it of its values and its type; of several that raise Refused the first row's."""
+    made: list[Sequence[Any]] = []
+    worst: Refused | None = None
+    for values, type_ in zip(columns, types, strict=True):
+        try:
+            made.append(convert(values, type_))
+        except Refused as refused:
+            if worst is None or (refused.row or 0) < (worst.row or 0):
+                worst = refused
+    if worst is not None:
+        raise worst
+    return made
+
+
+def each(values: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:
+    """The values one by one; what `convert` cannot take is Refused."""
+    made = []
+    for number, value in enumerate(values):
+        try:
+            made.append(convert(value))
+        except (ValueError, TypeError) as error:
+            raise Refused(str(error), number) from None
+    return made
 
 
 def quoted(name: str) -> str:
@@ -95,8 +130,8 @@ class PostgresLoader:
                     f' SELECT 0::bigint AS "tandem number", {columns} FROM {self._full} WITH NO DATA'
                 )
 
-    async def load(self, rows: Sequence[Sequence[Any]]) -> None:
-        data = self._data(rows)
+    async def load(self, columns: Sequence[Sequence[Any]]) -> None:
+        data = await asyncio.to_thread(self._data, columns)
         try:
             with self._explained():
                 async with self._connection.transaction():
@@ -127,34 +162,41 @@ class PostgresLoader:
         )
         await connection.execute(f"TRUNCATE {_STAGING}")
 
-    def _data(self, rows: Sequence[Sequence[Any]]) -> bytes:
-        lines = []
-        for number, row in enumerate(rows):
-            try:
-                cells = [_cell(value, type) for value, type in zip(row, self._types, strict=True)]
-            except (ValueError, TypeError) as error:
-                raise Refused(str(error), number) from None
-            lines.append(f"{number}\t" + "\t".join(cells) if self._key else "\t".join(cells))
-        return ("\n".join(lines) + "\n").encode()
+    def _data(self, columns: Sequence[Sequence[Any]]) -> bytes:
+        cells = by_column(columns, self._types, _cells)
+        if self._key:
+            cells.insert(0, [str(number) for number in range(len(columns[0]))])
+        return ("\n".join(map("\t".join, zip(*cells, strict=True))) + "\n").encode()
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-def _cell(value: Any, type: str) -> str:
-    """A value in COPY's text format."""
-    if value is None:
+def _cells(values: Sequence[Any], type_: str) -> list[str]:
+    """A column in COPY's text format."""
+    if type_ in _READ or not set(map(type, values)) <= {str, NoneType}:
+        values = each(values, lambda value: None if value is None else _postgres_text(value, type_))
+    # Most columns have nothing to escape: asked of all their texts at once, that takes no time.
+    texts = [value for value in values if value is not None]
+    joined = "\t".join(texts)
+    if joined.count("\t") == len(texts) - 1 and not any(mark in joined for mark in _ESCAPED):
+        return ["\\N" if value is None else value for value in values]
+    return each(values, _escaped)
+
+
+def _escaped(text: str | None) -> str:
+    if text is None:
         return "\\N"
-    text = value if isinstance(value, str) and type not in ("bytea", "json", "jsonb") else _postgres_text(value, type)
-    text = text.translate(_ESCAPES)
     if "\0" in text:
         raise ValueError("a text has a NUL character")
-    return str(text)
+    return text.translate(_ESCAPES)
 
 
 def _postgres_text(value: Any, type: str) -> str:
     match value:
+        case str() if type not in _READ:
+            return value
         case str() if type == "bytea":
             return value if value.startswith("\\x") else "\\x" + b64decode(value, validate=True).hex()
         case str():  # JSON, which it may be already
@@ -191,10 +233,20 @@ POSTGRES_COLUMNS = """SELECT attname AS name, format_type(atttypid, NULL) AS typ
 # -------------------------------------------------------------------------------------------------------------- SQLite
 
 
-def sqlite_value(value: Any, type: str) -> Any:
-    """A value as SQLite keeps it in a column declared so. Raises ValueError."""
+_KEPT = {str, int, float, bool, bytes, NoneType}  # by SQLite as they are
+
+
+def sqlite_values(values: Sequence[Any], type_: str) -> Sequence[Any]:
+    """A column's values as SQLite keeps them where it is declared so. Raises Refused."""
+    kinds, blob = set(map(type, values)), "BLOB" in type_.upper()
+    if kinds <= _KEPT and not (blob and str in kinds):
+        return values
+    return each(values, lambda value: _sqlite_value(value, blob=blob))
+
+
+def _sqlite_value(value: Any, *, blob: bool) -> Any:
     match value:
-        case str() if "BLOB" in type.upper():
+        case str() if blob:
             return b64decode(value, validate=True)
         case str() | bool() | int() | float() | bytes() | None:
             return value

@@ -24,8 +24,8 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 import bson
 import pymongo
-from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
 from motor.motor_asyncio import (
     AsyncIOMotorClient,
     AsyncIOMotorClientSession,
@@ -45,6 +45,7 @@ from pymongo.write_concern import WriteConcern
 
 from shared.errors import Misconfigured
 from shared.settings import Settings
+from worker.documents import DECODING
 from worker.errors import TaskError
 from worker.mongo_errors import explained, late, unanswered
 from worker.operators import check_collection
@@ -63,10 +64,7 @@ _DEFAULTS: dict[str, Any] = {
     "waitQueueTimeoutMS": 10_000,
 }
 _SYSTEM = frozenset({"admin", "config", "local"})
-_OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
-    tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO
-)
-
+_RAW: Any = DECODING.with_options(document_class=RawBSONDocument)
 _DUPLICATE = 11000  # the server's code
 
 Document = dict[str, Any]
@@ -109,7 +107,7 @@ class MongoConnection:
             raise _forbidden(f"the connection {self.name!r} names no database: give one")
         if chosen in _SYSTEM:
             raise _forbidden(f"the database {chosen!r} is the server's own")
-        return (await self._open()).get_database(chosen, codec_options=_OPTIONS)
+        return (await self._open()).get_database(chosen, codec_options=DECODING)
 
     @asynccontextmanager
     async def find(
@@ -120,9 +118,15 @@ class MongoConnection:
         projection: Document | None = None,
         sort: Sequence[tuple[str, Any]] = (),
         limit: int = 0,
-    ) -> AsyncIterator[AsyncIterator[Document]]:
-        """The documents that the filter matches, as they come; 0 is no limit. Arguments are checked by the caller."""
+        raw: bool = False,
+    ) -> AsyncIterator[AsyncIterator[Any]]:
+        """The documents that the filter matches, as they come; 0 is no limit. Arguments are checked by the caller.
+
+        With `raw` they are RawBSONDocuments, which nobody has decoded yet.
+        """
         collection = await self._collection(target)
+        if raw:
+            collection = collection.with_options(codec_options=_RAW)
         async with self._session(target.until) as session:
             with self._asking(target.until):
                 cursor = collection.find(filter, projection, session=session, limit=limit, batch_size=BATCH)
@@ -376,4 +380,4 @@ def _key(document: Document) -> bytes:
 
 
 def _same(stored: Document, ours: Document) -> bool:
-    return stored == bson.decode(bson.encode(ours), _OPTIONS)
+    return stored == bson.decode(bson.encode(ours), DECODING)

@@ -1,69 +1,134 @@
-"""What a running job says, on its way to Redis: buffered, in order, fenced, and written once.
+"""What a running job says, on its way to Redis and on to the file store: buffered, in order, fenced, and written once.
 
-One report of a job is under way at a time; what is said meanwhile goes together in the next. So the first item leaves
-at once, and a flood leaves in chunks of up to 64 KiB. Writers wait while their job's buffer is full: for Redis, never
-for readers.
+One letter of a job is under way at a time; what is said meanwhile goes together in the next. So the first item leaves
+at once, and a flood leaves in letters of a few chunks. When the job's stream in Redis is long, its oldest part moves to
+the file store as a segment, while writing goes on; at the end of an attempt the rest moves too, unless it is small.
+Writers wait while their job's buffer is full: for Redis and the file store, never for readers.
 """
 
 import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from itertools import islice
+from typing import TypeVar
+
+import structlog
 
 from shared.errors import Unavailable
-from shared.queue import Batch, Queue, Report
+from shared.files import FileStore
+from shared.queue import Batch, Chunk, Queue, Report
+from shared.segments import write_segment
 from worker.errors import TaskError
 
 CHUNK = 64 << 10  # bytes of one report
-BUFFER = 256 << 10  # bytes a job may have said without their being written
-LIMIT = 64 << 20  # bytes a job may say in all, as long as Redis alone keeps them
+LETTER = 256 << 10  # bytes of the reports that go together
+REPORTS = 8  # of a letter
+BUFFER = 512 << 10  # bytes a job may have said without their being written: a letter under way, and the next one
+SEGMENT = 4 << 20  # bytes that move to the file store at once
+KEPT = 256 << 10  # bytes that an ended attempt leaves in Redis
+MOVES = 4  # that a worker makes at once: each holds a segment twice
 PACE = 0.1  # seconds between two reports of progress
+TIDY = 5.0  # seconds for the end of an attempt's output to move
+
+T = TypeVar("T")
+
+log = structlog.get_logger("worker")
 
 
 class Outbox:
-    """The reports of all jobs of a worker, many a round trip."""
+    """The reports of all jobs of a worker, many a round trip, and their way on to the file store.
 
-    def __init__(self, queue: Queue) -> None:
-        async def send(reports: list[Report]) -> list[str]:
-            return await queue.report(reports, limit=LIMIT)
+    `limit`: bytes that a job may say in all.
+    """
 
-        self._batch = Batch(send, limit=100, room=1 << 20, size=lambda report: len(report.body))
+    def __init__(self, queue: Queue, store: FileStore, *, limit: int) -> None:
+        async def send(letters: list[list[Report]]) -> list[list[str]]:
+            words = iter(await queue.report([report for letter in letters for report in letter], limit=limit))
+            return [list(islice(words, len(letter))) for letter in letters]
 
-    async def send(self, report: Report) -> str:
-        """Written ('ok'), 'lost' or 'full'. While Redis is away it is repeated; a repeat is not written twice."""
-        pause = 0.05
-        while True:
-            try:
-                return await self._batch.call(report)
-            except Unavailable:
-                await asyncio.sleep(pause * random.uniform(0.5, 1))
-                pause = min(2 * pause, 2.0)
+        self.limit = limit
+        self._queue, self._store = queue, store
+        self._batch = Batch(send, limit=50, room=1 << 20, size=lambda letter: sum(len(one.body) for one in letter))
+        self._moves = asyncio.Semaphore(MOVES)
+
+    async def send(self, letter: list[Report]) -> list[str]:
+        """A word for each, see `Queue.report`. While Redis is away it is repeated; a repeat is not written twice."""
+        return await _steadily(lambda: self._batch.call(letter))
+
+    async def move(self, id: str, token: str) -> int | None:
+        """Moves the oldest part of a job's stream, about a segment, to the file store; what is left in Redis, bytes.
+
+        None: the job is no longer held under this token. Raises Unavailable for a store that fails; waits for Redis.
+        """
+        async with self._moves:
+            chunks = await _steadily(lambda: self._oldest(id))
+            if not chunks:
+                return 0
+            segment = await write_segment(self._store, id, chunks)
+            weight = sum(chunk.weight for chunk in chunks)
+            return await _steadily(lambda: self._queue.archive(id, token, segment, weight))
+
+    async def _oldest(self, id: str) -> list[Chunk]:
+        found: list[Chunk] = []
+        size, count = 0, 32
+        while size < SEGMENT and (more := await self._queue.output(id, found[-1].stamp if found else 0, count)):
+            found += more
+            size += sum(chunk.weight for chunk in more)
+            # As many as are missing, by what the first ones weigh.
+            count = max(1, min(1000, (SEGMENT - size) * len(found) // size))
+        return found
+
+
+async def _steadily(call: Callable[[], Awaitable[T]]) -> T:
+    pause = 0.05
+    while True:
+        try:
+            return await call()
+        except Unavailable:
+            await asyncio.sleep(pause * random.uniform(0.5, 1))
+            pause = min(2 * pause, 2.0)
+
+
+class _Pack:
+    """Values of one kind that go together as a report."""
+
+    __slots__ = ("kind", "parts", "size")
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.size = kind, 0
+        self.parts: list[bytes] = []
 
 
 class JobOutput:
-    """The sink of one attempt (see `worker.job.Sink`)."""
+    """The sink of one attempt (see `worker.job.Sink`). `seconds`: until it waits no longer for the file store."""
 
     __slots__ = (
-        "_buffered", "_due", "_entries", "_flight", "_more", "_number", "_outbox", "_progress", "_refused", "_room",
-        "_told", "dropped", "full", "id", "lost", "token",
+        "_buffered", "_due", "_flight", "_last", "_more", "_moving", "_number", "_outbox", "_packs", "_progress",
+        "_refused", "_room", "_tail", "_told", "_until", "dropped", "full", "id", "lost", "stuck", "token",
     )  # fmt: skip
 
-    def __init__(self, outbox: Outbox, id: str, token: str, lost: Callable[[], None] | None) -> None:
+    def __init__(self, outbox: Outbox, id: str, token: str, lost: Callable[[], None] | None, *, seconds: float) -> None:
         self.id, self.token = id, token
         self.full = False
+        self.stuck = False  # the file store does not take what should move there
         self.dropped = 0  # log entries for which there was no room
         self._told = 0
         self._refused: Exception | None = None
         self._outbox, self.lost = outbox, lost
-        self._entries: deque[tuple[str, bytes]] = deque()
+        self._until = asyncio.get_running_loop().time() + seconds
+        self._packs: deque[_Pack] = deque()
+        self._last: _Pack | None = None  # of them; the next value may have room in it
         self._buffered = 0
         self._number = 0
+        self._tail = 0  # bytes in Redis, as far as this attempt knows
         self._progress: bytes | None = None
         self._due = 0.0  # when the next progress may leave, on the loop's clock
         self._more: asyncio.Event | None = None  # while progress waits for its time: something else came
         self._room: asyncio.Event | None = None
         self._flight: asyncio.Task[None] | None = None
+        self._moving: asyncio.Task[bool] | None = None
 
     async def progress(self, body: bytes) -> None:
         """The newest state is what counts: it replaces one that has not left yet."""
@@ -78,7 +143,7 @@ class JobOutput:
             self._room.clear()
             await self._room.wait()
         if self.full:
-            raise self._refused or _too_large()
+            raise self._refused or self._too_large()
         self._put("output", item)
 
     def log(self, body: bytes) -> None:
@@ -91,10 +156,17 @@ class JobOutput:
     def _put(self, kind: str, body: bytes) -> None:
         if b"\n" in body:
             body = body.replace(b"\n", b" ")  # a report has a value a line; in JSON a raw line end is only white space
-        self._entries.append((kind, body))
-        self._buffered += len(body)
-        self._start()
-        if self._more is not None:
+        size = len(body) + 1  # a line end, or the end
+        pack = self._last
+        if pack is None or pack.kind != kind or pack.size + size > CHUNK + 1:
+            self._last = pack = _Pack(kind)
+            self._packs.append(pack)
+        pack.parts.append(body)
+        pack.size += size
+        self._buffered += size
+        if self._flight is None or self._flight.done():
+            self._start()
+        elif self._more is not None:
             self._more.set()
 
     def _start(self) -> None:
@@ -103,55 +175,114 @@ class JobOutput:
 
     async def _fly(self) -> None:
         try:
-            while (report := await self._next()) is not None:
-                word = await self._outbox.send(report)
-                if word != "ok":
-                    self._stop(word, report.type)
-                    return
-                if report.type != "progress":
-                    self._buffered -= len(report.body) - report.body.count(b"\n")
-                if self._room is not None and self._buffered <= BUFFER:
-                    self._room.set()
+            while letter := await self._next():
+                while letter and not self.full:
+                    letter = await self._send(letter)
         except Exception as error:  # noqa: BLE001 - a fault of ours or of Redis: the attempt must not count what it said
-            self._refused = error
-            self._stop("failed", "")
+            self._fail(error)
+
+    async def _send(self, letter: list[Report]) -> list[Report]:
+        """What could not be written yet; there is room for it now."""
+        words = await self._outbox.send(letter)
+        for number, (report, word) in enumerate(zip(letter, words, strict=True)):
+            if word == "wait":
+                if await asyncio.shield(self._move()):
+                    return letter[number:]
+                self._fail(TaskError("store_unavailable", "the file store did not take the output", retryable=True))
+                return []
+            if word not in ("ok", "long"):
+                self._stop(word, report.type)
+                return []
+            self._tail += len(report.body)
+            if report.type != "progress":
+                self._buffered -= len(report.body) + 1
+            if word == "long":
+                self._move()
+        if self._room is not None and self._buffered <= BUFFER:
+            self._room.set()
+        return []
+
+    def _move(self) -> "asyncio.Task[bool]":
+        """Begins to move a segment to the file store, unless one is under way."""
+        if self._moving is None or not self._moves:
+            self._moving = asyncio.get_running_loop().create_task(self._moved())
+        return self._moving
+
+    async def _moved(self) -> bool:
+        """Moves a segment, however often it takes; False: this attempt's time is over, or the attempt is."""
+        pause = 0.1
+        while True:
+            try:
+                async with asyncio.timeout_at(self._until):
+                    left = await self._outbox.move(self.id, self.token)
+            except TimeoutError:
+                return False
+            except Unavailable as error:
+                if not self.stuck:
+                    log.warning("output waits for the file store", job_id=self.id, error=str(error))
+                self.stuck = True
+                await asyncio.sleep(pause * random.uniform(0.5, 1))
+                pause = min(2 * pause, 2.0)
+            except Exception as error:  # noqa: BLE001 - as in _fly
+                self._fail(error)
+                return False
+            else:
+                self.stuck = False
+                if left is None:
+                    self._stop("lost", "")
+                    return False
+                self._tail = left
+                return True
+
+    def _fail(self, error: Exception) -> None:
+        self._refused = self._refused or error
+        self._stop("failed", "")
 
     def _stop(self, word: str, kind: str) -> None:
-        if word == "full" and (kind == "output" or any(kind == "output" for kind, _ in self._entries)):
-            self._refused = _too_large()
+        if word == "full" and (kind == "output" or any(pack.kind == "output" for pack in self._packs)):
+            self._refused = self._too_large()
         self.full = True  # nothing more is taken, whichever way it ended
-        self._entries.clear()
-        self._progress = None
+        self._packs.clear()
+        self._last = self._progress = None
         self._buffered = 0
         if self._room is not None:
             self._room.set()
         if word == "lost" and self.lost is not None:
             self.lost()
 
-    async def _next(self) -> Report | None:
+    def _too_large(self) -> TaskError:
+        return TaskError("too_large", f"the output exceeds {self._outbox.limit} bytes", retryable=False)
+
+    async def _next(self) -> list[Report]:
+        """The reports that leave together; none: there is nothing to say."""
         loop = asyncio.get_running_loop()
-        while not self._entries:
+        while not self._packs:
             if self._progress is None:
-                return None
+                return []
             wait = self._due - loop.time()
             if wait <= 0:
-                body, self._progress, self._due = self._progress, None, loop.time() + PACE
-                return self._report("progress", body)
+                return [self._take_progress()]
             self._more = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._more.wait()
             self._more = None
-        return self._chunk()
+        letter: list[Report] = []
+        size = 0
+        if self._progress is not None and self._due <= loop.time():
+            letter.append(self._take_progress())  # a flood of output must not hold it up
+        while self._packs and len(letter) < REPORTS and (not letter or size + self._packs[0].size <= LETTER):
+            pack = self._packs.popleft()
+            size += pack.size
+            letter.append(self._report(pack.kind, b"\n".join(pack.parts)))
+        if not self._packs:
+            self._last = None
+        return letter
 
-    def _chunk(self) -> Report:
-        kind, body = self._entries.popleft()
-        parts, size = [body], len(body)
-        while self._entries and self._entries[0][0] == kind and size + len(self._entries[0][1]) <= CHUNK:
-            body = self._entries.popleft()[1]
-            parts.append(body)
-            size += len(body)
-        return self._report(kind, b"\n".join(parts))
+    def _take_progress(self) -> Report:
+        body, self._progress = self._progress or b"", None
+        self._due = asyncio.get_running_loop().time() + PACE
+        return self._report("progress", body)
 
     def _report(self, kind: str, body: bytes) -> Report:
         self._number += 1
@@ -169,19 +300,33 @@ class JobOutput:
             self._start()
             if self._flight is not None:
                 await asyncio.shield(self._flight)
+        await self._tidy()
         if self._refused is not None:
             raise self._refused
 
+    async def _tidy(self) -> None:
+        """Moves the rest, so that final jobs do not fill Redis; what cannot be moved soon stays there."""
+        try:
+            async with asyncio.timeout(TIDY):
+                moved = True
+                while moved and not self.full and (self._tail > KEPT or self._moves):
+                    moved = await asyncio.shield(self._move())
+        except TimeoutError:
+            log.warning("the end of the output stays in Redis", job_id=self.id, bytes=self._tail)
+            if self._moving is not None:
+                self._moving.cancel()
+
+    @property
+    def _moves(self) -> bool:
+        return self._moving is not None and not self._moving.done()
+
     @property
     def _pending(self) -> bool:
-        return bool(self._entries) or self._progress is not None
+        return bool(self._packs) or self._progress is not None
 
     def abandon(self) -> None:
         """Stops saying anything: the attempt is no longer this worker's."""
-        if self._flight is not None:
-            self._flight.cancel()
+        for task in (self._flight, self._moving):
+            if task is not None:
+                task.cancel()
         self._stop("over", "")
-
-
-def _too_large() -> TaskError:
-    return TaskError("too_large", f"the output exceeds {LIMIT >> 20} MiB", retryable=False)

@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from worker.desk import Desk
 from worker.encoding import encode
 from worker.errors import Permanent, TaskError
 from worker.job import Job
-from worker.sync import Desk, facts
+from worker.logs import Level
+from worker.sync import facts
 
 if TYPE_CHECKING:
     from worker.task import Task
@@ -80,7 +82,8 @@ class ProcessPool:
     A child that dies, or whose job was cancelled, is replaced. Children end when the worker ends, however it does.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, *, log: Level = "info") -> None:
+        self._log = log
         self._slots = asyncio.Semaphore(limit or os.cpu_count() or 1)
         self._idle: list[Child] = []
         self._children: set[Child] = set()
@@ -122,7 +125,7 @@ class ProcessPool:
         return None
 
     async def _started(self) -> "Child":
-        child = await Child.start()
+        child = await Child.start(self._log)
         self._children.add(child)
         return child
 
@@ -161,8 +164,8 @@ class Child:
         self.busy = False  # with a job whose end it has not told
 
     @classmethod
-    async def start(cls) -> "Child":
-        command = (sys.executable, "-m", "worker.child", str(os.getpid()))
+    async def start(cls, log: Level = "info") -> "Child":
+        command = (sys.executable, "-m", "worker.child", str(os.getpid()), log)
         pipe = asyncio.subprocess.PIPE
         return cls(await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=256 << 10))
 

@@ -1,31 +1,35 @@
-"""Rows out of a file: CSV, NDJSON and Parquet, plain or compressed, one after another with their lines.
+"""Rows out of a file: CSV, NDJSON, a JSON array and Parquet, plain or compressed, one after another with their lines.
 
-CSV is UTF-8 with a header and commas; an empty value is NULL unless it is quoted. NDJSON has an object a line, whose
-first one names the columns. Everything here blocks: call it in a thread.
+What `sql.import` and `mongo.import` read. CSV is UTF-8 with a header and commas; an empty value is null unless it is
+quoted. A row that is wrong is told of and the next ones are read; `file.convert` (worker/sources.py) takes the whole
+file or nothing. Everything here blocks: call it in a thread.
 """
 
 import csv
+import io
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
 
 from worker.compression import Compression, compression_of, inflated
-from worker.encoders import Format
+from worker.elements import elements
 from worker.errors import Permanent
-from worker.files import FileRef
+from worker.formats import Format
+from worker.lines import as_file
 
 LONGEST = 16 << 20  # bytes of a line or a value
-_ENDINGS: dict[str, Format] = {"csv": "csv", "ndjson": "ndjson", "jsonl": "ndjson", "parquet": "parquet"}
 _CELL = re.compile(r'(?:^|,)(?:(?P<quoted>"(?:[^"]|"")*")|[^,"\r\n]*)')
 
 
 class Record(NamedTuple):
-    """A row of the file: its line (in Parquet its number, from 1), and its values or why it has none."""
+    """A row of the file: its line (in Parquet its number, from 1), its bytes, its values or why it has none."""
 
     line: int
+    size: int  # roughly
     values: list[Any]
     problem: str | None = None
 
@@ -37,19 +41,13 @@ class Records(NamedTuple):
     rows: Iterator[Record]
 
 
-def format_of(source: FileRef) -> Format:
-    """The format that the file's name or content type says. Raises Permanent."""
-    name = re.sub(r"\.(gz|zst)$", "", (source.name or source.file).lower())
-    format = _ENDINGS.get(name.rpartition(".")[2]) or _ENDINGS.get(
-        (source.content_type or "")
-        .partition(";")[0]
-        .removeprefix("application/")
-        .removeprefix("text/")
-        .removeprefix("x-")
-    )
-    if format is None:
-        raise Permanent("unknown_format", "neither the file's name nor its content type says the format: give `format`")
-    return format
+class Item(NamedTuple):
+    """A row as an object, without its nulls where it stood in columns; or why it is none."""
+
+    line: int
+    object: dict[str, Any] | None
+    problem: str
+    size: int  # bytes, roughly
 
 
 def read(pieces: Iterable[bytes], format: Format, compression: Compression | None) -> Records:
@@ -58,23 +56,61 @@ def read(pieces: Iterable[bytes], format: Format, compression: Compression | Non
     first = next(pieces, b"")
     if format == "parquet":
         return _parquet(first, pieces)
-    lines = _lines(inflated(_chained(first, pieces), compression or compression_of(first)))
+    lines = _lines(inflated(chain((first,), pieces), compression or compression_of(first)))
     return _csv(lines) if format == "csv" else _ndjson(lines)
 
 
-def _chained(first: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from pieces
+def items(pieces: Iterable[bytes], format: Format, compression: Compression | None) -> Iterator[Item]:
+    """The same for rows that may each have other keys."""
+    if format in ("csv", "parquet"):
+        return _of_columns(read(pieces, format, compression))
+    pieces = iter(pieces)
+    first = next(pieces, b"")
+    whole = inflated(chain((first,), pieces), compression or compression_of(first))
+    texts = _lines(whole) if format == "ndjson" else elements(_text(whole))
+    return _of_json(texts)
+
+
+def _of_json(texts: Iterator[str]) -> Iterator[Item]:
+    for number, text in enumerate(texts, 1):
+        if text.strip():
+            found = _object(text)
+            if isinstance(found, str):
+                yield Item(number, None, found, len(text))
+            else:
+                yield Item(number, found, "", len(text))
+
+
+def _of_columns(records: Records) -> Iterator[Item]:
+    for line, size, values, problem in records.rows:
+        if problem is None:
+            pairs = zip(records.columns, values, strict=True)
+            yield Item(line, {name: value for name, value in pairs if value is not None}, "", size)
+        else:
+            yield Item(line, None, problem, size)
+
+
+def _text(pieces: Iterator[bytes]) -> Callable[[int], str]:
+    text = io.TextIOWrapper(as_file(pieces), "utf-8-sig", newline="\n")
+
+    def characters(count: int) -> str:
+        try:
+            return text.read(count)
+        except UnicodeDecodeError:
+            raise Permanent("invalid_file", "the file is no UTF-8 text") from None
+
+    return characters
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Each with its end."""
     rest = b""
     try:
         for piece in pieces:
-            lines = (rest + piece).split(b"\n")
-            rest = lines.pop()
-            for line in lines:
-                yield line.decode() + "\n"
+            whole, end, rest = (rest + piece).rpartition(b"\n")
+            if end:
+                for line in whole.decode().split("\n"):
+                    yield line + "\n"
             if len(rest) > LONGEST:
                 raise Permanent("too_large", f"a line has more than {LONGEST} bytes")
         if rest:
@@ -102,7 +138,7 @@ class _Raw:
 def _csv(lines: Iterator[str]) -> Records:
     csv.field_size_limit(LONGEST)
     first = next(lines, "").removeprefix("\ufeff")
-    raw = _Raw(_strings(first, lines))
+    raw = _Raw(chain((first,), lines))
     reader = csv.reader(raw, strict=True)
     try:
         columns = next(reader, [])
@@ -110,11 +146,6 @@ def _csv(lines: Iterator[str]) -> Records:
         raise Permanent("invalid_file", f"the header cannot be read: {error}") from None
     raw.kept.clear()
     return Records(_named(columns), _csv_rows(reader, raw, len(columns)))
-
-
-def _strings(first: str, lines: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from lines
 
 
 def _csv_rows(reader: Any, raw: _Raw, width: int) -> Iterator[Record]:
@@ -125,14 +156,15 @@ def _csv_rows(reader: Any, raw: _Raw, width: int) -> Iterator[Record]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Record(line, ["".join(raw.kept)[:1000]], str(error))
+            yield Record(line, 0, ["".join(raw.kept)[:1000]], str(error))
         else:
+            size = sum(map(len, raw.kept))
             if len(cells) == width:
-                yield Record(line, _nulls(cells, raw.kept) if "" in cells else cells)
+                yield Record(line, size, _nulls(cells, raw.kept) if "" in cells else cells)
             elif cells:  # an empty line is none
-                yield Record(line, cells, f"it has {len(cells)} values, the header {width}")
+                yield Record(line, size, cells, f"it has {len(cells)} values, the header {width}")
             elif width == 1:
-                yield Record(line, [None])
+                yield Record(line, size, [None])
         raw.kept.clear()
 
 
@@ -158,17 +190,17 @@ def _ndjson(lines: Iterator[str]) -> Records:
     columns = _named(list(row))
 
     def rows() -> Iterator[Record]:
-        yield Record(first[0], list(row.values()))
+        yield Record(first[0], len(first[1]), list(row.values()))
         known = set(columns)
         for number, line in numbered:
             found = _object(line)
             if isinstance(found, str):
-                yield Record(number, [line[:1000].rstrip("\n")], found)
+                yield Record(number, len(line), [line[:1000].rstrip("\n")], found)
             elif found.keys() <= known:
-                yield Record(number, [found.get(column) for column in columns])
+                yield Record(number, len(line), [found.get(column) for column in columns])
             else:
                 other = next(name for name in found if name not in known)
-                yield Record(number, [line[:1000].rstrip("\n")], f"the first row has no {other!r}")
+                yield Record(number, len(line), [line[:1000].rstrip("\n")], f"the first row has no {other!r}")
 
     return Records(columns, rows())
 
@@ -183,8 +215,7 @@ def _object(line: str) -> dict[str, Any] | str:
 
 
 def _parquet(first: bytes, pieces: Iterator[bytes]) -> Records:
-    import pyarrow as pa  # noqa: PLC0415 - large, and most jobs need none
-    import pyarrow.parquet as pq  # noqa: PLC0415 - likewise
+    from worker.parquet import ParquetInput  # noqa: PLC0415 - Arrow is large, and most jobs need none
 
     # What describes the file stands at its end.
     file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as rows are read
@@ -192,23 +223,25 @@ def _parquet(first: bytes, pieces: Iterator[bytes]) -> Records:
     for piece in pieces:
         file.write(piece)
     try:
-        table = pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
+        table = ParquetInput(file)
+    except Permanent:
         file.close()
-        raise Permanent("invalid_file", f"this is no Parquet: {str(error)[:200]}") from None
+        raise
 
     def rows() -> Iterator[Record]:
         number = 0
         with file:
-            try:
-                for batch in table.iter_batches(batch_size=2000):
-                    for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                        number += 1
-                        yield Record(number, list(values))
-            except (pa.ArrowException, OSError) as error:
-                raise Permanent("invalid_file", f"its data is damaged: {str(error)[:200]}") from None
+            for batch in table.batches():
+                for values in zip(*batch.columns, strict=True):
+                    number += 1
+                    yield Record(number, weight(values), list(values))
 
-    return Records(_named(list(table.schema_arrow.names)), rows())
+    return Records(table.names, rows())
+
+
+def weight(values: Iterable[Any]) -> int:
+    """About how many bytes they take."""
+    return sum(len(value) if isinstance(value, str | bytes) else 16 for value in values)
 
 
 def _named(columns: list[str]) -> list[str]:

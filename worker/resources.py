@@ -41,6 +41,6 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         mail = await stack.enter_async_context(open_mail(settings))
         threads = Threads(settings.concurrency)
         stack.callback(threads.close)
-        processes = ProcessPool()
+        processes = ProcessPool(log=settings.job_log)
         stack.push_async_callback(processes.close)
         yield Resources(http=http, sql=sql, mongo=mongo, mail=mail, files=files, threads=threads, processes=processes)

@@ -13,11 +13,12 @@ import structlog
 from pydantic import ValidationError
 
 from shared.jobs import Options, State
-from shared.queue import Claimed, Finish
+from shared.queue import Claimed, Finish, Queue
 from shared.retry import RetryPolicy, delay
 from worker.failures import Fault, broken, fault, invalid_payload, timed_out
+from worker.fenced import Fenced
 from worker.files import FileRef
-from worker.job import Find, Job
+from worker.job import Job
 from worker.output import JobOutput, Outbox
 from worker.resources import Resources
 from worker.task import Task, execute
@@ -38,7 +39,7 @@ class Run:
     __slots__ = ("cause", "claimed", "grace", "handle", "job", "options", "output", "started", "task")
 
     def __init__(
-        self, claimed: Claimed, task: Task, outbox: Outbox, resources: Resources, *, find: Find, grace: float
+        self, claimed: Claimed, task: Task, outbox: Outbox, resources: Resources, *, queue: Queue, grace: float
     ) -> None:
         self.claimed = claimed
         self.task = task
@@ -47,7 +48,10 @@ class Run:
         self.started = time.time()
         self.cause: Cause | None = None
         self.handle: asyncio.Task[Finish | None] | None = None
-        self.output = JobOutput(outbox, claimed.id, claimed.token, self._lost)
+        # The file store gets a moment longer than the code: the lease holds for as long.
+        patience = self.options.timeout + grace
+        self.output = JobOutput(outbox, claimed.id, claimed.token, self._lost, seconds=patience)
+        fenced = Fenced(queue, self.output)
         self.job = Job(
             id=claimed.id,
             task=claimed.task,
@@ -59,7 +63,9 @@ class Run:
             tenant=claimed.tenant,
             stamp=int(claimed.token.partition(".")[0]),
             traceparent=self.options.traceparent,
-            find=find,
+            find=queue.get,
+            store=fenced,
+            keeper=fenced,
         )
 
     def _lost(self) -> None:
@@ -83,9 +89,8 @@ class Run:
                 with contextlib.suppress(Exception):
                     async with asyncio.timeout(LAST_WORDS):
                         await self.output.drain()
-        if finish is None:
-            self.output.abandon()
-        self.output.lost = None  # else run and output would hold each other until the collector comes
+        self.output.lost = None  # it is over; else run and output would hold each other until the collector comes
+        self.output.abandon()
         return finish
 
     async def _outcome(self) -> Finish | None:
@@ -112,7 +117,7 @@ class Run:
         if self.cause in ("cancel", "lost") or (self.cause is not None and failure is not None):
             return self.interrupted()
         if clock.expired():
-            return await self._failed(timed_out(limit), "timeout")
+            return await self._failed(timed_out(limit, stuck=self.output.stuck), "timeout")
         if failure is None:
             # Outside of the timeout: that Redis is away is not the code's fault.
             try:

@@ -16,7 +16,7 @@ Kind = Literal["async", "stream", "thread", "process"]
 Parameter = Literal["job", "payload"]
 
 OBJECT = dict[str, Any]  # the payload of a function that does not say what it takes
-_UNKNOWN: Any = object()
+UNKNOWN: Any = object()
 _JOBS = {"Job", "SyncJob"}
 
 
@@ -44,7 +44,7 @@ def read(function: Callable[..., Any], *, cpu: bool, scope: dict[str, Any]) -> S
     """
     kind = _kind(function, cpu)
     generator = kind == "stream" or inspect.isgeneratorfunction(function)
-    hints = {name: _resolve(function, name, note, scope) for name, note in function.__annotations__.items()}
+    hints = {name: resolve(function, name, note, scope) for name, note in function.__annotations__.items()}
     parameters: list[Parameter] = []
     annotation: Any = OBJECT
     for parameter in inspect.signature(function).parameters.values():
@@ -56,12 +56,12 @@ def read(function: Callable[..., Any], *, cpu: bool, scope: dict[str, Any]) -> S
             raise TypeError(f"takes a second {role}, {parameter.name!r}: put all fields into one payload model")
         parameters.append(role)
         if role == "payload" and hint is not inspect.Parameter.empty:
-            if hint is _UNKNOWN:
+            if hint is UNKNOWN:
                 text = function.__annotations__[parameter.name]
                 raise TypeError(f"annotates {parameter.name!r} with {text!r}, which is not known there")
             annotation = hint
     payload = _payload(annotation)
-    result, result_schema = (None, {"type": "null"}) if generator else _result(hints.get("return", _UNKNOWN))
+    result, result_schema = (None, {"type": "null"}) if generator else _result(hints.get("return", UNKNOWN))
     return Signature(kind, generator, tuple(parameters), payload[0], result, payload[1], result_schema)
 
 
@@ -78,14 +78,15 @@ def _kind(function: Callable[..., Any], cpu: bool) -> Kind:
     return "async" if asynchronous else "thread"
 
 
-def _resolve(function: Callable[..., Any], name: str, note: Any, scope: dict[str, Any]) -> Any:
+def resolve(function: Callable[..., Any], name: str, note: Any, scope: dict[str, Any]) -> Any:
+    """What an annotation means among the function's names and those of `scope`; UNKNOWN if that cannot be said."""
     # One by one: a return type that is only imported for type checkers must not hide the payload's.
     holder = SimpleNamespace(__annotations__={name: note})
     try:
         names = {**inspect.unwrap(function).__globals__, **scope}
         return typing.get_type_hints(holder, names, include_extras=True)[name]
     except Exception:  # noqa: BLE001 - evaluating an annotation runs the author's text: anything may come of it
-        return _UNKNOWN
+        return UNKNOWN
 
 
 def _is_job(kind: Kind, parameter: inspect.Parameter, hint: Any) -> bool:
@@ -95,7 +96,7 @@ def _is_job(kind: Kind, parameter: inspect.Parameter, hint: Any) -> bool:
         if kind in ("async", "stream"):
             raise TypeError("is async and gets a Job, not a SyncJob")
         return True
-    if hint is _UNKNOWN:
+    if hint is UNKNOWN:
         # `if TYPE_CHECKING: from worker import Job`
         return str(parameter.annotation).rpartition(".")[2] in _JOBS or parameter.name == "job"
     return hint is inspect.Parameter.empty and parameter.name == "job"
@@ -112,7 +113,7 @@ def _payload(annotation: Any) -> tuple[TypeAdapter[Any], dict[str, Any]]:
 
 def _result(annotation: Any) -> tuple[TypeAdapter[Any] | None, dict[str, Any]]:
     """The declared result; where pydantic knows nothing of it, it is written as what it turns out to be."""
-    if annotation is _UNKNOWN or annotation is Any:
+    if annotation is UNKNOWN or annotation is Any:
         return None, {}
     if annotation is None or annotation is type(None):
         return None, {"type": "null"}

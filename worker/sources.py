@@ -6,10 +6,8 @@ Errors are Permanent: `invalid_file` for what is not what it is said to be, `too
 import codecs
 import csv
 import io
-import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import msgspec
 from charset_normalizer import from_bytes
@@ -18,15 +16,11 @@ from worker.compression import Compression, compression_of, inflated
 from worker.elements import elements
 from worker.errors import Permanent
 from worker.files import FileRef
+from worker.formats import Format, bare, format_of
 from worker.lines import MAX_ROW, SAMPLE, as_file, delimiter_of, file_name
 from worker.sync import SyncFiles
 
-Format = Literal["csv", "ndjson", "json", "parquet"]
-
 INFLATED = 10 << 30  # bytes of a compressed source, inflated: what an upload may have
-_ENDINGS: dict[str, Format] = {
-    ".csv": "csv", ".tsv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "json", ".parquet": "parquet"
-}  # fmt: skip
 _NEAR = 0.02  # of charset-normalizer's measure of disorder, which goes from 0 to 1
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
          codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
@@ -77,12 +71,18 @@ class Source:
             raise self._wrong_encoding() from None
 
     def records(self) -> Generator[list[str], None, None]:
-        """The fields of its CSV records, the header's first and each with as many; empty lines are left out."""
+        """The fields of its CSV records, the header's first and each with as many.
+
+        Empty lines are left out, but where there is one column.
+        """
         csv.field_size_limit(MAX_ROW)
         width = 0
         try:
             for number, fields in enumerate(csv.reader(self.text(), delimiter=self.delimiter)):
                 if not fields:
+                    # So COPY and our own CSV write a row whose only field is a null.
+                    if width == 1:
+                        yield [""]
                     continue
                 width = width or len(fields)
                 if len(fields) != width:
@@ -153,8 +153,7 @@ def check_encoding(name: str) -> str:
 
 def plain_name(ref: FileRef) -> tuple[str, str]:
     """What the file is called without a compression's ending: the stem, and the ending with its dot."""
-    name = re.sub(r"\.(gz|gzip|zst|zstd)$", "", ref.name or "", flags=re.IGNORECASE)
-    return file_name(ref.model_copy(update={"name": name or None}))
+    return file_name(ref.model_copy(update={"name": bare(ref.name or "") or None}))
 
 
 def _encoding_of(start: bytes) -> str:
@@ -179,9 +178,9 @@ def _encoding_of(start: bytes) -> str:
 def _format_of(ref: FileRef, start: bytes, text: str) -> Format:
     if start.startswith(b"PAR1"):
         return "parquet"
-    ending = plain_name(ref)[1].lower()
-    if ending in _ENDINGS:
-        return _ENDINGS[ending]
+    told = format_of(ref.model_copy(update={"content_type": None}))
+    if told is not None:
+        return told
     mark = text.lstrip("\ufeff \t\r\n")[:1]
     return "json" if mark == "[" else "ndjson" if mark == "{" else "csv"
 

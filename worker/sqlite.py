@@ -20,7 +20,7 @@ from tortoise.backends.sqlite.client import SqliteClient
 
 from worker import rows
 from worker.errors import TaskError
-from worker.loading import Loader, Refused, check_columns, quoted, sqlite_insert, sqlite_value
+from worker.loading import Loader, Refused, by_column, check_columns, quoted, sqlite_insert, sqlite_values
 from worker.placeholders import Dialect, bind
 from worker.rows import Column, Row
 
@@ -318,13 +318,8 @@ class SqliteLoader:
     def __init__(self, client: _Guarded, text: str, types: Sequence[str]) -> None:
         self._client, self._text, self._types = client, text, types
 
-    async def load(self, rows: Sequence[Sequence[Any]]) -> None:
-        values = []
-        for number, row in enumerate(rows):
-            try:
-                values.append([sqlite_value(one, type) for one, type in zip(row, self._types, strict=True)])
-            except (ValueError, TypeError) as error:
-                raise Refused(str(error), number) from None
+    async def load(self, columns: Sequence[Sequence[Any]]) -> None:
+        values = await asyncio.to_thread(self._values, columns)
         connection, client = self._client.open, self._client
         with _explained(client):
             await connection.execute("SAVEPOINT batch")
@@ -338,6 +333,9 @@ class SqliteLoader:
             finally:
                 client.guarding = False
             await connection.execute("RELEASE batch")
+
+    def _values(self, columns: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+        return list(zip(*by_column(columns, self._types, sqlite_values), strict=True))
 
 
 async def _abandon(client: _Guarded) -> None:

@@ -1,16 +1,22 @@
 """The job as plain `def` code sees it, in a thread or a process of its own: the same names, without `await`."""
 
-import asyncio
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Protocol, Self, TypeVar
 
+from shared.durations import Duration
 from worker.job import Job, Log, item_body, progress_body
+from worker.logs import following
 
 if TYPE_CHECKING:
     from worker.files import FileRef
     from worker.task import Task
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PIECE = 256 << 10  # bytes of a file handed over at once
 
@@ -24,7 +30,7 @@ class Channel(Protocol):
         """Hand one report over; waits while many are under way."""
 
     def call(self, operation: str, argument: Any, body: bytes = b"") -> tuple[Any, bytes]:
-        """Have `Desk.answer` do something on the loop and wait for it. Raises what it raises."""
+        """Have `worker.desk.Desk.answer` do something on the loop and wait for it. Raises what it raises."""
 
     def is_over(self) -> bool:
         """Whether the attempt has ended: by cancellation, timeout, a lost lease or shutdown."""
@@ -198,6 +204,19 @@ class SyncJob:
         """Stream one item to the clients, see `Job.emit`."""
         self._channel.send("output", item_body(item))
 
+    def step(self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do something once a job, here and now, see `Job.step`. The function is a plain one."""
+        from worker.steps import Result, is_async, run_here  # noqa: PLC0415 - most jobs have no steps
+
+        if is_async(function):
+            raise TypeError("a step that is async def needs an async def task")
+        result: T = run_here(self._channel, name, Result(name, function), partial(function, *args, **kwargs))
+        return result
+
+    def lock(self, name: str, *, wait: Duration | None = None) -> "SyncLock":
+        """`with job.lock("name") as lock`, see `Job.lock`. When it is lost, `cancelled` says so and reports raise."""
+        return SyncLock(self._channel, name, wait)
+
     @property
     def http(self) -> NoReturn:
         raise TypeError("job.http needs an async def task: plain def code runs outside of the event loop")
@@ -207,6 +226,30 @@ class SyncJob:
 
     def mongo(self, name: str) -> NoReturn:  # noqa: ARG002 - likewise
         raise TypeError("job.mongo needs an async def task: plain def code runs outside of the event loop")
+
+
+class SyncLock:
+    """A lock of the job, held within `with`; see `worker.locks.Lock`."""
+
+    __slots__ = ("_channel", "_wait", "fence", "name")
+
+    def __init__(self, channel: Channel, name: str, wait: Duration | None) -> None:
+        from worker.locks import check  # noqa: PLC0415 - most jobs take no lock
+
+        self._channel = channel
+        self.name, self._wait = check(name, wait)
+        self.fence = 0  # until it is held
+
+    def __enter__(self) -> Self:
+        if self.fence:
+            raise RuntimeError(f"the lock {self.name!r} was entered before: call job.lock for each `with`")
+        self.fence = self._channel.call("lock", [self.name, self._wait])[0]
+        return self
+
+    def __exit__(
+        self, type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._channel.call("unlock", [self.fence, error is None])
 
 
 def facts(job: Job) -> dict[str, Any]:
@@ -224,12 +267,13 @@ def facts(job: Job) -> dict[str, Any]:
 
 def call(task: "Task", job: SyncJob, payload: Any) -> Any:
     """Call the task's function here and now; what a generator yields is emitted."""
-    outcome = task.function(*task.arguments(job, payload))
-    if not task.signature.generator:
-        return outcome
-    with closing(outcome) as items:
-        for item in items:
-            job.emit(item)
+    with following(job.log.write):
+        outcome = task.function(*task.arguments(job, payload))
+        if not task.signature.generator:
+            return outcome
+        with closing(outcome) as items:
+            for item in items:
+                job.emit(item)
     return None
 
 
@@ -241,101 +285,3 @@ def _reference(fields: dict[str, Any]) -> "FileRef":
     from worker.files import FileRef  # noqa: PLC0415 - most jobs touch no file
 
     return FileRef.model_validate(fields)
-
-
-class Desk:
-    """The loop's side of `Channel.call`: works on the job's files for plain code."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._readers: dict[int, AsyncIterator[bytes]] = {}
-        self._writers: dict[int, tuple[asyncio.Queue[bytes], asyncio.Task[FileRef]]] = {}
-        self._handles = 0
-        self._operations: dict[str, Callable[[Any, bytes], Awaitable[tuple[Any, bytes]]]] = {
-            "stat": self._stat,
-            "read": self._read,
-            "range": self._range,
-            "open": self._open,
-            "next": self._next,
-            "create": self._create,
-            "append": self._append,
-            "commit": self._commit,
-        }
-
-    async def answer(self, operation: str, argument: Any, body: bytes) -> tuple[Any, bytes]:
-        """Do one operation; a JSON value and bytes go in and come out. Raises what the files raise."""
-        return await self._operations[operation](argument, body)
-
-    async def _stat(self, ref: Any, _: bytes) -> tuple[Any, bytes]:
-        return (await self._job.files.stat(ref)).model_dump(mode="json"), b""
-
-    async def _read(self, ref: Any, _: bytes) -> tuple[Any, bytes]:
-        return None, await self._job.files.read(ref)
-
-    async def _range(self, argument: Any, _: bytes) -> tuple[Any, bytes]:
-        return None, await self._job.files.range(*argument)
-
-    async def _open(self, argument: Any, _: bytes) -> tuple[Any, bytes]:
-        ref, start, left = argument
-        for handle in left:
-            await _end(self._readers.pop(handle))
-        self._handles += 1
-        self._readers[self._handles] = aiter(self._job.files.open(ref, start))
-        return self._handles, b""
-
-    async def _next(self, handle: Any, _: bytes) -> tuple[Any, bytes]:
-        async for piece in self._readers[handle]:
-            if piece:
-                return None, piece
-        return None, b""
-
-    async def _create(self, argument: Any, _: bytes) -> tuple[Any, bytes]:
-        name, content_type = argument
-        queue: asyncio.Queue[bytes] = asyncio.Queue(maxsize=2)
-
-        async def pieces() -> AsyncIterator[bytes]:
-            while piece := await queue.get():
-                yield piece
-
-        self._handles += 1
-        writing = self._job.files.write(name, pieces(), content_type=content_type)
-        self._writers[self._handles] = (queue, asyncio.create_task(writing))
-        return self._handles, b""
-
-    async def _append(self, handle: Any, piece: bytes) -> tuple[Any, bytes]:
-        await self._put(*self._writers[handle], piece)
-        return None, b""
-
-    async def _commit(self, handle: Any, _: bytes) -> tuple[Any, bytes]:
-        queue, writer = self._writers[handle]
-        await self._put(queue, writer, b"")
-        ref = await writer
-        del self._writers[handle]
-        return ref.model_dump(mode="json"), b""
-
-    async def _put(self, queue: asyncio.Queue[bytes], writer: "asyncio.Task[FileRef]", piece: bytes) -> None:
-        # A writer that failed takes nothing any more: its error is the answer.
-        putting = asyncio.create_task(queue.put(piece))
-        try:
-            await asyncio.wait({putting, writer}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            putting.cancel()
-        if writer.done() and not putting.done():
-            writer.result()
-
-    async def close(self) -> None:
-        """Let go of everything that the code left open; what it did not finish writing is dropped."""
-        for _, writer in self._writers.values():
-            writer.cancel()
-        if self._writers:
-            await asyncio.wait([writer for _, writer in self._writers.values()], timeout=5)
-        for reader in self._readers.values():
-            await _end(reader)
-        self._writers.clear()
-        self._readers.clear()
-
-
-async def _end(reader: AsyncIterator[bytes]) -> None:
-    close = getattr(reader, "aclose", None)
-    if close is not None:
-        await close()

@@ -29,6 +29,7 @@ from shared.settings import QUEUE_NAME
 from worker.encoding import encode
 from worker.errors import Permanent, Retry, TaskError
 from worker.job import Job
+from worker.logs import following
 from worker.signature import Kind, Signature, describe, read
 
 __all__ = ["Kind", "Permanent", "Retry", "Task", "TaskError", "execute", "load_tasks", "task"]
@@ -104,6 +105,8 @@ def task(
     retry: RetryPolicy | None = None,
     queue: str = "default",
     priority: Priority = "normal",
+    concurrency: int | None = None,
+    rate: str | None = None,
     cpu: bool = False,
     version: int = 1,
     example: Any = None,
@@ -112,9 +115,10 @@ def task(
     """Make a function a task. It stays the function it was and can be called as before.
 
     `timeout` (30 s) and `retry` (3 attempts, exponential) hold for jobs that do not say otherwise; `summary` is the
-    docstring's first paragraph if not given; `example` is a payload for the documentation. Raise `version` when old
-    workers must not run jobs that were validated against the new payload. Wrong use raises TypeError or ValueError
-    here, where it is written, in a sentence that names the function.
+    docstring's first paragraph if not given; `example` is a payload for the documentation. Over all workers, at most
+    `concurrency` attempts run at once, and no more start than `rate` (`10/s`, `100/m`, `5/10s`) says; the limits of the
+    newest version hold. Raise `version` when old workers must not run jobs that were validated against the new payload.
+    Wrong use raises TypeError or ValueError here, where it is written, in a sentence that names the function.
     """
     # The names around the decorated function: models may be local to the function that defines the task.
     scope = dict(sys._getframe(1).f_locals)  # noqa: SLF001 - nothing else gives them
@@ -130,7 +134,7 @@ def task(
                 queue=_queue(queue),
                 payload_schema=signature.payload_schema,
                 result_schema=signature.result_schema,
-                defaults=_defaults(timeout, priority, retry),
+                defaults=_defaults(timeout, priority, retry) | _limits(concurrency, rate),
                 example=_example(signature, example),
                 version=_version(version),
             )
@@ -193,6 +197,18 @@ def _defaults(timeout: Any, priority: Any, retry: Any) -> dict[str, Any]:
     if retry is not None and not isinstance(retry, RetryPolicy):
         raise TypeError(f"has retry={retry!r}: write retry=RetryPolicy(max_attempts=3)")
     return {"timeout": limit, "priority": priority, "retry": (retry or RetryPolicy()).model_dump()}
+
+
+def _limits(concurrency: Any, rate: Any) -> dict[str, Any]:
+    if concurrency is not None and (isinstance(concurrency, bool) or not isinstance(concurrency, int)):
+        raise TypeError(f"has concurrency={concurrency!r}: it is how many may run at once, such as 10")
+    if rate is not None and not isinstance(rate, str):
+        raise TypeError(f"has rate={rate!r}: it is a text such as 10/s, 100/m or 5/10s")
+    try:
+        catalogue.limits(concurrency, rate)
+    except ValueError as error:
+        raise ValueError(f"has {error}") from None
+    return {name: value for name, value in (("concurrency", concurrency), ("rate", rate)) if value is not None}
 
 
 def _summary(function: Callable[..., Any]) -> str:
@@ -259,11 +275,13 @@ async def execute(task: Task, job: Job, payload: Any) -> Any:
     try:
         match task.kind:
             case "async":
-                return await task.function(*task.arguments(job, payload))
+                with following(job.sink.log, asyncio.get_running_loop().call_soon_threadsafe):
+                    return await task.function(*task.arguments(job, payload))
             case "stream":
-                async with aclosing(task.function(*task.arguments(job, payload))) as items:
-                    async for item in items:
-                        await job.emit(item)
+                with following(job.sink.log, asyncio.get_running_loop().call_soon_threadsafe):
+                    async with aclosing(task.function(*task.arguments(job, payload))) as items:
+                        async for item in items:
+                            await job.emit(item)
             case "thread":
                 return await job.resources.threads.run(task, job, payload)
             case "process":

@@ -15,16 +15,24 @@ from shared.uploads import save_upload
 from worker.encoding import encode
 from worker.files import FileRef
 from worker.job import Job
+from worker.locks import LocalLocks
+from worker.logs import installed
 from worker.resources import Resources, open_resources
+from worker.steps import LocalSteps
 from worker.task import Task, execute, of
 
-__all__ = ["Recorder", "open_bench", "run", "upload"]
+__all__ = ["LocalLocks", "Recorder", "open_bench", "run", "upload"]
 
 
 class Recorder:
-    """A sink that keeps what a task reports, decoded: `progressed`, `items` (output), `lines` (log) and `files`."""
+    """A sink that keeps what a task reports, decoded: `progressed`, `items` (output), `lines` (log) and `files`.
 
-    def __init__(self) -> None:
+    `steps` has what its steps returned, as JSON values by name. A second run with the same recorder is a later attempt,
+    and so is a first one with `Recorder(steps={"charge": "ch_1"})`.
+    """
+
+    def __init__(self, steps: dict[str, Any] | None = None) -> None:
+        self.steps: dict[str, Any] = {} if steps is None else steps
         self.progressed: list[dict[str, Any]] = []
         self.items: list[Any] = []
         self.lines: list[dict[str, Any]] = []
@@ -64,16 +72,18 @@ async def run(
     job_id: str | None = None,
     resources: Resources | None = None,
     sink: Recorder | None = None,
+    locks: LocalLocks | None = None,
 ) -> Any:
     """Run a task as a worker would, in its own kind of place and within its timeout, and return its result.
 
     `payload` is what a client would send (`None`: `{}`), with models and file references anywhere in it, or the
-    payload model itself. Raises what the task raises, pydantic.ValidationError for a payload it does not take,
-    TypeError for a result that is no JSON, TimeoutError.
+    payload model itself. `locks` are shared by the runs that get the same ones. Raises what the task raises,
+    pydantic.ValidationError for a payload it does not take, TypeError for a result that is no JSON, TimeoutError.
     """
     kind = of(task)
     sink = sink or Recorder()
     async with AsyncExitStack() as stack:
+        stack.enter_context(installed("info"))
         if resources is None:
             resources = await stack.enter_async_context(open_bench())
         job = Job(
@@ -85,6 +95,8 @@ async def run(
             attempt=attempt,
             max_attempts=kind.retry.max_attempts,
             stamp=time.time_ns() // 1000,
+            store=LocalSteps(sink.steps),
+            keeper=locks,
         )
         try:
             async with asyncio.timeout(kind.timeout):

@@ -7,17 +7,21 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError as FutureCancelledError
 from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from worker.desk import Desk
 from worker.errors import TaskError
 from worker.job import Job
-from worker.sync import Desk, Report, SyncJob, call, facts
+from worker.sync import Report, SyncJob, call, facts
 
 if TYPE_CHECKING:
     from worker.task import Task
 
 MAX_UNDER_WAY = 256 << 10  # bytes of reports on their way from a thread to the loop
+T = TypeVar("T")
 _PATIENCE = 1.0  # seconds after which a waiting thread looks whether the loop is still there
 
 
@@ -64,6 +68,29 @@ class Threads:
             if not done.cancel():
                 done.exception()  # asyncio complains of one that nobody looked at
             await channel.close()
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Call what would block the loop. Raises what it raises; cancelled, it stops waiting, and the code goes on."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        context = contextvars.copy_context()
+
+        def tell(settle: Callable[[Any], None], what: Any) -> None:
+            if not done.done():
+                settle(what)
+
+        def work() -> None:
+            if done.done():
+                return  # nobody waits for it any more
+            try:
+                told = partial(tell, done.set_result, context.run(function))
+            except BaseException as error:  # noqa: BLE001 - also SystemExit: it belongs to the job, not to this thread
+                told = partial(tell, done.set_exception, _tame(error))
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(told)
+
+        self._submit(work)
+        return await done
 
     def _submit(self, work: Callable[[], None]) -> None:
         self._work.put(work)

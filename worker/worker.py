@@ -85,7 +85,7 @@ class Worker(arq.worker.Worker):
         self.ready = asyncio.Event()
         self._resources = resources
         self._opened: Resources | None = None
-        self._outbox = Outbox(self.queue)
+        self._outbox: Outbox  # made when the resources are open
         self._hooks = Hooks(self)
         self._claim_number = 0
         self._asked = False  # a claim whose answer has not come (yet)
@@ -112,6 +112,7 @@ class Worker(arq.worker.Worker):
         async with AsyncExitStack() as stack:
             stack.enter_context(serving(self.tally, self.settings.metrics_host, self.settings.metrics_port))
             self._opened = await stack.enter_async_context(self._resources())
+            self._outbox = Outbox(self.queue, self._opened.files, limit=self.settings.max_output)
             ledger = await stack.enter_async_context(open_ledger(self.settings))
             projection = Projection(
                 self.queue.events, ledger, self.settings, consumer=self.id, busy=lambda: bool(self.runs)
@@ -334,7 +335,7 @@ class Worker(arq.worker.Worker):
             before.stop("lost")  # its lease ended unseen, and the job came back here
         assert self._opened is not None, "claims are made between opening and closing"  # noqa: S101 - narrows the type
         task, grace = self.known[claimed.task], self.queue.grace
-        run = Run(claimed, task, self._outbox, self._opened, find=self.queue.get, grace=grace)
+        run = Run(claimed, task, self._outbox, self._opened, queue=self.queue, grace=grace)
         self.runs[claimed.id] = run
         # Both on the clock of Redis: when it was claimed, and when it could have been.
         self.tally.started(claimed.task, run.job.stamp / 1e6 - claimed.due_ms / 1e3)

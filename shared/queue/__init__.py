@@ -7,9 +7,15 @@ Only this package touches the queue's keys, and only its scripts change them (se
     later                   scheduled and retrying ones     suspects         due jobs that lost two workers
     leases                  running ones, by lease end      expiries         of jobs that have not started
     key:<tenant>:<key>      holders of a concurrency key    idem:<hash>      idempotency key → id and content
+    slots:<task>            holders of a task's slots       limit:<task>     what limits a task, where its rate stands
+    limited:<task>          where jobs wait for them        gates            when to look at such tasks again
     out:<id>                progress, logs and output       events           every transition, for the ledger
+    steps:<id>              results of its steps            lock:<tenant>:<name>   holder and fence of a lock
+    waits:<tenant>:<name>   who waits for a lock            news:<id>:<number>     channel: a lock is handed on
+    cold:<id>               index of what has left out:<id> for the file store, by last stamp
     bell:<queue or worker>  doorbells                       news:<id>        channel of a job's changes
     worker:<incarnation>    a live worker, `workers`        tasks:<digest>   what workers can run
+    paused                  queues that are, or whose jobs are on their way back
     catalogue, versions     what tasks there are            counts, clock    of jobs by queue and state; of the shard
 
 Final records expire (TANDEM_KEEP), where a ledger follows the events once it has them; what it has read is cut off.
@@ -26,12 +32,13 @@ from redis.asyncio import Redis
 
 from shared import catalogue
 from shared.errors import KeyReused
-from shared.jobs import FIELDS, PRIORITIES, Record, Submission, parse
+from shared.jobs import FIELDS, Record, Submission, parse
 from shared.queue.batch import Batch
 from shared.queue.bells import Bells
 from shared.queue.connections import connect, pool
 from shared.queue.events import Events, Facts, Lag, Taken
 from shared.queue.heart import Heart
+from shared.queue.locks import Locks
 from shared.queue.messages import (
     Chunk,
     Claim,
@@ -39,21 +46,28 @@ from shared.queue.messages import (
     Finish,
     QueueStats,
     Report,
+    Segment,
     Submitted,
     WorkerInfo,
+    chunk,
     submit_args,
     submitted,
 )
+from shared.queue.overview import read_stats, read_workers
 from shared.queue.scripts import CLOCK, Arg, Scripts, reach, send
+from shared.queue.steps import Steps
 from shared.queue.watch import Change, Watch
 
 __all__ = [
-    "Batch", "Bells", "Change", "Chunk", "Claim", "Claimed", "Events", "Facts", "Finish", "Heart", "Lag", "Queue",
-    "QueueStats", "Report", "Submitted", "Taken", "WorkerInfo", "connect", "pool",
+    "TAIL", "Batch", "Bells", "Change", "Chunk", "Claim", "Claimed", "Events", "Facts", "Finish", "Heart", "Lag",
+    "Queue", "QueueStats", "Report", "Segment", "Submitted", "Taken", "WorkerInfo", "connect", "pool",
 ]  # fmt: skip
 
 MOST = 500  # jobs a script call
 ROOM = 1 << 20  # bytes a script call, about
+LONG = 4 << 20  # bytes of a job's stream in Redis from which on its oldest part should move to the file store
+TAIL = 8 << 20  # bytes that it holds at most
+PLACES = 32  # of streams, read together
 
 
 class Queue:
@@ -75,8 +89,11 @@ class Queue:
         self._scripts = Scripts(redis, self.prefix, lease=lease, keep=keep, grace=grace, clock=clock)
         self.events = Events(redis, self.prefix, self._scripts)  # for the ledger
         self._watch = Watch(redis, self.prefix)
+        self.steps = Steps(self._scripts)
+        self.locks = Locks(self._scripts, self._watch)
         self._submits = Batch(self._submit, limit=MOST, room=ROOM, size=lambda job: len(job.payload) + 512)
-        self._gets = Batch(self._read, limit=MOST)
+        self._gets = Batch(self._read, limit=MOST, once=True)
+        self._outputs = Batch(self._read_output, limit=PLACES, flights=4, once=True)
 
     async def close(self) -> None:
         """Ends the watch; the client belongs to who opened it."""
@@ -133,6 +150,10 @@ class Queue:
 
         return [parse(id, values) for id, values in zip(ids, await reach(call), strict=True)]
 
+    async def known(self, id: str) -> bool:
+        """Whether there is such a job, whoever's it is."""
+        return await self._gets.call(id) is not None
+
     async def payload(self, id: str, *, tenant: str = "default") -> bytes | None:
         """The job's payload as it came, JSON; None as with `get`."""
         values = await self._get(f"job:{id}", "payload", "tenant")
@@ -143,7 +164,7 @@ class Queue:
         return values
 
     def watch(self, id: str) -> AbstractAsyncContextManager[Change]:
-        """A change that is marked whenever the job, its progress or its output changes."""
+        """A change that is marked whenever the job, its progress or its output changes, or may have."""
         return self._watch.job(id)
 
     async def cancel(self, id: str, *, tenant: str = "default") -> Record | None:
@@ -153,17 +174,27 @@ class Queue:
         return await self.get(id, tenant=tenant)
 
     async def output(self, id: str, after: int = 0, limit: int = 100) -> list[Chunk]:
-        """Entries with a stamp above `after`, oldest first."""
-        low = f"({after}-0" if after else "-"
-        rows: Any = await reach(lambda: self._redis.xrange(f"{self.prefix}out:{id}", min=low, count=limit))
+        """Entries with a stamp above `after` that Redis holds, oldest first; older ones may stand in `segments`.
+
+        They are read once for all who ask for the same together.
+        """
+        return await self._outputs.call((id, after, limit))
+
+    async def _read_output(self, places: Sequence[tuple[str, int, int]]) -> list[list[Chunk]]:
+        async def call() -> list[Any]:
+            pipe = self._redis.pipeline(transaction=False)
+            for id, after, limit in places:
+                pipe.xrange(f"{self.prefix}out:{id}", min=_above(after), count=limit)
+            return await pipe.execute()
+
+        return [[chunk(place, fields) for place, fields in rows] for rows in await reach(call)]
+
+    async def segments(self, id: str, after: int = 0, limit: int = 64) -> list[Segment]:
+        """Those with entries above the stamp `after`, oldest first."""
+        key = f"{self.prefix}cold:{id}"
         return [
-            Chunk(
-                stamp=int(position.partition(b"-")[0]),
-                type=fields[b"t"].decode(),
-                attempt=int(fields[b"a"]),
-                items=fields[b"d"].split(b"\n"),
-            )
-            for position, fields in rows
+            Segment(int(fields[b"f"]), int(last.partition(b"-")[0]), int(fields[b"s"]))
+            for last, fields in await reach(lambda: self._redis.xrange(key, min=_above(after), count=limit))
         ]
 
     # ------------------------------------------------------------------------------------------------- for workers
@@ -181,9 +212,10 @@ class Queue:
             facts += [name, value]
         tasks: list[Arg] = []
         for entry in entries:
-            tasks += [entry.name, entry.version, catalogue.encode(entry)]
+            limits = catalogue.limits(entry.defaults.get("concurrency"), entry.defaults.get("rate"))
+            tasks += [entry.name, entry.version, catalogue.encode(entry), *limits]
         for entry in hidden:
-            tasks += [entry.name, entry.version, ""]
+            tasks += [entry.name, entry.version, "", 0, 0, 0]
         digest = catalogue.digest([*entries, *hidden])
         await self._scripts.run("register", [worker.id, digest, len(facts) // 2, *facts, *tasks])
 
@@ -225,12 +257,25 @@ class Queue:
             ]  # fmt: skip
         return [word.decode() for word in await self._scripts.run("finish", args)]
 
-    async def report(self, reports: Sequence[Report], *, limit: int) -> list[str]:
-        """Progress, logs and output; 'ok', 'lost', or 'full' when the job has said more than `limit` bytes."""
-        args: list[Arg] = [limit]
+    async def report(self, reports: Sequence[Report], *, limit: int, long: int = LONG, most: int = TAIL) -> list[str]:
+        """Progress, logs and output; 'ok', 'lost', or 'full' when the job has said more than `limit` bytes.
+
+        'long' is ok, and the oldest part of the job's stream should be archived: `long` bytes or more stand in Redis.
+        'wait' is not written, nor are the job's next ones, before that is done: more than `most` bytes would.
+        """
+        args: list[Arg] = [limit, long, most]
         for one in reports:
             args += [one.id, one.token, one.number, one.type, one.body]
         return [word.decode() for word in await self._scripts.run("report", args)]
+
+    async def archive(self, id: str, token: str, segment: Segment, weight: int) -> int | None:
+        """The job's oldest entries, of that weight together, are in the file store now: Redis drops them.
+
+        Returns the weight of those that are left, None for a job that is no longer held under this token.
+        """
+        args: list[Arg] = [id, token, *segment, weight]
+        left = int(await self._scripts.run("archive", args))
+        return left if left >= 0 else None
 
     async def beat(
         self,
@@ -298,68 +343,18 @@ class Queue:
         """Changes whenever a worker publishes something new."""
         return (await self._get("clock", "catalogue"))[0] or b""
 
+    async def pause(self, queue: str, *, on: bool) -> None:
+        """Lets no more jobs of the queue start, or (`on` false) lets them start again."""
+        await self._scripts.run("pause", [queue, int(on)])
+
     async def stats(self) -> list[QueueStats]:
-        """Every queue that ever had a job."""
-        rows: Any = await reach(lambda: self._redis.hgetall(f"{self.prefix}counts"))
-        counts: dict[str, dict[str, int]] = {}
-        for field, value in rows.items():
-            queue, _, state = field.decode().partition(" ")
-            counts.setdefault(queue, {})[state] = int(value)
-
-        async def call() -> list[Any]:
-            pipe = self._redis.pipeline(transaction=False)
-            pipe.time()
-            for queue in counts:
-                for priority in PRIORITIES:
-                    pipe.zrange(f"{self.prefix}q:{queue}:{priority}", 0, 0, withscores=True)
-            return await pipe.execute()
-
-        (sec, micro), *heads = await reach(call)
-        stats = []
-        for index, (queue, states) in enumerate(counts.items()):
-            dues = [head[0][1] / 1000 for head in heads[3 * index : 3 * index + 3] if head]
-            age = round(max(0.0, sec + micro / 1e6 - min(dues)), 3) if dues else None
-            kinds = ("waiting", "scheduled", "queued", "running", "retrying")
-            stats.append(
-                QueueStats(
-                    name=queue,
-                    paused=False,
-                    oldest_age=age,
-                    **{kind: states.get(kind, 0) for kind in kinds},
-                )
-            )
-        return sorted(stats, key=lambda one: one.name)
+        """Every queue that ever had a job or is paused."""
+        return await read_stats(self._redis, self.prefix)
 
     async def workers(self) -> list[WorkerInfo]:
         """Every live worker, and what each runs."""
+        return await read_workers(self._redis, self.prefix)
 
-        async def call() -> tuple[Any, Any]:
-            pipe = self._redis.pipeline(transaction=False)
-            pipe.zrange(f"{self.prefix}workers", 0, -1, withscores=True)
-            pipe.zrange(f"{self.prefix}leases", 0, 9999)
-            seen, ids = await pipe.execute()
-            for worker, _ in seen:
-                pipe.hgetall(f"{self.prefix}worker:{worker.decode()}")
-            for id in ids:
-                pipe.hget(f"{self.prefix}job:{id.decode()}", "token")
-            found = await pipe.execute()
-            holders = [(token or b"").partition(b".")[2] for token in found[len(seen) :]]
-            return list(zip(seen, found[: len(seen)], strict=True)), list(zip(holders, ids, strict=True))
 
-        workers, held = await reach(call)
-        return [
-            WorkerInfo(
-                id=id.decode(),
-                host=facts[b"host"].decode(),
-                pid=int(facts[b"pid"]),
-                queues=tuple(facts[b"queues"].decode().split(",")),
-                concurrency=int(facts[b"concurrency"]),
-                version=facts[b"version"].decode(),
-                started_at=int(facts[b"started"]) / 1000,
-                last_seen=seen / 1000,
-                draining=facts.get(b"draining") == b"1",
-                running=tuple(job.decode() for holder, job in held if holder == id),
-            )
-            for (id, seen), facts in workers
-            if b"host" in facts
-        ]
+def _above(stamp: int) -> str:
+    return f"({stamp}-0" if stamp else "-"

@@ -3,12 +3,13 @@
 -- What a claim needs to know of a record: the life of it, and what the worker gets.
 local function read_whole(id)
   local a = call('HMGET', P .. 'job:' .. id, 'f', 'task', 'ver', 'cl', 'payload', 'opts', 'state', 'queue', 'prio', 'v', 'o',
-    'attempt', 'max', 'token', 'due', 'began', 'attempts', 'losses', 'cancel', 'tenant', 'ck', 'idem', 'exp', 'park')
+    'attempt', 'max', 'token', 'due', 'began', 'attempts', 'losses', 'cancel', 'tenant', 'ck', 'idem', 'exp', 'park', 'slot')
   return {
     f = a[1], task = a[2], ver = a[3], cl = a[4], payload = a[5], opts = a[6],
     state = a[7] or nil, queue = a[8], prio = a[9], v = a[10], o = a[11] or nil, attempt = a[12], max = a[13],
     token = a[14] or nil, due = a[15], began = a[16] or nil, attempts = a[17] or nil, losses = a[18] or nil,
     cancel = a[19] or nil, tenant = a[20], ck = a[21] or nil, idem = a[22] or nil, exp = a[23] or nil, park = a[24] or nil,
+    slot = a[25] or nil,
   }
 end
 
@@ -27,8 +28,13 @@ local function obstacle(r, knows)
       return key
     end
   end
+  if full(r.task) then
+    return 'limit:' .. r.queue .. ':' .. r.prio .. ':' .. r.task
+  end
   return nil
 end
+
+local touched = {} -- limited tasks of which this claim started a job or set one aside
 
 -- Whether a live worker, as it said of itself, serves the job's queue and can run its task.
 local function suits(worker, r)
@@ -50,11 +56,21 @@ local function park(id, r, why)
   end
   call('HSET', P .. 'job:' .. id, 'park', why)
   call('ZADD', P .. 'park:' .. why, r.due, id)
+  if string.sub(why, 1, 6) == 'limit:' then
+    call('SADD', P .. 'limited:' .. r.task, r.queue .. ':' .. r.prio)
+    touched[r.task] = true
+    if r.ck then
+      wake_key(r, true)
+    end
+    return
+  end
+  -- It may have been woken for a slot that it cannot use now.
   if string.sub(why, 1, 4) == 'key:' then
+    wake_task(r)
     return
   end
   call('SADD', P .. 'parked', why)
-  wake(r) -- it may have been woken for a slot that it cannot use now
+  wake(r)
   -- A worker that can run it may be asleep, and the bell of the queue may wake another that cannot.
   local workers = call('ZREVRANGE', P .. 'workers', 0, 63)
   for i = 1, #workers do
@@ -79,6 +95,18 @@ local function admit(id, r, worker, leases, out)
   leases[#leases + 1] = id
   if r.ck then
     call('SADD', P .. 'key:' .. r.tenant .. ':' .. r.ck, id .. ':' .. token)
+  end
+  local l = limit(r.task)
+  if l then
+    if l.slots > 0 then
+      call('SADD', P .. 'slots:' .. r.task, id .. ':' .. token)
+      call('HSET', P .. 'job:' .. id, 'slot', r.task)
+    end
+    if l.every > 0 then
+      l.tat = math.max(l.tat, US) + l.every
+      call('HSET', P .. 'limit:' .. r.task, 'tat', int(l.tat))
+    end
+    touched[r.task] = true
   end
   if r.exp then
     call('ZREM', P .. 'expiries', id)

@@ -16,6 +16,8 @@ class Batch(Generic[T, R]):
 
     A flight carries at most `limit` items and, where `size` says how large one is, about `room` bytes. At most
     `waiting` items wait; one more is refused as Unavailable, so that a Redis that hangs does not fill the memory.
+    With `once`, an item that waits already is sent once for all who ask; one that is under way is sent again, since
+    its answer may be older than the question.
     """
 
     def __init__(
@@ -27,8 +29,11 @@ class Batch(Generic[T, R]):
         size: Callable[[T], int] | None = None,
         flights: int = 2,
         waiting: int = 20_000,
+        once: bool = False,
     ) -> None:
         self._send, self._limit, self._room, self._size = send, limit, room, size
+        self._once = once
+        self._same: dict[T, asyncio.Future[R]] = {}  # of the items that wait
         self._flights, self._waiting = flights, waiting
         self._queue: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._flying: set[asyncio.Task[None]] = set()
@@ -36,15 +41,19 @@ class Batch(Generic[T, R]):
 
     def call(self, item: T) -> "asyncio.Future[R]":
         """The future of the item's answer."""
+        if self._once and (same := self._same.get(item)) is not None:
+            return asyncio.shield(same)  # one of them may be cancelled
         if len(self._queue) >= self._waiting:
             raise Unavailable("too many requests wait for Redis")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._queue.append((item, future))
+        if self._once:
+            self._same[item] = future
         if not self._planned and len(self._flying) < self._flights:
             self._planned = True
             loop.call_soon(self._start)
-        return future
+        return asyncio.shield(future) if self._once else future
 
     def _start(self) -> None:
         self._planned = False
@@ -63,6 +72,8 @@ class Batch(Generic[T, R]):
                 if room < 0 and load:
                     break
             self._queue.popleft()
+            if self._once:
+                del self._same[item]
             if not future.done():  # else the caller has gone
                 load.append((item, future))
         return load

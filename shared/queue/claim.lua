@@ -3,12 +3,6 @@
 -- foreign (jobs of plain arq clients wait), then nine values a job, see admit.lua.
 
 local worker, number, slots, bytes, catalogue = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
-local queues, serves = {}, {}
-for i = 9, #ARGV do
-  queues[#queues + 1] = ARGV[i]
-  serves[ARGV[i]] = true
-end
-
 local me = P .. 'worker:' .. worker
 local my = call('HMGET', me, 'call', 'held', 'since', 'suspect', 'tasks')
 if my[5] ~= catalogue or call('EXISTS', P .. 'tasks:' .. catalogue) == 0 then
@@ -16,6 +10,13 @@ if my[5] ~= catalogue or call('EXISTS', P .. 'tasks:' .. catalogue) == 0 then
 end
 
 local settled, turn = keep_up()
+local queues, serves = {}, {}
+for i = 9, #ARGV do
+  if not paused(ARGV[i]) then
+    queues[#queues + 1] = ARGV[i]
+    serves[ARGV[i]] = true
+  end
+end
 local out, leases, taken, looked, more = {}, {}, {}, 0, false
 local free = slots
 
@@ -147,18 +148,8 @@ local function head(queue, prio)
   return h.at <= #h.ids and h or nil
 end
 
--- Every 4th slot looks at normal first and every 16th at low first, so that nothing starves; queues take turns. Each
--- kind of slot counts on its own: else, of two queues, one would have all the slots that look at low first.
-local HIGH_FIRST, NORMAL_FIRST, LOW_FIRST =
-  { 'high', 'normal', 'low' }, { 'normal', 'high', 'low' }, { 'low', 'normal', 'high' }
 local function pick(slot)
-  local fourths, sixteenths = math.floor(slot / 4), math.floor(slot / 16)
-  local order, turns = HIGH_FIRST, slot - fourths
-  if slot % 16 == 0 then
-    order, turns = LOW_FIRST, sixteenths
-  elseif slot % 4 == 0 then
-    order, turns = NORMAL_FIRST, fourths - sixteenths
-  end
+  local order, turns = ranks(slot)
   for i = 1, 3 do
     for j = 0, #queues - 1 do
       local h = head(queues[(turns + j) % #queues + 1], order[i])
@@ -217,7 +208,16 @@ if #taken > 0 then
   call('HINCRBY', P .. 'clock', 'turn', #taken)
 end
 
-local later = call('ZRANGE', P .. 'later', 0, 0, 'WITHSCORES')
-local next_due = later[2] and math.max(0, tonumber(later[2]) - MS) or -1
+for task in pairs(touched) do
+  watch(task, limit(task))
+end
+local next_due = -1
+for _, times in ipairs({ 'later', 'gates' }) do
+  local head = call('ZRANGE', P .. times, 0, 0, 'WITHSCORES')
+  if head[2] then
+    local left = math.max(0, tonumber(head[2]) - MS)
+    next_due = next_due < 0 and left or math.min(next_due, left)
+  end
+end
 commit()
 return { 1, more and 1 or 0, next_due, settled, call('EXISTS', 'arq:queue'), unpack(out) }

@@ -4,6 +4,7 @@ from typing import Any
 
 import hiredis
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.exceptions import ConnectionError  # noqa: A004 - redis-py's, as its callers expect
 
 from shared.queue.scripts import Arg
 from shared.queue.sentinels import connection_options, watched
@@ -32,6 +33,13 @@ class _Packed:
     def pack_command(self, *args: Arg) -> list[bytes]:
         words: Any = (*str(args[0]).split(), *args[1:])  # "SCRIPT FLUSH" is two words to Redis
         return [hiredis.pack_command(words)]
+
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        """Sends; a connection that was closed meanwhile is a ConnectionError."""
+        try:
+            await super().send_packed_command(*args, **options)  # type: ignore[misc] # the class beside this one has it
+        except RuntimeError as error:  # uvloop's word for a transport that is closed, which redis-py does not know
+            raise ConnectionError(str(error)) from error
 
 
 def connect(url: str, *, timeout: float = 5.0, connections: int = 32) -> "Redis":

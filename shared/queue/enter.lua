@@ -57,10 +57,12 @@ local function enter(at)
   end
   call('HSET', job, unpack(fields))
   move(id, r, state, NOW)
-  if state == 'queued' then
+  if state == 'queued' and paused(queue) then
+    hold(id, r)
+  elseif state == 'queued' then
     line_up(id, r)
   else
     put_off(id, r)
   end
-  return { id, 0, NOW, state }
+  return { id, 0, r.v, r.state }
 end

@@ -1,5 +1,6 @@
 -- The exits. `leave` is the only way out of `running`, `drop` the only way from any waiting place to a final state;
--- both end in `close`. What a running job holds (its lease, its concurrency slot) is given back here and nowhere else.
+-- both end in `close`. What a running job holds (its lease, its slots of a key and of its task, its locks) is given
+-- back here and nowhere else.
 
 local function explain(type, message, attempt)
   local retryable = type == 'expired' and 'false' or 'true'
@@ -7,16 +8,44 @@ local function explain(type, message, attempt)
     .. ',"attempt":' .. attempt .. '}'
 end
 
--- A slot of a concurrency key is free: the job that has waited longest for it may line up again.
-local function wake(r)
-  local first = r.ck and call('ZPOPMIN', P .. 'park:key:' .. r.tenant .. ':' .. r.ck) or {}
-  while first[1] do
-    local w = read(first[1])
-    if w.state == 'waiting' then
-      return requeue(first[1], w)
+local LOOKED = 16 -- jobs that wait for a key, of which one is called
+
+-- A slot of a concurrency key is free: the job that has waited longest for it may line up again. While the job that was
+-- called for it waits for its task's limit, no other job of such a task is called in its place: they would all move
+-- from here to there, and back.
+local function wake_key(r, limited)
+  local place = P .. 'park:key:' .. r.tenant .. ':' .. r.ck
+  local ids = call('ZRANGE', place, 0, LOOKED - 1)
+  for i = 1, #ids do
+    local id = ids[i]
+    local w = read(id)
+    if w.state ~= 'waiting' then
+      call('ZREM', place, id)
+    elseif not (limited and full(call('HGET', P .. 'job:' .. id, 'task'))) then
+      call('ZREM', place, id)
+      return requeue(id, w)
     end
-    first = call('ZPOPMIN', P .. 'park:key:' .. r.tenant .. ':' .. r.ck)
   end
+end
+
+-- The task whose limit a job waits for or was called for; nil if it never did.
+local function waited_for(r)
+  return r.park and string.match(r.park, '^limit:[^:]*:[^:]*:(.*)$')
+end
+
+-- What the job held or was called for is free, or of no use to it: another one may line up.
+local function wake_task(r)
+  local task = r.slot or waited_for(r)
+  if task then
+    serve(task, 1)
+  end
+end
+
+local function wake(r)
+  if r.ck then
+    wake_key(r)
+  end
+  wake_task(r)
 end
 
 -- The final transition sets the TTLs, of the record and of what belongs to it, unless a ledger is yet to read it.
@@ -31,7 +60,8 @@ end
 
 -- Ends a job that does not run: cancelled, or failed with an error.
 local function drop(id, r, to, why)
-  local woken = r.state == 'queued' -- perhaps, for a slot that the next one may use
+  -- Perhaps, for a slot that the next one may use; who waits for its task's limit was called by its key.
+  local woken = r.state == 'queued' or r.state == 'waiting' and waited_for(r)
   call('ZREM', place(r), id)
   if r.exp then
     call('ZREM', P .. 'expiries', id)
@@ -100,6 +130,12 @@ local function leave(id, token, to, o)
   leases_left[#leases_left + 1] = id
   if r.ck then
     call('SREM', P .. 'key:' .. r.tenant .. ':' .. r.ck, id .. ':' .. r.token)
+  end
+  if r.slot then
+    call('SREM', P .. 'slots:' .. r.slot, id .. ':' .. r.token)
+  end
+  if r.lk then
+    give_up_all(id, r)
   end
   if outcome == 'released' then
     r.attempt = tonumber(r.attempt) - 1 -- refunded: the number is for people and policy, the token is the fence

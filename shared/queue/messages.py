@@ -1,6 +1,7 @@
 """What goes to the scripts and comes back from them, as values."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import msgspec
 
 from shared.errors import KeyReused
 from shared.jobs import Outcome, State, Submission
-from shared.queue.scripts import Arg
+from shared.queue.scripts import ENTRY, Arg
 
 
 class Submitted(NamedTuple):
@@ -75,12 +76,33 @@ class Report(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """One entry of a job's output stream; its items share the stamp."""
+    """One entry of a job's output stream; its items share the stamp.
+
+    `body` holds the items, one a line; `before` is the stamp of the entry before this one, 0 for the first.
+    """
 
     stamp: int
     type: str
     attempt: int
-    items: list[bytes]
+    body: bytes
+    before: int = 0
+
+    @property
+    def items(self) -> list[bytes]:
+        return self.body.split(b"\n")
+
+    @property
+    def weight(self) -> int:
+        """What it counts as in Redis, bytes."""
+        return len(self.body) + ENTRY
+
+
+class Segment(NamedTuple):
+    """Entries that have left Redis for the file store: the stamps of the first and the last, and the object's bytes."""
+
+    first: int
+    last: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -88,13 +110,13 @@ class QueueStats:
     """Jobs of one queue by state, and how long its oldest due one has waited, in seconds."""
 
     name: str
-    paused: bool
-    waiting: int
-    scheduled: int
-    queued: int
-    running: int
-    retrying: int
-    oldest_age: float | None
+    paused: bool = False
+    waiting: int = 0
+    scheduled: int = 0
+    queued: int = 0
+    running: int = 0
+    retrying: int = 0
+    oldest_age: float | None = None
 
 
 @dataclass(frozen=True)
@@ -140,3 +162,9 @@ def submitted(reply: list[bytes]) -> list[Submitted | KeyReused]:
         else:
             answers.append(Submitted(id.decode(), bool(replayed), int(stamp), State(state.decode())))
     return answers
+
+
+def chunk(place: bytes, fields: Mapping[bytes, bytes]) -> Chunk:
+    """An entry of a job's stream, as report.lua writes them."""
+    stamp, type, attempt = int(place.partition(b"-")[0]), fields[b"t"].decode(), int(fields[b"a"])
+    return Chunk(stamp, type, attempt, fields[b"d"], int(fields.get(b"p", 0)))

@@ -30,11 +30,12 @@ end
 -- What a transition needs to know of a record. Written out, since Lua makes such a table in one piece.
 local function read(id)
   local a = call('HMGET', P .. 'job:' .. id, 'state', 'queue', 'prio', 'v', 'o', 'attempt', 'max', 'token', 'due', 'began',
-    'attempts', 'losses', 'cancel', 'tenant', 'ck', 'idem', 'exp', 'park')
+    'attempts', 'losses', 'cancel', 'tenant', 'ck', 'idem', 'exp', 'park', 'slot', 'sb', 'lk')
   return {
     state = a[1] or nil, queue = a[2], prio = a[3], v = a[4], o = a[5] or nil, attempt = a[6], max = a[7],
     token = a[8] or nil, due = a[9], began = a[10] or nil, attempts = a[11] or nil, losses = a[12] or nil,
     cancel = a[13] or nil, tenant = a[14], ck = a[15] or nil, idem = a[16] or nil, exp = a[17] or nil, park = a[18] or nil,
+    slot = a[19] or nil, sb = a[20] or nil, lk = a[21] or nil,
   }
 end
 
@@ -112,6 +113,27 @@ local function put_off(id, r)
   call('ZADD', P .. 'later', r.due, id)
 end
 
+-- Queues that are paused ('1'), and those whose jobs are on their way back after that ('0').
+local pauses
+local function paused(queue)
+  if not pauses then
+    local flat = call('HGETALL', P .. 'paused')
+    pauses = {}
+    for i = 1, #flat, 2 do
+      pauses[flat[i]] = flat[i + 1]
+    end
+  end
+  return pauses[queue] == '1'
+end
+
+-- A job of a paused queue waits apart from it. The caller takes it out of the queue.
+local function hold(id, r)
+  local why, v = 'queue:' .. r.queue .. ':' .. r.prio, stamp(r)
+  move(id, r, 'waiting', v)
+  call('HSET', P .. 'job:' .. id, 'state', 'waiting', 'v', v, 'park', why)
+  call('ZADD', P .. 'park:' .. why, r.due, id)
+end
+
 -- Where a record that is not final and does not run stands: exactly one of these.
 local function place(r)
   if r.state == 'queued' then
@@ -142,6 +164,10 @@ local function fade(id, r)
   end
   if r.o then
     call('PEXPIRE', P .. 'out:' .. id, KEEP)
+    call('PEXPIRE', P .. 'cold:' .. id, KEEP)
+  end
+  if r.sb then
+    call('PEXPIRE', P .. 'steps:' .. id, KEEP)
   end
 end
 

@@ -15,16 +15,24 @@ from redis.asyncio import Redis
 from shared.errors import Unavailable
 from shared.jobs import FINAL, FORMAT, NEXT
 
+ENTRY = 64  # bytes that an entry of a stream counts as, besides its body
+
 # What each script is made of, in order; its own file comes last.
 PARTS = {
     "submit": ("record", "enter"),
-    "claim": ("record", "leave", "upkeep", "admit"),
-    "beat": ("record", "leave", "upkeep"),
-    "finish": ("record", "leave"),
+    "claim": ("record", "limits", "locks", "leave", "upkeep", "admit"),
+    "beat": ("record", "limits", "locks", "leave", "upkeep"),
+    "finish": ("record", "limits", "locks", "leave"),
     "report": ("record",),
-    "cancel": ("record", "leave"),
-    "tick": ("record", "leave", "upkeep"),
-    "register": ("record",),
+    "archive": ("record",),
+    "step": ("record",),
+    "steps": ("record",),
+    "lock": ("record", "limits", "locks", "leave", "upkeep"),
+    "unlock": ("record", "locks"),
+    "pause": ("record", "limits", "locks", "leave", "upkeep"),
+    "cancel": ("record", "limits", "locks", "leave"),
+    "tick": ("record", "limits", "locks", "leave", "upkeep"),
+    "register": ("record", "limits"),
     "retire": ("record",),
     "adopt": ("record", "enter"),
     "join": ("record",),
@@ -51,6 +59,7 @@ def source(name: str, clock: str = CLOCK) -> str:
         _table(),
         f"local FINAL = {{{finals}}}",
         f"local FORMAT = {FORMAT}",
+        f"local ENTRY = {ENTRY}",
         f"local function CLOCK() return {clock} end",
     )
     texts = (files(__package__).joinpath(f"{part}.lua").read_text() for part in (*PARTS[name], name))

@@ -13,6 +13,10 @@ local function pulse(c)
     for i = 1, #far do
       call('ZADD', P .. 'leases', MS + LEASE, far[i])
     end
+    local gates = call('ZRANGE', P .. 'gates', 0, 499)
+    for i = 1, #gates do
+      call('ZADD', P .. 'gates', MS, gates[i])
+    end
     grace = math.min(grace, MS + LEASE)
     if #far < 500 then
       tick = MS
@@ -71,6 +75,35 @@ local function expire(limit)
   end
 end
 
+-- Jobs of a paused queue go aside, those of a resumed one come back, in portions.
+local function follow_pauses(most)
+  paused('')
+  for queue, on in pairs(pauses) do
+    local left = false
+    for _, prio in ipairs(HIGH_FIRST) do
+      local lined, aside = P .. 'q:' .. queue .. ':' .. prio, P .. 'park:queue:' .. queue .. ':' .. prio
+      local from = on == '1' and lined or aside
+      local ids = call('ZRANGE', from, 0, most - 1)
+      if #ids > 0 then
+        call('ZREM', from, unpack(ids))
+      end
+      for i = 1, #ids do
+        local r = read(ids[i])
+        if r.state == 'queued' and not expired(ids[i], r) then
+          hold(ids[i], r)
+          wake(r) -- it may have been woken for a slot that it does not use now
+        elseif r.state == 'waiting' then
+          requeue(ids[i], r)
+        end
+      end
+      left = left or #ids == most
+    end
+    if on == '0' and not left then
+      call('HDEL', P .. 'paused', queue)
+    end
+  end
+end
+
 local function keep_up()
   local c = call('HMGET', P .. 'clock', 'tick', 'grace', 'turn')
   local settled = 0
@@ -79,5 +112,7 @@ local function keep_up()
   end
   fall_due(200)
   expire(100)
+  open_gates(50)
+  follow_pauses(100)
   return settled, tonumber(c[3] or 0)
 end

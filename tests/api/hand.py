@@ -73,7 +73,9 @@ class Hand:
         """Progress, a log entry, or output items in one chunk."""
         number = self._reports[claimed.token] = self._reports.get(claimed.token, 0) + 1
         body = b"\n".join(msgspec.json.encode(value) for value in values)
-        assert await self.queue.report([Report(claimed.id, claimed.token, number, kind, body)], limit=1 << 30) == ["ok"]
+        report = Report(claimed.id, claimed.token, number, kind, body)
+        # All of it stays in Redis, however much: a hand moves nothing to the file store.
+        assert await self.queue.report([report], limit=1 << 30, long=1 << 30, most=1 << 30) == ["ok"]
 
     async def succeed(self, claimed: Claimed, result: Any = None) -> None:
         body = msgspec.json.encode(result)

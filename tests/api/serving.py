@@ -15,9 +15,10 @@ from tests.conftest import eventually
 
 
 @asynccontextmanager
-async def serving(redis_url: str, root: Path, **given: Any) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of the application, which serves on a free port with its files under `root`."""
-    settings = load(redis_url=redis_url, store_url=f"file://{root}", **{"keys": (), "linger": 0, **given})
+async def serving(redis_url: str, root: Path | str, **given: Any) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of the application, which serves on a free port with its files under `root`, a path or a URL."""
+    store_url = root if isinstance(root, str) else f"file://{root}"
+    settings = load(redis_url=redis_url, store_url=store_url, **{"keys": (), "linger": 0, **given})
     server = make_server(create_app(settings), settings)
     sockets = listen("127.0.0.1", 0)
     running = asyncio.create_task(server.serve(sockets))

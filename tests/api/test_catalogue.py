@@ -182,6 +182,10 @@ async def test_the_document_names_every_route(client: httpx2.AsyncClient) -> Non
 
 
 UPLOAD = {"method": "POST", "url": "/v1/files", "content": b"x"}
+PART: dict[str, Any] = {
+    "method": "PATCH",
+    "headers": {"content-type": "application/partial-upload", "upload-offset": "0", "upload-complete": "?1"},
+}
 
 
 @pytest.mark.parametrize(
@@ -203,6 +207,12 @@ UPLOAD = {"method": "POST", "url": "/v1/files", "content": b"x"}
         ("/v1/files/{id}", {"method": "HEAD", "headers": {"if-none-match": "*"}}, 304),
         ("/v1/files/{id}", {"method": "HEAD", "headers": {"if-match": '"other"'}}, 412),
         ("/v1/files/{id}", {"method": "DELETE"}, 204),
+        ("/v1/files/{id}", {**PART, "headers": {**PART["headers"], "upload-offset": "1"}}, 201),
+        ("/v1/files/{id}", PART, 409),
+        ("/v1/files/{id}", {**PART, "headers": {}}, 415),
+        ("/v1/files/{id}", {**PART, "headers": {"content-type": "application/partial-upload"}}, 400),
+        ("/v1/files/{id}", {**PART, "url": "/v1/files/nothing"}, 404),
+        ("/v1/files", {"method": "OPTIONS", "url": "/v1/files"}, 204),
         ("/v1/files/{id}", {"method": "DELETE", "url": "/v1/files/nothing"}, 404),
     ],
     ids=lambda value: str(value)[:40],

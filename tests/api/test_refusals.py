@@ -266,7 +266,7 @@ async def test_a_body_of_one_mebibyte_is_not(client: httpx2.AsyncClient) -> None
         ("GET", "/v1/jobs/01JC8XW3T4Z5/cancel", "POST"),
         ("POST", "/v1/jobs/01JC8XW3T4Z5/stream", "GET, HEAD"),
         ("POST", "/v1/tasks", "GET, HEAD"),
-        ("PATCH", "/v1/files/x", "DELETE, GET, HEAD"),
+        ("PUT", "/v1/files/x", "DELETE, GET, HEAD, PATCH"),
         ("OPTIONS", "/v1/queues", "GET, HEAD"),
         ("POST", "/livez", "GET, HEAD"),
     ],
@@ -291,7 +291,7 @@ async def test_a_method_that_is_missing_names_those_that_are_there(
         ("GET", "/v1/keys/x"),
         ("GET", "/v1/tasks/t.nope"),
         ("GET", "/v1/nothing/%00%ff%2e"),
-        ("GET", "/v1/stream"),
+        ("GET", "/v1/streams"),
     ],
 )
 async def test_what_is_not_there_is_not_found(client: httpx2.AsyncClient, method: str, path: str) -> None:
@@ -308,16 +308,6 @@ async def said(client: httpx2.AsyncClient, data: bytes) -> bytes:
         answer = await reader.read()
     writer.close()
     return answer
-
-
-async def test_a_websocket_is_not_found_like_everything_that_is_not_there(client: httpx2.AsyncClient) -> None:
-    handshake = (
-        b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==\r\n\r\n"
-    )
-    answer = await said(client, handshake)
-    assert answer.startswith(b"HTTP/1.1 404 ")
-    assert b"application/problem+json" in answer
 
 
 async def test_what_is_no_http_is_malformed(client: httpx2.AsyncClient) -> None:

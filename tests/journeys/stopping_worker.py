@@ -1,7 +1,8 @@
-"""A worker whose SQL transactions stop where a test wants it: `python -m tests.journeys.stopping_worker <notes> <at>`.
+"""A worker that stops where a test wants it: `python -m tests.journeys.stopping_worker <notes> <at>`.
 
-`at` is `before` or `after` the commit of the transaction in which statements of the job have run. It then notes that it
-is there and goes no further, so that it can be killed.
+`at` is `before` or `after` the commit of the SQL transaction in which statements of the job have run; `after` is also
+after MongoDB's server has done a write. It then notes that it is there and goes no further, so that it can be killed.
+At `never` it does not stop. MongoDB's servers count as having transactions: nx-27017 has them and does not say so.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.settings import load
+from worker.mongo import MongoConnection, MongoConnections
 from worker.resources import Resources, open_resources
 from worker.sql import SqlConnection, SqlConnections, Transaction
 from worker.task import load_tasks
@@ -53,13 +55,32 @@ class Stopping:
             noting = Noting(inner)
             yield noting
             if noting.worked and self._at == "before":
-                await self._stop()
-        if noting.worked:
-            await self._stop()
+                await stop(self._notes, self._at)
+        if noting.worked and self._at == "after":
+            await stop(self._notes, self._at)
 
-    async def _stop(self) -> None:
-        self._notes.write_text(self._at)
-        await asyncio.Event().wait()
+
+class StoppingMongo:
+    """A MongoDB connection that stops when it has written."""
+
+    def __init__(self, inner: MongoConnection, notes: Path, at: str) -> None:
+        self._inner, self._notes, self._at = inner, notes, at
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+        if self._at != "after" or name not in ("insert", "update", "delete"):
+            return method
+
+        async def stopping(*given: Any, **named: Any) -> None:
+            await method(*given, **named)
+            await stop(self._notes, self._at)
+
+        return stopping
+
+
+async def stop(notes: Path, at: str) -> None:
+    notes.write_text(at)
+    await asyncio.Event().wait()
 
 
 def main(notes: Path, at: str) -> None:
@@ -69,7 +90,12 @@ def main(notes: Path, at: str) -> None:
     async def resources() -> AsyncIterator[Resources]:
         async with open_resources(settings) as opened:
             stopping: Any = {name: Stopping(opened.sql(name), notes, at) for name in settings.sql}
-            yield replace(opened, sql=SqlConnections(stopping))
+            mongo: Any = {}
+            for name in settings.mongo:
+                connection = opened.mongo(name)
+                connection.transactional = True
+                mongo[name] = StoppingMongo(connection, notes, at)
+            yield replace(opened, sql=SqlConnections(stopping), mongo=MongoConnections(mongo))
 
     asyncio.set_event_loop(asyncio.new_event_loop())  # arq's Worker takes the current loop
     Worker(settings=settings, tasks=load_tasks(settings.tasks), resources=resources).run()

@@ -238,7 +238,7 @@ async def test_what_is_configured_is_used(tmp_path: Path, redis_url: str) -> Non
     assert not running.pids("mongo")
     assert not (tmp_path / "redis.log").exists()
     assert "SECRET" not in running.text
-    assert "$TANDEM_KEY" in running.text
+    assert "$TANDEM_API_KEY" in running.text
 
 
 async def test_a_worker_that_cannot_start_is_a_crash_loop_with_its_reason(tmp_path: Path) -> None:

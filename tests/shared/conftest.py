@@ -1,11 +1,28 @@
 """The queue, with a clock that the test turns; after each test every law of the queue must hold."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
+from shared.files import FileStore, open_store
 from tests.shared.shard import Shard, broken
+
+
+@pytest.fixture(params=["file", "memory", "s3"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty store, of each kind."""
+    if request.param == "s3":
+        url: str = request.getfixturevalue("s3_url")
+        return url
+    return f"file://{tmp_path}/store" if request.param == "file" else "memory://"
+
+
+@pytest.fixture
+async def any_store(store_url: str) -> AsyncIterator[FileStore]:
+    async with open_store(store_url) as store:
+        yield store
 
 
 @pytest.fixture

@@ -45,10 +45,11 @@ def job(task: str = "t", *, payload: bytes = b"{}", max_attempts: int = 3, **giv
     return Submission(**{"id": new_id(), "task": task, "payload": payload, "options": options, **given})
 
 
-def entry(name: str, version: int = 1, summary: str = "") -> catalogue.Entry:
-    """A task of a catalogue."""
+def entry(name: str, version: int = 1, summary: str = "", **limits: Any) -> catalogue.Entry:
+    """A task of a catalogue, with `concurrency` and `rate` if given."""
+    defaults = {"timeout": 30, **limits}
     return catalogue.Entry(
-        name=name, version=version, summary=summary, payload_schema={}, result_schema={}, defaults={"timeout": 30}
+        name=name, version=version, summary=summary, payload_schema={}, result_schema={}, defaults=defaults
     )
 
 
@@ -80,6 +81,7 @@ class Worker:
     id: str
     tasks: Mapping[str, int]
     queues: Sequence[str]
+    limits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     calls: int = 0
     held: dict[str, str] = field(default_factory=dict)
 
@@ -91,7 +93,8 @@ class Worker:
         info = WorkerInfo(
             id=self.id, host="host", pid=7, queues=tuple(self.queues), concurrency=10, version="1", started_at=1.5
         )
-        await self.shard.queue.register(info, [entry(name, version) for name, version in self.tasks.items()])
+        entries = [entry(name, version, **self.limits.get(name, {})) for name, version in self.tasks.items()]
+        await self.shard.queue.register(info, entries)
         return self
 
     async def call(self, *, slots: int = 10, number: int | None = None, room: int = ROOM) -> Claim:
@@ -137,6 +140,7 @@ class Shard:
         self.queue = Queue(redis, shard=letter, lease=lease, clock=CLOCK, **given)
         self.lease = lease
         self.us = NOON
+        self.lived = 0  # µs that have passed, whatever the clock shows
         self._workers = 0
 
     @property
@@ -146,6 +150,7 @@ class Shard:
     async def turn(self, seconds: float) -> None:
         """Turns the clock, forwards or back, while nobody does anything."""
         self.us += round(seconds * 1_000_000)
+        self.lived += max(0, round(seconds * 1_000_000))
         now = {"s": self.us // 1_000_000, "us": self.us % 1_000_000}
         await self.redis.hset(f"{self.queue.prefix}now", mapping=now)
 
@@ -162,10 +167,12 @@ class Shard:
         """Lets every lease end and be settled."""
         await self.wait(self.lease + 1)
 
-    async def worker(self, tasks: Mapping[str, int] | None = None, queues: Sequence[str] = ("default",)) -> Worker:
-        """A registered worker of its own; by default it knows the task `t`."""
+    async def worker(
+        self, tasks: Mapping[str, int] | None = None, queues: Sequence[str] = ("default",), **limits: Any
+    ) -> Worker:
+        """A registered worker of its own; by default it knows the task `t`, with these limits."""
         self._workers += 1
-        return await Worker(self, f"w{self._workers}", tasks or {"t": 1}, queues).register()
+        return await Worker(self, f"w{self._workers}", tasks or {"t": 1}, queues, {"t": limits}).register()
 
     async def submit(self, *jobs: Submission) -> list[str]:
         answers = await self.queue.submit_many(jobs)
@@ -204,7 +211,7 @@ class Shard:
                 jobs[key[4:]] = _pairs(value)
             elif key == "events":
                 events = [(id, fields[1]) for id, fields in value]
-            elif _is_place(key) or key in ("expiries", "workers"):
+            elif _is_place(key) or key in ("expiries", "workers", "gates"):
                 zsets[key] = {id: float(score) for id, score in _pairs(value).items()}
             else:
                 values[key] = value
@@ -235,7 +242,7 @@ def home(record: Mapping[str, str]) -> list[str]:
 
 def broken(shard: Snapshot) -> list[str]:
     """Every law that does not hold, with whom it does not hold for."""
-    return [*_places(shard), *_numbers(shard), *_holders(shard), *_lifetimes(shard)]
+    return [*_places(shard), *_numbers(shard), *_holders(shard), *_limits(shard), *_locks(shard), *_lifetimes(shard)]
 
 
 def _places(shard: Snapshot) -> Iterable[str]:
@@ -277,8 +284,8 @@ def _holders(shard: Snapshot) -> Iterable[str]:
             if record["state"] == "running":
                 holders.setdefault(key, set()).add(f"{id}:{record['token']}")
                 limits[key] = max(limits[key], int(record["cl"]))
-            elif record["state"] == "queued":
-                lined_up.add(key)
+            elif record["state"] == "queued" or record.get("park", "").startswith("limit:"):
+                lined_up.add(key)  # who waits for its task's limit calls the next one when it leaves
     kept = {key: set(value) for key, value in shard.values.items() if key.startswith("key:")}
     if kept != holders:
         yield f"holders are {holders}, kept are {kept}"
@@ -288,9 +295,63 @@ def _holders(shard: Snapshot) -> Iterable[str]:
             yield f"nobody will ever wake {key}"
 
 
+def _locks(shard: Snapshot) -> Iterable[str]:
+    """A lock is held by one acquisition of a running job, and waited for only while it is held."""
+    claims: dict[str, set[str]] = {}
+    for id, record in shard.jobs.items():
+        for line in record.get("lk", "").splitlines():
+            number, _, name = line.partition(" ")
+            if record["state"] != "running":
+                yield f"{id} does not run and has {line!r} in its locks"
+            elif name:
+                holder = f"{id} {record['token']} {number}"
+                claims.setdefault(f"{record['tenant']}:{name}", set()).add(holder)
+    held = {key[5:]: _pairs(value)["holder"] for key, value in shard.values.items() if key.startswith("lock:")}
+    waiting = {key[6:]: set(_pairs(value)) for key, value in shard.values.items() if key.startswith("waits:")}
+    for name in held.keys() | waiting.keys() | claims.keys():
+        one, others = held.get(name), waiting.get(name, set())
+        if one is None or one in others or {one, *others} != claims.get(name):
+            yield f"the lock {name} is held by {one}, waited for by {others}, and recorded for {claims.get(name)}"
+
+
+def _limits(shard: Snapshot) -> Iterable[str]:
+    """A task's slots are held by running attempts of it; what waits for its limits is looked at again."""
+    waiting: dict[str, set[str]] = {}
+    for key in shard.zsets:
+        if key.startswith("park:limit:"):
+            queue, priority, task = key.removeprefix("park:limit:").split(":", 2)
+            waiting.setdefault(task, set()).add(f"{queue}:{priority}")
+    for key, value in shard.values.items():
+        kind, _, task = key.partition(":")
+        for holder in value if kind == "slots" else ():
+            id, _, token = holder.partition(":")
+            record = shard.jobs.get(id, {})
+            if (record.get("state"), record.get("token"), record.get("task")) != ("running", token, task):
+                yield f"{key} is held by {holder}, which does not run"
+    for task, places in waiting.items():
+        if not set(shard.values.get(f"limited:{task}", [])) >= places:
+            yield f"nobody knows of {places} of {task}"
+        slots = int(_pairs(shard.values[f"limit:{task}"])["slots"])
+        if task not in shard.zsets.get("gates", {}) and not 0 < slots <= len(shard.values.get(f"slots:{task}", [])):
+            yield f"nobody will look again at what waits for the limits of {task}"
+
+
 # Keys that need no TTL: a number of them that does not grow with the jobs that were, or as long as their jobs are not
 # final.
-LASTING = ("events", "catalogue", "versions", "counts", "clock", "workers", "parked", "expiries", "now")
+KINDS = ("key", "slots", "limit", "limited", "lock", "waits")
+LASTING = (
+    "gates",
+    "paused",
+    "events",
+    "catalogue",
+    "versions",
+    "counts",
+    "clock",
+    "workers",
+    "parked",
+    "expiries",
+    "now",
+)
 
 
 def _lifetimes(shard: Snapshot) -> Iterable[str]:
@@ -302,7 +363,7 @@ def _lifetimes(shard: Snapshot) -> Iterable[str]:
     queues = {record["queue"] for record in shard.jobs.values()}
     for key, left in shard.ttl.items():
         kind, _, name = key.partition(":")
-        if kind in ("job", "out", "idem"):
+        if kind in ("job", "out", "cold", "steps", "idem"):
             owner = keys.get(name) if kind == "idem" else name
             if owner in unread:
                 continue
@@ -311,7 +372,7 @@ def _lifetimes(shard: Snapshot) -> Iterable[str]:
             ends = True
         elif kind == "bell":
             ends = name not in queues
-        elif key in LASTING or _is_place(key) or kind == "key":
+        elif key in LASTING or _is_place(key) or kind in KINDS:
             ends = False
         else:
             yield f"{key} is on no list"

@@ -186,3 +186,50 @@ async def test_a_flight_that_is_cancelled_cancels_its_callers() -> None:
         task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
+
+
+async def test_what_waits_is_sent_once_for_all_who_ask() -> None:
+    line = Line()
+    batch = Batch(line.send, limit=2, flights=1, once=True)
+    first = [asyncio.ensure_future(batch.call(n)) for n in (1, 1, 2, 1)]
+    await line.land(0)
+    assert await asyncio.gather(*first) == [10, 10, 20, 10]
+    assert line.flights == [[1, 2]]
+
+
+async def test_what_is_under_way_is_sent_again() -> None:
+    line = Line()
+    batch = Batch(line.send, limit=1, flights=2, once=True)
+    old = asyncio.ensure_future(batch.call(1))
+    await eventually(lambda: line.flights == [[1]])
+    new = asyncio.ensure_future(batch.call(1))
+    await eventually(lambda: line.flights == [[1], [1]])
+    await line.land(1)
+    assert await new == 10
+    assert not old.done(), "its answer may be older than the question"
+    await line.land(0)
+    assert await old == 10
+
+
+async def test_one_that_goes_takes_the_answer_from_nobody() -> None:
+    line = Line()
+    batch = Batch(line.send, once=True)
+    one, other = (asyncio.ensure_future(batch.call(1)) for _ in range(2))
+    await eventually(lambda: line.flights)
+    one.cancel()
+    await line.land(0)
+    assert await other == 10
+    assert one.cancelled()
+
+
+async def test_a_fault_is_told_to_all_who_asked_and_leaves_no_warning() -> None:
+    async def fail(_items: list[int]) -> Sequence[int]:
+        raise Unavailable("away")
+
+    batch = Batch(fail, once=True)
+    gone, *others = (asyncio.ensure_future(batch.call(1)) for _ in range(3))
+    gone.cancel()
+    for other in others:
+        with pytest.raises(Unavailable):
+            await other
+    gc.collect()

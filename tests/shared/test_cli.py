@@ -57,7 +57,19 @@ def test_an_address_for_others_needs_keys(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["no-such"], ["dev", "--workers", "0"], ["dev", "--port", "x"], ["settings", "--no-such"]]
+    "arguments",
+    [
+        [],
+        ["no-such"],
+        ["dev", "--workers", "0"],
+        ["dev", "--port", "x"],
+        ["settings", "--no-such"],
+        ["submit"],
+        ["submit", "t", "--tag", "x"],
+        ["submit", "t", "--wait", "--watch"],
+        ["watch"],
+        ["watch", "x", "--patience", "5m"],
+    ],
 )
 def test_a_wrong_option_is_a_usage_line(arguments: list[str]) -> None:
     done = tandem(*arguments)
@@ -65,7 +77,7 @@ def test_a_wrong_option_is_a_usage_line(arguments: list[str]) -> None:
     assert done.stderr.startswith("usage: tandem")
 
 
-@pytest.mark.parametrize("command", ["api", "worker", "dev", "settings"])
+@pytest.mark.parametrize("command", ["api", "worker", "dev", "settings", "submit", "watch", "result", "cancel"])
 def test_help_says_how(command: str) -> None:
     assert f" {command} " in tandem("--help").stdout
     done = tandem(command, "--help")

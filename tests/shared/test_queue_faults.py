@@ -1,14 +1,18 @@
 """Redis that forgets, hangs, refuses or is gone; and the jobs of plain arq clients."""
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
+import uvloop
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError  # noqa: A004 - redis-py's
 
 from shared.errors import Unavailable
 from shared.jobs import State, Submission
 from shared.queue import Queue, connect
+from shared.queue.bells import open_connection
 from shared.queue.scripts import reach, send
 from tests.conftest import eventually
 from tests.shared.shard import Shard, job
@@ -34,6 +38,24 @@ async def calls(queue: Queue) -> list[object]:
         queue.beat("w", "x", []), queue.report([], limit=1), queue.foreign(), queue.retire("w"),
         return_exceptions=True,
     )  # fmt: skip
+
+
+def test_a_transport_that_is_closed_is_an_error_of_the_connection(redis_url: str) -> None:
+    async def write_to_a_closed_one() -> None:
+        redis = connect(redis_url)
+        try:
+            connection = await open_connection(redis, 5)
+            writer: Any = connection._writer
+            writer.transport.abort()
+            closed = asyncio.Event()
+            asyncio.get_running_loop().call_soon(closed.set)
+            await closed.wait()
+            with pytest.raises((ConnectionError, OSError)):
+                await connection.send_command("PING")
+        finally:
+            await redis.aclose()
+
+    uvloop.run(write_to_a_closed_one())
 
 
 async def test_without_redis_every_call_says_so() -> None:

@@ -5,7 +5,7 @@ Every run lives the same few lives; with `MODEL_ROUNDS=1000` these and many more
 
 import asyncio
 import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pytest
@@ -18,6 +18,9 @@ from shared.errors import KeyReused
 from shared.jobs import FINAL, NEXT, PRIORITIES, SHOWN_ATTEMPTS, State, Submission, history
 from shared.queue import Claimed, Report, connect
 from shared.queue.scripts import reach, send
+from tests.shared.allowance import Allowance
+from tests.shared.keeping import Keeping
+from tests.shared.pausing import Pausing
 from tests.shared.shard import Shard, Snapshot, Worker, broken, job
 
 T = TypeVar("T")
@@ -25,6 +28,10 @@ T = TypeVar("T")
 ROUNDS = int(os.environ.get("MODEL_ROUNDS", "20"))
 LEASE, GRACE, SILENCE = 6.0, 2.0, 3.0  # seconds; a silence of more than half a lease is a stall
 TASKS: tuple[dict[str, int], ...] = ({"t": 1, "u": 1}, {"t": 2, "u": 1}, {"t": 1}, {"t": 2})
+# Of the task `t`; which workers publish these, with a version, is part of a life.
+LIMITS: tuple[dict[str, Any], ...] = (
+    {}, {"concurrency": 1}, {"concurrency": 2}, {"rate": "2/5s"}, {"rate": "40/s"}, {"concurrency": 2, "rate": "1/s"},
+)  # fmt: skip
 QUEUES = (["a", "b"], ["a", "b"], ["a"], ["b"])
 KINDS = (State.SUCCEEDED, State.FAILED, State.RETRYING, State.RETRYING, State.QUEUED, State.CANCELLED)
 
@@ -32,10 +39,11 @@ KINDS = (State.SUCCEEDED, State.FAILED, State.RETRYING, State.RETRYING, State.QU
 STEPS = (
     "forget_scripts", *("submit",) * 5, *("claim",) * 7, *("finish",) * 4, *("finish_late",) * 3, *("wait",) * 4,
     *("beat",) * 2, *("crash",) * 3, *("cancel",) * 2, "report", "report_late", "claim_late", "stall", "step_back",
+    "keep", "keep_late", "pause", "resume", *("lock",) * 4, "lock_late", *("unlock",) * 2,
 )  # fmt: skip
 
 
-class Life(RuleBasedStateMachine):
+class Life(Keeping, Pausing, RuleBasedStateMachine):
     """One shard, its clients and its workers; the clock is the test's."""
 
     url = ""
@@ -49,6 +57,7 @@ class Life(RuleBasedStateMachine):
         self.claims: list[tuple[Worker, Claimed]] = []  # every token that was ever given out
         self.ended: set[tuple[str, str]] = set()  # those whose holder had the last word
         self.calls: list[tuple[Worker, int]] = []  # every claim's number
+        self.allowance = Allowance(self.shard, "t")
         self.jobs: dict[str, Submission] = {}
         self.keys: dict[str, Submission] = {}
         self.cancelled: set[str] = set()  # asked for while they were not final
@@ -77,9 +86,14 @@ class Life(RuleBasedStateMachine):
             await self.redis.flushall()
             await self.shard.turn(0)
             await self.shard.silence()
-            self.workers = [await self.shard.worker(TASKS[n], QUEUES[n]) for n in range(3)]
 
         self.run(begin())
+        self.workers = [self.arrive(TASKS[n], QUEUES[n], {}) for n in range(3)]
+
+    def arrive(self, tasks: dict[str, int], queues: list[str], given: Mapping[str, Any]) -> Worker:
+        """A worker registers, with these limits of `t`."""
+        self.allowance.publish(tasks["t"], given)
+        return self.run(self.shard.worker(tasks, queues, **given))
 
     @rule(step=st.sampled_from(STEPS), data=st.data())
     def live(self, step: str, data: st.DataObject) -> None:
@@ -162,11 +176,12 @@ class Life(RuleBasedStateMachine):
         for one in claim.jobs:
             record = snapshot.jobs[one.id]
             assert (record["state"], record["token"], record["attempt"]) == ("running", one.token, str(one.attempt))
-            assert record["queue"] in worker.queues
+            assert record["queue"] in set(worker.queues) - self.paused
             assert worker.tasks[record["task"]] >= int(record["ver"])
             assert one.token not in {known.token for _, known in self.claims if known.id == one.id}
             assert "exp" not in record or "attempts" in record or int(record["exp"]) > self.shard.ms
         assert sum(self.is_suspect(snapshot, id, token) for id, token in worker.held.items()) <= 1
+        self.allowance.start(claim.jobs, snapshot)
         self.calls.append((worker, worker.calls))
         self.claims += [(worker, one) for one in claim.jobs]
 
@@ -251,7 +266,7 @@ class Life(RuleBasedStateMachine):
         """What they held is forgotten; other incarnations take their places, perhaps with other code."""
         for worker in [self.pick(self.workers)] if self.chance() else [*self.workers]:
             self.workers.remove(worker)
-            self.workers.append(self.run(self.shard.worker(self.pick(TASKS), self.pick(QUEUES))))
+            self.workers.append(self.arrive(self.pick(TASKS), self.pick(QUEUES), self.pick(LIMITS)))
         if self.chance():
             self.run(self.shard.wait(LEASE))
 
@@ -289,11 +304,14 @@ class Life(RuleBasedStateMachine):
     def laws(self) -> None:
         self.now = now = self.run(self.shard.snapshot(self.seen))
         assert not broken(now)
+        self.check_fences(now)
         for entry, text in now.events:
             if entry != self.seen:
                 for line in text.splitlines():
                     self.hear(*line.split())
         self.seen = now.events[-1][0] if now.events else "-"
+        kept = {(id, token) for id, _, token in (one.partition(":") for one in now.values.get("slots:t", []))}
+        assert kept == self.allowance.running(now), "a slot of the task leaked, or was given away"
         longest = self.shard.ms + 1500 * LEASE  # the clock may have stepped back by half a lease, unseen
         assert all(end <= longest for end in now.zsets.get("leases", {}).values())
         assert set(self.jobs) == set(now.jobs), "a job is gone, or there is one too many"
@@ -328,7 +346,7 @@ class Life(RuleBasedStateMachine):
         try:
             if self.workers:
                 self.run(self.remember())
-                self.run(self.recover())
+                self.recover()
                 self.laws()
                 self.run(self.remember())
                 assert set(self.final) == set(self.jobs)
@@ -343,18 +361,25 @@ class Life(RuleBasedStateMachine):
             if len(record.attempts) < SHOWN_ATTEMPTS:
                 assert {(stamp, then.state) for stamp, then in history(record)} <= self.past[id]
 
-    async def recover(self) -> None:
-        """With a healthy worker, and as time goes on, every job becomes final."""
-        worker = await self.shard.worker({"t": 2, "u": 1}, ["a", "b"])
-        for _ in range(200):
-            while claimed := await worker.claim(slots=50):
+    def recover(self) -> None:
+        """With a healthy worker, and as time goes on, every job becomes final; what may start does so when asked."""
+        self.resume_all()
+        worker = self.arrive({"t": 2, "u": 1}, ["a", "b"], self.allowance.published)
+        snapshot, thirst = self.look(), 0
+        for _ in range(300):
+            while claimed := self.run(worker.claim(slots=50)):
+                self.allowance.start(claimed, self.look())
+                thirst = 0 if any(one.task == "t" for one in claimed) else thirst
                 for one in claimed:
-                    assert await worker.end(one) == "ok"
-            if not (await self.shard.snapshot()).counts:
+                    assert self.run(worker.end(one)) == "ok"
+            assert thirst < 2, f"nothing of {self.allowance.startable(snapshot)} starts"
+            snapshot = self.look()
+            if not snapshot.counts:
                 return
-            await self.shard.turn(SILENCE - 0.1)
-            await self.shard.queue.tick()
-        snapshot = await self.shard.snapshot()
+            thirst = thirst + 1 if self.allowance.startable(snapshot) else 0
+            # Twice this is longer than it takes to have a token of any rate, after a step back that nobody saw.
+            self.run(self.shard.turn(SILENCE - 0.1))
+            self.run(self.shard.queue.tick())
         raise AssertionError(f"never final: {snapshot.counts}, {snapshot.zsets}")
 
 

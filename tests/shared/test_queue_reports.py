@@ -16,7 +16,7 @@ async def test_progress_is_a_change_that_clients_see(shard: Shard) -> None:
     assert await shard.queue.report([Report(id, claimed.token, 1, "progress", b'{"current":1}')], limit=99) == ["ok"]
     record = await shard.get(id)
     assert (record.progress, record.stamp, record.output) == (b'{"current":1}', shard.us, shard.us)
-    assert await shard.queue.output(id) == [Chunk(shard.us, "progress", 1, [b'{"current":1}'])]
+    assert await shard.queue.output(id) == [Chunk(shard.us, "progress", 1, b'{"current":1}')]
 
 
 async def test_output_is_no_change_of_the_record(shard: Shard) -> None:
@@ -33,8 +33,8 @@ async def test_output_is_no_change_of_the_record(shard: Shard) -> None:
     record = await shard.get(id)
     assert (record.stamp, record.etag, record.output) == (before.stamp, before.etag, shard.us + 1)
     assert await shard.queue.output(id) == [
-        Chunk(shard.us, "output", 1, [b'{"n":1}', b'{"n":2}']),
-        Chunk(shard.us + 1, "log", 1, [b'{"message":"x"}']),
+        Chunk(shard.us, "output", 1, b'{"n":1}\n{"n":2}'),
+        Chunk(shard.us + 1, "log", 1, b'{"message":"x"}', before=shard.us),
     ]
     # One order for what it said and what became of it.
     await worker.end(claimed)

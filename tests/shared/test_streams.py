@@ -5,11 +5,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from obstore.store import MemoryStore
 
 from shared.errors import BadCursor
+from shared.files import FileStore
 from shared.jobs import Attempt, Options, Record, State
-from shared.queue import Chunk
-from shared.streams import FEW, START, TYPES, Entry, Position, Reader, end_of, position, refuse_unknown
+from shared.queue import Chunk, Segment
+from shared.streams import FEW, START, TYPES, Entry, Position, Reader, Source, end_of, position, refuse_unknown
 
 ALL = frozenset(TYPES)
 T = 1_800_000_000_000_000  # µs, of the submission
@@ -31,7 +33,7 @@ def final(stamp: int = T + 1000, **given: Any) -> Record:
 
 
 def said(stamp: int, *items: bytes, type: str = "output", attempt: int = 1) -> Chunk:
-    return Chunk(stamp, type, attempt, list(items))
+    return Chunk(stamp, type, attempt, b"\n".join(items))
 
 
 class Log:
@@ -44,6 +46,14 @@ class Log:
     async def output(self, id: str, after: int = 0, limit: int = 100) -> Sequence[Chunk]:
         self.asked.append((after, limit))
         return [chunk for chunk in self.chunks if chunk.stamp > after][:limit]
+
+    async def segments(self, id: str, after: int = 0, limit: int = 64) -> Sequence[Segment]:
+        return ()
+
+
+def reading(log: Log, id: str, **given: Any) -> Reader:
+    store = FileStore(MemoryStore())  # nothing is in it
+    return Reader(Source(log, store), id, **given)
 
 
 async def read(reader: Reader, now: Record) -> list[Entry]:
@@ -67,7 +77,7 @@ WHOLE = [
 
 
 async def test_everything_comes_in_one_order() -> None:
-    entries = await read(Reader(LOG, "J", types=ALL), final(output=T + 50))
+    entries = await read(reading(LOG, "J", types=ALL), final(output=T + 50))
     assert told(entries) == WHOLE
     assert [entry.place for entry in entries] == sorted({entry.place for entry in entries})
     lines = [msgspec.json.decode(entry.json()) for entry in entries]
@@ -80,9 +90,9 @@ async def test_everything_comes_in_one_order() -> None:
 
 async def test_any_place_is_gone_on_from_without_a_gap_and_without_a_repeat() -> None:
     now = final(output=T + 50)
-    entries = await read(Reader(LOG, "J", types=ALL), now)
+    entries = await read(reading(LOG, "J", types=ALL), now)
     for number, entry in enumerate(entries):
-        rest = await read(Reader(LOG, "J", after=position(str(entry.place)), types=ALL), now)
+        rest = await read(reading(LOG, "J", after=position(str(entry.place)), types=ALL), now)
         assert rest == entries[number + 1 :]
 
 
@@ -90,7 +100,7 @@ async def test_any_place_is_gone_on_from_without_a_gap_and_without_a_repeat() ->
 async def test_what_is_not_wanted_is_left_out_but_never_the_end(wanted: str) -> None:
     types = set(wanted.split())
     log = Log(*LOG.chunks)
-    entries = await read(Reader(log, "J", types=frozenset(types)), final(output=T + 50))
+    entries = await read(reading(log, "J", types=frozenset(types)), final(output=T + 50))
     assert told(entries) == [one for one in WHOLE if one[0] in types | {"end"}]
     assert bool(log.asked) is bool(types & {"output", "log", "progress"}), "what nobody wants is not read"
 
@@ -98,7 +108,7 @@ async def test_what_is_not_wanted_is_left_out_but_never_the_end(wanted: str) -> 
 async def test_what_is_newer_than_the_record_waits_for_a_newer_record() -> None:
     """Else a state could come too late for its place: here the second attempt, which the old record does not have."""
     log = Log(said(T + 20, b"1"), said(T + 200, b"2", attempt=2))
-    reader = Reader(log, "J", types=ALL)
+    reader = reading(log, "J", types=ALL)
     assert told(await read(reader, record(output=T + 20))) == [("state", 0), ("state", 10), ("output", 20)]
     assert await read(reader, record(output=T + 20)) == []
     attempts = (Attempt(1, T + 10, T + 100, "failed", "w"), Attempt(2, T + 150, None, None, "w"))
@@ -108,7 +118,7 @@ async def test_what_is_newer_than_the_record_waits_for_a_newer_record() -> None:
 
 async def test_chunks_are_read_once_and_few_at_a_time_where_they_are_large() -> None:
     log = Log(*(said(T + 20 + n, b'"' + b"x" * (20 << 10) + b'"') for n in range(3 * FEW)))
-    reader = Reader(log, "J", types=ALL)
+    reader = reading(log, "J", types=ALL)
     entries = await read(reader, record(output=T + 20 + 3 * FEW - 1))
     assert len(entries) == 3 * FEW + 2
     assert [limit for _, limit in log.asked] == [FEW, FEW, FEW]
@@ -118,7 +128,7 @@ async def test_chunks_are_read_once_and_few_at_a_time_where_they_are_large() -> 
 
 
 async def test_output_that_is_gone_holds_nothing_up() -> None:
-    assert told(await read(Reader(Log(), "J", types=ALL), final(output=T + 50)))[-1] == ("end", 1000)
+    assert told(await read(reading(Log(), "J", types=ALL), final(output=T + 50)))[-1] == ("end", 1000)
 
 
 @pytest.mark.parametrize("text", ["", "x", "1-1", f"{T}-1", f"{T}-000001", f" {T}-00001", f"{T}-0000１", f"-{T}-00001"])

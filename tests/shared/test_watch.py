@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.jobs import State
-from shared.queue import Change, Queue, Report
+from shared.queue import Change, Queue, Report, watch
 from tests.conftest import eventually
 from tests.shared.shard import Shard
 
@@ -146,12 +146,34 @@ async def test_a_connection_that_breaks_makes_everybody_read_again(shard: Shard)
         await marked(change)
 
 
-async def test_a_wait_ends_after_its_time(shard: Shard) -> None:
+async def test_a_wait_ends_after_its_time_and_says_whether_it_was_marked(shard: Shard) -> None:
     async with shard.queue.watch("nobody") as change:
         await quiet(shard, change)
-        await change.wait(0.01)
-        await change.wait(0)
-        await change.wait(-1)
+        for seconds in (0.01, 0, -1):
+            assert await change.wait(seconds) is False
+        timeouts: tuple[float | None, ...] = (0.01, 0, -1, None)
+        for timeout in timeouts:
+            change.mark()
+            assert await change.wait(timeout) is True
+
+
+async def test_a_change_whose_news_were_lost_is_found(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "LOOK", 0.05)
+    monkeypatch.setattr(watch, "PORTION", 2)
+    ids = [await shard.add() for _ in range(5)]
+    contexts = [shard.queue.watch(id) for id in ids]
+    changes = [await context.__aenter__() for context in contexts]
+    look = shard.queue._watch
+    await eventually(lambda: set(look._seen) == set(ids))
+    for change in changes:
+        await quiet(shard, change)
+    for field in ("v", "o"):
+        for id, change in zip(ids, changes, strict=True):
+            await shard.redis.hset(f"{shard.queue.prefix}job:{id}", field, "1790000000000000")  # and nobody tells
+            await marked(change)
+    for context in contexts:
+        await context.__aexit__(None, None, None)
+    assert look._seen == {}
 
 
 async def test_closing_lets_go_of_who_waits_and_of_the_connection(redis: Redis) -> None:
@@ -169,17 +191,29 @@ async def test_closing_lets_go_of_who_waits_and_of_the_connection(redis: Redis) 
     await queue.close()  # twice does no harm
 
 
-async def test_a_watcher_that_is_cancelled_while_it_comes_leaves_nothing_behind(shard: Shard) -> None:
-    watch = shard.queue._watch
-    async with shard.queue.watch("one") as change:
-        await marked(change)
-        async with watch._sending:  # so that the next one has to wait
-            coming = asyncio.ensure_future(shard.queue.watch("two").__aenter__())
-            await asyncio.sleep(0)
-            assert "two" in watch._changes
-            coming.cancel()
-            await asyncio.sleep(0)
-        with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(coming, 4)
-        assert set(watch._changes) == {"one"}
-    assert watch._changes == {}
+async def test_many_that_come_and_go_at_once_are_told_right(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "PORTION", 7)
+    look = shard.queue._watch
+    async with shard.queue.watch("first") as change:
+        await quiet(shard, change)
+        contexts = {f"job-{number}": shard.queue.watch(f"job-{number}") for number in range(50)}
+        changes = {id: await context.__aenter__() for id, context in contexts.items()}
+        for id in list(contexts)[::3]:
+            await contexts.pop(id).__aexit__(None, None, None)
+        again = shard.queue.watch("job-0")
+        changes["job-0"], contexts["job-0"] = await again.__aenter__(), again
+
+        async def fits() -> bool:
+            return await channels(shard) == {"first", *contexts}
+
+        await eventually(fits)
+        for id in contexts:
+            await marked(changes[id])
+        for context in contexts.values():
+            await context.__aexit__(None, None, None)
+        await eventually(lambda: only_first(shard))
+    assert look._changes == {}
+
+
+async def only_first(shard: Shard) -> bool:
+    return await channels(shard) == {"first"}

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 import os
 import re
 import signal
@@ -189,3 +190,10 @@ def write_badly(job: SyncJob) -> None:
 @task("thread.write_badly")
 def write_badly_in_a_thread(job: SyncJob) -> None:
     job.files.write("../out", itertools.repeat(b"x" * 100_000))
+
+
+@task("cpu.logs", cpu=True)
+def logs(payload: str) -> None:
+    log = logging.getLogger("shop.cpu")
+    log.debug("unheard")
+    log.warning("in a process %s", payload, extra={"pid": os.getpid()})

@@ -1,8 +1,11 @@
 """The databases that SQL tasks write to, as their own clients see them."""
 
+import os
+import secrets
 import sqlite3
 from contextlib import closing
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
@@ -23,3 +26,14 @@ class Database:
             return [tuple(row) for row in await connection.fetch(text)]
         finally:
             await connection.close()
+
+
+REAL_MONGO = os.environ.get("TANDEM_TEST_MONGO_URL", "")
+MONGOS = ["nx", "real"] if REAL_MONGO else ["nx"]  # the servers that tests of MongoDB run against
+
+
+def mongo_database(server: str) -> str:
+    """The URL of a database that nobody else uses, on the server of this URL; it may have parameters."""
+    parts = urlsplit(server)
+    query = "&".join(filter(None, (parts.query, "authSource=admin" if "@" in parts.netloc else "")))
+    return urlunsplit((parts.scheme, parts.netloc, f"/test_{secrets.token_hex(4)}", query, ""))

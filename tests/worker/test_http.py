@@ -42,7 +42,9 @@ class Names(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         self.asked.append(host)
-        addresses = self.names[host.partition(".")[0]]
+        addresses = self.names.get(host.partition(".")[0])
+        if addresses is None:
+            raise OSError("no such name")
         address = addresses.pop(0) if len(addresses) > 1 else addresses[0]
         kind = socket.AF_INET6 if ":" in address else socket.AF_INET
         return [ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=0)]
@@ -85,43 +87,14 @@ async def test_what_can_be_no_host_is_told_once(host: str) -> None:
     assert (error.type, error.retryable) == ("invalid_url", False)
 
 
-SPELLINGS = [
-    "127.0.0.1",
-    "127.1",
-    "127.0.1",
-    "2130706433",
-    "0x7f000001",
-    "0x7f.0.0.1",
-    "0177.0.0.1",
-    "017700000001",
-    "0",
-    "0.0.0.0",
-    "localhost",
-    "LOCALHOST",
-    "①②⑦.⓪.⓪.①",
-    "127。0。0。1",
-    "[::1]",
-    "[::]",
-    "[0:0:0:0:0:0:0:1]",
-    "[::127.0.0.1]",
-    "[::ffff:127.0.0.1]",
-    "[::ffff:7f00:1]",
-    "[64:ff9b::7f00:1]",
-    "[2002:7f00:1::]",
-    "[fe80::1%25lo]",
-    "[fec0::1]",
-    "169.254.169.254",
-    "[fd00:ec2::254]",
-    "100.100.100.200",
-    "192.0.0.192",
-    "168.63.129.16",
-    "10.0.0.1",
-    "172.16.0.1",
-    "192.168.0.1",
-    "224.0.0.1",
-    "[ff02::1]",
-    "255.255.255.255",
-]
+SPELLINGS = """
+    127.0.0.1 127.1 127.0.1 2130706433 0x7f000001 0x7f.0.0.1 0177.0.0.1 017700000001 0 0.0.0.0 localhost LOCALHOST
+    ①②⑦.⓪.⓪.① 127。0。0。1 [::1] [::] [0:0:0:0:0:0:0:1] [::127.0.0.1] [::ffff:127.0.0.1] [::ffff:7f00:1]
+    [::ffff:10.0.0.1] [::ffff:169.254.169.254] [64:ff9b::7f00:1] [64:ff9b:1::a00:1] [2002:7f00:1::] [2001:0:7f00:1::]
+    [fe80::1%25lo] [fc00::1] [fec0::1] [fd00:ec2::254] [2001:db8::1] [100::1] [ff02::1] 169.254.169.254 169.254.170.2
+    100.64.0.1 100.100.100.200 192.0.0.192 192.0.2.1 168.63.129.16 10.0.0.1 172.16.0.1 192.168.0.1 198.18.0.1
+    198.51.100.1 203.0.113.1 224.0.0.1 240.0.0.1 255.255.255.255
+""".split()
 
 
 @pytest.mark.parametrize("host", SPELLINGS)
@@ -135,6 +108,15 @@ async def test_every_spelling_is_refused_when_it_is_dialled(host: str) -> None:
     async with serving(handler) as port, open_http(Settings()) as client:
         error = await refusal(client, f"http://{host}:{port}/")
     assert (error.type, error.retryable, reached) == ("address_refused", False, [])
+
+
+async def test_this_machine_is_refused_by_its_name_whether_or_not_the_name_servers_know_it() -> None:
+    async with open_http(Settings(), resolver=Names()) as client:
+        for host in ("localhost.", "LOCALHOST", "tandem.localhost"):
+            error = await refusal(client, f"http://{host}/")
+            assert (error.type, error.retryable) == ("address_refused", False)
+        error = await refusal(client, "http://notlocalhost/")
+        assert (error.type, error.retryable) == ("connection_failed", True)
 
 
 async def test_a_redirect_to_a_private_address_is_refused() -> None:

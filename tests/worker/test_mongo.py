@@ -4,15 +4,10 @@ What only a real server has (decimals, transactions announced, unlocked time lim
 """
 
 import asyncio
-import csv
-import json
-import os
-import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import bson
 import jsonschema_rs
@@ -20,8 +15,8 @@ import pymongo
 import pytest
 
 from shared.jobs import new_id
-from shared.services import mongo_server
-from tests.conftest import eventually, running
+from tests.conftest import eventually
+from tests.worker.databases import MONGOS, REAL_MONGO, mongo_database
 from tests.worker.jobs import Bench, open_bench
 from worker.documents import derived_id
 from worker.errors import TaskError
@@ -29,8 +24,7 @@ from worker.mongo import APPLIED
 from worker.task import of
 from worker.tasks import mongo
 
-REAL = os.environ.get("TANDEM_TEST_MONGO_URL", "")
-real = pytest.mark.skipif(not REAL, reason="TANDEM_TEST_MONGO_URL names no server")
+real = pytest.mark.skipif(not REAL_MONGO, reason="TANDEM_TEST_MONGO_URL names no server")
 OID = "0123456789abcdef01234567"
 ORDERS = [
     {"_id": {"$oid": OID}, "city": "Oslo", "amount": 12.5, "at": {"$date": "2026-01-31T12:00:00Z"}},
@@ -41,21 +35,10 @@ ORDERS = [
 Database = pymongo.database.Database[dict[str, Any]]
 
 
-@pytest.fixture(scope="session")
-def mongo_url(server_data: Path) -> Iterator[str]:
-    """A MongoDB-wire server of this test process."""
-    server = mongo_server(server_data)
-    with running(server):
-        yield server.url
-
-
-@pytest.fixture(params=["nx", "real"] if REAL else ["nx"])
+@pytest.fixture(params=MONGOS)
 def url(request: pytest.FixtureRequest) -> str:
     """Each server, by the URL of a database that nobody else uses; it may have parameters."""
-    url = REAL if request.param == "real" else str(request.getfixturevalue("mongo_url"))
-    parts = urlsplit(url)
-    query = "&".join(filter(None, (parts.query, "authSource=admin" if "@" in parts.netloc else "")))
-    return urlunsplit((parts.scheme, parts.netloc, f"/test_{secrets.token_hex(4)}", query, ""))
+    return mongo_database(REAL_MONGO if request.param == "real" else str(request.getfixturevalue("mongo_url")))
 
 
 @pytest.fixture
@@ -303,77 +286,3 @@ async def test_a_job_that_is_late_or_cancelled_ends_its_command_on_the_server(be
     with pytest.raises(asyncio.CancelledError):
         await running
     await eventually(lambda: not works())
-
-
-# --------------------------------------------------------------------------------------------------------------- files
-
-
-@pytest.mark.parametrize("format", ["ndjson", "json"])
-async def test_an_export_is_imported_as_it_was(bench: Bench, database: Database, format: str) -> None:
-    await fill(bench)
-    exported = await ask(bench, mongo.export, {"format": format, "sort": {"amount": 1}}, id="exporting", stamp=1)
-    assert exported["count"] == 3
-    data = await bench.resources.files.load(f"jobs/exporting/1/orders.{format}", 1 << 20)
-    lines = json.loads(data) if format == "json" else [json.loads(line) for line in data.splitlines()]
-    assert lines == [ORDERS[1], ORDERS[0], ORDERS[2]]
-    before = list(database.orders.find(sort=[("amount", 1)]))
-    database.orders.delete_many({})
-    source = await bench.upload(f"orders.{format}", data, "")
-    id = new_id()
-    for _ in range(2):
-        assert await ask(bench, mongo.import_file, {"source": {"file": source}}, id=id) == {
-            "inserted": 3,
-            "bad_count": 0,
-        }
-    assert list(database.orders.find(sort=[("amount", 1)])) == before
-
-
-async def test_csv_out_and_in(bench: Bench, database: Database) -> None:
-    rows = [{"_id": f"{n}", "name": f'a "quoted"\nname, {n}', "n": n} for n in range(3)]
-    database.orders.insert_many(rows)
-    asked = {"format": "csv", "projection": {"name": 1, "n": 1}, "sort": {"n": 1}}
-    assert (await ask(bench, mongo.export, asked, id="exporting", stamp=1))["count"] == 3
-    data = await bench.resources.files.load("jobs/exporting/1/orders.csv", 1 << 20)
-    text = [{**row, "n": str(row["n"])} for row in rows]
-    assert list(csv.DictReader(data.decode().splitlines(keepends=True))) == text
-    database.orders.delete_many({})
-    source = await bench.upload("orders.csv", data, "text/csv")
-    assert await ask(bench, mongo.import_file, {"source": {"file": source}}) == {"inserted": 3, "bad_count": 0}
-    assert sorted(database.orders.find(), key=lambda one: str(one["_id"])) == text
-
-
-async def test_csv_cuts_nothing_silently(bench: Bench, database: Database) -> None:
-    database.orders.insert_many([{"_id": 1, "a": 1}, {"_id": 2, "b": 1}])
-    error = await failure(bench, mongo.export, {"format": "csv", "sort": {"_id": 1}})
-    assert (error.type, error.retryable) == ("unknown_field", False)
-
-
-async def test_import_counts_and_tells_what_is_bad(bench: Bench, database: Database) -> None:
-    database.orders.insert_one({"_id": "taken"})
-    lines = [
-        '{"_id": 1}',
-        "{no json",
-        "[1]",
-        "",
-        '{"_id": "taken"}',
-        '{"a": {"$where": "1"}}',
-        '{"a": {"$oid": "x"}}',
-        "{}",
-    ]
-    source = await bench.upload("orders.ndjson", "\n".join(lines).encode(), "")
-    assert await ask(bench, mongo.import_file, {"source": {"file": source}}) == {"inserted": 2, "bad_count": 5}
-    assert [line["number"] for line in bench.kept.lines] == [2, 3, 6, 7, 5]
-    assert database.orders.count_documents({}) == 3
-
-
-async def test_import_of_many_is_applied_once(bench: Bench, database: Database) -> None:
-    text = "".join(f'{{"n": {number}, "text": "{"é" * 200}"}}\n' for number in range(5000))
-    source = await bench.upload("orders.ndjson", text.encode(), "")
-    id = new_id()
-    database.orders.insert_one({"_id": derived_id(id, 77), "n": 76})
-    assert await ask(bench, mongo.import_file, {"source": {"file": source}}, id=id) == {
-        "inserted": 5000,
-        "bad_count": 0,
-    }
-    assert database.orders.count_documents({}) == 5000
-    assert bench.kept.progressed[-1]["current"] == bench.kept.progressed[-1]["total"]

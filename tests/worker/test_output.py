@@ -13,8 +13,10 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.catalogue import digest
+from shared.files import FileStore, open_store
 from shared.jobs import State
-from shared.queue import Claimed, Finish, WorkerInfo
+from shared.queue import Chunk, Claimed, Finish, WorkerInfo
+from shared.segments import read_segment
 from shared.services import redis_server
 from tests.conftest import eventually, started
 from tests.worker.workers import Client, open_client
@@ -32,11 +34,12 @@ async def talks() -> None:
 numbers = itertools.count(1)
 
 
-async def claimed(client: Client) -> Claimed:
-    """A job that runs, as far as Redis knows."""
+async def claimed(client: Client, *, submit: bool = True) -> Claimed:
+    """A job that runs, as far as Redis knows; a new one, or the one that is due."""
     entry = of(talks).entry
     await client.queue.register(WorkerInfo("w", "host", 1, ("default",), 10, "1", 0.0), [entry])
-    await client.submit(talks)
+    if submit:
+        await client.submit(talks)
     claim = await client.queue.claim("w", next(numbers), slots=1, tasks=digest([entry]), queues=["default"])
     return claim.jobs[0]
 
@@ -44,21 +47,38 @@ async def claimed(client: Client) -> Claimed:
 class Said:
     """An output, its job, and how often the job was found lost."""
 
-    def __init__(self, client: Client, job: Claimed) -> None:
-        self.client, self.job = client, job
+    def __init__(
+        self, client: Client, job: Claimed, store: FileStore, limit: int = 1 << 30, seconds: float = 60
+    ) -> None:
+        self.client, self.job, self.store = client, job, store
         self.lost = 0
-        self.output = JobOutput(Outbox(client.queue), job.id, job.token, self._lost)
+        outbox = Outbox(client.queue, store, limit=limit)
+        self.output = JobOutput(outbox, job.id, job.token, self._lost, seconds=seconds)
 
     def _lost(self) -> None:
         self.lost += 1
 
+    async def chunks(self) -> list[Chunk]:
+        """All that it has said, wherever it stands."""
+        queue, id = self.client.queue, self.job.id
+        segments = await queue.segments(id, 0, 1000)
+        found = [chunk for one in segments async for chunk, _ in read_segment(self.store, id, one)]
+        return [*found, *await queue.output(id, 0, 100_000)]
+
     async def items(self, kind: str = "output") -> list[Any]:
-        return await self.client.items(self.job.id, kind)
+        said = [item for chunk in await self.chunks() if chunk.type == kind for item in chunk.items]
+        return [msgspec.json.decode(item) for item in said]
 
 
 @pytest.fixture
-async def said(client: Client) -> Said:
-    return Said(client, await claimed(client))
+async def store(tmp_path: Path) -> AsyncIterator[FileStore]:
+    async with open_store(f"file://{tmp_path}/store") as store:
+        yield store
+
+
+@pytest.fixture
+async def said(client: Client, store: FileStore) -> Said:
+    return Said(client, await claimed(client), store)
 
 
 async def test_items_arrive_in_order_and_a_flood_in_chunks(said: Said) -> None:
@@ -66,7 +86,7 @@ async def test_items_arrive_in_order_and_a_flood_in_chunks(said: Said) -> None:
         await said.output.output(b"[%d]" % n)
     await said.output.drain()
     assert await said.items() == [[n] for n in range(5000)]
-    chunks = await said.client.queue.output(said.job.id, 0, 1000)
+    chunks = await said.chunks()
     assert len(chunks) < 100
     assert [chunk.stamp for chunk in chunks] == sorted({chunk.stamp for chunk in chunks})
 
@@ -82,7 +102,7 @@ async def test_no_chunk_is_larger_than_it_may_be_but_for_one_large_item(said: Sa
     for size in sizes:
         await said.output.output(b'"' + b"x" * (size - 2) + b'"')
     await said.output.drain()
-    chunks = await said.client.queue.output(said.job.id)
+    chunks = await said.chunks()
     assert [len(item) for chunk in chunks for item in chunk.items] == sizes
     assert all(sum(map(len, chunk.items)) <= CHUNK or len(chunk.items) == 1 for chunk in chunks)
 
@@ -92,7 +112,7 @@ async def test_kinds_keep_their_order_among_each_other(said: Said) -> None:
         await said.output.output(b"%d" % n)
         said.output.log(b'{"n":%d}' % n)
     await said.output.drain()
-    chunks = await said.client.queue.output(said.job.id)
+    chunks = await said.chunks()
     flat = [(chunk.type, item) for chunk in chunks for item in chunk.items]
     assert flat == [pair for n in range(20) for pair in (("output", b"%d" % n), ("log", b'{"n":%d}' % n))]
 
@@ -130,25 +150,24 @@ async def test_progress_that_waits_for_its_time_holds_nothing_up(said: Said, mon
 
 
 @asynccontextmanager
-async def held_up(client: Client) -> AsyncIterator[Outbox]:
-    """An outbox whose reports leave only when the block ends."""
+async def held_up(said: Said) -> AsyncIterator[None]:
+    """What is said leaves only when the block ends."""
     gate = asyncio.Event()
-    outbox = Outbox(client.queue)
+    outbox = said.output._outbox
     send = outbox.send
 
-    async def later(report: Any) -> str:
+    async def later(letter: Any) -> list[str]:
         await gate.wait()
-        return await send(report)
+        return await send(letter)
 
     outbox.send = later  # type: ignore[method-assign] # a Redis that is slow for as long as the test wants
-    yield outbox
+    yield
     gate.set()
 
 
-async def test_a_writer_waits_while_the_buffer_is_full(client: Client) -> None:
-    said = Said(client, await claimed(client))
+async def test_a_writer_waits_while_the_buffer_is_full(said: Said) -> None:
     item = b'"' + b"x" * 998 + b'"'
-    async with held_up(client) as said.output._outbox:
+    async with held_up(said):
 
         async def write() -> None:
             for _ in range(2000):
@@ -165,10 +184,9 @@ async def test_a_writer_waits_while_the_buffer_is_full(client: Client) -> None:
     assert len(await said.items()) == 2000
 
 
-async def test_logs_without_room_are_counted_and_told(client: Client) -> None:
-    said = Said(client, await claimed(client))
+async def test_logs_without_room_are_counted_and_told(said: Said) -> None:
     body = b'"' + b"x" * 998 + b'"'
-    async with held_up(client) as said.output._outbox:
+    async with held_up(said):
         for _ in range(1000):
             said.output.log(body)
     await said.output.drain()
@@ -180,8 +198,8 @@ async def test_logs_without_room_are_counted_and_told(client: Client) -> None:
     assert len(lines) == 1000 - said.output.dropped + 1
 
 
-async def test_output_beyond_the_limit_fails_the_attempt(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "LIMIT", 1 << 20)
+async def test_output_beyond_the_limit_fails_the_attempt(client: Client, store: FileStore) -> None:
+    said = Said(client, await claimed(client), store, limit=1 << 20)
     item = b'"' + b"x" * 9998 + b'"'
 
     async def write() -> None:
@@ -198,8 +216,8 @@ async def test_output_beyond_the_limit_fails_the_attempt(said: Said, monkeypatch
     assert said.lost == 0
 
 
-async def test_logs_beyond_the_limit_fail_nothing(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "LIMIT", 100)
+async def test_logs_beyond_the_limit_fail_nothing(client: Client, store: FileStore) -> None:
+    said = Said(client, await claimed(client), store, limit=100)
     said.output.log(b'"' + b"x" * 200 + b'"')
     await said.output.drain()
     assert await said.items("log") == []
@@ -220,9 +238,8 @@ async def test_a_lost_job_is_told_once_and_nothing_more_is_taken(said: Said) -> 
     assert await said.items() == []
 
 
-async def test_what_is_abandoned_is_not_written(client: Client) -> None:
-    said = Said(client, await claimed(client))
-    async with held_up(client) as said.output._outbox:
+async def test_what_is_abandoned_is_not_written(said: Said) -> None:
+    async with held_up(said):
         await said.output.output(b"1")
         await asyncio.sleep(0)
         said.output.abandon()
@@ -240,7 +257,7 @@ async def test_an_error_that_is_not_redis_being_away_reaches_the_attempt(redis: 
         await said.output.output(b"2")
 
 
-async def test_nothing_is_lost_or_doubled_while_redis_is_away() -> None:
+async def test_nothing_is_lost_or_doubled_while_redis_is_away(store: FileStore) -> None:
     with tempfile.TemporaryDirectory(prefix="tandem-") as directory:
         server = redis_server(Path(directory))
         with started(server) as first:
@@ -248,7 +265,7 @@ async def test_nothing_is_lost_or_doubled_while_redis_is_away() -> None:
             async with open_client(server.url, lease=600) as client:
                 # What is written must outlive a kill: an answer means that it is on the disk.
                 await client.redis.config_set("appendfsync", "always")
-                said = Said(client, await claimed(client))
+                said = Said(client, await claimed(client), store)
                 counted = asyncio.create_task(count(said, 20_000))
                 await eventually(lambda: client.queue.output(said.job.id, 0, 1))
                 first.kill()

@@ -94,6 +94,17 @@ async def test_what_is_exported_can_be_imported(bench: Bench, database: Database
         await database.rows("DELETE FROM copies")
 
 
+@pytest.mark.parametrize("text", ["\t", "\\", "\n", "\r", "a\tb\\\n"])
+async def test_one_text_among_nulls_that_copy_would_take_for_something_else(
+    bench: Bench, database: Database, text: str
+) -> None:
+    await database.rows("CREATE TABLE texts (n integer, t text)")
+    texts = [None, text, None, "plain"]
+    data = b"".join(msgspec.json.encode({"n": n, "t": t}) + b"\n" for n, t in enumerate(texts))
+    await imported(bench, data, "texts.ndjson", table="texts")
+    assert await database.rows("SELECT t FROM texts ORDER BY n") == [(one,) for one in texts]
+
+
 async def test_many_rows_in_batches(bench: Bench, database: Database) -> None:
     data = b"amount,item\n" + b"".join(b"%d,item %d\n" % (n, n) for n in range(20_000))
     assert await imported(bench, data, batch=999) == {"row_count": 20_000, "bad_count": 0}

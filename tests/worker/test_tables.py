@@ -1,4 +1,4 @@
-"""`file.convert`: every direction, read back by Python's csv, msgspec and pyarrow."""
+"""`file.convert`: every direction, read back by Python's csv, msgspec and DuckDB."""
 
 import csv
 import datetime as dt
@@ -17,6 +17,8 @@ import pytest
 from pydantic import ValidationError
 
 from tests.worker.jobs import Bench, open_bench
+from tests.worker.parquet import compression as compression_of
+from tests.worker.parquet import rows
 from tests.worker.test_archives import fetched, pool, run
 from worker.compression import zstd
 from worker.elements import elements
@@ -81,8 +83,7 @@ def read(format: str, data: bytes) -> list[dict[str, Any]]:
             return msgspec.json.Decoder(dict[str, Any]).decode_lines(data)
         case "json":
             return msgspec.json.decode(data, type=list[dict[str, Any]])
-    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(data)).to_pylist()
-    return rows
+    return rows(data) if pq.read_schema(io.BytesIO(data)).names else []  # DuckDB reads no table without columns
 
 
 @pytest.mark.parametrize("to", ["csv", "ndjson", "json", "parquet"])
@@ -108,7 +109,7 @@ async def test_compression_in_and_out(bench: Bench, tmp_path: Path, compression:
         plain = run(compression, "-dc", tmp_path / name).encode()
         assert len(read(to, plain)) == 3
     data, name, _ = await converted(bench, made("csv", ROWS), "my.csv", to="parquet", compression=compression)
-    assert pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(0).compression == compression.upper()
+    assert compression_of(data) == {compression.upper()}
     assert (read("parquet", data), name) == (ROWS, "my.parquet")
     with pytest.raises(TaskError) as error:
         await converted(bench, packed(made("csv", ROWS))[:-9], "x.csv", to="json")
@@ -201,7 +202,7 @@ async def test_what_parquet_has_and_json_has_not(bench: Bench) -> None:
          "deep": {"x": [1, None]}}
     ]  # fmt: skip
     made, _, _ = await converted(bench, data, to="csv")
-    assert made.decode().splitlines()[1] == '2026-01-02T03:04:05.000678Z,2026-01-02,1.10,AP8=,nan,"{""x"":[1,null]}"'
+    assert made.decode().splitlines()[1] == '2026-01-02T03:04:05.000678Z,2026-01-02,1.10,AP8=,NaN,"{""x"":[1,null]}"'
     made, _, _ = await converted(bench, data, to="parquet", compression="gzip")
     assert pq.read_table(io.BytesIO(made)).equals(pq.read_table(io.BytesIO(data))) is False  # a NaN is not itself
     assert pq.read_schema(io.BytesIO(made)) == pq.read_schema(io.BytesIO(data))

@@ -269,3 +269,49 @@ def test_a_forgotten_name_is_told() -> None:
 def test_dotted_words_are_names(words: list[str]) -> None:
     name = ".".join(words)
     assert of(task(name)(lambda: None)).name == name
+
+
+# ------------------------------------------------------------------------------------------------------------- limits
+
+
+def test_limits_are_published_where_set() -> None:
+    @task("both", concurrency=10, rate="100/m")
+    async def both() -> None: ...
+
+    @task("one", rate="5/10s")
+    async def one() -> None: ...
+
+    assert {name: of(both).entry.defaults[name] for name in ("concurrency", "rate")} == {
+        "concurrency": 10,
+        "rate": "100/m",
+    }
+    assert of(one).entry.defaults["rate"] == "5/10s"
+    assert "concurrency" not in of(one).entry.defaults
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        ({"concurrency": 0}, ValueError, "has concurrency=0: it is a number from 1 to 1,000,000"),
+        ({"concurrency": -1}, ValueError, "has concurrency=-1"),
+        ({"concurrency": True}, TypeError, "has concurrency=True: it is how many may run at once"),
+        ({"concurrency": "2"}, TypeError, "has concurrency='2'"),
+        ({"rate": 10}, TypeError, "has rate=10: it is a text such as"),
+        ({"rate": "10"}, ValueError, "has rate='10': write how many may start in which time"),
+        ({"rate": "0/s"}, ValueError, "has rate='0/s'"),
+        ({"rate": "5/0s"}, ValueError, "has rate='5/0s'"),
+        ({"rate": "1.5/s"}, ValueError, "has rate='1.5/s'"),
+        ({"rate": "-1/s"}, ValueError, "has rate='-1/s'"),
+        ({"rate": "5/fortnight"}, ValueError, "has rate='5/fortnight'"),
+        ({"rate": "20/ms"}, ValueError, "has rate='20/ms': it must be from one a day to 10,000 a second"),
+        ({"rate": "1/2d"}, ValueError, "has rate='1/2d'"),
+    ],
+)
+def test_wrong_limits_are_told_where_they_are_written(given: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error) as told:
+
+        @task("wrong", **given)
+        async def wrong() -> None: ...
+
+    assert text in str(told.value)
+    assert "wrong" in str(told.value)

@@ -10,8 +10,9 @@ from typing_extensions import TypedDict
 from worker import archives, lines
 from worker.compression import Compression
 from worker.files import MAX_FILES, FileRef
+from worker.formats import Format
 from worker.job import Job
-from worker.sources import Format, check_encoding, recognise
+from worker.sources import check_encoding, recognise
 from worker.sync import SyncJob
 from worker.task import task
 

@@ -3,26 +3,29 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
+from bson.raw_bson import RawBSONDocument
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from worker import operators
+from worker.compression import Compression
 from worker.documents import Form, to_bson, to_json
-from worker.dumps import TYPES, Entry, Format, Reader, Writer
+from worker.dumps import PORTION, Dump, Entry, entries, open_dump
 from worker.errors import TaskError
 from worker.files import FileRef
-from worker.inserts import Inserts
+from worker.formats import Format, file_name, format_of
+from worker.imports import Stored
+from worker.inserts import Inserts, next_batch
 from worker.job import Job
 from worker.mongo import Target
 from worker.task import task
 
 REPORT_EVERY = 5000  # documents
 GRACE = 1.0  # seconds after the job's deadline: its own timeout comes first
-PIECE = 256 << 10  # bytes of an export that are written at once
 
 _COLLECTION = {"not": {"pattern": r"^(system\.|tandem_applied$)"}}
 _DATABASE = {"not": {"pattern": r"^(admin|config|local)$"}}
@@ -95,6 +98,7 @@ class MongoExport(_Read):
     """What `mongo.export` takes."""
 
     format: Format
+    compression: Annotated[Compression | None, Field(description="of the file; of Parquet, inside of it")] = None
 
 
 class MongoImport(_Place):
@@ -102,6 +106,7 @@ class MongoImport(_Place):
 
     source: FileRef
     format: Annotated[Format | None, Field(description="told by the file's name if not given, else ndjson")] = None
+    compression: Annotated[Compression | None, Field(description="may be left out: the file's start says it")] = None
 
 
 class MongoCount(TypedDict):
@@ -248,31 +253,51 @@ async def delete(job: Job, payload: MongoDelete) -> MongoDeleted:
     example={"connection": "demo", "collection": "orders", "filter": {"city": "Oslo"}, "format": "ndjson"},
 )
 async def export(job: Job, payload: MongoExport) -> MongoExported:
-    """Write the documents that a query finds to a file: NDJSON or a JSON array of Extended JSON, or CSV."""
-    wanted = [name for name, value in (payload.projection or {}).items() if value]
+    """Write the documents that a query finds to a file: NDJSON or a JSON array of Extended JSON, CSV, or Parquet.
+
+    CSV and Parquet have the fields of all documents as columns; ids, decimals and what is mixed in them are text.
+    """
+    wanted = [name for name, value in (payload.projection or {}).items() if value and "." not in name]
     if wanted and "_id" not in (payload.projection or {}):
         wanted.insert(0, "_id")
-    writer = Writer(payload.format, payload.extended_json, wanted or None)
     count = 0
 
-    async def pieces(documents: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
+    async def pieces(documents: AsyncIterator[RawBSONDocument], dump: Dump) -> AsyncIterator[bytes]:
         nonlocal count
-        filled = bytearray()
-        async for document in documents:
-            filled += writer.write(document)
-            count += 1
-            if len(filled) >= PIECE:
-                yield bytes(filled)
-                filled.clear()
-            if count % REPORT_EVERY == 0:
-                await job.progress(count)
-        yield bytes(filled) + writer.end()
+        async for portion in _portions(documents):
+            if piece := await asyncio.to_thread(dump.write, portion):
+                yield piece
+            count += len(portion)
+            await job.progress(count)
+        rest = dump.end()
+        while piece := await asyncio.to_thread(_next, rest):
+            yield piece
 
-    name = re.sub(r"[^\w.-]+", "_", payload.collection).strip(".")[:60] or "documents"
-    async with _found(job, payload) as documents:
-        file = await job.files.write(f"{name}.{payload.format}", pieces(documents), TYPES[payload.format])
+    stem = re.sub(r"[^\w.-]+", "_", payload.collection).strip(".")[:60] or "documents"
+    name, kind = file_name(stem, payload.format, payload.compression)
+    with open_dump(payload.format, payload.compression, payload.extended_json, wanted) as dump:
+        async with _found(job, payload, raw=True) as documents:
+            file = await job.files.write(name, pieces(documents, dump), kind)
     await job.progress(count, count)
     return {"file": file, "count": count}
+
+
+def _next(pieces: Iterator[bytes]) -> bytes:
+    """The next one that is not empty; none at the end."""
+    return next(filter(None, pieces), b"")
+
+
+async def _portions(documents: AsyncIterator[RawBSONDocument]) -> AsyncIterator[list[bytes]]:
+    waiting: list[bytes] = []
+    size = 0
+    async for document in documents:
+        waiting.append(bytes(document.raw))
+        size += len(document.raw)
+        if size >= PORTION:
+            yield waiting
+            waiting, size = [], 0
+    if waiting:
+        yield waiting
 
 
 @task(
@@ -281,25 +306,22 @@ async def export(job: Job, payload: MongoExport) -> MongoExported:
     example={"connection": "demo", "collection": "orders", "source": {"file": "01JC8XW3T4Z5PC3V8M2G7QK9RN4HDA"}},
 )
 async def import_file(job: Job, payload: MongoImport) -> MongoImported:
-    """Insert the documents of a file into MongoDB, applied once: NDJSON or a JSON array of Extended JSON, or CSV.
+    """Insert the documents of a file into MongoDB, applied once: NDJSON, a JSON array, CSV, Parquet, also compressed.
 
     Documents that cannot be read, or that the server refuses, are counted and logged, and the others inserted.
     """
     source = await job.files.stat(payload.source)
-    reader = Reader(payload.format or _format(source))
+    stored = Stored(job, source)
+    found = entries(stored, payload.format or format_of(source) or "ndjson", payload.compression)
 
     def refuse(number: int, reason: str) -> None:
         job.log.warning("not imported", number=number, reason=reason)
 
     inserts = Inserts(job.mongo(payload.connection), _target(job, payload), job.id, refuse)
-    read = 0
-    async for piece in job.files.open(source):
-        # In a thread: a piece is about 1 MiB, and its documents take a while.
-        await inserts.add(await asyncio.to_thread(reader.feed, piece))
-        read += len(piece)
-        await job.progress(read, source.size)
-    await inserts.add(await asyncio.to_thread(reader.end))
-    await inserts.flush()
+    while batch := await asyncio.to_thread(next_batch, found):
+        await inserts.add(batch)
+        await job.progress(stored.read, source.size)
+    await job.progress(source.size or 0, source.size)
     return {"inserted": inserts.inserted, "bad_count": inserts.bad}
 
 
@@ -309,7 +331,7 @@ def _target(job: Job, place: _Place) -> Target:
     return Target(place.database, place.collection, until)
 
 
-def _found(job: Job, payload: _Read) -> Any:
+def _found(job: Job, payload: _Read, *, raw: bool = False) -> Any:
     filter = _document(to_bson(payload.filter, "filter"), "filter")
     operators.check_filter(filter)
     projection = (
@@ -321,7 +343,12 @@ def _found(job: Job, payload: _Read) -> Any:
         if isinstance(direction, dict) and direction != {"$meta": "textScore"}:
             raise TaskError("forbidden_operator", f"sort/{name[:100]} is 1, -1 or textScore", retryable=False)
     return job.mongo(payload.connection).find(
-        _target(job, payload), filter, projection=projection, sort=list(sort.items()), limit=payload.limit or 0
+        _target(job, payload),
+        filter,
+        projection=projection,
+        sort=list(sort.items()),
+        limit=payload.limit or 0,
+        raw=raw,
     )
 
 
@@ -340,10 +367,3 @@ def _document(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TaskError("invalid_document", f"{place} is a single value, not an object", retryable=False)
     return value
-
-
-def _format(source: FileRef) -> Format:
-    name = (source.name or "").lower()
-    if name.endswith(".csv") or (source.content_type or "").startswith("text/csv"):
-        return "csv"
-    return "json" if name.endswith(".json") else "ndjson"

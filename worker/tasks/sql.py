@@ -12,9 +12,9 @@ from worker.applied import apply_once
 from worker.errors import TaskError
 from worker.exports import Export, Source
 from worker.files import FileRef
+from worker.formats import format_of
 from worker.imports import Import, Imported, Plan, bad_file
 from worker.job import Job
-from worker.records import format_of
 from worker.sql import SqlConnection, Transaction
 from worker.task import task
 
@@ -256,9 +256,13 @@ async def import_(job: Job, payload: SqlImport) -> SqlImported:
     the last. Rows that the database refuses are left out and listed in a file, as long as they are at most `max_bad`.
     """
     source = await job.files.stat(payload.source)
+    format = payload.format or format_of(source)
+    if format is None or format == "json":
+        message = "neither the file's name nor its content type says a format that is imported: give `format`"
+        raise TaskError("unknown_format", message, retryable=False)
     plan = Plan(
         source=source,
-        format=payload.format or format_of(source),
+        format=format,
         compression=payload.compression,
         table=payload.table,
         columns=payload.columns,

@@ -1,0 +1,191 @@
+"""The processes of a chaos run: each can be killed, stopped, told to end, and started again."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import IO, Any
+
+from redis.asyncio import Redis
+
+from shared.services import free_port, postgres_server, redis_server, tied
+from tests.chaos.relay import Front, Relay, ready
+
+ROOT = Path(__file__).parent.parent.parent
+LEASE = 2.0  # seconds
+DRAIN = 5.0
+START = 180.0  # at most, of everything on a busy machine
+APIS, WORKERS = 2, 3
+
+
+class Process:
+    """One of them. What it says is appended to a file of its name."""
+
+    def __init__(self, name: str, argv: tuple[str, ...], environment: dict[str, str], log: Path, user: str) -> None:
+        self.name, self.started = name, 0.0
+        self._argv, self._environment, self._log, self._user = argv, environment, log, user
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        self.started = monotonic()
+        with self._log.open("ab") as log:
+            self._process = self._popen(log)
+
+    def _popen(self, log: IO[bytes]) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            tied(self._argv, user=self._user),
+            env=self._environment,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            process_group=0,
+        )
+
+    def send(self, number: signal.Signals) -> None:
+        if self.alive:
+            os.kill(self.pid, number)
+            self._stopped = number is signal.SIGSTOP
+
+    async def end(self, number: signal.Signals, patience: float = 60.0) -> int | None:
+        """Signals it and waits for its end; the exit code."""
+        if self._process is None:
+            return None
+        if self._stopped:
+            self.send(signal.SIGCONT)
+        self.send(number)
+        process = self._process
+        async with asyncio.timeout(patience):
+            while process.poll() is None:
+                await asyncio.sleep(0.02)
+        process.communicate()
+        return process.returncode
+
+
+class Stage:
+    """All of them, the relays between them, and where their data lies."""
+
+    def __init__(self, directory: Path, *, fsync: str, worker_module: str) -> None:
+        self.directory = directory
+        self.effects = directory / "effects"
+        self.redis_socket = ""
+        self.database = ""  # PostgreSQL's URL
+        self.front = Front()
+        self.to_redis = Relay(self._open_redis)
+        self.redis: Process
+        self.postgres: Process
+        self.apis: list[Process] = []
+        self.workers: list[Process] = []
+        self.api_ports: list[int] = []
+        self._fsync, self._worker_module = fsync, worker_module
+
+    async def _open_redis(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_unix_connection(self.redis_socket)
+
+    def client(self) -> Any:
+        """A client of Redis, past the relay."""
+        return Redis(unix_socket_path=self.redis_socket, socket_timeout=5, decode_responses=True)
+
+    async def open(self) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
+        server = redis_server(self.directory)
+        argv = (*server.argv, "--appendfsync", self._fsync)
+        self.redis_socket = str(self.directory.resolve() / "redis.sock")
+        self.redis = self._process("redis", argv, environment)
+        self.redis.start()
+        database = await asyncio.to_thread(postgres_server, self.directory)
+        database = replace(database, argv=(*database.argv, "-c", "lock_timeout=5s"))
+        self.database = database.url
+        self.postgres = self._process("postgres", database.argv, environment, database.user)
+        self.postgres.start()
+        for one in (server, database):
+            async with asyncio.timeout(START):
+                while not await one.ready():
+                    await asyncio.sleep(0.05)
+        await self.to_redis.start()
+        await self.front.start()
+        environment |= {
+            "CHAOS_EFFECTS": str(self.effects),
+            "TANDEM_REDIS_URL": f"redis://127.0.0.1:{self.to_redis.port}/0",
+            "TANDEM_STORE_URL": f"file://{self.directory}/store",
+            "TANDEM_SQL__EFFECTS": f"{self.database}?mode=rw",
+            "TANDEM_TASKS": "tests.chaos.work",
+            "TANDEM_LEASE": f"{LEASE}s",
+            "TANDEM_DRAIN": f"{DRAIN}s",
+            "TANDEM_LINGER": "2s",
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.settings(environment)
+        for number in range(APIS):
+            port = free_port()
+            self.api_ports.append(port)
+            argv = (sys.executable, "-m", "api", "--port", str(port))
+            self.apis.append(self._process(f"api-{number}", argv, environment))
+            self.start_api(number)
+        for number in range(WORKERS):
+            argv = (sys.executable, "-m", *self._worker_module.split())
+            self.workers.append(self._process(f"worker-{number}", argv, environment))
+            self.workers[-1].start()
+        async with asyncio.timeout(START):
+            while not all([await ready(port) for port in self.api_ports]) or not await self._registered():
+                await asyncio.sleep(0.05)
+
+    def settings(self, environment: dict[str, str]) -> None:
+        """More of the environment: of the ledger."""
+
+    async def _registered(self) -> bool:
+        client = self.client()
+        try:
+            return int(await client.zcard("tandem:{a}:workers")) >= WORKERS
+        finally:
+            await client.aclose()
+
+    def _process(self, name: str, argv: tuple[str, ...], environment: dict[str, str], user: str = "") -> Process:
+        return Process(name, argv, environment, self.directory / f"{name}.log", user)
+
+    def start_api(self, number: int) -> None:
+        self.front.replicas[self.api_ports[number]] = False  # until it says otherwise
+        self.apis[number].start()
+
+    @property
+    def processes(self) -> list[Process]:
+        return [*self.apis, *self.workers, self.redis, self.postgres]
+
+    async def close(self) -> None:
+        await self.front.close()
+        await self.to_redis.close()
+        for one in self.processes:
+            if one.alive:
+                await one.end(signal.SIGKILL)
+
+    def said(self, word: str) -> list[str]:
+        """Lines of the processes' logs with that word."""
+        found: list[str] = []
+        for path in self.directory.glob("*.log"):
+            found += [f"{path.stem}: {line}" for line in path.read_text(errors="replace").splitlines() if word in line]
+        return found
+
+
+@asynccontextmanager
+async def open_stage(directory: Path, **options: Any) -> AsyncIterator[Stage]:
+    stage = Stage(directory, **options)
+    try:
+        await stage.open()
+        yield stage
+    finally:
+        await stage.close()

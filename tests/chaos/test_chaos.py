@@ -1,0 +1,39 @@
+"""A minute of chaos, and three broken builds that must be caught."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from tests.chaos.run import Plan, perform
+
+
+@pytest.mark.timeout(400)
+async def test_every_promise_is_kept_through_a_minute_of_faults() -> None:
+    result = await perform(Plan(seed=20, seconds=50.0, pause=1.5))
+    assert result.broken == [], result.figures
+    assert result.figures["jobs"] > 500
+    assert result.figures["faults"] > 10
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("mutant", "faults", "said"),
+    [
+        ("without-fence", {"stop worker": 1}, "not of the accepted attempt"),
+        ("finish-before-commit", {"kill worker": 1}, "nothing was done"),
+        ("without-heartbeat", {}, "and nothing was hurt"),
+    ],
+)
+async def test_a_build_that_is_broken_on_purpose_is_caught(mutant: str, faults: Mapping[str, int], said: str) -> None:
+    work = dict.fromkeys("quick thread flaky refuses late stream file delayed cancelled bulk".split(), 0)
+    plan = Plan(
+        seed=5,
+        seconds=15.0,
+        pause=1.0 if faults else 1000.0,
+        worker=f"tests.chaos.mutants {mutant}",
+        faults=faults or {"cut clients": 1},
+        work={**work, "slow": 30, "sql": 10},
+        patience=40.0,
+    )
+    result = await perform(plan)
+    assert [sentence for sentence in result.broken if said in sentence], (result.broken[:20], result.figures)

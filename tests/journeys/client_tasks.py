@@ -1,0 +1,57 @@
+"""Tasks that a client follows: they say, return or refuse what their payload asks for."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from worker import Job, Permanent, Retry, task
+
+
+class Count(BaseModel):
+    """`upto`: a file with the number of items that may be told by now; without one, all `count`."""
+
+    count: int
+    width: int = 60
+    upto: Path | None = None
+
+
+@task("client.counts", timeout="60s")
+async def counts(job: Job, payload: Count) -> AsyncIterator[dict[str, Any]]:
+    for number in range(payload.count):
+        while payload.upto is not None and number >= int(payload.upto.read_text() or 0):
+            await asyncio.sleep(0.02)
+        yield {"number": number, "text": "é" * payload.width}
+
+
+class Ending(BaseModel):
+    result: Any = None
+    size: int = 0  # of a text that is returned instead
+    error: str | None = None
+    retries: int = 0  # attempts that fail before
+    go: Path | None = None  # waited for
+
+
+@task("client.ends", timeout="60s")
+async def ends(job: Job, payload: Ending) -> Any:
+    while payload.go is not None and not payload.go.exists():
+        await asyncio.sleep(0.02)
+    await job.progress(3, 10, "page 3")
+    job.log.info("half \x1b[31mdone", page=3)
+    await job.emit({"attempt": job.attempt, "text": "\x9b31m"})
+    if job.attempt <= payload.retries:
+        raise Retry(after="0s")
+    if payload.error is not None:
+        raise Permanent(payload.error, "no more cards")
+    return "x" * payload.size if payload.size else payload.result
+
+
+@task("client.bars", timeout="60s")
+async def bars(job: Job, payload: Count) -> None:
+    """Progress only."""
+    for number in range(1, payload.count + 1):
+        while payload.upto is not None and number > int(payload.upto.read_text() or 0):
+            await asyncio.sleep(0.02)
+        await job.progress(number, payload.count, "step " * payload.width)

@@ -1,0 +1,24 @@
+"""One Redis, API and worker for all tests of a test process that speak with them over HTTP."""
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.journeys.pair import Pair, open_pair
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Pair]:
+    # A short name: a socket lies in it.
+    with tempfile.TemporaryDirectory(prefix="tandem-") as directory, open_pair(Path(directory)) as pair:
+        yield pair
+
+
+@pytest.fixture
+def pair(processes: Pair) -> Pair:
+    if not processes.whole:
+        asyncio.run(processes.mend())
+    return processes

@@ -1,0 +1,35 @@
+"""A task that streams as much as a test wants, made and not stored; every attempt says the same."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from pydantic import BaseModel
+
+from worker import Job, task
+
+
+class Stream(BaseModel):
+    """`items` of about `size` bytes; before item number `halt` it waits until the file `go` exists."""
+
+    items: int
+    size: int
+    halt: int | None = None
+    go: Path = Path("/")
+
+
+def made(stream: Stream) -> Iterator[bytes]:
+    """The items as JSON."""
+    for number in range(stream.items):
+        word = f"{number * 2654435761 % 4294967296:08x}"
+        yield b'{"n":%d,"text":"%s"}' % (number, (word * (stream.size // 8)).encode())
+
+
+@task("stream.items", timeout="2m")
+async def items(job: Job, payload: Stream) -> int:
+    for number, item in enumerate(made(payload)):
+        while number == payload.halt and not payload.go.exists():
+            await asyncio.sleep(0.01)
+        await job.emit(msgspec.Raw(item))
+    return job.attempt

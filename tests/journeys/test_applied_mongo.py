@@ -1,0 +1,94 @@
+"""A worker is killed after MongoDB has written and before the job is finished: nothing is written twice."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pymongo
+import pytest
+
+from shared.files import open_store
+from shared.uploads import save_upload
+from tests.conftest import eventually
+from tests.journeys import stopping_worker
+from tests.journeys.test_applied import client as client  # noqa: PLC0414 - a fixture is found by its name
+from tests.journeys.test_crashes import MANY, Stage
+from tests.journeys.test_crashes import stage as stage  # noqa: PLC0414 - likewise
+from tests.worker.databases import MONGOS, REAL_MONGO, mongo_database
+from tests.worker.workers import Client, outcomes
+from worker.inserts import BATCH
+from worker.tasks import mongo
+
+
+@pytest.fixture(params=MONGOS)
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of an empty database."""
+    made = mongo_database(REAL_MONGO if request.param == "real" else str(request.getfixturevalue("mongo_url")))
+    with pymongo.MongoClient[dict[str, int]](made, serverSelectionTimeoutMS=5000) as client:
+        yield made
+        client.drop_database(client.get_default_database().name)
+
+
+class Scene:
+    """A job on the collection `orders`, whose first worker is killed once the server has written."""
+
+    def __init__(self, stage: Stage, client: Client, url: str) -> None:
+        self._stage, self._client, self._url = stage, client, url
+
+    async def killed(self, function: Callable[..., Any], **payload: Any) -> Any:
+        """The job's result, from its second attempt."""
+        notes = self._stage.directory / "stopped"
+        module = stopping_worker.__name__
+        first = self._stage.worker(module=module, arguments=(str(notes), "after"), mongo__shop=self._url)
+        given = {"connection": "shop", "collection": "orders", **payload}
+        id = await self._client.submit(function, given, retry=MANY)
+        await eventually(notes.exists, 30)
+        first.kill()
+        self._stage.worker(module=module, arguments=(str(notes), "never"), mongo__shop=self._url)
+        result = await self._client.result(id)
+        assert outcomes(await self._client.record(id)) == ["worker_lost", "succeeded"]
+        return result
+
+    def numbers(self) -> list[int]:
+        """The field `n` of all documents."""
+        with pymongo.MongoClient[dict[str, int]](self._url) as client:
+            return sorted(one["n"] for one in client.get_default_database().orders.find())
+
+    def fill(self, *numbers: int) -> None:
+        with pymongo.MongoClient[dict[str, int]](self._url) as client:
+            client.get_default_database().orders.insert_many([{"n": number} for number in numbers])
+            # A collection is not made inside of a transaction.
+            client.get_default_database().tandem_applied.insert_one({"n": 0})
+
+
+@pytest.fixture
+def scene(stage: Stage, client: Client, url: str) -> Scene:
+    return Scene(stage, client, url)
+
+
+async def test_inserted_documents_exist_once(scene: Scene) -> None:
+    documents = [{"n": 0}, {"_id": "own", "n": 1}, {"n": 2}]
+    assert await scene.killed(mongo.insert, documents=documents) == {"inserted": 3}
+    assert scene.numbers() == [0, 1, 2]
+
+
+async def test_imported_documents_exist_once(scene: Scene, stage: Stage) -> None:
+    # More than one batch: the first one has been written when the worker is killed.
+    count = BATCH + 500
+    text = "".join(f'{{"n": {number}}}\n' for number in range(count)).encode()
+    async with open_store(f"file://{stage.directory}/store") as store:
+        file = await save_upload(store, text, tenant="default", keep=600, name="orders.ndjson")
+    assert await scene.killed(mongo.import_file, source={"file": file.id}) == {"inserted": count, "bad_count": 0}
+    assert scene.numbers() == list(range(count))
+
+
+async def test_an_update_in_a_transaction_is_applied_once(scene: Scene) -> None:
+    scene.fill(1, 2)
+    result = await scene.killed(mongo.update, filter={}, update={"$inc": {"n": 10}}, many=True)
+    assert result == {"matched": 2, "modified": 2, "upserted": 0}
+    assert scene.numbers() == [11, 12]
+
+
+async def test_a_delete_in_a_transaction_is_applied_once(scene: Scene) -> None:
+    scene.fill(1, 1, 2)
+    assert await scene.killed(mongo.delete, filter={"n": 1}) == {"deleted": 1}
+    assert scene.numbers() == [1, 2]

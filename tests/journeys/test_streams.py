@@ -1,0 +1,212 @@
+"""Streams larger than Redis may hold, over real processes: whole, in order and once, whoever is cut off or killed."""
+
+import asyncio
+import hashlib
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import httpx2
+import msgspec
+import pytest
+
+from shared.jobs import State
+from shared.queue import TAIL
+from shared.services import free_port, tied
+from tests.conftest import eventually
+from tests.journeys import stream_tasks as tasks
+from tests.journeys.test_crashes import LEASE, ROOT, Stage, registered
+from tests.journeys.test_crashes import stage as stage  # noqa: PLC0414 - a fixture is found by its name here
+from tests.worker.workers import Client, open_client, outcomes
+
+MIB = 1 << 20
+
+
+class Replicas:
+    """API processes on one Redis."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.ports: dict[int, subprocess.Popen[bytes]] = {}
+        self._stack = ExitStack()
+
+    async def start(self) -> int:
+        """The port of one more."""
+        port = free_port()
+        environment = {
+            "TANDEM_REDIS_URL": self.stage.server.url,
+            "TANDEM_STORE_URL": f"file://{self.stage.directory}/store",
+            "TANDEM_PORT": str(port),
+            "PATH": "/usr/bin:/bin",
+        }
+        process = self._stack.enter_context(
+            subprocess.Popen(
+                tied([sys.executable, "-m", "api"]),
+                env=environment,
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                process_group=0,
+            )
+        )
+        self._stack.callback(process.communicate)
+        self._stack.callback(process.kill)
+        self.ports[port] = process
+
+        async def serves() -> bool:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                return False
+            writer.close()
+            return True
+
+        await eventually(serves, 30)
+        return port
+
+    def kill(self, port: int) -> None:
+        self.ports.pop(port).kill()
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@pytest.fixture
+def replicas(stage: Stage) -> Iterator[Replicas]:
+    replicas = Replicas(stage)
+    yield replicas
+    replicas.close()
+
+
+@pytest.fixture
+async def client(stage: Stage) -> AsyncIterator[Client]:
+    await stage.redis()
+    stage.worker(tasks=tasks.__name__)
+    async with open_client(stage.server.url, LEASE) as client:
+        await registered(client, 1)
+        yield client
+
+
+async def lines(
+    port: int, id: str, after: str | None = None, *, slow: asyncio.Event | None = None
+) -> AsyncGenerator[bytes, None]:
+    """The entries of one connection, as long as it lasts; a slow reader stops after the first until the event."""
+    url, headers = f"http://127.0.0.1:{port}/v1/jobs/{id}/stream", {"Accept": "application/x-ndjson"}
+    query = {"types": "output"} | ({"after": after} if after else {})
+    async with httpx2.AsyncClient(trust_env=False, timeout=60) as client:
+        with suppress(httpx2.TransportError):
+            async with client.stream("GET", url, params=query, headers=headers) as answer:
+                assert answer.status_code == 200
+                rest = b""
+                async for data in answer.aiter_raw():
+                    *whole, rest = (rest + data).split(b"\n")
+                    for line in filter(None, whole):
+                        yield line
+                        if slow is not None:
+                            await slow.wait()
+
+
+class Entry(msgspec.Struct):
+    id: str
+    type: str
+    attempt: int
+    data: msgspec.Raw
+
+
+_entry = msgspec.json.Decoder(Entry)
+
+
+async def digest(entries: AsyncIterator[bytes]) -> str:
+    """Hash of the items of the last attempt; fails unless the stream is whole."""
+    found, attempt, last = hashlib.sha256(), 0, None
+    async for line in entries:
+        last = _entry.decode(line)
+        if last.type == "output":
+            if last.attempt > attempt:
+                attempt, found = last.attempt, hashlib.sha256()
+            assert last.attempt == attempt
+            found.update(bytes(last.data))
+    assert last is not None
+    assert last.type == "end"
+    return found.hexdigest()
+
+
+def expected(stream: tasks.Stream) -> str:
+    whole = hashlib.sha256()
+    for item in tasks.made(stream):
+        whole.update(item)
+    return whole.hexdigest()
+
+
+async def test_readers_of_any_pace_get_all_while_redis_holds_little(
+    stage: Stage, client: Client, replicas: Replicas
+) -> None:
+    port = await replicas.start()
+    stream = tasks.Stream(items=800, size=64 << 10)  # 52 MB
+    id = await client.submit(tasks.items, stream.model_dump(mode="json"))
+    go_on = asyncio.Event()
+    fast = asyncio.create_task(digest(lines(port, id)))
+    slow = asyncio.create_task(digest(lines(port, id, slow=go_on)))
+    most = 0
+
+    async def read() -> bool:
+        nonlocal most
+        key = f"{client.queue.prefix}out:{id}"
+        most = max(most, int(await client.redis.memory_usage(key, samples=0) or 0))
+        return fast.done()
+
+    await eventually(read, 60)
+    assert await fast == expected(stream)
+    assert not slow.done()
+    assert (await client.record(id)).state is State.SUCCEEDED, "nobody waited for the slow one"
+    assert 0 < most < TAIL + 2 * MIB
+    go_on.set()
+    assert await slow == expected(stream)
+
+
+async def test_a_stream_outlives_the_worker(stage: Stage, client: Client, replicas: Replicas) -> None:
+    port = await replicas.start()
+    stream = tasks.Stream(items=200, size=64 << 10, halt=120, go=stage.directory / "go")  # killed after 8 MB
+    id = await client.submit(tasks.items, stream.model_dump(mode="json"))
+    reading = asyncio.create_task(digest(lines(port, id)))
+    await eventually(lambda: client.queue.segments(id), 30)
+    (worker,) = stage.workers
+    worker.send_signal(signal.SIGKILL)
+    stage.go()
+    stage.worker(tasks=tasks.__name__)
+    assert await client.result(id) == 2
+    assert outcomes(await client.record(id)) == ["worker_lost", "succeeded"]
+    assert await reading == expected(stream)
+    assert await digest(lines(port, id)) == expected(stream), "as for who comes later"
+
+
+async def test_fifty_cuts_and_a_killed_replica_lose_nothing(stage: Stage, client: Client, replicas: Replicas) -> None:
+    ports = [await replicas.start(), await replicas.start()]
+    stream = tasks.Stream(items=1600, size=8 << 10, halt=1000, go=stage.directory / "go")  # 13 MB
+    id = await client.submit(tasks.items, stream.model_dump(mode="json"))
+    dice = random.Random(4)
+    got: list[Any] = []
+    for cut in range(50):
+        if cut == 15:
+            replicas.kill(ports.pop(0))
+        if cut == 25:
+            stage.go()
+        count = dice.randint(0, 30)  # 750 before the job goes on, and 1500 in all, are not the end of what there is
+        connection = lines(dice.choice(ports), id, got[-1][0] if got else None)
+        while count and (line := await anext(connection, None)) is not None:
+            entry = _entry.decode(line)
+            got.append((entry.id, entry.type, bytes(entry.data)))
+            count -= 1
+        await connection.aclose()
+    async for line in lines(ports[0], id, got[-1][0]):
+        entry = _entry.decode(line)
+        got.append((entry.id, entry.type, bytes(entry.data)))
+    assert got.pop()[1] == "end"
+    assert [data for _, _, data in got] == list(tasks.made(stream))
+    assert [id for id, _, _ in got] == sorted({id for id, _, _ in got})
+    assert await client.queue.segments(id), "some of it came from the file store"
