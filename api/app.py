@@ -46,9 +46,9 @@ def create_app(settings: Settings) -> FastAPI:
             queue = Queue(redis, lease=settings.lease, keep=settings.keep)
             stack.push_async_callback(queue.close)
             store = await stack.enter_async_context(open_store(settings.store_url))
-            ledger = await stack.enter_async_context(open_ledger(settings))
             joins = Joins()
             stack.push_async_callback(joins.close)
+            ledger = await stack.enter_async_context(open_ledger(settings))
             catalogue = Catalogue(queue)
             clock = asyncio.create_task(keep_time(queue, catalogue, min(1.0, settings.lease / 4)), name="clock")
             stack.push_async_callback(_end, clock)
@@ -60,9 +60,9 @@ def create_app(settings: Settings) -> FastAPI:
                 catalogue=catalogue,
                 submissions=Submissions(catalogue),
                 store=store,
-                ledger=ledger,
                 source=Source(queue, store),
                 joins=joins,
+                ledger=ledger,
                 drain=drain,
                 requests=requests,
             )

@@ -24,9 +24,9 @@ class State(TypedDict):
     catalogue: Catalogue
     submissions: Submissions
     store: FileStore
-    ledger: Ledger
     source: Source
     joins: Joins
+    ledger: Ledger
     drain: Drain
     requests: Requests
 

@@ -1,4 +1,4 @@
-"""The command `tandem`: the processes (`api`, `worker`, `dev`, `export`, `settings`), and jobs from a terminal.
+"""The command `tandem`: the processes (`api`, `worker`, `dev`), `export`, `settings`, and jobs from a terminal.
 
 A setting that cannot be is one line on stderr and exit code 2, like a wrong option.
 """
@@ -196,7 +196,7 @@ def _dev(options: dict[str, Any]) -> int:
 
 
 def _export(options: dict[str, Any]) -> int:
-    from shared import export
+    from shared import export  # loads the database's driver
     from shared.settings import load
 
     return export.run(export.Options(**options), load())
