@@ -20,7 +20,7 @@ from shared.ledger.database import Database
 from shared.services import postgres_server, tied
 
 BEGAN = 1_790_000_000  # seconds; a row each 10 ms from then on
-TURN = 100_000  # rows by one statement
+TURN = 20_000  # rows by one statement
 LIMIT = 50
 ROUNDS = 7
 

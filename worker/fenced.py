@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import NoReturn, Protocol, TypeVar
 
 from shared.errors import Unavailable
@@ -13,6 +12,7 @@ from shared.queue.steps import Step
 from worker.errors import Permanent
 from worker.locks import timed_out
 from worker.steps import too_many
+from worker.waiting import patiently
 
 MOST_LOCKS = 100  # that an attempt holds or waits for
 PATIENCE = 2.0  # seconds to wait for what goes on without being waited for
@@ -43,26 +43,17 @@ class Fenced:
     # -------------------------------------------------------------------------------------------------------- steps
 
     async def load(self) -> dict[str, bytes]:
-        kept = await self._reach(lambda: self._queue.steps.load(self._tenure.id, self._tenure.token))
+        kept = await patiently(lambda: self._queue.steps.load(self._tenure.id, self._tenure.token))
         return await self._gone() if kept is None else kept
 
     async def keep(self, name: str, body: bytes) -> bytes:
         step = Step(self._tenure.id, self._tenure.token, name, body)
-        kept = await self._reach(lambda: self._queue.steps.keep(step))
+        kept = await patiently(lambda: self._queue.steps.keep(step))
         if kept.word == "lost":
             await self._gone()
         elif kept.word == "full":
             raise too_many()
         return kept.body
-
-    async def _reach(self, call: Callable[[], Awaitable[T]]) -> T:
-        pause = 0.05
-        while True:
-            try:
-                return await call()
-            except Unavailable:
-                await asyncio.sleep(pause * random.uniform(0.5, 1))
-                pause = min(2 * pause, 2.0)
 
     async def _gone(self) -> NoReturn:
         """The attempt is no longer this worker's: it is told, and its cancellation awaited here."""

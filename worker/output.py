@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from itertools import islice
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from shared.files import FileStore
 from shared.queue import Batch, Chunk, Queue, Report
 from shared.segments import write_segment
 from worker.errors import TaskError
+from worker.waiting import patiently
 
 CHUNK = 64 << 10  # bytes of one report
 LETTER = 256 << 10  # bytes of the reports that go together
@@ -55,7 +56,7 @@ class Outbox:
 
     async def send(self, letter: list[Report]) -> list[str]:
         """A word for each, see `Queue.report`. While Redis is away it is repeated; a repeat is not written twice."""
-        return await _steadily(lambda: self._batch.call(letter))
+        return await patiently(lambda: self._batch.call(letter))
 
     async def move(self, id: str, token: str) -> int | None:
         """Moves the oldest part of a job's stream, about a segment, to the file store; what is left in Redis, bytes.
@@ -63,12 +64,12 @@ class Outbox:
         None: the job is no longer held under this token. Raises Unavailable for a store that fails; waits for Redis.
         """
         async with self._moves:
-            chunks = await _steadily(lambda: self._oldest(id))
+            chunks = await patiently(lambda: self._oldest(id))
             if not chunks:
                 return 0
             segment = await write_segment(self._store, id, chunks)
             weight = sum(chunk.weight for chunk in chunks)
-            return await _steadily(lambda: self._queue.archive(id, token, segment, weight))
+            return await patiently(lambda: self._queue.archive(id, token, segment, weight))
 
     async def _oldest(self, id: str) -> list[Chunk]:
         found: list[Chunk] = []
@@ -79,16 +80,6 @@ class Outbox:
             # As many as are missing, by what the first ones weigh.
             count = max(1, min(1000, (SEGMENT - size) * len(found) // size))
         return found
-
-
-async def _steadily(call: Callable[[], Awaitable[T]]) -> T:
-    pause = 0.05
-    while True:
-        try:
-            return await call()
-        except Unavailable:
-            await asyncio.sleep(pause * random.uniform(0.5, 1))
-            pause = min(2 * pause, 2.0)
 
 
 class _Pack:

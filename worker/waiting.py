@@ -1,7 +1,13 @@
-"""Waiting for the first of several, and for the end of one."""
+"""Waiting: for the first of several, for the end of one, for a store that is away."""
 
 import asyncio
-from typing import Any
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from shared.errors import Unavailable
+
+T = TypeVar("T")
 
 
 async def first(*awaitables: Any, timeout: float | None = None) -> None:
@@ -23,3 +29,14 @@ async def ended(task: "asyncio.Future[Any]") -> None:
         await asyncio.wait({task}, timeout=0.1)
         if task.done():
             return
+
+
+async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """The answer, whenever it comes: while what is asked is away, it is asked again. Who calls has a timeout."""
+    pause = 0.05
+    while True:
+        try:
+            return await call()
+        except Unavailable:
+            await asyncio.sleep(pause * random.uniform(0.5, 1))
+            pause = min(2 * pause, 2.0)
