@@ -124,6 +124,8 @@ def _add_terminal(commands: "Commands") -> None:
     result.add_argument("--wait", action="store_true", help="wait until the job is final")
     result.add_argument("--file", metavar="NAME", help="this file of the job instead")
     added("cancel", "cancel a job", "Cancel a job, whatever its state; a final one stays as it is.")
+    again = added("replay", "run a failed job again", "Run a failed or cancelled job again; print the new job's id.")
+    again.add_argument("--key", metavar="KEY", help="idempotency key: the same one brings the same new job again")
 
 
 class _Mixed(argparse.ArgumentParser):
