@@ -49,8 +49,9 @@ async def list_jobs(request: Request) -> Response:
     """GET /v1/jobs."""
     state = served(request)
     wanted, limit, before = _asked(request, state["tenant"])
-    found = await look(state, wanted, limit, before)
-    items = [msgspec.Raw(view(one)) for one in await _current(state, found.records, found.fresh, wanted)]
+    fresh = await recent(state)
+    found = await look(state, wanted, limit, before, fresh)
+    items = [msgspec.Raw(view(one)) for one in await _current(state, found.records, fresh, wanted)]
     cursor = cursor_of(found.next)
     headers = {"Cache-Control": "private, no-cache"}
     if cursor is not None:
@@ -61,17 +62,17 @@ async def list_jobs(request: Request) -> Response:
 
 
 class Found(NamedTuple):
-    """Jobs, the newest first; `next`: the id below which the list goes on; `fresh`: what was looked at in Redis."""
+    """Jobs, the newest first; `next`: the id below which the list goes on."""
 
     records: list[Record]
     next: str | None
-    fresh: Mapping[str, Record]
 
 
-async def look(state: Served, wanted: Filter, limit: int, before: str | None) -> Found:
-    """Up to `limit` jobs with an id below `before`; fewer, even none, do not say that it is the end."""
-    # In this order: what the ledger gets between the two is then in both, and not in neither.
-    fresh = await recent(state)
+async def look(state: Served, wanted: Filter, limit: int, before: str | None, fresh: Mapping[str, Record]) -> Found:
+    """Up to `limit` jobs with an id below `before`; fewer, even none, do not say that it is the end.
+
+    `fresh` was read before: what the ledger got between the two is then in both, and not in neither.
+    """
     page = await state["ledger"].find(wanted, before=before, limit=limit)
     records = [one for one in page.records if one.id not in fresh]
     end = page.next
@@ -84,7 +85,7 @@ async def look(state: Served, wanted: Filter, limit: int, before: str | None) ->
     if len(records) > limit:
         records = records[:limit]
         end = records[-1].id
-    return Found(records, end, fresh)
+    return Found(records, end)
 
 
 async def recent(state: Served) -> Mapping[str, Record]:

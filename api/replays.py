@@ -30,7 +30,7 @@ MOST = 10_000  # jobs of one call
 IDS = 1000  # that a filter may name
 LONGEST = 10.0  # seconds after which a call tells how far it came
 PAGE = 200  # jobs that are looked for at once
-PORTION = 25  # of them that are replayed together: a payload may have a MiB
+PORTION = 50  # of them that are replayed together: a payload may have a MiB
 
 _TEXT: dict[str, Any] = {"type": ["string", "null"], "maxLength": 200}
 _TIME: dict[str, Any] = {"type": ["string", "null"], "format": "date-time"}
@@ -112,6 +112,7 @@ class _Answer(msgspec.Struct):
     replayed: int = 0
     already_replayed: int = 0
     refused: int = 0
+    ledger_lag: float = 0.0
     items: list[dict[str, Any]] = []
     next_cursor: str | None = None
 
@@ -127,13 +128,16 @@ async def replay_jobs(request: Request) -> Response:
     asked = _asked(await read_body(request, state["settings"].max_body), state["tenant"])
     answer, before = _Answer(asked.dry), asked.before
     trace, end = traceparent(request.headers), time.monotonic() + LONGEST
+    lag = await steadily(state["queue"].events.lag)
+    answer.ledger_lag = lag.seconds if lag is not None else 0.0
+    fresh = await recent(state)
     try:
         while True:
             left = asked.limit - answer.matched
-            found = await _page(state, asked, before, min(PAGE, left))
+            found = await _page(state, asked, before, min(PAGE, left), fresh)
             for start in range(0, len(found.records), PORTION):
                 portion = found.records[start : start + PORTION]
-                await _replay(state, portion, found.fresh, answer, trace)
+                await _replay(state, portion, fresh, answer, trace)
                 before = portion[-1].id
             before = found.next
             if before is None or answer.matched >= asked.limit or time.monotonic() > end:
@@ -146,17 +150,17 @@ async def replay_jobs(request: Request) -> Response:
     return Response(msgspec.json.encode(answer), 200, {"Cache-Control": "no-store"}, media_type="application/json")
 
 
-async def _page(state: Served, asked: _Asked, before: str | None, limit: int) -> Found:
+async def _page(state: Served, asked: _Asked, before: str | None, limit: int, fresh: Mapping[str, Record]) -> Found:
     if asked.ids is None:
-        return await look(state, asked.wanted, limit, before)
+        return await look(state, asked.wanted, limit, before, fresh)
     ids = [id for id in asked.ids if before is None or id < before]
-    fresh, these = await recent(state), ids[:limit]
+    these = ids[:limit]
     records = await steadily(lambda: state["queue"].get_many(these, tenant=state["tenant"]))
     for at, id in enumerate(these):
         if records[at] is None:
             records[at] = await state["ledger"].get(id, tenant=state["tenant"])
     fitting = [one for one in records if one is not None and asked.wanted.fits(one)]
-    return Found(fitting, these[-1] if len(these) < len(ids) else None, fresh)
+    return Found(fitting, these[-1] if len(these) < len(ids) else None)
 
 
 async def _replay(

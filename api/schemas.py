@@ -107,6 +107,7 @@ SCHEMAS: dict[str, Any] = {
             "replayed": _COUNT,
             "already_replayed": {**_COUNT, "description": "of the matched ones, those that have a replay"},
             "refused": {**_COUNT, "description": "those that their task, as it is now, does not take"},
+            "ledger_lag": {"type": "number", "description": "seconds; of what changed since, some may be missing"},
             "items": {
                 "type": "array",
                 "items": fields_of(

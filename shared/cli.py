@@ -108,7 +108,7 @@ def _add_terminal(commands: "Commands") -> None:
     job.add_argument("--delay", type=_duration, metavar="DURATION", help="start no sooner than after this")
     job.add_argument("--run-at", metavar="TIME", help="start no sooner than then, as 2030-01-31T09:30:00Z")
     job.add_argument("--timeout", type=_duration, metavar="DURATION", help="how long an attempt may take")
-    job.add_argument("--expires-in", type=_duration, metavar="DURATION", help="fail if it has not started by then")
+    job.add_argument("--expires-in", type=_duration, metavar="DURATION", help="start no attempt after this")
     job.add_argument("--max-attempts", type=_positive, metavar="N", help="how often it is tried")
     job.add_argument("--concurrency-key", metavar="KEY", help="of its jobs only so many run at a time")
     job.add_argument("--concurrency-limit", type=_positive, metavar="N", help="how many (1)")
