@@ -11,7 +11,21 @@ from fastapi import FastAPI
 from redis.exceptions import RedisError
 from starlette.middleware import Middleware
 
-from api import bulk, downloads, health, jobs, listing, metrics, openapi, queues, sockets, streams, tasks, uploads
+from api import (
+    bulk,
+    downloads,
+    health,
+    jobs,
+    listing,
+    metrics,
+    openapi,
+    queues,
+    replays,
+    sockets,
+    streams,
+    tasks,
+    uploads,
+)
 from api.auth import Keys
 from api.catalogue import Catalogue
 from api.edge import Edge
@@ -82,7 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.drain = drain
     # The hot ones first: routes are tried one after the other.
-    for module in (jobs, bulk, streams, sockets, listing, tasks, queues, health, metrics):
+    for module in (jobs, bulk, streams, sockets, listing, replays, tasks, queues, health, metrics):
         app.router.routes.extend(module.ROUTES)
     app.router.routes.extend(openapi.routes())
     # Not by include_router: the routes inside another router could not be asked what methods a path allows.

@@ -1,4 +1,4 @@
-"""One job over HTTP: submitted, looked at, waited for, its result, cancelled."""
+"""One job over HTTP: submitted, looked at, waited for, its result, cancelled, forgotten."""
 
 import re
 from functools import partial
@@ -16,7 +16,8 @@ from api.problems import RETRY_AFTER, Problem
 from api.routing import JOB, Plain
 from api.state import Served, served
 from api.waiting import steadily, until
-from shared.errors import Unavailable
+from shared.errors import Conflict, Unavailable
+from shared.files import job_place
 from shared.jobs import Failure, Record, State, Submission, view
 from shared.queue import Submitted
 
@@ -52,6 +53,11 @@ async def submit_job(request: Request) -> Response:
     submission = await state["submissions"].read(
         body, tenant=state["tenant"], key=key, traceparent=traceparent(headers)
     )
+    return await accept(state, submission, wait)
+
+
+async def accept(state: Served, submission: Submission, wait: int | None) -> Response:
+    """The answer to a submission, which is enqueued; `wait`: seconds that the client would like to."""
     submitted, record = await _enqueue(state, submission)
     if wait and not record.done:
         record = await _finished(state, record, wait)
@@ -216,9 +222,28 @@ async def cancel_job(request: Request) -> Response:
     return Response(view(record), 202, _PRIVATE, media_type=JSON)
 
 
+# -------------------------------------------------------------------------------------------------------------- forget
+
+
+async def forget_job(request: Request) -> Response:
+    """DELETE /v1/jobs/{id}."""
+    state = served(request)
+    queue, tenant = state["queue"], state["tenant"]
+    record = await known(state, request.path_params["id"])
+    if not record.done:
+        raise Conflict(f"the job is {record.state.value}: cancel it first")
+    # Its record last: until then it is known, and whoever asks again goes on where this was cut off. What the ledger
+    # reads of the record meanwhile is too late for the grave.
+    await state["store"].delete_tree(job_place(record.id))
+    await state["ledger"].bury(record.id)
+    await steadily(lambda: queue.forget(record.id, tenant=tenant))
+    return Response(status_code=204)
+
+
 ROUTES = [
     Route("/v1/jobs", Plain(submit_job), methods=["POST"]),
     Route(JOB, Plain(show_job), methods=["GET"]),
     Route(f"{JOB}/result", Plain(show_result), methods=["GET"]),
     Route(f"{JOB}/cancel", Plain(cancel_job), methods=["POST"]),
+    Route(JOB, Plain(forget_job), methods=["DELETE"]),
 ]

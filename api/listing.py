@@ -8,7 +8,7 @@ import base64
 import binascii
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import msgspec
@@ -49,8 +49,30 @@ async def list_jobs(request: Request) -> Response:
     """GET /v1/jobs."""
     state = served(request)
     wanted, limit, before = _asked(request, state["tenant"])
-    # In this order: what the ledger gets between the two is then in both, and not in neither.
-    fresh = await _fresh(state)
+    fresh = await recent(state)
+    found = await look(state, wanted, limit, before, fresh)
+    items = [msgspec.Raw(view(one)) for one in await _current(state, found.records, fresh, wanted)]
+    cursor = cursor_of(found.next)
+    headers = {"Cache-Control": "private, no-cache"}
+    if cursor is not None:
+        query = [pair for pair in request.query_params.multi_items() if pair[0] != "cursor"]
+        headers["Link"] = f'</v1/jobs?{urlencode([*query, ("cursor", cursor)])}>; rel="next"'
+    body = msgspec.json.encode({"items": items, "next_cursor": cursor})
+    return Response(body, 200, headers, media_type="application/json")
+
+
+class Found(NamedTuple):
+    """Jobs, the newest first; `next`: the id below which the list goes on."""
+
+    records: list[Record]
+    next: str | None
+
+
+async def look(state: Served, wanted: Filter, limit: int, before: str | None, fresh: Mapping[str, Record]) -> Found:
+    """Up to `limit` jobs with an id below `before`; fewer, even none, do not say that it is the end.
+
+    `fresh` was read before: what the ledger got between the two is then in both, and not in neither.
+    """
     page = await state["ledger"].find(wanted, before=before, limit=limit)
     records = [one for one in page.records if one.id not in fresh]
     end = page.next
@@ -63,17 +85,11 @@ async def list_jobs(request: Request) -> Response:
     if len(records) > limit:
         records = records[:limit]
         end = records[-1].id
-    items = [msgspec.Raw(view(one)) for one in await _current(state, records, fresh, wanted)]
-    cursor = None if end is None else base64.urlsafe_b64encode(end.encode()).decode().rstrip("=")
-    headers = {"Cache-Control": "private, no-cache"}
-    if cursor is not None:
-        query = [pair for pair in request.query_params.multi_items() if pair[0] != "cursor"]
-        headers["Link"] = f'</v1/jobs?{urlencode([*query, ("cursor", cursor)])}>; rel="next"'
-    body = msgspec.json.encode({"items": items, "next_cursor": cursor})
-    return Response(body, 200, headers, media_type="application/json")
+    return Found(records, end)
 
 
-async def _fresh(state: Served) -> Mapping[str, Record]:
+async def recent(state: Served) -> Mapping[str, Record]:
+    """The jobs that changed last, and that the ledger may not have as they are."""
     queue = state["queue"]
     ids = await steadily(lambda: queue.events.recent(RECENT))
     found = await steadily(lambda: queue.get_many(ids, tenant=state["tenant"]))
@@ -112,7 +128,7 @@ def _asked(request: Request, tenant: str) -> tuple[Filter, int, str | None]:
         limit = int(text) if text.isascii() and text.isdecimal() and len(text) < 5 else 0
         if not 1 <= limit <= MOST:
             errors.append(("/limit", f"must be a number from 1 to {MOST}"))
-    since, until = (_time(query.get(name), name, errors) for name in ("since", "until"))
+    since, until = (time_of(query.get(name), name, errors) for name in ("since", "until"))
     q = query.get("q", "").strip()
     if len(q) > LONGEST:
         errors.append(("/q", f"must have at most {LONGEST} characters"))
@@ -128,10 +144,10 @@ def _asked(request: Request, tenant: str) -> tuple[Filter, int, str | None]:
         until=until,
         q=q.casefold() or None,
     )
-    return wanted, limit, _before(query.get("cursor"))
+    return wanted, limit, id_before(query.get("cursor"))
 
 
-def _time(text: str | None, name: str, errors: list[tuple[str, str]]) -> int | None:
+def time_of(text: str | None, name: str, errors: list[tuple[str, str]]) -> int | None:
     """µs since the epoch of an RFC 3339 time."""
     if text is None:
         return None
@@ -148,7 +164,13 @@ def _time(text: str | None, name: str, errors: list[tuple[str, str]]) -> int | N
     return None
 
 
-def _before(cursor: str | None) -> str | None:
+def cursor_of(id: str | None) -> str | None:
+    """What leads a client to the ids below this one."""
+    return None if id is None else base64.urlsafe_b64encode(id.encode()).decode().rstrip("=")
+
+
+def id_before(cursor: str | None) -> str | None:
+    """The id that a cursor was made of. Raises Malformed for one that is none."""
     if cursor is None:
         return None
     try:

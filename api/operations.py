@@ -4,10 +4,11 @@ from typing import Any
 
 from api.listing import PARAMETERS as PARAMETERS_OF_A_LIST
 from api.problems import MEDIA_TYPE
+from api.replays import BODY as REPLAYED
 from api.schemas import list_of, ref
 
 TAGS = [
-    {"name": "jobs", "description": "Submit, look at, wait for, stream, cancel."},
+    {"name": "jobs", "description": "Submit, look at, wait for, stream, cancel, run again, forget."},
     {"name": "files", "description": "Upload, download, remove."},
     {"name": "operating", "description": "What there is to run, what waits, who works."},
 ]
@@ -158,6 +159,43 @@ def paths(examples: dict[str, Any]) -> dict[str, Any]:
                     "200": etag,
                     "304": {"description": "As If-None-Match knows it"},
                     "400": ref("Malformed", "responses"),
+                    **_FOUND,
+                },
+            ),
+            "delete": _operation(
+                "forgetJob",
+                "jobs",
+                "Forget a final job and its files",
+                parameters=_parameters("Id"),
+                responses={
+                    "204": {"description": "Nothing is left of it"},
+                    "409": _problem("The job is not final"),
+                    **_FOUND,
+                },
+            ),
+        },
+        "/v1/jobs/replay": {
+            "post": _operation(
+                "replayJobs",
+                "jobs",
+                "Run all jobs again that failed and match a filter, each of them once however often this is asked",
+                parameters=_parameters("Traceparent"),
+                requestBody={"required": True, "content": {"application/json": {"schema": REPLAYED}}},
+                responses={"200": _json("How far it came", ref("Replays")), **_BODY},
+            )
+        },
+        "/v1/jobs/{id}/replay": {
+            "post": _operation(
+                "replayJob",
+                "jobs",
+                "Run a failed or cancelled job again, as a new job",
+                parameters=_parameters("Id", "IdempotencyKey", "Prefer", "Traceparent"),
+                responses={
+                    "202": accepted,
+                    "200": _json("Final within `Prefer: wait`", job),
+                    "400": ref("Malformed", "responses"),
+                    "409": _problem("The job neither failed nor was cancelled"),
+                    "422": ref("Invalid", "responses"),
                     **_FOUND,
                 },
             )

@@ -100,6 +100,24 @@ SCHEMAS: dict[str, Any] = {
         "errors",
     ),
     "BulkAnswer": {"oneOf": [fields_of({"id": {"type": "string"}}), fields_of({"error": ref("Problem")})]},
+    "Replays": fields_of(
+        {
+            "dry_run": {"type": "boolean"},
+            "matched": _COUNT,
+            "replayed": _COUNT,
+            "already_replayed": {**_COUNT, "description": "of the matched ones, those that have a replay"},
+            "refused": {**_COUNT, "description": "those that their task, as it is now, does not take"},
+            "ledger_lag": {"type": "number", "description": "seconds; of what changed since, some may be missing"},
+            "items": {
+                "type": "array",
+                "items": fields_of(
+                    {"replay_of": {"type": "string"}, "id": {"type": "string"}, "error": ref("Problem")}, "id", "error"
+                ),
+                "description": "of the replayed ones their new ids, of the refused ones why",
+            },
+            "next_cursor": {"type": ["string", "null"], "description": "for the next call; null: that was all"},
+        }
+    ),
     "Entry": fields_of(
         {
             "id": {"type": "string", "description": "for `after` and Last-Event-ID"},

@@ -17,7 +17,8 @@ from shared.catalogue import Entry
 from shared.durations import SCHEMA as DURATION
 from shared.durations import seconds
 from shared.errors import Invalid
-from shared.jobs import PRIORITIES, Options, Submission, new_id
+from shared.jobs import PRIORITIES, Options, Record, Submission, new_id
+from shared.replays import Material, again
 from shared.settings import QUEUE_NAME
 
 LONGEST_TIMEOUT = 86_400.0  # seconds
@@ -150,6 +151,16 @@ class Submissions:
             compiled, payload, value.get("options") or {}, tenant=tenant, key=key, traceparent=traceparent
         )
 
+    async def replay(
+        self, record: Record, material: Material, *, key: str | None = None, traceparent: str | None = None
+    ) -> Submission:
+        """The same job again, if its task still takes it. Raises Invalid, UnknownTask and Unavailable."""
+        value = {"task": record.task, "payload": decode(material.payload)}
+        compiled = await self._compiled_for(value)
+        if not compiled.validator.is_valid(value):
+            raise Invalid(_refusals(compiled, value, few=len(material.payload) <= FEW_ERRORS))
+        return again(record, material, version=compiled.entry.version, key=key, traceparent=traceparent)
+
     async def _compiled_for(self, value: dict[str, Any]) -> Compiled:
         task = value.get("task")
         if not isinstance(task, str):
@@ -231,6 +242,7 @@ def _submission(
             retry={**options.retry, **policy},
             tags=given.get("tags") or {},
             traceparent=traceparent,
+            expires_in=times["expires_in"],
         ),
         version=entry.version,
         tenant=tenant,

@@ -108,7 +108,7 @@ def _add_terminal(commands: "Commands") -> None:
     job.add_argument("--delay", type=_duration, metavar="DURATION", help="start no sooner than after this")
     job.add_argument("--run-at", metavar="TIME", help="start no sooner than then, as 2030-01-31T09:30:00Z")
     job.add_argument("--timeout", type=_duration, metavar="DURATION", help="how long an attempt may take")
-    job.add_argument("--expires-in", type=_duration, metavar="DURATION", help="fail if it has not started by then")
+    job.add_argument("--expires-in", type=_duration, metavar="DURATION", help="start no attempt after this")
     job.add_argument("--max-attempts", type=_positive, metavar="N", help="how often it is tried")
     job.add_argument("--concurrency-key", metavar="KEY", help="of its jobs only so many run at a time")
     job.add_argument("--concurrency-limit", type=_positive, metavar="N", help="how many (1)")
@@ -124,6 +124,8 @@ def _add_terminal(commands: "Commands") -> None:
     result.add_argument("--wait", action="store_true", help="wait until the job is final")
     result.add_argument("--file", metavar="NAME", help="this file of the job instead")
     added("cancel", "cancel a job", "Cancel a job, whatever its state; a final one stays as it is.")
+    again = added("replay", "run a failed job again", "Run a failed or cancelled job again; print the new job's id.")
+    again.add_argument("--key", metavar="KEY", help="idempotency key: the same one brings the same new job again")
 
 
 class _Mixed(argparse.ArgumentParser):

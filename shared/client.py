@@ -116,6 +116,10 @@ class Client:
     def cancel(self, job: Named) -> Job:
         return _now(self._said.cancel(job))
 
+    def replay(self, job: Named, *, idempotency_key: str | None = None) -> Job:
+        """A new job like this one; see AsyncClient."""
+        return _now(self._said.replay(job, idempotency_key=idempotency_key))
+
     def stream(self, job: Named, types: str | Iterable[str] = (), after: str | None = None) -> Generator[Entry]:
         """Each entry once and in order, `end` last; see AsyncClient."""
         for portion in self.portions(job, types, after):

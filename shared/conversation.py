@@ -108,6 +108,11 @@ class Conversation:
         """The job, told to end; a final one stays as it is."""
         return _job((await self._ask(Request("POST", f"{_path(job)}/cancel"))).body)
 
+    async def replay(self, job: Named, *, idempotency_key: str | None = None) -> Job:
+        """A new job like this one, which failed or was cancelled; made once however often the connection breaks."""
+        headers = {"Idempotency-Key": _quoted(idempotency_key or uuid.uuid4().hex)}
+        return _job((await self._ask(Request("POST", f"{_path(job)}/replay", headers=headers))).body)
+
     # ----------------------------------------------------------------------------------------------------------- stream
 
     async def stream(

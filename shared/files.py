@@ -325,7 +325,12 @@ def _drop_temporaries(root: Path, before: float, limit: int) -> int:
 
 def job_path(job: str, stamp: int, name: str) -> str:
     """Where the file `name` (a valid one, see `refuse_name`) of the attempt claimed at `stamp` is."""
-    return f"jobs/{job}/{stamp}/{_spelt(name)}"
+    return f"{job_place(job)}/{stamp}/{_spelt(name)}"
+
+
+def job_place(job: str) -> str:
+    """Where all that a job has written is."""
+    return f"jobs/{job}"
 
 
 def _spelt(name: str) -> str:

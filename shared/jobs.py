@@ -11,7 +11,7 @@ A record is one hash. Field names are short because each of a million waiting jo
     at        stamp of the submission           attempts  one line an ended attempt: n began ended outcome worker
     due       ms, the score in the queue        losses    workers lost under it
     run       ms, when it was asked to run      cancel    stamp of the request to cancel
-    exp       ms, when it expires unstarted     park      why it may not run now
+    exp       ms, no attempt starts after it    park      why it may not run now
     idem      its idempotency key, hashed       progress result error files    JSON
     ck cl     concurrency key and limit         o ob ot   stamp of its last output, bytes of output, those in Redis
     sb        bytes of its steps' results       oq        number of the attempt's last report
@@ -118,6 +118,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     tags: dict[str, str] = {}
     traceparent: str | None = None
     replay_of: str | None = None
+    expires_in: float | None = None
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,9 +140,10 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
 
     def fingerprint(self) -> str:
-        """What must be equal when an idempotency key comes again: task and payload, spelling aside."""
+        """What must be equal when an idempotency key comes again: task, payload (spelling aside), what it replays."""
         canonical = msgspec.json.encode(msgspec.json.decode(self.payload), order="sorted")
-        return hashlib.sha256(self.task.encode() + b"\0" + canonical).hexdigest()[:32]
+        origin = b"" if self.options.replay_of is None else b"\0" + self.options.replay_of.encode()
+        return hashlib.sha256(self.task.encode() + b"\0" + canonical + origin).hexdigest()[:32]
 
 
 # ---------------------------------------------------------------------------------------------------------- the record

@@ -17,7 +17,7 @@ import struct
 from collections.abc import AsyncIterator, Sequence
 
 from shared.errors import NotFound, Unavailable
-from shared.files import FileStore
+from shared.files import FileStore, job_place
 from shared.queue import Chunk, Segment
 
 MAGIC = b"tandem-output-1\n"
@@ -29,7 +29,7 @@ _TYPES = ("progress", "log", "output")
 
 def segment_path(job: str, segment: Segment) -> str:
     """Where it is in the store."""
-    return f"jobs/{job}/{FOLDER}/{segment.first}-{segment.last}"
+    return f"{job_place(job)}/{FOLDER}/{segment.first}-{segment.last}"
 
 
 async def write_segment(store: FileStore, job: str, chunks: Sequence[Chunk]) -> Segment:

@@ -1,4 +1,4 @@
-"""`tandem submit`, `watch`, `result` and `cancel`: jobs from a terminal, or from a script.
+"""`tandem submit`, `watch`, `result`, `cancel` and `replay`: jobs from a terminal, or from a script.
 
 stdout has data only: the id of a job, its result, or its output items as NDJSON. All else is on stderr.
 """
@@ -180,9 +180,15 @@ def _cancel(client: Client, options: dict[str, Any], screen: Screen) -> int:
     return 0
 
 
+def _replay(client: Client, options: dict[str, Any], _screen: Screen) -> int:
+    print(client.replay(options["id"], idempotency_key=options["key"]).id)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Client, dict[str, Any], Screen], int]] = {
     "submit": _submit,
     "watch": _watch,
     "result": _result,
     "cancel": _cancel,
+    "replay": _replay,
 }

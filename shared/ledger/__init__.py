@@ -12,7 +12,8 @@ from typing import NamedTuple
 from shared.jobs import FINAL, Record, State, id_of
 from shared.ledger.database import Database, Statement
 from shared.ledger.listing import Filter, Query
-from shared.ledger.rows import COLUMNS, LASTING, Row, record
+from shared.ledger.rows import COLUMNS, LASTING, Row, mark, record
+from shared.replays import Material
 from shared.settings import Settings
 
 __all__ = ["Filter", "Ledger", "Page", "Row", "open_ledger"]
@@ -30,7 +31,32 @@ _UPSERT = (
     f" ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _CHANGING)}"
     " WHERE excluded.stamp > tandem_jobs.stamp"
 )
-_TAG = "INSERT INTO tandem_tags (tenant, tag, job) VALUES (?, ?, ?) ON CONFLICT (tenant, tag, job) DO NOTHING"
+# Of jobs that are there: a late writer gives no tags to one that is buried.
+_TAG = (
+    "INSERT INTO tandem_tags (tenant, tag, job)"
+    " SELECT tenant, CAST(? AS varchar(512)), id FROM tandem_jobs WHERE id = ? AND tenant = ?"
+    " ON CONFLICT (tenant, tag, job) DO NOTHING"
+)
+# Nobody's, as of the end of time: no row of the job is newer, none of a tenant's questions finds it, and it goes as
+# cancelled ones do.
+_GRAVE: dict[str, str | int | None] = {
+    **dict.fromkeys(_WRITTEN[1:]),
+    **dict.fromkeys(("tenant", "task", "queue", "priority", "words"), ""),
+    **dict.fromkeys(("attempt", "max_attempts", "submitted", "due", "version"), 0),
+    "state": "cancelled",
+    "stamp": (1 << 63) - 1,
+    "options": "{}",
+}
+_BURY = (
+    f"INSERT INTO tandem_jobs ({', '.join(_WRITTEN)}) VALUES ({', '.join('?' * len(_WRITTEN))})"  # noqa: S608 - ours
+    f" ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _GRAVE)}"
+)
+_OVER = "tenant = ? AND state = ? AND id < ? AND ended < ?"
+# A replay stays for as long as what it replays, which else would look as if it had none.
+_ALONE = (
+    "NOT EXISTS (SELECT 1 FROM tandem_tags t JOIN tandem_jobs o ON o.id = substr(t.tag, 2){} AND o.tenant = j.tenant"
+    " WHERE t.job = j.id AND t.tag LIKE '=%')"
+)
 _FORGET = ("DELETE FROM tandem_tags WHERE job = ?", "DELETE FROM tandem_jobs WHERE id = ?")
 
 
@@ -52,7 +78,7 @@ class Ledger:
         # In one order, so that two writers never wait for each other.
         ordered = sorted(rows, key=lambda one: one.id)
         statements: list[Statement] = [(_UPSERT, [(one.id, *one.values) for one in ordered])]
-        if tags := [(one.tenant, tag, one.id) for one in ordered for tag in one.tags]:
+        if tags := [(tag, one.id, one.tenant) for one in ordered for tag in one.tags]:
             statements.append((_TAG, tags))
         await self.database.write(statements)
 
@@ -66,6 +92,21 @@ class Ledger:
         """The payload of a final job, JSON; None as with `get`."""
         rows = await self.database.read("SELECT payload FROM tandem_jobs WHERE id = ? AND tenant = ?", [id, tenant])
         return rows[0][0].encode() if rows and rows[0][0] is not None else None
+
+    async def materials(self, ids: Sequence[str], *, tenant: str) -> dict[str, Material]:
+        """What replays of these final jobs need, as far as they are known."""
+        text = (
+            "SELECT id, payload, concurrency_key, concurrency_limit FROM tandem_jobs"  # noqa: S608 - only places for values
+            f" WHERE tenant = ? AND payload IS NOT NULL AND id IN ({', '.join('?' * len(ids))})"
+        )
+        rows = await self.database.read(text, [tenant, *ids]) if ids else []
+        return {id: Material(payload.encode(), key, limit) for id, payload, key, limit in rows}
+
+    async def replayed(self, ids: Sequence[str], *, tenant: str) -> set[str]:
+        """Which of these have a replay."""
+        text = f"SELECT tag FROM tandem_tags WHERE tenant = ? AND tag IN ({', '.join('?' * len(ids))})"  # noqa: S608 - likewise
+        rows = await self.database.read(text, [tenant, *map(mark, ids)]) if ids else []
+        return {row[0].removeprefix(mark("")) for row in rows}
 
     async def find(self, wanted: Filter, *, before: str | None = None, limit: int) -> Page:
         """Up to `limit` jobs with an id below `before`; fewer, even none, where they are so rare that it takes long."""
@@ -89,7 +130,16 @@ class Ledger:
             if len(records) == limit or time.monotonic() > end_of_time:
                 return Page(records, before)
 
-    async def forget(self, ids: Sequence[str]) -> None:
+    async def bury(self, id: str) -> None:
+        """Forgets a job for good: what is still on its way to the ledger does not bring it back.
+
+        For that something of it stays, for as long as cancelled jobs are kept, in which nothing of it can be seen.
+        """
+        grave = {**_GRAVE, "ended": int(time.time() * 1e6)}
+        statements: list[Statement] = [(_BURY, [(id, *grave.values())]), (_FORGET[0], [(id,)])]
+        await self.database.write(statements)
+
+    async def _remove(self, ids: Sequence[str]) -> None:
         """Removes these jobs."""
         rows = [(id,) for id in sorted(ids)]
         await self.database.write([(text, rows) for text in _FORGET])
@@ -98,17 +148,18 @@ class Ledger:
         """Removes up to `limit` final jobs that ended longer ago than their state is kept, in seconds; how many."""
         removed = 0
         now = time.time()
-        for tenant in await self._tenants():
+        alone = _ALONE.format("" if self.database.sqlite else ' COLLATE "C"')  # as ids are in PostgreSQL
+        for tenant in (*await self._tenants(), _GRAVE["tenant"]):
             for state, seconds in keep.items():
                 if state not in FINAL or removed >= limit:
                     continue
                 end = now - seconds
                 # Who ended before that was submitted before that.
-                text = "SELECT id FROM tandem_jobs WHERE tenant = ? AND state = ? AND id < ? AND ended < ? ORDER BY id"
+                text = f"SELECT id FROM tandem_jobs j WHERE {_OVER} AND {alone} ORDER BY id LIMIT {limit - removed}"  # noqa: S608 - ours
                 values = [tenant, state.value, id_of(end + 60.0), int(end * 1e6)]
-                rows = await self.database.read(f"{text} LIMIT {limit - removed}", values)
+                rows = await self.database.read(text, values)
                 if rows:
-                    await self.forget([row[0] for row in rows])
+                    await self._remove([row[0] for row in rows])
                 removed += len(rows)
         return removed
 
@@ -123,7 +174,7 @@ class Ledger:
         self, *, since: float | None = None, until: float | None = None, states: Sequence[State] = ()
     ) -> AsyncIterator[tuple[Record, bytes | None]]:
         """Every job of every tenant with its payload, the oldest first; `since` and `until` seconds since the epoch."""
-        parts = ["id > ?"]
+        parts = ["id > ?", "tenant <> ''"]
         values: list[str | int] = [id_of(since - 60.0) if since is not None else ""]
         if since is not None:
             parts.append("submitted >= ?")

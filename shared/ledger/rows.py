@@ -31,6 +31,7 @@ _TASK, _ERROR = KEPT.index("task"), KEPT.index("error")
 
 class _Tagged(msgspec.Struct):
     tags: dict[str, str] = {}
+    replay_of: str | None = None
 
 
 class _Explained(msgspec.Struct):
@@ -68,6 +69,14 @@ def tag(name: str, value: str) -> str:
     return clean(f"{name}={value}")[: TAG_NAME + TAG_VALUE + 1]
 
 
+def mark(origin: str) -> str:
+    """The tag by which the replays of a job are found.
+
+    No client's is like it: a name has a letter at least, so what begins with `=` has another one, and an id has none.
+    """
+    return f"={origin}"
+
+
 def row(id: str, facts: Facts) -> Row:
     """The row of a job from what `Events.facts` says of it."""
     values: list[Any] = []
@@ -79,7 +88,8 @@ def row(id: str, facts: Facts) -> Row:
         else:
             values.append(None if value is None else _text(value))
     payload, options, error = facts[len(KEPT)], facts[_OPTIONS] or b"{}", facts[_ERROR]
-    tags = _tags_of.decode(options).tags if b'"tags"' in options else {}
+    given = _tags_of.decode(options) if b'"tags"' in options or b'"replay_of"' in options else _Tagged()
+    tags, origin = given.tags, given.replay_of
     values.append(None if payload is None else _text(payload))
     values.append(_words(id, _text(facts[_TASK] or b""), tags, error))
     return Row(
@@ -88,7 +98,7 @@ def row(id: str, facts: Facts) -> Row:
         int(facts[_STAMP] or 0),
         payload is not None,
         tuple(values),
-        tuple(sorted(tag(name, value) for name, value in tags.items())),
+        (*sorted(tag(name, value) for name, value in tags.items()), *([mark(origin)] if origin is not None else [])),
     )
 
 

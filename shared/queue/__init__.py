@@ -31,7 +31,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from shared import catalogue
-from shared.errors import KeyReused
+from shared.errors import Conflict, KeyReused
 from shared.jobs import FIELDS, Record, Submission, parse
 from shared.queue.batch import Batch
 from shared.queue.bells import Bells
@@ -57,6 +57,7 @@ from shared.queue.overview import read_stats, read_workers
 from shared.queue.scripts import CLOCK, Arg, Scripts, reach, send
 from shared.queue.steps import Steps
 from shared.queue.watch import Change, Watch
+from shared.replays import Material
 
 __all__ = [
     "TAIL", "Batch", "Bells", "Change", "Chunk", "Claim", "Claimed", "Events", "Facts", "Finish", "Heart", "Lag",
@@ -162,6 +163,29 @@ class Queue:
     async def _get(self, key: str, *fields: str) -> list[bytes | None]:
         values: list[bytes | None] = await reach(lambda: self._redis.hmget(f"{self.prefix}{key}", list(fields)))
         return values
+
+    async def materials(self, ids: Sequence[str], *, tenant: str = "default") -> list[Material | None]:
+        """What replays of these jobs need, at most 500; None for each as with `get`."""
+
+        async def call() -> list[list[bytes | None]]:
+            pipe = self._redis.pipeline(transaction=False)
+            for id in ids:
+                pipe.hmget(f"{self.prefix}job:{id}", ["tenant", "payload", "ck", "cl"])
+            return await pipe.execute()
+
+        return [
+            None
+            if payload is None or owner != tenant.encode()
+            else Material(payload, None if key is None else key.decode(), None if limit is None else int(limit))
+            for owner, payload, key, limit in await reach(call)
+        ]
+
+    async def forget(self, id: str, *, tenant: str = "default") -> bool:
+        """Drops a final job and all that belongs to it; False as `get` says None. Raises Conflict for others."""
+        done = await self._scripts.run("forget", [id, tenant])
+        if done < 0:
+            raise Conflict("the job is not final: cancel it first")
+        return bool(done)
 
     def watch(self, id: str) -> AbstractAsyncContextManager[Change]:
         """A change that is marked whenever the job, its progress or its output changes, or may have."""

@@ -81,7 +81,7 @@ if call('EXISTS', P .. 'suspects') == 1 and not holds_suspect() then
     local r = read_whole(id)
     if r.state ~= 'queued' then
       call('ZREM', P .. 'suspects', id)
-    elseif serves[r.queue] then
+    elseif serves[r.queue] and not expired(id, r) then
       local why = obstacle(r, knows)
       call('ZREM', P .. 'suspects', id)
       if why then

@@ -8,6 +8,18 @@ local function explain(type, message, attempt)
     .. ',"attempt":' .. attempt .. '}'
 end
 
+-- The same failure with more in its message. No JSON is decoded: within a string every quote has a backslash before it,
+-- so what is looked for ends the message.
+local function but(body, more)
+  local at = string.find(body, '","retryable":', 1, true)
+  return at and string.sub(body, 1, at - 1) .. '; ' .. more .. string.sub(body, at) or body
+end
+
+-- Whether a job may not start any more at that time, ms.
+local function late(r, at)
+  return r.exp and tonumber(r.exp) <= at
+end
+
 local LOOKED = 16 -- jobs that wait for a key, of which one is called
 
 -- A slot of a concurrency key is free: the job that has waited longest for it may line up again. While the job that was
@@ -119,10 +131,15 @@ local function leave(id, token, to, o)
   elseif lost then
     outcome = 'worker_lost'
     r.losses = tonumber(r.losses or 0) + 1
-    o.body = explain('worker_lost', 'the worker that ran this attempt was lost', r.attempt)
-    to = (r.losses >= 3 or tonumber(r.attempt) >= tonumber(r.max)) and 'failed' or 'queued'
+    local last = r.losses >= 3 and 'three workers were lost while they ran this job, so no other one gets it'
+      or tonumber(r.attempt) >= tonumber(r.max) and 'the worker that ran the last of its attempts was lost'
+    o.body = explain('worker_lost', last or 'the worker that ran this attempt was lost', r.attempt)
+    to = last and 'failed' or 'queued'
   elseif to == 'retrying' and tonumber(r.attempt) >= tonumber(r.max) then
     to = 'failed'
+  elseif to == 'retrying' and late(r, MS + o.delay) then
+    to = 'failed'
+    o.body = but(o.body, 'there is no other attempt, as it would start after the expires_in')
   end
 
   local v = stamp(r)
@@ -165,6 +182,9 @@ local function leave(id, token, to, o)
     close(id, r, v, fields)
     wake(r)
     return 'ok'
+  end
+  if r.exp then
+    call('ZADD', P .. 'expiries', r.exp, id)
   end
   if to == 'retrying' then
     r.due = MS + o.delay

@@ -31,6 +31,7 @@ PARTS = {
     "unlock": ("record", "locks"),
     "pause": ("record", "limits", "locks", "leave", "upkeep"),
     "cancel": ("record", "limits", "locks", "leave"),
+    "forget": ("record",),
     "tick": ("record", "limits", "locks", "leave", "upkeep"),
     "register": ("record", "limits"),
     "retire": ("record",),

@@ -56,11 +56,15 @@ local function fall_due(limit)
   end
 end
 
--- Whether a job that waits has expired; it is then final. A claim asks too, since `expire` works in portions.
+-- Whether a job that waits, for its first attempt or for another, has expired; it is then final, and what the last
+-- attempt failed with is still why. A claim asks too, since `expire` works in portions.
 local function expired(id, r)
-  local over = r.exp and not r.began and tonumber(r.exp) <= MS
+  local over = late(r, MS)
   if over then
-    drop(id, r, 'failed', explain('expired', 'the job was not started within its expires_in', r.attempt))
+    local last = r.began and call('HGET', P .. 'job:' .. id, 'error')
+    local why = r.began and 'no other attempt started within the expires_in'
+      or 'the job was not started within its expires_in'
+    drop(id, r, 'failed', last and but(last, why) or explain('expired', why, r.attempt))
   end
   return over
 end

@@ -69,6 +69,15 @@ class Hand:
         (claimed,) = claim.jobs
         return claimed
 
+    async def drain(self) -> None:
+        """Lets every job that is due succeed."""
+        self._claims += 1
+        claim = await self.queue.claim(
+            "hand-1", self._claims, slots=100, tasks=catalogue.digest(self.entries), queues=("default", "slow")
+        )
+        for claimed in claim.jobs:
+            await self.succeed(claimed)
+
     async def say(self, claimed: Claimed, kind: str, *values: Any) -> None:
         """Progress, a log entry, or output items in one chunk."""
         number = self._reports[claimed.token] = self._reports.get(claimed.token, 0) + 1

@@ -233,7 +233,7 @@ async def test_the_document_has_none_that_cannot_come(client: httpx2.AsyncClient
     assert "404" not in paths["/v1/files"]["post"]["responses"]
     assert "422" not in paths["/v1/files/{id}"]["get"]["responses"]
     reading = {path for path, one in paths.items() if "408" in one.get("post", {}).get("responses", {})}
-    assert reading == {"/v1/jobs", "/v1/jobs/bulk", "/v1/files"}
+    assert reading == {"/v1/jobs", "/v1/jobs/bulk", "/v1/jobs/replay", "/v1/files"}
     for path in ("/v1/files/{id}", "/v1/jobs/{id}/files/{name}"):
         assert {"412", "416"} <= paths[path]["get"]["responses"].keys()
         assert "416" not in paths[path]["head"]["responses"]  # ranges are for GET

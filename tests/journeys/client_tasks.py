@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from worker import Job, Permanent, Retry, task
+from worker import Job, Permanent, Retry, RetryPolicy, task
 
 
 class Count(BaseModel):
@@ -55,3 +55,13 @@ async def bars(job: Job, payload: Count) -> None:
         while payload.upto is not None and number > int(payload.upto.read_text() or 0):
             await asyncio.sleep(0.02)
         await job.progress(number, payload.count, "step " * payload.width)
+
+
+class Need(BaseModel):
+    path: Path
+
+
+@task("client.needs", timeout="10s", retry=RetryPolicy(max_attempts=1))
+def needs(payload: Need) -> str:
+    """What the file says, if it is there."""
+    return payload.path.read_text()

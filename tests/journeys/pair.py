@@ -32,6 +32,7 @@ class Pair:
             **{name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")},
             "TANDEM_REDIS_URL": redis.url,
             "TANDEM_STORE_URL": f"file://{directory}/store",
+            "TANDEM_DATABASE_URL": f"sqlite://{directory}/tandem.db",
             "TANDEM_TASKS": f"{client_tasks.__name__},wordcount",
             "PYTHONPATH": os.pathsep.join(
                 filter(None, (os.environ.get("PYTHONPATH"), str(ROOT / "docs" / "examples")))

@@ -216,6 +216,8 @@ async def test_a_wait_has_an_end(pair: Pair, speaker: Speaker) -> None:
     with pytest.raises(JobCancelled) as caught:
         await speaker.result(job)
     assert caught.value.job.state == "cancelled"
+    assert await speaker.result(again := await speaker.replay(job)) is None
+    assert (again.tags, again.max_attempts, again.id != job.id) == ({"a": "b"}, 2, True)
 
 
 async def test_a_failed_job_says_why(pair: Pair, speaker: Speaker) -> None:

@@ -96,6 +96,19 @@ def test_watch_tells_logs_and_retries_on_stderr(pair: Pair, client: Client) -> N
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 
 
+def test_replay_prints_the_new_jobs_id(pair: Pair, client: Client) -> None:
+    failed = client.submit("client.ends", {"error": "card_declined"}, wait=20).id
+    done = [tandem(pair, "replay", failed, "--key", f"again {failed}") for _ in range(2)]
+    assert [(one.returncode, one.stderr) for one in done] == [(0, "")] * 2
+    assert done[0].stdout == done[1].stdout
+    new = client.wait(done[0].stdout.strip(), timeout=30)
+    assert (new.state, new.id != failed) == ("failed", True)
+    fine = client.submit("client.ends", wait=20).id
+    done = [tandem(pair, "replay", fine)]
+    assert (done[0].returncode, done[0].stdout) == (2, "")
+    assert "only failed and cancelled jobs" in done[0].stderr
+
+
 @pytest.mark.parametrize("how", [["watch"], ["result"], ["result", "--wait"]])
 def test_the_exit_code_tells_the_final_state(pair: Pair, client: Client, how: list[str]) -> None:
     failed = client.submit("client.ends", {"error": "card_declined"}, wait=20).id

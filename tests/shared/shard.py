@@ -252,9 +252,9 @@ def _places(shard: Snapshot) -> Iterable[str]:
             yield f"{id} is {record['state']} and stands in {places}, not in {home(record)}"
         elif places and places != ["leases"] and shard.zsets[places[0]][id] != int(record["due"]):
             yield f"{id} does not stand at its due time"
-        unstarted = State(record["state"]) not in FINAL and "exp" in record and "began" not in record
-        if unstarted != (id in shard.zsets.get("expiries", {})):
-            yield f"{id} {'may expire and is not' if unstarted else 'cannot expire and is'} among the expiries"
+        waits = State(record["state"]) not in {*FINAL, State.RUNNING} and "exp" in record
+        if waits != (id in shard.zsets.get("expiries", {})):
+            yield f"{id} {'may expire and is not' if waits else 'cannot expire and is'} among the expiries"
     for key, members in shard.zsets.items():
         if _is_place(key) or key == "expiries":
             yield from (f"{id} stands in {key} without a record" for id in members if id not in shard.jobs)
@@ -360,7 +360,7 @@ def _lifetimes(shard: Snapshot) -> Iterable[str]:
     unread = unread if "ledger" in _pairs(shard.values.get("clock", [])) else set()
     final = {id for id, record in shard.jobs.items() if State(record["state"]) in FINAL}
     keys = {record["idem"]: id for id, record in shard.jobs.items() if "idem" in record}
-    queues = {record["queue"] for record in shard.jobs.values()}
+    queues = {name.split()[0] for name in _pairs(shard.values.get("counts", []))}  # also of jobs that are forgotten
     for key, left in shard.ttl.items():
         kind, _, name = key.partition(":")
         if kind in ("job", "out", "cold", "steps", "idem"):

@@ -77,7 +77,9 @@ def test_a_wrong_option_is_a_usage_line(arguments: list[str]) -> None:
     assert done.stderr.startswith("usage: tandem")
 
 
-@pytest.mark.parametrize("command", ["api", "worker", "dev", "settings", "submit", "watch", "result", "cancel"])
+@pytest.mark.parametrize(
+    "command", ["api", "worker", "dev", "settings", "submit", "watch", "result", "cancel", "replay"]
+)
 def test_help_says_how(command: str) -> None:
     assert f" {command} " in tandem("--help").stdout
     done = tandem(command, "--help")

@@ -19,6 +19,7 @@ from shared.jobs import FINAL, NEXT, PRIORITIES, SHOWN_ATTEMPTS, State, Submissi
 from shared.queue import Claimed, Report, connect
 from shared.queue.scripts import reach, send
 from tests.shared.allowance import Allowance
+from tests.shared.forgetting import Forgetting
 from tests.shared.keeping import Keeping
 from tests.shared.pausing import Pausing
 from tests.shared.shard import Shard, Snapshot, Worker, broken, job
@@ -39,11 +40,11 @@ KINDS = (State.SUCCEEDED, State.FAILED, State.RETRYING, State.RETRYING, State.QU
 STEPS = (
     "forget_scripts", *("submit",) * 5, *("claim",) * 7, *("finish",) * 4, *("finish_late",) * 3, *("wait",) * 4,
     *("beat",) * 2, *("crash",) * 3, *("cancel",) * 2, "report", "report_late", "claim_late", "stall", "step_back",
-    "keep", "keep_late", "pause", "resume", *("lock",) * 4, "lock_late", *("unlock",) * 2,
+    "forget", "keep", "keep_late", "pause", "resume", *("lock",) * 4, "lock_late", *("unlock",) * 2,
 )  # fmt: skip
 
 
-class Life(Keeping, Pausing, RuleBasedStateMachine):
+class Life(Forgetting, Keeping, Pausing, RuleBasedStateMachine):
     """One shard, its clients and its workers; the clock is the test's."""
 
     url = ""
@@ -179,7 +180,7 @@ class Life(Keeping, Pausing, RuleBasedStateMachine):
             assert record["queue"] in set(worker.queues) - self.paused
             assert worker.tasks[record["task"]] >= int(record["ver"])
             assert one.token not in {known.token for _, known in self.claims if known.id == one.id}
-            assert "exp" not in record or "attempts" in record or int(record["exp"]) > self.shard.ms
+            assert "exp" not in record or int(record["exp"]) > self.shard.ms
         assert sum(self.is_suspect(snapshot, id, token) for id, token in worker.held.items()) <= 1
         self.allowance.start(claim.jobs, snapshot)
         self.calls.append((worker, worker.calls))
@@ -238,7 +239,8 @@ class Life(Keeping, Pausing, RuleBasedStateMachine):
         else:
             assert answer == "ok"
             self.ended.add((claimed.id, claimed.token))
-            exhausted = to is State.RETRYING and before["attempt"] == before["max"]
+            late = "exp" in before and int(before["exp"]) <= self.shard.ms + 1000 * delay
+            exhausted = to is State.RETRYING and (late or before["attempt"] == before["max"])
             assert after["state"] == ("cancelled" if "cancel" in before else "failed" if exhausted else to)
             refunded = to is State.QUEUED and "cancel" not in before
             assert int(after["attempt"]) == int(before["attempt"]) - refunded

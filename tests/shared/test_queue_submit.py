@@ -2,10 +2,11 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from shared.errors import KeyReused
-from shared.jobs import State
+from shared.jobs import State, view
 from shared.queue import Submitted
 from tests.shared.shard import Shard, entry, job
 
@@ -178,7 +179,7 @@ async def test_more_due_jobs_than_a_portion(shard: Shard) -> None:
     assert (await shard.snapshot()).counts == {"default queued": 449, "default running": 1}
 
 
-async def test_a_job_expires_unstarted(shard: Shard) -> None:
+async def test_a_job_expires_while_it_waits(shard: Shard) -> None:
     ids = {
         "queued": await shard.add(expires_in=5),
         "scheduled": await shard.add(expires_in=5, delay=60),
@@ -201,10 +202,44 @@ async def test_a_job_expires_unstarted(shard: Shard) -> None:
         assert b'"expired"' in record.error
         assert b'"retryable":false' in record.error
     assert await shard.state(started) is State.RUNNING
-    # What has started does not expire, not even between two attempts.
-    await worker.end(claimed, State.RETRYING, delay=1)
-    await shard.wait(10)
-    assert await shard.state(started) is State.QUEUED
+    # What runs may end in time or late; no other attempt follows.
+    await worker.end(claimed)
+    assert await shard.state(started) is State.SUCCEEDED
+
+
+FAULT = b'{"type":"card","message":"say \\",\\"retryable\\":","retryable":true,"attempt":1}'
+
+
+@pytest.mark.parametrize("how", ["too late", "in time", "lost", "released"])
+async def test_no_attempt_starts_after_the_expiry_and_the_last_failure_is_still_why(shard: Shard, how: str) -> None:
+    id = await shard.add(expires_in=30)
+    worker = await shard.worker()
+    claimed = await worker.take()
+    if how == "lost":
+        worker.held.clear()
+        await shard.silence()
+    elif how == "released":
+        assert await worker.end(claimed, State.QUEUED) == "ok"
+    else:
+        assert await worker.end(claimed, State.RETRYING, body=FAULT, delay=30 if how == "too late" else 29) == "ok"
+    told = msgspec.json.decode(view(await shard.get(id)))
+    if how == "too late":
+        assert (told["state"], told["error"]["next_attempt_at"]) == ("failed", None)
+        assert told["error"]["message"].endswith("; there is no other attempt, as it would start after the expires_in")
+    else:
+        assert told["state"] == ("retrying" if how == "in time" else "queued")
+        await shard.wait(31)
+        told = msgspec.json.decode(view(await shard.get(id)))
+        assert "no other attempt started within the expires_in" in told["error"]["message"]
+    assert told["state"] == "failed"
+    assert told["error"]["type"] == {"lost": "worker_lost", "released": "expired"}.get(how, "card")
+    if how in ("too late", "in time"):
+        assert told["error"]["message"].startswith('say ","retryable":; ')
+        assert (told["error"]["retryable"], told["error"]["attempt"]) == (True, 1)
+    assert await worker.claim() == []
+    assert [one["outcome"] for one in told["attempts"]] == [
+        {"lost": "worker_lost", "released": "released"}.get(how, "failed")
+    ]
 
 
 async def test_an_expired_job_never_starts_however_many_expire(shard: Shard) -> None:
