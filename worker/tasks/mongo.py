@@ -28,7 +28,7 @@ REPORT_EVERY = 5000  # documents
 GRACE = 1.0  # seconds after the job's deadline: its own timeout comes first
 
 _COLLECTION = {"not": {"pattern": r"^(system\.|tandem_applied$)"}}
-_DATABASE = {"not": {"pattern": r"^(admin|config|local)$"}}
+_DATABASE = {"not": {"type": "string", "pattern": r"^(admin|config|local)$"}}
 
 Query = Annotated[dict[str, Any], Field(description="a MongoDB query; Extended JSON")]
 Extended = Annotated[Form, Field(description="the documents' form: canonical keeps every number's type")]
