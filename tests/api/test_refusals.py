@@ -324,3 +324,13 @@ async def test_a_request_has_one_host(client: httpx2.AsyncClient, hosts: bytes) 
 
 async def test_http_1_0_needs_no_host(client: httpx2.AsyncClient) -> None:
     assert (await said(client, b"GET /livez HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("place", ["timeout", "delay", "expires_in", "retry/base", "retry/cap"])
+async def test_a_number_beyond_all_durations_is_refused(client: httpx2.AsyncClient, place: str) -> None:
+    options: Any = b"1" * 400
+    for name in reversed(place.split("/")):
+        options = b'{"%s": %s}' % (name.encode(), options)
+    found = errors(await post(client, b'{"task": "t.any", "options": %s}' % options))
+    assert list(found) == [f"/options/{place}"]
+    assert "finite" in found[f"/options/{place}"]
