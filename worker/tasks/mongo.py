@@ -28,7 +28,10 @@ REPORT_EVERY = 5000  # documents
 GRACE = 1.0  # seconds after the job's deadline: its own timeout comes first
 
 _COLLECTION = {
-    "not": {"pattern": r"^(system\.|tandem_applied$)", "description": "must not be one of MongoDB's own, nor of Tandem's"}
+    "not": {
+        "pattern": r"^(system\.|tandem_applied$)",
+        "description": "must not be one of MongoDB's own, nor of Tandem's",
+    }
 }
 _OWN = "must not be admin, config or local, which are MongoDB's own"
 _DATABASE = {"not": {"type": "string", "pattern": r"^(admin|config|local)$", "description": _OWN}}
