@@ -125,8 +125,14 @@ _HEADERS: dict[int | str, dict[str, Any]] = {200: {"description": "The headers o
 _STATE = {**_HEADERS, 204: {"description": "The upload is not complete: how far it came is in Upload-Offset"}}
 
 
-@router.head("/v1/files/{id}", response_class=Response, responses=_STATE, summary="Look at an upload")
-@router.get("/v1/files/{id}", response_class=Response, responses=_CONTENT)
+@router.head(
+    "/v1/files/{id}",
+    operation_id="lookAtFile",
+    response_class=Response,
+    responses=_STATE,
+    summary="Look at an upload",
+)
+@router.get("/v1/files/{id}", operation_id="downloadFile", response_class=Response, responses=_CONTENT)
 async def download_file(request: Request, tenant: Tenant, id: str) -> Response:
     """Download an upload, whole or by a range."""
     store: FileStore = request.state.store
@@ -145,7 +151,7 @@ async def _unfinished(request: Request, upload: Unfinished) -> Response:
     raise Conflict(f"the upload is not complete: it goes on at byte {have.offset}")
 
 
-@router.delete("/v1/files/{id}", status_code=204, response_class=Response)
+@router.delete("/v1/files/{id}", operation_id="deleteFile", status_code=204, response_class=Response)
 async def delete_file(request: Request, tenant: Tenant, id: str) -> Response:
     """Remove an upload, complete or not. Jobs that still name it will not find it."""
     await delete_upload(request.state.store, id, tenant=tenant)
@@ -153,9 +159,18 @@ async def delete_file(request: Request, tenant: Tenant, id: str) -> Response:
 
 
 @router.head(
-    "/v1/jobs/{id}/files/{name:path}", response_class=Response, responses=_HEADERS, summary="Look at a job's file"
+    "/v1/jobs/{id}/files/{name:path}",
+    operation_id="lookAtJobFile",
+    response_class=Response,
+    responses=_HEADERS,
+    summary="Look at a job's file",
 )
-@router.get("/v1/jobs/{id}/files/{name:path}", response_class=Response, responses=_CONTENT)
+@router.get(
+    "/v1/jobs/{id}/files/{name:path}",
+    operation_id="downloadJobFile",
+    response_class=Response,
+    responses=_CONTENT,
+)
 async def download_job_file(request: Request, tenant: Tenant, id: str, name: str) -> Response:
     """Download a file that the job produced, whole or by a range."""
     record = await request.state.queue.get(id, tenant=tenant)

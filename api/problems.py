@@ -51,7 +51,7 @@ KNOWN: dict[type[TandemError], tuple[int, str, str]] = {
 STATUSES: dict[int, tuple[str, str]] = {
     400: ("malformed", "The request is malformed"),
     401: ("unauthenticated", "An API key is needed"),
-    403: ("forbidden", "The API key may not do this"),
+    403: ("forbidden", "This is not allowed"),
     404: ("not-found", "There is no such thing"),
     405: ("method-not-allowed", "The method is not allowed here"),
     406: ("not-acceptable", "None of the accepted formats is available"),

@@ -17,6 +17,10 @@ SOCKETS = b"/v1/stream"  # the one path at which an upgrade to WebSocket is offe
 LINGER = 1.0  # seconds in which what a refused client still sends is dropped, so that it gets to read why
 
 
+class NoHostError(Exception):
+    """No Host header, or several, which RFC 9112 (3.2) has refused: a proxy before us might obey another one."""
+
+
 class Protocol(HttpToolsProtocol):
     """uvicorn's, where what is no HTTP is a problem too, and an upgrade that is not offered a plain request.
 
@@ -27,6 +31,7 @@ class Protocol(HttpToolsProtocol):
     _silent = 0  # bytes since the last sign of progress
     _in_message = False  # whether a head is complete, and its body not
     _refused = False
+    _wrong = "this is no HTTP/1.1 request"
     _clock: asyncio.TimerHandle | None = None  # of the head that is waited for
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
@@ -68,6 +73,9 @@ class Protocol(HttpToolsProtocol):
         self._silent = self._silent or 1  # in the middle of a read: how many more of it are its own is not known
 
     def on_headers_complete(self) -> None:
+        if self.parser.get_http_version() == "1.1" and [name for name, _ in self.headers].count(b"host") != 1:
+            self._wrong = "a request of HTTP/1.1 has one Host header"
+            raise NoHostError  # the parser makes it one of its own errors
         self._silent, self._in_message = 0, True
         self._stop_clock()
         super().on_headers_complete()
@@ -121,7 +129,7 @@ class Protocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the signature is uvicorn's own
         """Answers and closes."""
-        self._refuse(400, "this is no HTTP/1.1 request")
+        self._refuse(400, self._wrong)
 
     def _refuse(self, status: int, detail: str) -> None:
         if self.transport.is_closing() or self._refused:

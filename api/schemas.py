@@ -39,7 +39,8 @@ _ERROR = fields_of(
     }
 )
 _FILE = fields_of(
-    {"name": {"type": "string"}, "size": _COUNT, "sha256": {"type": "string"}, "url": {"type": "string"}}, "url"
+    {"name": {"type": "string"}, "size": _COUNT, "sha256": {"type": "string"}, "content_type": {"type": "string"}}
+    | {"url": {"type": "string"}}
 )
 _ATTEMPT = fields_of(
     {

@@ -261,7 +261,12 @@ def _duration(given: dict[str, Any], name: str, errors: list[Explained], place: 
     value = given.get(name)
     if value is None:
         return None
-    at, length = f"{place}/{name}", seconds(value)
+    at = f"{place}/{name}"
+    try:
+        length = seconds(value)
+    except ValueError as error:  # a number with more digits than a schema can limit
+        errors.append((at, str(error)[:300]))
+        return None
     if name == "timeout" and not 0 < length <= LONGEST_TIMEOUT:
         errors.append((at, "must be more than 0 and at most 24h"))
     elif length > LONGEST_DELAY:

@@ -218,6 +218,7 @@ _LENGTH = {
 
 @router.post(
     "/v1/files",
+    operation_id="uploadFile",
     status_code=201,
     response_class=Response,
     responses={201: {"model": Uploaded | Begun, "headers": _PLACE}},
@@ -275,7 +276,7 @@ async def _upload(request: Request, tenant: str, name: str | None) -> Response:
     return _created(upload, {"Upload-Complete": "?1"} if complete else {})
 
 
-@router.options("/v1/files", status_code=204, response_class=Response)
+@router.options("/v1/files", operation_id="showUploadLimits", status_code=204, response_class=Response)
 async def upload_options(request: Request) -> Response:
     """What uploads in parts are held to."""
     headers = {"Allow": "OPTIONS, POST", "Accept-Patch": PARTIAL, **_limits(request.state.settings)}
@@ -284,6 +285,7 @@ async def upload_options(request: Request) -> Response:
 
 @router.patch(
     "/v1/files/{id}",
+    operation_id="continueUpload",
     status_code=201,
     response_class=Response,
     responses={

@@ -11,6 +11,8 @@ PATTERN = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$"
 # What a duration may be in a request, for the schemas that the API validates with and shows.
 SCHEMA: dict[str, Any] = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": PATTERN}]}
 
+LONGEST = 2.0**1000  # seconds: for an integer above that, which JSON may well have, there is no float
+
 _written = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 
 
@@ -22,10 +24,10 @@ def seconds(value: float | str | timedelta) -> float:
         match = _written.fullmatch(value.strip())
         if match is None:
             raise ValueError(f"{value!r} is no duration: give a number of seconds, or 250ms, 30s, 5m, 2h, 7d")
-        return float(match[1]) * UNITS[match[2]]
+        value = float(match[1]) * UNITS[match[2]]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r} is no duration: give a number of seconds, or 250ms, 30s, 5m, 2h, 7d")
-    if not 0 <= value < float("inf"):
+    if not 0 <= value < LONGEST:
         raise ValueError(f"a duration is finite and not negative, {value!r} is not")
     return float(value)
 

@@ -313,3 +313,24 @@ async def test_what_is_no_http_is_malformed(client: httpx2.AsyncClient) -> None:
     answer = await said(client, b"GARBAGE\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"application/problem+json" in answer
+
+
+@pytest.mark.parametrize("hosts", [b"", b"Host: a\r\nHost: b\r\n"], ids=["none", "two"])
+async def test_a_request_has_one_host(client: httpx2.AsyncClient, hosts: bytes) -> None:
+    answer = await said(client, b"GET /livez HTTP/1.1\r\n" + hosts + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"one Host header" in answer
+
+
+async def test_http_1_0_needs_no_host(client: httpx2.AsyncClient) -> None:
+    assert (await said(client, b"GET /livez HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("place", ["timeout", "delay", "expires_in", "retry/base", "retry/cap"])
+async def test_a_number_beyond_all_durations_is_refused(client: httpx2.AsyncClient, place: str) -> None:
+    options: Any = b"1" * 400
+    for name in reversed(place.split("/")):
+        options = b'{"%s": %s}' % (name.encode(), options)
+    found = errors(await post(client, b'{"task": "t.any", "options": %s}' % options))
+    assert list(found) == [f"/options/{place}"]
+    assert "finite" in found[f"/options/{place}"]

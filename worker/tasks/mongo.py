@@ -27,8 +27,14 @@ from worker.task import task
 REPORT_EVERY = 5000  # documents
 GRACE = 1.0  # seconds after the job's deadline: its own timeout comes first
 
-_COLLECTION = {"not": {"pattern": r"^(system\.|tandem_applied$)"}}
-_DATABASE = {"not": {"pattern": r"^(admin|config|local)$"}}
+_COLLECTION = {
+    "not": {
+        "pattern": r"^(system\.|tandem_applied$)",
+        "description": "must not be one of MongoDB's own, nor of Tandem's",
+    }
+}
+_OWN = "must not be admin, config or local, which are MongoDB's own"
+_DATABASE = {"not": {"type": "string", "pattern": r"^(admin|config|local)$", "description": _OWN}}
 
 Query = Annotated[dict[str, Any], Field(description="a MongoDB query; Extended JSON")]
 Extended = Annotated[Form, Field(description="the documents' form: canonical keeps every number's type")]
