@@ -3,7 +3,9 @@
 import contextlib
 import itertools
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import aiohttp
@@ -21,6 +23,7 @@ KNOWN = 1000  # jobs that are asked for in turn
 EMPTY, PLAIN = "empty FastAPI", "FastAPI + arq"
 POST = "POST of one job, 64 connections"
 GET = "GET of a job's status, 64 connections"
+BULKS = f"bulk, {BULK:,} jobs a request, 4 connections"
 SHORT = 0.5  # seconds before the clock
 
 
@@ -32,8 +35,31 @@ def bulk(path: str, task: str) -> bytes:
     return request("POST", path, b"[" + b",".join([body(task)] * BULK) + b"]")
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An HTTP server as the load generator sees it."""
+
+    name: str
+    process: Process
+    port: int
+
+    async def timed(
+        self, what: str, wanted: Callable[[], bytes], status: int, seconds: float, *, jobs: int = 1
+    ) -> list[Figure]:
+        """Requests a second, or `jobs` as many, once it is warm; and what the server computes for one."""
+        connections, unit = (64, "requests/s") if jobs == 1 else (4, "jobs/s")
+        await rate(self.port, wanted, status, SHORT, connections)
+        before = self.process.cpu()
+        answers, count = await rate(self.port, wanted, status, seconds, connections)
+        spent = (self.process.cpu() - before) / count / jobs * 1e6
+        return [
+            Figure(what, unit, self.name, answers * jobs),
+            Figure(f"{what}: CPU of the server for one", "µs", self.name, spent),
+        ]
+
+
 @contextlib.asynccontextmanager
-async def open_web() -> AsyncIterator[tuple[System, int]]:
+async def open_web() -> AsyncIterator[tuple[System, Process, int]]:
     """FastAPI in front of arq, one process like Tandem's API, and its port; the worker is not started."""
     async with open_system("arq") as system:
         port = free_port()
@@ -49,13 +75,7 @@ async def open_web() -> AsyncIterator[tuple[System, int]]:
                 return False
 
         await process.until(answers)
-        yield system, port
-
-
-async def timed(port: int, wanted: Callable[[], bytes], status: int, seconds: float, connections: int = 64) -> float:
-    """Answers per second, once it is warm."""
-    await rate(port, wanted, status, SHORT, connections)
-    return (await rate(port, wanted, status, seconds, connections))[0]
+        yield system, process, port
 
 
 def steady(wanted: bytes) -> Callable[[], bytes]:
@@ -72,29 +92,37 @@ async def requests(seconds: float, *, peers: bool) -> AsyncIterator[Figure]:
             ids = [one["id"] for one in await answer.json()]
         await service.worker.until(service.settled)
         service.worker.signal(signal.SIGSTOP)
-        gets = itertools.cycle([request("GET", f"/v1/jobs/{id}") for id in ids])
+        ours = Target(OURS, service.api, service.port)
         # What is compared is measured within a few seconds, where all have the same neighbours.
-        system, other = await stack.enter_async_context(open_web()) if peers else (None, 0)
-        posted = steady(request("POST", "/v1/jobs", body("bench.noop")))
-        yield Figure(POST, "requests/s", OURS, await timed(service.port, posted, 202, seconds))
-        if peers:
-            for path, name in (("/empty", EMPTY), ("/jobs", PLAIN)):
-                posted = steady(request("POST", path, body("noop")))
-                yield Figure(POST, "requests/s", name, await timed(other, posted, 202, seconds))
-        yield Figure(GET, "requests/s", OURS, await timed(service.port, lambda: next(gets), 200, seconds))
-        if system is not None:
-            got = steady(request("GET", "/empty/1"))
-            yield Figure(GET, "requests/s", EMPTY, await timed(other, got, 200, seconds))
-            names = await system.redis.zrange("arq:queue", 0, KNOWN - 1)
-            plain = itertools.cycle([request("GET", f"/jobs/{one.decode()}") for one in names])
-            yield Figure(GET, "requests/s", PLAIN, await timed(other, lambda: next(plain), 200, seconds))
-        for port, path, task, name in (
-            (service.port, "/v1/jobs/bulk", "bench.noop", OURS),
-            (other, "/jobs/bulk", "noop", PLAIN),
+        web = await stack.enter_async_context(open_web()) if peers else None
+        others = [Target(name, *web[1:]) for name in (EMPTY, PLAIN)] if web else []
+
+        def posts(path: str, task: str) -> Callable[[], bytes]:
+            return steady(request("POST", path, body(task)))
+
+        def gets(path: str, ids: Sequence[str]) -> Callable[[], bytes]:
+            return partial(next, itertools.cycle([request("GET", f"{path}/{id}") for id in ids]))
+
+        wanted = [(ours, POST, posts("/v1/jobs", "bench.noop"), 202)]
+        wanted += [
+            (one, POST, posts(path, "noop"), 202) for one, path in zip(others, ("/empty", "/jobs"), strict=False)
+        ]
+        for target, what, ask, status in wanted:
+            for figure in await target.timed(what, ask, status, seconds):
+                yield figure
+        wanted = [(ours, GET, gets("/v1/jobs", ids), 200)]
+        if web:
+            names = [one.decode() for one in await web[0].redis.zrange("arq:queue", 0, KNOWN - 1)]
+            wanted += [(others[0], GET, gets("/empty", names), 200), (others[1], GET, gets("/jobs", names), 200)]
+        for target, what, ask, status in wanted:
+            for figure in await target.timed(what, ask, status, seconds):
+                yield figure
+        for target, path, task in (
+            (ours, "/v1/jobs/bulk", "bench.noop"),
+            *((one, "/jobs/bulk", "noop") for one in others[1:]),
         ):
-            if port:
-                rate_ = await timed(port, steady(bulk(path, task)), 200, seconds, 4)
-                yield Figure(f"bulk, {BULK:,} jobs a request, 4 connections", "jobs/s", name, rate_ * BULK)
+            for figure in await target.timed(BULKS, steady(bulk(path, task)), 200, seconds, jobs=BULK):
+                yield figure
 
 
 async def whole(seconds: float, *, peers: bool) -> AsyncIterator[Figure]:
@@ -121,7 +149,7 @@ async def whole(seconds: float, *, peers: bool) -> AsyncIterator[Figure]:
                 raise service.worker.broken("has failed jobs")
     if not peers:
         return
-    async with open_web() as (system, port):
+    async with open_web() as (system, _, port):
         await system.start_worker()
 
         async def finished() -> None:

@@ -76,11 +76,18 @@ class Process:
 
     def rss(self) -> float:
         """MiB of memory, of its children too."""
-        return float(sum(one.memory_info().rss for one in self.family())) / (1 << 20)
+        return self._sum(lambda one: float(one.memory_info().rss)) / (1 << 20)
 
     def cpu(self) -> float:
         """Seconds of computing so far, of its children too."""
-        return float(sum(sum(one.cpu_times()[:2]) for one in self.family()))
+        return self._sum(lambda one: float(sum(one.cpu_times()[:2])))
+
+    def _sum(self, figure: Callable[[psutil.Process], float]) -> float:
+        total = 0.0
+        for one in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess):  # a child may end meanwhile
+                total += figure(one)
+        return total
 
     def end(self) -> None:
         """Kills it and its children: nothing that they hold is of value."""

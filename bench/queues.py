@@ -37,6 +37,9 @@ async def throughput(name: str, seconds: float) -> AsyncIterator[Figure]:
             rates.append(count / done.seconds)
             submits.append(count / done.submitting)
             yield Figure(f"no-op jobs, {words}", "jobs/s", named(name), rates[-1])
+            if len(rates) == 1:
+                yield Figure("CPU of the worker for a no-op job", "µs", named(name), done.worker_cpu / count * 1e6)
+                yield Figure("CPU of Redis for a no-op job", "µs", named(name), done.redis_cpu / count * 1e6)
             if name == TANDEM:
                 recorded = float(await system.client.ask("recorded")) - done.began
                 yield Figure(f"no-op jobs, {words}, until the ledger has all", "jobs/s", named(name), count / recorded)

@@ -78,11 +78,13 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Seconds to submit, seconds from the workers' going on to the last result, and when they went on."""
+    """Seconds to submit, seconds from the workers' going on to the last result, when they went on, CPU seconds."""
 
     submitting: float
     seconds: float
     began: float
+    worker_cpu: float
+    redis_cpu: float
 
 
 @dataclass(slots=True)
@@ -145,13 +147,20 @@ class System:
         for worker in self.workers:
             worker.signal(signal.SIGSTOP)
         submitted = float(await self.client.ask("submit", count=count, sleep=sleep))
+        worker_cpu, redis_cpu = await self._cpu()
         began = perf_counter()
         for worker in self.workers:
             worker.signal(signal.SIGCONT)
         ended = await self._finished()
+        worker_after, redis_after = await self._cpu()
         if (good := await self.client.ask("succeeded")) != count:
             raise Broken(f"{self.name}: {good} of {count} jobs succeeded")
-        return Done(submitted, ended - began, began)
+        return Done(submitted, ended - began, began, worker_after - worker_cpu, redis_after - redis_cpu)
+
+    async def _cpu(self) -> tuple[float, float]:
+        """Seconds of computing so far: of all workers, and of Redis."""
+        info = await self.redis.info("cpu")
+        return sum(worker.cpu() for worker in self.workers), info["used_cpu_user"] + info["used_cpu_sys"]
 
     async def used(self) -> int:
         """Bytes that Redis holds."""

@@ -34,6 +34,8 @@ async def test_a_small_run_finds_figures(tmp_path: Path) -> None:
     names = [one["what"] for one in found]
     assert names == [
         "no-op jobs, one worker",
+        "CPU of the worker for a no-op job",
+        "CPU of Redis for a no-op job",
         "no-op jobs, one worker, until the ledger has all",
         "no-op jobs, two workers",
         "no-op jobs, two workers, until the ledger has all",

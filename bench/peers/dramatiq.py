@@ -17,7 +17,9 @@ WORKER = (
     *("--threads", str(driver.CONCURRENCY if driver.WAITS else 8)),
 )
 
-results = RedisBackend(url=driver.URL, use_namespace_prefix_keys=True)
+# A thousand threads that connect at once overrun the socket's backlog, and results would be lost.
+connections: Any = redis.BlockingConnectionPool.from_url(driver.URL, max_connections=128, timeout=None)
+results = RedisBackend(client=redis.Redis(connection_pool=connections), use_namespace_prefix_keys=True)
 
 
 class Started(dramatiq.Middleware):
@@ -25,7 +27,7 @@ class Started(dramatiq.Middleware):
         broker.client.incr(driver.READY)
 
 
-broker: Any = RedisBroker(url=driver.URL)
+broker: Any = RedisBroker(client=redis.Redis(connection_pool=connections))
 broker.add_middleware(Results(backend=results, store_results=True, result_ttl=3_600_000))
 broker.add_middleware(Started())
 dramatiq.set_broker(broker)
