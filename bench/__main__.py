@@ -35,7 +35,7 @@ def items(peers: Sequence[str]) -> dict[int, tuple[str, list[Measure]]]:
     return {
         1: ("No-op jobs", each(queues.throughput)),
         2: ("Through HTTP, end to end", web(endpoints.whole)),
-        3: ("Latency", each(queues.latency)),
+        3: ("Latency", [*each(queues.latency), flow.latency]),
         4: ("Requests", web(endpoints.requests)),
         5: ("Jobs that wait", each(queues.waiting)),
         6: ("With many jobs waiting", [depth.measure]),

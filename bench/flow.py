@@ -1,12 +1,14 @@
-"""What goes through all of Tandem: output to a client, rows to the ledger, and the API's own memory."""
+"""What goes through all of Tandem: a POST that waits, output to a client, rows to the ledger; the API's memory."""
 
 import asyncio
+import statistics
 from collections.abc import AsyncIterator
 from time import perf_counter
 
 import msgspec
 
 from bench.figures import OURS, Figure
+from bench.peers.driver import PAYLOAD
 from bench.peers.tandem import OPTIONS
 from bench.processes import Broken, open_service
 from bench.stream import read
@@ -32,6 +34,26 @@ async def output(seconds: float) -> AsyncIterator[Figure]:
     if count != wanted.items:
         raise Broken(f"{count} of {wanted.items} items")
     yield Figure(f"emit, items of {ITEM} bytes, task to client", "items/s", OURS, count / spent)
+
+
+async def latency(seconds: float) -> AsyncIterator[Figure]:
+    """Item 3: a POST that waits for the result, one after the other over one connection."""
+    body = {"task": "bench.noop", "payload": PAYLOAD}
+    async with open_service() as service:
+
+        async def once() -> float:
+            began = perf_counter()
+            async with service.client.post("/v1/jobs", json=body, headers={"Prefer": "wait=5"}) as answer:
+                made = await answer.json()
+            if made.get("state") != "succeeded":
+                raise Broken(f"POST /v1/jobs answered {answer.status}: {made}")
+            return 1000 * (perf_counter() - began)
+
+        for _ in range(20):
+            await once()
+        times = [await once() for _ in range(max(50, int(seconds * 60)))]
+    yield Figure("POST with Prefer: wait, idle, median", "ms", OURS, statistics.median(times))
+    yield Figure("POST with Prefer: wait, idle, 99th percentile", "ms", OURS, statistics.quantiles(times, n=100)[98])
 
 
 async def rows(seconds: float) -> AsyncIterator[Figure]:
