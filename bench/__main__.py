@@ -5,6 +5,8 @@ make bench ARGS="--peers none --quick"
 """
 
 import argparse
+import asyncio
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -80,6 +82,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 async def measure(options: argparse.Namespace) -> dict[int, list[list[Figure]]]:
     """The figures of each item, by round."""
+    if (own := asyncio.current_task()) is not None:  # what was started ends with it, children of workers too
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, own.cancel)
     chosen = items(options.peers)
     found: dict[int, list[list[Figure]]] = {number: [] for number in options.only}
     began = perf_counter()
@@ -119,6 +123,8 @@ def main() -> int:
     except (Broken, TandemError, OSError, subprocess.SubprocessError) as error:
         print(f"the benchmark did not run: {error}", file=sys.stderr)
         return 1
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
     titles = items(options.peers)
     rows = {number: figures.rows(number, rounds) for number, rounds in found.items()}
     tables = [line for number, some in rows.items() for line in figures.table(f"{number}. {titles[number][0]}", some)]
