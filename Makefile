@@ -41,7 +41,7 @@ chaos: install
 	.venv/bin/python -m tests.chaos $(ARGS)
 
 bench: install
-	.venv/bin/python bench/noop.py $(ARGS)
+	.venv/bin/python -m bench $(ARGS)
 
 # One lock for every Python and platform: all extras, and the build system's requirements for the step after it. What
 # is locked stays as it is while pyproject.toml allows it; ARGS=--upgrade or ARGS="-P fastapi" asks for newer ones.

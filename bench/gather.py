@@ -1,6 +1,6 @@
 """`http.gather` against a bare aiohttp loop: the same requests to one local server, at the same concurrency.
 
-    PYTHONPATH=. .venv/bin/python bench/gather.py [requests] [concurrency] [rounds]
+    .venv/bin/python -m bench.gather [requests] [concurrency] [rounds]
 
 Each round has a server of its own, so that nobody finds connections open, and runs three after one another: the bare
 loop, the task in this process, and a job from its POST to its end through an API and a worker, processes of their own.
@@ -11,18 +11,15 @@ import asyncio
 import contextlib
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import uvloop
 from aiohttp import web
 
-from bench.noop import Process, open_redis
-from shared.services import free_port
+from bench.processes import ROOT, Broken, open_service
 from worker.tasks import http
 from worker.testing import Recorder, open_bench, run
 
@@ -59,40 +56,15 @@ async def bare(urls: list[str], concurrency: int) -> list[Any]:
 async def serving(count: int) -> AsyncIterator[list[str]]:
     """So many URLs of a new server."""
     pipe = asyncio.subprocess.PIPE
-    server = await asyncio.create_subprocess_exec(sys.executable, __file__, SERVER, stdin=pipe, stdout=pipe)
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bench.gather", SERVER, cwd=ROOT, stdin=pipe, stdout=pipe
+    )
     if server.stdin is None or server.stdout is None:
-        raise SystemExit("the server has no pipes")
+        raise Broken("the server has no pipes")
     port = int(await asyncio.wait_for(server.stdout.readline(), 30))
     yield [f"http://127.0.0.1:{port}/{number}" for number in range(count)]
     server.stdin.close()
     await asyncio.wait_for(server.wait(), 30)
-
-
-@contextlib.asynccontextmanager
-async def service() -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of an API, with a worker that may call this machine."""
-    async with contextlib.AsyncExitStack() as stack:
-        data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        url, port = await stack.enter_async_context(open_redis(data)), free_port()
-        env = {"TANDEM_REDIS_URL": url, "TANDEM_PORT": str(port), "TANDEM_STORE_URL": (data / "files").as_uri()}
-        env |= {"TANDEM_HTTP_ALLOW": "127.0.0.0/8", "TANDEM_DATABASE_URL": f"sqlite://{data / 'tandem.db'}"}
-        processes = [
-            Process(name, [sys.executable, "-m", name], data / f"{name}.log", env) for name in ("api", "worker")
-        ]
-        for process in processes:
-            stack.callback(process.end)
-        timeout = aiohttp.ClientTimeout(60)
-        client = await stack.enter_async_context(aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout))
-
-        async def known() -> bool:
-            try:
-                async with client.get("/v1/tasks/http.gather") as response:
-                    return response.status == 200
-            except aiohttp.ClientConnectionError:
-                return False
-
-        await processes[0].until(known)
-        yield client
 
 
 def asked(urls: list[str], concurrency: int) -> dict[str, Any]:
@@ -105,12 +77,13 @@ async def job(client: aiohttp.ClientSession, payload: Any) -> Any:
     async with client.post("/v1/jobs", json=body, headers={"Prefer": "wait=30"}) as response:
         made = await response.json()
     if made.get("state") != "succeeded":
-        raise SystemExit(f"the job did not succeed: {made}")
+        raise Broken(f"the job did not succeed: {made}")
     async with client.get(made["links"]["result"]) as response:
         return await response.json()
 
 
-async def measure(count: int, concurrency: int, rounds: int) -> None:
+async def compare(count: int, concurrency: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each round, by name."""
     expected = [{"path": f"/{number}"} for number in range(count)]
     spans: dict[str, list[float]] = {"bare aiohttp": [], "http.gather": [], "POST to result": []}
 
@@ -121,9 +94,10 @@ async def measure(count: int, concurrency: int, rounds: int) -> None:
         if isinstance(answers, dict):
             answers = [one["json"] for one in answers["results"]]
         if answers != expected:
-            raise SystemExit("the answers are not those of the server")
+            raise Broken("the answers are not those of the server")
 
-    async with open_bench(http_allow="127.0.0.0/8") as resources, service() as client:
+    allowed = "127.0.0.0/8"
+    async with open_bench(http_allow=allowed) as resources, open_service(TANDEM_HTTP_ALLOW=allowed) as whole:
         for number in range(rounds + 1):
             async with serving(count) as urls:
                 await timed("bare aiohttp", bare(urls, concurrency))
@@ -132,10 +106,15 @@ async def measure(count: int, concurrency: int, rounds: int) -> None:
                     "http.gather", run(http.gather, asked(urls, concurrency), resources=resources, sink=Recorder())
                 )
             async with serving(count) as urls:
-                await timed("POST to result", job(client, asked(urls, concurrency)))
+                await timed("POST to result", job(whole.client, asked(urls, concurrency)))
             if not number:  # imports, script caches
                 for seconds in spans.values():
                     seconds.clear()
+    return spans
+
+
+async def measure(count: int, concurrency: int, rounds: int) -> None:
+    spans = await compare(count, concurrency, rounds)
     for name, seconds in spans.items():
         ratios = [one / other for one, other in zip(seconds, spans["bare aiohttp"], strict=True)]
         print(

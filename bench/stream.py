@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import uvloop
 
-from bench.noop import Broken, Process
+from bench.processes import Broken, Process
 from bench.tasks import Flood, made
 from shared.jobs import Options, Submission, new_id
 from shared.queue import Queue, connect

@@ -1,24 +1,14 @@
-"""The same job on both sides: it gets a payload, does nothing, and returns nothing.
-
-`python -m worker` finds it by TANDEM_TASKS=bench.tasks, and `python -m arq bench.tasks.ArqWorker` runs plain arq at the
-best settings found: batches of 100 jobs, a poll every 10 ms, uvloop, JSON by msgspec, nothing logged for each job.
-"""
+"""The jobs of the benchmark as Tandem's worker finds them, by TANDEM_TASKS=bench.tasks."""
 
 import asyncio
-import logging
-import os
 import random
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
-import uvloop
-from arq.connections import RedisSettings
 from pydantic import BaseModel
 
 from worker import Job, RetryPolicy, task
-
-READY = "bench:ready"  # how many arq workers have started
 
 
 @task("bench.noop", timeout="30s", retry=RetryPolicy(max_attempts=3))
@@ -26,31 +16,14 @@ async def noop(job: Job, payload: dict[str, Any]) -> None:
     """Does nothing."""
 
 
-async def arq_noop(ctx: dict[str, Any], **payload: Any) -> None:
-    """Does nothing."""
+class Nap(BaseModel):
+    seconds: float
 
 
-async def ready(ctx: dict[str, Any]) -> None:
-    await ctx["redis"].incr(READY)
-
-
-class ArqWorker:
-    """What `python -m arq` takes. Results are kept for an hour, arq's own default."""
-
-    functions: ClassVar = [arq_noop]
-    redis_settings = RedisSettings.from_dsn(os.environ.get("BENCH_REDIS_URL", "redis://127.0.0.1:6379/0"))
-    max_jobs = 100
-    poll_delay = 0.01
-    on_startup = ready
-    log_results = False
-    job_serializer = msgspec.json.encode
-    job_deserializer = msgspec.json.decode
-
-
-# arq's command line logs two lines a job and takes whatever event loop the policy makes.
-SILENT = {"version": 1, "disable_existing_loggers": False, "loggers": {"arq": {"level": logging.WARNING}}}
-if "BENCH_REDIS_URL" in os.environ:
-    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+@task("bench.sleep", timeout="1h", retry=RetryPolicy(max_attempts=3))
+async def sleep(job: Job, payload: Nap) -> None:
+    """Waits."""
+    await asyncio.sleep(payload.seconds)
 
 
 class Flood(BaseModel):

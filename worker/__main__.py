@@ -2,10 +2,14 @@
 
 import argparse
 import asyncio
+import contextlib
+import cProfile
 import gc
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -25,7 +29,23 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--queues", help="queues to serve, comma-separated (TANDEM_QUEUES)")
     parser.add_argument("--concurrency", help="jobs to run at once (TANDEM_CONCURRENCY)")
     parser.add_argument("--burst", action="store_true", help="end once nothing is left to do")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="profile the worker's loop; written at the end")
     return parser.parse_args(argv)
+
+
+@contextlib.contextmanager
+def profiled(path: Path | None) -> Iterator[None]:
+    """Writes where the event loop's time went, for `python -m pstats`. Raises Misconfigured for no such place."""
+    if path is None:
+        yield
+        return
+    try:
+        path.touch()  # not only at the end
+    except OSError as error:
+        raise Misconfigured(f"--profile {path}: {error.strerror}") from None
+    with cProfile.Profile() as profile:
+        yield
+    profile.dump_stats(path)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     gc.freeze()  # what was imported stays: the collector need not look at it again
     worker = Worker(settings=settings, tasks=tasks, resources=lambda: open_resources(settings), burst=options.burst)
     try:
-        with installed(settings.job_log):
+        with profiled(options.profile), installed(settings.job_log):
             worker.run()
     except Misconfigured as error:
         print(error, file=sys.stderr)

@@ -1,0 +1,158 @@
+"""Over HTTP: Tandem's API beside FastAPI endpoints that do nothing, and beside FastAPI in front of tuned arq."""
+
+import contextlib
+import itertools
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+
+import aiohttp
+import msgspec
+
+from bench.figures import OURS, Figure
+from bench.load import rate, request
+from bench.peers.driver import PAYLOAD
+from bench.processes import Process, open_service
+from bench.systems import WEB, System, open_system, python
+from shared.services import free_port
+
+BULK = 1000  # jobs in one request
+KNOWN = 1000  # jobs that are asked for in turn
+EMPTY, PLAIN = "empty FastAPI", "FastAPI + arq"
+POST = "POST of one job, 64 connections"
+GET = "GET of a job's status, 64 connections"
+BULKS = f"bulk, {BULK:,} jobs a request, 4 connections"
+SHORT = 0.5  # seconds before the clock
+
+
+def body(task: str) -> bytes:
+    return msgspec.json.encode({"task": task, "payload": PAYLOAD})
+
+
+def bulk(path: str, task: str) -> bytes:
+    return request("POST", path, b"[" + b",".join([body(task)] * BULK) + b"]")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An HTTP server as the load generator sees it."""
+
+    name: str
+    process: Process
+    port: int
+
+    async def timed(
+        self, what: str, wanted: Callable[[], bytes], status: int, seconds: float, *, jobs: int = 1
+    ) -> list[Figure]:
+        """Requests a second, or `jobs` as many, once it is warm; and what the server computes for one."""
+        connections, unit = (64, "requests/s") if jobs == 1 else (4, "jobs/s")
+        await rate(self.port, wanted, status, SHORT, connections)
+        before = self.process.cpu()
+        answers, count = await rate(self.port, wanted, status, seconds, connections)
+        spent = (self.process.cpu() - before) / count / jobs * 1e6
+        return [
+            Figure(what, unit, self.name, answers * jobs),
+            Figure(f"{what}: CPU of the server for one", "µs", self.name, spent),
+        ]
+
+
+@contextlib.asynccontextmanager
+async def open_web() -> AsyncIterator[tuple[System, Process, int]]:
+    """FastAPI in front of arq, one process like Tandem's API, and its port; the worker is not started."""
+    async with open_system("arq") as system:
+        port = free_port()
+        argv = [python(WEB), "-m", "uvicorn", "bench.peers.web:app", "--port", str(port), "--no-access-log"]
+        process = Process("FastAPI", argv, system.data / "web.log", system.env)
+        system.begun.append(process)
+
+        async def answers() -> bool:
+            try:
+                async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{port}/empty/1") as answer:
+                    return answer.status == 200
+            except aiohttp.ClientConnectionError:
+                return False
+
+        await process.until(answers)
+        yield system, process, port
+
+
+def steady(wanted: bytes) -> Callable[[], bytes]:
+    return lambda: wanted
+
+
+async def requests(seconds: float, *, peers: bool) -> AsyncIterator[Figure]:
+    """Item 4: what the API answers while no worker takes anything from it."""
+    async with contextlib.AsyncExitStack() as stack:
+        service = await stack.enter_async_context(open_service())
+        submissions = b"[" + b",".join([body("bench.noop")] * KNOWN) + b"]"
+        headers = {"Content-Type": "application/json"}
+        async with service.client.post("/v1/jobs/bulk", data=submissions, headers=headers) as answer:
+            ids = [one["id"] for one in await answer.json()]
+        await service.worker.until(service.settled)
+        service.worker.signal(signal.SIGSTOP)
+        ours = Target(OURS, service.api, service.port)
+        # What is compared is measured within a few seconds, where all have the same neighbours.
+        web = await stack.enter_async_context(open_web()) if peers else None
+        others = [Target(name, *web[1:]) for name in (EMPTY, PLAIN)] if web else []
+
+        def posts(path: str, task: str) -> Callable[[], bytes]:
+            return steady(request("POST", path, body(task)))
+
+        def gets(path: str, ids: Sequence[str]) -> Callable[[], bytes]:
+            return partial(next, itertools.cycle([request("GET", f"{path}/{id}") for id in ids]))
+
+        wanted = [(ours, POST, posts("/v1/jobs", "bench.noop"), 202)]
+        wanted += [
+            (one, POST, posts(path, "noop"), 202) for one, path in zip(others, ("/empty", "/jobs"), strict=False)
+        ]
+        for target, what, ask, status in wanted:
+            for figure in await target.timed(what, ask, status, seconds):
+                yield figure
+        wanted = [(ours, GET, gets("/v1/jobs", ids), 200)]
+        if web:
+            names = [one.decode() for one in await web[0].redis.zrange("arq:queue", 0, KNOWN - 1)]
+            wanted += [(others[0], GET, gets("/empty", names), 200), (others[1], GET, gets("/jobs", names), 200)]
+        for target, what, ask, status in wanted:
+            for figure in await target.timed(what, ask, status, seconds):
+                yield figure
+        for target, path, task in (
+            (ours, "/v1/jobs/bulk", "bench.noop"),
+            *((one, "/jobs/bulk", "noop") for one in others[1:]),
+        ):
+            for figure in await target.timed(BULKS, steady(bulk(path, task)), 200, seconds, jobs=BULK):
+                yield figure
+
+
+async def whole(seconds: float, *, peers: bool) -> AsyncIterator[Figure]:
+    """Item 2: from the first POST until every job is final, with one worker."""
+    what = "POST until all are final, one worker"
+
+    async def end_to_end(port: int, wanted: bytes, drained: Callable[[], Awaitable[None]]) -> float:
+        await rate(port, steady(wanted), 202, SHORT)
+        await drained()
+        began = perf_counter()
+        _, count = await rate(port, steady(wanted), 202, seconds)
+        await drained()
+        return count / (perf_counter() - began)
+
+    async with open_service() as service:
+        posted = request("POST", "/v1/jobs", body("bench.noop"))
+
+        async def settled() -> None:
+            await service.worker.until(service.settled)
+
+        yield Figure(what, "jobs/s", OURS, await end_to_end(service.port, posted, settled))
+        async with service.client.get("/v1/jobs?state=failed") as answer:
+            if (await answer.json())["items"]:
+                raise service.worker.broken("has failed jobs")
+    if not peers:
+        return
+    async with open_web() as (system, _, port):
+        await system.start_worker()
+
+        async def finished() -> None:
+            await system.client.ask("finished")
+
+        yield Figure(what, "jobs/s", PLAIN, await end_to_end(port, request("POST", "/jobs", body("noop")), finished))

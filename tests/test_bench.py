@@ -1,0 +1,61 @@
+"""The benchmark runs: what it finds is not judged."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from bench import figures
+from bench.figures import Figure
+from shared.services import tied
+
+ROOT = Path(__file__).parent.parent
+
+
+async def test_a_small_run_finds_figures(tmp_path: Path) -> None:
+    options = ["--peers", "none", "--only", "1", "--seconds", "0.1", "--rounds", "1", "--to", str(tmp_path)]
+    process = await asyncio.create_subprocess_exec(
+        *tied([sys.executable, "-m", "bench", *options]),
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        process_group=0,
+    )
+    try:
+        assert process.stdout is not None
+        said = await asyncio.wait_for(process.stdout.read(), 100)
+        assert await asyncio.wait_for(process.wait(), 10) == 0, said.decode()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    found = json.loads((tmp_path / "results.json").read_bytes())["figures"]
+    names = [one["what"] for one in found]
+    assert names == [
+        "no-op jobs, one worker",
+        "CPU of the worker for a no-op job",
+        "CPU of Redis for a no-op job",
+        "no-op jobs, one worker, until the ledger has all",
+        "no-op jobs, two workers",
+        "no-op jobs, two workers, until the ledger has all",
+        "two workers against one",
+        "submitted by one client",
+    ]
+    assert all(len(one["values"]) == 1 and one["values"][0] > 0 for one in found)
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "## 1. No-op jobs" in page
+    assert all(name in page for name in names)
+
+
+def test_a_ratio_is_taken_within_its_round() -> None:
+    rounds = [
+        [Figure("jobs", "jobs/s", "Tandem", 300.0), Figure("jobs", "jobs/s", "arq", 100.0)],
+        [Figure("jobs", "jobs/s", "Tandem", 100.0), Figure("jobs", "jobs/s", "arq", 20.0)],
+    ]
+    ours, theirs = figures.rows(1, rounds)
+    assert (ours.system, ours.values, ours.ratios) == ("Tandem", [300.0, 100.0], [])
+    assert (theirs.system, theirs.values, theirs.ratios) == ("arq", [100.0, 20.0], [3.0, 5.0])
+    shown = figures.table("Jobs", [ours, theirs])
+    assert "| jobs, jobs/s | Tandem | 200 (100 to 300) |  |" in shown
+    assert "|  | arq | 60.0 (20.0 to 100) | 4.00 (3.00 to 5.00) |" in shown

@@ -1,0 +1,45 @@
+"""`python -m worker` as a process of its own: what its options do."""
+
+import asyncio
+import os
+import pstats
+import sys
+from pathlib import Path
+
+from shared.services import tied
+
+
+async def started(redis_url: str, tmp_path: Path, *options: str) -> tuple[int | None, str]:
+    """Its exit code and what it said."""
+    env = {**os.environ, "TANDEM_REDIS_URL": redis_url, "TANDEM_STORE_URL": (tmp_path / "files").as_uri()}
+    env["TANDEM_DATABASE_URL"] = f"sqlite://{tmp_path / 'tandem.db'}"
+    pipe = asyncio.subprocess.PIPE
+    argv = tied([sys.executable, "-m", "worker", "--burst", *options])
+    process = await asyncio.create_subprocess_exec(
+        *argv, env=env, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT, process_group=0
+    )
+    try:
+        assert process.stdout is not None
+        said = await asyncio.wait_for(process.stdout.read(), 60)
+        return await asyncio.wait_for(process.wait(), 10), said.decode()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_a_profile_shows_the_loop_of_the_worker(redis_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    code, said = await started(redis_url, tmp_path, "--profile", str(path))
+    assert code == 0, said
+    stats = pstats.Stats(str(path)).stats  # type: ignore[attr-defined] # documented nowhere, and so not in the types
+    functions = {(Path(file).name, name) for file, _, name in stats}
+    assert ("worker.py", "_loop") in functions
+    assert not any(file == "heart.py" and name == "beat" for file, name in functions), "another thread's"
+
+
+async def test_a_profile_that_cannot_be_written_stops_the_start(redis_url: str, tmp_path: Path) -> None:
+    code, said = await started(redis_url, tmp_path, "--profile", str(tmp_path / "no" / "out"))
+    assert code == 2
+    assert "--profile" in said
+    assert "No such file" in said
