@@ -42,7 +42,7 @@ class Job(Model):
 
 
 class Tag(Model):
-    """A tag of a job, as `name=value`."""
+    """A tag of a job, as `name=value`; of a replay also `=` and the id of what it replays."""
 
     id = fields.BigIntField(primary_key=True, generated=True)
     tenant = fields.CharField(max_length=64)
