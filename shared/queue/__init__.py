@@ -31,7 +31,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from shared import catalogue
-from shared.errors import KeyReused
+from shared.errors import TandemError
 from shared.jobs import FIELDS, Record, Submission, parse
 from shared.queue.batch import Batch
 from shared.queue.bells import Bells
@@ -45,6 +45,7 @@ from shared.queue.messages import (
     Claimed,
     Finish,
     QueueStats,
+    Refusal,
     Report,
     Segment,
     Submitted,
@@ -60,7 +61,7 @@ from shared.queue.watch import Change, Watch
 
 __all__ = [
     "TAIL", "Batch", "Bells", "Change", "Chunk", "Claim", "Claimed", "Events", "Facts", "Finish", "Heart", "Lag",
-    "Queue", "QueueStats", "Report", "Segment", "Submitted", "Taken", "WorkerInfo", "connect", "pool",
+    "Queue", "QueueStats", "Refusal", "Report", "Segment", "Submitted", "Taken", "WorkerInfo", "connect", "pool",
 ]  # fmt: skip
 
 MOST = 500  # jobs a script call
@@ -71,7 +72,10 @@ PLACES = 32  # of streams, read together
 
 
 class Queue:
-    """One shard of the queue. Every method raises Unavailable when Redis does not answer; repeating one is safe."""
+    """One shard of the queue. Every method raises Unavailable when Redis does not answer; repeating one is safe.
+
+    `backlog`: how many jobs of one queue may be not final for more to enter, 0: any number.
+    """
 
     def __init__(
         self,
@@ -81,10 +85,12 @@ class Queue:
         lease: float = 10.0,
         keep: float = 7 * 86400.0,
         grace: float = 5.0,
+        backlog: int = 0,
         clock: str = CLOCK,
     ) -> None:
         self.prefix = f"tandem:{{{shard}}}:"
         self.lease, self.grace = lease, grace
+        self._backlog = backlog
         self._redis = redis
         self._scripts = Scripts(redis, self.prefix, lease=lease, keep=keep, grace=grace, clock=clock)
         self.events = Events(redis, self.prefix, self._scripts)  # for the ledger
@@ -102,15 +108,15 @@ class Queue:
     # ------------------------------------------------------------------------------------------------- for clients
 
     async def submit(self, job: Submission) -> Submitted:
-        """Enqueues one job; calls that come together go together. Raises KeyReused."""
+        """Enqueues one job; calls that come together go together. Raises KeyReused, and Full."""
         answer = await self._submits.call(job)
-        if isinstance(answer, KeyReused):
+        if isinstance(answer, TandemError):
             raise answer
         return answer
 
-    async def submit_many(self, jobs: Sequence[Submission]) -> list[Submitted | KeyReused]:
-        """Enqueues any number of jobs, in order; a key reused for other content is told in its place."""
-        answers: list[Submitted | KeyReused] = []
+    async def submit_many(self, jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
+        """Enqueues any number of jobs, in order; what keeps one from entering is told in its place."""
+        answers: list[Submitted | Refusal] = []
         portion: list[Submission] = []
         size = 0
         for job in jobs:
@@ -123,11 +129,11 @@ class Queue:
             answers += await self._submit(portion)
         return answers
 
-    async def _submit(self, jobs: Sequence[Submission]) -> list[Submitted | KeyReused]:
-        args: list[Arg] = []
+    async def _submit(self, jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
+        args: list[Arg] = [self._backlog]
         for job in jobs:
             args += submit_args(job)
-        return submitted(await self._scripts.run("submit", args))
+        return submitted(await self._scripts.run("submit", args), jobs)
 
     async def get(self, id: str, *, tenant: str = "default") -> Record | None:
         """The job; None if there is none, or if it is another tenant's."""
@@ -326,9 +332,9 @@ class Queue:
         return int(await self._scripts.run("tick", []))
 
     async def ping(self) -> float:
-        """Seconds that a write takes there and back."""
+        """Seconds that a write takes there and back, one that needs no memory."""
         start = perf_counter()
-        await reach(lambda: send(self._redis, "HSET", f"{self.prefix}clock", "ping", 1))
+        await reach(lambda: send(self._redis, "HDEL", f"{self.prefix}clock", "ping"))
         return perf_counter() - start
 
     async def entries(self) -> list[catalogue.Entry]:
