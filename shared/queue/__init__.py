@@ -35,6 +35,7 @@ from shared.errors import TandemError
 from shared.jobs import FIELDS, Record, Submission, parse
 from shared.queue.batch import Batch
 from shared.queue.bells import Bells
+from shared.queue.checkup import Checkup
 from shared.queue.connections import connect, pool
 from shared.queue.events import Events, Facts, Lag, Taken
 from shared.queue.heart import Heart
@@ -88,7 +89,7 @@ class Queue:
         backlog: int = 0,
         clock: str = CLOCK,
     ) -> None:
-        self.prefix = f"tandem:{{{shard}}}:"
+        self.shard, self.prefix = shard, f"tandem:{{{shard}}}:"
         self.lease, self.grace = lease, grace
         self._backlog = backlog
         self._redis = redis
@@ -97,6 +98,7 @@ class Queue:
         self._watch = Watch(redis, self.prefix)
         self.steps = Steps(self._scripts)
         self.locks = Locks(self._scripts, self._watch)
+        self.checkup = Checkup(redis, self.prefix, self._scripts)
         self._submits = Batch(self._submit, limit=MOST, room=ROOM, size=lambda job: len(job.payload) + 512)
         self._gets = Batch(self._read, limit=MOST, once=True)
         self._outputs = Batch(self._read_output, limit=PLACES, flights=4, once=True)

@@ -24,7 +24,7 @@ PARTS = {
     "beat": ("spare", "record", "limits", "locks", "leave", "upkeep"),
     "finish": ("spare", "record", "limits", "locks", "leave"),
     "report": ("record",),
-    "archive": ("spare", "record",),
+    "archive": ("spare", "record"),
     "step": ("record",),
     "steps": ("record",),
     "lock": ("spare", "record", "limits", "locks", "leave", "upkeep"),
@@ -33,11 +33,13 @@ PARTS = {
     "cancel": ("spare", "record", "limits", "locks", "leave"),
     "tick": ("spare", "record", "limits", "locks", "leave", "upkeep"),
     "register": ("spare", "record", "limits"),
-    "retire": ("spare", "record",),
+    "retire": ("spare", "record"),
     "adopt": ("record", "enter"),
-    "join": ("spare", "record",),
+    "join": ("spare", "record"),
     "facts": ("record",),
-    "projected": ("spare", "record",),
+    "projected": ("spare", "record"),
+    "doctor": ("spare", "record", "limits", "locks", "leave", "upkeep"),
+    "census": ("spare", "record", "limits"),
 }
 
 # Where the scripts take the time from. Only a test that turns the clock names another.

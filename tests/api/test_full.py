@@ -28,9 +28,7 @@ async def test_a_full_queue_says_when_to_come_back(redis_url: str, hand: Hand, t
         assert (await client.post("/v1/jobs", json=JOB)).status_code == 202
 
 
-async def test_a_redis_without_memory_is_survived(
-    redis: Redis, client: httpx2.AsyncClient, hand: Hand
-) -> None:
+async def test_a_redis_without_memory_is_survived(redis: Redis, client: httpx2.AsyncClient, hand: Hand) -> None:
     used = (await redis.info("memory"))["used_memory"]
     await redis.config_set("maxmemory", used + (2 << 20))
     try:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from redis.asyncio import Redis
 
+from shared.doctor import Doctor
 from shared.errors import KeyReused
 from shared.jobs import FINAL, NEXT, PRIORITIES, SHOWN_ATTEMPTS, State, Submission, history
 from shared.queue import Claimed, Report, connect
@@ -350,6 +351,8 @@ class Life(Keeping, Pausing, RuleBasedStateMachine):
                 self.laws()
                 self.run(self.remember())
                 assert set(self.final) == set(self.jobs)
+                found = self.run(Doctor(self.shard.queue, ledger=None, store=None, pause=0).examine())
+                assert not found.findings, "the doctor finds fault with a healthy shard"
         finally:
             self.run(self.redis.aclose())
             self.runner.close()
