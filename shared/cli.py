@@ -1,4 +1,4 @@
-"""The command `tandem`: the processes (`api`, `worker`, `dev`), `export`, `doctor`, `settings`, and jobs from a terminal.
+"""The command `tandem`: the processes, `export`, `doctor` and `settings` for operators, and jobs from a terminal.
 
 A setting that cannot be is one line on stderr and exit code 2, like a wrong option.
 """

@@ -128,9 +128,11 @@ def run(options: Options, settings: Settings) -> int:
             for one in found.findings
         ]  # fmt: skip
         told = {"healthy": not found.code, "jobs": found.jobs, "findings": findings, "unchecked": found.unchecked}
-        sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
+        text = msgspec.json.encode(told).decode()
     else:
-        _print(found, fix=options.fix)
+        text = _told(found, fix=options.fix)
+    # Names that clients gave may be no valid text.
+    sys.stdout.buffer.write(text.encode(errors="replace") + b"\n")
     return found.code
 
 
@@ -147,16 +149,15 @@ async def _examine(options: Options, settings: Settings) -> Diagnosis:
         return await Doctor(queue, ledger=ledger, store=store, pause=settings.lease / 2).examine(fix=options.fix)
 
 
-def _print(found: Diagnosis, *, fix: bool) -> None:
+def _told(found: Diagnosis, *, fix: bool) -> str:
+    lines = []
     for one in found.findings:
         seen = f" ({one.seen})" if one.seen else ""
         remedy = "mended" if one.mended else "not mended" if fix else one.fix
-        print(f"{one.word}: {one.subject}{seen}\n    {one.says}; {remedy}.")
-    for line in found.unchecked:
-        print(f"could not be checked: {line}", file=sys.stderr)
-    mended = sum(one.mended for one in found.findings)
-    if not found.findings:
-        verdict = "nothing found"
-    else:
+        lines.append(f"{one.word}: {one.subject}{seen}\n    {one.says}; {remedy}.")
+    lines += [f"could not be checked: {line}" for line in found.unchecked]
+    verdict = "nothing found"
+    if found.findings:
+        mended = sum(one.mended for one in found.findings)
         verdict = f"{len(found.findings)} found" + (f", {mended} mended" if fix else "; --fix mends what can be")
-    print(f"{found.jobs} jobs looked at: {verdict}.")
+    return "\n".join((*lines, f"{found.jobs} jobs looked at: {verdict}."))

@@ -1,4 +1,4 @@
-"""Whether the file store agrees with the queue and the ledger: files that belong to nobody, and files that are missing."""
+"""Whether the file store agrees with the queue and the ledger: files that are nobody's, and files that are missing."""
 
 import asyncio
 import time

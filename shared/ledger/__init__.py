@@ -117,7 +117,7 @@ class Ledger:
     async def unfinished(self, states: Sequence[State], many: int) -> AsyncIterator[list[tuple[str, int]]]:
         """Every job in one of these states, `many` at a time: (id, stamp)."""
         text = (
-            "SELECT id, stamp FROM tandem_jobs WHERE tenant = ? AND (state, id) > (?, ?) AND (state, id) < (?, ?)"
+            "SELECT id, stamp FROM tandem_jobs WHERE tenant = ? AND (state, id) > (?, ?) AND (state, id) < (?, ?)"  # noqa: S608 - ours
             f" ORDER BY state, id LIMIT {many}"  # a pair, as in listing.py
         )
         for tenant in await self._tenants():

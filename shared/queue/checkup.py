@@ -137,7 +137,7 @@ class Checkup:
             for id in ids:
                 pipe.hmget(f"{self._prefix}job:{id}", FIELDS)
                 pipe.xrange(f"{self._prefix}cold:{id}", count=1000)
-            return await pipe.execute()
+            return await pipe.execute()  # type: ignore[no-any-return] # redis-py's
 
         rows = await reach(call)
         found = []
@@ -160,7 +160,7 @@ class Checkup:
 
     async def now(self) -> float:
         """What Redis' clock shows, seconds since the epoch."""
-        seconds, micros = await reach(lambda: self._redis.time())
+        seconds, micros = await reach(self._redis.time)
         return float(seconds + micros / 1e6)
 
     # --------------------------------------------------------------------------------------------------------- listing

@@ -11,7 +11,6 @@ from shared.errors import Full, KeyReused
 from shared.jobs import Outcome, State, Submission
 from shared.queue.scripts import ENTRY, Arg
 
-
 Refusal = KeyReused | Full  # why a job did not enter
 
 

@@ -29,10 +29,14 @@ async def small(redis: Redis) -> AsyncIterator[Shard]:
 
 async def fill(shard: Shard) -> list[str]:
     """Submits until Redis refuses; nobody lets time pass meanwhile."""
-    ids = []
-    with pytest.raises(Unavailable, match="no memory left"):
-        for _ in range(1000):
+    ids: list[str] = []
+
+    async def submit() -> None:
+        while len(ids) < 1000:
             ids.append(await shard.add(payload=b'"%s"' % (b"x" * 50_000)))
+
+    with pytest.raises(Unavailable, match="no memory left"):
+        await submit()
     assert ids
     return ids
 
