@@ -156,7 +156,7 @@ def _told(found: Diagnosis, *, fix: bool) -> str:
         remedy = "mended" if one.mended else "not mended" if fix else one.fix
         lines.append(f"{one.word}: {one.subject}{seen}\n    {one.says}; {remedy}.")
     lines += [f"could not be checked: {line}" for line in found.unchecked]
-    verdict = "nothing found"
+    verdict = "nothing found" if not found.unchecked else "nothing else found"
     if found.findings:
         mended = sum(one.mended for one in found.findings)
         verdict = f"{len(found.findings)} found" + (f", {mended} mended" if fix else "; --fix mends what can be")

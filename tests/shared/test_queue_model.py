@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from redis.asyncio import Redis
 
-from shared.doctor import Doctor
 from shared.errors import Full, KeyReused
 from shared.jobs import FINAL, NEXT, PRIORITIES, SHOWN_ATTEMPTS, State, Submission, history
 from shared.queue import Claimed, Report, connect
 from shared.queue.scripts import reach, send
 from tests.shared.allowance import Allowance
+from tests.shared.examining import Examining
 from tests.shared.keeping import Keeping
 from tests.shared.pausing import Pausing
 from tests.shared.shard import Shard, Snapshot, Worker, broken, job
@@ -44,7 +44,7 @@ STEPS = (
 )  # fmt: skip
 
 
-class Life(Keeping, Pausing, RuleBasedStateMachine):
+class Life(Examining, Keeping, Pausing, RuleBasedStateMachine):
     """One shard, its clients and its workers; the clock is the test's."""
 
     url = ""
@@ -295,11 +295,6 @@ class Life(Keeping, Pausing, RuleBasedStateMachine):
     def step_back(self) -> None:
         self.run(self.shard.turn(-self.pick((0.001, 2.0, 30.0))))
         self.run(self.shard.queue.tick())
-
-    def examine(self) -> None:
-        """The doctor, who knows nothing of these laws, finds no fault."""
-        found = self.run(Doctor(self.shard.queue, ledger=None, store=None, pause=0).examine())
-        assert not found.findings
 
     def forget_scripts(self) -> None:
         self.run(reach(lambda: send(self.redis, "SCRIPT", "FLUSH")))
