@@ -36,7 +36,7 @@ RESPONSES: dict[str, Any] = {
     "UnsupportedMediaType": _problem("Another content type is wanted"),
     "RangeNotSatisfiable": _problem("The range is outside of the file", Content_Range="`bytes */` and the size"),
     "Invalid": _problem("What the schema refuses: `errors` has a JSON pointer for each"),
-    "Unavailable": _problem("Redis is away, or the process ends", Retry_After="seconds"),
+    "Unavailable": _problem("Redis is away, the backlog is full, or the process ends", Retry_After="seconds"),
 }
 _EACH = {"401": ref("Unauthenticated", "responses"), "503": ref("Unavailable", "responses")}
 _FOUND = {**_EACH, "404": ref("NotFound", "responses")}

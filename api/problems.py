@@ -19,6 +19,7 @@ from starlette.types import Scope
 from shared.errors import (
     BadCursor,
     Conflict,
+    Full,
     Invalid,
     KeyReused,
     Malformed,
@@ -32,6 +33,7 @@ from shared.errors import (
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = "1"  # seconds, what a client waits before it asks again
+FULL_RETRY_AFTER = "5"  # the same while the backlog is full
 SHOWN_ERRORS = 20  # of one problem
 
 # What it means here: status, the last part of `type`, `title`.
@@ -45,6 +47,7 @@ KNOWN: dict[type[TandemError], tuple[int, str, str]] = {
     BadCursor: (400, "unknown-position", "The position is not known"),
     Conflict: (409, "conflict", "The request does not fit the state"),
     OffsetMismatch: (409, "upload-offset", "The upload goes on elsewhere"),
+    Full: (503, "backlog-full", "The backlog is full"),
     Unavailable: (503, "unavailable", "The service cannot serve this now"),
 }
 # The same for what HTTP itself has a status for.
@@ -135,7 +138,7 @@ def of_error(error: TandemError) -> Problem:
     elif isinstance(error, UnknownTask):
         errors = [("/task", str(error))]
     elif isinstance(error, Unavailable):
-        headers = {"Retry-After": RETRY_AFTER}
+        headers = {"Retry-After": FULL_RETRY_AFTER if isinstance(error, Full) else RETRY_AFTER}
     elif isinstance(error, OffsetMismatch):
         headers = {"Upload-Offset": str(error.expected), "Upload-Complete": "?0"}
         more = {"expected-offset": error.expected, "provided-offset": error.provided}

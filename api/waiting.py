@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from shared.errors import Unavailable
+from shared.errors import Full, Unavailable
 from shared.jobs import Record
 from shared.queue import Queue
 
@@ -54,6 +54,8 @@ async def steadily(call: Callable[[], Awaitable[T]]) -> T:
         begun = time.monotonic()
         try:
             return await call()
+        except Full:
+            raise
         except Unavailable:
             if time.monotonic() - begun > AT_ONCE:
                 raise

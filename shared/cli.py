@@ -1,4 +1,4 @@
-"""The command `tandem`: the processes (`api`, `worker`, `dev`), `export`, `settings`, and jobs from a terminal.
+"""The command `tandem`: the processes, `export`, `doctor` and `settings` for operators, and jobs from a terminal.
 
 A setting that cannot be is one line on stderr and exit code 2, like a wrong option.
 """
@@ -72,6 +72,16 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--since", metavar="TIME", help="submitted at this RFC 3339 time or later")
     export.add_argument("--until", metavar="TIME", help="submitted before this RFC 3339 time")
     export.add_argument("--state", metavar="STATES", help="in one of these states, comma-separated")
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="check a live system, and mend it",
+        description="Look whether what must hold does hold in Redis, the ledger and the file store of a live system.",
+        epilog="exit codes: 0 nothing found, 1 something found, 2 something could not be checked",
+    )
+    doctor.add_argument("--fix", action="store_true", help="mend what is found and can be mended")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.add_argument("--no-files", dest="files", action="store_false", help="leave the file store out")
 
     commands.add_parser("settings", help="print all settings", description="Print all settings, secrets masked.")
     _add_terminal(commands)
@@ -204,6 +214,13 @@ def _export(options: dict[str, Any]) -> int:
     return export.run(export.Options(**options), load())
 
 
+def _doctor(options: dict[str, Any]) -> int:
+    from shared import doctor  # loads the drivers of all stores
+    from shared.settings import load
+
+    return doctor.run(doctor.Options(**options), load())
+
+
 def _settings(_options: dict[str, Any]) -> int:
     from shared.settings import Settings, load, shown
 
@@ -228,7 +245,7 @@ def _terminal(command: str, options: dict[str, Any]) -> int:
 
 EXITS = "exit codes: 0 succeeded, 1 failed, 2 refused or wrong usage, 3 cancelled, 4 no answer, 5 not final, 130 Ctrl-C"
 PROCESSES = {"api": "serve the HTTP API", "worker": "run jobs"}
-COMMANDS = {"dev": _dev, "export": _export, "settings": _settings}
+COMMANDS = {"dev": _dev, "export": _export, "doctor": _doctor, "settings": _settings}
 
 if __name__ == "__main__":
     main()

@@ -12,6 +12,7 @@ TandemError
 │   └── Conflict             what does not fit the state of the thing: an upload that is not complete, or already is
 │       └── OffsetMismatch   bytes for another place of an upload than the one where it goes on
 ├── Unavailable              Redis, the file store or, to a client, the API does not answer; asking again helps
+│   └── Full                 nothing more enters before something has ended; asking again helps, but not at once
 └── Misconfigured            a setting that stops the start, with its name and why
 
 They say what happened; the edge that reports them says what that means there (`api/problems.py` has the status codes).
@@ -93,6 +94,10 @@ class OffsetMismatch(Conflict):
 
 class Unavailable(TandemError):
     """Redis, the file store or, to a client, the API does not answer; asking again helps."""
+
+
+class Full(Unavailable):
+    """Nothing more enters a queue before something in it has ended, or memory is free: no use in trying at once."""
 
 
 class Misconfigured(TandemError):

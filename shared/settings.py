@@ -161,6 +161,11 @@ class Settings(BaseSettings):
     ledger_backlog: int = Field(
         1_000_000, ge=1, description="entries that may wait for the ledger; above, no job is accepted (503)"
     )
+    max_backlog: int = Field(
+        1_000_000,
+        ge=0,
+        description="unfinished jobs of one queue; above, no more are accepted there (503); 0: any number",
+    )
     max_body: int = Field(1 << 20, ge=1024, description="bytes of a job's body, and of a bulk item")
     max_upload: int = Field(10 << 30, ge=1024, description="bytes of an uploaded file")
     max_output: int = Field(10 << 30, ge=1024, description="bytes that a job may stream, all attempts together")

@@ -211,7 +211,7 @@ async def sweep(store: FileStore, *, keep: float, alive: Callable[[str], Awaitab
             # The id tells the age, which spares reading most; one that was kept for longer says so itself.
             if (id_time(id) or 0.0) + keep < now:
                 removed += await _expire(store, id, part, now)
-        elif stat.modified + STALE < now and not await _needed(store, id, part):
+        elif stat.modified + STALE < now and not await needed(store, id, part):
             await store.delete(stat.path)
             removed += 1
     removed += await _sweep_jobs(store, now - keep - STALE, alive, limit - removed)
@@ -248,7 +248,7 @@ async def _expire(store: FileStore, id: str, file: str, now: float) -> bool:
     return True
 
 
-async def _needed(store: FileStore, id: str, part: str) -> bool:
+async def needed(store: FileStore, id: str, part: str) -> bool:
     """Whether these bytes belong to an upload: `data` to any, the others to one that is not complete."""
     for file in ("meta.json", "begun.json"):
         try:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from shared.jobs import FINAL, Record, State, id_of
 from shared.ledger.database import Database, Statement
-from shared.ledger.listing import Filter, Query
+from shared.ledger.listing import LAST, Filter, Query
 from shared.ledger.rows import COLUMNS, LASTING, Row, mark, record
 from shared.replays import Material
 from shared.settings import Settings
@@ -22,6 +22,8 @@ PORTIONS = (500, 2_000, 4_000)  # rows that are looked at, portion after portion
 LONGEST = 0.03  # seconds after which a page is given as far as it has come
 SEARCHED = 0.25  # the same where a text is looked for, which no index helps with
 EXPORTED = 100  # rows at once
+# The error of a job that Redis lost.
+LOST = '{"type":"record_lost","message":"the queue lost this job before it ended","retryable":true,"attempt":0}'
 
 _WRITTEN = ("id", *COLUMNS, "payload", "words")
 _READ = ("id", *COLUMNS)
@@ -162,6 +164,34 @@ class Ledger:
                     await self._remove([row[0] for row in rows])
                 removed += len(rows)
         return removed
+
+    async def unfinished(self, states: Sequence[State], many: int) -> AsyncIterator[list[tuple[str, int]]]:
+        """Every job in one of these states, `many` at a time: (id, stamp)."""
+        text = (
+            "SELECT id, stamp FROM tandem_jobs WHERE tenant = ? AND (state, id) > (?, ?) AND (state, id) < (?, ?)"  # noqa: S608 - ours
+            f" ORDER BY state, id LIMIT {many}"  # a pair, as in listing.py
+        )
+        for tenant in await self._tenants():
+            for state in states:
+                last = ""
+                while rows := await self.database.read(text, [tenant, state.value, last, state.value, LAST]):
+                    yield [(id, int(stamp)) for id, stamp in rows]
+                    last = rows[-1][0]
+
+    async def stamps(self, ids: Sequence[str]) -> list[tuple[str, int]]:
+        """Those of these jobs that there are: (id, stamp)."""
+        if not ids:
+            return []
+        text = f"SELECT id, stamp FROM tandem_jobs WHERE id IN ({', '.join('?' * len(ids))})"  # noqa: S608 - no values
+        return [(id, int(stamp)) for id, stamp in await self.database.read(text, ids)]
+
+    async def give_up(self, id: str, stamp: int) -> None:
+        """Ends a job that Redis has lost as failed, if it still has this stamp."""
+        text = (
+            "UPDATE tandem_jobs SET state = 'failed', stamp = stamp + 1, ended = ?, error = ?, words = words || ?"
+            " WHERE id = ? AND stamp = ?"
+        )
+        await self.database.write([(text, [(int(time.time() * 1e6), LOST, " record_lost", id, stamp)])])
 
     async def _tenants(self) -> list[str]:
         tenants: list[str] = []

@@ -31,10 +31,11 @@ from typing import Any
 from redis.asyncio import Redis
 
 from shared import catalogue
-from shared.errors import Conflict, KeyReused
+from shared.errors import Conflict, TandemError
 from shared.jobs import FIELDS, Record, Submission, parse
 from shared.queue.batch import Batch
 from shared.queue.bells import Bells
+from shared.queue.checkup import Checkup
 from shared.queue.connections import connect, pool
 from shared.queue.events import Events, Facts, Lag, Taken
 from shared.queue.heart import Heart
@@ -45,6 +46,7 @@ from shared.queue.messages import (
     Claimed,
     Finish,
     QueueStats,
+    Refusal,
     Report,
     Segment,
     Submitted,
@@ -61,7 +63,7 @@ from shared.replays import Material
 
 __all__ = [
     "TAIL", "Batch", "Bells", "Change", "Chunk", "Claim", "Claimed", "Events", "Facts", "Finish", "Heart", "Lag",
-    "Queue", "QueueStats", "Report", "Segment", "Submitted", "Taken", "WorkerInfo", "connect", "pool",
+    "Queue", "QueueStats", "Refusal", "Report", "Segment", "Submitted", "Taken", "WorkerInfo", "connect", "pool",
 ]  # fmt: skip
 
 MOST = 500  # jobs a script call
@@ -72,7 +74,10 @@ PLACES = 32  # of streams, read together
 
 
 class Queue:
-    """One shard of the queue. Every method raises Unavailable when Redis does not answer; repeating one is safe."""
+    """One shard of the queue. Every method raises Unavailable when Redis does not answer; repeating one is safe.
+
+    `backlog`: how many jobs of one queue may be not final for more to enter, 0: any number.
+    """
 
     def __init__(
         self,
@@ -82,16 +87,19 @@ class Queue:
         lease: float = 10.0,
         keep: float = 7 * 86400.0,
         grace: float = 5.0,
+        backlog: int = 0,
         clock: str = CLOCK,
     ) -> None:
-        self.prefix = f"tandem:{{{shard}}}:"
+        self.shard, self.prefix = shard, f"tandem:{{{shard}}}:"
         self.lease, self.grace = lease, grace
+        self._backlog = backlog
         self._redis = redis
         self._scripts = Scripts(redis, self.prefix, lease=lease, keep=keep, grace=grace, clock=clock)
         self.events = Events(redis, self.prefix, self._scripts)  # for the ledger
         self._watch = Watch(redis, self.prefix)
         self.steps = Steps(self._scripts)
         self.locks = Locks(self._scripts, self._watch)
+        self.checkup = Checkup(redis, self.prefix, self._scripts)
         self._submits = Batch(self._submit, limit=MOST, room=ROOM, size=lambda job: len(job.payload) + 512)
         self._gets = Batch(self._read, limit=MOST, once=True)
         self._outputs = Batch(self._read_output, limit=PLACES, flights=4, once=True)
@@ -103,15 +111,15 @@ class Queue:
     # ------------------------------------------------------------------------------------------------- for clients
 
     async def submit(self, job: Submission) -> Submitted:
-        """Enqueues one job; calls that come together go together. Raises KeyReused."""
+        """Enqueues one job; calls that come together go together. Raises KeyReused, and Full."""
         answer = await self._submits.call(job)
-        if isinstance(answer, KeyReused):
+        if isinstance(answer, TandemError):
             raise answer
         return answer
 
-    async def submit_many(self, jobs: Sequence[Submission]) -> list[Submitted | KeyReused]:
-        """Enqueues any number of jobs, in order; a key reused for other content is told in its place."""
-        answers: list[Submitted | KeyReused] = []
+    async def submit_many(self, jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
+        """Enqueues any number of jobs, in order; what keeps one from entering is told in its place."""
+        answers: list[Submitted | Refusal] = []
         portion: list[Submission] = []
         size = 0
         for job in jobs:
@@ -124,11 +132,11 @@ class Queue:
             answers += await self._submit(portion)
         return answers
 
-    async def _submit(self, jobs: Sequence[Submission]) -> list[Submitted | KeyReused]:
-        args: list[Arg] = []
+    async def _submit(self, jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
+        args: list[Arg] = [self._backlog]
         for job in jobs:
             args += submit_args(job)
-        return submitted(await self._scripts.run("submit", args))
+        return submitted(await self._scripts.run("submit", args), jobs)
 
     async def get(self, id: str, *, tenant: str = "default") -> Record | None:
         """The job; None if there is none, or if it is another tenant's."""
@@ -350,9 +358,9 @@ class Queue:
         return int(await self._scripts.run("tick", []))
 
     async def ping(self) -> float:
-        """Seconds that a write takes there and back."""
+        """Seconds that a write takes there and back, one that needs no memory."""
         start = perf_counter()
-        await reach(lambda: send(self._redis, "HSET", f"{self.prefix}clock", "ping", 1))
+        await reach(lambda: send(self._redis, "HDEL", f"{self.prefix}clock", "ping"))
         return perf_counter() - start
 
     async def entries(self) -> list[catalogue.Entry]:

@@ -97,11 +97,13 @@ local function admit(id, r, worker, leases, out)
     call('SADD', P .. 'key:' .. r.tenant .. ':' .. r.ck, id .. ':' .. token)
   end
   local l = limit(r.task)
+  if l and l.slots > 0 then
+    call('SADD', P .. 'slots:' .. r.task, id .. ':' .. token)
+    call('HSET', P .. 'job:' .. id, 'slot', r.task)
+  elseif r.slot then
+    call('HDEL', P .. 'job:' .. id, 'slot') -- an earlier attempt's
+  end
   if l then
-    if l.slots > 0 then
-      call('SADD', P .. 'slots:' .. r.task, id .. ':' .. token)
-      call('HSET', P .. 'job:' .. id, 'slot', r.task)
-    end
     if l.every > 0 then
       l.tat = math.max(l.tat, US) + l.every
       call('HSET', P .. 'limit:' .. r.task, 'tat', int(l.tat))

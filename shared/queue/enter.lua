@@ -1,11 +1,12 @@
 -- How a job enters: the record, its idempotency key, the event, and the place where it waits.
 -- `at` is the index in ARGV of its 16 values. Returns id, whether another submission was first, stamp, state;
--- 'reused' as the state when the idempotency key belongs to other content.
+-- 'reused' as the state when the idempotency key belongs to other content. `has_room(queue)`, if given, is asked of what
+-- is new: false and a word that stands for the state, and nothing enters.
 
 local WIDTH = 16
 local NOW_MS = int(MS)
 
-local function enter(at)
+local function enter(at, has_room)
   local id, task, ver, tenant, queue, prio, payload, opts = unpack(ARGV, at, at + 7)
   local max, delay, run, expires, ck, cl, idem, print = unpack(ARGV, at + 8, at + 15)
   local job = P .. 'job:' .. id
@@ -24,6 +25,12 @@ local function enter(at)
   if call('EXISTS', job) == 1 then
     local known = call('HMGET', job, 'v', 'state')
     return { id, 0, known[1], known[2] }
+  end
+  if has_room then
+    local fits, why = has_room(queue)
+    if not fits then
+      return { id, 0, '0', why }
+    end
   end
 
   local due, state = NOW_MS, 'queued'

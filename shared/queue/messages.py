@@ -1,15 +1,17 @@
 """What goes to the scripts and comes back from them, as values."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
 
-from shared.errors import KeyReused
+from shared.errors import Full, KeyReused
 from shared.jobs import Outcome, State, Submission
 from shared.queue.scripts import ENTRY, Arg
+
+Refusal = KeyReused | Full  # why a job did not enter
 
 
 class Submitted(NamedTuple):
@@ -152,13 +154,17 @@ def submit_args(job: Submission) -> list[Arg]:
     ]  # fmt: skip
 
 
-def submitted(reply: list[bytes]) -> list[Submitted | KeyReused]:
-    """The answers in a reply of submit.lua."""
-    answers: list[Submitted | KeyReused] = []
+def submitted(reply: list[bytes], jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
+    """The answers in a reply of submit.lua to these jobs."""
+    answers: list[Submitted | Refusal] = []
     for i in range(0, len(reply), 4):
         id, replayed, stamp, state = reply[i : i + 4]
         if state == b"reused":
             answers.append(KeyReused())
+        elif state == b"full":
+            answers.append(Full(f"the queue {jobs[i // 4].queue!r} has as many unfinished jobs as it may have"))
+        elif state == b"short":
+            answers.append(Full("Redis is nearly out of memory: only jobs that were accepted go on"))
         else:
             answers.append(Submitted(id.decode(), bool(replayed), int(stamp), State(state.decode())))
     return answers

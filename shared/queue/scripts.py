@@ -17,28 +17,30 @@ from shared.jobs import FINAL, FORMAT, NEXT
 
 ENTRY = 64  # bytes that an entry of a stream counts as, besides its body
 
-# What each script is made of, in order; its own file comes last.
+# What each script is made of, in order; its own file comes last. Without `spare` it is refused while Redis is full.
 PARTS = {
     "submit": ("record", "enter"),
-    "claim": ("record", "limits", "locks", "leave", "upkeep", "admit"),
-    "beat": ("record", "limits", "locks", "leave", "upkeep"),
-    "finish": ("record", "limits", "locks", "leave"),
+    "claim": ("spare", "record", "limits", "locks", "leave", "upkeep", "admit"),
+    "beat": ("spare", "record", "limits", "locks", "leave", "upkeep"),
+    "finish": ("spare", "record", "limits", "locks", "leave"),
     "report": ("record",),
-    "archive": ("record",),
+    "archive": ("spare", "record"),
     "step": ("record",),
     "steps": ("record",),
-    "lock": ("record", "limits", "locks", "leave", "upkeep"),
-    "unlock": ("record", "locks"),
-    "pause": ("record", "limits", "locks", "leave", "upkeep"),
-    "cancel": ("record", "limits", "locks", "leave"),
-    "forget": ("record",),
-    "tick": ("record", "limits", "locks", "leave", "upkeep"),
-    "register": ("record", "limits"),
-    "retire": ("record",),
+    "lock": ("spare", "record", "limits", "locks", "leave", "upkeep"),
+    "unlock": ("spare", "record", "locks"),
+    "pause": ("spare", "record", "limits", "locks", "leave", "upkeep"),
+    "cancel": ("spare", "record", "limits", "locks", "leave"),
+    "forget": ("spare", "record"),
+    "tick": ("spare", "record", "limits", "locks", "leave", "upkeep"),
+    "register": ("spare", "record", "limits"),
+    "retire": ("spare", "record"),
     "adopt": ("record", "enter"),
-    "join": ("record",),
+    "join": ("spare", "record"),
     "facts": ("record",),
-    "projected": ("record",),
+    "projected": ("spare", "record"),
+    "doctor": ("spare", "record", "limits", "locks", "leave", "upkeep"),
+    "census": ("spare", "record", "limits"),
 }
 
 # Where the scripts take the time from. Only a test that turns the clock names another.
@@ -119,17 +121,18 @@ async def reach(call: Callable[[], Any]) -> Any:
     except exceptions.RedisError as error:
         # BUSY, LOADING, READONLY, OOM, MISCONF: Redis is there and cannot serve now. Anything else is a bug of ours.
         word = str(error).partition(" ")[0]
+        if isinstance(error, exceptions.OutOfMemoryError) or "OOM " in str(error):
+            raise Unavailable("Redis has no memory left") from error
         if word == "BACKLOG":  # our own, see submit.lua
             raise Unavailable(str(error).partition(" ")[2]) from error
         if word in (
             "BUSY",
             "LOADING",
             "READONLY",
-            "OOM",
             "MISCONF",
             "MASTERDOWN",
             "NOREPLICAS",
             "TRYAGAIN",
-        ) or any(f"{word} " in str(error) for word in ("OOM", "MISCONF", "READONLY", "NOREPLICAS")):
+        ) or any(f"{word} " in str(error) for word in ("MISCONF", "READONLY", "NOREPLICAS")):
             raise Unavailable(f"Redis cannot serve now ({word})") from error
         raise

@@ -1,12 +1,42 @@
--- submit(jobs…): up to 500 jobs enter. Returns four values a job, see enter.lua.
+-- submit(limit, jobs…): up to 500 jobs enter, while fewer than `limit` of their queue are not final (0: any number).
+-- Returns four values a job, see enter.lua.
 
 if followed() and call('XLEN', P .. 'events') >= followed() then
   return redis.error_reply('BACKLOG the ledger is too far behind')
 end
 
+-- How many jobs of each queue are not final, those that enter now among them.
+local limit, open = tonumber(ARGV[4]), {}
+local STATES = { 'waiting', 'scheduled', 'queued', 'running', 'retrying' }
+local short = call('HGET', P .. 'clock', 'full')
+
+local function room_for(queue)
+  if short then
+    return false, 'short'
+  elseif limit == 0 then
+    return true
+  end
+  if not open[queue] then
+    local fields, sum = {}, 0
+    for i = 1, #STATES do
+      fields[i] = queue .. ' ' .. STATES[i]
+    end
+    local kept = call('HMGET', P .. 'counts', unpack(fields))
+    for i = 1, #STATES do
+      sum = sum + (tonumber(kept[i] or 0))
+    end
+    open[queue] = sum
+  end
+  if open[queue] >= limit then
+    return false, 'full'
+  end
+  open[queue] = open[queue] + 1
+  return true
+end
+
 local out = {}
-for at = 4, #ARGV, WIDTH do
-  local entered = enter(at)
+for at = 5, #ARGV, WIDTH do
+  local entered = enter(at, room_for)
   for i = 1, 4 do
     out[#out + 1] = entered[i]
   end

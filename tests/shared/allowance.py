@@ -7,6 +7,11 @@ from shared.catalogue import limits
 from shared.queue import Claimed
 from tests.shared.shard import Shard, Snapshot
 
+# Of the task `t`; which workers publish these, with a version, is part of a life.
+LIMITS: tuple[dict[str, Any], ...] = (
+    {}, {"concurrency": 1}, {"concurrency": 2}, {"rate": "2/5s"}, {"rate": "40/s"}, {"concurrency": 2, "rate": "1/s"},
+)  # fmt: skip
+
 
 class Allowance:
     """Fed with every registration and every start; starts beyond the limits fail."""

@@ -1,11 +1,14 @@
 """The command line as a user meets it: in a process of its own."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from shared.settings import Settings
 
@@ -105,3 +108,37 @@ def test_a_reader_that_goes_away_is_no_failure_of_ours() -> None:
     os.close(writing)
     assert done.stderr == ""
     assert done.returncode == 141
+
+
+def test_the_doctor_says_what_it_finds_and_mends_it(redis_url: str, tmp_path: Path) -> None:
+    environment = {
+        "TANDEM_REDIS_URL": redis_url,
+        "TANDEM_STORE_URL": f"file://{tmp_path}/store",
+        "TANDEM_DATABASE_URL": f"sqlite://{tmp_path}/tandem.db",
+        "TANDEM_LEASE": "1s",
+    }
+    with Redis.from_url(redis_url) as redis:
+        redis.flushall()
+        assert tandem("doctor", **environment).returncode == 0
+        redis.zadd("tandem:{a}:later", {"nobody": 1e15})
+        found = tandem("doctor", **environment)
+        assert found.returncode == 1
+        assert "entry-without-record: later nobody\n    a place in the queue names a job that has no" in found.stdout
+        assert "1 found" in found.stdout
+        mended = tandem("doctor", "--fix", "--json", **environment)
+        assert mended.returncode == 1
+        told = json.loads(mended.stdout)
+        assert [(one["finding"], one["subject"], one["mended"]) for one in told["findings"]] == [
+            ("entry-without-record", "later nobody", True)
+        ]
+        assert not redis.exists("tandem:{a}:later")
+        assert json.loads(tandem("doctor", "--json", **environment).stdout) == {
+            "healthy": True, "jobs": 0, "findings": [], "unchecked": [],
+        }  # fmt: skip
+
+
+def test_a_doctor_without_redis_says_so() -> None:
+    done = tandem("doctor", "--no-files", TANDEM_REDIS_URL="redis://:SECRET@127.0.0.1:1/0")
+    assert done.returncode == 2
+    assert "could not be checked: the queue: Redis does not answer" in done.stdout
+    assert "SECRET" not in done.stdout + done.stderr

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from redis.asyncio import Redis
 
-from shared.errors import KeyReused
+from shared.errors import Full, KeyReused
 from shared.jobs import FINAL, NEXT, PRIORITIES, SHOWN_ATTEMPTS, State, Submission, history
 from shared.queue import Claimed, Report, connect
 from shared.queue.scripts import reach, send
-from tests.shared.allowance import Allowance
+from tests.shared.allowance import LIMITS, Allowance
+from tests.shared.examining import Examining
 from tests.shared.forgetting import Forgetting
 from tests.shared.keeping import Keeping
 from tests.shared.pausing import Pausing
@@ -29,10 +30,6 @@ T = TypeVar("T")
 ROUNDS = int(os.environ.get("MODEL_ROUNDS", "20"))
 LEASE, GRACE, SILENCE = 6.0, 2.0, 3.0  # seconds; a silence of more than half a lease is a stall
 TASKS: tuple[dict[str, int], ...] = ({"t": 1, "u": 1}, {"t": 2, "u": 1}, {"t": 1}, {"t": 2})
-# Of the task `t`; which workers publish these, with a version, is part of a life.
-LIMITS: tuple[dict[str, Any], ...] = (
-    {}, {"concurrency": 1}, {"concurrency": 2}, {"rate": "2/5s"}, {"rate": "40/s"}, {"concurrency": 2, "rate": "1/s"},
-)  # fmt: skip
 QUEUES = (["a", "b"], ["a", "b"], ["a"], ["b"])
 KINDS = (State.SUCCEEDED, State.FAILED, State.RETRYING, State.RETRYING, State.QUEUED, State.CANCELLED)
 
@@ -40,11 +37,11 @@ KINDS = (State.SUCCEEDED, State.FAILED, State.RETRYING, State.RETRYING, State.QU
 STEPS = (
     "forget_scripts", *("submit",) * 5, *("claim",) * 7, *("finish",) * 4, *("finish_late",) * 3, *("wait",) * 4,
     *("beat",) * 2, *("crash",) * 3, *("cancel",) * 2, "report", "report_late", "claim_late", "stall", "step_back",
-    "forget", "keep", "keep_late", "pause", "resume", *("lock",) * 4, "lock_late", *("unlock",) * 2,
+    "forget", "keep", "keep_late", "pause", "resume", *("lock",) * 4, "lock_late", *("unlock",) * 2, "examine",
 )  # fmt: skip
 
 
-class Life(Forgetting, Keeping, Pausing, RuleBasedStateMachine):
+class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
     """One shard, its clients and its workers; the clock is the test's."""
 
     url = ""
@@ -129,7 +126,7 @@ class Life(Forgetting, Keeping, Pausing, RuleBasedStateMachine):
             if first.fingerprint() != one.fingerprint():
                 assert isinstance(answer, KeyReused)
             else:
-                assert not isinstance(answer, KeyReused)
+                assert not isinstance(answer, KeyReused | Full)
                 assert (answer.id, answer.replayed) == (first.id, first is not one)
             if first is one:
                 self.jobs[one.id] = one
@@ -352,6 +349,7 @@ class Life(Forgetting, Keeping, Pausing, RuleBasedStateMachine):
                 self.laws()
                 self.run(self.remember())
                 assert set(self.final) == set(self.jobs)
+                self.examine()
         finally:
             self.run(self.redis.aclose())
             self.runner.close()
