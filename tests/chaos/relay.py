@@ -37,10 +37,10 @@ class Relay:
     def flow(self) -> None:
         self._flowing.set()
 
-    def cut(self, share: float = 1.0) -> None:
+    def cut(self, share: float = 1.0, chance: random.Random | None = None) -> None:
         """Resets that share of the connections."""
         for writer in list(self._writers):
-            if random.random() < share:
+            if (chance or random).random() < share:
                 writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -83,6 +83,7 @@ class Stage:
     def __init__(self, directory: Path, *, fsync: str, worker_module: str) -> None:
         self.directory = directory
         self.effects = directory / "effects"
+        self.journal = directory / "appendonly.aof"
         self.redis_socket = ""
         self.database = ""  # PostgreSQL's URL
         self.front = Front()
@@ -104,12 +105,15 @@ class Stage:
     async def open(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
         server = redis_server(self.directory)
-        argv = (*server.argv, "--appendfsync", self._fsync)
+        # Never rewritten: the file is the journal of the run.
+        argv = (*server.argv, "--appendfsync", self._fsync, "--auto-aof-rewrite-percentage", "0")
         self.redis_socket = str(self.directory.resolve() / "redis.sock")
         self.redis = self._process("redis", argv, environment)
         self.redis.start()
         database = await asyncio.to_thread(postgres_server, self.directory)
-        database = replace(database, argv=(*database.argv, "-c", "lock_timeout=5s"))
+        # Without it a crash of PostgreSQL forgets what it has committed.
+        options = ("-c", "lock_timeout=5s", "-c", "synchronous_commit=on")
+        database = replace(database, argv=(*database.argv, *options))
         self.database = database.url
         self.postgres = self._process("postgres", database.argv, environment, database.user)
         self.postgres.start()
@@ -123,6 +127,7 @@ class Stage:
             "CHAOS_EFFECTS": str(self.effects),
             "TANDEM_REDIS_URL": f"redis://127.0.0.1:{self.to_redis.port}/0",
             "TANDEM_STORE_URL": f"file://{self.directory}/store",
+            "TANDEM_DATABASE_URL": self.database,
             "TANDEM_SQL__EFFECTS": f"{self.database}?mode=rw",
             "TANDEM_TASKS": "tests.chaos.work",
             "TANDEM_LEASE": f"{LEASE}s",
@@ -130,7 +135,6 @@ class Stage:
             "TANDEM_LINGER": "2s",
             "PYTHONUNBUFFERED": "1",
         }
-        self.settings(environment)
         for number in range(APIS):
             port = free_port()
             self.api_ports.append(port)
@@ -144,9 +148,6 @@ class Stage:
         async with asyncio.timeout(START):
             while not all([await ready(port) for port in self.api_ports]) or not await self._registered():
                 await asyncio.sleep(0.05)
-
-    def settings(self, environment: dict[str, str]) -> None:
-        """More of the environment: of the ledger."""
 
     async def _registered(self) -> bool:
         client = self.client()
