@@ -19,7 +19,7 @@ from shared.queue import Finish, Queue
 from shared.queue.connections import connect
 from tests.chaos.relay import Relay
 from tests.chaos.schedule import Fault
-from tests.chaos.stage import APIS, LEASE, WORKERS, Process, Stage
+from tests.chaos.stage import APIS, LEASE, PREFIX, WORKERS, Process, Stage
 
 HARMLESS = {"late finishes", "pause queue"}  # nobody may lose a job by these
 YOUNG = 3.0  # seconds in which a process may not have heard a signal
@@ -165,7 +165,7 @@ class Faults:
         queue = Queue(redis, lease=LEASE)
         try:
             held: dict[str, bytes] = {}
-            for id in await redis.zrange("tandem:{a}:leases", 0, LOOKED):
+            for id in await redis.zrange(f"{PREFIX}leases", 0, LOOKED):
                 token, _ = await _fence(redis, id.decode())
                 if token:
                     held[id.decode()] = token
@@ -187,5 +187,5 @@ class Faults:
 
 async def _fence(redis: Any, id: str) -> tuple[bytes, bytes]:
     """Token and state of a job."""
-    token, state = await redis.hmget(f"tandem:{{a}}:job:{id}", "token", "state")
+    token, state = await redis.hmget(f"{PREFIX}job:{id}", "token", "state")
     return token or b"", state or b""

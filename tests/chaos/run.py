@@ -19,9 +19,8 @@ from tests.chaos.evidence import Evidence, summary
 from tests.chaos.faults import Faults
 from tests.chaos.journal import events
 from tests.chaos.schedule import WEIGHTS, schedule
-from tests.chaos.stage import LEASE, Stage, open_stage
+from tests.chaos.stage import LEASE, PREFIX, Stage, open_stage
 
-PREFIX = "tandem:{a}:"
 QUIET = 180.0  # seconds within which everything that was accepted has to end once nothing is hurt any more
 # Where jobs stand that are not final, and who holds what.
 PLACES = ("q:*", "later", "leases", "park:*", "suspects", "key:*", "slots:*", "waits:*", "parked", "expiries")

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from shared.services import free_port, postgres_server, redis_server, tied
 from tests.chaos.relay import Front, Relay, ready
 
 ROOT = Path(__file__).parent.parent.parent
+PREFIX = "tandem:{a}:"
 LEASE = 2.0  # seconds
 DRAIN = 5.0
 START = 180.0  # at most, of everything on a busy machine
@@ -78,9 +79,18 @@ class Process:
 
 
 class Stage:
-    """All of them, the relays between them, and where their data lies."""
+    """All of them, the relays between them, and where their data lies. `settings` are more of the environment."""
 
-    def __init__(self, directory: Path, *, fsync: str, worker_module: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        fsync: str = "always",
+        worker_module: str = "worker",
+        apis: int = APIS,
+        workers: int = WORKERS,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory
         self.effects = directory / "effects"
         self.journal = directory / "appendonly.aof"
@@ -94,6 +104,7 @@ class Stage:
         self.workers: list[Process] = []
         self.api_ports: list[int] = []
         self._fsync, self._worker_module = fsync, worker_module
+        self._counts, self._settings = (apis, workers), settings or {}
 
     async def _open_redis(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_unix_connection(self.redis_socket)
@@ -134,14 +145,15 @@ class Stage:
             "TANDEM_DRAIN": f"{DRAIN}s",
             "TANDEM_LINGER": "2s",
             "PYTHONUNBUFFERED": "1",
+            **self._settings,
         }
-        for number in range(APIS):
+        for number in range(self._counts[0]):
             port = free_port()
             self.api_ports.append(port)
             argv = (sys.executable, "-m", "api", "--port", str(port))
             self.apis.append(self._process(f"api-{number}", argv, environment))
             self.start_api(number)
-        for number in range(WORKERS):
+        for number in range(self._counts[1]):
             argv = (sys.executable, "-m", *self._worker_module.split())
             self.workers.append(self._process(f"worker-{number}", argv, environment))
             self.workers[-1].start()
@@ -152,7 +164,7 @@ class Stage:
     async def _registered(self) -> bool:
         client = self.client()
         try:
-            return int(await client.zcard("tandem:{a}:workers")) >= WORKERS
+            return int(await client.zcard(f"{PREFIX}workers")) >= self._counts[1]
         finally:
             await client.aclose()
 

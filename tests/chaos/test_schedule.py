@@ -50,5 +50,5 @@ async def test_the_journal_has_what_the_stream_has_lost(tmp_path: Path) -> None:
     assert [(event.id, event.stamp) for event in found[1:3]] == [
         (job.id, stamp) for job, stamp in zip(jobs[1:], stamps[1:], strict=True)
     ]
-    assert [event.state for event in found[:3]] == ["waiting"] * 3
+    assert [event.state for event in found[:3]] == ["queued"] * 3
     assert found[3:] == [Event(jobs[0].id, "cancelled", stamps[0], 0)]
