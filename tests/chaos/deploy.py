@@ -67,7 +67,7 @@ class Load:
     async def _submit(self, session: aiohttp.ClientSession, number: int) -> None:
         key = f"deploy-{number}"
         # Some run when their worker is told to end, and a few for longer than it then waits.
-        seconds = 0.0 if number % 20 else 0.5 if number % 100 else 2 * DRAIN
+        seconds = 0.0 if number % 20 else 0.5 if number % 40 else 4 * DRAIN
         body = {"task": "chaos.slow", "payload": {"key": key, "seconds": seconds}}
         try:
             async with session.post("/v1/jobs", json=body) as answer:
@@ -95,7 +95,7 @@ async def roll(stage: Stage, rate: float) -> Rolled:
         for worker in stage.workers:
             codes.append(await worker.end(signal.SIGTERM))
             worker.start()
-            await _until(lambda worker=worker: _works(stage, worker))
+            await _until(lambda worker=worker: works(stage, worker))
     finally:
         load.stop()
         await running
@@ -123,7 +123,7 @@ async def _serves(stage: Stage, number: int) -> bool:
     return await ready(port) and stage.front.replicas[port]
 
 
-async def _works(stage: Stage, worker: Process) -> bool:
+async def works(stage: Stage, worker: Process) -> bool:
     client = stage.client()
     try:
         names = await client.zrange(f"{PREFIX}workers", 0, -1)

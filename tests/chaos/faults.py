@@ -7,7 +7,6 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from time import monotonic
 from typing import Any
 
 import aiohttp
@@ -22,7 +21,6 @@ from tests.chaos.schedule import Fault
 from tests.chaos.stage import APIS, LEASE, PREFIX, WORKERS, Process, Stage
 
 HARMLESS = {"late finishes", "pause queue"}  # nobody may lose a job by these
-YOUNG = 3.0  # seconds in which a process may not have heard a signal
 LOOKED = 20  # jobs that somebody else tries to finish
 
 
@@ -113,11 +111,12 @@ class Faults:
             await asyncio.sleep(fault.seconds)
             one.send(signal.SIGCONT)
             return
-        young = monotonic() - one.started < YOUNG
+        served = self._stage.serves(one)
         if what == "kill" and one is self._stage.redis:
             self.crashes.append(time.time())
         code = await one.end(signal.SIGKILL if what == "kill" else signal.SIGTERM)
-        if what == "end" and code not in (0, None) and not young:
+        # Until it serves, and so has something to hand back, SIGTERM may end it as it ends any program.
+        if what == "end" and code not in (0, None, *((-signal.SIGTERM,) if not served else ())):
             self.codes.append(f"{one.name} ended with {code} after SIGTERM")
         await asyncio.sleep(fault.dice * fault.seconds / 2)
         start()

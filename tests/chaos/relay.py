@@ -6,6 +6,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 PIECE = 64 << 10
+QUEUED = 15.0  # seconds
 Open = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
@@ -98,9 +99,10 @@ class Front(Relay):
             await asyncio.sleep(0.1)
 
     async def _open_ready(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        ports = [port for port, is_ready in self.replicas.items() if is_ready]
-        if not ports:
-            raise ConnectionRefusedError
+        """Raises OSError; a connection for which no replica is ready waits for one, as a balancer lets it."""
+        async with asyncio.timeout(QUEUED):  # TimeoutError is an OSError
+            while not (ports := [port for port, is_ready in self.replicas.items() if is_ready]):
+                await asyncio.sleep(0.05)
         return await asyncio.open_connection("127.0.0.1", random.choice(ports))
 
 

@@ -25,6 +25,7 @@ QUIET = 180.0  # seconds within which everything that was accepted has to end on
 # Where jobs stand that are not final, and who holds what.
 PLACES = ("q:*", "later", "leases", "park:*", "suspects", "key:*", "slots:*", "waits:*", "parked", "expiries")
 MANY = 1000  # keys that are read at once
+GONE = -2  # Redis' TTL of a key that has ended since it was listed
 
 
 class Plan(NamedTuple):
@@ -153,7 +154,9 @@ async def _keys(client: Any) -> tuple[dict[str, dict[str, str]], dict[str, int],
             pipe.type(name)
         answers = await pipe.execute()
         kinds = dict(zip(portion, answers[1::2], strict=True))
-        ttls |= zip(portion, answers[::2], strict=True)
+        found = dict(zip(portion, answers[::2], strict=True))
+        portion = [name for name in portion if found[name] != GONE]
+        ttls |= {name: found[name] for name in portion}
         for name in portion:
             if name.startswith(f"{PREFIX}job:"):
                 pipe.hgetall(name)

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic
 from typing import IO, Any
 
 from redis.asyncio import Redis
@@ -29,7 +28,7 @@ class Process:
     """One of them. What it says is appended to a file of its name."""
 
     def __init__(self, name: str, argv: tuple[str, ...], environment: dict[str, str], log: Path, user: str) -> None:
-        self.name, self.started = name, 0.0
+        self.name = name
         self._argv, self._environment, self._log, self._user = argv, environment, log, user
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
@@ -43,7 +42,6 @@ class Process:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        self.started = monotonic()
         with self._log.open("ab") as log:
             self._process = self._popen(log)
 
@@ -174,6 +172,12 @@ class Stage:
     def start_api(self, number: int) -> None:
         self.front.replicas[self.api_ports[number]] = False  # until it says otherwise
         self.apis[number].start()
+
+    def serves(self, one: Process) -> bool:
+        """Whether it has come up: an API is ready, a worker has said so."""
+        if one in self.apis:
+            return self.front.replicas[self.api_ports[self.apis.index(one)]]
+        return any(f"-{one.pid}-" in line for line in self.said("worker is ready"))
 
     @property
     def processes(self) -> list[Process]:

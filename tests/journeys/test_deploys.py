@@ -20,4 +20,3 @@ async def test_a_rolling_restart_fails_no_request_and_charges_no_attempt() -> No
     assert rolled.codes == [0] * 5
     assert said == []
     assert rolled.requests > 100
-    assert rolled.released > 0, "some jobs are too long for a worker that ends"
