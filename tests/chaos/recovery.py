@@ -28,9 +28,11 @@ async def recover(count: int) -> list[float]:
             ids: list[str] = []
             try:
                 job = {"task": "chaos.slow", "payload": {"key": "k", "seconds": 600.0}, "options": {"timeout": "1h"}}
-                async with aiohttp.ClientSession(f"http://127.0.0.1:{stage.front.port}", trust_env=False) as session:
-                    async with session.post("/v1/jobs/bulk", json=[job] * count) as answer:
-                        ids = [one["id"] for one in msgspec.json.decode(await answer.read())]
+                async with (
+                    aiohttp.ClientSession(f"http://127.0.0.1:{stage.front.port}", trust_env=False) as session,
+                    session.post("/v1/jobs/bulk", json=[job] * count) as answer,
+                ):
+                    ids = [one["id"] for one in msgspec.json.decode(await answer.read())]
                 async with asyncio.timeout(PATIENCE):
                     while len([began for began in await _began(client, ids) if began]) < count:
                         await asyncio.sleep(0.05)
