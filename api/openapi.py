@@ -13,9 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.operations import PARAMETERS, RESPONSES, SCHEMAS, TAGS, paths, tidy
+from api.operations import PARAMETERS, RESPONSES, TAGS, paths, tidy
 from api.problems import MEDIA_TYPE
 from api.routing import Plain
+from api.schemas import SCHEMAS
 from api.state import served
 from api.submissions import KEY, OPTIONS, schema_of
 from shared.catalogue import Entry

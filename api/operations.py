@@ -4,12 +4,7 @@ from typing import Any
 
 from api.listing import PARAMETERS as PARAMETERS_OF_A_LIST
 from api.problems import MEDIA_TYPE
-
-_STATES = ["waiting", "scheduled", "queued", "running", "retrying", "succeeded", "failed", "cancelled"]
-_TIME = {"type": "string", "format": "date-time"}
-_TIME_OR_NULL = {"type": ["string", "null"], "format": "date-time"}
-_COUNT = {"type": "integer", "minimum": 0}
-_STRINGS = {"type": "array", "items": {"type": "string"}}
+from api.schemas import list_of, ref
 
 TAGS = [
     {"name": "jobs", "description": "Submit, look at, wait for, stream, cancel."},
@@ -18,152 +13,8 @@ TAGS = [
 ]
 
 
-def _ref(name: str, kind: str = "schemas") -> dict[str, str]:
-    return {"$ref": f"#/components/{kind}/{name}"}
-
-
-def _object(properties: dict[str, Any], *optional: str) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "required": [name for name in properties if name not in optional],
-        "properties": properties,
-    }
-
-
-def _list(item: dict[str, Any]) -> dict[str, Any]:
-    return _object({"items": {"type": "array", "items": item}})
-
-
-_ERROR = _object(
-    {
-        "type": {
-            "type": "string",
-            "description": "`exception:<Class>`, `timeout`, `worker_lost`, `invalid_payload`, `unknown_task`, "
-            "`expired`, `dependency_failed` or a task's own word",
-        },
-        "message": {"type": "string"},
-        "retryable": {"type": "boolean"},
-        "attempt": _COUNT,
-        "next_attempt_at": _TIME_OR_NULL,
-    }
-)
-_FILE = _object(
-    {"name": {"type": "string"}, "size": _COUNT, "sha256": {"type": "string"}, "url": {"type": "string"}}, "url"
-)
-_ATTEMPT = _object(
-    {
-        "attempt": _COUNT,
-        "started_at": _TIME,
-        "finished_at": _TIME_OR_NULL,
-        "outcome": {"enum": ["succeeded", "failed", "timeout", "cancelled", "worker_lost", "released", None]},
-        "worker": {"type": "string"},
-    }
-)
-_LINKS = _object({"self": {"type": "string"}, "stream": {"type": "string"}, "result": {"type": "string"}})
-
-SCHEMAS: dict[str, Any] = {
-    "Job": _object(
-        {
-            "id": {"type": "string", "description": "opaque, URL-safe, sorts by submission"},
-            "task": {"type": "string"},
-            "state": {"enum": _STATES},
-            "done": {"type": "boolean"},
-            "queue": {"type": "string"},
-            "priority": {"enum": ["high", "normal", "low"]},
-            "attempt": _COUNT,
-            "max_attempts": _COUNT,
-            "submitted_at": _TIME,
-            "scheduled_for": _TIME_OR_NULL,
-            "started_at": _TIME_OR_NULL,
-            "finished_at": _TIME_OR_NULL,
-            "timeout": {"type": "number", "description": "seconds"},
-            "progress": {"type": ["object", "null"]},
-            "result": {"description": "set only in `succeeded`"},
-            "error": {"anyOf": [_ERROR, {"type": "null"}]},
-            "cancel_requested": {"type": "boolean"},
-            "tags": {"type": "object", "additionalProperties": {"type": "string"}},
-            "files": {"type": "array", "items": _FILE},
-            "attempts": {"type": "array", "items": _ATTEMPT},
-            "links": _LINKS,
-            "replay_of": {"type": "string"},
-            "payload": {"description": "only with ?payload=true"},
-        },
-        "replay_of",
-        "payload",
-    ),
-    "Problem": _object(
-        {
-            "type": {"type": "string"},
-            "title": {"type": "string"},
-            "status": {"type": "integer"},
-            "detail": {"type": "string"},
-            "instance": {"type": "string"},
-            "errors": {
-                "type": "array",
-                "items": _object(
-                    {"pointer": {"type": "string", "description": "JSON pointer"}, "detail": {"type": "string"}}
-                ),
-            },
-        },
-        "instance",
-        "errors",
-    ),
-    "BulkAnswer": {"oneOf": [_object({"id": {"type": "string"}}), _object({"error": _ref("Problem")})]},
-    "Entry": _object(
-        {
-            "id": {"type": "string", "description": "for `after` and Last-Event-ID"},
-            "type": {"enum": ["state", "progress", "log", "output", "end"]},
-            "attempt": _COUNT,
-            "at": _TIME,
-            "data": {},
-        }
-    ),
-    "Task": _object(
-        {
-            "name": {"type": "string"},
-            "summary": {"type": "string"},
-            "queue": {"type": "string"},
-            "payload_schema": {"type": "object"},
-            "result_schema": {"type": "object"},
-            "defaults": {"type": "object"},
-            "example": {},
-        }
-    ),
-    "Queue": _object(
-        {
-            "name": {"type": "string"},
-            "paused": {"type": "boolean"},
-            **dict.fromkeys(("waiting", "scheduled", "queued", "running", "retrying"), _COUNT),
-            "oldest_age": {"type": ["number", "null"], "description": "seconds"},
-        }
-    ),
-    "Worker": _object(
-        {
-            "id": {"type": "string"},
-            "host": {"type": "string"},
-            "pid": _COUNT,
-            "queues": _STRINGS,
-            "concurrency": _COUNT,
-            "running": {**_STRINGS, "description": "job ids"},
-            "started_at": _TIME,
-            "last_seen": _TIME,
-            "version": {"type": "string"},
-            "draining": {"type": "boolean"},
-        }
-    ),
-    "JobList": _object(
-        {"items": {"type": "array", "items": _ref("Job")}, "next_cursor": {"type": ["string", "null"]}},
-    ),
-    "Health": _object(
-        {"status": {"const": "ok"}, "checks": {"type": "object"}, "ledger": {"type": ["object", "null"]}},
-        "checks",
-        "ledger",
-    ),
-}
-
-
 def _problem(description: str, **headers: str) -> dict[str, Any]:
-    answer: dict[str, Any] = {"description": description, "content": {MEDIA_TYPE: {"schema": _ref("Problem")}}}
+    answer: dict[str, Any] = {"description": description, "content": {MEDIA_TYPE: {"schema": ref("Problem")}}}
     if headers:
         answer["headers"] = _headers(**headers)
     return answer
@@ -186,15 +37,15 @@ RESPONSES: dict[str, Any] = {
     "Invalid": _problem("What the schema refuses: `errors` has a JSON pointer for each"),
     "Unavailable": _problem("Redis is away, or the process ends", Retry_After="seconds"),
 }
-_EACH = {"401": _ref("Unauthenticated", "responses"), "503": _ref("Unavailable", "responses")}
-_FOUND = {**_EACH, "404": _ref("NotFound", "responses")}
+_EACH = {"401": ref("Unauthenticated", "responses"), "503": ref("Unavailable", "responses")}
+_FOUND = {**_EACH, "404": ref("NotFound", "responses")}
 _BODY = {
     **_EACH,
-    "400": _ref("Malformed", "responses"),
-    "408": _ref("Timeout", "responses"),
-    "413": _ref("TooLarge", "responses"),
-    "415": _ref("UnsupportedMediaType", "responses"),
-    "422": _ref("Invalid", "responses"),
+    "400": ref("Malformed", "responses"),
+    "408": ref("Timeout", "responses"),
+    "413": ref("TooLarge", "responses"),
+    "415": ref("UnsupportedMediaType", "responses"),
+    "422": ref("Invalid", "responses"),
 }
 
 
@@ -218,7 +69,7 @@ PARAMETERS: dict[str, Any] = {
 
 
 def _parameters(*names: str) -> list[dict[str, str]]:
-    return [_ref(name, "parameters") for name in names]
+    return [ref(name, "parameters") for name in names]
 
 
 def _json(description: str, schema: dict[str, Any], **headers: str) -> dict[str, Any]:
@@ -236,10 +87,16 @@ def _get(id: str, summary: str, schema: dict[str, Any], answers: dict[str, Any],
     return {"get": _operation(id, "operating", summary, responses={"200": _json("OK", schema), **answers}, **more)}
 
 
+def _turn(id: str, summary: str) -> dict[str, Any]:
+    name = [_parameter("name", "path", "The queue's name")]
+    answers = {"200": _json("The queue as it now is", ref("Queue")), **_FOUND}
+    return {"post": _operation(id, "operating", summary, parameters=name, responses=answers)}
+
+
 def paths(examples: dict[str, Any]) -> dict[str, Any]:
     """The paths of our own routes; `examples` are of whole jobs, by task."""
-    job = _ref("Job")
-    new = {"schema": _ref("NewJob"), **({"examples": examples} if examples else {})}
+    job = ref("Job")
+    new = {"schema": ref("NewJob"), **({"examples": examples} if examples else {})}
     accepted = _json(
         "Accepted: it survives any crash from now on",
         job,
@@ -248,14 +105,14 @@ def paths(examples: dict[str, Any]) -> dict[str, Any]:
         Preference_Applied="`wait=N` if it was asked for",
         Idempotent_Replayed="`true` if the key was known: this is the first job",
     )
-    item, answer = _ref("BulkItem"), _ref("BulkAnswer")
+    item, answer = ref("BulkItem"), ref("BulkAnswer")
     lines = "application/x-ndjson"
     bulk = {
         "application/json": {"schema": {"type": "array", "maxItems": 10_000, "items": item}},
         lines: {"schema": item},
     }
     answers = {"application/json": {"schema": {"type": "array", "items": answer}}, lines: {"schema": answer}}
-    streamed = {kind: {"schema": _ref("Entry")} for kind in ("text/event-stream", lines, "application/jsonl")}
+    streamed = {kind: {"schema": ref("Entry")} for kind in ("text/event-stream", lines, "application/jsonl")}
     etag = _json("The job", job, ETag="changes with everything that a client can see", Cache_Control="private")
     name = [_parameter("task", "path", "The task's name")]
     return {
@@ -274,9 +131,9 @@ def paths(examples: dict[str, Any]) -> dict[str, Any]:
                 "List and search, newest first",
                 parameters=[_parameter(name, "query", *more) for name, *more in PARAMETERS_OF_A_LIST],
                 responses={
-                    "200": _json("A page", _ref("JobList"), Link='the next page, `rel="next"`'),
-                    "400": _ref("Malformed", "responses"),
-                    "422": _ref("Invalid", "responses"),
+                    "200": _json("A page", ref("JobList"), Link='the next page, `rel="next"`'),
+                    "400": ref("Malformed", "responses"),
+                    "422": ref("Invalid", "responses"),
                     **_EACH,
                 },
             ),
@@ -300,7 +157,7 @@ def paths(examples: dict[str, Any]) -> dict[str, Any]:
                 responses={
                     "200": etag,
                     "304": {"description": "As If-None-Match knows it"},
-                    "400": _ref("Malformed", "responses"),
+                    "400": ref("Malformed", "responses"),
                     **_FOUND,
                 },
             )
@@ -338,22 +195,24 @@ def paths(examples: dict[str, Any]) -> dict[str, Any]:
                 responses={
                     "200": {"description": "Entries up to `end`", "content": {**streamed, "text/csv": {}}},
                     "204": {"description": "`after` is the id of `end`: there is nothing more"},
-                    "400": _ref("Malformed", "responses"),
+                    "400": ref("Malformed", "responses"),
                     "406": _problem("No format of Accept is available"),
                     **_FOUND,
                 },
             )
         },
-        "/v1/tasks": _get("listTasks", "The catalogue", _list(_ref("Task")), _EACH),
-        "/v1/tasks/{task}": _get("showTask", "One task", _ref("Task"), _FOUND, parameters=name),
-        "/v1/queues": _get("listQueues", "Queues by what waits in them", _list(_ref("Queue")), _EACH),
-        "/v1/workers": _get("listWorkers", "Who is alive, and what each runs", _list(_ref("Worker")), _EACH),
-        "/livez": _get("live", "Whether the process answers", _ref("Health"), {}, security=[]),
+        "/v1/tasks": _get("listTasks", "The catalogue", list_of(ref("Task")), _EACH),
+        "/v1/tasks/{task}": _get("showTask", "One task", ref("Task"), _FOUND, parameters=name),
+        "/v1/queues": _get("listQueues", "Queues by what waits in them", list_of(ref("Queue")), _EACH),
+        "/v1/queues/{name}/pause": _turn("pauseQueue", "Let no more of its jobs start"),
+        "/v1/queues/{name}/resume": _turn("resumeQueue", "Let them start again"),
+        "/v1/workers": _get("listWorkers", "Who is alive, and what each runs", list_of(ref("Worker")), _EACH),
+        "/livez": _get("live", "Whether the process answers", ref("Health"), {}, security=[]),
         "/readyz": _get(
             "ready",
             "Whether it can take and give jobs",
-            _ref("Health"),
-            {"503": _ref("Unavailable", "responses")},
+            ref("Health"),
+            {"503": ref("Unavailable", "responses")},
             security=[],
         ),
         "/metrics": {
@@ -363,7 +222,7 @@ def paths(examples: dict[str, Any]) -> dict[str, Any]:
                 "Queues and requests, for Prometheus",
                 responses={
                     "200": {"description": "OK", "content": {"text/plain": {}, "application/openmetrics-text": {}}},
-                    "401": _ref("Unauthenticated", "responses"),
+                    "401": ref("Unauthenticated", "responses"),
                 },
             )
         },
@@ -371,14 +230,14 @@ def paths(examples: dict[str, Any]) -> dict[str, Any]:
 
 
 # Of the files' routes, by method: what a client meets there, which FastAPI does not know.
-_LOOKED_UP = {**_FOUND, "412": _ref("PreconditionFailed", "responses")}
+_LOOKED_UP = {**_FOUND, "412": ref("PreconditionFailed", "responses")}
 _FILE_ERRORS: dict[str, dict[str, Any]] = {
     "post": _BODY,
-    "get": {**_LOOKED_UP, "409": _ref("Conflict", "responses"), "416": _ref("RangeNotSatisfiable", "responses")},
+    "get": {**_LOOKED_UP, "409": ref("Conflict", "responses"), "416": ref("RangeNotSatisfiable", "responses")},
     "head": _LOOKED_UP,
     "delete": _FOUND,
     "options": _EACH,
-    "patch": {**_BODY, **_FOUND, "409": _ref("Conflict", "responses")},
+    "patch": {**_BODY, **_FOUND, "409": ref("Conflict", "responses")},
 }
 
 

@@ -57,12 +57,12 @@ class Process:
 
     def __init__(self, name: str, argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
         self.name, self._log = name, log
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+        path, ledger = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", f"sqlite://{log.parent}/ledger.db"
         with log.open("wb") as output:
             self.popen = subprocess.Popen(
                 tied(argv),
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": path, **(env or {})},
+                env={"TANDEM_DATABASE_URL": ledger, **os.environ, "PYTHONPATH": path, **(env or {})},
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -110,10 +110,7 @@ class Tandem:
         self.env = {"TANDEM_REDIS_URL": url, "TANDEM_TASKS": "bench.tasks", "TANDEM_CONCURRENCY": "100"}
 
     async def start_worker(self, log: Path) -> Process:
-        # Without a database it measures what the ledger costs: TANDEM_DATABASE_URL=postgres://127.0.0.1:1/nowhere
-        ledger = {"TANDEM_DATABASE_URL": f"sqlite://{log.parent}/ledger.db", **os.environ}["TANDEM_DATABASE_URL"]
-        env = {**self.env, "TANDEM_DATABASE_URL": ledger}
-        process = Process("python -m worker", [sys.executable, "-m", "worker"], log, env)
+        process = Process("python -m worker", [sys.executable, "-m", "worker"], log, self.env)
         self._workers += 1
 
         async def registered() -> bool:

@@ -133,8 +133,8 @@ async def test_whatever_ends_the_holder_the_next_one_follows(
         first = await client.submit(holds, timeout=0.5 if way == "timeout" else 30)
         await eventually(lambda: holder_of(client))
         second = await client.submit(lock_tasks.asynchronous, Door(notes=tmp_path / "notes"))
-        await eventually(lambda: waiting(client))
         if way == "cancel":
+            await eventually(lambda: waiting(client))
             await client.queue.cancel(first)
         assert await client.result(second)
         assert (await client.end(first)).state is (State.CANCELLED if way == "cancel" else State.FAILED)
