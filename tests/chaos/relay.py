@@ -16,6 +16,7 @@ class Relay:
     def __init__(self, open_there: Open) -> None:
         self.port = 0
         self.delay = 0.0  # seconds, for each piece
+        self.held = 0  # pieces that a stall keeps back
         self._open = open_there
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -65,7 +66,9 @@ class Relay:
             while piece := await reader.read(PIECE):
                 if self.delay:
                     await asyncio.sleep(self.delay)
+                self.held += 1
                 await self._flowing.wait()
+                self.held -= 1
                 writer.write(piece)
                 await writer.drain()
             if writer.can_write_eof():
