@@ -11,7 +11,7 @@ LOCKS = 4
 
 WEIGHTS: Mapping[str, float] = {
     "quick": 30, "slow": 12, "thread": 4, "flaky": 8, "refuses": 3, "late": 2, "poison": 0.03, "stream": 4, "socket": 2,
-    "file": 4, "sql": 14, "delayed": 6, "cancelled": 6, "keyed": 5, "locked": 3, "steps": 3, "bulk": 4, "lines": 2,
+    "file": 4, "sql": 14, "delayed": 6, "cancelled": 6, "keyed": 5, "locked": 3, "steps": 3, "bulk": 9, "lines": 6,
 }  # fmt: skip
 
 
