@@ -25,8 +25,7 @@ PACE = 0.2  # seconds between two batches: a short job then comes as one row and
 SHARE = 4.0  # of a busy worker's time the jobs have this many times what the projection takes
 BLOCK = 1.0  # seconds that an idle reader waits for the next entry
 MANY, ROOM = 250, 4 << 20  # jobs and bytes, about, in one transaction
-IDLE = 60.0  # seconds after which the entries that another consumer holds are taken over
-LOOK = 10.0  # seconds between two looks for such
+IDLE = 6.0  # leases after which the entries that another consumer holds are taken over; one is between two looks
 LONGEST = 5.0  # seconds between two tries while something is away
 SWEEP = 600.0  # seconds between two looks for rows that are old enough to go, about
 GONE = 500  # of those at once
@@ -42,7 +41,7 @@ class Projection:
     ) -> None:
         self._events, self._ledger, self._settings = events, ledger, settings
         self._consumer, self._busy = consumer, busy
-        self.idle, self.look = IDLE, LOOK
+        self.idle, self.look = IDLE * settings.lease, settings.lease
         self._looked = 0.0
         self._full = False  # the last read brought as much as one may
         self._swept = time.monotonic() - SWEEP * random.random()  # not all workers at once

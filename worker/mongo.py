@@ -364,7 +364,7 @@ def _connection(name: str, url: str) -> MongoConnection:
         if parts.scheme == "mongodb":  # the other one would ask the name servers
             parsed = parse_uri(plain)
             database = parsed["database"]
-            patience = parsed["options"].get("serverSelectionTimeoutMS", 1000 * patience) / 1000
+            patience = parsed["options"].get("serverSelectionTimeoutMS", patience)  # which the driver made seconds
     except (InvalidURI, ConfigurationError, ValueError, TypeError):
         # The driver's words may quote the URL, and with it a password.
         raise Misconfigured(f"{setting}: this is no URL of a MongoDB server") from None

@@ -119,10 +119,10 @@ class PostgresConnection:
         """A connection in a transaction, which the end of the block commits if it may write."""
         async with self._session() as connection:
             transaction = connection.transaction(readonly=readonly)
-            with self._explained():
-                await transaction.start()
             try:
                 with self._explained():
+                    # The server may have begun it although whoever asked has been cancelled.
+                    await transaction.start()
                     await connection.execute(_limits(timeout))
                 yield connection
             except BaseException:

@@ -25,13 +25,17 @@ def main() -> int:
     plan = Plan(
         options.seed, options.seconds, options.pause, options.clients, fsync=options.fsync, worker=options.worker
     )
-    print(f"seed {options.seed}", flush=True)
+    again = f"--seed {plan.seed} --seconds {plan.seconds:g} --pause {plan.pause:g} --clients {plan.clients}"
+    again += f" --fsync {plan.fsync}" + (f" --worker '{plan.worker}'" if plan.worker != "worker" else "")
+    print(f"seed {plan.seed}", flush=True)
     result = asyncio.run(perform(plan, options.keep))
     for name, value in result.figures.items():
         print(f"{name}: {value}")
     for sentence in result.broken[:100]:
         print(f"BROKEN {sentence}")
     print(f"{len(result.broken)} broken promises")
+    if result.broken:
+        print(f'the same again: make chaos ARGS="{again}"')
     return 1 if result.broken else 0
 
 

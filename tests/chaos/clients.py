@@ -2,81 +2,45 @@
 
 import asyncio
 import random
-from dataclasses import dataclass, field
+import time
+from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
 
+from tests.chaos.evidence import Told, View
+from tests.chaos.followers import FAULTS, follow_lines, follow_socket
+from tests.chaos.submissions import RETRY, WEIGHTS, work
 from tests.chaos.work import made
 
 PATIENCE = 15.0  # seconds for an answer
-RETRY = {"max_attempts": 6, "base": "50ms", "cap": "500ms"}
-INSERT = "INSERT INTO applied (key) VALUES ($1)"
-FAULTS = (aiohttp.ClientError, TimeoutError, OSError)
-
-# How often each kind of work is chosen.
-WEIGHTS = {
-    "quick": 30, "slow": 12, "thread": 4, "flaky": 8, "refuses": 3, "late": 2, "poison": 0, "stream": 5, "file": 4,
-    "sql": 14, "delayed": 6, "cancelled": 6, "bulk": 6,
-}  # fmt: skip
+LOOKS = 0.4  # of the jobs whose end is waited for
+TWICE = 0.02  # of the clients that did not hear an answer, and ask once more
 
 
-@dataclass
-class Told:
-    """What a client knows of one submission of its own."""
+class Answer(NamedTuple):
+    """One that leaves no doubt, to what was asked at `asked`."""
 
-    key: str
-    task: str
-    ids: list[str] = field(default_factory=list)  # of every acceptance: all the same, if all is well
-    finals: list[tuple[str, str]] = field(default_factory=list)  # (state, ETag) of every final view
-    cancelled: bool = False
-    count: int = 0  # items that a stream should have
-    places: list[str] = field(default_factory=list)  # ids of the entries that a stream gave
-    output: list[tuple[int, int]] = field(default_factory=list)  # (attempt, number) of its items
-    ended: bool = False
-    wrong: list[str] = field(default_factory=list)  # answers that should not have been
-
-
-def job(kind: str, key: str, chance: random.Random) -> dict[str, Any]:
-    """The body of a submission."""
-    payload: dict[str, Any] = {"key": key}
-    options: dict[str, Any] = {"retry": RETRY}
-    task = f"chaos.{kind}"
-    match kind:
-        case "slow" | "thread":
-            payload["seconds"] = chance.choice((0.02, 0.1, 0.5, 2.5))
-        case "flaky":
-            payload["fails"] = chance.randrange(1, 3)
-        case "late":
-            options = {"timeout": "300ms", "retry": {**RETRY, "max_attempts": 2}}
-        case "stream":
-            payload |= {"count": chance.randrange(20, 400), "seconds": chance.choice((0.0, 0.01, 0.05))}
-        case "file":
-            payload["count"] = chance.choice((10, 300_000, 2_000_000))
-        case "sql":
-            task = "sql.execute"
-            payload = {"connection": "effects", "statements": [{"sql": INSERT, "params": [key]}]}
-        case "delayed":
-            task, options["delay"] = "chaos.quick", f"{chance.randrange(100, 5000)}ms"
-        case "cancelled":
-            task, payload["seconds"] = "chaos.slow", 1.0
-    return {"task": task, "payload": payload, "options": options}
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+    asked: float
+    answered: float
 
 
 class Clients:
     """Everybody who submits, by one seed; `told` is their log."""
 
-    def __init__(self, url: str, seed: int, *, weights: dict[str, int] | None = None) -> None:
+    def __init__(self, url: str, seed: int, *, weights: Mapping[str, float] = WEIGHTS) -> None:
         self.told: list[Told] = []
         self.requests = 0
         self.repeats = 0  # requests that had to be made again
-        self._url, self._seed = url, seed
-        self._weights = WEIGHTS | (weights or {})
+        self._url, self._seed, self._weights = url, seed, weights
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._session: aiohttp.ClientSession | None = None
+        self._session: aiohttp.ClientSession
 
     def start(self, count: int) -> None:
         timeout = aiohttp.ClientTimeout(total=None, sock_read=PATIENCE, sock_connect=5)
@@ -94,7 +58,7 @@ class Clients:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._session is not None:
+        if self._tasks:
             await self._session.close()
 
     async def _client(self, number: int) -> None:
@@ -103,135 +67,104 @@ class Clients:
         while not self._stop.is_set():
             turn += 1
             kind = chance.choices(list(self._weights), list(self._weights.values()))[0]
-            await self._work(kind, f"{self._seed}-{number}-{turn}", chance)
+            # A generator of its own: how long the last one took changes nothing of the next.
+            await self._work(kind, f"{self._seed}-{number}-{turn}", random.Random(f"{self._seed}-{number}-{turn}"))
 
     async def _work(self, kind: str, key: str, chance: random.Random) -> None:
-        if kind == "bulk":
-            await self._bulk(key, chance.randrange(20, 100))
+        if kind in ("bulk", "lines"):
+            await self._bulk(key, chance.randrange(20, 100), lines=kind == "lines")
             return
-        body = job(kind, key, chance)
-        told = Told(key, body["task"], count=body["payload"].get("count", 0))
+        one = work(kind, key, chance)
+        told = Told(key, one.body["task"], held=one.held, count=one.items)
         self.told.append(told)
-        id = await self._submit(told, body)
+        id = await self._submit(told, one.body)
+        if id and chance.random() < TWICE:
+            await self._submit(told, one.body)
         if kind == "cancelled":
             await asyncio.sleep(chance.uniform(0, 0.6))
-            await self._cancel(told, id)
+            told.cancelled = True
+            await self.ask("POST", f"/v1/jobs/{id}/cancel", expect=(202,), told=told)
+            await self._wait(told, id)
         elif kind == "stream":
-            await self._follow(told, id)
+            await follow_lines(self._session, told, id, self._again)
+        elif kind == "socket":
+            await follow_socket(self._session, told, id, self._again)
         elif kind == "file":
             await self._fetch(told, id)
-        elif chance.random() < 0.4:
+        elif kind != "poison" and chance.random() < LOOKS:
             await self._wait(told, id)
+
+    def _again(self) -> None:
+        self.requests += 1
+        self.repeats += 1
 
     # ------------------------------------------------------------------------------------------------ single requests
 
-    async def ask(
-        self, method: str, path: str, *, expect: tuple[int, ...], told: Told | None = None, **given: Any
-    ) -> tuple[int, bytes, Any]:
-        """Status, body and headers: the request is made until its answer leaves no doubt."""
-        assert self._session is not None
+    async def ask(self, method: str, path: str, *, expect: tuple[int, ...], told: Told, **given: Any) -> Answer:
+        """The answer: the request is made again until there is no doubt."""
         while True:
             self.requests += 1
+            asked = time.time()
             try:
-                async with self._session.request(method, path, **given) as answer:
-                    body = await answer.read()
-                    if answer.status in expect:
-                        return answer.status, body, answer.headers
-                    if answer.status != 503 and told is not None:
-                        told.wrong.append(f"{method} {path}: {answer.status} {body[:200]!r}")
-                        if answer.status < 500:
-                            return answer.status, body, answer.headers
+                async with self._session.request(method, path, **given) as found:
+                    answer = Answer(found.status, await found.read(), found.headers, asked, time.time())
             except FAULTS:
                 pass
+            else:
+                if answer.status in expect:
+                    return answer
+                if answer.status == 404 and told.ids:
+                    told.gone = True
+                    return answer
+                if answer.status != 503:
+                    told.wrong.append(f"{method} {path}: {answer.status} {answer.body[:200]!r}")
+                    if answer.status < 500:
+                        return answer
             self.repeats += 1
             await asyncio.sleep(random.uniform(0.05, 0.4))
 
     async def _submit(self, told: Told, body: dict[str, Any]) -> str:
-        _, answer, _ = await self.ask(
+        answer = await self.ask(
             "POST", "/v1/jobs", expect=(202,), told=told, json=body, headers={"Idempotency-Key": told.key}
         )
-        id = str(msgspec.json.decode(answer).get("id", ""))
-        told.ids.append(id)
-        if random.random() < 0.02:  # somebody who did not hear the answer asks once more
-            _, answer, _ = await self.ask(
-                "POST", "/v1/jobs", expect=(202,), told=told, json=body, headers={"Idempotency-Key": told.key}
-            )
-            told.ids.append(str(msgspec.json.decode(answer).get("id", "")))
+        id = str(msgspec.json.decode(answer.body).get("id", ""))
+        told.accepted(id, answer.asked, answer.answered)
         return id
 
-    async def _bulk(self, key: str, count: int) -> None:
+    async def _bulk(self, key: str, count: int, *, lines: bool) -> None:
         many = [Told(f"{key}-{index}", "chaos.quick") for index in range(count)]
         self.told += many
         items = [
-            {
-                "task": one.task,
-                "payload": {"key": one.key},
-                "options": {"retry": RETRY},
-                "idempotency_key": one.key,
-            }
+            {"task": one.task, "payload": {"key": one.key}, "options": {"retry": RETRY}, "idempotency_key": one.key}
             for one in many
         ]
-        while True:
-            _, answer, _ = await self.ask("POST", "/v1/jobs/bulk", expect=(200,), told=many[0], json=items)
-            found = msgspec.json.decode(answer)
-            for one, told in zip(found, many, strict=True):
+        kind, body = "application/json", msgspec.json.encode(items)
+        if lines:
+            kind, body = "application/x-ndjson", b"".join(msgspec.json.encode(item) + b"\n" for item in items)
+        headers = {"Content-Type": kind}
+        while not all(told.ids for told in many):
+            answer = await self.ask("POST", "/v1/jobs/bulk", expect=(200,), told=many[0], data=body, headers=headers)
+            found = [msgspec.json.decode(line) for line in answer.body.splitlines()]
+            for one, told in zip(found if lines else found[0], many, strict=False):  # NDJSON may end with a problem
                 if "id" in one:
-                    told.ids.append(one["id"])
-                elif one["error"]["status"] != 503:
+                    told.accepted(one["id"], answer.asked, answer.answered)
+                elif one.get("error", one).get("status") != 503:
                     told.wrong.append(str(one))
-            if all(told.ids for told in many):
-                return
-            await asyncio.sleep(0.1)
-
-    async def _cancel(self, told: Told, id: str) -> None:
-        told.cancelled = True
-        await self.ask("POST", f"/v1/jobs/{id}/cancel", expect=(202,), told=told)
-        await self._wait(told, id)
 
     async def _wait(self, told: Told, id: str) -> dict[str, Any]:
         while True:
-            _, body, headers = await self.ask("GET", f"/v1/jobs/{id}?wait=5s", expect=(200,), told=told)
-            job: dict[str, Any] = msgspec.json.decode(body)
-            if job.get("done", True):
-                told.finals.append((job.get("state", ""), headers.get("ETag", "")))
+            answer = await self.ask("GET", f"/v1/jobs/{id}?wait=5s", expect=(200,), told=told)
+            job: dict[str, Any] = msgspec.json.decode(answer.body)
+            if answer.status != 200:
+                return {}
+            if job["done"]:
+                told.finals.append(View(job["state"], answer.headers.get("ETag", ""), answer.asked, answer.answered))
                 return job
 
     async def _fetch(self, told: Told, id: str) -> None:
         job = await self._wait(told, id)
-        if job["state"] == "succeeded":
+        if job.get("state") == "succeeded":
             url = job["files"][0]["url"]
-            _, body, _ = await self.ask("GET", url, expect=(200,), told=told)
-            if sha256(body).digest() != sha256(made(told.key, told.count)).digest():
+            answer = await self.ask("GET", url, expect=(200,), told=told)
+            if sha256(answer.body).digest() != sha256(made(told.key, told.count)).digest():
                 told.wrong.append(f"{url}: other bytes than were made")
-
-    async def _follow(self, told: Told, id: str) -> None:
-        """The whole stream, however often it breaks off."""
-        assert self._session is not None
-        while not told.ended:
-            after = {"Last-Event-ID": told.places[-1]} if told.places else {}
-            headers = {"Accept": "application/x-ndjson", **after}
-            self.requests += 1
-            try:
-                async with self._session.get(f"/v1/jobs/{id}/stream", headers=headers) as answer:
-                    if answer.status == 200:
-                        async for line in answer.content:
-                            self._heard(told, line)
-                    elif answer.status != 503:
-                        told.wrong.append(f"stream of {id}: {answer.status} {(await answer.read())[:200]!r}")
-                        return
-            except FAULTS:
-                pass
-            if not told.ended:
-                self.repeats += 1
-                await asyncio.sleep(random.uniform(0.02, 0.2))
-
-    def _heard(self, told: Told, line: bytes) -> None:
-        if not line.endswith(b"\n") or not line.strip():
-            return  # cut off, or a sign of life
-        entry = msgspec.json.decode(line)
-        told.places.append(entry["id"])
-        if entry["type"] == "output":
-            told.output.append((entry["attempt"], entry["data"]["number"]))
-        elif entry["type"] == "end":
-            told.ended = True
-            told.finals.append((entry["data"]["state"], ""))

@@ -6,6 +6,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 PIECE = 64 << 10
+QUEUED = 15.0  # seconds
 Open = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
@@ -15,6 +16,7 @@ class Relay:
     def __init__(self, open_there: Open) -> None:
         self.port = 0
         self.delay = 0.0  # seconds, for each piece
+        self.held = 0  # pieces that a stall keeps back
         self._open = open_there
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -37,10 +39,10 @@ class Relay:
     def flow(self) -> None:
         self._flowing.set()
 
-    def cut(self, share: float = 1.0) -> None:
+    def cut(self, share: float = 1.0, chance: random.Random | None = None) -> None:
         """Resets that share of the connections."""
         for writer in list(self._writers):
-            if random.random() < share:
+            if (chance or random).random() < share:
                 writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -64,7 +66,9 @@ class Relay:
             while piece := await reader.read(PIECE):
                 if self.delay:
                     await asyncio.sleep(self.delay)
+                self.held += 1
                 await self._flowing.wait()
+                self.held -= 1
                 writer.write(piece)
                 await writer.drain()
             if writer.can_write_eof():
@@ -98,9 +102,10 @@ class Front(Relay):
             await asyncio.sleep(0.1)
 
     async def _open_ready(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        ports = [port for port, is_ready in self.replicas.items() if is_ready]
-        if not ports:
-            raise ConnectionRefusedError
+        """Raises OSError; a connection for which no replica is ready waits for one, as a balancer lets it."""
+        async with asyncio.timeout(QUEUED):  # TimeoutError is an OSError
+            while not (ports := [port for port, is_ready in self.replicas.items() if is_ready]):
+                await asyncio.sleep(0.05)
         return await asyncio.open_connection("127.0.0.1", random.choice(ports))
 
 

@@ -12,16 +12,20 @@ import asyncpg
 import msgspec
 from redis.exceptions import RedisError
 
-from tests.chaos import checker
-from tests.chaos.checker import Evidence
+from tests.chaos import submissions
+from tests.chaos.checker import check
 from tests.chaos.clients import Clients
-from tests.chaos.faults import WEIGHTS, Faults, schedule
-from tests.chaos.recorder import Recorder
-from tests.chaos.stage import Stage, open_stage
+from tests.chaos.evidence import Evidence, summary
+from tests.chaos.faults import Faults
+from tests.chaos.journal import events
+from tests.chaos.schedule import WEIGHTS, schedule
+from tests.chaos.stage import LEASE, PREFIX, Stage, open_stage
 
-PREFIX = "tandem:{a}:"
-QUIET = 120.0  # seconds within which everything that was accepted has to end once nothing is hurt any more
-PLACES = ("q:*", "later", "leases", "park:*", "suspects", "key:*", "parked")
+QUIET = 180.0  # seconds within which everything that was accepted has to end once nothing is hurt any more
+# Where jobs stand that are not final, and who holds what.
+PLACES = ("q:*", "later", "leases", "park:*", "suspects", "key:*", "slots:*", "waits:*", "parked", "expiries")
+MANY = 1000  # keys that are read at once
+GONE = -2  # Redis' TTL of a key that has ended since it was listed
 
 
 class Plan(NamedTuple):
@@ -34,7 +38,7 @@ class Plan(NamedTuple):
     fsync: str = "always"
     worker: str = "worker"  # the module that is run as the worker
     faults: Mapping[str, int] = WEIGHTS
-    work: Mapping[str, int] = {}  # other weights of the kinds of work
+    work: Mapping[str, float] = submissions.WEIGHTS
     patience: float = QUIET
 
 
@@ -53,28 +57,28 @@ async def perform(plan: Plan, directory: Path | None = None) -> Result:
         directory.chmod(0o711)  # PostgreSQL's own user passes through it
         stage = await stack.enter_async_context(open_stage(directory, fsync=plan.fsync, worker_module=plan.worker))
         await _table(stage)
-        recorder = Recorder(stage.client)
-        recorder.start()
-        clients = Clients(f"http://127.0.0.1:{stage.front.port}", plan.seed, weights=dict(plan.work))
+        clients = Clients(f"http://127.0.0.1:{stage.front.port}", plan.seed, weights=plan.work)
         stack.push_async_callback(clients.close)
         faults = Faults(stage)
+        supervisor = asyncio.create_task(faults.supervise())
+        stack.callback(supervisor.cancel)
         begun = monotonic()
         clients.start(plan.clients)
-        await faults.run(schedule(plan.seed, plan.seconds, plan.pause, dict(plan.faults)))
+        await faults.run(schedule(plan.seed, plan.seconds, plan.pause, plan.faults, lease=LEASE))
         await asyncio.sleep(max(0.0, begun + plan.seconds - monotonic()))
         driven = monotonic() - begun
         hanging = await _quiet(stage, clients, plan.patience)
-        await recorder.stop()
-        evidence = await _evidence(stage, clients, recorder, faults)
-        broken = [*hanging, *checker.check(evidence), *faults.codes]
+        quiet = monotonic() - begun - driven
+        evidence = await _evidence(stage, clients, faults, lossy=plan.fsync != "always")
+        broken = [*hanging, *check(evidence), *faults.codes]
         figures = {
             "seconds": round(driven, 1),
-            "faults": sum(faults.done.values()),
-            "faults by kind": dict(sorted(faults.done.items())),
+            "faults": sum(faults.done[kind] for kind in plan.faults),
+            "by kind": dict(sorted(faults.done.items())),
             "requests": clients.requests,
             "requests repeated": clients.repeats,
-            "quiet after": round(monotonic() - begun - driven, 1),
-            **checker.summary(evidence),
+            "quiet after": round(quiet, 1),
+            **summary(evidence),
         }
         return Result(broken, figures)
 
@@ -88,7 +92,7 @@ async def _table(stage: Stage) -> None:
 
 
 async def _quiet(stage: Stage, clients: Clients, patience: float) -> list[str]:
-    """Lets everything end; what did not in time, in words."""
+    """Lets everything end, and the ledger catch up; what did not in time, in words."""
     try:
         async with asyncio.timeout(patience):
             await clients.stop()
@@ -103,46 +107,71 @@ async def _all_ended(stage: Stage) -> bool:
     client = stage.client()
     try:
         counts = await client.hgetall(f"{PREFIX}counts")
-        # What a ledger has still to read has no end before it has: that is a moment later.
-        read = not await client.hexists(f"{PREFIX}clock", "ledger") or await client.xlen(f"{PREFIX}events") == 0
-        return read and all(int(count) == 0 for count in counts.values())
+        return not any(map(int, counts.values())) and await client.xlen(f"{PREFIX}events") == 0
     except (RedisError, OSError):
         return False
     finally:
         await client.aclose()
 
 
-async def _evidence(stage: Stage, clients: Clients, recorder: Recorder, faults: Faults) -> Evidence:
-    client = stage.client()
-    try:
-        records: dict[str, dict[str, str]] = {}
-        keys: dict[str, int] = {}
-        members: dict[str, int] = {}
-        async for key in client.scan_iter(f"{PREFIX}*", count=1000):
-            name = key.removeprefix(PREFIX)
-            keys[key] = await client.pttl(key)
-            if name.startswith("job:"):
-                records[name.removeprefix("job:")] = await client.hgetall(key)
-            elif any(name == place or (place.endswith("*") and name.startswith(place[:-1])) for place in PLACES):
-                sized = client.scard if await client.type(key) == "set" else client.zcard
-                members[name] = await sized(key)
-        counts = {name: int(count) for name, count in (await client.hgetall(f"{PREFIX}counts")).items()}
-    finally:
-        await client.aclose()
-    connection = await asyncpg.connect(stage.database, timeout=10)
-    try:
-        applied = [row["key"] for row in await connection.fetch("SELECT key FROM applied")]
-    finally:
-        await connection.close()
-    return Evidence(
+async def _evidence(stage: Stage, clients: Clients, faults: Faults, *, lossy: bool) -> Evidence:
+    found = Evidence(
         told=clients.told,
         effects=[msgspec.json.decode(line) for line in stage.effects.read_bytes().splitlines()],
-        events=recorder.events,
-        records=records,
-        keys=keys,
-        members=members,
-        counts=counts,
-        applied=applied,
         faults=faults.times,
-        crashed=stage.said("[error"),
+        pauses=faults.pauses,
+        crashes=faults.crashes if lossy else (),
+        logged=stage.said("[error"),
     )
+    client = stage.client()
+    try:
+        found.records, found.keys, found.members = await _keys(client)
+        found.counts = {name: int(count) for name, count in (await client.hgetall(f"{PREFIX}counts")).items()}
+    finally:
+        await client.aclose()
+    found.events = list(events(stage.journal))
+    connection = await asyncpg.connect(stage.database, timeout=10)
+    try:
+        found.applied = [row["key"] for row in await connection.fetch("SELECT key FROM applied")]
+        rows = await connection.fetch("SELECT id, state, stamp FROM tandem_jobs")
+        found.ledger = {row["id"]: (row["state"], row["stamp"]) for row in rows}
+    finally:
+        await connection.close()
+    return found
+
+
+async def _keys(client: Any) -> tuple[dict[str, dict[str, str]], dict[str, int], dict[str, int]]:
+    """Records by job id, TTLs by key, sizes of the places by name."""
+    records: dict[str, dict[str, str]] = {}
+    ttls: dict[str, int] = {}
+    members: dict[str, int] = {}
+    names = [name async for name in client.scan_iter(f"{PREFIX}*", count=MANY)]
+    for start in range(0, len(names), MANY):
+        portion = names[start : start + MANY]
+        pipe = client.pipeline(transaction=False)
+        for name in portion:
+            pipe.pttl(name)
+            pipe.type(name)
+        answers = await pipe.execute()
+        kinds = dict(zip(portion, answers[1::2], strict=True))
+        found = dict(zip(portion, answers[::2], strict=True))
+        portion = [name for name in portion if found[name] != GONE]
+        ttls |= {name: found[name] for name in portion}
+        for name in portion:
+            if name.startswith(f"{PREFIX}job:"):
+                pipe.hgetall(name)
+            elif _place(name.removeprefix(PREFIX)):
+                (pipe.scard if kinds[name] == "set" else pipe.zcard)(name)
+            else:
+                pipe.exists(name)
+        for name, value in zip(portion, await pipe.execute(), strict=True):
+            short = name.removeprefix(PREFIX)
+            if short.startswith("job:"):
+                records[short.removeprefix("job:")] = value
+            elif _place(short):
+                members[short] = value
+    return records, ttls, members
+
+
+def _place(name: str) -> bool:
+    return any(name == place or (place.endswith("*") and name.startswith(place[:-1])) for place in PLACES)

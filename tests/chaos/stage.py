@@ -5,11 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic
 from typing import IO, Any
 
 from redis.asyncio import Redis
@@ -18,6 +17,7 @@ from shared.services import free_port, postgres_server, redis_server, tied
 from tests.chaos.relay import Front, Relay, ready
 
 ROOT = Path(__file__).parent.parent.parent
+PREFIX = "tandem:{a}:"
 LEASE = 2.0  # seconds
 DRAIN = 5.0
 START = 180.0  # at most, of everything on a busy machine
@@ -28,7 +28,7 @@ class Process:
     """One of them. What it says is appended to a file of its name."""
 
     def __init__(self, name: str, argv: tuple[str, ...], environment: dict[str, str], log: Path, user: str) -> None:
-        self.name, self.started = name, 0.0
+        self.name = name
         self._argv, self._environment, self._log, self._user = argv, environment, log, user
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
@@ -42,7 +42,6 @@ class Process:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        self.started = monotonic()
         with self._log.open("ab") as log:
             self._process = self._popen(log)
 
@@ -78,11 +77,21 @@ class Process:
 
 
 class Stage:
-    """All of them, the relays between them, and where their data lies."""
+    """All of them, the relays between them, and where their data lies. `settings` are more of the environment."""
 
-    def __init__(self, directory: Path, *, fsync: str, worker_module: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        fsync: str = "always",
+        worker_module: str = "worker",
+        apis: int = APIS,
+        workers: int = WORKERS,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory
         self.effects = directory / "effects"
+        self.journal = directory / "appendonly.aof"
         self.redis_socket = ""
         self.database = ""  # PostgreSQL's URL
         self.front = Front()
@@ -93,6 +102,7 @@ class Stage:
         self.workers: list[Process] = []
         self.api_ports: list[int] = []
         self._fsync, self._worker_module = fsync, worker_module
+        self._counts, self._settings = (apis, workers), settings or {}
 
     async def _open_redis(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_unix_connection(self.redis_socket)
@@ -104,12 +114,15 @@ class Stage:
     async def open(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
         server = redis_server(self.directory)
-        argv = (*server.argv, "--appendfsync", self._fsync)
+        # Never rewritten: the file is the journal of the run.
+        argv = (*server.argv, "--appendfsync", self._fsync, "--auto-aof-rewrite-percentage", "0")
         self.redis_socket = str(self.directory.resolve() / "redis.sock")
         self.redis = self._process("redis", argv, environment)
         self.redis.start()
         database = await asyncio.to_thread(postgres_server, self.directory)
-        database = replace(database, argv=(*database.argv, "-c", "lock_timeout=5s"))
+        # Without it a crash of PostgreSQL forgets what it has committed.
+        options = ("-c", "lock_timeout=5s", "-c", "synchronous_commit=on")
+        database = replace(database, argv=(*database.argv, *options))
         self.database = database.url
         self.postgres = self._process("postgres", database.argv, environment, database.user)
         self.postgres.start()
@@ -123,21 +136,22 @@ class Stage:
             "CHAOS_EFFECTS": str(self.effects),
             "TANDEM_REDIS_URL": f"redis://127.0.0.1:{self.to_redis.port}/0",
             "TANDEM_STORE_URL": f"file://{self.directory}/store",
+            "TANDEM_DATABASE_URL": self.database,
             "TANDEM_SQL__EFFECTS": f"{self.database}?mode=rw",
             "TANDEM_TASKS": "tests.chaos.work",
             "TANDEM_LEASE": f"{LEASE}s",
             "TANDEM_DRAIN": f"{DRAIN}s",
             "TANDEM_LINGER": "2s",
             "PYTHONUNBUFFERED": "1",
+            **self._settings,
         }
-        self.settings(environment)
-        for number in range(APIS):
+        for number in range(self._counts[0]):
             port = free_port()
             self.api_ports.append(port)
             argv = (sys.executable, "-m", "api", "--port", str(port))
             self.apis.append(self._process(f"api-{number}", argv, environment))
             self.start_api(number)
-        for number in range(WORKERS):
+        for number in range(self._counts[1]):
             argv = (sys.executable, "-m", *self._worker_module.split())
             self.workers.append(self._process(f"worker-{number}", argv, environment))
             self.workers[-1].start()
@@ -145,13 +159,10 @@ class Stage:
             while not all([await ready(port) for port in self.api_ports]) or not await self._registered():
                 await asyncio.sleep(0.05)
 
-    def settings(self, environment: dict[str, str]) -> None:
-        """More of the environment: of the ledger."""
-
     async def _registered(self) -> bool:
         client = self.client()
         try:
-            return int(await client.zcard("tandem:{a}:workers")) >= WORKERS
+            return int(await client.zcard(f"{PREFIX}workers")) >= self._counts[1]
         finally:
             await client.aclose()
 
@@ -161,6 +172,12 @@ class Stage:
     def start_api(self, number: int) -> None:
         self.front.replicas[self.api_ports[number]] = False  # until it says otherwise
         self.apis[number].start()
+
+    def serves(self, one: Process) -> bool:
+        """Whether it has come up: an API is ready, a worker has said so."""
+        if one in self.apis:
+            return self.front.replicas[self.api_ports[self.apis.index(one)]]
+        return any(f"-{one.pid}-" in line for line in self.said("worker is ready"))
 
     @property
     def processes(self) -> list[Process]:

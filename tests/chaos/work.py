@@ -20,6 +20,7 @@ class Work(BaseModel):
     seconds: float = 0.0
     fails: int = 0  # attempts that fail before one does not
     count: int = 0  # items, or bytes
+    lock: str = ""
 
 
 @cache
@@ -27,9 +28,9 @@ def _effects() -> int:
     return os.open(os.environ["CHAOS_EFFECTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
 
-def effect(job: Job | SyncJob, payload: Work, word: str, stamp: int = 0) -> None:
-    """`stamp` names the attempt, 0 where its code does not know it."""
-    line = {"job": job.id, "key": payload.key, "attempt": job.attempt, "stamp": stamp, "word": word}
+def effect(job: Job | SyncJob, payload: Work, word: str, stamp: int = 0, fence: int = 0) -> None:
+    """`stamp` names the attempt, 0 where its code does not know it; `fence` is that of a lock."""
+    line = {"job": job.id, "key": payload.key, "attempt": job.attempt, "stamp": stamp, "word": word, "fence": fence}
     # One write to a file opened for appending: lines of several processes do not mix.
     os.write(_effects(), msgspec.json.encode(line) + b"\n")
 
@@ -53,6 +54,30 @@ def thread(job: SyncJob, payload: Work) -> int:
     time.sleep(payload.seconds)
     effect(job, payload, "done")
     return 0
+
+
+@task("chaos.locked")
+async def locked(job: Job, payload: Work) -> int:
+    async with job.lock(payload.lock) as lock:
+        effect(job, payload, f"in {payload.lock}", job.stamp, lock.fence)
+        await asyncio.sleep(payload.seconds)
+        effect(job, payload, f"out {payload.lock}", job.stamp, lock.fence)
+    effect(job, payload, "done", job.stamp)
+    return job.stamp
+
+
+@task("chaos.steps")
+async def steps(job: Job, payload: Work) -> list[int]:
+    """Which attempt did each of its steps."""
+
+    async def do(number: int) -> int:
+        await asyncio.sleep(payload.seconds)
+        effect(job, payload, f"step {number}", job.stamp)
+        return job.stamp
+
+    found = [await job.step(f"step {number}", do, number) for number in range(payload.count)]
+    effect(job, payload, "done", job.stamp)
+    return found
 
 
 @task("chaos.flaky")

@@ -32,6 +32,11 @@ async def test_a_server_that_is_away(tmp_path: Path) -> None:
         assert (await failure(bench, "bare", database="db")).type == "mongo_connection"
 
 
+async def test_the_patience_of_a_url_is_enough_for_a_server_that_answers(tmp_path: Path, mongo_url: str) -> None:
+    async with open_bench(tmp_path, mongo={"main": f"{mongo_url}?serverSelectionTimeoutMS=5000"}) as bench:
+        assert (await bench.run(mongo.find, {"connection": "main", "collection": "none"})) == {"count": 0}
+
+
 async def test_what_is_not_named(tmp_path: Path) -> None:
     async with open_bench(tmp_path, mongo={"bare": f"mongodb://{AWAY}"}) as bench:
         error = await failure(bench, "nope")

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from tests.chaos.relay import Relay
 from tests.conftest import eventually
 from tests.worker.jobs import Bench, open_bench
 from worker.errors import TaskError
@@ -62,6 +63,42 @@ async def sleeping(server: Any) -> int:
     text = "SELECT count(*) FROM pg_stat_activity WHERE query = $1 AND state = 'active'"
     count: int = await server.fetchval(text, SLEEP)
     return count
+
+
+@pytest.mark.parametrize("word", ["BEGIN", "COMMIT"])
+async def test_who_is_cancelled_in_that_moment_leaves_no_transaction_behind(
+    postgres: str, tmp_path: Path, word: str
+) -> None:
+    """What the server has begun is ended with its connection, and not found by the next who gets it."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    parts = urlsplit(postgres)
+    relay = Relay(lambda: asyncio.open_connection(parts.hostname, parts.port))
+    await relay.start()
+    url = postgres.replace(f":{parts.port}/", f":{relay.port}/")
+    try:
+        async with open_bench(tmp_path, sql={"main": f"{url}?mode=rw&maxsize=1"}) as bench:
+            await query(bench, "SELECT 1")
+            connection = bench.resources.sql("main")
+
+            async def work() -> None:
+                async with connection.transaction(timeout=30) as transaction:
+                    await transaction.execute("CREATE TABLE once (key text)")
+                    if word == "COMMIT":
+                        relay.stall()
+
+            if word == "BEGIN":
+                relay.stall()
+            task = asyncio.create_task(work())
+            await eventually(lambda: relay.held)
+            task.cancel()
+            relay.flow()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await query(bench, "SELECT 1 AS one") == [{"one": 1}]
+    finally:
+        await relay.close()
+    assert complaints == []
 
 
 async def test_a_cancelled_job_cancels_its_statement_on_the_server(bench: Bench, server: Any) -> None:

@@ -1,0 +1,8 @@
+"""The same task as it is after the deployment."""
+
+from worker import task
+
+
+@task("deployed.answer", version=2)
+async def answer(payload: int) -> str:
+    return f"newer {payload}"

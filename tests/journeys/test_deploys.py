@@ -1,0 +1,48 @@
+"""Deployments: everything is restarted under load, and nobody notices."""
+
+import signal
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from shared.jobs import State
+from tests.chaos.deploy import SETTINGS, roll
+from tests.chaos.stage import open_stage
+from tests.journeys import newer_tasks, older_tasks
+from tests.journeys.test_crashes import Stage, client, ended, redis_process, registered, stage
+from tests.worker.workers import Client
+
+__all__ = ["client", "redis_process", "stage"]  # fixtures
+
+
+@pytest.mark.timeout(240)
+async def test_a_rolling_restart_fails_no_request_and_charges_no_attempt() -> None:
+    with tempfile.TemporaryDirectory(prefix="tandem-") as directory:
+        Path(directory).chmod(0o711)  # PostgreSQL's own user passes through it
+        async with open_stage(Path(directory), settings=SETTINGS) as stage:
+            rolled = await roll(stage, rate=40)
+            said = stage.said("[error")
+    assert (rolled.failed, rolled.lost, rolled.charged) == ({}, 0, 0), (rolled, said)
+    assert rolled.codes == [0] * 5
+    assert said == []
+    assert rolled.requests > 100
+
+
+async def test_jobs_of_a_newer_version_go_to_newer_workers_alone(stage: Stage, client: Client) -> None:
+    older = stage.worker(tasks=older_tasks.__name__)
+    await registered(client, 1)
+    assert await client.result(await client.submit(older_tasks.answer, 1)) == "older 1"
+    early = [await client.submit(newer_tasks.answer, number) for number in range(5)]
+    for id in early:
+        await client.reaches(id, State.WAITING)
+    newer = stage.worker(tasks=newer_tasks.__name__)
+    await registered(client, 2)
+    both = [await client.submit(newer_tasks.answer, number) for number in range(20)]
+    for number, id in [*enumerate(early), *enumerate(both)]:
+        assert await client.result(id) == f"newer {number}"
+    older.send_signal(signal.SIGTERM)
+    assert await ended(older) == 0
+    # What was submitted before the deployment is no burden to it.
+    assert await client.result(await client.submit(older_tasks.answer, 2)) == "newer 2"
+    assert newer.poll() is None
