@@ -42,6 +42,9 @@ class Process:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
+        """Starts it, also again after it has ended by itself."""
+        if self._process is not None:
+            self._process.communicate()
         with self._log.open("ab") as log:
             self._process = self._popen(log)
 
@@ -187,8 +190,7 @@ class Stage:
         await self.front.close()
         await self.to_redis.close()
         for one in self.processes:
-            if one.alive:
-                await one.end(signal.SIGKILL)
+            await one.end(signal.SIGKILL)
 
     def said(self, word: str) -> list[str]:
         """Lines of the processes' logs with that word."""
