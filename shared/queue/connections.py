@@ -16,7 +16,7 @@ def pool(url: str, *, timeout: float = 5.0, connections: int = 32) -> BlockingCo
         "max_connections": connections,
         "timeout": timeout,
         "socket_timeout": timeout,
-        "socket_connect_timeout": min(timeout, 2.0),
+        "socket_connect_timeout": timeout / 2.5,
     }
     found = watched(url)
     made: BlockingConnectionPool = (

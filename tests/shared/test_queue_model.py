@@ -49,7 +49,7 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.redis: Redis = connect(self.url)
+        self.redis: Redis = connect(self.url, timeout=60)  # nobody waits: the machine may be busy
         self.shard = Shard(self.redis, letter="m", lease=LEASE, grace=GRACE)
         self.workers: list[Worker] = []
         self.claims: list[tuple[Worker, Claimed]] = []  # every token that was ever given out
