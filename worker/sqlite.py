@@ -9,6 +9,7 @@ transaction, not by a query.
 import asyncio
 import re
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -68,6 +69,19 @@ _ACTIONS = {
 }
 
 
+def _choose(connection: sqlite3.Connection, pragma: str, value: object) -> None:
+    """Sets the pragma. Who chooses the journal's mode at the same time is waited for: `timeout` does not cover that."""
+    end = time.monotonic() + BUSY
+    while True:
+        try:
+            connection.execute(f"PRAGMA {pragma}={value}")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+        time.sleep(0.01)  # in the connection's own thread
+
+
 class _Guarded(SqliteClient):
     """Tortoise's client with the file opened as the connection's mode says, and the authorizer set."""
 
@@ -95,7 +109,7 @@ class _Guarded(SqliteClient):
             for pragma, value in self.pragmas.items():
                 # Of a database that it may not write, a connection cannot choose how it is written.
                 if self._writable or not pragma.startswith("journal_"):
-                    connection.execute(f"PRAGMA {pragma}={value}")
+                    _choose(connection, pragma, value)
             return connection
 
         self._connection = await aiosqlite.Connection(connect, iter_chunk_size=rows.FIRST_PORTION)

@@ -113,7 +113,7 @@ local function look_at_job(id)
       put_off(id, r)
     end
   end
-  if r.exp and not r.began and not call('ZSCORE', P .. 'expiries', id) and report('expiry-missing', id) then
+  if r.exp and r.state ~= 'running' and not call('ZSCORE', P .. 'expiries', id) and report('expiry-missing', id) then
     call('ZADD', P .. 'expiries', r.exp, id)
   end
   if r.state == 'running' then
@@ -137,7 +137,7 @@ local function look_at_entry(subject)
   elseif whole(r) then
     local belongs, due = home(r) == key, tonumber(r.due)
     if key == 'expiries' then
-      belongs, due = not FINAL[r.state] and r.exp and not r.began, tonumber(r.exp or nil)
+      belongs, due = not FINAL[r.state] and r.exp and r.state ~= 'running', tonumber(r.exp or nil)
     end
     if not belongs then
       if report('entry-misplaced', subject, r.state) then

@@ -9,4 +9,4 @@ class Examining:
 
     def examine(self: Living) -> None:
         found = self.run(Doctor(self.shard.queue, ledger=None, store=None, pause=0).examine())
-        assert not found.findings
+        assert not found.findings, found.findings
