@@ -7,11 +7,16 @@ Without a URL: an SQLite file and a PostgreSQL (the wheel's) of its own, removed
 
 import argparse
 import asyncio
+import sqlite3
 import statistics
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from time import perf_counter
+
+import asyncpg
 
 from shared.errors import Misconfigured
 from shared.jobs import State, id_of
@@ -92,14 +97,31 @@ def filters(rows: int) -> list[tuple[str, Filter, str | None]]:
     ]
 
 
-async def fill(ledger: Ledger, rows: int) -> None:
-    """`rows` jobs and their tags."""
-    sqlite = ledger.database.sqlite
-    for low in range(0, rows, TURN):
-        high = min(rows, low + TURN) - 1
-        for text in (JOBS, TAGS):
-            await ledger.database.write([(sql(text, low, high, sqlite=sqlite), [()])])
-    await ledger.database.write([("ANALYZE" if sqlite else "ANALYZE tandem_jobs", [()])])
+async def fill(url: str, rows: int) -> None:
+    """`rows` jobs and their tags, over a connection that may take the time it needs."""
+    sqlite = url.startswith("sqlite")
+    texts = [
+        sql(text, low, min(rows, low + TURN) - 1, sqlite=sqlite)
+        for low in range(0, rows, TURN)
+        for text in (JOBS, TAGS)
+    ]
+    if sqlite:
+        await asyncio.to_thread(fill_sqlite, url.removeprefix("sqlite://"), [*texts, "ANALYZE"])
+        return
+    connection = await asyncpg.connect(url)
+    try:
+        for text in (*texts, "ANALYZE tandem_jobs", "ANALYZE tandem_tags"):
+            await connection.execute(text)
+    finally:
+        await connection.close()
+
+
+def fill_sqlite(path: str, texts: Sequence[str]) -> None:
+    """The same for a file."""
+    with closing(sqlite3.connect(path, timeout=60)) as connection:
+        for text in texts:
+            with connection:
+                connection.execute(text)
 
 
 async def measure(name: str, url: str, rows: int) -> None:
@@ -109,7 +131,7 @@ async def measure(name: str, url: str, rows: int) -> None:
     try:
         await database.open()
         begun = perf_counter()
-        await fill(ledger, rows)
+        await fill(url, rows)
         print(f"\n{name}: {rows:,} rows in {perf_counter() - begun:.0f} s\n")
         print("| filter | found | median ms | worst ms |\n|---|---|---|---|")
         for label, wanted, before in filters(rows):
