@@ -145,11 +145,12 @@ class FileStore:
                 os.close(descriptor)
 
     async def load(self, path: str, limit: int) -> bytes:
-        """The whole object. Raises NotFound, and TooLarge above `limit` bytes."""
-        size = await self.size(path)
-        if size > limit:
-            raise TooLarge("the file", limit)
-        return b"".join([piece async for piece in self.read(path, 0, size)])
+        """The whole object, by one call: it may be replaced meanwhile. Raises NotFound, and TooLarge above `limit`."""
+        async with _asking(path):
+            found = await obstore.get_async(self._store, path)
+            if found.meta["size"] > limit:
+                raise TooLarge("the file", limit)
+            return bytes(await found.bytes_async())
 
     async def delete(self, path: str) -> None:
         """Remove the object if it is there."""
