@@ -77,7 +77,7 @@ async def test_a_failure_is_retried_by_the_policy_until_it_is_final(
             raise ValueError(f"attempt {job.attempt}")
         return job.attempt
 
-    async with working(redis_url, tmp_path, flaky) as worker:
+    async with working(redis_url, tmp_path, flaky, lease=60.0) as worker:
         passes, fails = await client.submit(flaky, 2), await client.submit(flaky, 3)
         assert await client.result(passes) == 3
         assert outcomes(await client.record(passes)) == ["failed", "failed", "succeeded"]
