@@ -102,7 +102,7 @@ def make_worker(url: str, directory: Path, *functions: Callable[..., Any], **giv
     """A worker of these tasks; what is no setting goes to arq."""
     fields = {name: given.pop(name) for name in list(given) if name in Settings.model_fields}
     settings = Settings(
-        **{"lease": 1.0, "drain": 0.0, "store_url": f"file://{directory}/store", **fields}, redis_url=url
+        **{"lease": 3.0, "drain": 0.0, "store_url": f"file://{directory}/store", **fields}, redis_url=url
     )
     tasks = {of(function).name: of(function) for function in functions}
     shell = {"handle_signals": False, **given}
