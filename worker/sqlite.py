@@ -9,7 +9,6 @@ transaction, not by a query.
 import asyncio
 import re
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import Any, NoReturn
 from urllib.parse import quote
 
 import aiosqlite
-from tortoise.backends.sqlite.client import SqliteClient
 
+from shared.sqlite import BUSY, Client
 from worker import rows
 from worker.errors import TaskError
 from worker.loading import Loader, Refused, by_column, check_columns, quoted, sqlite_insert, sqlite_values
@@ -26,7 +25,6 @@ from worker.placeholders import Dialect, bind
 from worker.rows import Column, Row
 
 CONNECTIONS = 8  # to one database; each is a thread
-BUSY = 10.0  # seconds that a statement waits for another's lock
 CLOSE = 5.0  # seconds
 LONGEST_VALUE = 64 << 20  # bytes: `zeroblob(1e9)` would otherwise take that much memory
 
@@ -69,21 +67,10 @@ _ACTIONS = {
 }
 
 
-def _choose(connection: sqlite3.Connection, pragma: str, value: object) -> None:
-    """Sets the pragma. Who chooses the journal's mode at the same time is waited for: `timeout` does not cover that."""
-    end = time.monotonic() + BUSY
-    while True:
-        try:
-            connection.execute(f"PRAGMA {pragma}={value}")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > end:
-                raise
-        time.sleep(0.01)  # in the connection's own thread
-
-
-class _Guarded(SqliteClient):
+class _Guarded(Client):
     """Tortoise's client with the file opened as the connection's mode says, and the authorizer set."""
+
+    portion = rows.FIRST_PORTION
 
     def __init__(self, name: str, credentials: Mapping[str, Any], *, writable: bool) -> None:
         super().__init__(connection_name=name, **credentials)
@@ -91,29 +78,23 @@ class _Guarded(SqliteClient):
         self.guarding = False
         self.defining = False  # a statement may change the schema
         self.denied = ""
+        if not writable:
+            # Of a database that it may not write, a connection cannot choose how it is written.
+            self.pragmas = {name: value for name, value in self.pragmas.items() if not name.startswith("journal_")}
 
-    async def create_connection(self, with_db: bool) -> None:  # noqa: ARG002 - the base class's signature
+    def connect(self) -> sqlite3.Connection:
         mode = "rwc" if self._writable else "ro"
-
-        def connect() -> sqlite3.Connection:
-            connection = sqlite3.connect(
-                f"file://{quote(str(Path(self.filename).absolute()))}?mode={mode}",
-                uri=True,
-                timeout=BUSY,
-                isolation_level=None,
-                # A cached statement is not shown to the authorizer again.
-                cached_statements=0,
-            )
-            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
-            connection.set_authorizer(self._authorize)
-            for pragma, value in self.pragmas.items():
-                # Of a database that it may not write, a connection cannot choose how it is written.
-                if self._writable or not pragma.startswith("journal_"):
-                    _choose(connection, pragma, value)
-            return connection
-
-        self._connection = await aiosqlite.Connection(connect, iter_chunk_size=rows.FIRST_PORTION)
-        await self._post_connect()
+        connection = sqlite3.connect(
+            f"file://{quote(str(Path(self.filename).absolute()))}?mode={mode}",
+            uri=True,
+            timeout=BUSY,
+            isolation_level=None,
+            # A cached statement is not shown to the authorizer again.
+            cached_statements=0,
+        )
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
+        connection.set_authorizer(self._authorize)
+        return self.prepared(connection)
 
     @property
     def open(self) -> aiosqlite.Connection:
@@ -152,11 +133,11 @@ class SqliteConnection:
         self._free = asyncio.Semaphore(CONNECTIONS)
         self._idle: list[_Guarded] = []
 
-    def config(self, expanded: Mapping[str, Any]) -> dict[str, Any]:
+    def config(self, expanded: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - PostgreSQL's needs it
         """Tortoise's own form of the connection, for models."""
         # In this order: how the file is written can be chosen only before.
         pragmas = {"journal_mode": "WAL", "query_only": "OFF" if self.writable else "ON"}
-        return {"engine": expanded["engine"], "credentials": {**self._credentials, **pragmas}}
+        return {"engine": "shared.sqlite", "credentials": {**self._credentials, **pragmas}}
 
     async def close(self) -> None:
         while self._idle:

@@ -47,15 +47,16 @@ class Database:
         self.sqlite = url.startswith("sqlite")
         if self.sqlite:
             self._file = Path(given["file_path"])
-            options = {"busy_timeout": int(PATIENCE * 500), **given}
+            engine, options = "shared.sqlite", {"busy_timeout": int(PATIENCE * 500), **given}
         else:
             if (mode := given.pop("sslmode", None)) is not None:  # libpq's name for it
                 given["ssl"] = mode
             if isinstance(given.get("user"), str):
                 given["user"] = unquote(given["user"])
+            engine = expanded["engine"]
             options = {"timeout": CONNECT, "command_timeout": PATIENCE, "application_name": "tandem-jobs", **given}
-        self._config = {
-            "connections": {APP: {"engine": expanded["engine"], "credentials": options}},
+        self._config: dict[str, Any] = {
+            "connections": {APP: {"engine": engine, "credentials": options}},
             "apps": {APP: {"models": ["shared.ledger.models"], "default_connection": APP, "migrations": MIGRATIONS}},
         }
         self._context: TortoiseContext | None = None

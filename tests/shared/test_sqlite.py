@@ -1,0 +1,91 @@
+"""The SQLite client: what cannot be opened, or is cancelled meanwhile, leaves no lock and no thread behind."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tortoise.connection import get_connections
+from tortoise.context import TortoiseContext
+
+from shared.errors import Unavailable
+from shared.ledger.database import Database
+from shared.sqlite import Client
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[Client]:
+    """One whose file cannot be opened before its directory is made."""
+    config = {
+        "connections": {"shop": {"engine": "shared.sqlite", "credentials": {"file_path": str(tmp_path / "a" / "db")}}},
+        "apps": {"tandem": {"models": ["shared.ledger.models"], "default_connection": "shop"}},
+    }
+    with TortoiseContext() as context:
+        await context.init(config=config)
+        connection = get_connections().get("shop")
+        assert isinstance(connection, Client)
+        yield connection
+        await context.close_connections()
+
+
+async def test_a_file_that_could_not_be_opened_is_opened_later(client: Client) -> None:
+    for _ in range(2):
+        with pytest.raises(Exception, match="unable to open"):
+            await client.execute_query("SELECT 1")
+        with pytest.raises(Exception, match="unable to open"):
+            async with client._in_transaction():
+                pass
+    Path(client.filename).parent.mkdir()
+    async with asyncio.timeout(10), client._in_transaction() as connection:
+        await connection.execute_query("SELECT 1")
+
+
+async def test_whoever_is_cancelled_while_a_transaction_begins_leaves_it_to_others(client: Client) -> None:
+    Path(client.filename).parent.mkdir()
+    async with client._in_transaction() as first:
+        await first.execute_query("CREATE TABLE t (a)")
+
+    async def insert() -> None:
+        async with client._in_transaction() as connection:
+            await connection.execute_query("INSERT INTO t VALUES (1)")
+
+    for turns in range(12):
+        task = asyncio.create_task(insert())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    async with asyncio.timeout(10):
+        await insert()
+
+
+def test_who_is_cancelled_while_a_file_is_opened_leaves_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: errors.append(args.exc_value))
+    before = set(threading.enumerate())
+
+    async def cancelled(number: int, turns: int) -> None:
+        database = Database(f"sqlite://{tmp_path}/{number}.db")
+        opening = asyncio.create_task(database.open())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        await database.close()
+
+    for number in range(20):
+        asyncio.run(cancelled(number, number))
+        assert set(threading.enumerate()) <= before
+    assert errors == []
+
+
+async def test_a_ledger_that_is_no_file_is_unavailable_at_once_and_again(tmp_path: Path) -> None:
+    database = Database(f"sqlite://{tmp_path}")
+    for _ in range(2):
+        async with asyncio.timeout(10):
+            with pytest.raises(Unavailable):
+                await database.open()
+    await database.close()
