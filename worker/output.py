@@ -281,6 +281,8 @@ class JobOutput:
 
     async def drain(self) -> None:
         """Returns when all that was said is written, or is known to be refused. Raises TaskError if output was."""
+        if self._flight is None:
+            return  # nothing was said
         if self.dropped > self._told and not self.full:
             count, self._told = self.dropped - self._told, self.dropped
             self._put("log", b'{"level":"warning","message":"%d log entries were dropped"}' % count)
@@ -297,6 +299,8 @@ class JobOutput:
 
     async def _tidy(self) -> None:
         """Moves the rest, so that final jobs do not fill Redis; what cannot be moved soon stays there."""
+        if self._tail <= KEPT and not self._moves:
+            return
         try:
             async with asyncio.timeout(TIDY):
                 moved = True
@@ -317,6 +321,9 @@ class JobOutput:
 
     def abandon(self) -> None:
         """Stops saying anything: the attempt is no longer this worker's."""
+        if self._flight is None:
+            self.full = True  # nothing was said, and nothing will be
+            return
         for task in (self._flight, self._moving):
             if task is not None:
                 task.cancel()
