@@ -102,6 +102,11 @@ class FileStore:
             await writer.close()
         return Written(size, digest.hexdigest())
 
+    async def put(self, path: str, data: bytes) -> None:
+        """Store a few MiB that are in memory, in place of what was there: one call, and nobody learns their hash."""
+        async with _asking(path):
+            await obstore.put_async(self._store, path, data, use_multipart=False)
+
     async def create(self, path: str, data: bytes) -> bool:
         """Store an object unless there is one: of several at once one alone is first, and True."""
         async with _asking(path):

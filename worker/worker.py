@@ -42,7 +42,8 @@ from worker.run import Run
 from worker.task import Task
 from worker.waiting import ended, first
 
-BLOCK = 2.0  # seconds of sleep at most, jittered: bells are only hints
+BLOCK = 4.0  # seconds of sleep at most, jittered: bells are only hints
+FOREIGN = 2.0  # the same where clients of plain arq enqueue, who ring none
 
 log = structlog.get_logger("worker")
 
@@ -292,7 +293,7 @@ class Worker(arq.worker.Worker):
         return self.jobs_complete + self.jobs_retried + self.jobs_failed + len(self.runs)
 
     async def _sleep(self, bells: Any, claim: Claim) -> None:
-        block = BLOCK * random.uniform(0.75, 1)
+        block = (FOREIGN if self._adoption.needed else BLOCK) * random.uniform(0.75, 1)
         if claim.next_due is not None:
             block = min(block, claim.next_due)
         if claim.more or (self.burst and self.runs):
