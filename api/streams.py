@@ -159,7 +159,13 @@ class Stream:
         async for entry in self._reader.entries(record):
             if isinstance(self._format, Table) and entry.attempt < record.attempt and entry.type == "output":
                 continue  # superseded before it was told
-            lines.append(line := self._format.entry(entry))
+            try:
+                line = self._format.entry(entry)
+            except Cut:
+                if lines:
+                    await self._put(b"".join(lines))  # what came before the cut
+                raise
+            lines.append(line)
             size += len(line)
             if size >= PORTION:
                 await self._put(b"".join(lines))
