@@ -160,8 +160,17 @@ async def test_a_file_cut_by_others_is_an_error_and_no_endless_loop(store: FileS
 
 async def test_a_store_that_cannot_write_is_unavailable(store: FileStore, tmp_path: Path) -> None:
     (tmp_path / "a store" / "a").write_bytes(b"a file where a directory is needed")
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match=r"^the file store failed \(Not a directory\)$"):
         await store.write("a/b", b"1")
+
+
+async def test_a_store_that_fails_says_why_without_a_path(store: FileStore, tmp_path: Path) -> None:
+    (tmp_path / "a store" / "a").mkdir()
+    with pytest.raises(Unavailable, match=r"^the file store failed \(Is a directory\)$"):
+        await collect(store.read("a", 0, 1))
+    (tmp_path / "a store" / "b").write_bytes(b"a file where a directory is needed")
+    with pytest.raises(Unavailable, match=r"^the file store failed \(Not a directory\)$"):
+        await collect(store.read("b/c", 0, 1))
 
 
 @pytest.mark.parametrize(
