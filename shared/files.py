@@ -192,7 +192,10 @@ class FileStore:
         """Remove up to `limit` temporaries of dead writers, and empty directories, not touched since `before`."""
         if self._root is None:
             return 0
-        return await asyncio.to_thread(_drop_temporaries, self._root, before, limit)
+        try:
+            return await asyncio.to_thread(_drop_temporaries, self._root, before, limit)
+        except OSError as error:
+            raise Unavailable(f"the file store failed ({_reason(error)})") from error
 
 
 @asynccontextmanager

@@ -363,6 +363,14 @@ async def test_sweeps_beside_each_other_and_beside_writers_do_no_harm(store: Fil
     assert files(root) == sorted(f"jobs/{number}/2/y" for number in range(50))
 
 
+async def test_a_sweep_that_meets_what_it_cannot_look_at_says_so(store: FileStore, tmp_path: Path) -> None:
+    directory = tmp_path / "a store" / "uploads"
+    directory.mkdir()
+    (directory / "x#1").symlink_to("x#1")
+    with pytest.raises(Unavailable, match=r"^the file store failed \(Too many levels of symbolic links\)$"):
+        await sweep(store, keep=60, alive=nobody)
+
+
 async def test_sweep_drops_empty_directories_of_failed_writes(store: FileStore, tmp_path: Path) -> None:
     async def breaks() -> AsyncIterator[bytes]:
         yield b"x" * (2 * MIB)
