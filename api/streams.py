@@ -159,7 +159,13 @@ class Stream:
         async for group in self._reader.groups(record):
             if isinstance(self._format, Table) and group.attempt < record.attempt and group.type == "output":
                 continue  # superseded before it was told
-            parts.append(part := self._format.written(group))
+            try:
+                part = self._format.written(group)
+            except Cut:
+                if parts:
+                    await self._put(b"".join(parts))  # what came before the cut
+                raise
+            parts.append(part)
             size += len(part)
             if size >= PORTION:
                 await self._put(b"".join(parts))
