@@ -4,12 +4,14 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import structlog
 from fastapi import FastAPI
 from redis.exceptions import RedisError
 from starlette.middleware import Middleware
+from starlette.types import Receive, Scope, Send
 
 from api import (
     bulk,
@@ -31,6 +33,7 @@ from api.catalogue import Catalogue
 from api.edge import Edge
 from api.problems import HANDLERS
 from api.requests import Requests
+from api.routing import Shortcuts
 from api.state import State
 from api.submissions import Submissions
 from api.uploads import Joins
@@ -46,6 +49,20 @@ from shared.uploads import sweep
 SWEEP = 3600.0  # seconds between two sweeps of the file store, about
 
 log = structlog.get_logger()
+
+
+class Application(FastAPI):
+    """FastAPI, past which requests go that a shortcut leads to: its layers would do nothing for them."""
+
+    shortcuts = Shortcuts(())
+    edge: Edge
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (plain := self.shortcuts.find(scope)) is not None:
+            scope["app"] = self
+            await self.edge.answer(plain, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -81,7 +98,8 @@ def create_app(settings: Settings) -> FastAPI:
                 requests=requests,
             )
 
-    app = FastAPI(
+    edge = partial(Edge, keys=Keys(settings.keys), requests=requests, drain=drain)
+    app = Application(
         title="Tandem",
         version=_version(),
         lifespan=lifespan,
@@ -92,7 +110,7 @@ def create_app(settings: Settings) -> FastAPI:
         # Our spans are made where a job is: FastAPI would look for a provider in every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         exception_handlers=HANDLERS,
-        middleware=[Middleware(Edge, keys=Keys(settings.keys), requests=requests, drain=drain)],
+        middleware=[Middleware(edge)],
     )
     app.state.drain = drain
     # The hot ones first: routes are tried one after the other.
@@ -103,6 +121,7 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (uploads.router, downloads.router):
         app.router.routes.extend(router.routes)
     requests.name(app.router.routes)
+    app.shortcuts, app.edge = Shortcuts(app.router.routes), edge(app)
     return app
 
 

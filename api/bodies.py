@@ -7,6 +7,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
+from api.exchanges import WHOLE
 from shared.errors import Invalid, Malformed, TooLarge
 
 DEPTH = 64  # of JSON
@@ -44,6 +45,11 @@ def refuse_length(request: Request, limit: int, what: str = "the body") -> None:
 async def read_body(request: Request, limit: int, *, total: float = TOTAL) -> bytes:
     """The whole body. Raises TooLarge above `limit` bytes and HTTPException 408 after `total` seconds or IDLE ones."""
     refuse_length(request, limit)
+    if WHOLE in request.scope.get("extensions", ()):
+        body, _ = await _received(request)
+        if len(body) > limit:
+            raise TooLarge("the body", limit)
+        return body
     loop = asyncio.get_running_loop()
     end = loop.time() + total
     chunks: list[bytes] = []
@@ -51,19 +57,24 @@ async def read_body(request: Request, limit: int, *, total: float = TOTAL) -> by
     try:
         async with asyncio.timeout_at(min(end, loop.time() + IDLE)) as timeout:
             while True:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                if chunk := message.get("body"):
-                    size += len(chunk)
-                    if size > limit:
-                        raise TooLarge("the body", limit)
-                    chunks.append(chunk)
-                if not message.get("more_body", False):
+                chunk, more = await _received(request)
+                size += len(chunk)
+                if size > limit:
+                    raise TooLarge("the body", limit)
+                chunks.append(chunk)
+                if not more:
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
                 timeout.reschedule(min(end, loop.time() + IDLE))
     except TimeoutError:
         raise HTTPException(408, f"the body did not come within {total:g} s, or paused for {IDLE:g} s") from None
+
+
+async def _received(request: Request) -> tuple[bytes, bool]:
+    """The next bytes of the body, and whether there are more. Raises ClientDisconnect."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message.get("body", b""), message.get("more_body", False)
 
 
 def decode(body: bytes | msgspec.Raw, decoder: Any = _any) -> Any:

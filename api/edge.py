@@ -7,17 +7,20 @@ from contextlib import suppress
 
 import structlog
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import OPEN_PATHS, TENANT, Keys
+from api.exchanges import ANSWER
+from api.headers import TRACEPARENT
 from api.problems import of_status, path_of
 from api.requests import Requests
+from api.routing import Plain
 from api.waiting import Drain
 
 # What begins an answer; that of an upgrade has headers too.
 STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 log = structlog.get_logger()
 
@@ -34,6 +37,14 @@ class Edge:
             return
         if scope["type"] not in ("http", "websocket"):
             return  # there are no others, and none is let in unasked
+        known, request_id = self._enter(scope)
+        if known:
+            await self._serve(scope, receive, send, request_id)
+        else:
+            await _unknown(scope)(scope, receive, send)
+
+    def _enter(self, scope: Scope) -> tuple[bool, bytes | None]:
+        """Whether we know who asks, the tenant being in the scope then; and what the client calls the request."""
         authorization = request_id = None
         for name, value in scope["headers"]:
             if name == b"authorization":
@@ -44,12 +55,36 @@ class Edge:
         if not self._keys.open and scope["path"] not in OPEN_PATHS:
             tenant = self._keys.tenant(authorization.decode("latin-1")) if authorization else None
         scope["state"]["tenant"] = tenant
-        if tenant is None:
-            detail = "give an API key: Authorization: Bearer tk_…"
-            problem = of_status(401, detail, headers={"WWW-Authenticate": "Bearer"})
-            await problem.response(scope)(scope, receive, send)
+        return tenant is not None, request_id
+
+    async def answer(self, plain: Plain, scope: Scope, receive: Receive, send: Send) -> None:
+        """The same for a plain endpoint that a shortcut leads to: nothing is between it and this layer."""
+        known, request_id = self._enter(scope)
+        if not known:
+            await _unknown(scope)(scope, receive, send)
             return
-        await self._serve(scope, receive, send, request_id)
+        begun = time.perf_counter()
+        try:
+            response = await plain.respond(scope, receive, send)
+        except ClientDisconnect:
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            response = _unexpected(scope, request_id, error)
+        self._requests.answered(scope, response.status_code, begun)
+        response.raw_headers += self._added(request_id)
+        if type(response) is Response and ANSWER in scope.get("extensions", ()):
+            whole = {"status": response.status_code, "headers": response.raw_headers, "body": response.body}
+            await send({"type": ANSWER, **whole})
+        else:
+            await response(scope, receive, send)
+
+    def _added(self, request_id: bytes | None, *, http: bool = True) -> list[tuple[bytes, bytes]]:
+        """The headers that every answer gets here."""
+        more = [] if request_id is None else [(b"x-request-id", request_id)]
+        if http and self._drain.announced:
+            # An idle connection that we close may carry a request by then.
+            more.append((b"connection", b"close"))
+        return more
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: bytes | None) -> None:
         started, begun = False, time.perf_counter()
@@ -59,10 +94,7 @@ class Edge:
             if message["type"] in STARTS:
                 started = True
                 self._requests.answered(scope, message.get("status", 101), begun)
-                more = [] if request_id is None else [(b"x-request-id", request_id)]
-                if self._drain.announced and message["type"] == "http.response.start":
-                    # An idle connection that we close may carry a request by then.
-                    more.append((b"connection", b"close"))
+                more = self._added(request_id, http=message["type"] == "http.response.start")
                 if more:
                     message = {**message, "headers": [*message.get("headers", ()), *more]}
             await send(message)
@@ -71,16 +103,27 @@ class Edge:
             await self._app(scope, receive, tell)
         except ClientDisconnect:
             return
-        except Exception:
-            trace = trace_id(scope, request_id)
-            log.exception("request failed", trace_id=trace, method=scope.get("method", "WS"), path=path_of(scope))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            problem = _unexpected(scope, request_id, error)
             if started:
                 if scope["type"] == "websocket":
                     with suppress(Exception):  # the client may have gone, or have been sent away
                         await send({"type": "websocket.close", "code": 1011})
                 return  # the server closes the connection, so that the client sees a cut body and not a whole one
-            problem = of_status(500, f"it is logged under the trace id {trace}", more={"trace_id": trace})
-            await problem.response(scope)(scope, receive, tell)
+            await problem(scope, receive, tell)
+
+
+def _unknown(scope: Scope) -> Response:
+    detail = "give an API key: Authorization: Bearer tk_…"
+    return of_status(401, detail, headers={"WWW-Authenticate": "Bearer"}).response(scope)
+
+
+def _unexpected(scope: Scope, request_id: bytes | None, error: Exception) -> Response:
+    """Logs the error; the answer that says no more of it than where to look."""
+    trace = trace_id(scope, request_id)
+    log.error("request failed", trace_id=trace, method=scope.get("method", "WS"), path=path_of(scope), exc_info=error)
+    detail = f"it is logged under the trace id {trace}"
+    return of_status(500, detail, more={"trace_id": trace}).response(scope)
 
 
 def trace_id(scope: Scope, request_id: bytes | None) -> str:

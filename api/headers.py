@@ -1,20 +1,46 @@
 """Request headers and query parameters that mean something to jobs, read as their RFCs say."""
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from api.edge import TRACEPARENT
 from api.waiting import LONGEST
 from shared.durations import seconds
 from shared.errors import Malformed
 
 KEY_BYTES = 255
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"[ \t]*(?:;.*)?')  # a String of RFC 8941, its parameters passed over
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
 _FLAGS = {"true": True, "1": True, "": True, "false": False, "0": False}
+
+
+class Fields(Headers):
+    """Starlette's, for many questions: those for a name that did not come, as most are, look at nothing."""
+
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
+        super().__init__(raw=list(raw))
+        self._first: dict[str, str] = {}
+        for name, value in self._list:
+            self._first.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+
+    def __contains__(self, key: Any) -> bool:
+        return key.lower() in self._first
+
+    def __getitem__(self, key: str) -> str:
+        return self._first[key.lower()]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The first value under this name."""
+        return self._first.get(key.lower(), default)
+
+    def getlist(self, key: str) -> list[str]:
+        """All values under this name."""
+        return super().getlist(key) if key in self else []
 
 
 def idempotency_key(headers: Headers) -> str | None:

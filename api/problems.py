@@ -155,15 +155,10 @@ def of_http(error: HTTPException) -> Problem:
 # ------------------------------------------------------------------------------------------------------------ handlers
 
 
-async def _tandem_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, TandemError):
-        raise error
-    return of_error(error).response(request.scope)
-
-
-async def _http_exception(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
+def explained(request: Request, error: TandemError | HTTPException) -> Response:
+    """The answer to a request that met this error."""
+    if isinstance(error, TandemError):
+        return of_error(error).response(request.scope)
     headers = dict(error.headers or {})
     detail = str(error.detail)
     if error.status_code in (204, 304):
@@ -186,6 +181,12 @@ def _allowed(request: Request) -> set[str]:
     return methods
 
 
+async def _handle(request: Request, error: Exception) -> Response:
+    if not isinstance(error, TandemError | HTTPException):
+        raise error
+    return explained(request, error)
+
+
 async def _validation_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
@@ -194,7 +195,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 
 
 HANDLERS: dict[Any, Any] = {
-    TandemError: _tandem_error,
-    HTTPException: _http_exception,
+    TandemError: _handle,
+    HTTPException: _handle,
     RequestValidationError: _validation_error,
 }

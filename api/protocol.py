@@ -5,10 +5,13 @@ An upgrade to WebSocket goes on in `upgrade.py`.
 
 import asyncio
 from http import HTTPStatus
+from urllib.parse import unquote
 
 import msgspec
+from httptools import parse_url
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.exchanges import CAME, COMING, Exchange
 from api.problems import MEDIA_TYPE, of_status
 
 HEAD = 64 << 10  # bytes of a request's head, and of what follows the last chunk of a body
@@ -73,12 +76,42 @@ class Protocol(HttpToolsProtocol):
         self._silent = self._silent or 1  # in the middle of a read: how many more of it are its own is not known
 
     def on_headers_complete(self) -> None:
-        if self.parser.get_http_version() == "1.1" and [name for name, _ in self.headers].count(b"host") != 1:
+        """Begins to answer, or lets the request wait for the one before."""
+        version = self.parser.get_http_version()
+        if version == "1.1" and [name for name, _ in self.headers].count(b"host") != 1:
             self._wrong = "a request of HTTP/1.1 has one Host header"
             raise NoHostError  # the parser makes it one of its own errors
         self._silent, self._in_message = 0, True
         self._stop_clock()
-        super().on_headers_complete()
+        scope = self.scope
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        if self.parser.should_upgrade() and self._should_upgrade():
+            return
+        url = parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"], scope["query_string"] = url.path, url.query or b""
+        scope["extensions"] = COMING
+        before = self.cycle
+        self.cycle = Exchange(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     def on_body(self, body: bytes) -> None:
         self._silent = 0
@@ -86,6 +119,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._silent, self._in_message = 0, False
+        self.scope["extensions"] = CAME
         super().on_message_complete()
 
     # The head's time.

@@ -1,11 +1,20 @@
-"""How our own routes are made: plain endpoints, and a job's id in a path."""
+"""How our own routes are made, and how a request finds them: plain endpoints, and a job's id in a path."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import cached_property
+from typing import Any
 
 from starlette.convertors import Convertor, register_url_convertor
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+
+from api.headers import Fields
+from api.problems import explained
+from shared.errors import TandemError
+from shared.jobs import ID_LENGTH
 
 
 class JobConvertor(Convertor[str]):
@@ -21,7 +30,17 @@ class JobConvertor(Convertor[str]):
 
 
 register_url_convertor("job", JobConvertor())
-JOB = "/v1/jobs/{id:job}"
+JOBS = "/v1/jobs/"
+JOB = JOBS + "{id:job}"
+
+
+class Asked(Request):
+    """A request whose headers are found without looking at all of them."""
+
+    @cached_property
+    def headers(self) -> Headers:
+        """Read once."""
+        return Fields(self.scope["headers"])
 
 
 class Plain:
@@ -31,5 +50,47 @@ class Plain:
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._answer(Request(scope, receive, send))
+        response = await self.respond(scope, receive, send)
         await response(scope, receive, send)
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> Response:
+        """The answer, also to what is wrong with the request."""
+        request = Asked(scope, receive, send)
+        try:
+            return await self._answer(request)
+        except (TandemError, HTTPException) as error:
+            return explained(request, error)
+
+
+class Shortcuts:
+    """The plain endpoints by method and path: what the router finds by trying one route after the other.
+
+    It knows paths without parameters, and those below a job; whatever it does not know is the router's.
+    """
+
+    def __init__(self, routes: Iterable[Any]) -> None:
+        self._paths: dict[tuple[str, str], Plain] = {}
+        self._of_job: dict[tuple[str, str], Plain] = {}  # by what follows the id
+        for route in routes:
+            if not isinstance(getattr(route, "endpoint", None), Plain):
+                continue
+            table, path = self._paths, route.path
+            if path.startswith(JOB):
+                table, path = self._of_job, path.removeprefix(JOB)
+            if "{" not in path:
+                for method in route.methods:
+                    table.setdefault((method, path), route.endpoint)
+
+    def find(self, scope: Scope) -> Plain | None:
+        """The endpoint of a request, which the scope then tells as the router would."""
+        method, path = scope["method"], scope["path"]
+        found, params = self._paths.get((method, path)), {}
+        if found is None and path.startswith(JOBS):
+            end = len(JOBS) + ID_LENGTH
+            id = path[len(JOBS) : end]
+            if len(id) < ID_LENGTH or "/" in id:
+                return None
+            found, params = self._of_job.get((method, path[end:])), {"id": id}
+        if found is not None:
+            scope["endpoint"], scope["path_params"] = found, params
+        return found
