@@ -22,8 +22,8 @@ from worker.resources import open_resources
 from worker.task import load_tasks
 from worker.worker import Worker
 
-# Objects that are made before the collector looks for cycles among them. A batch of jobs makes a few thousand, which live
-# until it is done: looking at Python's default of 700 finds all of them alive, again and again.
+# Objects that are made before the collector looks for cycles among them. A batch of jobs makes a few thousand, which
+# live until it is done: looking at Python's default of 700 finds all of them alive, again and again.
 YOUNG = 10_000
 
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from shared.telemetry import clean, without_secrets
 from worker.failures import fault
@@ -48,7 +48,7 @@ class Lines:
         self._counting = threading.Lock()
         self._count = self._bytes = self._dropped = 0
 
-    def __enter__(self) -> "Lines":
+    def __enter__(self) -> Self:
         self._outer = _lines.set(self)
         return self
 

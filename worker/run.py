@@ -112,7 +112,6 @@ class Run:
         except ValidationError as error:
             return await self._failed(invalid_payload(error))
         body, failure = b"", None
-        self.deadlines.add(self, limit)
         try:
             body = await self._execute(payload)
         except asyncio.CancelledError:
@@ -120,10 +119,6 @@ class Run:
                 raise
         except Exception as error:  # noqa: BLE001 - whatever a task raises is this attempt's failure, and no more
             failure = error
-        finally:
-            self.deadlines.drop(self)
-            if self.late and self.handle is not None:
-                self.handle.uncancel()
         # Code may turn a cancellation into anything, or into nothing: why it was cancelled decides, not what it did.
         if self.cause in ("cancel", "lost") or (self.cause is not None and failure is not None):
             return self.interrupted()
@@ -149,8 +144,14 @@ class Run:
             self.handle.cancel()
 
     async def _execute(self, payload: Any) -> bytes:
-        body = self.task.encode(await execute(self.task, self.job, payload))
-        return body if len(body) <= LARGEST else await self._keep(body)
+        self.deadlines.add(self, self.options.timeout)
+        try:
+            body = self.task.encode(await execute(self.task, self.job, payload))
+            return body if len(body) <= LARGEST else await self._keep(body)
+        finally:
+            self.deadlines.drop(self)
+            if self.late and self.handle is not None:
+                self.handle.uncancel()  # that was the timeout; what follows is not to be cut short by it
 
     async def _keep(self, body: bytes) -> bytes:
         """A large result becomes a file of the job, and the result names it."""

@@ -338,9 +338,7 @@ class Worker(arq.worker.Worker):
             before.stop("lost")  # its lease ended unseen, and the job came back here
         assert self._opened is not None, "claims are made between opening and closing"  # noqa: S101 - narrows the type
         task, grace = self.known[claimed.task], self.queue.grace
-        run = Run(
-            claimed, task, self._outbox, self._opened, queue=self.queue, grace=grace, deadlines=self._deadlines
-        )
+        run = Run(claimed, task, self._outbox, self._opened, queue=self.queue, grace=grace, deadlines=self._deadlines)
         self.runs[claimed.id] = run
         # Both on the clock of Redis: when it was claimed, and when it could have been.
         self.tally.started(claimed.task, run.job.stamp / 1e6 - claimed.due_ms / 1e3)

@@ -1,0 +1,124 @@
+"""One timer for many deadlines: each is called in its time and once, unless it was dropped."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from worker.deadlines import Deadlines
+
+
+@dataclass(eq=False)
+class Timer:
+    when: float
+    ring: Callable[[], None]
+    clock: "Clock"
+
+    def cancel(self) -> None:
+        self.clock.waiting.remove(self)
+
+
+class Clock:
+    """One that is turned by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.waiting: list[Timer] = []
+        self.set = 0  # timers, so far
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[[], None], /) -> Timer:
+        timer = Timer(when, callback, self)
+        self.waiting.append(timer)
+        self.set += 1
+        return timer
+
+    def turn(self, to: float) -> None:
+        """Goes on to that time, timer by timer."""
+        while due := [timer for timer in self.waiting if timer.when <= 100 + to]:
+            timer = min(due, key=lambda one: one.when)
+            self.waiting.remove(timer)
+            self.now = timer.when
+            timer.ring()
+        self.now = 100 + to
+
+
+class Run:
+    """Notes when it was called; and, `again` given, asks for another time so many seconds later."""
+
+    def __init__(self, clock: Clock, deadlines: Deadlines, again: float | None = None) -> None:
+        self.clock, self.deadlines, self.again = clock, deadlines, again
+        self.calls: list[float] = []
+
+    def overdue(self) -> None:
+        self.calls.append(self.clock.now - 100)
+        if self.again is not None:
+            self.deadlines.add(self, self.again)
+            self.again = None
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def deadlines(clock: Clock) -> Deadlines:
+    return Deadlines(clock)
+
+
+def test_each_is_called_in_its_time_and_once(clock: Clock, deadlines: Deadlines) -> None:
+    runs = [Run(clock, deadlines) for _ in range(4)]
+    for run, seconds in zip(runs, (30, 10, 20, 10), strict=True):
+        deadlines.add(run, seconds)
+    clock.turn(100)
+    assert [run.calls for run in runs] == [[30], [10], [20], [10]]
+    assert not clock.waiting
+
+
+def test_what_is_dropped_is_not_called(clock: Clock, deadlines: Deadlines) -> None:
+    dropped, kept = Run(clock, deadlines), Run(clock, deadlines)
+    deadlines.add(dropped, 10)
+    deadlines.add(kept, 20)
+    deadlines.drop(dropped)
+    deadlines.drop(dropped)  # as often as one likes
+    clock.turn(100)
+    assert (dropped.calls, kept.calls) == ([], [20])
+
+
+def test_one_that_comes_later_may_be_due_before(clock: Clock, deadlines: Deadlines) -> None:
+    late, early = Run(clock, deadlines), Run(clock, deadlines)
+    deadlines.add(late, 60)
+    clock.turn(5)
+    deadlines.add(early, 1)
+    assert len(clock.waiting) == 1
+    clock.turn(100)
+    assert (late.calls, early.calls) == ([60], [6])
+
+
+def test_one_that_is_called_may_ask_for_another_time(clock: Clock, deadlines: Deadlines) -> None:
+    ignores, other = Run(clock, deadlines, again=5), Run(clock, deadlines)
+    deadlines.add(ignores, 10)
+    deadlines.add(other, 12)
+    clock.turn(100)
+    assert (ignores.calls, other.calls) == ([10, 15], [12])
+
+
+def test_a_timer_that_rings_a_little_early_counts(clock: Clock, deadlines: Deadlines) -> None:
+    # Clocks and timers of event loops are whole milliseconds in part.
+    run = Run(clock, deadlines)
+    deadlines.add(run, 10)
+    clock.now += 9.9995
+    clock.waiting.pop().ring()
+    assert run.calls == [pytest.approx(9.9995)]
+
+
+def test_many_short_ones_set_no_timer_each(clock: Clock, deadlines: Deadlines) -> None:
+    for step in range(10_000):
+        run = Run(clock, deadlines)
+        deadlines.add(run, 30)
+        clock.turn(step / 100)
+        deadlines.drop(run)
+    assert clock.set < 10
