@@ -15,7 +15,7 @@ local MS = math.floor(US / 1000)
 local function int(number)
   return string.format('%.0f', number)
 end
-local NOW, LEASE_END = int(US), int(MS + LEASE)
+local NOW, LEASE_END, FORM = int(US), int(MS + LEASE), int(FORMAT)
 
 -- The next version of a record, as text: now, or just above its last one where the clock has not moved on or stepped
 -- back.
@@ -31,7 +31,8 @@ end
 -- is looked for only where the number of fields says that there is more than what all have: 14 as it is submitted, two
 -- more as an attempt begins (began, token), three more as it succeeds (attempts, result, ended). To end a job (`ends`)
 -- one need not know where it would stand again.
-local COMMON = { [14] = true, [16] = true, [19] = true }
+local SUBMITTED, BEGUN, SUCCEEDED = 14, 16, 19
+local COMMON = { [SUBMITTED] = true, [BEGUN] = true, [SUCCEEDED] = true }
 
 local function read(id, ends)
   local job = P .. 'job:' .. id
@@ -39,7 +40,7 @@ local function read(id, ends)
   if COMMON[many] then
     local a = ends and call('HMGET', job, 'state', 'v', 'attempt', 'queue', 'token', 'began')
       or call('HMGET', job, 'state', 'v', 'attempt', 'queue', 'token', 'began', 'prio', 'due', 'tenant', 'max')
-    if many == (a[1] == 'succeeded' and 19 or a[5] and 16 or 14) then
+    if many == (a[1] == 'succeeded' and SUCCEEDED or a[5] and BEGUN or SUBMITTED) then
       return {
         state = a[1], v = a[2], attempt = a[3], queue = a[4], token = a[5] or nil, began = a[6] or nil,
         prio = a[7], due = a[8], tenant = a[9], max = a[10],
@@ -103,7 +104,7 @@ end
 
 -- Two workers were lost under it: it may be what killed them.
 local function suspect(r)
-  return tonumber(r.losses or 0) >= 2
+  return r.losses and tonumber(r.losses) >= 2
 end
 
 local function line_up(id, r)
