@@ -1,8 +1,17 @@
 -- The entry to `running`, twin of `leave`: what a job takes hold of when it starts, and why it may not start now.
 
--- All of a record: a claim hands on most of what a job that waits has.
+-- What a claim needs to know of a record: all of it but for its stamp of submission, see `read`.
 local function read_whole(id)
-  local a, r = call('HGETALL', P .. 'job:' .. id), {}
+  local job = P .. 'job:' .. id
+  if call('HLEN', job) == SUBMITTED then
+    local a = call('HMGET', job, 'state', 'v', 'attempt', 'queue', 'prio', 'due', 'tenant', 'max', 'f', 'task', 'ver', 'opts',
+      'payload')
+    return {
+      state = a[1], v = a[2], attempt = a[3], queue = a[4], prio = a[5], due = a[6], tenant = a[7], max = a[8], f = a[9],
+      task = a[10], ver = a[11], opts = a[12], payload = a[13],
+    }
+  end
+  local a, r = call('HGETALL', job), {}
   for i = 1, #a, 2 do
     r[a[i]] = a[i + 1]
   end
@@ -11,7 +20,7 @@ end
 
 -- A reason names all that a worker has to be, so that of the jobs set aside for one it may take all or none.
 local function obstacle(r, knows)
-  if tonumber(r.f) > FORMAT then
+  if r.f ~= FORM and tonumber(r.f) > FORMAT then
     return 'format:' .. r.queue .. ':' .. r.f
   end
   local version = knows(r.task)
@@ -81,7 +90,7 @@ end
 local function admit(id, r, worker, leases, out)
   local v = stamp(r)
   local token = v .. '.' .. worker
-  r.attempt = int(r.attempt + 1)
+  r.attempt = r.attempt == '0' and '1' or int(r.attempt + 1)
   move(id, r, 'running', v)
   call('HSET', P .. 'job:' .. id, 'state', 'running', 'v', v, 'began', v, 'token', token, 'attempt', r.attempt)
   if r.attempts then

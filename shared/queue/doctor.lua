@@ -67,7 +67,7 @@ local function look_at_running(id, r)
   local worker = string.match(r.token or '', '%.(.*)$')
   if not worker or call('EXISTS', P .. 'worker:' .. worker) == 0 then
     if report('worker-gone', id, int(ends or 0)) then
-      leave(id, nil, 'lost', {})
+      leave(id, nil, 'lost')
       return
     end
   elseif ends and ends > MS + 2 * LEASE and report('lease-too-long', id) then

@@ -39,30 +39,23 @@ local function enter(at, has_room)
     due, state = int(MS + wait), 'scheduled'
   end
   local r = { queue = queue, prio = prio, attempt = '0', due = due }
-  local fields = { -- what every transition needs comes first: Redis looks for a field from there on
-    'state', state, 'v', NOW, 'attempt', '0', 'queue', queue, 'prio', prio, 'due', due, 'tenant', tenant, 'max', max,
-    'f', FORMAT, 'task', task, 'ver', ver, 'opts', opts, 'payload', payload, 'at', NOW,
-  }
-  local function also(name, value)
-    fields[#fields + 1] = name
-    fields[#fields + 1] = value
-  end
+  -- What every transition needs comes first: Redis looks for a field from there on.
+  call('HSET', job, 'state', state, 'v', NOW, 'attempt', '0', 'queue', queue, 'prio', prio, 'due', due, 'tenant', tenant,
+    'max', max, 'f', FORM, 'task', task, 'ver', ver, 'opts', opts, 'payload', payload, 'at', NOW)
   if state == 'scheduled' then
-    also('run', due)
+    call('HSET', job, 'run', due)
   end
   if ck ~= '' then
-    also('ck', ck)
-    also('cl', cl)
+    call('HSET', job, 'ck', ck, 'cl', cl)
   end
   if idem ~= '' then
-    also('idem', idem)
+    call('HSET', job, 'idem', idem)
     call('SET', P .. 'idem:' .. idem, id .. ' ' .. print)
   end
   if expires ~= '' then
-    also('exp', MS + tonumber(expires))
+    call('HSET', job, 'exp', MS + tonumber(expires))
     call('ZADD', P .. 'expiries', MS + tonumber(expires), id)
   end
-  call('HSET', job, unpack(fields))
   move(id, r, state, NOW)
   if state == 'queued' and paused(queue) then
     hold(id, r)

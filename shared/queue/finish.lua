@@ -10,12 +10,8 @@ end
 
 local out = {}
 for at = 4, #ARGV, 7 do
-  out[#out + 1] = leave(ARGV[at], ARGV[at + 1], ARGV[at + 2], {
-    outcome = ARGV[at + 3],
-    body = ARGV[at + 4],
-    delay = tonumber(ARGV[at + 5]),
-    files = ARGV[at + 6],
-  })
+  local id, token, to, outcome, body, delay, files = unpack(ARGV, at, at + 6)
+  out[#out + 1] = leave(id, token, to, outcome, body, delay, files)
 end
 leave_leases()
 commit()

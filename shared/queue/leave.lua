@@ -60,11 +60,10 @@ local function wake(r)
   wake_task(r)
 end
 
--- The final transition sets the TTLs, of the record and of what belongs to it, unless a ledger is yet to read it.
-local function close(id, r, v, fields)
-  fields[#fields + 1] = 'ended'
-  fields[#fields + 1] = v
-  call('HSET', P .. 'job:' .. id, unpack(fields))
+-- The final transition sets the TTLs, of the record and of what belongs to it, unless a ledger is yet to read it. Names
+-- and values of other fields that it writes come last.
+local function close(id, r, v, ...)
+  call('HSET', P .. 'job:' .. id, 'state', r.state, 'v', v, 'ended', v, ...)
   if not followed() then
     fade(id, r)
   end
@@ -80,13 +79,11 @@ local function drop(id, r, to, why)
   end
   local v = stamp(r)
   move(id, r, to, v)
-  local fields = { 'state', to, 'v', v }
   if to == 'cancelled' then
-    fields[5], fields[6] = 'cancel', v
+    close(id, r, v, 'cancel', v)
   else
-    fields[5], fields[6] = 'error', why
+    close(id, r, v, 'error', why)
   end
-  close(id, r, v, fields)
   if woken then
     wake(r)
   end
@@ -108,12 +105,13 @@ local function remember(r, v, outcome)
 end
 
 -- Out of `running`. `token` nil: the holder is gone, and its lease with it. `to`: succeeded, failed, cancelled,
--- retrying (after `o.delay` ms), queued (handed back, uncharged) or lost. Returns what the caller may tell:
--- 'ok' (also for a repeat, which the record's last token gives away), 'lost' or 'gone'.
+-- retrying (after `delay` ms), queued (handed back, uncharged) or lost. `body`: JSON of the result or the error, `files`
+-- of what is published. Returns what the caller may tell: 'ok' (also for a repeat, which the record's last token gives
+-- away), 'lost' or 'gone'.
 local leases_left = {}
 
-local function leave(id, token, to, o)
-  local r = read(id)
+local function leave(id, token, to, outcome, body, delay, files)
+  local r = read(id, FINAL[to])
   if not r.state then
     return 'gone'
   end
@@ -125,7 +123,6 @@ local function leave(id, token, to, o)
   end
 
   local lost = to == 'lost'
-  local outcome, fields = o.outcome or to, nil
   if r.cancel then
     to, outcome = 'cancelled', 'cancelled' -- a request to cancel wins over every other outcome
   elseif lost then
@@ -133,16 +130,16 @@ local function leave(id, token, to, o)
     r.losses = tonumber(r.losses or 0) + 1
     local last = r.losses >= 3 and 'three workers were lost while they ran this job, so no other one gets it'
       or tonumber(r.attempt) >= tonumber(r.max) and 'the worker that ran the last of its attempts was lost'
-    o.body = explain('worker_lost', last or 'the worker that ran this attempt was lost', r.attempt)
+    body = explain('worker_lost', last or 'the worker that ran this attempt was lost', r.attempt)
     to = last and 'failed' or 'queued'
   elseif to == 'retrying' and tonumber(r.attempt) >= tonumber(r.max) then
     to = 'failed'
-  elseif to == 'retrying' and late(r, MS + o.delay) then
+  elseif to == 'retrying' and late(r, MS + delay) then
     to = 'failed'
-    o.body = but(o.body, 'there is no other attempt, as it would start after the expires_in')
+    body = but(body, 'there is no other attempt, as it would start after the expires_in')
   end
 
-  local v = stamp(r)
+  local job, v = P .. 'job:' .. id, stamp(r)
   local lines = remember(r, v, outcome)
   leases_left[#leases_left + 1] = id
   if r.ck then
@@ -158,48 +155,38 @@ local function leave(id, token, to, o)
     r.attempt = tonumber(r.attempt) - 1 -- refunded: the number is for people and policy, the token is the fence
   end
   move(id, r, to, v)
-  fields = { 'state', to, 'v', v, 'attempts', lines }
-  local function also(name, value)
-    fields[#fields + 1] = name
-    fields[#fields + 1] = value
-  end
   if not token then
-    also('token', '') -- whoever held it may finish its code, not the job
+    call('HSET', job, 'token', '') -- whoever held it may finish its code, not the job
+  end
+  if lost and to ~= 'cancelled' then
+    call('HSET', job, 'losses', r.losses)
   end
 
-  if FINAL[to] then
-    if to == 'succeeded' then
-      also('result', o.body)
-      if o.files ~= '' then
-        also('files', o.files)
-      end
-    elseif to == 'failed' then
-      also('error', o.body)
-      if lost then
-        also('losses', r.losses)
-      end
+  if to == 'succeeded' then
+    close(id, r, v, 'attempts', lines, 'result', body)
+    if files ~= '' then
+      call('HSET', job, 'files', files)
     end
-    close(id, r, v, fields)
-    wake(r)
-    return 'ok'
-  end
-  if r.exp then
-    call('ZADD', P .. 'expiries', r.exp, id)
-  end
-  if to == 'retrying' then
-    r.due = MS + o.delay
-    also('due', r.due)
-    also('error', o.body)
-    put_off(id, r)
+  elseif to == 'failed' then
+    close(id, r, v, 'attempts', lines, 'error', body)
+  elseif to == 'cancelled' then
+    close(id, r, v, 'attempts', lines)
   else
-    also('attempt', r.attempt)
-    if lost then
-      also('losses', r.losses)
-      also('error', o.body)
+    if r.exp then
+      call('ZADD', P .. 'expiries', r.exp, id)
     end
-    line_up(id, r) -- at its original due score, ahead of the backlog
+    if to == 'retrying' then
+      r.due = MS + delay
+      call('HSET', job, 'state', to, 'v', v, 'attempts', lines, 'due', r.due, 'error', body)
+      put_off(id, r)
+    else
+      call('HSET', job, 'state', to, 'v', v, 'attempts', lines, 'attempt', r.attempt)
+      if lost then
+        call('HSET', job, 'error', body)
+      end
+      line_up(id, r) -- at its original due score, ahead of the backlog
+    end
   end
-  call('HSET', P .. 'job:' .. id, unpack(fields))
   wake(r)
   return 'ok'
 end

@@ -25,7 +25,7 @@ if holder and holder ~= me then
   if not holds_still(holder) then
     hand_on(tenant, name)
   elseif other ~= id and ends <= MS and pulse(call('HMGET', P .. 'clock', 'tick', 'grace')) then
-    leave(other, nil, 'lost', {}) -- nobody else need come by for the lock to be free
+    leave(other, nil, 'lost') -- nobody else need come by for the lock to be free
     leave_leases()
   end
   holder = call('HGET', lock, 'holder')

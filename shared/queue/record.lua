@@ -15,7 +15,7 @@ local MS = math.floor(US / 1000)
 local function int(number)
   return string.format('%.0f', number)
 end
-local NOW, LEASE_END = int(US), int(MS + LEASE)
+local NOW, LEASE_END, FORM = int(US), int(MS + LEASE), int(FORMAT)
 
 -- The next version of a record, as text: now, or just above its last one where the clock has not moved on or stepped
 -- back.
@@ -29,18 +29,21 @@ end
 
 -- What a transition needs to know of a record. Redis looks for a field from the first one on, so what few records have
 -- is looked for only where the number of fields says that there is more than what all have: 14 as it is submitted, two
--- more as an attempt begins (began, token), three more as it succeeds (attempts, result, ended).
-local COMMON = { [14] = true, [16] = true, [19] = true }
+-- more as an attempt begins (began, token), three more as it succeeds (attempts, result, ended). To end a job (`ends`)
+-- one need not know where it would stand again.
+local SUBMITTED, BEGUN, SUCCEEDED = 14, 16, 19
+local COMMON = { [SUBMITTED] = true, [BEGUN] = true, [SUCCEEDED] = true }
 
-local function read(id)
+local function read(id, ends)
   local job = P .. 'job:' .. id
   local many = call('HLEN', job)
   if COMMON[many] then
-    local a = call('HMGET', job, 'state', 'v', 'attempt', 'queue', 'prio', 'due', 'tenant', 'max', 'token', 'began')
-    if many == (a[1] == 'succeeded' and 19 or a[9] and 16 or 14) then
+    local a = ends and call('HMGET', job, 'state', 'v', 'attempt', 'queue', 'token', 'began')
+      or call('HMGET', job, 'state', 'v', 'attempt', 'queue', 'token', 'began', 'prio', 'due', 'tenant', 'max')
+    if many == (a[1] == 'succeeded' and SUCCEEDED or a[5] and BEGUN or SUBMITTED) then
       return {
-        state = a[1], v = a[2], attempt = a[3], queue = a[4], prio = a[5], due = a[6], tenant = a[7], max = a[8],
-        token = a[9] or nil, began = a[10] or nil,
+        state = a[1], v = a[2], attempt = a[3], queue = a[4], token = a[5] or nil, began = a[6] or nil,
+        prio = a[7], due = a[8], tenant = a[9], max = a[10],
       }
     end
   elseif many == 0 then
@@ -101,7 +104,7 @@ end
 
 -- Two workers were lost under it: it may be what killed them.
 local function suspect(r)
-  return tonumber(r.losses or 0) >= 2
+  return r.losses and tonumber(r.losses) >= 2
 end
 
 local function line_up(id, r)

@@ -34,7 +34,7 @@ end
 local function settle(limit)
   local ended = call('ZRANGEBYSCORE', P .. 'leases', '-inf', MS, 'LIMIT', 0, limit)
   for i = 1, #ended do
-    if leave(ended[i], nil, 'lost', {}) ~= 'ok' then
+    if leave(ended[i], nil, 'lost') ~= 'ok' then
       leases_left[#leases_left + 1] = ended[i] -- no record behind it
     end
   end
