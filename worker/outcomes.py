@@ -2,12 +2,14 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 
 import structlog
 
 from shared.errors import Unavailable
 from shared.queue import Batch, Finish, Queue
+from worker.metrics import Tally
 
 MOST = 2000  # outcomes that may wait to be written before no more jobs are claimed
 
@@ -27,10 +29,11 @@ class Outcomes:
         *,
         away: Callable[[], None],
         room: Callable[[], None],
+        tally: Tally,
     ) -> None:
         self.unwritten = 0
         self._none = asyncio.Event()  # nothing is unwritten any more
-        self._queue, self._held, self._away, self._room = queue, held, away, room
+        self._queue, self._held, self._away, self._room, self._tally = queue, held, away, room, tally
         self._batch = Batch(self._write, limit=500, room=1 << 20, size=lambda one: len(one.body) + 256, waiting=1 << 20)
 
     @property
@@ -41,7 +44,8 @@ class Outcomes:
     def put(self, finish: Finish) -> None:
         """Has it written, for as long as it takes."""
         self.unwritten += 1
-        self._batch.call(finish).add_done_callback(lambda written: self._written(finish, written))
+        since = time.monotonic()
+        self._batch.call(finish).add_done_callback(lambda written: self._written(finish, written, since))
 
     async def all_written(self) -> None:
         """Returns when nothing is unwritten."""
@@ -49,7 +53,8 @@ class Outcomes:
             self._none.clear()
             await self._none.wait()
 
-    def _written(self, finish: Finish, answer: "asyncio.Future[str]") -> None:
+    def _written(self, finish: Finish, answer: "asyncio.Future[str]", since: float) -> None:
+        self._tally.written(time.monotonic() - since)
         self.unwritten -= 1
         if self.unwritten == MOST - 1:
             self._room()
@@ -69,10 +74,14 @@ class Outcomes:
         # The fence decides what an outcome is worth that comes late.
         pause = 0.05
         while True:
+            began = time.monotonic()
             try:
-                return await self._queue.finish(outcomes)
+                words = await self._queue.finish(outcomes)
             except Unavailable as error:
                 self._away()
                 log.warning("Redis is away", during="finish", outcomes=len(outcomes), error=str(error))
                 await asyncio.sleep(pause * random.uniform(0.5, 1))
                 pause = min(2 * pause, 2.0)
+            else:
+                self._tally.spent("finish", time.monotonic() - began, len(outcomes))
+                return words
