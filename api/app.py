@@ -74,7 +74,8 @@ def create_app(settings: Settings) -> FastAPI:
         async with AsyncExitStack() as stack:
             redis = connect(settings.redis_url)
             stack.push_async_callback(redis.aclose)
-            queue = Queue(redis, lease=settings.lease, keep=settings.keep, backlog=settings.max_backlog)
+            lease, keep = settings.lease, settings.keep
+            queue = Queue(redis, lease=lease, keep=keep, backlog=settings.max_backlog, heard=requests.heard)
             stack.push_async_callback(queue.close)
             store = await stack.enter_async_context(open_store(settings.store_url))
             joins = Joins()

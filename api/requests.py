@@ -12,11 +12,15 @@ from starlette.types import Scope
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"  # set by api/processes.py: the directory in which processes add up their numbers
 METHODS = frozenset("GET HEAD POST PUT PATCH DELETE OPTIONS".split())
+CALLS = ("submit", "read", "output")  # see `Queue`
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)  # seconds
 
 
 class Requests:
-    """Requests by route, method and status, and the time until the answer begins (a stream may go on for hours)."""
+    """Requests by route, method and status, and the time until the answer begins (a stream may go on for hours).
+
+    Of that time, what they waited for Redis: summed, as it is measured for those that go there together.
+    """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -29,6 +33,11 @@ class Requests:
             buckets=BOUNDS,
             registry=self._registry,
         )
+        calls = Counter("tandem_http_redis_calls", "Answers of Redis.", ("call",), registry=self._registry)
+        seconds = Counter(
+            "tandem_http_redis_seconds", "For how long they were waited for.", ("call",), registry=self._registry
+        )
+        self._waits = {call: (calls.labels(call).inc, seconds.labels(call).inc) for call in CALLS}
         self._paths: dict[Any, str] = {}
         self._known: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
 
@@ -47,6 +56,12 @@ class Requests:
             known = self._known[key] = (count.inc, self._times.labels(*key[:2]).observe)
         known[0]()
         known[1](time.perf_counter() - begun)
+
+    def heard(self, call: str, count: int, seconds: float) -> None:
+        """So many answers of Redis came together, for which so many seconds were waited in all."""
+        calls, waited = self._waits[call]
+        calls(count)
+        waited(seconds)
 
     def collect(self) -> Iterable[Metric]:
         """The families, of all processes that serve together."""

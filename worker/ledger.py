@@ -20,6 +20,7 @@ from shared.ledger.rows import row
 from shared.queue import Events, Facts, Taken
 from shared.queue.events import READ
 from shared.settings import Settings
+from worker.metrics import Spent, untold
 
 PACE = 0.2  # seconds between two batches
 BUSY_PACE = 1.0  # while jobs run: a short one then comes as one row and not as three
@@ -35,11 +36,19 @@ log = structlog.get_logger("ledger")
 
 
 class Projection:
-    """One consumer. `busy` says whether jobs of this worker run, which go first."""
+    """One consumer. `busy` says whether jobs of this worker run, which go first; `spent` is told of each batch."""
 
     def __init__(
-        self, events: Events, ledger: Ledger, settings: Settings, *, consumer: str, busy: Callable[[], bool]
+        self,
+        events: Events,
+        ledger: Ledger,
+        settings: Settings,
+        *,
+        consumer: str,
+        busy: Callable[[], bool],
+        spent: Spent = untold,
     ) -> None:
+        self._spent = spent
         self._events, self._ledger, self._settings = events, ledger, settings
         self._consumer, self._busy = consumer, busy
         self.idle, self.look = IDLE * settings.lease, settings.lease
@@ -97,8 +106,13 @@ class Projection:
             begun = time.monotonic()
             facts = await self._events.facts(ids[at : at + MANY], room=ROOM, entry=taken.entries[0])
             rows = _rows(ids[at : at + len(facts)], facts)
+            read = time.monotonic()
             await self._save(rows)
+            saved = time.monotonic()
             await self._events.projected([], [(one.id, one.stamp) for one in rows if one.final])
+            self._spent("ledger_read", read - begun, len(rows))
+            self._spent("ledger_write", saved - read, len(rows))
+            self._spent("ledger_acknowledge", time.monotonic() - saved, len(rows))
             at += len(facts)
             if self._busy():
                 await asyncio.sleep(SHARE * min(time.monotonic() - begun, LONGEST))

@@ -5,7 +5,8 @@ The library's own counters take a lock and some microseconds an observation; a j
 
 import contextlib
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
+from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -14,6 +15,11 @@ from prometheus_client.registry import Collector
 
 from shared.errors import Misconfigured
 from shared.queue import Finish
+
+# What a worker does for many jobs at once: round trips to Redis, segments of output on their way to the file store, and
+# the ledger's batches: what is read from Redis, written to SQL, and then acknowledged.
+Phase = Literal["claim", "finish", "report", "archive", "ledger_read", "ledger_write", "ledger_acknowledge"]
+Spent = Callable[[Phase, float, int], None]  # see `Tally.spent`
 
 BOUNDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 600.0)  # seconds, the upper ends of the buckets
 
@@ -40,14 +46,21 @@ class Times:
         return sums
 
 
+def untold(phase: Phase, seconds: float, items: int) -> None:
+    """For whom nobody counts."""
+
+
 class Tally(Collector):
-    """Attempts by task and outcome, how long they waited and ran. Counted on the loop, read in any thread."""
+    """Attempts by task and outcome, where their time goes and the worker's. Counted on the loop, read in any thread."""
 
     def __init__(self, running: Sized, capacity: int) -> None:
         self._running, self._capacity = running, capacity
         self._outcomes: dict[tuple[str, str], int] = {}
         self._waits: dict[str, Times] = {}
         self._runs: dict[str, Times] = {}
+        self._writes = Times()
+        self._phases: dict[Phase, Times] = {phase: Times() for phase in get_args(Phase)}
+        self._items: dict[Phase, int] = dict.fromkeys(self._phases, 0)
 
     def started(self, task: str, waited: float) -> None:
         """An attempt starts, `waited` seconds after it was due."""
@@ -65,6 +78,15 @@ class Tally(Collector):
             times = self._runs[task] = Times()
         times.add(ran)
 
+    def written(self, seconds: float) -> None:
+        """An outcome is written, so many seconds after its attempt ended."""
+        self._writes.add(seconds)
+
+    def spent(self, phase: Phase, seconds: float, items: int) -> None:
+        """A batch of so many items (jobs, outcomes, reports, entries of output, rows) has taken so long."""
+        self._phases[phase].add(seconds)
+        self._items[phase] += items
+
     def collect(self) -> Iterator[Metric]:
         """The families."""
         yield GaugeMetricFamily("tandem_worker_running", "Attempts that run on this worker.", len(self._running))
@@ -77,12 +99,20 @@ class Tally(Collector):
         yield attempts
         yield _histogram("tandem_attempt_wait_seconds", "From when a job was due to its start.", self._waits)
         yield _histogram("tandem_attempt_run_seconds", "How long attempts ran.", self._runs)
+        writes = "From an attempt's end to its outcome in Redis."
+        yield HistogramMetricFamily("tandem_attempt_write_seconds", writes, self._writes.buckets(), self._writes.total)
+        phases = "What the worker does for many jobs at once, a batch each."
+        yield _histogram("tandem_worker_phase_seconds", phases, self._phases, label="phase")
+        items = CounterMetricFamily("tandem_worker_phase_items", "What those batches held.", labels=("phase",))
+        for phase, count in self._items.items():
+            items.add_metric((phase,), count)
+        yield items
 
 
-def _histogram(name: str, text: str, times: Mapping[str, Times]) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(name, text, labels=("task",))
-    for task, one in list(times.items()):
-        family.add_metric((task,), one.buckets(), one.total)
+def _histogram(name: str, text: str, times: Mapping[Any, Times], *, label: str = "task") -> HistogramMetricFamily:
+    family = HistogramMetricFamily(name, text, labels=(label,))
+    for value, one in list(times.items()):
+        family.add_metric((value,), one.buckets(), one.total)
     return family
 
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 
 import structlog
 
 from shared.errors import Unavailable
 from shared.queue import Batch, Finish, Queue
+from worker.metrics import Tally
 
 MOST = 2000  # outcomes that may wait to be written before no more jobs are claimed
 
@@ -27,11 +29,14 @@ class Outcomes:
         *,
         away: Callable[[], None],
         room: Callable[[], None],
+        tally: Tally,
     ) -> None:
         self.unwritten = 0
         self._none = asyncio.Event()  # nothing is unwritten any more
-        self._queue, self._held, self._away, self._room = queue, held, away, room
-        self._batch = Batch(self._write, limit=500, room=1 << 20, size=lambda one: len(one.body) + 256, waiting=1 << 20)
+        self._queue, self._held, self._away, self._room, self._tally = queue, held, away, room, tally
+        self._batch = Batch(
+            self._write, limit=500, room=1 << 20, size=lambda one: len(one[0].body) + 256, waiting=1 << 20
+        )
 
     @property
     def full(self) -> bool:
@@ -41,7 +46,7 @@ class Outcomes:
     def put(self, finish: Finish) -> None:
         """Has it written, for as long as it takes."""
         self.unwritten += 1
-        self._batch.call(finish)
+        self._batch.call((finish, time.monotonic()))
 
     async def all_written(self) -> None:
         """Returns when nothing is unwritten."""
@@ -49,12 +54,15 @@ class Outcomes:
             self._none.clear()
             await self._none.wait()
 
-    async def _write(self, outcomes: list[Finish]) -> list[str]:
+    async def _write(self, load: list[tuple[Finish, float]]) -> list[str]:
         # What follows is done here for all of them, since a callback each takes longer than the rest of it.
+        outcomes = [finish for finish, _ in load]
         answers: list[str] = []
         try:
             answers = await self._answers(outcomes)
-            for finish, answer in zip(outcomes, answers, strict=True):
+            now = time.monotonic()
+            for (finish, since), answer in zip(load, answers, strict=True):
+                self._tally.written(now - since)
                 if answer != "ok":
                     log.warning("an outcome came too late", job_id=finish.id, outcome=finish.outcome, answer=answer)
         except Exception:
@@ -81,10 +89,14 @@ class Outcomes:
         # The fence decides what an outcome is worth that comes late.
         pause = 0.05
         while True:
+            began = time.monotonic()
             try:
-                return await self._queue.finish(outcomes)
+                words = await self._queue.finish(outcomes)
             except Unavailable as error:
                 self._away()
                 log.warning("Redis is away", during="finish", outcomes=len(outcomes), error=str(error))
                 await asyncio.sleep(pause * random.uniform(0.5, 1))
                 pause = min(2 * pause, 2.0)
+            else:
+                self._tally.spent("finish", time.monotonic() - began, len(outcomes))
+                return words

@@ -9,6 +9,7 @@ Writers wait while their job's buffer is full: for Redis and the file store, nev
 import asyncio
 import contextlib
 import random
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import cached_property
@@ -22,6 +23,7 @@ from shared.files import FileStore
 from shared.queue import Batch, Chunk, Queue, Report
 from shared.segments import write_segment
 from worker.errors import TaskError
+from worker.metrics import Spent, untold
 from worker.waiting import patiently
 
 CHUNK = 64 << 10  # bytes of one report
@@ -43,15 +45,17 @@ log = structlog.get_logger("worker")
 class Outbox:
     """The reports of all jobs of a worker, many a round trip, and their way on to the file store.
 
-    `limit`: bytes that a job may say in all.
+    `limit`: bytes that a job may say in all; `spent` is told of each round trip and each move.
     """
 
-    def __init__(self, queue: Queue, store: FileStore, *, limit: int) -> None:
+    def __init__(self, queue: Queue, store: FileStore, *, limit: int, spent: Spent = untold) -> None:
         async def send(letters: list[list[Report]]) -> list[list[str]]:
-            words = iter(await queue.report([report for letter in letters for report in letter], limit=limit))
+            reports, began = [report for letter in letters for report in letter], time.monotonic()
+            words = iter(await queue.report(reports, limit=limit))
+            spent("report", time.monotonic() - began, len(reports))
             return [list(islice(words, len(letter))) for letter in letters]
 
-        self.limit = limit
+        self.limit, self._spent = limit, spent
         self.clock = asyncio.get_running_loop().time
         self._queue, self._store = queue, store
         self._batch = Batch(send, limit=50, room=1 << 20, size=lambda letter: sum(len(one.body) for one in letter))
@@ -67,12 +71,15 @@ class Outbox:
         None: the job is no longer held under this token. Raises Unavailable for a store that fails; waits for Redis.
         """
         async with self._moves:
+            began = time.monotonic()
             chunks = await patiently(lambda: self._oldest(id))
             if not chunks:
                 return 0
             segment = await write_segment(self._store, id, chunks)
             weight = sum(chunk.weight for chunk in chunks)
-            return await patiently(lambda: self._queue.archive(id, token, segment, weight))
+            left = await patiently(lambda: self._queue.archive(id, token, segment, weight))
+            self._spent("archive", time.monotonic() - began, len(chunks))
+            return left
 
     async def _oldest(self, id: str) -> list[Chunk]:
         found: list[Chunk] = []

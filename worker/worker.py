@@ -101,7 +101,8 @@ class Worker(arq.worker.Worker):
         calls = {"claim": self._claim, "register": self._register}
         url = settings.redis_url
         self.news = News(self.queue, url, self.runs, self._claiming, worker=self.id, tasks=self.digest, **calls)
-        self._outcomes = Outcomes(self.queue, self.news.heart.held, away=self.news.distrust, room=self._changed.set)
+        away, room = self.news.distrust, self._changed.set
+        self._outcomes = Outcomes(self.queue, self.news.heart.held, away=away, room=room, tally=self.tally)
         crons = {job.name for job in self.cron_jobs}
         self._adoption = Adoption(self.queue, {name: task.entry for name, task in self.known.items()}, crons)
 
@@ -115,10 +116,11 @@ class Worker(arq.worker.Worker):
         async with AsyncExitStack() as stack:
             stack.enter_context(serving(self.tally, self.settings.metrics_host, self.settings.metrics_port))
             self._opened = await stack.enter_async_context(self._resources())
-            self._outbox = Outbox(self.queue, self._opened.files, limit=self.settings.max_output)
+            limit, spent = self.settings.max_output, self.tally.spent
+            self._outbox = Outbox(self.queue, self._opened.files, limit=limit, spent=spent)
             ledger = await stack.enter_async_context(open_ledger(self.settings))
             projection = Projection(
-                self.queue.events, ledger, self.settings, consumer=self.id, busy=lambda: bool(self.runs)
+                self.queue.events, ledger, self.settings, consumer=self.id, busy=lambda: bool(self.runs), spent=spent
             )
             if self.on_startup:
                 await self.on_startup(self.ctx)
@@ -314,12 +316,13 @@ class Worker(arq.worker.Worker):
                 return None
             if self.news.doubt:
                 await self.news.beat()
-            self._asked = True
+            self._asked, began = True, time.monotonic()
             # The number grows only once an answer has come: a lost one is asked for again.
             claim = await self.queue.claim(
                 self.id, self._claim_number + 1, slots=slots, tasks=self.digest, queues=self.settings.queues
             )
             self._asked = False
+            self.tally.spent("claim", time.monotonic() - began, len(claim.jobs))
             if not claim.known:
                 await self._register()
                 return None

@@ -23,8 +23,9 @@ Final records expire (TANDEM_KEEP), where a ledger follows the events once it ha
 Every record that is not final stands in exactly one of q, later, leases, park and suspects.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -76,7 +77,8 @@ PLACES = 32  # of streams, read together
 class Queue:
     """One shard of the queue. Every method raises Unavailable when Redis does not answer; repeating one is safe.
 
-    `backlog`: how many jobs of one queue may be not final for more to enter, 0: any number.
+    `backlog`: how many jobs of one queue may be not final for more to enter, 0: any number. `heard` is told how many
+    answers came together to "submit", "read" (records) or "output", and the seconds that these were waited for in all.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Queue:
         grace: float = 5.0,
         backlog: int = 0,
         clock: str = CLOCK,
+        heard: Callable[[str, int, float], None] | None = None,
     ) -> None:
         self.shard, self.prefix = shard, f"tandem:{{{shard}}}:"
         self.lease, self.grace = lease, grace
@@ -100,9 +103,12 @@ class Queue:
         self.steps = Steps(self._scripts)
         self.locks = Locks(self._scripts, self._watch)
         self.checkup = Checkup(redis, self.prefix, self._scripts)
-        self._submits = Batch(self._submit, limit=MOST, room=ROOM, size=lambda job: len(job.payload) + 512)
-        self._gets = Batch(self._read, limit=MOST, once=True)
-        self._outputs = Batch(self._read_output, limit=PLACES, flights=4, once=True)
+        told = [heard and partial(heard, call) for call in ("submit", "read", "output")]
+        self._submits = Batch(
+            self._submit, limit=MOST, room=ROOM, size=lambda job: len(job.payload) + 512, heard=told[0]
+        )
+        self._gets = Batch(self._read, limit=MOST, once=True, heard=told[1])
+        self._outputs = Batch(self._read_output, limit=PLACES, flights=4, once=True, heard=told[2])
 
     async def close(self) -> None:
         """Ends the watch; the client belongs to who opened it."""

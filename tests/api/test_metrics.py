@@ -59,6 +59,16 @@ async def test_requests_by_route_method_and_status(client: httpx2.AsyncClient, h
     assert not [key for key in found if id in str(key) or "BREW" in str(key) or "not/a/route" in str(key)]
 
 
+async def test_how_long_requests_wait_for_redis(client: httpx2.AsyncClient, hand: Hand) -> None:
+    id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
+    for _ in range(3):
+        await client.get(f"/v1/jobs/{id}")
+    found = await scrape(client)
+    for call, count in (("submit", 1), ("read", 3), ("output", 0)):
+        assert sample(found, "tandem_http_redis_calls_total", call=call) == count
+        assert bool(sample(found, "tandem_http_redis_seconds_total", call=call)) is bool(count)
+
+
 async def test_openmetrics_to_who_asks_for_it(client: httpx2.AsyncClient) -> None:
     answer = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text")

@@ -177,6 +177,19 @@ async def test_no_more_wait_than_may() -> None:
     assert await asyncio.gather(*calls) == [0, 10, 20]
 
 
+async def test_what_was_waited_for_is_told_once_it_has_come() -> None:
+    line, told = Line(), list[tuple[int, float]]()
+    batch = Batch(line.send, limit=2, flights=1, heard=lambda count, seconds: told.append((count, seconds)))
+    calls = [asyncio.ensure_future(batch.call(n)) for n in range(3)]
+    await line.land(0)
+    assert await calls[1] == 10
+    assert [count for count, _ in told] == [2]
+    await line.land(1)
+    await asyncio.gather(*calls)
+    assert [count for count, _ in told] == [2, 1]
+    assert min(seconds for _, seconds in told) > 0
+
+
 async def test_a_flight_that_is_cancelled_cancels_its_callers() -> None:
     line = Line()
     batch = Batch(line.send)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.errors import Misconfigured
+from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, working
-from worker import Permanent, task
+from worker import Job, Permanent, task
 from worker.metrics import BOUNDS, Tally, Times, serving
 
 
@@ -21,6 +22,12 @@ async def number(payload: int) -> int:
     if payload < 0:
         raise Permanent("negative", "below zero")
     return payload
+
+
+@task("metrics.said")
+async def said(job: Job, payload: int) -> None:
+    for number in range(payload):
+        await job.emit("x" * 60_000 + str(number))
 
 
 def scrape(port: int) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -47,6 +54,31 @@ async def test_attempts_by_task_and_outcome(
     assert told("tandem_worker_running") == 0
     assert told("tandem_worker_concurrency") == worker.max_jobs
     assert (told("process_resident_memory_bytes") or 0) > 0
+
+
+async def test_where_the_time_goes(client: Client, redis_url: str, tmp_path: Path, unused_tcp_port: int) -> None:
+    async with working(redis_url, tmp_path, number, said, metrics_port=unused_tcp_port):
+        await client.result(await client.submit(number, 1))
+        await client.result(await client.submit(said, 100))
+
+        async def ledger_follows() -> bool:
+            lag = await client.queue.events.lag()
+            return lag is not None and lag.entries == 0
+
+        await eventually(ledger_follows)
+        found = await to_thread(scrape, unused_tcp_port)
+
+    def told(name: str, phase: str) -> float:
+        return found[name, frozenset({("phase", phase)})]
+
+    assert found["tandem_attempt_write_seconds_count", frozenset()] == 2
+    assert found["tandem_attempt_write_seconds_sum", frozenset()] > 0
+    for phase, items in (("claim", 2), ("finish", 2), ("report", 100), ("ledger_read", 2), ("ledger_write", 2)):
+        assert told("tandem_worker_phase_seconds_count", phase) >= 1
+        assert told("tandem_worker_phase_seconds_sum", phase) > 0
+        assert told("tandem_worker_phase_items_total", phase) >= items
+    assert told("tandem_worker_phase_items_total", "finish") == 2
+    assert told("tandem_worker_phase_items_total", "archive") > 0
 
 
 async def test_a_port_that_is_taken_stops_the_start(redis_url: str, tmp_path: Path) -> None:
