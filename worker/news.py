@@ -129,8 +129,8 @@ class News:
                     self._loop.call_later(self._queue.grace, self._overdue, run)
 
     def _overdue(self, run: Run) -> None:
-        # Code that did not obey has just lost its lease: settled now, the job is cancelled when its grace ends, and not up
-        # to a second later by the next tick.
+        # Code that did not obey has just lost its lease. Settled now, the job is cancelled when its grace ends, and not
+        # up to a second later, by the next tick.
         if self._ended or self._runs.get(run.claimed.id) is not run:
             return
         if self._settling is None or self._settling.done():
