@@ -52,7 +52,8 @@ def readable(rows: Mapping[bytes, bytes]) -> list[Entry]:
         try:
             found.append(decode(data))
         except msgspec.DecodeError as error:
-            log.warning("an entry of the catalogue cannot be read", task=name.decode(errors="replace"), error=str(error))
+            task = name.decode(errors="replace")
+            log.warning("an entry of the catalogue cannot be read", task=task, error=str(error))
     return sorted(found, key=lambda entry: entry.name)
 
 

@@ -46,6 +46,8 @@ class News:
         self._claiming, self._claim, self._register = claiming, claim, register
         self._loop = asyncio.get_event_loop()
         self._registering: asyncio.Task[Any] | None = None
+        self._settling: asyncio.Task[None] | None = None
+        self._ended = False
         self.heart = Heart(
             url,
             queue.prefix,
@@ -124,6 +126,20 @@ class News:
             run = self._runs.get(id)
             if run is not None and run.cause not in (cause, "lost"):
                 run.stop(cause)
+                if cause == "cancel":
+                    self._loop.call_later(self._queue.grace, self._overdue, run)
+
+    def _overdue(self, run: Run) -> None:
+        # Code that did not obey has just lost its lease. Settled now, the job is cancelled when its grace ends, and not
+        # up to a second later, by the next tick.
+        if self._ended or self._runs.get(run.claimed.id) is not run:
+            return
+        if self._settling is None or self._settling.done():
+            self._settling = asyncio.ensure_future(self._settle())
+
+    async def _settle(self) -> None:
+        with contextlib.suppress(Unavailable):  # whoever ticks next does it
+            await self._queue.tick()
 
     def _forgotten(self) -> None:
         # Redis lost its data, or the worker was silent for too long.
@@ -133,6 +149,9 @@ class News:
     async def end(self) -> None:
         """No more beats: what is still held is left to its lease."""
         self.heart.stop()
-        if self._registering is not None:
-            self._registering.cancel()
-            await asyncio.wait({self._registering}, timeout=FORGET)
+        self._ended = True
+        tasks = {task for task in (self._registering, self._settling) if task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=FORGET)

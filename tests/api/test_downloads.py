@@ -46,13 +46,6 @@ async def store(root: Path) -> AsyncIterator[FileStore]:
         yield store
 
 
-@pytest.fixture
-async def queue(redis: Redis) -> AsyncIterator[Queue]:
-    queue = Queue(redis)
-    yield queue
-    await queue.close()
-
-
 # Downloads.
 
 

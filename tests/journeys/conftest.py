@@ -10,6 +10,13 @@ import pytest
 from tests.journeys.pair import Pair, open_pair
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory with a short name, for sockets."""
+    with tempfile.TemporaryDirectory(prefix="tandem-") as directory:
+        yield Path(directory)
+
+
 @pytest.fixture(scope="session")
 def processes() -> Iterator[Pair]:
     # A short name: a socket lies in it.

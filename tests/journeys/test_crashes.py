@@ -5,10 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +97,9 @@ class Stage:
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
-    # A short name: a socket lies in it.
-    with tempfile.TemporaryDirectory(prefix="tandem-") as directory:
-        stage = Stage(Path(directory))
-        try:
-            yield stage
-        finally:
-            stage.close()
+def stage(short_path: Path) -> Iterator[Stage]:
+    with closing(Stage(short_path)) as stage:
+        yield stage
 
 
 @pytest.fixture

@@ -3,9 +3,8 @@
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -87,13 +86,9 @@ async def _yes() -> bool:
 
 
 @pytest.fixture
-def watched() -> Iterator[Watched]:
-    with tempfile.TemporaryDirectory(prefix="tandem-") as directory:
-        servers = Watched(Path(directory))
-        try:
-            yield servers
-        finally:
-            servers.close()
+def watched(short_path: Path) -> Iterator[Watched]:
+    with closing(Watched(short_path)) as servers:
+        yield servers
 
 
 async def test_a_failover_loses_nothing_that_was_replicated(watched: Watched, tmp_path: Path) -> None:

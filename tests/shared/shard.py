@@ -127,6 +127,13 @@ class Worker:
         self.held.pop(claimed.id, None)
         return (await self.shard.queue.finish([Finish(claimed.id, claimed.token, to, outcome, **given)]))[0]
 
+    async def leaves(self, claimed: Claimed, how: str) -> None:
+        """The run of its one job ends in the state `how`, or `lost`."""
+        if how == "lost":
+            await self.shard.silence()
+        else:
+            await self.end(claimed, State(how), body=b"{}", delay=60)
+
     async def loses(self, *ids: str) -> None:
         """Claims these jobs until it has them and never says a word again: their leases end and are settled."""
         await self.claim()

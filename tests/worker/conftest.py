@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from shared.files import FileStore, open_store
 from tests.worker.databases import Database
+from tests.worker.said import Said, claimed
 from tests.worker.workers import Client, open_client
 
 
@@ -14,6 +16,18 @@ from tests.worker.workers import Client, open_client
 async def client(redis: Redis, redis_url: str) -> AsyncIterator[Client]:
     async with open_client(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[FileStore]:
+    async with open_store(f"file://{tmp_path}/store") as store:
+        yield store
+
+
+@pytest.fixture
+async def said(client: Client, store: FileStore) -> Said:
+    """The output of a job that runs."""
+    return Said(client, await claimed(client), store)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -1,7 +1,6 @@
 """What a job says on its way to Redis: in order, in chunks, within bounds, once, whatever happens to Redis."""
 
 import asyncio
-import itertools
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,73 +11,16 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from shared.catalogue import digest
-from shared.files import FileStore, open_store
+from shared.files import FileStore
 from shared.jobs import State
-from shared.queue import Chunk, Claimed, Finish, WorkerInfo
-from shared.segments import read_segment
+from shared.queue import Finish
 from shared.services import redis_server
 from tests.conftest import eventually, started
+from tests.worker.said import Said, claimed
 from tests.worker.workers import Client, open_client
-from worker import output, task
+from worker import output
 from worker.errors import TaskError
-from worker.output import BUFFER, CHUNK, JobOutput, Outbox
-from worker.task import of
-
-
-@task("talks")
-async def talks() -> None:
-    raise AssertionError("its job is claimed by the test itself")
-
-
-numbers = itertools.count(1)
-
-
-async def claimed(client: Client, *, submit: bool = True) -> Claimed:
-    """A job that runs, as far as Redis knows; a new one, or the one that is due."""
-    entry = of(talks).entry
-    await client.queue.register(WorkerInfo("w", "host", 1, ("default",), 10, "1", 0.0), [entry])
-    if submit:
-        await client.submit(talks)
-    claim = await client.queue.claim("w", next(numbers), slots=1, tasks=digest([entry]), queues=["default"])
-    return claim.jobs[0]
-
-
-class Said:
-    """An output, its job, and how often the job was found lost."""
-
-    def __init__(
-        self, client: Client, job: Claimed, store: FileStore, limit: int = 1 << 30, seconds: float = 60
-    ) -> None:
-        self.client, self.job, self.store = client, job, store
-        self.lost = 0
-        outbox = Outbox(client.queue, store, limit=limit)
-        self.output = JobOutput(outbox, job.id, job.token, self._lost, seconds=seconds)
-
-    def _lost(self) -> None:
-        self.lost += 1
-
-    async def chunks(self) -> list[Chunk]:
-        """All that it has said, wherever it stands."""
-        queue, id = self.client.queue, self.job.id
-        segments = await queue.segments(id, 0, 1000)
-        found = [chunk for one in segments async for chunk, _ in read_segment(self.store, id, one)]
-        return [*found, *await queue.output(id, 0, 100_000)]
-
-    async def items(self, kind: str = "output") -> list[Any]:
-        said = [item for chunk in await self.chunks() if chunk.type == kind for item in chunk.items]
-        return [msgspec.json.decode(item) for item in said]
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[FileStore]:
-    async with open_store(f"file://{tmp_path}/store") as store:
-        yield store
-
-
-@pytest.fixture
-async def said(client: Client, store: FileStore) -> Said:
-    return Said(client, await claimed(client), store)
+from worker.output import BUFFER, CHUNK
 
 
 async def test_items_arrive_in_order_and_a_flood_in_chunks(said: Said) -> None:

@@ -1,7 +1,7 @@
 """Output beyond the tail in Redis: bounded there, whole in the file store, whoever dies and whatever is away."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from shared.files import FileStore, open_store
+from shared.files import FileStore
 from shared.jobs import State
 from shared.queue import TAIL, Finish
 from shared.segments import write_segment
 from shared.streams import Reader, Source
 from tests.conftest import eventually
-from tests.worker.test_output import Said, claimed
+from tests.worker.said import Said, claimed
 from tests.worker.workers import Client, outcomes, working
 from worker import Job, output, task
 from worker.errors import TaskError
@@ -23,17 +23,6 @@ from worker.output import KEPT, SEGMENT
 
 ITEM = b'"%06d' + b"x" * 50_000 + b'"'
 MIB = 1 << 20
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[FileStore]:
-    async with open_store(f"file://{tmp_path}/store") as store:
-        yield store
-
-
-@pytest.fixture
-async def said(client: Client, store: FileStore) -> Said:
-    return Said(client, await claimed(client), store)
 
 
 @contextmanager

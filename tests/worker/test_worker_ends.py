@@ -159,6 +159,18 @@ async def test_a_cancel_holds_without_its_code(
         assert (worker.jobs_complete, worker._outcomes.unwritten) == (0, 0)
 
 
+async def test_a_worker_settles_what_does_not_obey_its_cancel(
+    client: Client, redis_url: str, tmp_path: Path, seen: Seen, deaf: Callable[..., Any]
+) -> None:
+    async with working(redis_url, tmp_path, deaf, concurrency=1):  # so it claims nothing, which would settle too
+        id = await client.submit(deaf)
+        await eventually(lambda: seen.begun)
+        await client.redis.hset(f"{client.queue.prefix}clock", "grace", "0")  # as if ticks had gone on for long
+        await client.queue.cancel(id)
+        assert outcomes(await client.reaches(id, State.CANCELLED)) == ["cancelled"]
+        seen.go_on.set()
+
+
 async def test_what_was_said_before_a_cancel_is_kept(
     client: Client, redis_url: str, tmp_path: Path, seen: Seen
 ) -> None:
