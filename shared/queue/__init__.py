@@ -151,13 +151,9 @@ class Queue:
         return [one if one is not None and one.tenant == tenant else None for one in found]
 
     async def _read(self, ids: Sequence[str]) -> list[Record | None]:
-        async def call() -> list[list[bytes | None]]:
-            pipe = self._redis.pipeline(transaction=False)
-            for id in ids:
-                pipe.hmget(f"{self.prefix}job:{id}", FIELDS)
-            return await pipe.execute()
-
-        return [parse(id, values) for id, values in zip(ids, await reach(call), strict=True)]
+        # By a script: the client takes longer for each answer of a pipeline than Redis for all of this.
+        found = await self._scripts.run("look", [len(FIELDS), *FIELDS, *ids])
+        return [parse(id, values) for id, values in zip(ids, found, strict=True)]
 
     async def known(self, id: str) -> bool:
         """Whether there is such a job, whoever's it is."""
