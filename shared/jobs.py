@@ -50,6 +50,7 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
+STATES = {state.value.encode(): state for state in State}  # as Redis writes them
 FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
 # The legal transitions; the scripts in shared/queue get this very table.
@@ -253,7 +254,7 @@ def parse(id: str, values: list[bytes | None]) -> Record | None:
         tenant=(tenant or b"").decode(),
         queue=(queue or b"").decode(),
         priority=(priority or b"normal").decode(),  # type: ignore[arg-type] # the scripts write nothing else
-        state=State(state.decode()),
+        state=STATES[state],
         stamp=int(stamp or 0),
         attempt=int(attempt or 0),
         max_attempts=int(maximum or 1),

@@ -133,10 +133,7 @@ class Queue:
         return answers
 
     async def _submit(self, jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
-        args: list[Arg] = [self._backlog]
-        for job in jobs:
-            args += submit_args(job)
-        return submitted(await self._scripts.run("submit", args), jobs)
+        return submitted(await self._scripts.run("submit", [self._backlog, *submit_args(jobs)]), jobs)
 
     async def get(self, id: str, *, tenant: str = "default") -> Record | None:
         """The job; None if there is none, or if it is another tenant's."""
@@ -342,9 +339,7 @@ class Queue:
 
     async def adopt(self, jobs: Sequence[tuple[str, Submission]]) -> list[str]:
         """Moves plain arq jobs over, atomically: our id for each, '' if another worker was first."""
-        args: list[Arg] = []
-        for foreign, job in jobs:
-            args += [foreign, *submit_args(job)]
+        args = [len(jobs), *(foreign for foreign, _ in jobs), *submit_args([job for _, job in jobs])]
         return [id.decode() for id in await self._scripts.run("adopt", args)]
 
     # ----------------------------------------------------------------------------------------------- for operators
