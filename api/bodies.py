@@ -24,9 +24,9 @@ def content_type(request: Request, *, lines: bool = False) -> str:
     headers = request.headers
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise HTTPException(415, "send the body without a Content-Encoding")
-    media_type, _, parameters = headers.get("content-type", _JSON).lower().partition(";")
-    charset = parameters.replace(" ", "").replace('"', "").removeprefix("charset=") if "charset" in parameters else ""
-    if charset in ("", "utf-8", "utf8"):
+    media_type, *parameters = headers.get("content-type", _JSON).lower().split(";")
+    charsets = {value.strip(' "') for name, _, value in (one.partition("=") for one in parameters) if "charset" in name}
+    if charsets <= {"utf-8", "utf8"}:
         if media_type.strip() == _JSON:
             return "json"
         if lines and media_type.strip() in _NDJSON:

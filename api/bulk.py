@@ -59,23 +59,23 @@ class Intake:
         self._queue, self._submissions, self._tenant = state["queue"], state["submissions"], state["tenant"]
         self._traceparent = traceparent(request.headers)
         self.limit = state["settings"].max_body
-        self._accepted = False  # any item, of this request
+        self.begun = False  # something was accepted or answered: no 503 for the whole any more
 
     async def answer(self, items: Sequence[bytes | None]) -> list[bytes]:
         """One JSON value for each item, in order; None is an item that was too large to be kept.
 
-        Raises Unavailable as long as nothing was accepted: then the whole may simply be sent again.
+        Raises Unavailable until it has begun: then the whole may simply be sent again.
         """
         read = [await self._read(item, number) for number, item in enumerate(items)]
         jobs = [one for one in read if isinstance(one, Submission)]
         try:
             enqueued = iter(await steadily(lambda: self._queue.submit_many(jobs)) if jobs else [])
         except Unavailable as error:
-            if not self._accepted:
+            if not self.begun:
                 raise
             problem = of_error(error)
             return [_told(problem if isinstance(one, Submission) else one) for one in read]
-        self._accepted = self._accepted or bool(jobs)
+        self.begun = self.begun or bool(jobs)
         answers = []
         for one in read:
             if isinstance(one, Problem):
@@ -95,7 +95,7 @@ class Intake:
                 raise TooLarge("the item", self.limit)
             return await self._submissions.read(item, tenant=self._tenant, traceparent=self._traceparent, item=True)
         except Unavailable:
-            if not self._accepted:
+            if not self.begun:
                 raise
             return of_error(Unavailable("the catalogue cannot be read now"))
         except TandemError as error:
@@ -148,6 +148,7 @@ async def _lines(request: Request, intake: Intake, send: Send) -> None:
             told = await intake.answer(items)
             # Not begun before the first portion: while Redis is away, the answer is a 503 as everywhere.
             answers.begin()
+            intake.begun = True
             await answers.put(b"".join(line + b"\n" for line in told))
         answers.begin()
         await answers.end()

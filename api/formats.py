@@ -9,7 +9,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 
 from shared.jobs import State
-from shared.streams import Entry
+from shared.streams import Entry, Group
 
 SSE, CSV = "text/event-stream", "text/csv"
 LINES = ("application/x-ndjson", "application/jsonl")
@@ -22,7 +22,7 @@ class Format(Protocol):
     start: bytes
     idle: bytes  # after a while without entries
 
-    def entry(self, entry: Entry) -> bytes:
+    def written(self, group: Group) -> bytes:
         """Raises Cut."""
         ...
 
@@ -38,8 +38,11 @@ class Events:
     start = b"retry: 3000\n\n"
     idle = b": ping\n\n"
 
-    def entry(self, entry: Entry) -> bytes:
-        return b"id: %s\nevent: %s\ndata: %s\n\n" % (str(entry.place).encode(), entry.type.encode(), entry.json())
+    def written(self, group: Group) -> bytes:
+        head, (stamp, first) = b"event: %s\ndata: " % group.type.encode(), group.place
+        return b"".join(
+            [b"id: %016d-%05d\n%s%s\n\n" % (stamp, item, head, text) for item, text in enumerate(group.json(), first)]
+        )
 
 
 class Lines:
@@ -51,8 +54,8 @@ class Lines:
     def __init__(self, media_type: str) -> None:
         self.media_type = media_type
 
-    def entry(self, entry: Entry) -> bytes:
-        return entry.json() + b"\n"
+    def written(self, group: Group) -> bytes:
+        return b"\n".join((*group.json(), b""))
 
 
 class Table:
@@ -68,7 +71,11 @@ class Table:
         self._columns: list[str] | None = None
         self._attempt = 0
 
+    def written(self, group: Group) -> bytes:
+        return b"".join(map(self.entry, group.entries()))
+
     def entry(self, entry: Entry) -> bytes:
+        """One of them."""
         if entry.type != "output":
             if entry.type == "end" and _final.decode(entry.data).state is not State.SUCCEEDED:
                 raise Cut

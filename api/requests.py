@@ -34,7 +34,7 @@ class Requests:
 
     def name(self, routes: Iterable[Any]) -> None:
         """Learns what the routes are called: labels are their templates, never what a client wrote."""
-        self._paths |= {route.endpoint: route.path for route in routes if hasattr(route, "endpoint")}
+        self._paths |= {route.endpoint: route.path_format for route in routes if hasattr(route, "endpoint")}
 
     def answered(self, scope: Scope, status: int, begun: float) -> None:
         """The answer to a request begins, which came at `begun` on the clock of `time.perf_counter`."""

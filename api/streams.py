@@ -154,18 +154,24 @@ class Stream:
         change.mark()
 
     async def _tell(self, record: Record) -> None:
-        lines: list[bytes] = []
+        parts: list[bytes] = []
         size = 0
-        async for entry in self._reader.entries(record):
-            if isinstance(self._format, Table) and entry.attempt < record.attempt and entry.type == "output":
+        async for group in self._reader.groups(record):
+            if isinstance(self._format, Table) and group.attempt < record.attempt and group.type == "output":
                 continue  # superseded before it was told
-            lines.append(line := self._format.entry(entry))
-            size += len(line)
+            try:
+                part = self._format.written(group)
+            except Cut:
+                if parts:
+                    await self._put(b"".join(parts))  # what came before the cut
+                raise
+            parts.append(part)
+            size += len(part)
             if size >= PORTION:
-                await self._put(b"".join(lines))
-                lines, size = [], 0
+                await self._put(b"".join(parts))
+                parts, size = [], 0
         if size:
-            await self._put(b"".join(lines))
+            await self._put(b"".join(parts))
 
     async def _idle(self, change: Change, seconds: float | None) -> None:
         end = None if seconds is None else time.monotonic() + seconds

@@ -56,6 +56,16 @@ async def _body(request: Request, limit: int) -> AsyncIterator[bytes]:
             yield chunk
 
 
+async def _held_to(length: int, data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes. Raises Malformed at their end if they are not as many as were announced."""
+    size = 0
+    async for chunk in data:
+        size += len(chunk)
+        yield chunk
+    if size != length:
+        raise Malformed(f"Upload-Length: {length} bytes were announced, and {size} came")
+
+
 def _label(name: str | None) -> str | None:
     """A file name as clients send it, as a label: its last part, on one line."""
     last = _CONTROL.sub("", re.split(r"[/\\]", name or "")[-1]).strip()
@@ -255,6 +265,8 @@ async def _upload(request: Request, tenant: str, name: str | None) -> Response:
         if complete is False and length is not None and length > settings.max_upload:
             raise TooLarge("the upload", settings.max_upload)
         data, given = _body(request, settings.max_upload), _disposed(request.headers.get("content-disposition"))
+        if complete and length is not None:
+            data = _held_to(length, data)
     label = _label(given if name is None else name)
     store, media_type = request.state.store, _media_type(content_type, label)
     if complete is False:

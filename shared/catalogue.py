@@ -3,9 +3,11 @@
 import hashlib
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+import structlog
 
 from shared.durations import seconds
 
@@ -28,6 +30,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 1  # a job runs only on workers whose version of its task is at least the one it was validated with
 
 
+log = structlog.get_logger()
+
 _entry = msgspec.json.Decoder(Entry)
 
 
@@ -39,6 +43,17 @@ def encode(entry: Entry) -> bytes:
 def decode(data: bytes) -> Entry:
     """The inverse of `encode`."""
     return _entry.decode(data)
+
+
+def readable(rows: Mapping[bytes, bytes]) -> list[Entry]:
+    """The entries among a catalogue's rows, by name: one that this version cannot read costs none of the others."""
+    found: list[Entry] = []
+    for name, data in rows.items():
+        try:
+            found.append(decode(data))
+        except msgspec.DecodeError as error:
+            log.warning("an entry of the catalogue cannot be read", task=name.decode(errors="replace"), error=str(error))
+    return sorted(found, key=lambda entry: entry.name)
 
 
 class Limits(NamedTuple):

@@ -40,6 +40,7 @@ PARTS_AT_ONCE = 4  # of one object: a write holds at most these and the one bein
 NAME_BYTES = 700  # of a produced file's name: an S3 key has 1024
 PART_BYTES = 200  # between two slashes: a file system has 255
 _REFUSED = re.compile(r"[\x00-\x1f\x7f\\]")
+_OS_ERROR = re.compile(r"(?:\(os error |\[Errno )([0-9]{1,4})[)\]]")
 _TEMPORARY = re.compile(r".*#[0-9]+")  # as the local store names what it has not yet renamed
 
 
@@ -101,6 +102,11 @@ class FileStore:
         async with _asking(path, CLOSE_TIMEOUT):
             await writer.close()
         return Written(size, digest.hexdigest())
+
+    async def put(self, path: str, data: bytes) -> None:
+        """Store a few MiB that are in memory, in place of what was there: one call, and nobody learns their hash."""
+        async with _asking(path):
+            await obstore.put_async(self._store, path, data, use_multipart=False)
 
     async def create(self, path: str, data: bytes) -> bool:
         """Store an object unless there is one: of several at once one alone is first, and True."""
@@ -191,7 +197,10 @@ class FileStore:
         """Remove up to `limit` temporaries of dead writers, and empty directories, not touched since `before`."""
         if self._root is None:
             return 0
-        return await asyncio.to_thread(_drop_temporaries, self._root, before, limit)
+        try:
+            return await asyncio.to_thread(_drop_temporaries, self._root, before, limit)
+        except OSError as error:
+            raise Unavailable(f"the file store failed ({_reason(error)})") from error
 
 
 @asynccontextmanager
@@ -255,7 +264,13 @@ async def _asking(path: str, seconds: float = TIMEOUT) -> AsyncIterator[None]:
     except TimeoutError:
         raise Unavailable(f"the file store did not answer within {seconds:g} s") from None
     except (BaseError, OSError, ValueError) as error:
-        raise Unavailable("the file store failed") from error
+        raise Unavailable(f"the file store failed ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    # For clients too: what else an error says names paths. The library tells the system's number in its text alone.
+    number = _OS_ERROR.search(str(error))
+    return os.strerror(int(number[1])) if number else type(error).__name__
 
 
 def attachment(name: str) -> str:

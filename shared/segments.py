@@ -39,7 +39,7 @@ async def write_segment(store: FileStore, job: str, chunks: Sequence[Chunk]) -> 
         parts.append(_HEAD.pack(chunk.stamp, chunk.attempt, _TYPES.index(chunk.type), len(chunk.body)))
         parts.append(chunk.body)
     segment = Segment(chunks[0].stamp, chunks[-1].stamp, sum(map(len, parts)))
-    await store.write(segment_path(job, segment), b"".join(parts))
+    await store.put(segment_path(job, segment), b"".join(parts))
     return segment
 
 

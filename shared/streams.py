@@ -8,6 +8,7 @@ entry's id is its stamp and its index below that stamp, wherever it stands.
 import re
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from typing import NamedTuple, Protocol
 
 from shared.errors import BadCursor
@@ -20,6 +21,7 @@ TYPES = ("state", "progress", "log", "output", "end")
 SAID = frozenset({"progress", "log", "output"})  # what the job itself says
 FEW, MANY = 16, 256  # chunks a reading: few of up to 64 KiB each, many where they are small
 SMALL = 64 << 10  # bytes of a reading that make the next one a larger one
+TOGETHER = 256  # entries that are told together at most
 _ID = re.compile(r"([0-9]{16})-([0-9]{5})", re.ASCII)
 
 
@@ -67,8 +69,40 @@ class Entry(NamedTuple):
 
     def json(self) -> bytes:
         """The entry as clients see it, on one line."""
-        head = f'{{"id":"{self.place}","type":"{self.type}","attempt":{self.attempt},"at":"{self.at}","data":'
-        return b"".join((head.encode(), self.data, b"}"))
+        return _json(self.place, self.type, self.attempt, self.at, (self.data,))[0]
+
+
+class Group(NamedTuple):
+    """Consecutive entries under one stamp, at least one; `data` is JSON of each."""
+
+    place: Position  # of the first
+    type: str
+    attempt: int
+    data: Sequence[bytes]
+
+    @property
+    def last(self) -> Position:
+        """The place of the last one."""
+        return Position(self.place.stamp, self.place.item + len(self.data) - 1)
+
+    def entries(self) -> Iterator[Entry]:
+        """One by one."""
+        stamp, first = self.place
+        at = _at(stamp)
+        for item, data in enumerate(self.data, first):
+            yield Entry(Position(stamp, item), self.type, self.attempt, at, data)
+
+    def json(self) -> list[bytes]:
+        """Them as clients see them, each on one line."""
+        return _json(self.place, self.type, self.attempt, _at(self.place.stamp), self.data)
+
+
+def _json(place: Position, type: str, attempt: int, at: str, data: Sequence[bytes]) -> list[bytes]:
+    # What entries of one stamp share is written once: a flood of small ones costs little more than their own bytes.
+    stamp, first = place
+    head = b'{"id":"%016d-' % stamp
+    rest = f'","type":"{type}","attempt":{attempt},"at":"{at}","data":'.encode()
+    return [b"%s%05d%s%s}" % (head, item, rest, one) for item, one in enumerate(data, first)]
 
 
 class Tail(Protocol):
@@ -85,28 +119,30 @@ class Source(NamedTuple):
     store: FileStore
 
 
-def state_entries(record: Record, after: Position) -> list[Entry]:
-    """What happened to the job up to now, beyond `after`."""
+def state_groups(record: Record, after: Position) -> list[Group]:
+    """What happened to the job up to now, beyond `after`: a group for each."""
     return [
-        Entry(Position(stamp, 0), "state", attempt, _at(stamp), data)
+        Group(Position(stamp, 0), "state", attempt, (data,))
         for stamp, attempt, data in record.told
         if (stamp, 0) > after
     ]
 
 
-def end_entry(record: Record) -> Entry | None:
+def end_group(record: Record) -> Group | None:
     """The last entry, of a final job."""
     place = end_of(record)
     # The job as it is now is the last of what was told of it.
-    return Entry(place, "end", record.attempt, _at(place.stamp), record.told[-1][2]) if place is not None else None
+    return Group(place, "end", record.attempt, (record.told[-1][2],)) if place is not None else None
 
 
-def said_entries(chunk: Chunk, after: Position) -> Iterator[Entry]:
-    """The items of a chunk beyond `after`."""
-    at = _at(chunk.stamp)
-    for index, item in enumerate(chunk.items):
-        if (chunk.stamp, index) > after:
-            yield Entry(Position(chunk.stamp, index), chunk.type, chunk.attempt, at, item)
+def said_groups(chunk: Chunk, after: Position) -> Iterator[Group]:
+    """The items of a chunk beyond `after`, up to TOGETHER at once."""
+    if chunk.stamp < after.stamp:
+        return
+    items = chunk.items
+    for start in range(after.item + 1 if chunk.stamp == after.stamp else 0, len(items), TOGETHER):
+        data = items[start : start + TOGETHER]
+        yield Group(Position(chunk.stamp, start), chunk.type, chunk.attempt, data)
 
 
 def _at(stamp: int) -> str:
@@ -125,31 +161,39 @@ class Reader:
         self._segments: deque[Segment] = deque()  # the next ones
         self._offset = 0  # bytes of the first of them that are done with
 
-    async def entries(self, record: Record) -> AsyncGenerator[Entry, None]:
-        """What is new as of this record, in order; the last one is `end` if the job is final.
+    async def groups(self, record: Record) -> AsyncGenerator[Group, None]:
+        """What is new as of this record, in order; the last entry is `end` if the job is final.
 
         The record says up to which stamp anything was said, so no entry is passed over that is written meanwhile.
         """
-        states = iter(state_entries(record, self.place) if self._states else ())
+        states = iter(state_groups(record, self.place) if self._states else ())
         state = next(states, None)
         async for chunk in self._chunks(record.output):
             while state is not None and state.place.stamp < chunk.stamp:
                 yield self._passed(state)
                 state = next(states, None)
             if chunk.type in self._said:
-                for entry in said_entries(chunk, self.place):
-                    yield self._passed(entry)
+                for group in said_groups(chunk, self.place):
+                    yield self._passed(group)
             self._read = chunk.stamp
         while state is not None:
             yield self._passed(state)
             state = next(states, None)
-        end = end_entry(record)
+        end = end_group(record)
         if end is not None and end.place > self.place:
             yield self._passed(end)
 
-    def _passed(self, entry: Entry) -> Entry:
-        self.place = entry.place
-        return entry
+    def _passed(self, group: Group) -> Group:
+        self.place = group.last
+        return group
+
+    async def entries(self, record: Record) -> AsyncGenerator[Entry, None]:
+        """The same one by one; who stops after one of them goes on behind it."""
+        async with aclosing(self.groups(record)) as groups:
+            async for group in groups:
+                for entry in group.entries():
+                    self.place = entry.place
+                    yield entry
 
     async def _chunks(self, last: int) -> AsyncIterator[Chunk]:
         """Those up to the stamp `last`: what is newer than the record waits, as a state may have to stand before it."""

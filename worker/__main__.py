@@ -22,6 +22,10 @@ from worker.resources import open_resources
 from worker.task import load_tasks
 from worker.worker import Worker
 
+# Objects that are made before the collector looks for cycles among them. A batch of jobs makes a few thousand, which live
+# until it is done: looking at Python's default of 700 finds all of them alive, again and again.
+YOUNG = 10_000
+
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The options; what is left out is taken from the settings."""
@@ -64,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)  # arq's Worker takes the current loop
     gc.freeze()  # what was imported stays: the collector need not look at it again
+    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
     worker = Worker(settings=settings, tasks=tasks, resources=lambda: open_resources(settings), burst=options.burst)
     try:
         with profiled(options.profile), installed(settings.job_log):

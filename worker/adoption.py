@@ -81,9 +81,13 @@ def submission(
 
 
 class Adoption:
-    """Moves the jobs of plain arq clients over, as far as they are JSON; the others are left alone, and told once."""
+    """Moves the jobs of plain arq clients over, as far as they are JSON; the others are left alone, and told once.
+
+    `needed`: there have been such jobs.
+    """
 
     def __init__(self, queue: Queue, entries: Mapping[str, catalogue.Entry], crons: Collection[str] = ()) -> None:
+        self.needed = False
         self._queue, self._entries, self._crons = queue, entries, crons
         self._left_alone: set[str] = set()
         self._again = 0.0  # monotonic time before which there is nothing to look for
@@ -95,6 +99,7 @@ class Adoption:
         while True:
             jobs, strangers = await self._look()
             if jobs:
+                self.needed = True
                 await self._queue.adopt(jobs)
                 return len(jobs)
             if not strangers or len(self._left_alone) + len(strangers) > MOST:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import cached_property
 from typing import NoReturn, Protocol, TypeVar
 
 from shared.errors import Unavailable
@@ -32,13 +33,19 @@ class Tenure(Protocol):
 class Fenced:
     """The `Store` of the job's steps and the `Keeper` of its locks. Redis being away is waited for."""
 
-    __slots__ = ("_freeing", "_held", "_number", "_queue", "_tenure")
+    _number = 0  # of the last acquisition
 
     def __init__(self, queue: Queue, tenure: Tenure) -> None:
         self._queue, self._tenure = queue, tenure
-        self._number = 0
-        self._held: dict[int, Acquisition] = {}  # and those that wait
-        self._freeing: set[asyncio.Task[bool]] = set()
+
+    @cached_property
+    def _held(self) -> dict[int, Acquisition]:
+        # And those that wait. Most jobs take no lock, so it is made for the first one; so is the next.
+        return {}
+
+    @cached_property
+    def _freeing(self) -> set[asyncio.Task[bool]]:
+        return set()
 
     # -------------------------------------------------------------------------------------------------------- steps
 

@@ -21,9 +21,10 @@ from shared.queue import Events, Facts, Taken
 from shared.queue.events import READ
 from shared.settings import Settings
 
-PACE = 0.2  # seconds between two batches: a short job then comes as one row and not as three
+PACE = 0.2  # seconds between two batches
+BUSY_PACE = 1.0  # while jobs run: a short one then comes as one row and not as three
 SHARE = 4.0  # of a busy worker's time the jobs have this many times what the projection takes
-BLOCK = 1.0  # seconds that an idle reader waits for the next entry
+BLOCK = 4.0  # seconds that an idle reader waits for the next entry; less than an answer of Redis may take
 MANY, ROOM = 250, 4 << 20  # jobs and bytes, about, in one transaction
 IDLE = 6.0  # leases after which the entries that another consumer holds are taken over; one is between two looks
 LONGEST = 5.0  # seconds between two tries while something is away
@@ -75,7 +76,7 @@ class Projection:
                 log.info("the ledger follows again")
             pause, away = 0.05, False
             if not self._full:
-                await asyncio.sleep(PACE)
+                await asyncio.sleep(BUSY_PACE if self._busy() else PACE)
 
     async def step(self, block: float) -> bool:
         """Projects what others left behind, and what is new; False: the stream is a new one and is to be joined."""
@@ -94,7 +95,7 @@ class Projection:
         ids, at = taken.jobs, 0
         while at < len(ids):
             begun = time.monotonic()
-            facts = await self._events.facts(ids[at : at + MANY], room=ROOM)
+            facts = await self._events.facts(ids[at : at + MANY], room=ROOM, entry=taken.entries[0])
             rows = _rows(ids[at : at + len(facts)], facts)
             await self._save(rows)
             await self._events.projected([], [(one.id, one.stamp) for one in rows if one.final])

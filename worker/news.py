@@ -16,7 +16,8 @@ from shared.errors import Unavailable
 from shared.queue import Heart, Queue
 from worker.run import Cause, Run
 
-SILENCE = 5.0  # seconds that the bell may be silent before it is waited for again
+SILENCE = 15.0  # seconds that the bell may be silent before it is waited for again; beats bring the news as well
+FORGET = 5.0  # seconds for a registration that is under way at the end
 
 log = structlog.get_logger("worker")
 
@@ -134,4 +135,4 @@ class News:
         self.heart.stop()
         if self._registering is not None:
             self._registering.cancel()
-            await asyncio.wait({self._registering}, timeout=SILENCE)
+            await asyncio.wait({self._registering}, timeout=FORGET)

@@ -41,7 +41,7 @@ class Outcomes:
     def put(self, finish: Finish) -> None:
         """Has it written, for as long as it takes."""
         self.unwritten += 1
-        self._batch.call(finish).add_done_callback(lambda written: self._written(finish, written))
+        self._batch.call(finish)
 
     async def all_written(self) -> None:
         """Returns when nothing is unwritten."""
@@ -49,23 +49,35 @@ class Outcomes:
             self._none.clear()
             await self._none.wait()
 
-    def _written(self, finish: Finish, answer: "asyncio.Future[str]") -> None:
-        self.unwritten -= 1
-        if self.unwritten == MOST - 1:
-            self._room()
-        elif not self.unwritten:
-            self._none.set()
-        held = self._held.get(finish.id)
-        if held is not None and held[0] == finish.token:
-            del self._held[finish.id]
-        if answer.cancelled():
-            return
-        if (error := answer.exception()) is not None:
-            log.error("an outcome could not be written", job_id=finish.id, outcome=finish.outcome, exc_info=error)
-        elif answer.result() != "ok":
-            log.warning("an outcome came too late", job_id=finish.id, outcome=finish.outcome, answer=answer.result())
-
     async def _write(self, outcomes: list[Finish]) -> list[str]:
+        # What follows is done here for all of them, since a callback each takes longer than the rest of it.
+        answers: list[str] = []
+        try:
+            answers = await self._answers(outcomes)
+            for finish, answer in zip(outcomes, answers, strict=True):
+                if answer != "ok":
+                    log.warning("an outcome came too late", job_id=finish.id, outcome=finish.outcome, answer=answer)
+        except Exception:
+            log.exception("outcomes could not be written", jobs=[finish.id for finish in outcomes])
+            raise
+        finally:
+            self._free(outcomes)
+        return answers
+
+    def _free(self, outcomes: list[Finish]) -> None:
+        """They are written, or never will be: their leases are let go, and there is room for more."""
+        for finish in outcomes:
+            held = self._held.get(finish.id)
+            if held is not None and held[0] == finish.token:
+                del self._held[finish.id]
+        was_full = self.full
+        self.unwritten -= len(outcomes)
+        if was_full and not self.full:
+            self._room()
+        if not self.unwritten:
+            self._none.set()
+
+    async def _answers(self, outcomes: list[Finish]) -> list[str]:
         # The fence decides what an outcome is worth that comes late.
         pause = 0.05
         while True:

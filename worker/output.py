@@ -11,6 +11,7 @@ import contextlib
 import random
 from collections import deque
 from collections.abc import Callable
+from functools import cached_property
 from itertools import islice
 from typing import TypeVar
 
@@ -32,6 +33,7 @@ KEPT = 256 << 10  # bytes that an ended attempt leaves in Redis
 MOVES = 4  # that a worker makes at once: each holds a segment twice
 PACE = 0.1  # seconds between two reports of progress
 TIDY = 5.0  # seconds for the end of an attempt's output to move
+LINE_END = ord("\n")  # bytes are searched for a number much faster than for bytes
 
 T = TypeVar("T")
 
@@ -50,6 +52,7 @@ class Outbox:
             return [list(islice(words, len(letter))) for letter in letters]
 
         self.limit = limit
+        self.clock = asyncio.get_running_loop().time
         self._queue, self._store = queue, store
         self._batch = Batch(send, limit=50, room=1 << 20, size=lambda letter: sum(len(one.body) for one in letter))
         self._moves = asyncio.Semaphore(MOVES)
@@ -95,31 +98,32 @@ class _Pack:
 class JobOutput:
     """The sink of one attempt (see `worker.job.Sink`). `seconds`: until it waits no longer for the file store."""
 
-    __slots__ = (
-        "_buffered", "_due", "_flight", "_last", "_more", "_moving", "_number", "_outbox", "_packs", "_progress",
-        "_refused", "_room", "_tail", "_told", "_until", "dropped", "full", "id", "lost", "stuck", "token",
-    )  # fmt: skip
+    # Most jobs say nothing: until they do, there is no more of this than the arguments.
+    full = False
+    stuck = False  # the file store does not take what should move there
+    dropped = 0  # log entries for which there was no room
+    _told = 0
+    _refused: Exception | None = None
+    _last: _Pack | None = None  # of the packs; the next value may have room in it
+    _buffered = 0
+    _number = 0
+    _tail = 0  # bytes in Redis, as far as this attempt knows
+    _progress: bytes | None = None
+    _due = 0.0  # when the next progress may leave, on the loop's clock
+    _more: asyncio.Event | None = None  # while progress waits for its time: something else came
+    _room: asyncio.Event | None = None
+    _flight: asyncio.Task[None] | None = None
+    _moving: asyncio.Task[bool] | None = None
 
     def __init__(self, outbox: Outbox, id: str, token: str, lost: Callable[[], None] | None, *, seconds: float) -> None:
         self.id, self.token = id, token
-        self.full = False
-        self.stuck = False  # the file store does not take what should move there
-        self.dropped = 0  # log entries for which there was no room
-        self._told = 0
-        self._refused: Exception | None = None
-        self._outbox, self.lost = outbox, lost
-        self._until = asyncio.get_running_loop().time() + seconds
-        self._packs: deque[_Pack] = deque()
-        self._last: _Pack | None = None  # of them; the next value may have room in it
-        self._buffered = 0
-        self._number = 0
-        self._tail = 0  # bytes in Redis, as far as this attempt knows
-        self._progress: bytes | None = None
-        self._due = 0.0  # when the next progress may leave, on the loop's clock
-        self._more: asyncio.Event | None = None  # while progress waits for its time: something else came
-        self._room: asyncio.Event | None = None
-        self._flight: asyncio.Task[None] | None = None
-        self._moving: asyncio.Task[bool] | None = None
+        self.lost = lost
+        self._outbox = outbox
+        self._until = outbox.clock() + seconds
+
+    @cached_property
+    def _packs(self) -> deque[_Pack]:
+        return deque()
 
     async def progress(self, body: bytes) -> None:
         """The newest state is what counts: it replaces one that has not left yet."""
@@ -145,7 +149,7 @@ class JobOutput:
             self._put("log", body)
 
     def _put(self, kind: str, body: bytes) -> None:
-        if b"\n" in body:
+        if LINE_END in body:
             body = body.replace(b"\n", b" ")  # a report has a value a line; in JSON a raw line end is only white space
         size = len(body) + 1  # a line end, or the end
         pack = self._last
@@ -281,6 +285,8 @@ class JobOutput:
 
     async def drain(self) -> None:
         """Returns when all that was said is written, or is known to be refused. Raises TaskError if output was."""
+        if self._flight is None:
+            return  # nothing was said
         if self.dropped > self._told and not self.full:
             count, self._told = self.dropped - self._told, self.dropped
             self._put("log", b'{"level":"warning","message":"%d log entries were dropped"}' % count)
@@ -297,6 +303,8 @@ class JobOutput:
 
     async def _tidy(self) -> None:
         """Moves the rest, so that final jobs do not fill Redis; what cannot be moved soon stays there."""
+        if self._tail <= KEPT and not self._moves:
+            return
         try:
             async with asyncio.timeout(TIDY):
                 moved = True
@@ -317,6 +325,9 @@ class JobOutput:
 
     def abandon(self) -> None:
         """Stops saying anything: the attempt is no longer this worker's."""
+        if self._flight is None:
+            self.full = True  # nothing was said, and nothing will be
+            return
         for task in (self._flight, self._moving):
             if task is not None:
                 task.cancel()

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from shared.jobs import Options, State
 from shared.queue import Claimed, Finish, Queue
 from shared.retry import RetryPolicy, delay
+from worker.deadlines import Deadlines
 from worker.failures import Fault, broken, fault, invalid_payload, timed_out
 from worker.fenced import Fenced
 from worker.files import FileRef
@@ -36,14 +37,25 @@ _options = msgspec.json.Decoder(Options)
 class Run:
     """One attempt of one job on this worker. `grace`: seconds until code that ignores its timeout is told again."""
 
-    __slots__ = ("cause", "claimed", "grace", "handle", "job", "options", "output", "started", "task")
+    __slots__ = (
+        "cause", "claimed", "deadlines", "grace", "handle", "job", "late", "options", "output", "started", "task",
+    )  # fmt: skip
 
     def __init__(
-        self, claimed: Claimed, task: Task, outbox: Outbox, resources: Resources, *, queue: Queue, grace: float
+        self,
+        claimed: Claimed,
+        task: Task,
+        outbox: Outbox,
+        resources: Resources,
+        *,
+        queue: Queue,
+        grace: float,
+        deadlines: Deadlines,
     ) -> None:
         self.claimed = claimed
         self.task = task
-        self.grace = grace
+        self.grace, self.deadlines = grace, deadlines
+        self.late = False  # its time was over before its code was
         self.options = _options.decode(claimed.options)
         self.started = time.time()
         self.cause: Cause | None = None
@@ -100,23 +112,22 @@ class Run:
         except ValidationError as error:
             return await self._failed(invalid_payload(error))
         body, failure = b"", None
-        # asyncio.timeout cancels once; code that ignores it is told a second time, while its lease still holds.
-        again = asyncio.get_running_loop().call_later(limit + self.grace, self._nag)
-        clock = asyncio.timeout(limit)
+        self.deadlines.add(self, limit)
         try:
-            async with clock:
-                body = await self._execute(payload)
+            body = await self._execute(payload)
         except asyncio.CancelledError:
-            if self.cause is not None or not clock.expired():
+            if self.cause is not None or not self.late:
                 raise
         except Exception as error:  # noqa: BLE001 - whatever a task raises is this attempt's failure, and no more
             failure = error
         finally:
-            again.cancel()
+            self.deadlines.drop(self)
+            if self.late and self.handle is not None:
+                self.handle.uncancel()
         # Code may turn a cancellation into anything, or into nothing: why it was cancelled decides, not what it did.
         if self.cause in ("cancel", "lost") or (self.cause is not None and failure is not None):
             return self.interrupted()
-        if clock.expired():
+        if self.late:
             return await self._failed(timed_out(limit, stuck=self.output.stuck), "timeout")
         if failure is None:
             # Outside of the timeout: that Redis is away is not the code's fault.
@@ -129,7 +140,11 @@ class Run:
         files = msgspec.json.encode(self.job.written) if self.job.written else b""
         return Finish(self.claimed.id, self.claimed.token, State.SUCCEEDED, "succeeded", body, 0.0, files)
 
-    def _nag(self) -> None:
+    def overdue(self) -> None:
+        """Cancels the code at its timeout; code that ignores it is told once more, while its lease still holds."""
+        if not self.late:
+            self.late = True
+            self.deadlines.add(self, self.grace)
         if self.handle is not None:
             self.handle.cancel()
 

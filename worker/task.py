@@ -82,9 +82,9 @@ class Task:
 
     def decode(self, payload: bytes) -> Any:
         """The payload as `execute` takes it. Raises pydantic.ValidationError."""
-        value = self.signature.payload.validate_json(payload)
+        value = self.signature.payload.validator.validate_json(payload)
         # A process gets the JSON itself and decodes it there: objects do not cross that border.
-        return msgspec.Raw(payload) if self.kind == "process" else value
+        return msgspec.Raw(payload) if self.signature.kind == "process" else value
 
     def encode(self, result: Any) -> bytes:
         """JSON of what `execute` returned. Raises TypeError, in one sentence, for what JSON cannot hold."""
@@ -273,7 +273,7 @@ async def execute(task: Task, job: Job, payload: Any) -> Any:
     the process for `cpu=True`. Code that calls sys.exit() or cancels itself fails like any other.
     """
     try:
-        match task.kind:
+        match task.signature.kind:
             case "async":
                 with following(job.sink.log, asyncio.get_running_loop().call_soon_threadsafe):
                     return await task.function(*task.arguments(job, payload))

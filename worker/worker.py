@@ -29,6 +29,7 @@ from shared.ledger import open_ledger
 from shared.queue import Claim, Claimed, Finish, Queue, WorkerInfo, pool
 from shared.settings import Settings
 from worker.adoption import Adoption, cron_task, deserialize, serialize
+from worker.deadlines import Deadlines
 from worker.hooks import LONGEST as HOOK
 from worker.hooks import Hooks
 from worker.ledger import Projection
@@ -41,7 +42,8 @@ from worker.run import Run
 from worker.task import Task
 from worker.waiting import ended, first
 
-BLOCK = 2.0  # seconds of sleep at most, jittered: bells are only hints
+BLOCK = 4.0  # seconds of sleep at most, jittered: bells are only hints
+FOREIGN = 2.0  # the same where clients of plain arq enqueue, who ring none
 
 log = structlog.get_logger("worker")
 
@@ -87,6 +89,7 @@ class Worker(arq.worker.Worker):
         self._opened: Resources | None = None
         self._outbox: Outbox  # made when the resources are open
         self._hooks = Hooks(self)
+        self._deadlines = Deadlines(self.loop)
         self._claim_number = 0
         self._asked = False  # a claim whose answer has not come (yet)
         self._claiming = asyncio.Lock()
@@ -290,7 +293,7 @@ class Worker(arq.worker.Worker):
         return self.jobs_complete + self.jobs_retried + self.jobs_failed + len(self.runs)
 
     async def _sleep(self, bells: Any, claim: Claim) -> None:
-        block = BLOCK * random.uniform(0.75, 1)
+        block = (FOREIGN if self._adoption.needed else BLOCK) * random.uniform(0.75, 1)
         if claim.next_due is not None:
             block = min(block, claim.next_due)
         if claim.more or (self.burst and self.runs):
@@ -335,7 +338,9 @@ class Worker(arq.worker.Worker):
             before.stop("lost")  # its lease ended unseen, and the job came back here
         assert self._opened is not None, "claims are made between opening and closing"  # noqa: S101 - narrows the type
         task, grace = self.known[claimed.task], self.queue.grace
-        run = Run(claimed, task, self._outbox, self._opened, queue=self.queue, grace=grace)
+        run = Run(
+            claimed, task, self._outbox, self._opened, queue=self.queue, grace=grace, deadlines=self._deadlines
+        )
         self.runs[claimed.id] = run
         # Both on the clock of Redis: when it was claimed, and when it could have been.
         self.tally.started(claimed.task, run.job.stamp / 1e6 - claimed.due_ms / 1e3)

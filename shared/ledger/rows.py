@@ -1,6 +1,7 @@
 """Rows of the ledger: made of a record's fields as Redis has them, and made into a Record again."""
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -10,11 +11,13 @@ from shared.queue.events import KEPT, Facts
 
 # Column → the record's field. `parse` and the scripts know the fields, SQL the columns.
 COLUMNS = {
-    "tenant": "tenant", "task": "task", "queue": "queue", "priority": "prio", "state": "state", "stamp": "v",
-    "attempt": "attempt", "max_attempts": "max", "submitted": "at", "run": "run", "due": "due", "began": "began",
-    "ended": "ended", "cancel": "cancel", "output": "o", "version": "ver", "concurrency_key": "ck",
-    "concurrency_limit": "cl", "token": "token", "options": "opts", "attempts": "attempts", "progress": "progress",
+    # Texts
+    "tenant": "tenant", "task": "task", "queue": "queue", "priority": "prio", "state": "state",
+    "concurrency_key": "ck", "token": "token", "options": "opts", "attempts": "attempts", "progress": "progress",
     "result": "result", "error": "error", "files": "files",
+    # Numbers
+    "stamp": "v", "attempt": "attempt", "max_attempts": "max", "submitted": "at", "run": "run", "due": "due",
+    "began": "began", "ended": "ended", "cancel": "cancel", "output": "o", "version": "ver", "concurrency_limit": "cl",
 }  # fmt: skip
 NUMBERS = frozenset(
     "stamp attempt max_attempts submitted run due began ended cancel output version concurrency_limit".split()
@@ -23,7 +26,8 @@ NUMBERS = frozenset(
 LASTING = frozenset(("tenant", "task", "queue", "priority", "submitted", "version", "options"))
 TAG_NAME, TAG_VALUE = 64, 256  # characters, as api/submissions.py has them
 
-_PLACES = [(name in NUMBERS, KEPT.index(field)) for name, field in COLUMNS.items()]
+_texts_of = itemgetter(*(KEPT.index(field) for name, field in COLUMNS.items() if name not in NUMBERS))
+_numbers_of = itemgetter(*(KEPT.index(field) for name, field in COLUMNS.items() if name in NUMBERS))
 _FIELDS = {field: name for name, field in COLUMNS.items()}
 _STAMP, _TENANT, _OPTIONS = KEPT.index("v"), KEPT.index("tenant"), KEPT.index("opts")
 _TASK, _ERROR = KEPT.index("task"), KEPT.index("error")
@@ -54,14 +58,19 @@ class Row(msgspec.Struct, frozen=True):
     tags: tuple[str, ...]
 
 
-def _text(value: bytes) -> str:
+def _text(value: str | None) -> str | None:
     # PostgreSQL has no character 0 in its texts.
-    return value.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return value if value is None or "\0" not in value else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def clean(text: str) -> str:
     """A text that both databases can hold, as tags are stored and looked for."""
-    return _text(text.encode(errors="replace"))
+    return text.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _number(text: str) -> int:
+    # A field that Lua wrote may be 1.7e+15.
+    return int(text) if text.isdigit() else int(float(text))
 
 
 def tag(name: str, value: str) -> str:
@@ -79,30 +88,26 @@ def mark(origin: str) -> str:
 
 def row(id: str, facts: Facts) -> Row:
     """The row of a job from what `Events.facts` says of it."""
-    values: list[Any] = []
-    for number, place in _PLACES:
-        value = facts[place]
-        if number:
-            # A field that Lua wrote may be 1.7e+15.
-            values.append(None if value is None else int(value) if value.isdigit() else int(float(value)))
-        else:
-            values.append(None if value is None else _text(value))
-    payload, options, error = facts[len(KEPT)], facts[_OPTIONS] or b"{}", facts[_ERROR]
-    given = _tags_of.decode(options) if b'"tags"' in options or b'"replay_of"' in options else _Tagged()
+    payload, options, error = facts[len(KEPT)], facts[_OPTIONS] or "{}", facts[_ERROR]
+    given = _tags_of.decode(options) if '"tags"' in options or '"replay_of"' in options else _Tagged()
     tags, origin = given.tags, given.replay_of
-    values.append(None if payload is None else _text(payload))
-    values.append(_words(id, _text(facts[_TASK] or b""), tags, error))
+    values = (
+        *map(_text, _texts_of(facts)),
+        *[None if value is None else _number(value) for value in _numbers_of(facts)],
+        _text(payload),
+        _words(id, facts[_TASK] or "", tags, error),
+    )
     return Row(
         id,
-        _text(facts[_TENANT] or b""),
-        int(facts[_STAMP] or 0),
+        clean(facts[_TENANT] or ""),
+        _number(facts[_STAMP] or "0"),
         payload is not None,
-        tuple(values),
+        values,
         (*sorted(tag(name, value) for name, value in tags.items()), *([mark(origin)] if origin is not None else [])),
     )
 
 
-def _words(id: str, task: str, tags: Mapping[str, str], error: bytes | None) -> str:
+def _words(id: str, task: str, tags: Mapping[str, str], error: str | bytes | None) -> str:
     parts = [id, task, *(f"{name}={value}" for name, value in tags.items())]
     if error is not None:
         explained = _error_of.decode(error)

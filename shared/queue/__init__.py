@@ -357,10 +357,7 @@ class Queue:
     async def entries(self) -> list[catalogue.Entry]:
         """The catalogue: the newest entry of each task that any worker published, by name."""
         rows: Any = await reach(lambda: self._redis.hgetall(f"{self.prefix}catalogue"))
-        return sorted(
-            (catalogue.decode(data) for data in rows.values()),
-            key=lambda entry: entry.name,
-        )
+        return catalogue.readable(rows)
 
     async def catalogue_stamp(self) -> bytes:
         """Changes whenever a worker publishes something new."""

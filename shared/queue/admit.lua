@@ -1,16 +1,12 @@
 -- The entry to `running`, twin of `leave`: what a job takes hold of when it starts, and why it may not start now.
 
--- What a claim needs to know of a record: the life of it, and what the worker gets.
+-- All of a record: a claim hands on most of what a job that waits has.
 local function read_whole(id)
-  local a = call('HMGET', P .. 'job:' .. id, 'f', 'task', 'ver', 'cl', 'payload', 'opts', 'state', 'queue', 'prio', 'v', 'o',
-    'attempt', 'max', 'token', 'due', 'began', 'attempts', 'losses', 'cancel', 'tenant', 'ck', 'idem', 'exp', 'park', 'slot')
-  return {
-    f = a[1], task = a[2], ver = a[3], cl = a[4], payload = a[5], opts = a[6],
-    state = a[7] or nil, queue = a[8], prio = a[9], v = a[10], o = a[11] or nil, attempt = a[12], max = a[13],
-    token = a[14] or nil, due = a[15], began = a[16] or nil, attempts = a[17] or nil, losses = a[18] or nil,
-    cancel = a[19] or nil, tenant = a[20], ck = a[21] or nil, idem = a[22] or nil, exp = a[23] or nil, park = a[24] or nil,
-    slot = a[25] or nil,
-  }
+  local a, r = call('HGETALL', P .. 'job:' .. id), {}
+  for i = 1, #a, 2 do
+    r[a[i]] = a[i + 1]
+  end
+  return r
 end
 
 -- A reason names all that a worker has to be, so that of the jobs set aside for one it may take all or none.

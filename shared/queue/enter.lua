@@ -50,9 +50,9 @@ local function enter(start, at, has_room)
     due, state = int(MS + wait), 'scheduled'
   end
   local r = { queue = queue, prio = prio, attempt = '0', due = due }
-  local fields = {
-    'f', FORMAT, 'task', task, 'ver', ver, 'tenant', tenant, 'queue', queue, 'prio', prio, 'payload', payload,
-    'opts', opts, 'max', max, 'at', NOW, 'v', NOW, 'state', state, 'due', due, 'attempt', '0',
+  local fields = { -- what every transition needs comes first: Redis looks for a field from there on
+    'state', state, 'v', NOW, 'attempt', '0', 'queue', queue, 'prio', prio, 'due', due, 'tenant', tenant, 'max', max,
+    'f', FORMAT, 'task', task, 'ver', ver, 'opts', opts, 'payload', payload, 'at', NOW,
   }
   local function also(name, value)
     fields[#fields + 1] = name

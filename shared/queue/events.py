@@ -7,18 +7,20 @@ they then are, so an entry may be read late, twice and out of order. What no con
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 from redis import exceptions
 from redis.asyncio import Redis
 
-from shared.jobs import FIELDS
+from shared.jobs import FIELDS, FINAL
 from shared.queue.scripts import Arg, Scripts, reach
 
 GROUP = "ledger"
 READ = 100  # entries at once
 # What the ledger keeps of a record besides the fields that `parse` reads; the payload comes last.
-KEPT = (*FIELDS, "ver", "ck", "cl")
+KEPT = (*FIELDS, "ver", "ck", "cl")  # `state` is the first
 
-Facts = list[bytes | None]  # the values of KEPT, and the payload of a final job
+Facts = list[str | None]  # the values of KEPT, and the payload of a final job
+_unpack = msgspec.msgpack.Decoder(list[str | bool]).decode  # False: no such field
 
 
 class Taken(NamedTuple):
@@ -39,7 +41,7 @@ class Events:
     """The stream of one shard; every method raises Unavailable when Redis does not answer."""
 
     def __init__(self, redis: "Redis", prefix: str, scripts: Scripts) -> None:
-        self._redis, self._scripts = redis, scripts
+        self._redis, self._scripts, self._prefix = redis, scripts, prefix
         self._key, self._clock = f"{prefix}events", f"{prefix}clock"
 
     async def join(self, backlog: int) -> None:
@@ -79,10 +81,25 @@ class Events:
 
         return _taken((await reach(call))[1])
 
-    async def facts(self, ids: Sequence[str], *, room: int) -> list[Facts | None]:
-        """What is to be kept of these jobs, None of one that is gone; fewer than asked once `room` bytes are read."""
-        found = await self._scripts.run("facts", [room, len(KEPT), *KEPT, *ids])
-        return [one or None for one in found]
+    async def facts(self, ids: Sequence[str], *, room: int, entry: str = "") -> list[Facts | None]:
+        """What is to be kept of these jobs, None of one that is gone; fewer than asked once `room` bytes are read.
+
+        `entry` is the oldest one that tells of them: None also stands for what the ledger has to the end already.
+        """
+        found = await self._scripts.run("facts", [room, entry, len(KEPT), *KEPT, *ids])
+        facts: list[Facts | None] = []
+        for id, packed in zip(ids, found, strict=False):
+            try:
+                facts.append(packed and [None if value is False else value for value in _unpack(packed)])
+            except UnicodeDecodeError:
+                facts.append(await self._legible(id))
+        return facts
+
+    async def _legible(self, id: str) -> Facts | None:
+        """The same of a record with bytes in it that are no text."""
+        values: Any = await reach(lambda: self._redis.hmget(f"{self._prefix}job:{id}", [*KEPT, "payload"]))
+        *facts, payload = [value and value.decode(errors="replace") for value in values]
+        return [*facts, payload if facts[0] in FINAL else None] if facts[0] else None
 
     async def projected(self, entries: Sequence[str], finals: Sequence[tuple[str, int]]) -> None:
         """The ledger has all that these entries told, and these jobs as they ended: (id, stamp)."""
@@ -123,7 +140,6 @@ class Events:
 def _taken(entries: Sequence[tuple[bytes, dict[bytes, bytes] | None]]) -> Taken:
     jobs: dict[str, None] = {}
     for _, fields in entries:
-        for line in (fields or {}).get(b"e", b"").split(b"\n"):  # no fields: cut off, although somebody held it
-            if line:
-                jobs[line.partition(b" ")[0].decode()] = None
+        text = (fields or {}).get(b"e", b"").decode()  # no fields: cut off, although somebody held it
+        jobs.update(dict.fromkeys([line.partition(" ")[0] for line in text.splitlines()]))
     return Taken([id.decode() for id, _ in entries if id is not None], list(jobs))

@@ -3,10 +3,19 @@
 
 local stream = P .. 'events'
 local made = redis.pcall('XGROUP', 'CREATE', stream, 'ledger', '0', 'MKSTREAM')
-if type(made) == 'table' and made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then
+if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then
   return made
 end
 call('HSET', P .. 'clock', 'ledger', ARGV[4])
+-- The last entry from before: records that end until then expire without a ledger that has them.
+if not made.err or call('HEXISTS', P .. 'clock', 'joined') == 0 then
+  local facts = call('XINFO', 'STREAM', stream)
+  for at = 1, #facts, 2 do
+    if facts[at] == 'last-generated-id' then
+      call('HSET', P .. 'clock', 'joined', facts[at + 1])
+    end
+  end
+end
 local consumers = call('XINFO', 'CONSUMERS', stream, 'ledger')
 for i = 1, #consumers do
   local facts = {}

@@ -5,9 +5,10 @@
 local stream, many = P .. 'events', tonumber(ARGV[4])
 for at = 5 + many, #ARGV, 2 do
   local id = ARGV[at]
-  local r = read(id)
-  if r.v == ARGV[at + 1] and FINAL[r.state] and call('PTTL', P .. 'job:' .. id) == -1 then
-    fade(id, r)
+  local job = P .. 'job:' .. id
+  local a = call('HMGET', job, 'state', 'v', 'idem', 'o', 'sb')
+  if a[2] == ARGV[at + 1] and FINAL[a[1]] and call('PTTL', job) == -1 then
+    fade(id, { idem = a[3] or nil, o = a[4] or nil, sb = a[5] or nil })
   end
 end
 if many > 0 then

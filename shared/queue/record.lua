@@ -27,9 +27,26 @@ local function stamp(r)
   return US > last and NOW or int(last + 1)
 end
 
--- What a transition needs to know of a record. Written out, since Lua makes such a table in one piece.
+-- What a transition needs to know of a record. Redis looks for a field from the first one on, so what few records have
+-- is looked for only where the number of fields says that there is more than what all have: 14 as it is submitted, two
+-- more as an attempt begins (began, token), three more as it succeeds (attempts, result, ended).
+local COMMON = { [14] = true, [16] = true, [19] = true }
+
 local function read(id)
-  local a = call('HMGET', P .. 'job:' .. id, 'state', 'queue', 'prio', 'v', 'o', 'attempt', 'max', 'token', 'due', 'began',
+  local job = P .. 'job:' .. id
+  local many = call('HLEN', job)
+  if COMMON[many] then
+    local a = call('HMGET', job, 'state', 'v', 'attempt', 'queue', 'prio', 'due', 'tenant', 'max', 'token', 'began')
+    if many == (a[1] == 'succeeded' and 19 or a[9] and 16 or 14) then
+      return {
+        state = a[1], v = a[2], attempt = a[3], queue = a[4], prio = a[5], due = a[6], tenant = a[7], max = a[8],
+        token = a[9] or nil, began = a[10] or nil,
+      }
+    end
+  elseif many == 0 then
+    return {}
+  end
+  local a = call('HMGET', job, 'state', 'queue', 'prio', 'v', 'o', 'attempt', 'max', 'token', 'due', 'began',
     'attempts', 'losses', 'cancel', 'tenant', 'ck', 'idem', 'exp', 'park', 'slot', 'sb', 'lk')
   return {
     state = a[1] or nil, queue = a[2], prio = a[3], v = a[4], o = a[5] or nil, attempt = a[6], max = a[7],

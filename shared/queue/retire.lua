@@ -1,5 +1,15 @@
--- retire(worker): it has handed back all it held and goes.
+-- retire(worker): it has handed back all it held and goes. Where it serves queues with due jobs they are rung: a bell may
+-- have been lost on its way to this worker.
 
+local me = P .. 'worker:' .. ARGV[4]
+for queue in string.gmatch(call('HGET', me, 'queues') or '', '[^,]+') do
+  for _, prio in ipairs({ 'high', 'normal', 'low' }) do
+    if call('EXISTS', P .. 'q:' .. queue .. ':' .. prio) == 1 then
+      ring(queue)
+    end
+  end
+end
 call('ZREM', P .. 'workers', ARGV[4])
-call('DEL', P .. 'worker:' .. ARGV[4], P .. 'bell:' .. ARGV[4])
+call('DEL', me, P .. 'bell:' .. ARGV[4])
+commit()
 return 1

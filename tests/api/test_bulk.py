@@ -1,7 +1,10 @@
 """Many jobs in one request: in order, each for itself, arrays bounded, lines without end."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -10,7 +13,7 @@ import pytest
 
 from shared.queue import Queue
 from tests.api.hand import Hand
-from tests.api.serving import problem
+from tests.api.serving import problem, serving
 
 LINES = {"content-type": "application/x-ndjson"}
 JOB: dict[str, Any] = {"task": "t.any", "payload": {}}
@@ -121,21 +124,42 @@ async def test_a_key_for_the_whole_is_refused_since_it_would_do_nothing(client: 
     assert problem(answer)[0] == 400
 
 
-async def test_lines_are_answered_while_they_come(client: httpx2.AsyncClient) -> None:
-    host, port = client.base_url.host, client.base_url.port
-    reader, writer = await asyncio.open_connection(host, port)
+@asynccontextmanager
+async def piecemeal(client: httpx2.AsyncClient) -> AsyncIterator[tuple[asyncio.StreamReader, Callable[[bytes], None]]]:
+    """A request of lines whose answer is read while it is sent: where to read, and what sends a chunk."""
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     writer.write(
         b"POST /v1/jobs/bulk HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"
         b"Transfer-Encoding: chunked\r\n\r\n"
     )
     async with asyncio.timeout(20):
-        for number in range(3):
-            line = b'{"task":"t.any","payload":{"n":%d}}\n' % number
-            writer.write(b"%x\r\n%s\r\n" % (len(line), line))
-            assert b'{"id":"' in await reader.readuntil(b'"}\n')
-        writer.write(b"0\r\n\r\n")
-        assert (await reader.readuntil(b"0\r\n\r\n")).endswith(b"0\r\n\r\n")
+        yield reader, lambda chunk: writer.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
     writer.close()
+
+
+async def test_lines_are_answered_while_they_come(client: httpx2.AsyncClient) -> None:
+    async with piecemeal(client) as (reader, send):
+        for number in range(3):
+            send(b'{"task":"t.any","payload":{"n":%d}}\n' % number)
+            assert b'{"id":"' in await reader.readuntil(b'"}\n')
+        send(b"")
+        assert (await reader.readuntil(b"0\r\n\r\n")).endswith(b"0\r\n\r\n")
+
+
+async def test_lines_that_come_without_redis_are_told_each_once_the_answer_has_begun(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens there
+        async with (
+            serving(f"redis://127.0.0.1:{taken.getsockname()[1]}/0", tmp_path) as client,
+            piecemeal(client) as (reader, send),
+        ):
+            send(b"7\n")  # which is refused without Redis
+            assert b'"status":422' in await reader.readuntil(b"}}\n")
+            send(b'{"task":"t.any"}\n' * 2)
+            for _ in range(2):
+                assert b'"status":503' in await reader.readuntil(b"}}\n")
+            send(b"")
+            assert (await reader.readuntil(b"0\r\n\r\n")).endswith(b"0\r\n\r\n")
 
 
 async def test_a_client_that_reads_last_is_answered_whole(client: httpx2.AsyncClient, queue: Queue) -> None:

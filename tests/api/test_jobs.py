@@ -102,6 +102,14 @@ async def test_the_payload_passes_through_as_it_came(client: httpx2.AsyncClient,
     assert "payload" not in (await client.get(answer.headers["location"])).json()
 
 
+@pytest.mark.parametrize(
+    "content_type", ["Application/JSON", 'application/json; charset="utf-8"', "application/json;odata=x; charset=utf-8"]
+)
+async def test_json_by_any_of_its_names(client: httpx2.AsyncClient, content_type: str) -> None:
+    answer = await client.post("/v1/jobs", content=b'{"task":"t.any"}', headers={"content-type": content_type})
+    assert answer.status_code == 202
+
+
 @pytest.mark.parametrize("delay", ["1h", 3600.5, "90m"])
 async def test_a_delayed_job_is_scheduled(client: httpx2.AsyncClient, delay: Any) -> None:
     answer = await submit(client, {"task": "t.any", "options": {"delay": delay}})

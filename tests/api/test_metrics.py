@@ -51,7 +51,7 @@ async def test_requests_by_route_method_and_status(client: httpx2.AsyncClient, h
     await client.get("/not/a/route/of/ours")
     await client.request("BREW", "/v1/jobs")
     found = await scrape(client)
-    job = "/v1/jobs/{id:job}"
+    job = "/v1/jobs/{id}"
     assert sample(found, "tandem_http_requests_total", method="GET", route=job, status="200") == 3
     assert sample(found, "tandem_http_requests_total", method="GET", route=job, status="404") == 1
     assert sample(found, "tandem_http_requests_total", method="GET", route="other", status="404") == 1

@@ -65,6 +65,7 @@ async def test_what_is_no_json_is_malformed(client: httpx2.AsyncClient, body: by
         {"content-type": "text/plain"},
         {"content-type": "application/x-www-form-urlencoded"},
         {"content-type": "application/json; charset=latin-1"},
+        {"content-type": "application/json; odata=verbose; charset=utf-16"},
         {"content-encoding": "gzip"},
     ],
     ids=str,

@@ -266,6 +266,15 @@ async def test_a_complete_upload_at_once_says_so(client: httpx2.AsyncClient) -> 
     assert (await send(client, path, 2, b"", last=True)).json()["size"] == 2
 
 
+async def test_the_length_of_an_upload_at_once(client: httpx2.AsyncClient, tmp_path: Path) -> None:
+    for length in ("2", "4"):
+        headers = {"Upload-Complete": "?1", "Upload-Length": length}
+        assert problem(await client.post("/v1/files", content=b"123", headers=headers))[0] == 400
+    assert stored(tmp_path / "store") == []
+    answer = await client.post("/v1/files", content=b"123", headers={"Upload-Complete": "?1", "Upload-Length": "3"})
+    assert (answer.status_code, answer.json()["size"]) == (201, 3)
+
+
 async def test_a_form_comes_at_once(client: httpx2.AsyncClient) -> None:
     headers = {"Upload-Complete": "?0", "Content-Type": "multipart/form-data; boundary=B"}
     assert problem(await client.post("/v1/files", content=b"--B--\r\n", headers=headers))[0] == 415

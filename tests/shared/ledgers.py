@@ -23,8 +23,8 @@ def facts(state: State = State.QUEUED, stamp: int = BEGAN, **given: Any) -> Fact
         "attempt": 1, "max": 3, "at": BEGAN, "due": BEGAN // 1000, "ver": 1,
         "opts": msgspec.json.encode(options).decode(), "ended": stamp if final else None, **given,
     }  # fmt: skip
-    payload = b'{"n": 1}' if final else None
-    return [None if (value := values.get(name)) is None else str(value).encode() for name in KEPT] + [payload]
+    payload = '{"n": 1}' if final else None
+    return [None if (value := values.get(name)) is None else str(value) for name in KEPT] + [payload]
 
 
 def many(count: int, *, seed: int = 1) -> list[Row]:

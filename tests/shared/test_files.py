@@ -160,8 +160,17 @@ async def test_a_file_cut_by_others_is_an_error_and_no_endless_loop(store: FileS
 
 async def test_a_store_that_cannot_write_is_unavailable(store: FileStore, tmp_path: Path) -> None:
     (tmp_path / "a store" / "a").write_bytes(b"a file where a directory is needed")
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match=r"^the file store failed \(Not a directory\)$"):
         await store.write("a/b", b"1")
+
+
+async def test_a_store_that_fails_says_why_without_a_path(store: FileStore, tmp_path: Path) -> None:
+    (tmp_path / "a store" / "a").mkdir()
+    with pytest.raises(Unavailable, match=r"^the file store failed \(Is a directory\)$"):
+        await collect(store.read("a", 0, 1))
+    (tmp_path / "a store" / "b").write_bytes(b"a file where a directory is needed")
+    with pytest.raises(Unavailable, match=r"^the file store failed \(Not a directory\)$"):
+        await collect(store.read("b/c", 0, 1))
 
 
 @pytest.mark.parametrize(
@@ -352,6 +361,14 @@ async def test_sweeps_beside_each_other_and_beside_writers_do_no_harm(store: Fil
             group.create_task(write(number))
     assert sum(task.result() for task in sweeps) >= 50
     assert files(root) == sorted(f"jobs/{number}/2/y" for number in range(50))
+
+
+async def test_a_sweep_that_meets_what_it_cannot_look_at_says_so(store: FileStore, tmp_path: Path) -> None:
+    directory = tmp_path / "a store" / "uploads"
+    directory.mkdir()
+    (directory / "x#1").symlink_to("x#1")
+    with pytest.raises(Unavailable, match=r"^the file store failed \(Too many levels of symbolic links\)$"):
+        await sweep(store, keep=60, alive=nobody)
 
 
 async def test_sweep_drops_empty_directories_of_failed_writes(store: FileStore, tmp_path: Path) -> None:

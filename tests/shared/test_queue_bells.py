@@ -171,6 +171,17 @@ async def test_a_worker_that_retires_takes_its_bell_along(shard: Shard) -> None:
     assert not [key for key in (await shard.snapshot()).ttl if worker.id in key]
 
 
+async def test_a_worker_that_retires_rings_for_what_is_due(shard: Shard) -> None:
+    worker, other = await shard.worker(), await shard.worker()
+    await shard.add()
+    assert await rung(shard) == ["1"]  # which is lost on its way
+    await shard.queue.retire(worker.id)
+    assert await rung(shard) == ["1"]
+    await other.take()
+    await shard.queue.retire(other.id)
+    assert await rung(shard) == []
+
+
 async def test_a_wait_that_is_cancelled_leaves_no_answer_behind(shard: Shard) -> None:
     async with ear(shard, "default") as bells:
         wait = asyncio.create_task(bells.wait(5))

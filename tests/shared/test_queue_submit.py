@@ -269,6 +269,13 @@ async def test_the_catalogue(shard: Shard) -> None:
     assert await shard.queue.catalogue_stamp() != stamp
 
 
+async def test_an_entry_that_cannot_be_read_costs_none_of_the_others(shard: Shard) -> None:
+    await shard.worker({"a": 1})
+    broken = {"b": b'{"name": "b", "version": "of a later day"}', "c": b"none"}
+    await shard.redis.hset(f"{shard.queue.prefix}catalogue", mapping=broken)
+    assert [one.name for one in await shard.queue.entries()] == ["a"]
+
+
 async def test_hidden_tasks_run_and_are_not_told(shard: Shard) -> None:
     worker = await shard.worker()
     info = (await shard.queue.workers())[0]

@@ -1,6 +1,7 @@
 """A job's stream as pure data: one order, from any place on, whatever is written meanwhile."""
 
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -11,7 +12,19 @@ from shared.errors import BadCursor
 from shared.files import FileStore
 from shared.jobs import Attempt, Options, Record, State
 from shared.queue import Chunk, Segment
-from shared.streams import FEW, START, TYPES, Entry, Position, Reader, Source, end_of, position, refuse_unknown
+from shared.streams import (
+    FEW,
+    START,
+    TOGETHER,
+    TYPES,
+    Entry,
+    Position,
+    Reader,
+    Source,
+    end_of,
+    position,
+    refuse_unknown,
+)  # fmt: skip
 
 ALL = frozenset(TYPES)
 T = 1_800_000_000_000_000  # µs, of the submission
@@ -94,6 +107,19 @@ async def test_any_place_is_gone_on_from_without_a_gap_and_without_a_repeat() ->
     for number, entry in enumerate(entries):
         rest = await read(reading(LOG, "J", after=position(str(entry.place)), types=ALL), now)
         assert rest == entries[number + 1 :]
+
+
+async def test_entries_of_one_stamp_are_told_together_and_gone_on_from_one_by_one() -> None:
+    log, now = Log(said(T + 20, *(b"%d" % n for n in range(TOGETHER + 44)))), final(output=T + 20)
+    groups = [group async for group in reading(log, "J", types=frozenset({"output"})).groups(now)]
+    assert [len(group.data) for group in groups] == [TOGETHER, 44, 1]
+    entries = await read(reading(log, "J", types=frozenset({"output"})), now)
+    assert [line for group in groups for line in group.json()] == [entry.json() for entry in entries]
+    assert [group.last for group in groups] == [entries[at].place for at in (TOGETHER - 1, TOGETHER + 43, -1)]
+    reader = reading(log, "J", types=frozenset({"output"}))
+    async with aclosing(reader.entries(now)) as some:
+        assert [await anext(some) for _ in range(TOGETHER + 3)] == entries[: TOGETHER + 3]
+    assert await read(reader, now) == entries[TOGETHER + 3 :]
 
 
 @pytest.mark.parametrize("wanted", ["output", "state", "log progress", "end", ""])
