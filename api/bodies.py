@@ -22,6 +22,8 @@ _any = msgspec.json.Decoder()
 def content_type(request: Request, *, lines: bool = False) -> str:
     """`json` or, where `lines` are expected too, `ndjson`. Raises HTTPException 415 for anything else."""
     headers = request.headers
+    if headers.get("content-type") == _JSON and "content-encoding" not in headers:
+        return "json"  # as most send it
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise HTTPException(415, "send the body without a Content-Encoding")
     media_type, *parameters = headers.get("content-type", _JSON).lower().split(";")

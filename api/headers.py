@@ -89,7 +89,7 @@ def matches(headers: Headers, etag: str) -> bool:
 
 def waited(request: Request) -> float | None:
     """Seconds of `?wait=`, a duration or a number, capped; None without it. Raises Malformed."""
-    text = request.query_params.get("wait")
+    text = _parameter(request, "wait")
     if text is None:
         return None
     try:
@@ -100,7 +100,14 @@ def waited(request: Request) -> float | None:
 
 def flag(request: Request, name: str) -> bool:
     """A query parameter that is true or false, false without it. Raises Malformed."""
-    text = request.query_params.get(name, "false").lower()
-    if text not in _FLAGS:
+    text = _parameter(request, name)
+    if text is None:
+        return False
+    if text.lower() not in _FLAGS:
         raise Malformed(f"{name}: must be true or false")
-    return _FLAGS[text]
+    return _FLAGS[text.lower()]
+
+
+def _parameter(request: Request, name: str) -> str | None:
+    # Most requests have none, and to parse nothing takes its time.
+    return request.query_params.get(name) if request.scope["query_string"] else None

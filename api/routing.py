@@ -1,7 +1,6 @@
 """How our own routes are made, and how a request finds them: plain endpoints, and a job's id in a path."""
 
 from collections.abc import Awaitable, Callable, Iterable
-from functools import cached_property
 from typing import Any
 
 from starlette.convertors import Convertor, register_url_convertor
@@ -37,10 +36,12 @@ JOB = JOBS + "{id:job}"
 class Asked(Request):
     """A request whose headers are found without looking at all of them."""
 
-    @cached_property
+    @property
     def headers(self) -> Headers:
         """Read once."""
-        return Fields(self.scope["headers"])
+        if not hasattr(self, "_headers"):
+            self._headers: Headers = Fields(self.scope["headers"])
+        return self._headers
 
 
 class Plain:

@@ -139,10 +139,7 @@ class Queue:
         return answers
 
     async def _submit(self, jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
-        args: list[Arg] = [self._backlog]
-        for job in jobs:
-            args += submit_args(job)
-        return submitted(await self._scripts.run("submit", args), jobs)
+        return submitted(await self._scripts.run("submit", [self._backlog, *submit_args(jobs)]), jobs)
 
     async def get(self, id: str, *, tenant: str = "default") -> Record | None:
         """The job; None if there is none, or if it is another tenant's."""
@@ -157,13 +154,9 @@ class Queue:
         return [one if one is not None and one.tenant == tenant else None for one in found]
 
     async def _read(self, ids: Sequence[str]) -> list[Record | None]:
-        async def call() -> list[list[bytes | None]]:
-            pipe = self._redis.pipeline(transaction=False)
-            for id in ids:
-                pipe.hmget(f"{self.prefix}job:{id}", FIELDS)
-            return await pipe.execute()
-
-        return [parse(id, values) for id, values in zip(ids, await reach(call), strict=True)]
+        # By a script: the client takes longer for each answer of a pipeline than Redis for all of this.
+        found = await self._scripts.run("look", [len(FIELDS), *FIELDS, *ids])
+        return [parse(id, values) for id, values in zip(ids, found, strict=True)]
 
     async def known(self, id: str) -> bool:
         """Whether there is such a job, whoever's it is."""
@@ -352,9 +345,7 @@ class Queue:
 
     async def adopt(self, jobs: Sequence[tuple[str, Submission]]) -> list[str]:
         """Moves plain arq jobs over, atomically: our id for each, '' if another worker was first."""
-        args: list[Arg] = []
-        for foreign, job in jobs:
-            args += [foreign, *submit_args(job)]
+        args = [len(jobs), *(foreign for foreign, _ in jobs), *submit_args([job for _, job in jobs])]
         return [id.decode() for id in await self._scripts.run("adopt", args)]
 
     # ----------------------------------------------------------------------------------------------- for operators

@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import msgspec
 
 from shared.errors import Full, KeyReused
-from shared.jobs import Outcome, State, Submission
+from shared.jobs import STATES, Outcome, State, Submission
 from shared.queue.scripts import ENTRY, Arg
 
 Refusal = KeyReused | Full  # why a job did not enter
@@ -137,36 +138,46 @@ class WorkerInfo:
     running: tuple[str, ...] = ()
 
 
-def submit_args(job: Submission) -> list[Arg]:
-    """The 16 values of enter.lua."""
-    retry_max = job.options.retry.get("max_attempts", 3)
+def submit_args(jobs: Sequence[Submission]) -> list[Arg]:
+    """What enter.lua reads: the kinds of jobs, each once, and for each job its kind, id and payload."""
+    kinds: dict[tuple[Arg, ...], int] = {}
+    encoded: dict[int, bytes] = {}  # options by identity, since jobs without any have their task's
+    values: list[Arg] = []
+    for job in jobs:
+        options = encoded.get(id(job.options))
+        if options is None:
+            options = encoded[id(job.options)] = msgspec.json.encode(job.options)
+        values += (kinds.setdefault(_kind(job, options), len(kinds)), job.id, job.payload)
+    return [len(kinds), *chain.from_iterable(kinds), *values]
+
+
+def _kind(job: Submission, options: bytes) -> tuple[Arg, ...]:
     key = ""
     if job.idempotency_key is not None:
         key = hashlib.sha256(f"{job.tenant}\0{job.idempotency_key}".encode()).hexdigest()[:32]
-    return [
-        job.id, job.task, job.version, job.tenant, job.queue, job.priority, job.payload,
-        msgspec.json.encode(job.options), retry_max,
+    return (
+        job.task, job.version, job.tenant, job.queue, job.priority, options, job.options.retry.get("max_attempts", 3),
         "" if job.delay is None else int(job.delay * 1000),
         "" if job.run_at is None else int(job.run_at * 1000),
         "" if job.expires_in is None else int(job.expires_in * 1000),
         job.concurrency_key or "", job.concurrency_limit if job.concurrency_key else "",
         key, job.fingerprint() if key else "",
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def submitted(reply: list[bytes], jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
     """The answers in a reply of submit.lua to these jobs."""
     answers: list[Submitted | Refusal] = []
-    for i in range(0, len(reply), 4):
-        id, replayed, stamp, state = reply[i : i + 4]
-        if state == b"reused":
+    for job, id, replayed, stamp, word in zip(jobs, reply[::4], reply[1::4], reply[2::4], reply[3::4], strict=True):
+        state = STATES.get(word)
+        if state is not None:
+            answers.append(Submitted(id.decode(), bool(replayed), int(stamp), state))
+        elif word == b"reused":
             answers.append(KeyReused())
-        elif state == b"full":
-            answers.append(Full(f"the queue {jobs[i // 4].queue!r} has as many unfinished jobs as it may have"))
-        elif state == b"short":
-            answers.append(Full("Redis is nearly out of memory: only jobs that were accepted go on"))
+        elif word == b"full":
+            answers.append(Full(f"the queue {job.queue!r} has as many unfinished jobs as it may have"))
         else:
-            answers.append(Submitted(id.decode(), bool(replayed), int(stamp), State(state.decode())))
+            answers.append(Full("Redis is nearly out of memory: only jobs that were accepted go on"))
     return answers
 
 

@@ -38,6 +38,7 @@ PARTS = {
     "adopt": ("record", "enter"),
     "join": ("spare", "record"),
     "facts": ("record",),
+    "look": (),
     "projected": ("spare", "record"),
     "doctor": ("spare", "record", "limits", "locks", "leave", "upkeep"),
     "census": ("spare", "record", "limits"),

@@ -1,5 +1,5 @@
--- submit(limit, jobs…): up to 500 jobs enter, while fewer than `limit` of their queue are not final (0: any number).
--- Returns four values a job, see enter.lua.
+-- submit(limit, kinds and jobs, see enter.lua): up to 500 jobs enter, while fewer than `limit` of their queue are not
+-- final (0: any number). Returns four values a job.
 
 if followed() and call('XLEN', P .. 'events') >= followed() then
   return redis.error_reply('BACKLOG the ledger is too far behind')
@@ -35,8 +35,8 @@ local function room_for(queue)
 end
 
 local out = {}
-for at = 5, #ARGV, WIDTH do
-  local entered = enter(at, room_for)
+for at = after_kinds(5), #ARGV, JOB do
+  local entered = enter(5, at, room_for)
   for i = 1, 4 do
     out[#out + 1] = entered[i]
   end
