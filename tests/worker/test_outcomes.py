@@ -10,6 +10,7 @@ from shared.errors import Unavailable
 from shared.jobs import State
 from shared.queue import Finish, Queue
 from tests.conftest import eventually
+from worker.metrics import Tally
 from worker.outcomes import MOST, Outcomes
 
 
@@ -38,7 +39,7 @@ class Told:
         self.queue = Answering()
         self.held: dict[str, tuple[str, float]] = {}
         self.away = self.room = 0
-        self.outcomes = Outcomes(self.queue, self.held, away=self._away, room=self._room)
+        self.outcomes = Outcomes(self.queue, self.held, away=self._away, room=self._room, tally=Tally([], 1))
 
     def _away(self) -> None:
         self.away += 1
