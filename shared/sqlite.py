@@ -6,6 +6,7 @@ As an `engine` of Tortoise's configuration: `shared.sqlite`.
 import asyncio
 import sqlite3
 import time
+from contextlib import suppress
 
 import aiosqlite
 from tortoise.backends.base.client import ConnectionWrapper, TransactionalDBClient, TransactionContext
@@ -30,7 +31,10 @@ class Client(SqliteClient):
         except BaseException:
             # aiosqlite tells the thread to end and does not wait. What the thread says last would then come to a loop
             # that may be closed, and a file that is being opened would be open still.
-            await asyncio.shield(asyncio.to_thread(connection._thread.join, LAST_WORD))  # noqa: SLF001 - no other way
+            joined = asyncio.ensure_future(asyncio.to_thread(connection._thread.join, LAST_WORD))  # noqa: SLF001 - no other way
+            while not joined.done():
+                with suppress(asyncio.CancelledError):  # whoever is impatient: what is raised is said below
+                    await asyncio.wait({joined})
             raise
         self._connection = connection
         await self._post_connect()
