@@ -53,7 +53,7 @@ class Projection:
         self._consumer, self._busy = consumer, busy
         self.idle, self.look = IDLE * settings.lease, settings.lease
         self._looked = 0.0
-        self._full = False  # the last read brought as much as one may
+        self._more = False  # the last read brought so much that the next one need not wait for more to come
         self._swept = time.monotonic() - SWEEP * random.random()  # not all workers at once
 
     async def run(self) -> None:
@@ -84,7 +84,7 @@ class Projection:
             if away:
                 log.info("the ledger follows again")
             pause, away = 0.05, False
-            if not self._full:
+            if not self._more:
                 await asyncio.sleep(BUSY_PACE if self._busy() else PACE)
 
     async def step(self, block: float) -> bool:
@@ -95,7 +95,8 @@ class Projection:
             while (left := await self._events.inherit(self._consumer, idle=self.idle)).entries:
                 await self._project(left)
         taken = await self._events.take(self._consumer, block=block)
-        self._full = taken is not None and len(taken.entries) >= READ
+        full = taken is not None and len(taken.entries) >= READ
+        self._more = full or (taken is not None and len(taken.jobs) >= MANY and not self._busy())
         if taken is not None and taken.entries:
             await self._project(taken)
         return taken is not None

@@ -40,8 +40,10 @@ class LedgerCheck:
 
     async def _compare(self, rows: Sequence[tuple[str, int]]) -> list[tuple[Finding, Row | None]]:
         """What is wrong with these (id, stamp), each with what should be written."""
+        # All until then was read: the clock first, since what is told meanwhile need not be, and lags are in ms.
+        now = await self._queue.checkup.now()
         lag = await self._queue.events.lag()
-        read = await self._queue.checkup.now() - (lag.seconds if lag else 0.0) - self._margin  # all until then was
+        read = now - (lag.seconds + 0.001 if lag and lag.entries else 0.0) - self._margin
         found: list[tuple[Finding, Row | None]] = []
         # Of another shard's jobs this Redis knows nothing.
         rows = [one for one in rows if one[0].endswith(self._queue.shard)]
@@ -53,9 +55,9 @@ class LedgerCheck:
                 if values is None:
                     found.append((Finding("row-without-record", id, str(stamp)), None))
                     continue
-                now = row(id, values)
-                if now.stamp > stamp and now.stamp / 1e6 < read:
-                    found.append((Finding("row-behind", id, str(stamp)), now))
+                newest = row(id, values)
+                if newest.stamp > stamp and newest.stamp / 1e6 < read:
+                    found.append((Finding("row-behind", id, str(stamp)), newest))
             at += len(facts)
         return found
 
