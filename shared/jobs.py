@@ -17,6 +17,7 @@ A record is one hash. Field names are short because each of a million waiting jo
     sb        bytes of its steps' results       oq        number of the attempt's last report
     lk        locks that its attempt holds or waits for
 
+Every record has 14 of them (enter.lua), and scripts tell by their number whether there can be others (record.lua).
 All times are Redis `TIME`. Stamps are microseconds and grow with every visible change, also when the clock steps back.
 """
 

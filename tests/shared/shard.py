@@ -252,7 +252,20 @@ def home(record: Mapping[str, str]) -> list[str]:
 
 def broken(shard: Snapshot) -> list[str]:
     """Every law that does not hold, with whom it does not hold for."""
-    return [*_places(shard), *_numbers(shard), *_holders(shard), *_limits(shard), *_locks(shard), *_lifetimes(shard)]
+    found = [*_places(shard), *_fields(shard), *_numbers(shard), *_holders(shard), *_limits(shard), *_locks(shard)]
+    return [*found, *_lifetimes(shard)]
+
+
+# The scripts tell by the number of fields whether a record has any besides these.
+SUBMITTED = frozenset("state v attempt queue prio due tenant max f task ver opts payload at".split())
+SUCCEEDED = SUBMITTED | set("began token attempts result ended".split())
+
+
+def _fields(shard: Snapshot) -> Iterable[str]:
+    for id, record in shard.jobs.items():
+        begun = {"began", "token"} if {"began", "token"} & record.keys() or record["state"] == "running" else set()
+        if missing := (SUCCEEDED if record["state"] == "succeeded" else SUBMITTED | begun) - record.keys():
+            yield f"{id} is {record['state']} and has no {sorted(missing)}"
 
 
 def _places(shard: Snapshot) -> Iterable[str]:

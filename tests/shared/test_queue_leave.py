@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from redis.exceptions import ResponseError
 
-from shared.jobs import State
+from shared.jobs import FINAL, State
 from shared.queue import Finish, Report
 from tests.shared.shard import Shard, broken, job
 
@@ -233,3 +233,24 @@ async def test_results_are_bytes(shard: Shard) -> None:
     body = msgspec.json.encode({"text": "ümläut \x00 \u2028 % \r\n", "n": 2**70})
     await worker.end(await worker.take(), body=body)
     assert (await shard.get(id)).result == body
+
+
+async def test_what_few_records_have_is_seen_however_many_fields_there_are(shard: Shard) -> None:
+    """A record with a key and its limit has as many fields as one that has begun: it is not taken for one."""
+    worker = await shard.worker()
+    for given in ({}, {"idempotency_key": "a"}, {"idempotency_key": "b", "expires_in": 9}, {"concurrency_key": "c"}):
+        for to in (None, State.SUCCEEDED, State.FAILED, State.RETRYING, State.QUEUED):
+            keys = {name: f"{value}{to}" for name, value in given.items() if name.endswith("key")}
+            first = await shard.add(**given | keys)
+            next = await shard.add(**given | keys) if "concurrency_key" in given else None
+            if to is not None:
+                await worker.end(await worker.take(), to, body=FAILURE)
+            if await shard.state(first) not in FINAL:
+                assert await shard.queue.cancel(first) is not None
+            after = await shard.snapshot()
+            assert broken(after) == []
+            assert next is None or after.jobs[next]["state"] == "queued"
+            assert all(left > 0 for key, left in after.ttl.items() if key.startswith("idem:"))
+            assert after.zsets.get("expiries", {}) == {}
+            if next is not None:
+                await shard.queue.cancel(next)
