@@ -73,7 +73,7 @@ class Encoder:
 
 
 def _text(value: Any) -> str:
-    return text(plain(value), plain)
+    return text(value if type(value) is float else plain(value), plain)
 
 
 @contextmanager

@@ -82,7 +82,9 @@ class Output(Protocol):
 
 def text(value: Any, hook: Callable[[Any], Any] | None = None) -> str:
     """A value as text: as JSON has it, without the quotes around it; `hook` knows what JSON has not."""
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return msgspec.json.encode(value, enc_hook=hook).decode()
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     body = msgspec.json.encode(value, enc_hook=hook).decode()
     return str(msgspec.json.decode(body)) if body.startswith('"') else body
@@ -129,10 +131,14 @@ class CsvOutput:
         if kind is int:
             return str(value)
         cell = value if kind is str else self._text(value)
-        return '"' + cell.replace('"', '""') + '"' if _QUOTED.search(cell) else cell
+        return '"' + cell.replace('"', '""') + '"' if _quoted(cell) else cell
 
 
-_QUOTED = re.compile(r'[",\r\n]|^$|^\\\.$|^ | $')
+def _quoted(cell: str) -> bool:
+    # A regular expression takes five times as long.
+    if '"' in cell or "," in cell or "\n" in cell or "\r" in cell:
+        return True
+    return cell in ("", "\\.") or cell[0] == " " or cell[-1] == " "
 
 
 class JsonOutput:

@@ -92,7 +92,8 @@ def to_json(row: Row) -> msgspec.Raw:
     bytes base64, UUIDs and network addresses their usual text; arrays are arrays, ranges and composites objects.
     """
     for value in row.values():
-        if type(value) not in _WRITTEN:
+        kind = type(value)
+        if kind not in _WRITTEN and not (kind is float and math.isfinite(value)):
             row = {name: plain(value) for name, value in row.items()}
             break
     try:

@@ -64,11 +64,17 @@ async def hash_file(job: Job, payload: HashPayload) -> Digests:
     total = (await job.files.stat(payload.source)).size
     done = 0
     await job.progress(0, total)
+    hashing: asyncio.Future[None] | None = None
     async for piece in job.files.open(payload.source):
-        # A piece is about 1 MiB: in a thread, since all algorithms together may take milliseconds for it.
-        await asyncio.to_thread(update, piece)
+        if hashing is not None:
+            await hashing
+        # A piece is about 1 MiB: in a thread, since all algorithms together may take milliseconds for it, and while
+        # the next one is read.
+        hashing = asyncio.get_running_loop().run_in_executor(None, update, piece)
         done += len(piece)
         await job.progress(done, total)
+    if hashing is not None:
+        await hashing
     result: Digests = {"size": done}
     for name, digest in digests.items():
         result[name] = digest.hexdigest()
