@@ -12,9 +12,9 @@ from api.routing import Plain
 from api.state import served
 from api.waiting import steadily
 from shared.errors import NotFound
-from shared.jobs import rfc3339
 from shared.queue import QueueStats
 from shared.settings import QUEUE_NAME
+from shared.times import rfc3339
 
 _HEADERS = {"Cache-Control": "private, no-cache"}
 

@@ -27,12 +27,13 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+
+from shared.times import of_stamp, rfc3339
 
 FORMAT = 1  # of the record; a script that meets a newer one parks the job
 SHOWN_ATTEMPTS = 50
@@ -278,32 +279,9 @@ def parse(id: str, values: list[bytes | None]) -> Record | None:
 # -------------------------------------------------------------------------------------------------- what clients see
 
 
-def rfc3339(seconds: float | None) -> str | None:
-    """RFC 3339 in UTC with milliseconds."""
-    if seconds is None:
-        return None
-    whole, rest = divmod(seconds, 1)
-    return _told(int(whole) * 1_000_000 + round(rest * 1_000_000))
-
-
-def _told(stamp: int) -> str:
-    seconds, rest = divmod(stamp, 1_000_000)
-    return f"{_second(seconds)}.{rest // 1000:03d}Z"
-
-
-@lru_cache(maxsize=4096)
-def _second(seconds: int) -> str:
-    # Many jobs share one, and the library takes ten times as long.
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
 def plain(seconds: float) -> float:
     """Seconds as a JSON number: 30, not 30.0."""
     return int(seconds) if float(seconds).is_integer() else seconds
-
-
-def _time(stamp: int | None) -> str | None:
-    return _told(stamp) if stamp else None
 
 
 def view(record: Record, *, payload: bytes | None = None) -> bytes:
@@ -319,10 +297,10 @@ def view(record: Record, *, payload: bytes | None = None) -> bytes:
         "priority": record.priority,
         "attempt": record.attempt,
         "max_attempts": record.max_attempts,
-        "submitted_at": _time(record.submitted),
+        "submitted_at": of_stamp(record.submitted),
         "scheduled_for": rfc3339(record.scheduled_for),
-        "started_at": _time(record.began or started),
-        "finished_at": _time(record.ended),
+        "started_at": of_stamp(record.began or started),
+        "finished_at": of_stamp(record.ended),
         "timeout": plain(record.options.timeout),
         "progress": _raw(record.progress),
         "result": _raw(record.result) if record.state is State.SUCCEEDED else None,
@@ -333,8 +311,8 @@ def view(record: Record, *, payload: bytes | None = None) -> bytes:
         "attempts": [
             {
                 "attempt": attempt.number,
-                "started_at": _time(attempt.began),
-                "finished_at": _time(attempt.ended),
+                "started_at": of_stamp(attempt.began),
+                "finished_at": of_stamp(attempt.ended),
                 "outcome": attempt.outcome,
                 "worker": attempt.worker,
             }

@@ -13,9 +13,10 @@ from typing import NamedTuple, Protocol
 
 from shared.errors import BadCursor
 from shared.files import FileStore
-from shared.jobs import Record, rfc3339
+from shared.jobs import Record
 from shared.queue import Chunk, Segment
 from shared.segments import read_segment
+from shared.times import of_stamp
 
 TYPES = ("state", "progress", "log", "output", "end")
 SAID = frozenset({"progress", "log", "output"})  # what the job itself says
@@ -146,7 +147,7 @@ def said_groups(chunk: Chunk, after: Position) -> Iterator[Group]:
 
 
 def _at(stamp: int) -> str:
-    return rfc3339(stamp / 1_000_000) or ""
+    return of_stamp(stamp) or ""
 
 
 class Reader:

@@ -10,7 +10,8 @@ import msgspec
 
 from shared.errors import NotFound, TooLarge
 from shared.files import FileStore, Written
-from shared.jobs import id_time, new_id, rfc3339
+from shared.jobs import id_time, new_id
+from shared.times import rfc3339
 
 STALE = 48 * 3600.0  # seconds; a job takes 24 hours at most, so nobody writes any more to what was left so long ago
 META_LIMIT = 64 << 10  # bytes of a meta.json or begun.json

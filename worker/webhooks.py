@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from shared.jobs import rfc3339
+from shared.times import rfc3339
 
 PREFIX = "whsec_"
 SECRET = r"^whsec_[A-Za-z0-9+/]{32,86}={0,2}$"  # noqa: S105 - the form of one

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shared import jobs
 from shared.durations import PATTERN, UNITS, seconds
-from shared.jobs import FINAL, NEXT, Attempt, Options, Record, State, history, id_time, new_id, parse, plain, rfc3339
+from shared.jobs import FINAL, NEXT, Attempt, Options, Record, State, history, id_time, new_id, parse, plain
 from shared.queue import Report
 from tests.shared.shard import Shard
 
@@ -150,16 +150,8 @@ def test_no_record_is_none() -> None:
     assert parse("j1", [None] * 22) is None
 
 
-@laws
-@given(st.floats(0, 4e9))
-def test_times_are_utc_with_milliseconds(moment: float) -> None:
-    text = rfc3339(moment)
-    assert text is not None
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", text)
-
-
 def test_whole_seconds_are_whole_numbers() -> None:
-    assert (plain(30.0), plain(0.25), rfc3339(None)) == (30, 0.25, None)
+    assert (plain(30.0), plain(0.25)) == (30, 0.25)
     assert isinstance(plain(30.0), int)
 
 
