@@ -15,12 +15,16 @@ from typing import IO, Any, TypeVar, overload
 import asyncpg
 import httpx2
 import pytest
+from hypothesis import settings
 from redis.asyncio import Redis
 
 from shared.services import Server, free_port, mongo_server, postgres_server, redis_server, tied
 
 T = TypeVar("T")
 S3_REGION = "us-east-1"
+
+settings.register_profile("tandem", deadline=None)  # how long an example takes says more about the machine
+settings.load_profile("tandem")
 
 
 @overload
