@@ -22,6 +22,8 @@ class Exchange(RequestResponseCycle):
 
     async def send(self, message: Any) -> None:
         """Sends a part of the answer, or all of it."""
+        # Of several requests that came together, uvicorn tells only the last that the client has gone.
+        self.disconnected = self.disconnected or self.transport.is_closing()
         if message["type"] != ANSWER:
             await super().send(message)
             return

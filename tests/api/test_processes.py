@@ -193,3 +193,28 @@ async def test_after_sigterm_it_is_unready_and_still_serves(redis_url: str, hand
             answer = await client.post("/v1/jobs", json={"task": "t.any"})
             assert answer.status_code == 202
             assert answer.headers["connection"] == "close"
+
+
+async def test_who_goes_before_all_of_several_answers_leaves_no_error_behind(
+    redis: Redis, redis_url: str, hand: Hand, tmp_path: Path
+) -> None:
+    async with api(tmp_path, redis_url) as process:
+        url = await address(process)
+        await ready(url)
+        async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+            id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
+            _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+            for path in ("/livez", f"/v1/jobs/{id}?wait=20", "/livez"):
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+
+            async def subscribers(wanted: int) -> bool:
+                return bool(sum(count for _, count in await redis.pubsub_numsub(f"tandem:{{a}}:news:{id}")) == wanted)
+
+            await eventually(lambda: subscribers(1))  # the second is being answered
+            writer.transport.abort()
+            await hand.drain()
+            await eventually(lambda: subscribers(0))  # it was
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            output = b"".join(await process.communicate())
+    assert b"error" not in output, output
