@@ -7,7 +7,8 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.files import FileStore, open_store
-from tests.shared.shard import Shard, broken
+from tests.shared.laws import broken
+from tests.shared.shard import Shard
 
 
 @pytest.fixture(params=["file", "memory", "s3"])

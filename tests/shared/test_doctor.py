@@ -12,7 +12,8 @@ from shared.doctor import Diagnosis, Doctor
 from shared.jobs import FINAL, State
 from shared.queue import Claimed, Queue, Report
 from shared.queue.steps import Step
-from tests.shared.shard import Shard, Worker, broken, job
+from tests.shared.laws import broken
+from tests.shared.shard import Shard, Worker, job
 from tests.worker.workers import open_client, working
 from worker.task import task
 

@@ -6,7 +6,8 @@ from redis.exceptions import ResponseError
 
 from shared.jobs import FINAL, State
 from shared.queue import Finish, Report
-from tests.shared.shard import Shard, broken, job
+from tests.shared.laws import broken
+from tests.shared.shard import Shard, job
 
 FAILURE = b'{"type":"exception:ValueError","message":"no","retryable":true,"attempt":1}'
 DAY = 86_400_000

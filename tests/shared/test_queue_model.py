@@ -22,8 +22,9 @@ from tests.shared.allowance import LIMITS, Allowance
 from tests.shared.examining import Examining
 from tests.shared.forgetting import Forgetting
 from tests.shared.keeping import Keeping
+from tests.shared.laws import broken
 from tests.shared.pausing import Pausing
-from tests.shared.shard import Shard, Snapshot, Worker, broken, job
+from tests.shared.shard import Shard, Snapshot, Worker, job
 
 T = TypeVar("T")
 
