@@ -153,7 +153,7 @@ async def test_the_end_of_the_output_may_stay_in_redis(
     assert await told(said.client, said.store, said.job.id) == list(range(40))
 
 
-@task("floods", timeout="1s")
+@task("floods", timeout="3s")
 async def floods(job: Job, payload: int) -> None:
     for number in range(payload):
         await job.emit(f"{number:06d}" + "x" * 50_000)
