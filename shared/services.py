@@ -103,6 +103,8 @@ def redis_server(data: Path) -> Server:
     argv = (
         *(str(program), *address, "--dir", str(data.resolve()), "--daemonize", "no", "--logfile", str(log)),
         *("--pidfile", str(data.resolve() / "redis.pid"), "--always-show-logo", "no"),
+        # While Redis rewrites the file it buffers what is written: not to happen each second of a stream of 100 MB/s.
+        *("--auto-aof-rewrite-min-size", "256mb"),
         *("--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction"),
         # A record stays one small piece of memory although its payload is longer than 64 bytes.
         *("--hash-max-ziplist-value", "1024"),

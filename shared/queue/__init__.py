@@ -69,8 +69,8 @@ __all__ = [
 
 MOST = 500  # jobs a script call
 ROOM = 1 << 20  # bytes a script call, about
-LONG = 4 << 20  # bytes of a job's stream in Redis from which on its oldest part should move to the file store
-TAIL = 8 << 20  # bytes that it holds at most
+LONG = 2 << 20  # bytes of a job's stream in Redis from which on its oldest part should move to the file store
+TAIL = 3 << 20  # bytes that it holds at most
 PLACES = 32  # of streams, read together
 
 

@@ -98,7 +98,7 @@ async def test_a_segment_whose_writer_died_before_redis_knew_is_written_again(sa
 
 
 async def test_a_zombie_moves_nothing(said: Said, client: Client) -> None:
-    await say(said, 0, 60)
+    await say(said, 0, 30)
     await eventually(lambda: client.queue.output(said.job.id, 0, 100))
     # The job is taken from it without its knowledge.
     assert await client.queue.finish([Finish(said.job.id, said.job.token, State.QUEUED, "released")]) == ["ok"]
@@ -106,7 +106,7 @@ async def test_a_zombie_moves_nothing(said: Said, client: Client) -> None:
     assert await said.output._outbox.move(said.job.id, said.job.token) is None
     assert await client.queue.output(said.job.id, 0, 1000) == before
     assert await client.queue.segments(said.job.id) == []
-    await say(said, 60, 61)
+    await say(said, 30, 31)
     await said.output.drain()
     assert said.lost == 1
 
