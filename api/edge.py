@@ -1,5 +1,6 @@
 """The outermost layer of our own: who asks, under which id, and what becomes of an error that nobody expected."""
 
+import asyncio
 import re
 import secrets
 import time
@@ -13,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.auth import OPEN_PATHS, TENANT, Keys
 from api.exchanges import ANSWER
 from api.headers import TRACEPARENT
-from api.problems import of_status, path_of
+from api.problems import RETRY_AFTER, of_status, path_of
 from api.requests import Requests
 from api.routing import Plain
 from api.waiting import Drain
@@ -68,6 +69,10 @@ class Edge:
             response = await plain.respond(scope, receive, send)
         except ClientDisconnect:
             return
+        except asyncio.CancelledError:
+            if not self._drain.begun:
+                raise
+            response = _unfinished(scope)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             response = _unexpected(scope, request_id, error)
         self._requests.answered(scope, response.status_code, begun)
@@ -103,6 +108,10 @@ class Edge:
             await self._app(scope, receive, tell)
         except ClientDisconnect:
             return
+        except asyncio.CancelledError:
+            if started or not self._drain.begun:
+                raise
+            await _unfinished(scope)(scope, receive, tell)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             problem = _unexpected(scope, request_id, error)
             if started:
@@ -116,6 +125,12 @@ class Edge:
 def _unknown(scope: Scope) -> Response:
     detail = "give an API key: Authorization: Bearer tk_…"
     return of_status(401, detail, headers={"WWW-Authenticate": "Bearer"}).response(scope)
+
+
+def _unfinished(scope: Scope) -> Response:
+    """For a request that the server cancels: its end has waited long enough, for Redis mostly."""
+    detail = "the process ends and had no answer in time: ask again, and another one answers"
+    return of_status(503, detail, headers={"Retry-After": RETRY_AFTER}).response(scope)
 
 
 def _unexpected(scope: Scope, request_id: bytes | None, error: Exception) -> Response:

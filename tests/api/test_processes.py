@@ -13,8 +13,10 @@ import httpx2
 import psutil
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.connection import parse_url
 
 from tests.api.hand import Hand
+from tests.chaos.relay import Relay
 from tests.conftest import eventually
 
 KEY = "tk_main_0123456789abcdef"
@@ -193,6 +195,37 @@ async def test_after_sigterm_it_is_unready_and_still_serves(redis_url: str, hand
             answer = await client.post("/v1/jobs", json={"task": "t.any"})
             assert answer.status_code == 202
             assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("path", ["?wait=20", "/stream"])
+async def test_who_waits_for_a_redis_that_hangs_is_told_to_come_back_when_the_process_ends(
+    redis_url: str, hand: Hand, tmp_path: Path, path: str
+) -> None:
+    socket = parse_url(redis_url)["path"]
+    relay = Relay(lambda: asyncio.open_unix_connection(socket))
+    await relay.start()
+    try:
+        url = f"redis://127.0.0.1:{relay.port}"
+        async with api(tmp_path, url, TANDEM_LINGER="1s", TANDEM_DRAIN="1s") as process:
+            url = await address(process)
+            await ready(url)
+            async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
+                id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
+                relay.stall()
+                asked = asyncio.create_task(client.get(f"/v1/jobs/{id}{path}"))
+                await eventually(lambda: relay.held)
+                process.terminate()  # for a second more it takes what comes, also what was not asked yet
+                async with asyncio.timeout(30):
+                    answer = await asked
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "1"
+            assert answer.json()["detail"].startswith("the process ends")
+            async with asyncio.timeout(30):
+                output = b"".join(await process.communicate())
+            assert process.returncode == 0
+            assert b"Exception" not in output, output
+    finally:
+        await relay.close()
 
 
 async def test_who_goes_before_all_of_several_answers_leaves_no_error_behind(
