@@ -195,12 +195,7 @@ for _, prio in ipairs(HIGH_FIRST) do
   end
 end
 for i = 1, #queues do
-  for _, prio in ipairs(HIGH_FIRST) do
-    if call('EXISTS', P .. 'q:' .. queues[i] .. ':' .. prio) == 1 then
-      more = true
-      ring(queues[i])
-    end
-  end
+  more = ring_due(queues[i]) or more
 end
 call('HSET', me, 'call', number, 'held', table.concat(taken, ' '), 'since', NOW)
 if #taken > 0 then

@@ -7,8 +7,7 @@ local AGAIN = 1000 -- ms after which others are called if those that were did no
 
 -- Every 4th turn has normal first and every 16th low first, so that nothing starves. Each kind of turn counts on its
 -- own: else, of two queues, one would have all the turns that have low first.
-local HIGH_FIRST, NORMAL_FIRST, LOW_FIRST =
-  { 'high', 'normal', 'low' }, { 'normal', 'high', 'low' }, { 'low', 'normal', 'high' }
+local NORMAL_FIRST, LOW_FIRST = { 'normal', 'high', 'low' }, { 'low', 'normal', 'high' }
 local function ranks(turn)
   local fourths, sixteenths = math.floor(turn / 4), math.floor(turn / 16)
   if turn % 16 == 0 then

@@ -95,6 +95,19 @@ local function ring(queue)
   bells[queue] = true
 end
 
+local HIGH_FIRST = { 'high', 'normal', 'low' }
+
+-- Rings the queue if it has due jobs. Returns whether it has.
+local function ring_due(queue)
+  for i = 1, 3 do
+    if call('EXISTS', P .. 'q:' .. queue .. ':' .. HIGH_FIRST[i]) == 1 then
+      ring(queue)
+      return true
+    end
+  end
+  return false
+end
+
 -- A word for one worker: it is woken wherever it blocks, and finds it in its own bell.
 local function call_worker(worker, word)
   local bell = P .. 'bell:' .. worker

@@ -3,11 +3,7 @@
 
 local me = P .. 'worker:' .. ARGV[4]
 for queue in string.gmatch(call('HGET', me, 'queues') or '', '[^,]+') do
-  for _, prio in ipairs({ 'high', 'normal', 'low' }) do
-    if call('EXISTS', P .. 'q:' .. queue .. ':' .. prio) == 1 then
-      ring(queue)
-    end
-  end
+  ring_due(queue)
 end
 call('ZREM', P .. 'workers', ARGV[4])
 call('DEL', me, P .. 'bell:' .. ARGV[4])

@@ -1,9 +1,10 @@
 """Readers of streams in a chaos run: they take up again where they were cut off, and note every entry."""
 
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -17,56 +18,58 @@ SILENCE = 40.0  # seconds that a socket may say nothing, which is more than two 
 
 async def follow_lines(session: aiohttp.ClientSession, told: Told, id: str, again: Callable[[], None]) -> None:
     """The whole stream as NDJSON, however often it breaks off; `again` is called before each further request."""
-    while not told.ended:
+
+    async def read() -> None:
         headers = {"Accept": "application/x-ndjson"}
         if told.places:
             headers["Last-Event-ID"] = told.places[-1]
-        try:
-            async with session.get(f"/v1/jobs/{id}/stream", headers=headers) as answer:
-                if answer.status == 200:
-                    async for line in answer.content:
-                        if line.endswith(b"\n") and line.strip():  # else it was cut off, or is a sign of life
-                            _heard(told, msgspec.json.decode(line))
-                elif _refused(told, answer.status, await answer.read()):
-                    return
-        except FAULTS:
-            pass
-        if not told.ended:
-            again()
-            await asyncio.sleep(random.uniform(0.02, 0.2))
+        async with session.get(f"/v1/jobs/{id}/stream", headers=headers) as answer:
+            if answer.status != 200:
+                _refused(told, answer.status, await answer.read())
+                return
+            async for line in answer.content:
+                if line.endswith(b"\n") and line.strip():  # else it was cut off, or is a sign of life
+                    _heard(told, msgspec.json.decode(line))
+
+    await _to_the_end(read, told, again)
 
 
 async def follow_socket(session: aiohttp.ClientSession, told: Told, id: str, again: Callable[[], None]) -> None:
     """The same over a WebSocket."""
-    while not told.ended:
+
+    async def read() -> None:
         wish = {"subscribe": id} | ({"after": told.places[-1]} if told.places else {})
-        try:
-            timeout = aiohttp.ClientWSTimeout(ws_receive=SILENCE, ws_close=2)
-            async with session.ws_connect("/v1/stream", protocols=("tandem.v1",), timeout=timeout) as socket:
-                await socket.send_str(msgspec.json.encode(wish).decode())
-                async for message in socket:
-                    entry = msgspec.json.decode(message.data)
-                    if entry["type"] == "error":
-                        if _refused(told, entry["data"]["status"], message.data):
-                            return
-                        break
-                    _heard(told, entry)
-                    if told.ended:
-                        break
-        except FAULTS:
-            pass
-        if not told.ended:
-            again()
-            await asyncio.sleep(random.uniform(0.02, 0.2))
+        timeout = aiohttp.ClientWSTimeout(ws_receive=SILENCE, ws_close=2)
+        async with session.ws_connect("/v1/stream", protocols=("tandem.v1",), timeout=timeout) as socket:
+            await socket.send_str(msgspec.json.encode(wish).decode())
+            async for message in socket:
+                entry = msgspec.json.decode(message.data)
+                if entry["type"] == "error":
+                    _refused(told, entry["data"]["status"], message.data)
+                    return
+                _heard(told, entry)
+                if told.ended:
+                    return
+
+    await _to_the_end(read, told, again)
 
 
-def _refused(told: Told, status: int, body: object) -> bool:
-    """Whether there is no use in asking again."""
+async def _to_the_end(read: Callable[[], Awaitable[None]], told: Told, again: Callable[[], None]) -> None:
+    while True:
+        with contextlib.suppress(*FAULTS):
+            await read()
+        if told.ended or told.gone or told.wrong:
+            return
+        again()
+        await asyncio.sleep(random.uniform(0.02, 0.2))
+
+
+def _refused(told: Told, status: int, body: object) -> None:
+    """Where there is a use in asking again, nothing is noted."""
     if status == 404:
         told.gone = True
     elif status != 503:
         told.wrong.append(f"stream: {status} {str(body)[:200]}")
-    return status != 503
 
 
 def _heard(told: Told, entry: dict[str, Any]) -> None:
