@@ -4,7 +4,6 @@ import os
 import platform
 import statistics
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from shared.services import redis_server
+from shared.services import redis_program
 
 OURS = "Tandem"
 
@@ -88,8 +87,7 @@ def table(title: str, found: Sequence[Row]) -> list[str]:
 
 def facts() -> dict[str, Any]:
     """What the figures depend on."""
-    program = redis_server(Path(tempfile.gettempdir())).argv[0]
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
+    said = subprocess.run([redis_program(), "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
     return {
         "measured": datetime.now(UTC).date().isoformat(),
         "cores": os.cpu_count(),

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from redis.asyncio import Redis
 
-from shared.services import Server, free_port, redis_server, tied
+from shared.services import Server, free_port, redis_program, redis_server, tied
 from tests.api.test_processes import address, api, ready
 from tests.conftest import eventually, started
 from tests.journeys import crash_tasks as tasks
@@ -47,7 +47,7 @@ class Watched:
             options = ["--port", str(port), "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"]
             options += ["--replicaof", "127.0.0.1", str(self.ports[0])] if index else []
             await self._start(replace(server, argv=(*server.argv, *options)))
-        program = redis_server(self.directory).argv[0]
+        program = str(redis_program())
         for port in self.ports[2:]:
             settings = self.directory / f"{port}.conf"
             settings.write_text(
