@@ -24,7 +24,7 @@ from worker.worker import Worker
 
 # Objects that are made before the collector looks for cycles among them. A batch of jobs makes a few thousand, which
 # live until it is done: looking at Python's default of 700 finds all of them alive, again and again.
-YOUNG = 10_000
+YOUNG = 50_000  # objects more than were freed, after which the collector looks at the new ones
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -4,16 +4,19 @@ The client's pool needs this JSON serializer, `create_pool(…, job_serializer=s
 or any that writes the same as JSON. Keyword arguments are the payload; a single positional object is one too.
 """
 
+import asyncio
 import dataclasses
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
 import structlog
 from arq.cron import CronJob
+from redis.exceptions import RedisError
 
 from shared import catalogue
+from shared.errors import Unavailable
 from shared.jobs import Options, Submission, new_id
 from shared.queue import Queue
 from shared.retry import RetryPolicy
@@ -21,7 +24,7 @@ from worker.job import Job
 from worker.task import Task, of, task
 
 MOST = 1000  # jobs left alone that are remembered
-PAUSE = 0.5  # seconds to the next look, when what lies there is nothing for us
+PAUSE = 0.5  # seconds to the next look, when what lies there is nothing for us, and between two of arq's ticks
 
 log = structlog.get_logger("worker")
 
@@ -109,6 +112,16 @@ class Adoption:
             self._left_alone.update(strangers)
             log.warning("jobs of another arq client are no JSON and are left alone", arq_ids=strangers)
 
+    async def tick(self, heart_beat: Callable[[], Awaitable[None]]) -> None:
+        """arq's cron, until it is cancelled: `heart_beat` enqueues in arq's own queue what is due, and we adopt it."""
+        while True:
+            try:
+                await heart_beat()
+                await self.adopt()
+            except (Unavailable, RedisError, OSError) as error:
+                log.warning("Redis is away", during="cron", error=type(error).__name__)
+            await asyncio.sleep(PAUSE)
+
     async def _look(self) -> tuple[list[tuple[str, Submission]], list[str]]:
         jobs, strangers = [], []
         for foreign, due, data in await self._queue.foreign(skip=self._left_alone):
@@ -120,6 +133,10 @@ class Adoption:
             else:
                 jobs.append((foreign, job))
         return jobs, strangers
+
+
+async def stand_in(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
+    """What arq's registry holds for each task: names only, since running them is ours."""
 
 
 def cron_task(cron: CronJob, ctx: dict[Any, Any]) -> Task:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -22,11 +22,18 @@ FORGET = 5.0  # seconds for a registration that is under way at the end
 log = structlog.get_logger("worker")
 
 
+class Calls(NamedTuple):
+    """What the news lead to besides the end of a run."""
+
+    claim: Callable[[], Awaitable[Any]]  # a job waits for this worker alone
+    register: Callable[[], Awaitable[Any]]  # Redis does not know it (any more)
+    unstarted: Callable[[str, Cause], None]  # a job that does not run, and perhaps is not here either, is not to start
+
+
 class News:
     """The news of one worker, and what it does about them; `runs` are its running jobs by id.
 
-    `claiming` is held while a claim is under way. `claim` is called when a job waits for this worker alone, `register`
-    when Redis does not know it (any more).
+    `claiming` is held while a claim is under way.
     """
 
     def __init__(
@@ -35,15 +42,14 @@ class News:
         url: str,
         runs: Mapping[str, Run],
         claiming: asyncio.Lock,
+        calls: Calls,
         *,
         worker: str,
         tasks: str,
-        claim: Callable[[], Awaitable[Any]],
-        register: Callable[[], Awaitable[Any]],
     ) -> None:
         self.doubt = False
         self._queue, self._runs, self._worker, self._tasks = queue, runs, worker, tasks
-        self._claiming, self._claim, self._register = claiming, claim, register
+        self._claiming, self._calls = claiming, calls
         self._loop = asyncio.get_event_loop()
         self._registering: asyncio.Task[Any] | None = None
         self._settling: asyncio.Task[None] | None = None
@@ -95,7 +101,7 @@ class News:
                     pass
             self._stop([id], "cancel")
         else:
-            await self._claim()
+            await self._calls.claim()
 
     async def beat(self) -> None:
         """Renews the leases from the loop, and puts an end to the doubt."""
@@ -124,7 +130,9 @@ class News:
         # Every beat repeats its news until the code has obeyed: only the first of a kind cancels it.
         for id in ids:
             run = self._runs.get(id)
-            if run is not None and run.cause not in (cause, "lost"):
+            if run is None:
+                self._calls.unstarted(id, cause)
+            elif run.cause not in (cause, "lost"):
                 run.stop(cause)
                 if cause == "cancel":
                     self._loop.call_later(self._queue.grace, self._overdue, run)
@@ -144,7 +152,7 @@ class News:
     def _forgotten(self) -> None:
         # Redis lost its data, or the worker was silent for too long.
         if self._registering is None or self._registering.done():
-            self._registering = asyncio.ensure_future(self._register())
+            self._registering = asyncio.ensure_future(self._calls.register())
 
     async def end(self) -> None:
         """No more beats: what is still held is left to its lease."""

@@ -20,7 +20,6 @@ from typing import Any
 import arq.worker
 import structlog
 from arq.connections import ArqRedis
-from redis.exceptions import RedisError
 
 from shared import catalogue
 from shared.errors import Unavailable
@@ -28,13 +27,14 @@ from shared.jobs import State
 from shared.ledger import open_ledger
 from shared.queue import Claim, Claimed, Finish, Queue, WorkerInfo, pool
 from shared.settings import Settings
-from worker.adoption import Adoption, cron_task, deserialize, serialize
+from worker.adoption import Adoption, cron_task, deserialize, serialize, stand_in
+from worker.ahead import Ahead
 from worker.deadlines import Deadlines
 from worker.hooks import LONGEST as HOOK
 from worker.hooks import Hooks
 from worker.ledger import Projection
 from worker.metrics import Tally, serving
-from worker.news import News
+from worker.news import Calls, News
 from worker.outcomes import Outcomes
 from worker.output import Outbox
 from worker.resources import Resources
@@ -43,6 +43,7 @@ from worker.task import Task
 from worker.waiting import ended, first
 
 BLOCK = 4.0  # seconds of sleep at most, jittered: bells are only hints
+MOST = 200  # jobs a claim: with more it takes no less time each, and Redis does nothing else meanwhile
 FOREIGN = 2.0  # the same where clients of plain arq enqueue, who ring none
 
 log = structlog.get_logger("worker")
@@ -66,7 +67,7 @@ class Worker(arq.worker.Worker):
         self.settings = settings
         redis = ArqRedis(pool(settings.redis_url), job_serializer=serialize, job_deserializer=deserialize)
         super().__init__(
-            functions=[arq.worker.func(_adopted, name=name) for name in tasks],
+            functions=[arq.worker.func(stand_in, name=name) for name in tasks],
             redis_pool=redis,
             max_jobs=settings.concurrency,
             job_completion_wait=max(1, round(settings.drain)),
@@ -98,11 +99,14 @@ class Worker(arq.worker.Worker):
         self._hurry = asyncio.Event()  # hand back now
         self._fault: BaseException | None = None  # what ended a part of this worker, and so ends it all
         self._started_at = time.time()
-        calls = {"claim": self._claim, "register": self._register}
+        self._ahead: Ahead  # made when it is known for what the heart beats
+        unstarted = lambda one, cause: self._ahead.stop(one, cause)  # noqa: E731, PLW0108 - see above
+        calls = Calls(self._claim, self._register, unstarted)
         url = settings.redis_url
-        self.news = News(self.queue, url, self.runs, self._claiming, worker=self.id, tasks=self.digest, **calls)
-        away, room = self.news.distrust, self._changed.set
-        self._outcomes = Outcomes(self.queue, self.news.heart.held, away=away, room=room, tally=self.tally)
+        self.news = News(self.queue, url, self.runs, self._claiming, calls, worker=self.id, tasks=self.digest)
+        held, away, room = self.news.heart.held, self.news.distrust, self._changed.set
+        self._outcomes = Outcomes(self.queue, held, away=away, room=room, tally=self.tally)
+        self._ahead = Ahead(self.max_jobs, self.loop, held, self._outcomes.put)
         crons = {job.name for job in self.cron_jobs}
         self._adoption = Adoption(self.queue, {name: task.entry for name, task in self.known.items()}, crons)
 
@@ -131,7 +135,7 @@ class Worker(arq.worker.Worker):
             stack.push_async_callback(ended, self._part(self.news.listen(), "news"))
             stack.push_async_callback(ended, self._part(projection.run(), "ledger"))
             if self.cron_jobs:
-                stack.push_async_callback(ended, self._part(self._crons(), "crons"))
+                stack.push_async_callback(ended, self._part(self._adoption.tick(self.heart_beat), "crons"))
             log.info("worker is ready", worker=self.id, queues=",".join(self.settings.queues), tasks=len(self.known))
             self.ready.set()
             await self._loop()
@@ -191,6 +195,7 @@ class Worker(arq.worker.Worker):
     async def _drain(self) -> None:
         """Lets the running jobs finish, after a signal for `drain` seconds at most."""
         self.allow_pick_jobs = False
+        self._ahead.hand_back()
         if self.runs:
             quiet = asyncio.ensure_future(self._idle())
             await first(quiet, self.news.say_draining(), timeout=1)
@@ -207,6 +212,7 @@ class Worker(arq.worker.Worker):
         """Hands back what still runs, uncharged, and writes the last outcomes, within the lease; then it is gone."""
         self._stopping.set()
         self.allow_pick_jobs = False
+        self._ahead.hand_back()
         for run in list(self.runs.values()):
             run.stop("shutdown")
         await first(self._idle(), timeout=self.queue.grace)
@@ -281,7 +287,7 @@ class Worker(arq.worker.Worker):
         """Slots for which jobs may be claimed now."""
         if self._outcomes.full or not self.allow_pick_jobs:
             return 0
-        free = self.max_jobs - len(self.runs)
+        free = min(MOST, self.max_jobs - len(self.runs) + self._ahead.room)
         if self.burst and self.max_burst_jobs >= 0:
             free = min(free, self.max_burst_jobs - self._jobs_started())
         return max(0, free)
@@ -292,7 +298,7 @@ class Worker(arq.worker.Worker):
         return self._stopping.is_set() or (self.burst and 0 <= self.max_burst_jobs <= self._jobs_started())
 
     def _jobs_started(self) -> int:
-        return self.jobs_complete + self.jobs_retried + self.jobs_failed + len(self.runs)
+        return self.jobs_complete + self.jobs_retried + self.jobs_failed + len(self.runs) + len(self._ahead)
 
     async def _sleep(self, bells: Any, claim: Claim) -> None:
         block = (FOREIGN if self._adoption.needed else BLOCK) * random.uniform(0.75, 1)
@@ -328,15 +334,22 @@ class Worker(arq.worker.Worker):
                 return None
             self._claim_number += 1
             for claimed in claim.jobs:
-                self._start(claimed)
+                self._take(claimed)
         if claim.foreign:
             claim = claim._replace(foreign=await self._adoption.adopt() > 0)
         return claim
 
-    def _start(self, claimed: Claimed) -> None:
-        before = self.runs.get(claimed.id)
-        if before is not None and before.claimed.token == claimed.token:
+    def _take(self, claimed: Claimed) -> None:
+        before = self.news.heart.held.get(claimed.id)
+        if before is not None and before[0] == claimed.token:
             return  # an earlier answer brought it already
+        if len(self.runs) < self.max_jobs:
+            self._start(claimed)
+        else:
+            self._ahead.add(claimed, self.settings.lease)
+
+    def _start(self, claimed: Claimed, waited: float = 0.0) -> None:
+        before = self.runs.get(claimed.id)
         if before is not None:
             before.stop("lost")  # its lease ended unseen, and the job came back here
         assert self._opened is not None, "claims are made between opening and closing"  # noqa: S101 - narrows the type
@@ -344,7 +357,7 @@ class Worker(arq.worker.Worker):
         run = Run(claimed, task, self._outbox, self._opened, queue=self.queue, grace=grace, deadlines=self._deadlines)
         self.runs[claimed.id] = run
         # Both on the clock of Redis: when it was claimed, and when it could have been.
-        self.tally.started(claimed.task, run.job.stamp / 1e6 - claimed.due_ms / 1e3)
+        self.tally.started(claimed.task, run.job.stamp / 1e6 - claimed.due_ms / 1e3 + waited)
         # Until when it is beaten for: code that cannot be stopped must not keep its job for ever.
         hooks = HOOK if self._hooks else 0.0
         until = time.monotonic() + hooks + run.options.timeout + grace + self.settings.lease
@@ -370,7 +383,11 @@ class Worker(arq.worker.Worker):
         """Frees the slot and has the outcome written; the lease is kept until it is."""
         del self.runs[run.claimed.id]
         self._changed.set()
-        self.tally.ended(run.claimed.task, finish, time.time() - run.started)
+        ran = time.time() - run.started
+        self.tally.ended(run.claimed.task, finish, ran)
+        self._ahead.ended(ran)
+        if (waiting := self._ahead.next()) is not None:
+            self._start(waiting.claimed, self.loop.time() - waiting.since)
         if finish is None:
             self.news.heart.held.pop(run.claimed.id, None)
             return
@@ -381,17 +398,3 @@ class Worker(arq.worker.Worker):
         elif finish.to is State.RETRYING:
             self.jobs_retried += 1
         self._outcomes.put(finish)
-
-    async def _crons(self) -> None:
-        """arq's cron: it enqueues what is due in arq's own queue, from which it is adopted."""
-        while True:
-            try:
-                await self.heart_beat()
-                await self._adoption.adopt()
-            except (Unavailable, RedisError, OSError) as error:
-                log.warning("Redis is away", during="cron", error=type(error).__name__)
-            await asyncio.sleep(0.5)
-
-
-async def _adopted(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
-    """What arq's registry holds for each task: names only, since running them is ours."""

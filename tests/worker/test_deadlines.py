@@ -1,48 +1,9 @@
 """One timer for many deadlines: each is called in its time and once, unless it was dropped."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import pytest
 
+from tests.worker.clocks import Clock
 from worker.deadlines import Deadlines
-
-
-@dataclass(eq=False)
-class Timer:
-    when: float
-    ring: Callable[[], None]
-    clock: "Clock"
-
-    def cancel(self) -> None:
-        self.clock.waiting.remove(self)
-
-
-class Clock:
-    """One that is turned by hand."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.waiting: list[Timer] = []
-        self.set = 0  # timers, so far
-
-    def time(self) -> float:
-        return self.now
-
-    def call_at(self, when: float, callback: Callable[[], None], /) -> Timer:
-        timer = Timer(when, callback, self)
-        self.waiting.append(timer)
-        self.set += 1
-        return timer
-
-    def turn(self, to: float) -> None:
-        """Goes on to that time, timer by timer."""
-        while due := [timer for timer in self.waiting if timer.when <= 100 + to]:
-            timer = min(due, key=lambda one: one.when)
-            self.waiting.remove(timer)
-            self.now = timer.when
-            timer.ring()
-        self.now = 100 + to
 
 
 class Run:
