@@ -11,7 +11,7 @@ from bench.systems import NAMES, TANDEM, System, open_system
 
 NAP = 0.05  # seconds of a job that waits
 WAVES = 4  # times at least that all slots are filled
-SAMPLES = 300  # single jobs at most for a latency
+SAMPLES = (100, 2000)  # single jobs for a latency: at least, whatever it takes, and at most
 MOST = 200_000  # jobs at most in one measurement
 RUNNING = 1000
 QUIET = 5.0  # seconds at least for what is seldom
@@ -53,8 +53,10 @@ async def latency(name: str, seconds: float) -> AsyncIterator[Figure]:
         await system.start_worker()
         capacity = await system.warm()
         await system.client.ask("latency", samples=20)
-        samples = max(50, min(SAMPLES, int(seconds * 60)))
-        quiet = await system.client.ask("latency", samples=samples)
+        quiet: list[float] = []
+        late = perf_counter() + seconds
+        while len(quiet) < SAMPLES[0] or (len(quiet) < SAMPLES[1] and perf_counter() < late):
+            quiet += await system.client.ask("latency", samples=20)
         other = await system.another_client()
         loaded = asyncio.create_task(other.ask("load", rate=capacity / 2, seconds=seconds))
         busy: list[float] = []

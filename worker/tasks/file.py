@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -17,6 +19,8 @@ from worker.sync import SyncJob
 from worker.task import task
 
 EXAMPLE = {"file": "01JC8XW3T4Z5PC3V8M2G7QK9RN4HDA"}
+
+HASHED_AHEAD = 4  # pieces that wait for the thread that hashes
 
 Algorithm = Literal[
     "sha256", "sha1", "sha224", "sha384", "sha512", "sha3_256", "sha3_512", "blake2b", "blake2s", "md5"
@@ -64,17 +68,21 @@ async def hash_file(job: Job, payload: HashPayload) -> Digests:
     total = (await job.files.stat(payload.source)).size
     done = 0
     await job.progress(0, total)
-    hashing: asyncio.Future[None] | None = None
-    async for piece in job.files.open(payload.source):
-        if hashing is not None:
-            await hashing
-        # A piece is about 1 MiB: in a thread, since all algorithms together may take milliseconds for it, and while
-        # the next one is read.
-        hashing = asyncio.get_running_loop().run_in_executor(None, update, piece)
-        done += len(piece)
-        await job.progress(done, total)
-    if hashing is not None:
-        await hashing
+    # A thread of its own, since all algorithms together may take milliseconds for a piece of about 1 MiB. The next ones
+    # are read meanwhile, so that it always has something to do.
+    thread = ThreadPoolExecutor(1, thread_name_prefix="hash")
+    pieces: deque[asyncio.Future[None]] = deque()
+    try:
+        async for piece in job.files.open(payload.source):
+            if len(pieces) == HASHED_AHEAD:
+                await pieces.popleft()
+            pieces.append(asyncio.get_running_loop().run_in_executor(thread, update, piece))
+            done += len(piece)
+            await job.progress(done, total)
+        while pieces:
+            await pieces.popleft()
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
     result: Digests = {"size": done}
     for name, digest in digests.items():
         result[name] = digest.hexdigest()
