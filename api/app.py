@@ -166,7 +166,7 @@ async def keep_clean(store: FileStore, queue: Queue, keep: float) -> None:
 
 
 async def _end(task: asyncio.Task[None]) -> None:
-    # More than once: in Python 3.11 `asyncio.wait_for`, which redis-py waits with, may swallow a cancellation.
+    # More than once: in Python 3.11 `asyncio.wait_for`, which libraries wait with, may swallow a cancellation.
     while not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=0.1)

@@ -14,9 +14,7 @@ from shared.errors import Unavailable
 async def open_connection(redis: "Redis", timeout: float) -> Connection:
     """A connection outside the pool: blocking commands and subscriptions need one of their own."""
     made: Any = redis.connection_pool.make_connection()  # type: ignore[no-untyped-call] # untyped in redis-py
-    # Whoever uses it has timeouts of its own. redis-py's go through `wait_for`, which in Python 3.11 may swallow a
-    # cancellation: the task that waits here would then wait on.
-    made.socket_timeout = None
+    made.socket_timeout = None  # whoever uses it has timeouts of its own
     async with asyncio.timeout(timeout):
         await made.connect()
     connection: Connection = made
