@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 
@@ -25,7 +26,10 @@ KEEP_ALIVE = 65  # seconds, longer than load balancers keep an idle connection
 STALLED = 90_000  # ms that sent bytes may stay unacknowledged, or a reader's window shut
 MOST_FILES = 1 << 16  # open ones of a process, where the system allows so many
 YOUNG = 10_000  # objects more than were freed, after which the collector looks at the new ones
+BEFORE = 0.5  # seconds before uvicorn gives requests up, in words of its own: by then ours have been answered
 LONGEST_END = 10.0  # seconds for what is being answered, after the time in which more is accepted
+
+log = structlog.get_logger()
 
 
 class Server(uvicorn.Server):
@@ -40,7 +44,19 @@ class Server(uvicorn.Server):
         self._drain.announce()
         await asyncio.sleep(self._linger)
         self._drain.begin()
-        await super().shutdown(sockets)
+        patience = (self.config.timeout_graceful_shutdown or 0) - BEFORE
+        giving_up = asyncio.get_running_loop().call_later(patience, self._give_up)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            giving_up.cancel()
+
+    def _give_up(self) -> None:
+        """Cancels what waits still, most likely for a Redis that hangs; `Edge` tells its client to ask again."""
+        if waiting := list(self.server_state.tasks):
+            log.warning("requests are given up", waiting=len(waiting))
+        for task in waiting:
+            task.cancel()
 
 
 def make_server(app: FastAPI, settings: Settings) -> Server:
