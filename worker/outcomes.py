@@ -43,6 +43,12 @@ class Outcomes:
         """Too much is unwritten: claim no more."""
         return self.unwritten >= MOST
 
+    def let_go(self, id: str, token: str) -> None:
+        """The lease of that attempt is kept no longer. Another one of the same job may be here by now."""
+        held = self._held.get(id)
+        if held is not None and held[0] == token:
+            del self._held[id]
+
     def put(self, finish: Finish) -> None:
         """Has it written, for as long as it takes."""
         self.unwritten += 1
@@ -75,9 +81,7 @@ class Outcomes:
     def _free(self, outcomes: list[Finish]) -> None:
         """They are written, or never will be: their leases are let go, and there is room for more."""
         for finish in outcomes:
-            held = self._held.get(finish.id)
-            if held is not None and held[0] == finish.token:
-                del self._held[finish.id]
+            self.let_go(finish.id, finish.token)
         was_full = self.full
         self.unwritten -= len(outcomes)
         if was_full and not self.full:

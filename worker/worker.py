@@ -43,8 +43,8 @@ from worker.task import Task
 from worker.waiting import ended, first
 
 BLOCK = 4.0  # seconds of sleep at most, jittered: bells are only hints
-MOST = 200  # jobs a claim: with more it takes no less time each, and Redis does nothing else meanwhile
 FOREIGN = 2.0  # the same where clients of plain arq enqueue, who ring none
+MOST = 200  # jobs a claim: with more each takes no less time, and Redis does nothing else meanwhile
 
 log = structlog.get_logger("worker")
 
@@ -386,15 +386,12 @@ class Worker(arq.worker.Worker):
         ran = time.time() - run.started
         self.tally.ended(run.claimed.task, finish, ran)
         self._ahead.ended(ran)
+        if finish is None:
+            self._outcomes.let_go(run.claimed.id, run.claimed.token)
+        else:
+            self.jobs_complete += finish.to is State.SUCCEEDED
+            self.jobs_failed += finish.to is State.FAILED
+            self.jobs_retried += finish.to is State.RETRYING
+            self._outcomes.put(finish)
         if (waiting := self._ahead.next()) is not None:
             self._start(waiting.claimed, self.loop.time() - waiting.since)
-        if finish is None:
-            self.news.heart.held.pop(run.claimed.id, None)
-            return
-        if finish.to is State.SUCCEEDED:
-            self.jobs_complete += 1
-        elif finish.to is State.FAILED:
-            self.jobs_failed += 1
-        elif finish.to is State.RETRYING:
-            self.jobs_retried += 1
-        self._outcomes.put(finish)

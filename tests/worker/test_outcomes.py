@@ -101,3 +101,12 @@ async def test_it_tells_when_there_is_room_again(told: Told) -> None:
     told.queue.open.set()
     await told.outcomes.all_written()
     assert (told.outcomes.full, told.room) == (False, 1)
+
+
+async def test_only_the_attempt_that_is_over_is_let_go(told: Told) -> None:
+    told.held["a"] = ("new", 0.0)
+    told.outcomes.let_go("a", "old")
+    told.outcomes.let_go("b", "old")
+    assert told.held == {"a": ("new", 0.0)}
+    told.outcomes.let_go("a", "new")
+    assert told.held == {}
