@@ -19,7 +19,7 @@ from bench import bare, depth, endpoints, figures, flow, queues
 from bench.figures import Figure
 from bench.processes import HERE, Broken
 from bench.systems import PEERS, TANDEM, WEB, install
-from shared.errors import TandemError
+from tandem_shared.errors import TandemError
 
 Measure = Callable[[float], AsyncIterator[Figure]]
 

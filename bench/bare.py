@@ -15,9 +15,9 @@ import msgspec
 from bench import gather
 from bench.figures import OURS, Figure
 from bench.processes import Broken
-from shared.uploads import save_upload
-from worker.tasks import file, sql
-from worker.testing import Recorder, open_bench, run
+from tandem_shared.uploads import save_upload
+from tandem_worker.tasks import file, sql
+from tandem_worker.testing import Recorder, open_bench, run
 
 COLUMNS = ("id", "customer", "amount", "note")
 SELECT = "SELECT id, customer, amount, note FROM sales"

@@ -10,9 +10,9 @@ from time import perf_counter
 from bench.figures import OURS, Figure
 from bench.peers.tandem import job
 from bench.processes import open_redis
-from shared import catalogue
-from shared.jobs import State
-from shared.queue import Finish, Queue, WorkerInfo, connect
+from tandem_shared import catalogue
+from tandem_shared.jobs import State
+from tandem_shared.queue import Finish, Queue, WorkerInfo, connect
 
 DEPTHS = (10, 10_000, 1_000_000)
 SHALLOW = (10, 10_000, 100_000)  # where there is little time

@@ -20,8 +20,8 @@ import uvloop
 from aiohttp import web
 
 from bench.processes import ROOT, Broken, open_service
-from worker.tasks import http
-from worker.testing import Recorder, open_bench, run
+from tandem_worker.tasks import http
+from tandem_worker.testing import Recorder, open_bench, run
 
 SERVER = "server"  # the argument with which this script serves
 

@@ -18,11 +18,11 @@ from time import perf_counter
 
 import asyncpg
 
-from shared.errors import Misconfigured
-from shared.jobs import State, id_of
-from shared.ledger import Filter, Ledger
-from shared.ledger.database import Database
-from shared.services import postgres_server, tied
+from tandem_shared.errors import Misconfigured
+from tandem_shared.jobs import State, id_of
+from tandem_shared.ledger import Filter, Ledger
+from tandem_shared.ledger.database import Database
+from tandem_shared.services import postgres_server, tied
 
 BEGAN = 1_790_000_000  # seconds; a row each 10 ms from then on
 TURN = 20_000  # rows by one statement

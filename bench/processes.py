@@ -17,8 +17,8 @@ import aiohttp
 import psutil
 from redis.asyncio import Redis
 
-from shared.queue import Queue, connect
-from shared.services import free_port, redis_server, tied
+from tandem_shared.queue import Queue, connect
+from tandem_shared.services import free_port, redis_server, tied
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parent.parent
 PATIENCE = 300.0  # seconds after which whatever does not end has failed
@@ -146,7 +146,7 @@ async def open_service(**settings: str) -> AsyncIterator[Service]:
             **settings,
         }
         api, worker = (
-            Process(f"python -m {name}", [sys.executable, "-m", name], data / f"{name}.log", env)
+            Process(f"python -m {name}", [sys.executable, "-m", f"tandem_{name}"], data / f"{name}.log", env)
             for name in ("api", "worker")
         )
         stack.callback(api.end)

@@ -22,10 +22,10 @@ from time import perf_counter
 import psutil
 import uvloop
 
-from shared import catalogue
-from shared.jobs import Options, State, Submission, new_id
-from shared.queue import Claimed, Finish, Queue, Report, WorkerInfo, connect
-from shared.services import Server, free_port, redis_server, tied
+from tandem_shared import catalogue
+from tandem_shared.jobs import Options, State, Submission, new_id
+from tandem_shared.queue import Claimed, Finish, Queue, Report, WorkerInfo, connect
+from tandem_shared.services import Server, free_port, redis_server, tied
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 60.0  # seconds for any one step
@@ -170,7 +170,7 @@ async def main(count: int, idle: float) -> None:
         with started(tied(server.argv, user=server.user)):
             client = connect(server.url)
             await until_ready(server)
-            with started(tied([sys.executable, "-m", "api"]), **env) as api:
+            with started(tied([sys.executable, "-m", "tandem_api"]), **env) as api:
                 await until(partial(listens, port), "the API")
                 await measure_all(Bench(Queue(client, lease=600), port, api), count, idle)
             await client.aclose()

@@ -21,9 +21,9 @@ import uvloop
 
 from bench.processes import Broken, Process
 from bench.tasks import Flood, made
-from shared.jobs import Options, Submission, new_id
-from shared.queue import Queue, connect
-from shared.services import free_port, redis_server
+from tandem_shared.jobs import Options, Submission, new_id
+from tandem_shared.queue import Queue, connect
+from tandem_shared.services import free_port, redis_server
 
 ROOT = Path(__file__).parent.parent
 NAP = 0.5  # seconds that the sleeper sleeps
@@ -96,8 +96,8 @@ async def measure(options: argparse.Namespace) -> None:
         stack.push_async_callback(redis.aclose)
         queue = Queue(redis)
         stack.push_async_callback(queue.close)
-        worker = begin("worker", [sys.executable, "-m", "worker"])
-        api = begin("api", [sys.executable, "-m", "api"])
+        worker = begin("worker", [sys.executable, "-m", "tandem_worker"])
+        api = begin("api", [sys.executable, "-m", "tandem_api"])
 
         async def there() -> bool:
             try:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel
 
-from worker import Job, RetryPolicy, task
+from tandem_worker import Job, RetryPolicy, task
 
 
 @task("bench.noop", timeout="30s", retry=RetryPolicy(max_attempts=3))

@@ -17,7 +17,12 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("api", "worker", "shared")
-MAY_IMPORT = {"api": {"api", "shared"}, "worker": {"worker", "shared"}, "shared": {"shared"}}
+PACKAGES = {"tandem_api", "tandem_worker", "tandem_shared"}
+MAY_IMPORT = {
+    "api": {"tandem_api", "tandem_shared"},
+    "worker": {"tandem_worker", "tandem_shared"},
+    "shared": {"tandem_shared"},
+}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 
 # Words of Redis that no other library's methods share: who says them touches keys.
@@ -41,7 +46,7 @@ REDIS_COMMANDS = {
     *("xreadgroup", "xrevrange", "xtrim", "zadd", "zcard", "zcount", "zincrby", "zpopmin", "zrange", "zrangebyscore"),
     *("zrem", "zremrangebyscore", "zscore", "register_script", "execute_command", "pipeline"),
 }
-QUEUE = Path("shared/queue")
+QUEUE = Path("shared/tandem_shared/queue")
 
 LONGEST = 400
 LONGER: dict[str, str] = {}  # path → why it is better as one file
@@ -128,7 +133,7 @@ def test_each_part_imports_only_what_it_may(part: str) -> None:
         f"{path}:{line} imports {name}"
         for path in paths
         for line, name in imported(path)
-        if name.partition(".")[0] in {*PARTS, "tests", "bench"} - MAY_IMPORT[part]
+        if name.partition(".")[0] in {*PACKAGES, "tests", "bench"} - MAY_IMPORT[part]
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -158,7 +163,7 @@ def test_the_service_needs_nothing_that_only_tests_install() -> None:
         for path in modules(*PARTS)
         for line, name in imported(path)
         for top in [name.partition(".")[0]]
-        if top not in own and top not in PARTS
+        if top not in own and top not in PACKAGES
         if not allowed & {canonicalize_name(owner) for owner in owners.get(top, ())}
     ]
     assert not wrong, "\n".join(wrong)
@@ -217,7 +222,7 @@ def makers(module: ast.Module) -> set[str]:
     return {
         alias.asname or alias.name
         for node in ast.walk(module)
-        if isinstance(node, ast.ImportFrom) and node.module == "shared.settings"
+        if isinstance(node, ast.ImportFrom) and node.module == "tandem_shared.settings"
         for alias in node.names
         if alias.name in ("Settings", "load")
     } | {"settings.load", "settings.Settings"}

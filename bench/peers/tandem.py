@@ -7,10 +7,10 @@ import msgspec
 import uvloop
 
 from bench.peers import driver
-from shared.jobs import Options, State, Submission, new_id
-from shared.queue import Queue, connect
+from tandem_shared.jobs import Options, State, Submission, new_id
+from tandem_shared.queue import Queue, connect
 
-WORKER = ("-m", "worker")
+WORKER = ("-m", "tandem_worker")
 OPTIONS = Options(timeout=30.0, retry={"max_attempts": 3})
 
 

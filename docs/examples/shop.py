@@ -18,7 +18,7 @@ from tortoise.functions import Sum
 from tortoise.models import Model
 from tortoise.transactions import in_transaction
 
-from worker import Job, Permanent, task
+from tandem_worker import Job, Permanent, task
 
 
 class Item(Model):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 from pydantic import BaseModel, Field, model_validator
 
-from worker import FileRef, SyncJob, task
+from tandem_worker import FileRef, SyncJob, task
 
 WORD = re.compile(r"[\w'’]+")
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import msgspec
 
-from shared import catalogue
-from shared.jobs import Record, State
-from shared.queue import Claimed, Finish, Queue, Report, WorkerInfo
+from tandem_shared import catalogue
+from tandem_shared.jobs import Record, State
+from tandem_shared.queue import Claimed, Finish, Queue, Report, WorkerInfo
 
 ANY = catalogue.Entry(
     name="t.any",

@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx2
 
-from api.app import create_app
-from api.server import listen, make_server, url_of
-from shared.settings import load
+from tandem_api.app import create_app
+from tandem_api.server import listen, make_server, url_of
+from tandem_shared.settings import load
 from tests.conftest import eventually
 
 

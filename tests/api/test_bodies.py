@@ -9,9 +9,9 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from api.bodies import DEPTH, read_body, refuse_depth
-from api.server import listen, url_of
-from shared.errors import Invalid, Misconfigured, TooLarge
+from tandem_api.bodies import DEPTH, read_body, refuse_depth
+from tandem_api.server import listen, url_of
+from tandem_shared.errors import Invalid, Misconfigured, TooLarge
 
 
 def request(*messages: dict[str, Any], **headers: str) -> Request:

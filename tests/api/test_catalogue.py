@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from jsonschema_rs import Draft202012Validator
 
-from shared import catalogue
+from tandem_shared import catalogue
 from tests.api.hand import ANY, STRICT, Hand
 from tests.api.serving import problem, serving, upload
 

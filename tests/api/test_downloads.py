@@ -14,11 +14,11 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from shared import catalogue
-from shared.files import FileStore, job_path, open_store
-from shared.jobs import Options, State, Submission, new_id
-from shared.queue import Finish, Queue, WorkerInfo
-from shared.uploads import save_upload
+from tandem_shared import catalogue
+from tandem_shared.files import FileStore, job_path, open_store
+from tandem_shared.jobs import Options, State, Submission, new_id
+from tandem_shared.queue import Finish, Queue, WorkerInfo
+from tandem_shared.uploads import save_upload
 from tests.api.serving import problem, serving, stored, upload
 
 MIB = 1 << 20

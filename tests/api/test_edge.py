@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from api.app import create_app
-from api.server import listen, make_server
-from shared.settings import load
+from tandem_api.app import create_app
+from tandem_api.server import listen, make_server
+from tandem_shared.settings import load
 from tests.api.hand import Hand
 from tests.api.serving import problem, serving
 from tests.conftest import eventually

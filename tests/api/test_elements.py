@@ -6,8 +6,8 @@ import httpx2
 import msgspec
 import pytest
 
-from api.elements import elements
-from shared.errors import Invalid, Malformed, TooLarge
+from tandem_api.elements import elements
+from tandem_shared.errors import Invalid, Malformed, TooLarge
 from tests.api.serving import problem
 
 DEEP = b"[" * 5000 + b"]" * 5000
@@ -56,7 +56,7 @@ async def test_no_string_makes_it_slow(filler: bytes) -> None:
 async def test_the_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     body = b"[[" + b"[]," * 10_000 + DEEP + b"]]"
     assert len(await elements(body, 100)) == 1
-    monkeypatch.setattr("api.elements.MOST", 10_000)
+    monkeypatch.setattr("tandem_api.elements.MOST", 10_000)
     with pytest.raises(Invalid, match="nested too deeply"):
         await elements(body, 100)
 

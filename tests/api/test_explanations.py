@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from jsonschema_rs import Draft202012Validator
 
-from api.explanations import explain
-from worker.task import load_tasks
+from tandem_api.explanations import explain
+from tandem_worker.task import load_tasks
 
 X = {"required": ["x"]}
 

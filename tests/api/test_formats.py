@@ -7,9 +7,9 @@ import pytest
 from jsonschema_rs import Draft202012Validator
 from starlette.exceptions import HTTPException
 
-from api.explanations import explain, pointer
-from api.formats import Cut, Table, negotiate
-from shared.streams import Entry, Position
+from tandem_api.explanations import explain, pointer
+from tandem_api.formats import Cut, Table, negotiate
+from tandem_shared.streams import Entry, Position
 
 OUTPUT = frozenset({"output"})
 

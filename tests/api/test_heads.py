@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import httpx2
 import pytest
 
-from api import protocol
+from tandem_api import protocol
 from tests.api.hand import Hand
 
 LIMIT = 64 << 10

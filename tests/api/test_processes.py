@@ -1,4 +1,4 @@
-"""`python -m api` as a process of its own: where it listens, what it refuses, and how it ends."""
+"""`python -m tandem_api` as a process of its own: where it listens, what it refuses, and how it ends."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ async def api(tmp_path: Path, redis_url: str, *options: str, **env: str) -> Asyn
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "api",
+        "tandem_api",
         *options,
         env={"PATH": os.environ["PATH"], **given},
         stdout=asyncio.subprocess.PIPE,

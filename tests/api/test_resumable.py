@@ -11,9 +11,9 @@ import httpx2
 import pytest
 from redis.asyncio import Redis
 
-from shared.errors import NotFound
-from shared.files import open_store
-from shared.uploads import find_upload
+from tandem_shared.errors import NotFound
+from tandem_shared.files import open_store
+from tandem_shared.uploads import find_upload
 from tests.api.serving import problem, serving, stored, upload
 from tests.api.test_processes import address, api, ready
 from tests.conftest import eventually
@@ -182,7 +182,7 @@ async def test_an_api_that_is_killed_keeps_what_it_had_written(
 async def test_an_upload_that_stalls_keeps_what_came(
     client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.uploads.IDLE", 0.05)
+    monkeypatch.setattr("tandem_api.uploads.IDLE", 0.05)
     path = await begin(client)
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     head = f"PATCH {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {PARTIAL}\r\nUpload-Offset: 0\r\nUpload-Complete: ?1\r\n"

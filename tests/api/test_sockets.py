@@ -14,8 +14,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from api import sockets, upgrade
-from shared.queue import Claimed
+from tandem_api import sockets, upgrade
+from tandem_shared.queue import Claimed
 from tests.api.hand import Hand
 from tests.api.test_streams import begun, channels, draining, finished, told
 from tests.conftest import eventually

@@ -11,10 +11,10 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from api.app import create_app
-from api.server import listen, make_server
-from shared.jobs import State
-from shared.settings import load
+from tandem_api.app import create_app
+from tandem_api.server import listen, make_server
+from tandem_shared.jobs import State
+from tandem_shared.settings import load
 from tests.api.hand import Hand
 from tests.api.serving import problem, serving
 from tests.conftest import eventually

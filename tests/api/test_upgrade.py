@@ -10,7 +10,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
-from api import upgrade
+from tandem_api import upgrade
 from tests.api.hand import Hand
 from tests.api.serving import serving
 from tests.api.test_sockets import V1, ask, heard, opened

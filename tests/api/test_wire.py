@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from starlette.routing import Match
 
-from api.app import Application, create_app
-from shared.settings import load
+from tandem_api.app import Application, create_app
+from tandem_shared.settings import load
 from tests.api.hand import Hand
 from tests.api.serving import serving
 

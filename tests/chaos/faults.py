@@ -12,10 +12,10 @@ from typing import Any
 import aiohttp
 from redis.exceptions import RedisError
 
-from shared.errors import Unavailable
-from shared.jobs import State
-from shared.queue import Finish, Queue
-from shared.queue.connections import connect
+from tandem_shared.errors import Unavailable
+from tandem_shared.jobs import State
+from tandem_shared.queue import Finish, Queue
+from tandem_shared.queue.connections import connect
 from tests.chaos.relay import Relay
 from tests.chaos.schedule import Fault
 from tests.chaos.stage import APIS, LEASE, PREFIX, WORKERS, Process, Stage

@@ -4,10 +4,10 @@ import asyncio
 import sys
 from collections.abc import Callable
 
-from shared.jobs import State
-from shared.queue import Finish, heart, scripts
-from worker import __main__ as command
-from worker.run import Run
+from tandem_shared.jobs import State
+from tandem_shared.queue import Finish, heart, scripts
+from tandem_worker import __main__ as command
+from tandem_worker.run import Run
 
 
 def without_fence() -> None:

@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     pause: float = 2.5  # between two faults, on average
     clients: int = 16
     fsync: str = "always"
-    worker: str = "worker"  # the module that is run as the worker
+    worker: str = "tandem_worker"  # the module that is run as the worker
     faults: Mapping[str, int] = WEIGHTS
     work: Mapping[str, float] = submissions.WEIGHTS
     patience: float = QUIET

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from redis.asyncio import Redis
 
-from shared.services import free_port, postgres_server, redis_server, tied
+from tandem_shared.services import free_port, postgres_server, redis_server, tied
 from tests.chaos.relay import Front, Relay, ready
 
 ROOT = Path(__file__).parent.parent.parent
@@ -87,7 +87,7 @@ class Stage:
         directory: Path,
         *,
         fsync: str = "always",
-        worker_module: str = "worker",
+        worker_module: str = "tandem_worker",
         apis: int = APIS,
         workers: int = WORKERS,
         settings: Mapping[str, str] | None = None,
@@ -151,7 +151,7 @@ class Stage:
         for number in range(self._counts[0]):
             port = free_port()
             self.api_ports.append(port)
-            argv = (sys.executable, "-m", "api", "--port", str(port))
+            argv = (sys.executable, "-m", "tandem_api", "--port", str(port))
             self.apis.append(self._process(f"api-{number}", argv, environment))
             self.start_api(number)
         for number in range(self._counts[1]):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from shared.jobs import Options, Submission, new_id
-from shared.queue import Queue
-from shared.services import redis_server
+from tandem_shared.jobs import Options, Submission, new_id
+from tandem_shared.queue import Queue
+from tandem_shared.services import redis_server
 from tests.chaos.evidence import Event
 from tests.chaos.journal import events
 from tests.chaos.schedule import WEIGHTS, schedule

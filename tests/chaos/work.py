@@ -10,7 +10,7 @@ from functools import cache
 import msgspec
 from pydantic import BaseModel
 
-from worker import FileRef, Job, Permanent, SyncJob, task
+from tandem_worker import FileRef, Job, Permanent, SyncJob, task
 
 
 class Work(BaseModel):

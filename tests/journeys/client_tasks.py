@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from worker import Job, Permanent, Retry, RetryPolicy, task
+from tandem_worker import Job, Permanent, Retry, RetryPolicy, task
 
 
 class Count(BaseModel):

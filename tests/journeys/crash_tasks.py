@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from worker import Job, SyncJob, task
+from tandem_worker import Job, SyncJob, task
 
 
 class Scene(BaseModel):

@@ -3,8 +3,8 @@
 import asyncio
 import os
 
+from tandem_worker import Job, task
 from tests.journeys.crash_tasks import Scene
-from worker import Job, task
 
 
 @task("limited.two", concurrency=2)

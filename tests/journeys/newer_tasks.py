@@ -1,6 +1,6 @@
 """The same task as it is after the deployment."""
 
-from worker import task
+from tandem_worker import task
 
 
 @task("deployed.answer", version=2)

@@ -1,6 +1,6 @@
 """A task as it was before a deployment."""
 
-from worker import task
+from tandem_worker import task
 
 
 @task("deployed.answer", version=1)

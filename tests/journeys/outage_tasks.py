@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+from tandem_worker import FileRef, Job, task
 from tests.journeys.crash_tasks import Scene
-from worker import FileRef, Job, task
 
 
 @task("outage.speaks")

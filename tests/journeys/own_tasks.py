@@ -2,8 +2,8 @@
 
 import asyncio
 
+from tandem_worker import Job, SyncJob, task
 from tests.journeys.crash_tasks import Scene
-from worker import Job, SyncJob, task
 
 
 def first(scene: Scene, attempt: int) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from shared.services import Server, free_port, redis_server, tied
+from tandem_shared.services import Server, free_port, redis_server, tied
 from tests.conftest import eventually, started
 from tests.journeys import client_tasks
 
@@ -60,7 +60,7 @@ class Pair:
     async def start(self) -> None:
         """Everything; ready when this returns."""
         await self.start_redis()
-        self._worker = self._spawned("worker")
+        self._worker = self._spawned("tandem_worker")
         await self.start_api()
 
     async def mend(self) -> None:
@@ -89,7 +89,7 @@ class Pair:
 
     async def start_api(self) -> None:
         """Ready when this returns."""
-        self._api = self._spawned("api", "--port", str(self.port))
+        self._api = self._spawned("tandem_api", "--port", str(self.port))
         await eventually(self._ready, START)
 
     def kill_api(self) -> None:

@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shared.settings import load
-from worker.mongo import MongoConnection, MongoConnections
-from worker.resources import Resources, open_resources
-from worker.sql import SqlConnection, SqlConnections, Transaction
-from worker.task import load_tasks
-from worker.worker import Worker
+from tandem_shared.settings import load
+from tandem_worker.mongo import MongoConnection, MongoConnections
+from tandem_worker.resources import Resources, open_resources
+from tandem_worker.sql import SqlConnection, SqlConnections, Transaction
+from tandem_worker.task import load_tasks
+from tandem_worker.worker import Worker
 
 
 class Noting:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from pydantic import BaseModel
 
-from worker import Job, task
+from tandem_worker import Job, task
 
 
 class Stream(BaseModel):

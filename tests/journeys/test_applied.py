@@ -9,14 +9,14 @@ import asyncpg
 import msgspec
 import pytest
 
-from shared.files import open_store
-from shared.uploads import save_upload
+from tandem_shared.files import open_store
+from tandem_shared.uploads import save_upload
+from tandem_worker.tasks import sql
 from tests.conftest import eventually
 from tests.journeys import stopping_worker
 from tests.journeys.test_crashes import LEASE, MANY, Stage
 from tests.journeys.test_crashes import stage as stage  # noqa: PLC0414 - a fixture is found by its name
 from tests.worker.workers import Client, open_client, outcomes
-from worker.tasks import sql
 
 
 @pytest.fixture

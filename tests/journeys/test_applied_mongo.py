@@ -6,8 +6,10 @@ from typing import Any
 import pymongo
 import pytest
 
-from shared.files import open_store
-from shared.uploads import save_upload
+from tandem_shared.files import open_store
+from tandem_shared.uploads import save_upload
+from tandem_worker.inserts import BATCH
+from tandem_worker.tasks import mongo
 from tests.conftest import eventually
 from tests.journeys import stopping_worker
 from tests.journeys.test_applied import client as client  # noqa: PLC0414 - a fixture is found by its name
@@ -15,8 +17,6 @@ from tests.journeys.test_crashes import MANY, Stage
 from tests.journeys.test_crashes import stage as stage  # noqa: PLC0414 - likewise
 from tests.worker.databases import MONGOS, REAL_MONGO, mongo_database
 from tests.worker.workers import Client, outcomes
-from worker.inserts import BATCH
-from worker.tasks import mongo
 
 
 @pytest.fixture(params=MONGOS)

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from shared.client import (
+from tandem_shared.client import (
     AsyncClient,
     Client,
     Entry,

@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from shared.errors import Unavailable
-from shared.jobs import Options, State, Submission, new_id
-from shared.queue import Finish
-from shared.services import Server, redis_server, tied
+from tandem_shared.errors import Unavailable
+from tandem_shared.jobs import Options, State, Submission, new_id
+from tandem_shared.queue import Finish
+from tandem_shared.services import Server, redis_server, tied
 from tests.conftest import eventually, started
 from tests.journeys import crash_tasks as tasks
 from tests.worker.workers import Client, open_client, outcomes
@@ -43,7 +43,7 @@ class Stage:
         return process
 
     def worker(
-        self, *, module: str = "worker", arguments: tuple[str, ...] = (), **settings: str
+        self, *, module: str = "tandem_worker", arguments: tuple[str, ...] = (), **settings: str
     ) -> subprocess.Popen[bytes]:
         """A worker of its own, `python -m <module>`."""
         return self._stack.enter_context(self._worker([module, *arguments], settings))

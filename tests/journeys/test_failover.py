@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from redis.asyncio import Redis
 
-from shared.services import Server, free_port, redis_program, redis_server, tied
+from tandem_shared.services import Server, free_port, redis_program, redis_server, tied
 from tests.api.test_processes import address, api, ready
 from tests.conftest import eventually, started
 from tests.journeys import crash_tasks as tasks
@@ -100,7 +100,7 @@ async def test_a_failover_loses_nothing_that_was_replicated(watched: Watched, tm
         "TANDEM_TASKS": tasks.__name__,
         "TANDEM_LEASE": "2s",
     }
-    command = tied([sys.executable, "-m", "worker"])
+    command = tied([sys.executable, "-m", "tandem_worker"])
     with (tmp_path / "worker.log").open("wb") as log:
         worker = subprocess.Popen(
             command, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=log, stderr=log, process_group=0

@@ -14,9 +14,9 @@ import httpx2
 import msgspec
 import pytest
 
-from shared.jobs import State
-from shared.queue import TAIL
-from shared.services import free_port, tied
+from tandem_shared.jobs import State
+from tandem_shared.queue import TAIL
+from tandem_shared.services import free_port, tied
 from tests.conftest import eventually
 from tests.journeys import stream_tasks as tasks
 from tests.journeys.test_crashes import LEASE, ROOT, Stage, registered
@@ -45,7 +45,7 @@ class Replicas:
         }
         process = self._stack.enter_context(
             subprocess.Popen(
-                tied([sys.executable, "-m", "api"]),
+                tied([sys.executable, "-m", "tandem_api"]),
                 env=environment,
                 cwd=ROOT,
                 stdin=subprocess.PIPE,

@@ -5,10 +5,10 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from shared.errors import Conflict
-from shared.jobs import FINAL, State, Submission
-from shared.queue import Claimed
-from shared.queue.locks import Acquisition
+from tandem_shared.errors import Conflict
+from tandem_shared.jobs import FINAL, State, Submission
+from tandem_shared.queue import Claimed
+from tandem_shared.queue.locks import Acquisition
 from tests.shared.shard import Shard, Snapshot, Worker
 
 T = TypeVar("T")

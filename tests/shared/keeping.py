@@ -4,9 +4,9 @@ from abc import abstractmethod
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-from shared.queue import Claimed
-from shared.queue.locks import Acquisition
-from shared.queue.steps import Step
+from tandem_shared.queue import Claimed
+from tandem_shared.queue.locks import Acquisition
+from tandem_shared.queue.steps import Step
 from tests.shared.shard import Shard, Snapshot, Worker
 
 T = TypeVar("T")

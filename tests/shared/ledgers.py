@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
-from shared.jobs import State, id_of, new_id
-from shared.ledger.rows import Row, row
-from shared.queue.events import KEPT, Facts
+from tandem_shared.jobs import State, id_of, new_id
+from tandem_shared.ledger.rows import Row, row
+from tandem_shared.queue.events import KEPT, Facts
 
 BEGAN = 1_800_000_000 * 1_000_000  # µs
 

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
-from shared import catalogue
-from shared.jobs import Options, Record, State, Submission, new_id
-from shared.queue import ROOM, Claim, Claimed, Finish, Queue, WorkerInfo
+from tandem_shared import catalogue
+from tandem_shared.jobs import Options, Record, State, Submission, new_id
+from tandem_shared.queue import ROOM, Claim, Claimed, Finish, Queue, WorkerInfo
 
 # What the scripts take for Redis TIME: a hash that the test writes.
 CLOCK = "redis.call('HMGET', KEYS[1] .. 'now', 's', 'us')"

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from shared.errors import Unavailable
-from shared.queue import Batch
+from tandem_shared.errors import Unavailable
+from tandem_shared.queue import Batch
 from tests.conftest import eventually
 
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from shared.queue import Queue, connect
+from tandem_shared.queue import Queue, connect
 
 
 @pytest.mark.parametrize("turns", range(16))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from shared import children
-from shared.children import Child, CrashLoop, Output, Program
-from shared.services import redis_server
+from tandem_shared import children
+from tandem_shared.children import Child, CrashLoop, Output, Program
+from tandem_shared.services import redis_server
 from tests.conftest import eventually
 from tests.shared.test_services import alive
 

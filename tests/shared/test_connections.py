@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from shared.queue import Queue, connect
+from tandem_shared.queue import Queue, connect
 
 MOMENTS = 60  # turns of the event loop, more than a call has
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from shared.doctor import Diagnosis, Doctor
-from shared.jobs import FINAL, State
-from shared.queue import Claimed, Queue, Report
-from shared.queue.steps import Step
+from tandem_shared.doctor import Diagnosis, Doctor
+from tandem_shared.jobs import FINAL, State
+from tandem_shared.queue import Claimed, Queue, Report
+from tandem_shared.queue.steps import Step
+from tandem_worker.task import task
 from tests.shared.laws import broken
 from tests.shared.shard import Shard, Worker, job
 from tests.worker.workers import open_client, working
-from worker.task import task
 
 
 async def examine(queue: Queue, *, fix: bool = False) -> Diagnosis:

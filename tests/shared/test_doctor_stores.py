@@ -11,23 +11,23 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from shared import catalogue
-from shared.doctor import Diagnosis, Doctor
-from shared.files import FileStore, job_path, open_store
-from shared.findings import Finding
-from shared.jobs import Record, State, new_id
-from shared.ledger import Ledger, open_ledger
-from shared.ledger.check import LedgerCheck
-from shared.ledger.rows import row
-from shared.queue import Claimed, Finish, Queue, Report, WorkerInfo
-from shared.segments import segment_path, write_segment
-from shared.settings import load
-from shared.storage import StoreCheck
-from shared.uploads import begin_upload, new_upload_id, save_upload
+from tandem_shared import catalogue
+from tandem_shared.doctor import Diagnosis, Doctor
+from tandem_shared.files import FileStore, job_path, open_store
+from tandem_shared.findings import Finding
+from tandem_shared.jobs import Record, State, new_id
+from tandem_shared.ledger import Ledger, open_ledger
+from tandem_shared.ledger.check import LedgerCheck
+from tandem_shared.ledger.rows import row
+from tandem_shared.queue import Claimed, Finish, Queue, Report, WorkerInfo
+from tandem_shared.segments import segment_path, write_segment
+from tandem_shared.settings import load
+from tandem_shared.storage import StoreCheck
+from tandem_shared.uploads import begin_upload, new_upload_id, save_upload
+from tandem_worker.ledger import Projection
 from tests.conftest import eventually
 from tests.shared.ledgers import facts
 from tests.shared.shard import entry, job
-from worker.ledger import Projection
 
 ENTRY = entry("t")
 

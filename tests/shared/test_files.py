@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import Misconfigured, NotFound, TooLarge, Unavailable
-from shared.files import PIECE, FileStore, job_path, open_store, refuse_name
-from shared.uploads import STALE, delete_upload, find_upload, new_upload_id, save_upload, sweep
+from tandem_shared.errors import Misconfigured, NotFound, TooLarge, Unavailable
+from tandem_shared.files import PIECE, FileStore, job_path, open_store, refuse_name
+from tandem_shared.uploads import STALE, delete_upload, find_upload, new_upload_id, save_upload, sweep
 from tests.conftest import eventually
 
 MIB = 1 << 20

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 from redis.asyncio import Redis
 
-from shared import catalogue
-from shared.jobs import State
-from shared.queue import Heart, Queue, WorkerInfo
-from shared.queue.scripts import send
+from tandem_shared import catalogue
+from tandem_shared.jobs import State
+from tandem_shared.queue import Heart, Queue, WorkerInfo
+from tandem_shared.queue.scripts import send
 from tests.conftest import eventually
 from tests.shared.shard import entry, job
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared import jobs
-from shared.durations import PATTERN, UNITS, seconds
-from shared.jobs import FINAL, NEXT, Attempt, Options, Record, State, history, id_time, new_id, parse, plain
-from shared.queue import Report
+from tandem_shared import jobs
+from tandem_shared.durations import PATTERN, UNITS, seconds
+from tandem_shared.jobs import FINAL, NEXT, Attempt, Options, Record, State, history, id_time, new_id, parse, plain
+from tandem_shared.queue import Report
 from tests.shared.shard import Shard
 
 laws = settings(derandomize=True, database=None, deadline=None)
@@ -37,7 +37,7 @@ def test_ids_are_unique_sort_by_time_and_end_with_the_shard() -> None:
 
 def test_a_forked_child_makes_other_ids() -> None:
     program = (
-        "import os\nfrom shared.jobs import new_id\nnew_id()\npid = os.fork()\n"
+        "import os\nfrom tandem_shared.jobs import new_id\nnew_id()\npid = os.fork()\n"
         "os.write(1, b''.join(new_id()[10:].encode() + b'\\n' for _ in range(100)))\n"
         "os._exit(0) if pid == 0 else os.waitpid(pid, 0)"
     )

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from shared.jobs import State
-from shared.queue import Claimed
-from shared.queue.locks import Acquisition
+from tandem_shared.jobs import State
+from tandem_shared.queue import Claimed
+from tandem_shared.queue.locks import Acquisition
 from tests.shared.shard import Shard, Worker
 
 

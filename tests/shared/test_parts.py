@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from shared import parts
-from shared.errors import Conflict, Malformed, NotFound, OffsetMismatch, TooLarge
-from shared.files import FileStore, open_store
-from shared.parts import append, finish, held
-from shared.uploads import (
+from tandem_shared import parts
+from tandem_shared.errors import Conflict, Malformed, NotFound, OffsetMismatch, TooLarge
+from tandem_shared.files import FileStore, open_store
+from tandem_shared.parts import append, finish, held
+from tandem_shared.uploads import (
     STALE,
     Unfinished,
     begin_upload,

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from shared.errors import Unavailable
-from shared.jobs import State
-from shared.queue import Bells, connect
-from shared.queue.scripts import send
+from tandem_shared.errors import Unavailable
+from tandem_shared.jobs import State
+from tandem_shared.queue import Bells, connect
+from tandem_shared.queue.scripts import send
 from tests.conftest import eventually
 from tests.shared.shard import Shard, job
 

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from shared.jobs import PRIORITIES, State
-from shared.queue import Claim
+from tandem_shared.jobs import PRIORITIES, State
+from tandem_shared.queue import Claim
 from tests.shared.shard import Shard, job
 
 

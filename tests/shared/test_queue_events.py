@@ -2,8 +2,8 @@
 
 import pytest
 
-from shared.errors import Unavailable
-from shared.queue.events import KEPT, Taken
+from tandem_shared.errors import Unavailable
+from tandem_shared.queue.events import KEPT, Taken
 from tests.conftest import eventually
 from tests.shared.shard import Shard, Worker, job
 

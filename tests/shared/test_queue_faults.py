@@ -9,11 +9,11 @@ import uvloop
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError  # noqa: A004 - redis-py's
 
-from shared.errors import Unavailable
-from shared.jobs import State, Submission
-from shared.queue import Queue, connect
-from shared.queue.bells import open_connection
-from shared.queue.scripts import reach, send
+from tandem_shared.errors import Unavailable
+from tandem_shared.jobs import State, Submission
+from tandem_shared.queue import Queue, connect
+from tandem_shared.queue.bells import open_connection
+from tandem_shared.queue.scripts import reach, send
 from tests.conftest import eventually
 from tests.shared.shard import Shard, job
 

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from shared.errors import Full, Unavailable
-from shared.jobs import FINAL, State
-from shared.queue import Report
+from tandem_shared.errors import Full, Unavailable
+from tandem_shared.jobs import FINAL, State
+from tandem_shared.queue import Report
 from tests.conftest import eventually
 from tests.shared.shard import Shard, job
 

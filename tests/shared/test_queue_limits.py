@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from shared.catalogue import Limits, limits
-from shared.jobs import State
+from tandem_shared.catalogue import Limits, limits
+from tandem_shared.jobs import State
 from tests.shared.shard import Shard, job
 
 

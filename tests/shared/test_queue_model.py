@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from redis.asyncio import Redis
 
-from shared.errors import Full, KeyReused
-from shared.jobs import FINAL, NEXT, PRIORITIES, SHOWN_ATTEMPTS, State, Submission, history
-from shared.queue import Claimed, Report, connect
-from shared.queue.scripts import reach, send
+from tandem_shared.errors import Full, KeyReused
+from tandem_shared.jobs import FINAL, NEXT, PRIORITIES, SHOWN_ATTEMPTS, State, Submission, history
+from tandem_shared.queue import Claimed, Report, connect
+from tandem_shared.queue.scripts import reach, send
 from tests.shared.allowance import LIMITS, Allowance
 from tests.shared.examining import Examining
 from tests.shared.forgetting import Forgetting

@@ -2,9 +2,9 @@
 
 import pytest
 
-from shared.jobs import State
-from shared.queue import Chunk, QueueStats, Report, WorkerInfo
-from shared.queue.scripts import source
+from tandem_shared.jobs import State
+from tandem_shared.queue import Chunk, QueueStats, Report, WorkerInfo
+from tandem_shared.queue.scripts import source
 from tests.shared.shard import CLOCK, Shard, job
 
 

@@ -5,9 +5,9 @@ import asyncio
 import msgspec
 import pytest
 
-from shared.errors import KeyReused
-from shared.jobs import State, view
-from shared.queue import Submitted
+from tandem_shared.errors import KeyReused
+from tandem_shared.jobs import State, view
+from tandem_shared.queue import Submitted
 from tests.shared.shard import Shard, entry, job
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from shared.jobs import State
-from shared.queue import Queue, scripts
+from tandem_shared.jobs import State
+from tandem_shared.queue import Queue, scripts
 from tests.shared.shard import CLOCK, Shard, Worker, job
 
 

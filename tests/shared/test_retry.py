@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shared.retry import SCHEMA, RetryPolicy, delay
+from tandem_shared.retry import SCHEMA, RetryPolicy, delay
 
 settings.register_profile("laws", derandomize=True, database=None, deadline=None)
 laws = settings(settings.get_profile("laws"))

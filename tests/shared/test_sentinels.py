@@ -2,9 +2,9 @@
 
 import pytest
 
-from shared.errors import Misconfigured
-from shared.queue.sentinels import watched
-from shared.settings import load, mask
+from tandem_shared.errors import Misconfigured
+from tandem_shared.queue.sentinels import watched
+from tandem_shared.settings import load, mask
 
 
 def test_a_url_names_sentinels_master_and_database() -> None:

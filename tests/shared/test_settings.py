@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from shared.errors import Misconfigured
-from shared.settings import Settings, load, loopback, mask, require_keys, shown
+from tandem_shared.errors import Misconfigured
+from tandem_shared.settings import Settings, load, loopback, mask, require_keys, shown
 
 KEY = "tk_abcd_0123456789abcdefSECRET"
 

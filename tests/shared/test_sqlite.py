@@ -9,17 +9,19 @@ import pytest
 from tortoise.connection import get_connections
 from tortoise.context import TortoiseContext
 
-from shared.errors import Unavailable
-from shared.ledger.database import Database
-from shared.sqlite import Client
+from tandem_shared.errors import Unavailable
+from tandem_shared.ledger.database import Database
+from tandem_shared.sqlite import Client
 
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[Client]:
     """One whose file cannot be opened before its directory is made."""
     config = {
-        "connections": {"shop": {"engine": "shared.sqlite", "credentials": {"file_path": str(tmp_path / "a" / "db")}}},
-        "apps": {"tandem": {"models": ["shared.ledger.models"], "default_connection": "shop"}},
+        "connections": {
+            "shop": {"engine": "tandem_shared.sqlite", "credentials": {"file_path": str(tmp_path / "a" / "db")}}
+        },
+        "apps": {"tandem": {"models": ["tandem_shared.ledger.models"], "default_connection": "shop"}},
     }
     with TortoiseContext() as context:
         await context.init(config=config)

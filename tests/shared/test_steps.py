@@ -2,9 +2,9 @@
 
 import pytest
 
-from shared.jobs import State
-from shared.queue import steps
-from shared.queue.steps import Kept, Step
+from tandem_shared.jobs import State
+from tandem_shared.queue import steps
+from tandem_shared.queue.steps import Kept, Step
 from tests.shared.shard import Shard
 
 

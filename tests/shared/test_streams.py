@@ -8,11 +8,11 @@ import msgspec
 import pytest
 from obstore.store import MemoryStore
 
-from shared.errors import BadCursor
-from shared.files import FileStore
-from shared.jobs import Attempt, Options, Record, State
-from shared.queue import Chunk, Segment
-from shared.streams import (
+from tandem_shared.errors import BadCursor
+from tandem_shared.files import FileStore
+from tandem_shared.jobs import Attempt, Options, Record, State
+from tandem_shared.queue import Chunk, Segment
+from tandem_shared.streams import (
     FEW,
     START,
     TOGETHER,

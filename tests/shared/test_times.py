@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.times import of_stamp, rfc3339
+from tandem_shared.times import of_stamp, rfc3339
 
 
 def by_the_library(seconds: float) -> str:

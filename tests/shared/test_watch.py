@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from shared.jobs import State
-from shared.queue import Change, Queue, Report, watch
+from tandem_shared.jobs import State
+from tandem_shared.queue import Change, Queue, Report, watch
 from tests.conftest import eventually
 from tests.shared.shard import Shard
 

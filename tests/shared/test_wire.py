@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import wire
-from shared.client import Client, Misconfigured, _request
-from shared.errors import Malformed, Unavailable
-from shared.problems import problem_of
-from shared.transfers import Digest, part_of
-from shared.wire import Lines, Lost, Request
+from tandem_shared import wire
+from tandem_shared.client import Client, Misconfigured, _request
+from tandem_shared.errors import Malformed, Unavailable
+from tandem_shared.problems import problem_of
+from tandem_shared.transfers import Digest, part_of
+from tandem_shared.wire import Lines, Lost, Request
 
 ENTRIES = [
     {"id": f"{n}-0", "type": "output", "attempt": 1, "at": "2026-01-01T00:00:00.000Z", "data": {"n": n, "é": "\u2028"}}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from worker import FileRef, Permanent, Retry, SyncJob, task
+from tandem_worker import FileRef, Permanent, Retry, SyncJob, task
 
 
 class Source(BaseModel):

@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 from pydantic_core import to_json
 
-from shared.settings import LOOPBACK, Settings
-from shared.uploads import save_upload
-from worker.job import Job
-from worker.resources import Resources, open_resources
-from worker.task import execute, of
-from worker.testing import Recorder
+from tandem_shared.settings import LOOPBACK, Settings
+from tandem_shared.uploads import save_upload
+from tandem_worker.job import Job
+from tandem_worker.resources import Resources, open_resources
+from tandem_worker.task import execute, of
+from tandem_worker.testing import Recorder
 
 
 class Bench:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from worker import Job, SyncJob, task
+from tandem_worker import Job, SyncJob, task
 
 
 class Door(BaseModel):

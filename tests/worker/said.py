@@ -5,14 +5,14 @@ from typing import Any
 
 import msgspec
 
-from shared.catalogue import digest
-from shared.files import FileStore
-from shared.queue import Chunk, Claimed, WorkerInfo
-from shared.segments import read_segment
+from tandem_shared.catalogue import digest
+from tandem_shared.files import FileStore
+from tandem_shared.queue import Chunk, Claimed, WorkerInfo
+from tandem_shared.segments import read_segment
+from tandem_worker import task
+from tandem_worker.output import JobOutput, Outbox
+from tandem_worker.task import of
 from tests.worker.workers import Client
-from worker import task
-from worker.output import JobOutput, Outbox
-from worker.task import of
 
 
 @task("talks")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from worker import Job, Permanent, SyncJob, task
+from tandem_worker import Job, Permanent, SyncJob, task
 
 
 class Scene(BaseModel):

@@ -11,11 +11,11 @@ import pytest
 from arq.connections import ArqRedis, RedisSettings, create_pool
 from redis.asyncio import Redis
 
-from shared.jobs import Record, State
+from tandem_shared.jobs import Record, State
+from tandem_worker import task
+from tandem_worker.adoption import deserialize, serialize, submission
 from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, working
-from worker import task
-from worker.adoption import deserialize, serialize, submission
 
 
 @asynccontextmanager

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.jobs import State
-from shared.queue import Claimed, Finish
+from tandem_shared.jobs import State
+from tandem_shared.queue import Claimed, Finish
+from tandem_worker import task
+from tandem_worker.ahead import MOST, PATIENCE, ROOM, SHARE, Ahead
 from tests.conftest import eventually
 from tests.worker.clocks import Clock
 from tests.worker.workers import Client, outcomes, working
-from worker import task
-from worker.ahead import MOST, PATIENCE, ROOM, SHARE, Ahead
 
 LEASE = 30.0
 

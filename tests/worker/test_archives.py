@@ -21,14 +21,14 @@ import msgspec
 import psutil
 import pytest
 
+from tandem_worker.archives import entry_names
+from tandem_worker.compression import zstd
+from tandem_worker.errors import TaskError
+from tandem_worker.files import FileRef
+from tandem_worker.task import of
+from tandem_worker.tasks.file import archive, extract
 from tests.conftest import eventually
 from tests.worker.jobs import Bench, open_bench
-from worker.archives import entry_names
-from worker.compression import zstd
-from worker.errors import TaskError
-from worker.files import FileRef
-from worker.task import of
-from worker.tasks.file import archive, extract
 
 MIB = 1 << 20
 OCTETS = "application/octet-stream"
@@ -51,7 +51,7 @@ def run(program: str, *arguments: str | Path, cwd: Path | None = None) -> str:
 
 def pool() -> list[psutil.Process]:
     """The processes of the pool; other children of this one are servers of other tests."""
-    return [child for child in psutil.Process().children() if "worker.child" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "tandem_worker.child" in child.cmdline()]
 
 
 async def fetched(bench: Bench, ref: dict[str, Any], stamp: int = 0) -> bytes:

@@ -14,12 +14,12 @@ from arq.connections import ArqRedis
 from arq.cron import CronJob
 from redis.asyncio import Redis
 
-from shared.jobs import State
+from tandem_shared.jobs import State
+from tandem_worker import RetryPolicy, task
+from tandem_worker.adoption import serialize
+from tandem_worker.worker import Worker
 from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, outcomes, working
-from worker import RetryPolicy, task
-from worker.adoption import serialize
-from worker.worker import Worker
 
 
 @task("number")

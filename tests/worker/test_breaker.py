@@ -6,12 +6,12 @@ import socket
 import pytest
 from aiohttp import web
 
-from shared.settings import LOOPBACK, Settings
+from tandem_shared.settings import LOOPBACK, Settings
+from tandem_worker import breaker as breakers
+from tandem_worker.breaker import FAULTS, LONGEST, PAUSE, Breaker, pause
+from tandem_worker.errors import TaskError
+from tandem_worker.http import open_http
 from tests.worker.test_http import call, refusal, serving
-from worker import breaker as breakers
-from worker.breaker import FAULTS, LONGEST, PAUSE, Breaker, pause
-from worker.errors import TaskError
-from worker.http import open_http
 
 HOST = "example.org:443"
 

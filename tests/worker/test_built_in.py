@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from jsonschema_rs import Draft202012Validator
 
-from shared.catalogue import Entry
-from worker.task import load_tasks
+from tandem_shared.catalogue import Entry
+from tandem_worker.task import load_tasks
 
 ENTRIES = {name: one.entry for name, one in load_tasks([]).items()}
 NAMES = """

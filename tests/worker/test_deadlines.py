@@ -2,8 +2,8 @@
 
 import pytest
 
+from tandem_worker.deadlines import Deadlines
 from tests.worker.clocks import Clock
-from worker.deadlines import Deadlines
 
 
 class Run:

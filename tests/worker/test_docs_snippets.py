@@ -19,12 +19,12 @@ from aiohttp import web
 from PIL import ExifTags, Image, ImageChops, ImageStat
 from pydantic import ValidationError
 
+from tandem_worker import Permanent, Retry
+from tandem_worker.errors import TaskError
+from tandem_worker.task import load_tasks, of
+from tandem_worker.testing import LocalLocks, Recorder, open_bench, run, upload
 from tests.worker.databases import Database
 from tests.worker.test_http import serving
-from worker import Permanent, Retry
-from worker.errors import TaskError
-from worker.task import load_tasks, of
-from worker.testing import LocalLocks, Recorder, open_bench, run, upload
 
 PAGE = Path(__file__).parents[2] / "docs" / "writing-tasks.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from worker import task
-from worker.encoding import encode
-from worker.task import of
+from tandem_worker import task
+from tandem_worker.encoding import encode
+from tandem_worker.task import of
 
 
 class Point(BaseModel):

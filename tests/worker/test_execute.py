@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from tandem_worker import Job, Permanent, Retry, SyncJob, task
+from tandem_worker.task import TaskError
+from tandem_worker.testing import Recorder, run
 from tests.conftest import eventually
-from worker import Job, Permanent, Retry, SyncJob, task
-from worker.task import TaskError
-from worker.testing import Recorder, run
 
 
 @pytest.mark.parametrize("type_", ["Card Declined", "", "card-declined", "exception:", "exception:a b", "9lives", "_a"])

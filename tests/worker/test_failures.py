@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from worker import Permanent, Retry
-from worker.failures import LONGEST, fault, invalid_payload, tidy, timed_out
+from tandem_worker import Permanent, Retry
+from tandem_worker.failures import LONGEST, fault, invalid_payload, tidy, timed_out
 
 
 class Inner(BaseModel):

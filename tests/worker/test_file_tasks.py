@@ -19,18 +19,18 @@ import pytest
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
-from shared import catalogue
-from shared.files import FileStore, job_path
-from shared.jobs import Options, State, Submission, new_id
-from shared.queue import Finish, Queue, WorkerInfo
-from shared.settings import load
-from shared.uploads import delete_upload, save_upload
-from worker.errors import TaskError
-from worker.files import FileRef, JobFiles
-from worker.job import Job
-from worker.resources import Resources, open_resources
-from worker.task import execute, of
-from worker.tasks.file import hash_file
+from tandem_shared import catalogue
+from tandem_shared.files import FileStore, job_path
+from tandem_shared.jobs import Options, State, Submission, new_id
+from tandem_shared.queue import Finish, Queue, WorkerInfo
+from tandem_shared.settings import load
+from tandem_shared.uploads import delete_upload, save_upload
+from tandem_worker.errors import TaskError
+from tandem_worker.files import FileRef, JobFiles
+from tandem_worker.job import Job
+from tandem_worker.resources import Resources, open_resources
+from tandem_worker.task import execute, of
+from tandem_worker.tasks.file import hash_file
 
 MIB = 1 << 20
 calls = itertools.count(1)  # to claim, which are numbered
@@ -237,7 +237,7 @@ async def test_a_write_that_fails_is_not_told(store: FileStore) -> None:
 
 
 async def test_the_number_of_files_is_bounded(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.files.MAX_FILES", 2)
+    monkeypatch.setattr("tandem_worker.files.MAX_FILES", 2)
     files = JobFiles(store, "J", 1)
     for name in ("a", "b", "a"):
         await files.write(name, b"1")

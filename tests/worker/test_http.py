@@ -10,9 +10,9 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from shared.settings import LOOPBACK, Settings
-from worker.errors import TaskError
-from worker.http import REDIRECTS, HttpClient, open_http
+from tandem_shared.settings import LOOPBACK, Settings
+from tandem_worker.errors import TaskError
+from tandem_worker.http import REDIRECTS, HttpClient, open_http
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 

@@ -14,12 +14,12 @@ import jsonschema_rs
 import pytest
 from aiohttp import web
 
+from tandem_worker.errors import TaskError
+from tandem_worker.task import of
+from tandem_worker.tasks import http
 from tests.conftest import eventually
 from tests.worker.jobs import Bench, open_bench
 from tests.worker.test_http import serving
-from worker.errors import TaskError
-from worker.task import of
-from worker.tasks import http
 
 TASK = of(http.download)
 DATA = random.Random(7).randbytes(3 << 20)
@@ -34,7 +34,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.downloads.PAUSE", 0.001)
+    monkeypatch.setattr("tandem_worker.downloads.PAUSE", 0.001)
 
 
 async def failure(bench: Bench, payload: dict[str, Any], **job: Any) -> TaskError:
@@ -331,7 +331,7 @@ async def test_a_server_that_says_when_to_come_back_ends_the_attempt(bench: Benc
 
 
 async def test_a_silent_server_counts_as_broken(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.downloads.STALL", 0.05)
+    monkeypatch.setattr("tandem_worker.downloads.STALL", 0.05)
     hold = asyncio.Event()
 
     async def handler(request: web.BaseRequest) -> web.StreamResponse:

@@ -6,8 +6,8 @@ import jsonschema_rs
 import pytest
 from pydantic import ValidationError
 
-from worker.task import of
-from worker.tasks import http
+from tandem_worker.task import of
+from tandem_worker.tasks import http
 
 TASK = of(http.download)
 SCHEMA = jsonschema_rs.validator_for(TASK.entry.payload_schema)

@@ -10,12 +10,12 @@ import pytest
 from aiohttp import web
 from pydantic import ValidationError
 
+from tandem_worker.errors import TaskError
+from tandem_worker.task import of
+from tandem_worker.tasks import http
 from tests.conftest import eventually
 from tests.worker.jobs import Bench, open_bench
 from tests.worker.test_http import serving
-from worker.errors import TaskError
-from worker.task import of
-from worker.tasks import http
 
 GATHER, RACE = of(http.gather), of(http.race)
 
@@ -148,7 +148,7 @@ async def test_a_result_too_large_for_an_output_item_is_that_requests_failure(be
 
 
 async def test_all_responses_together_have_a_limit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.calls.TOGETHER", 100_000)
+    monkeypatch.setattr("tandem_worker.calls.TOGETHER", 100_000)
 
     async def handler(request: web.BaseRequest) -> web.Response:
         return web.Response(body=b"x" * 30_000, content_type="text/plain")
@@ -160,7 +160,7 @@ async def test_all_responses_together_have_a_limit(bench: Bench, monkeypatch: py
 
 
 async def test_all_results_together_have_a_limit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.calls.TOGETHER", 10_000)
+    monkeypatch.setattr("tandem_worker.calls.TOGETHER", 10_000)
 
     async def handler(request: web.BaseRequest) -> web.Response:
         return web.Response(headers={"X-Long": "x" * 4000})
@@ -174,7 +174,7 @@ async def test_all_results_together_have_a_limit(bench: Bench, monkeypatch: pyte
 async def test_a_race_whose_responses_are_too_large_together_ends(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.calls.TOGETHER", 100_000)
+    monkeypatch.setattr("tandem_worker.calls.TOGETHER", 100_000)
 
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()

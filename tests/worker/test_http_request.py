@@ -13,11 +13,11 @@ from aiohttp import web
 from multidict import CIMultiDict
 from pydantic import ValidationError
 
+from tandem_worker.errors import TaskError
+from tandem_worker.task import of
+from tandem_worker.tasks import http
 from tests.worker.jobs import Bench, open_bench
 from tests.worker.test_http import echo, serving
-from worker.errors import TaskError
-from worker.task import of
-from worker.tasks import http
 
 TASK = of(http.request)
 SCHEMA = jsonschema_rs.validator_for(TASK.entry.payload_schema)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from tandem_worker.errors import TaskError
+from tandem_worker.tasks import http
 from tests.worker.jobs import Bench, open_bench
 from tests.worker.test_http import SPELLINGS, serving
-from worker.errors import TaskError
-from worker.tasks import http
 
 ONLY = "127.0.0.2"  # the one address that may be called here
 

@@ -15,14 +15,14 @@ from aiohttp import web
 from multidict import CIMultiDictProxy
 from pydantic import ValidationError
 
-from shared.jobs import new_id
+from tandem_shared.jobs import new_id
+from tandem_worker import webhooks
+from tandem_worker.errors import TaskError
+from tandem_worker.failures import invalid_payload
+from tandem_worker.task import of
+from tandem_worker.tasks import http
 from tests.worker.jobs import Bench, open_bench
 from tests.worker.test_http import serving
-from worker import webhooks
-from worker.errors import TaskError
-from worker.failures import invalid_payload
-from worker.task import of
-from worker.tasks import http
 
 TASK = of(http.webhook)
 SCHEMA = jsonschema_rs.validator_for(TASK.entry.payload_schema)

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tandem_worker import FileRef, Job, Permanent, SyncJob, task
+from tandem_worker.encoding import MAX_ITEM
+from tandem_worker.job import MAX_LOG, MAX_MESSAGE, log_body
+from tandem_worker.resources import Resources
+from tandem_worker.task import TaskError, execute, of
+from tandem_worker.testing import Recorder, open_bench, run, upload
+from tandem_worker.threads import MAX_UNDER_WAY
 from tests.conftest import eventually
 from tests.worker import cpu_tasks
-from worker import FileRef, Job, Permanent, SyncJob, task
-from worker.encoding import MAX_ITEM
-from worker.job import MAX_LOG, MAX_MESSAGE, log_body
-from worker.resources import Resources
-from worker.task import TaskError, execute, of
-from worker.testing import Recorder, open_bench, run, upload
-from worker.threads import MAX_UNDER_WAY
 
 
 def job_of(function: Callable[..., Any], resources: Resources, sink: Any) -> Job:

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from shared.errors import Unavailable
-from shared.jobs import State
-from shared.ledger import Ledger, open_ledger
-from shared.queue import Queue
-from shared.services import postgres_server
-from shared.settings import Settings, load
+from tandem_shared.errors import Unavailable
+from tandem_shared.jobs import State
+from tandem_shared.ledger import Ledger, open_ledger
+from tandem_shared.queue import Queue
+from tandem_shared.services import postgres_server
+from tandem_shared.settings import Settings, load
+from tandem_worker.ledger import Projection
+from tandem_worker.task import task
 from tests.conftest import eventually, started
 from tests.shared.shard import Shard
 from tests.worker.workers import Client, working
-from worker.ledger import Projection
-from worker.task import task
 
 
 def projection(queue: Queue, ledger: Ledger, consumer: str = "one", **given: object) -> Projection:
@@ -75,8 +75,8 @@ async def test_rows_are_what_the_records_are(shard: Shard, ledger: Ledger) -> No
 async def test_portions_are_bounded_by_jobs_and_by_bytes(
     shard: Shard, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.ledger.MANY", 7)
-    monkeypatch.setattr("worker.ledger.ROOM", 500)
+    monkeypatch.setattr("tandem_worker.ledger.MANY", 7)
+    monkeypatch.setattr("tandem_worker.ledger.ROOM", 500)
     ids = await live(shard, 20, random.Random(2))
     await projection(shard.queue, ledger).step(0.01)
     assert await agrees(shard, ledger, ids)

@@ -13,12 +13,12 @@ import msgspec
 import pytest
 from pydantic import ValidationError
 
+from tandem_worker.errors import TaskError
+from tandem_worker.lines import delimiter_of
+from tandem_worker.task import of
+from tandem_worker.tasks.file import concat, split
 from tests.worker.jobs import Bench, open_bench
 from tests.worker.test_archives import fetched, run
-from worker.errors import TaskError
-from worker.lines import delimiter_of
-from worker.task import of
-from worker.tasks.file import concat, split
 
 CSV = "text/csv"
 HARD = 'name;note\n"a;""b""";"two\nlines"\n\nplain;x"y\n"";"\r\n"\nlast;one'

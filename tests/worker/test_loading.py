@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import Misconfigured
-from worker.task import load_tasks
+from tandem_shared.errors import Misconfigured
+from tandem_worker.task import load_tasks
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
             del sys.modules[name]
 
 
-ONE = "from worker import task\n@task({name!r})\ndef work(): ...\n"
+ONE = "from tandem_worker import task\n@task({name!r})\ndef work(): ...\n"
 
 
 def test_modules_are_loaded_with_the_built_in_tasks(write_module: Callable[[str, str], None]) -> None:
@@ -47,8 +47,8 @@ def test_modules_are_loaded_with_the_built_in_tasks(write_module: Callable[[str,
         ("raise RuntimeError('first line\\nsecond line')", "RuntimeError: first line"),
         ("import sys; sys.exit(3)", "SystemExit: 3"),
         ("def broken(:", "SyntaxError: invalid syntax"),
-        ("from worker import task\n@task('Wrong')\ndef work(): ...", "is named 'Wrong'"),
-        ("from worker import task", "it defines no task"),
+        ("from tandem_worker import task\n@task('Wrong')\ndef work(): ...", "is named 'Wrong'"),
+        ("from tandem_worker import task", "it defines no task"),
         (ONE.format(name="http.request"), "the task 'http.request' of broken.work is also worker.tasks.http."),
     ],
 )

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from shared.errors import Unavailable
-from shared.jobs import State
-from shared.queue import Queue
-from shared.queue.locks import Acquisition
+from tandem_shared.errors import Unavailable
+from tandem_shared.jobs import State
+from tandem_shared.queue import Queue
+from tandem_shared.queue.locks import Acquisition
+from tandem_worker import Job, Permanent, RetryPolicy, task
+from tandem_worker.errors import TaskError
+from tandem_worker.fenced import MOST_LOCKS
+from tandem_worker.testing import LocalLocks, run
 from tests.conftest import eventually
 from tests.worker import lock_tasks
 from tests.worker.lock_tasks import Door
 from tests.worker.workers import Client, outcomes, working
-from worker import Job, Permanent, RetryPolicy, task
-from worker.errors import TaskError
-from worker.fenced import MOST_LOCKS
-from worker.testing import LocalLocks, run
 
 ONCE = RetryPolicy(max_attempts=1)
 LONG = 60.0  # seconds: a lease that no slow machine lets end

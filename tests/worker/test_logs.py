@@ -13,11 +13,11 @@ import msgspec
 import pytest
 import structlog
 
+from tandem_worker import SyncJob, task
+from tandem_worker import logs as job_logs
+from tandem_worker.logs import JobHandler, body_of, following, installed
+from tandem_worker.testing import Recorder, open_bench, run
 from tests.worker import cpu_tasks
-from worker import SyncJob, task
-from worker import logs as job_logs
-from worker.logs import JobHandler, body_of, following, installed
-from worker.testing import Recorder, open_bench, run
 
 log = logging.getLogger("shop.orders")
 
@@ -149,7 +149,15 @@ def test_secrets_are_masked(lines: list[dict[str, Any]]) -> None:
 
 
 def test_what_the_worker_and_its_libraries_log_is_not_the_jobs(lines: list[dict[str, Any]]) -> None:
-    for name in ("worker", "shared.queue", "aiohttp.client", "asyncio", "arq.worker", "py.warnings", "tortoise"):
+    for name in (
+        "tandem_worker",
+        "tandem_shared.queue",
+        "aiohttp.client",
+        "asyncio",
+        "arq.worker",
+        "py.warnings",
+        "tortoise",
+    ):
         logging.getLogger(name).error("ours")
     logging.getLogger("workers").error("theirs")
     logging.getLogger().error("theirs")

@@ -19,15 +19,15 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from pydantic import ValidationError
 
-from shared.errors import Misconfigured
-from shared.jobs import new_id
-from shared.settings import Settings, load, shown
+from tandem_shared.errors import Misconfigured
+from tandem_shared.jobs import new_id
+from tandem_shared.settings import Settings, load, shown
+from tandem_worker.errors import TaskError
+from tandem_worker.mail import open_mail
+from tandem_worker.task import of
+from tandem_worker.tasks.email import send
 from tests.conftest import eventually
 from tests.worker.jobs import Bench, open_bench
-from worker.errors import TaskError
-from worker.mail import open_mail
-from worker.task import of
-from worker.tasks.email import send
 
 SCHEMA = jsonschema_rs.validator_for(of(send).entry.payload_schema)
 MAIL = {"from": "Orders <orders@example.org>", "to": "ada@example.org", "subject": "Hello", "text": "It works."}

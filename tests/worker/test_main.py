@@ -1,4 +1,4 @@
-"""`python -m worker` as a process of its own: what its options do."""
+"""`python -m tandem_worker` as a process of its own: what its options do."""
 
 import asyncio
 import os
@@ -6,7 +6,7 @@ import pstats
 import sys
 from pathlib import Path
 
-from shared.services import tied
+from tandem_shared.services import tied
 
 
 async def started(redis_url: str, tmp_path: Path, *options: str) -> tuple[int | None, str]:
@@ -14,7 +14,7 @@ async def started(redis_url: str, tmp_path: Path, *options: str) -> tuple[int | 
     env = {**os.environ, "TANDEM_REDIS_URL": redis_url, "TANDEM_STORE_URL": (tmp_path / "files").as_uri()}
     env["TANDEM_DATABASE_URL"] = f"sqlite://{tmp_path / 'tandem.db'}"
     pipe = asyncio.subprocess.PIPE
-    argv = tied([sys.executable, "-m", "worker", "--burst", *options])
+    argv = tied([sys.executable, "-m", "tandem_worker", "--burst", *options])
     process = await asyncio.create_subprocess_exec(
         *argv, env=env, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT, process_group=0
     )

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from shared.errors import Misconfigured
+from tandem_shared.errors import Misconfigured
+from tandem_worker import Job, Permanent, task
+from tandem_worker.metrics import BOUNDS, Tally, Times, serving
 from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, working
-from worker import Job, Permanent, task
-from worker.metrics import BOUNDS, Tally, Times, serving
 
 
 @task("metrics.number")

@@ -14,15 +14,15 @@ import jsonschema_rs
 import pymongo
 import pytest
 
-from shared.jobs import new_id
+from tandem_shared.jobs import new_id
+from tandem_worker.documents import derived_id
+from tandem_worker.errors import TaskError
+from tandem_worker.mongo import APPLIED
+from tandem_worker.task import of
+from tandem_worker.tasks import mongo
 from tests.conftest import eventually
 from tests.worker.databases import MONGOS, REAL_MONGO, mongo_database
 from tests.worker.jobs import Bench, open_bench
-from worker.documents import derived_id
-from worker.errors import TaskError
-from worker.mongo import APPLIED
-from worker.task import of
-from worker.tasks import mongo
 
 real = pytest.mark.skipif(not REAL_MONGO, reason="TANDEM_TEST_MONGO_URL names no server")
 OID = "0123456789abcdef01234567"

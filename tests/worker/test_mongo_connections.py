@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from shared.errors import Misconfigured
-from shared.settings import load
+from tandem_shared.errors import Misconfigured
+from tandem_shared.settings import load
+from tandem_worker.errors import TaskError
+from tandem_worker.mongo import open_mongo
+from tandem_worker.tasks import mongo
 from tests.worker.jobs import Bench, open_bench
-from worker.errors import TaskError
-from worker.mongo import open_mongo
-from worker.tasks import mongo
 
 AWAY = "127.0.0.1:1"
 SOON = "serverSelectionTimeoutMS=50"

@@ -11,17 +11,17 @@ import bson
 import duckdb
 import pytest
 
-from shared.jobs import new_id
+from tandem_shared.jobs import new_id
+from tandem_worker.compression import zstd
+from tandem_worker.documents import derived_id
+from tandem_worker.dumps import entries
+from tandem_worker.tasks import mongo
 from tests.worker import parquet
 from tests.worker.jobs import Bench
 from tests.worker.test_mongo import OID, ORDERS, Database, ask, failure, fill
 from tests.worker.test_mongo import bench as bench  # noqa: PLC0414 - a fixture is found by its name
 from tests.worker.test_mongo import database as database  # noqa: PLC0414 - likewise
 from tests.worker.test_mongo import url as url  # noqa: PLC0414 - likewise
-from worker.compression import zstd
-from worker.documents import derived_id
-from worker.dumps import entries
-from worker.tasks import mongo
 
 
 async def exported(bench: Bench, format: str, **more: Any) -> tuple[Any, bytes]:

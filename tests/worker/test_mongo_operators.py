@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from worker import operators
-from worker.documents import to_bson
-from worker.errors import TaskError
+from tandem_worker import operators
+from tandem_worker.documents import to_bson
+from tandem_worker.errors import TaskError
 
 JS = "function() { return true }"
 FILTERS: list[Any] = [

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import pytest
 from redis.asyncio import Redis
 
-from shared.errors import Unavailable
-from shared.jobs import State
-from shared.queue import Finish, Queue
+from tandem_shared.errors import Unavailable
+from tandem_shared.jobs import State
+from tandem_shared.queue import Finish, Queue
+from tandem_worker.metrics import Tally
+from tandem_worker.outcomes import MOST, Outcomes
 from tests.conftest import eventually
-from worker.metrics import Tally
-from worker.outcomes import MOST, Outcomes
 
 
 class Answering(Queue):

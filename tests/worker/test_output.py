@@ -11,16 +11,16 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from shared.files import FileStore
-from shared.jobs import State
-from shared.queue import Finish
-from shared.services import redis_server
+from tandem_shared.files import FileStore
+from tandem_shared.jobs import State
+from tandem_shared.queue import Finish
+from tandem_shared.services import redis_server
+from tandem_worker import output
+from tandem_worker.errors import TaskError
+from tandem_worker.output import BUFFER, CHUNK
 from tests.conftest import eventually, started
 from tests.worker.said import Said, claimed
 from tests.worker.workers import Client, open_client
-from worker import output
-from worker.errors import TaskError
-from worker.output import BUFFER, CHUNK
 
 
 async def test_items_arrive_in_order_and_a_flood_in_chunks(said: Said) -> None:

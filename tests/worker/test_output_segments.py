@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from shared.files import FileStore
-from shared.jobs import State
-from shared.queue import TAIL, Finish
-from shared.segments import write_segment
-from shared.streams import Reader, Source
+from tandem_shared.files import FileStore
+from tandem_shared.jobs import State
+from tandem_shared.queue import TAIL, Finish
+from tandem_shared.segments import write_segment
+from tandem_shared.streams import Reader, Source
+from tandem_worker import Job, output, task
+from tandem_worker.errors import TaskError
+from tandem_worker.output import KEPT, SEGMENT
 from tests.conftest import eventually
 from tests.worker.said import Said, claimed
 from tests.worker.workers import Client, outcomes, working
-from worker import Job, output, task
-from worker.errors import TaskError
-from worker.output import KEPT, SEGMENT
 
 ITEM = b'"%06d' + b"x" * 50_000 + b'"'
 MIB = 1 << 20

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tandem_worker import Permanent, Retry, task
+from tandem_worker.processes import GRACE, ProcessPool, Raised
+from tandem_worker.resources import Resources
+from tandem_worker.task import TaskError
+from tandem_worker.testing import Recorder, open_bench, run
 from tests.conftest import eventually
 from tests.worker import cpu_tasks
-from worker import Permanent, Retry, task
-from worker.processes import GRACE, ProcessPool, Raised
-from worker.resources import Resources
-from worker.task import TaskError
-from worker.testing import Recorder, open_bench, run
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ async def test_a_signal_for_the_whole_group_leaves_the_job_to_the_worker(bench: 
 PARENT = """
 import asyncio
 from tests.worker import cpu_tasks
-from worker.testing import Recorder, run
+from tandem_worker.testing import Recorder, run
 
 class Printer(Recorder):
     async def output(self, item):

@@ -8,12 +8,12 @@ import httpx2
 import pytest
 from redis.asyncio import Redis
 
-from shared.jobs import State
-from shared.services import free_port
+from tandem_shared.jobs import State
+from tandem_shared.services import free_port
+from tandem_worker import FileRef, Job, RetryPolicy, task
 from tests.conftest import eventually, s3_environment, s3_server, started
 from tests.worker.jobs import open_bench
 from tests.worker.workers import open_client, outcomes, working
-from worker import FileRef, Job, RetryPolicy, task
 
 DATA = random.Random(11).randbytes(10 << 20)
 

@@ -13,14 +13,14 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
-from shared.errors import Misconfigured
-from shared.settings import load
+from tandem_shared.errors import Misconfigured
+from tandem_shared.settings import load
+from tandem_worker.errors import TaskError
+from tandem_worker.sql import open_sql
+from tandem_worker.task import of
+from tandem_worker.tasks import sql
 from tests.conftest import eventually
 from tests.worker.jobs import Bench, open_bench
-from worker.errors import TaskError
-from worker.sql import open_sql
-from worker.task import of
-from worker.tasks import sql
 
 TASK = of(sql.query)
 SCHEMA = jsonschema_rs.validator_for(TASK.entry.payload_schema)

@@ -9,12 +9,12 @@ import jsonschema_rs
 import pytest
 from pydantic import ValidationError
 
+from tandem_worker.errors import TaskError
+from tandem_worker.task import of
+from tandem_worker.tasks import sql
 from tests.conftest import eventually
 from tests.worker.databases import Database
 from tests.worker.jobs import Bench, open_bench
-from worker.errors import TaskError
-from worker.task import of
-from worker.tasks import sql
 
 SCHEMA = jsonschema_rs.validator_for(of(sql.execute).entry.payload_schema)
 

@@ -16,11 +16,11 @@ import jsonschema_rs
 import msgspec
 import pytest
 
+from tandem_worker.errors import TaskError
+from tandem_worker.task import of
+from tandem_worker.tasks import sql
 from tests.worker import parquet
 from tests.worker.jobs import Bench, open_bench
-from worker.errors import TaskError
-from worker.task import of
-from worker.tasks import sql
 
 if sys.version_info >= (3, 14):
     from compression import zstd

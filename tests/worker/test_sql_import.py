@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from tandem_worker.errors import TaskError
+from tandem_worker.task import of
+from tandem_worker.tasks import sql
 from tests.worker.databases import Database
 from tests.worker.jobs import Bench, open_bench
-from worker.errors import TaskError
-from worker.task import of
-from worker.tasks import sql
 
 SCHEMA = jsonschema_rs.validator_for(of(sql.import_).entry.payload_schema)
 ROWS = [("cup", 1, 4.5), ("pot", 2, None), ("", None, 0.25)]

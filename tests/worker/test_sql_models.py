@@ -13,11 +13,11 @@ import pytest
 from tortoise.backends.base.executor import EXECUTOR_CACHE
 from tortoise.exceptions import BaseORMException
 
-from shared.errors import Misconfigured
-from shared.settings import Settings
+from tandem_shared.errors import Misconfigured
+from tandem_shared.settings import Settings
+from tandem_worker import Permanent
+from tandem_worker.sql import open_sql
 from tests.worker.jobs import Bench, open_bench
-from worker import Permanent
-from worker.sql import open_sql
 
 TABLES = (
     "CREATE TABLE item (name text PRIMARY KEY, amount integer NOT NULL)",
@@ -83,7 +83,7 @@ async def test_models_of_a_read_only_connection_only_read(url: str, shop: Any, t
 
 @pytest.mark.parametrize(
     ("module", "words"),
-    [("no_such_module", "ModuleNotFoundError"), ("worker.rows", "no Tortoise model"), ("shop", "already")],
+    [("no_such_module", "ModuleNotFoundError"), ("tandem_worker.rows", "no Tortoise model"), ("shop", "already")],
 )
 async def test_a_module_without_models_stops_the_start(tmp_path: Path, shop: Any, module: str, words: str) -> None:
     urls = {"shop": f"sqlite://{tmp_path}/a.db?models=shop", "two": f"sqlite://{tmp_path}/b.db?models={module}"}

@@ -8,13 +8,13 @@ import jsonschema_rs
 import pytest
 from pydantic import ValidationError
 
-from shared.errors import Misconfigured
-from shared.settings import Settings
+from tandem_shared.errors import Misconfigured
+from tandem_shared.settings import Settings
+from tandem_worker.errors import TaskError
+from tandem_worker.sql import open_sql
+from tandem_worker.task import of
+from tandem_worker.tasks import sql
 from tests.worker.jobs import Bench, open_bench
-from worker.errors import TaskError
-from worker.sql import open_sql
-from worker.task import of
-from worker.tasks import sql
 
 FILE = """
 [queries.cities]

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from tandem_worker.errors import TaskError
+from tandem_worker.tasks import sql
 from tests.chaos.relay import Relay
 from tests.conftest import eventually
 from tests.worker.jobs import Bench, open_bench
-from worker.errors import TaskError
-from worker.tasks import sql
 
 SLEEP = "SELECT pg_sleep(600)"
 

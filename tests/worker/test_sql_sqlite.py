@@ -11,10 +11,10 @@ from typing import Any
 import psutil
 import pytest
 
+from tandem_worker.errors import TaskError
+from tandem_worker.tasks import sql
 from tests.conftest import eventually
 from tests.worker.jobs import Bench, open_bench
-from worker.errors import TaskError
-from worker.tasks import sql
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) AS count FROM n"
 

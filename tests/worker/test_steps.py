@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from shared.queue import steps as bounds
-from shared.queue.steps import Step
+from tandem_shared.queue import steps as bounds
+from tandem_shared.queue.steps import Step
+from tandem_worker import Job, Permanent, Retry, RetryPolicy, SyncJob, task
+from tandem_worker.testing import Recorder, run
 from tests.conftest import eventually
 from tests.worker import step_tasks
 from tests.worker.workers import Client, outcomes, working
-from worker import Job, Permanent, Retry, RetryPolicy, SyncJob, task
-from worker.testing import Recorder, run
 
 QUICK = RetryPolicy(max_attempts=3, base="1ms", jitter=False)
 

@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from tandem_worker.compression import zstd
+from tandem_worker.elements import elements
+from tandem_worker.errors import TaskError
+from tandem_worker.task import of
+from tandem_worker.tasks.file import convert
 from tests.worker.jobs import Bench, open_bench
 from tests.worker.parquet import compression as compression_of
 from tests.worker.parquet import rows
 from tests.worker.test_archives import fetched, pool, run
-from worker.compression import zstd
-from worker.elements import elements
-from worker.errors import TaskError
-from worker.task import of
-from worker.tasks.file import convert
 
 MIB = 1 << 20
 ROWS: list[dict[str, Any]] = [

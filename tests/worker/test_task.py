@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, ValidationError
 from typing_extensions import TypedDict
 
-from worker import Job, RetryPolicy, SyncJob, task
-from worker.task import of
-from worker.testing import run
+from tandem_worker import Job, RetryPolicy, SyncJob, task
+from tandem_worker.task import of
+from tandem_worker.testing import run
 
 if TYPE_CHECKING:
-    from worker import Job as HiddenJob
-    from worker import NotThere  # type: ignore[attr-defined] # a name that only an annotation has
+    from tandem_worker import Job as HiddenJob
+    from tandem_worker import NotThere  # type: ignore[attr-defined] # a name that only an annotation has
 
 
 class Point(BaseModel):

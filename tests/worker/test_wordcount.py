@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from worker.task import of
-from worker.testing import Recorder, open_bench, run, upload
+from tandem_worker.task import of
+from tandem_worker.testing import Recorder, open_bench, run, upload
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 # The manual that comes with Python: half a megabyte of prose.
@@ -81,7 +81,7 @@ def test_its_entry_tells_what_it_does(wordcount: ModuleType) -> None:
 
 
 def test_a_worker_finds_it_by_its_setting() -> None:
-    code = "from worker.task import load_tasks; print(','.join(load_tasks(['wordcount'])))"
+    code = "from tandem_worker.task import load_tasks; print(','.join(load_tasks(['wordcount'])))"
     env = {**os.environ, "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{EXAMPLES.parents[1]}"}
     found = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True, timeout=60)
     assert "text.wordcount" in found.stdout.decode().strip().split(",")

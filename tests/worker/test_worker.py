@@ -11,11 +11,11 @@ import msgspec
 import pytest
 from pydantic import BaseModel, Field
 
-from shared.files import job_path, open_store
-from shared.jobs import Options, State, Submission, new_id
+from tandem_shared.files import job_path, open_store
+from tandem_shared.jobs import Options, State, Submission, new_id
+from tandem_worker import Job, Permanent, Retry, RetryPolicy, SyncJob, task
 from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, outcomes, working
-from worker import Job, Permanent, Retry, RetryPolicy, SyncJob, task
 
 ONCE = RetryPolicy(max_attempts=1)
 AT_ONCE = RetryPolicy(max_attempts=3, base=0.01, jitter=False)

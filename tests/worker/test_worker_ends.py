@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from shared.errors import Unavailable
-from shared.jobs import State
-from shared.queue import Claim
+from tandem_shared.errors import Unavailable
+from tandem_shared.jobs import State
+from tandem_shared.queue import Claim
+from tandem_worker import Job, RetryPolicy, SyncJob, task
+from tandem_worker.worker import Worker
 from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, outcomes, working
-from worker import Job, RetryPolicy, SyncJob, task
-from worker.worker import Worker
 
 ONCE = RetryPolicy(max_attempts=1)
 

@@ -11,13 +11,13 @@ import pytest
 from arq import cron
 from redis.asyncio import Redis
 
-from shared.jobs import State
+from tandem_shared.jobs import State
+from tandem_worker import Job, RetryPolicy, task
+from tandem_worker.errors import Permanent
+from tandem_worker.resources import Resources
+from tandem_worker.worker import Worker
 from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, outcomes, working
-from worker import Job, RetryPolicy, task
-from worker.errors import Permanent
-from worker.resources import Resources
-from worker.worker import Worker
 
 AT_ONCE = RetryPolicy(max_attempts=3, base=0.01, jitter=False)
 EVERY_SECOND = set(range(60))

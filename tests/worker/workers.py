@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 from pydantic_core import to_json
 
-from shared.jobs import Options, Record, State, Submission, new_id
-from shared.queue import Queue, connect
-from shared.settings import Settings
+from tandem_shared.jobs import Options, Record, State, Submission, new_id
+from tandem_shared.queue import Queue, connect
+from tandem_shared.settings import Settings
+from tandem_worker.resources import open_resources
+from tandem_worker.task import of
+from tandem_worker.worker import Worker
 from tests.conftest import eventually
-from worker.resources import open_resources
-from worker.task import of
-from worker.worker import Worker
 
 GRACE = 0.2  # seconds that the tests' cancels leave to code: what ignores them is given up soon
 

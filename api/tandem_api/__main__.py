@@ -1,0 +1,67 @@
+"""`python -m tandem_api`, or `tandem api`: the HTTP API, in one process or several."""
+
+import argparse
+import asyncio
+import socket
+import sys
+from typing import Any
+
+import structlog
+
+from tandem_api.processes import serve_many
+from tandem_api.server import listen, serve, url_of
+from tandem_shared import telemetry
+from tandem_shared.errors import Misconfigured
+from tandem_shared.files import open_store
+from tandem_shared.settings import Settings, load, require_keys
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options; what is left out is taken from the settings."""
+    parser = argparse.ArgumentParser(prog="tandem api", description="Serve the HTTP API until SIGTERM.")
+    parser.add_argument("--host", metavar="ADDRESS", help="address to listen on (TANDEM_HOST)")
+    parser.add_argument("--port", metavar="PORT", help="port to listen on, 0 for a free one (TANDEM_PORT)")
+    parser.add_argument("--processes", type=_count, default=1, metavar="N", help="processes that share the port (1)")
+    # How the processes get the sockets that they share.
+    parser.add_argument("--fd", type=int, action="append", default=[], help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= 256:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 256")
+    return int(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serves; 0 after a clean end, 2 for a wrong setting."""
+    options = parse(argv)
+    given: dict[str, Any] = {name: value for name in ("host", "port") if (value := getattr(options, name)) is not None}
+    try:
+        settings = load(**given)
+        require_keys(settings)
+        telemetry.configure(settings.log, "api")
+        if options.fd:
+            return serve(settings, [socket.socket(fileno=fd) for fd in options.fd], tied=True)
+        asyncio.run(_probe(settings))
+        sockets = listen(settings.host, settings.port)
+    except Misconfigured as error:
+        print(error, file=sys.stderr)
+        return 2
+    if not settings.keys:
+        structlog.get_logger().warning("TANDEM_KEYS is not set: the API is open to everybody on this machine")
+    print(f"serving at {url_of(sockets, settings.host)}", flush=True)
+    if options.processes > 1:
+        arguments = [f"--{name}={value}" for name, value in given.items()]
+        return serve_many(options.processes, sockets, arguments, linger=settings.linger)
+    return serve(settings, sockets)
+
+
+async def _probe(settings: Settings) -> None:
+    """Raises Misconfigured for a file store that cannot be: one line here, a traceback in the server."""
+    async with open_store(settings.store_url):
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""What the application holds while it serves: opened by its lifespan, found in every request's `scope["state"]`."""
+
+from typing import TypedDict
+
+from starlette.requests import Request
+
+from tandem_api.catalogue import Catalogue
+from tandem_api.requests import Requests
+from tandem_api.submissions import Submissions
+from tandem_api.uploads import Joins
+from tandem_api.waiting import Drain
+from tandem_shared.files import FileStore
+from tandem_shared.ledger import Ledger
+from tandem_shared.queue import Queue
+from tandem_shared.settings import Settings
+from tandem_shared.streams import Source
+
+
+class State(TypedDict):
+    """Of one process; `tenant` is added for each request."""
+
+    settings: Settings
+    queue: Queue
+    catalogue: Catalogue
+    submissions: Submissions
+    store: FileStore
+    source: Source
+    joins: Joins
+    ledger: Ledger
+    drain: Drain
+    requests: Requests
+
+
+class Served(State):
+    """The same for one request."""
+
+    tenant: str
+
+
+def served(request: Request) -> Served:
+    """The state of a request, with its tenant."""
+    state: Served = request.scope["state"]
+    return state

@@ -1,0 +1,59 @@
+"""Doorbells: a worker sleeps on lists that are pushed to when there is something to do. A bell is only a hint."""
+
+import asyncio
+import contextlib
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import Connection
+from redis.exceptions import RedisError
+
+from tandem_shared.errors import Unavailable
+
+
+async def open_connection(redis: "Redis", timeout: float) -> Connection:
+    """A connection outside the pool: blocking commands and subscriptions need one of their own."""
+    made: Any = redis.connection_pool.make_connection()  # type: ignore[no-untyped-call] # untyped in redis-py
+    made.socket_timeout = None  # whoever uses it has timeouts of its own
+    async with asyncio.timeout(timeout):
+        await made.connect()
+    connection: Connection = made
+    return connection
+
+
+SPARE = 3.0  # seconds that an answer may take beyond the block
+
+
+class Bells:
+    """A connection of its own for one blocking wait at a time; made again after any fault."""
+
+    def __init__(self, redis: "Redis", prefix: str, names: tuple[str, ...]) -> None:
+        self._redis = redis
+        self._keys = tuple(f"{prefix}bell:{name}" for name in names)
+        self._connection: Connection | None = None
+
+    async def wait(self, block: float) -> str | None:
+        """The word that was rung, or None after `block` seconds of silence. Raises Unavailable on any fault.
+
+        Cancelling the wait closes the connection, since an answer may still be under way on it.
+        """
+        try:
+            if self._connection is None:
+                self._connection = await open_connection(self._redis, SPARE)
+            async with asyncio.timeout(block + SPARE):
+                await self._connection.send_command("BLPOP", *self._keys, f"{max(block, 0.01):.3f}")
+                answer = await self._connection.read_response(timeout=10 * (block + SPARE), disconnect_on_error=False)
+        except (RedisError, OSError, TimeoutError) as error:
+            await self.close()
+            raise Unavailable(f"Redis does not answer ({type(error).__name__})") from error
+        except asyncio.CancelledError:
+            await self.close()
+            raise
+        return answer[1].decode() if answer else None
+
+    async def close(self) -> None:
+        """Closes the connection without waiting for an answer."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                await connection.disconnect(nowait=True)

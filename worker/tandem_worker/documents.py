@@ -1,0 +1,97 @@
+"""Documents between JSON and BSON: MongoDB Extended JSON v2, so that ids, dates and decimals survive the way.
+
+In, both forms are taken. Out, `relaxed` writes numbers and usual dates as people would, `canonical` keeps every type.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+from bson import Int64, ObjectId, json_util
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.errors import BSONError, InvalidId
+from bson.json_util import JSONMode, JSONOptions
+
+from tandem_worker.errors import TaskError
+
+Form = Literal["relaxed", "canonical"]
+
+# How documents are read: times with their zone, and those that Python has not as what they are.
+DECODING: CodecOptions[dict[str, Any]] = CodecOptions(
+    tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO
+)
+_COMMON: dict[str, Any] = {
+    "tz_aware": True,
+    "uuid_representation": UuidRepresentation.UNSPECIFIED,
+    "datetime_conversion": DatetimeConversion.DATETIME_AUTO,
+}
+_OPTIONS = {
+    "relaxed": JSONOptions(json_mode=JSONMode.RELAXED, **_COMMON),
+    "canonical": JSONOptions(json_mode=JSONMode.CANONICAL, **_COMMON),
+}
+# An object with one of these keys is a value of BSON. `$regex` is not among them: it is an operator too, and stays one.
+_WRAPPERS = frozenset(
+    "$oid $ref $date $minKey $maxKey $binary $code $uuid $undefined $numberLong $timestamp $numberDecimal $dbPointer"
+    " $regularExpression $symbol $numberInt $numberDouble".split()
+)
+_AS_THEY_ARE: frozenset[type] = frozenset((str, bool, type(None)))
+
+
+def to_bson(value: Any, place: str = "payload") -> Any:
+    """The value of Extended JSON, already read as JSON. Raises TaskError `invalid_document`, which says where."""
+    if isinstance(value, dict):
+        made = {key: to_bson(below, f"{place}/{key}") for key, below in value.items()}
+        if _WRAPPERS.isdisjoint(made):
+            return made
+        try:
+            if "$undefined" in made and len(made) > 1:
+                raise ValueError("extra fields")
+            return json_util.object_hook(made, _OPTIONS["canonical"])
+        except (BSONError, InvalidId, TypeError, ValueError, KeyError, ArithmeticError) as error:
+            raise invalid(place, f"is no Extended JSON: {error}") from None
+    if isinstance(value, list):
+        return [to_bson(below, f"{place}/{number}") for number, below in enumerate(value)]
+    if type(value) is int and not -(1 << 63) <= value < 1 << 63:
+        raise invalid(place, "is an integer of more than 64 bits")
+    return value
+
+
+def to_json(document: Mapping[str, Any], form: Form = "relaxed") -> bytes:
+    """The document as one line of Extended JSON. Raises TaskError `invalid_document`."""
+    try:
+        return msgspec.json.encode(plain(document, form))
+    except (ValueError, TypeError, BSONError, OverflowError) as error:
+        raise invalid("the document", f"cannot be written as Extended JSON: {error}") from None
+
+
+def plain(value: Any, form: Form = "relaxed") -> Any:
+    """The same as values that JSON has."""
+    kind = type(value)
+    if kind in _AS_THEY_ARE:
+        return value
+    if isinstance(value, Mapping):
+        return {key: plain(below, form) for key, below in value.items()}
+    if isinstance(value, list):
+        return [plain(below, form) for below in value]
+    if form == "relaxed" and (kind is int or kind is Int64 or (kind is float and math.isfinite(value))):
+        return value + 0  # of an Int64 the int
+    made = json_util.default(value, _OPTIONS[form])
+    # What a reference or a scope holds are values again.
+    return plain(made, form) if isinstance(made, Mapping) and ("$ref" in made or "$scope" in made) else made
+
+
+def derived_id(job: str, index: int) -> ObjectId:
+    """The id of a job's document number `index`: the same in each of its attempts, and in no other job.
+
+    72 bits of SHA-256 and a counter: documents of one job are neighbours in the index.
+    """
+    digest = hashlib.sha256(f"tandem:{job}:{index >> 24}".encode()).digest()
+    return ObjectId(digest[:9] + (index & 0xFFFFFF).to_bytes(3, "big"))
+
+
+def invalid(place: str, why: str) -> TaskError:
+    """What a document, or a part of one, is refused with."""
+    return TaskError("invalid_document", f"{place[:200]} {why[:500]}", retryable=False)

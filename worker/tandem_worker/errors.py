@@ -1,0 +1,49 @@
+"""What a task's code raises to say what should happen next. Any other exception is retried by the task's policy.
+
+TaskError                    a failure with a type of its own and advice on retrying
+├── Retry                    try again, at the earliest after a time of the task's choosing
+└── Permanent                do not try again
+"""
+
+import re
+
+from tandem_shared.durations import Duration, seconds
+
+_TYPE = re.compile(r"[a-z][a-z0-9_]*|exception:[A-Za-z_][A-Za-z0-9_]*")
+
+
+class TaskError(Exception):
+    """A failure that clients see as `error`: its `type` (`lower_case`, or `exception:<Class>`) and `message`.
+
+    With `retryable` the job's policy decides on another attempt, which then starts no sooner than `after` seconds
+    from now. The message reaches clients: no secret, no traceback and no path of the server belongs in it.
+    """
+
+    def __init__(self, type: str, message: str, retryable: bool, after: float | None = None) -> None:
+        if not isinstance(type, str) or _TYPE.fullmatch(type) is None:
+            raise ValueError(
+                f"{type!r} is no error type: a lower_case word such as card_declined, or exception:<Class>"
+            )
+        super().__init__(message)
+        self.type = type
+        self.message = message
+        self.retryable = retryable
+        self.after = after
+
+
+class Retry(TaskError):
+    """Asks for another attempt, `after` a duration (seconds, `"30s"`) or as the policy has it; type `retry`.
+
+    It counts towards `max_attempts` like any failure.
+    """
+
+    def __init__(self, after: Duration | None = None, message: str | None = None) -> None:
+        delay = None if after is None else seconds(after)
+        super().__init__("retry", message or "the task asked for another attempt", retryable=True, after=delay)
+
+
+class Permanent(TaskError):
+    """Ends the job as failed, whatever attempts are left: `raise Permanent("card_declined", "the bank said no")`."""
+
+    def __init__(self, type: str, message: str) -> None:
+        super().__init__(type, message, retryable=False)

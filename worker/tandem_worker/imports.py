@@ -1,0 +1,175 @@
+"""A file into a table of a database, in batches within one transaction, and what is wrong with the rows it refused."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
+from itertools import islice
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tandem_shared.errors import NotFound
+from tandem_shared.files import job_path
+from tandem_worker.compression import Compression
+from tandem_worker.encoders import Format
+from tandem_worker.errors import TaskError
+from tandem_worker.files import FileRef
+from tandem_worker.job import Job
+from tandem_worker.loading import Loader, Refused
+from tandem_worker.records import Record, Records, read
+from tandem_worker.rows import plain
+from tandem_worker.sql import Transaction
+
+BAD_FILE = "bad-rows.ndjson"
+BATCH_BYTES = 8 << 20  # of a batch in the file, roughly
+_READ = 60.0  # seconds until the store has given a piece
+_IN_MEMORY = 1 << 20  # bytes of bad rows; more go to disk
+
+
+class Plan(NamedTuple):
+    """What to import, and how."""
+
+    source: FileRef
+    format: Format
+    compression: Compression | None
+    table: str
+    columns: Sequence[str] | None
+    key: Sequence[str]
+    batch: int
+    max_bad: int
+
+
+class Imported(NamedTuple):
+    """What an import did. `bad_stamp` says which attempt wrote the file of bad rows."""
+
+    row_count: int
+    bad_count: int
+    bad_stamp: int
+
+
+class Stored:
+    """A stored file's bytes for a thread; `read` of them so far."""
+
+    def __init__(self, job: Job, source: FileRef) -> None:
+        self.read = 0
+        self._loop = asyncio.get_running_loop()
+        self._pieces = job.files.open(source)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while piece := asyncio.run_coroutine_threadsafe(self._next(), self._loop).result(_READ):
+            self.read += len(piece)
+            yield piece
+
+    async def _next(self) -> bytes:
+        return await anext(self._pieces, b"")
+
+
+class Import:
+    """One import, within a transaction."""
+
+    def __init__(self, job: Job, plan: Plan) -> None:
+        self._job, self._plan = job, plan
+        self._count = self._bad = 0
+        self._columns: list[str] = []
+
+    async def run(self, transaction: Transaction) -> Imported:
+        """Raises TaskError, `bad_rows` if there are more than `max_bad`."""
+        plan = self._plan
+        records = await asyncio.to_thread(read, Stored(self._job, plan.source), plan.format, plan.compression)
+        if not records.columns:
+            return Imported(0, 0, 0)
+        self._columns = records.columns
+        chosen = list(plan.columns or records.columns)
+        missing = next((name for name in [*chosen, *plan.key] if name not in records.columns), None)
+        if missing is not None:
+            raise TaskError("invalid_file", f"the file has no column {missing!r}", retryable=False)
+        loader = await transaction.loader(plan.table, chosen, plan.key)
+        places = [records.columns.index(name) for name in chosen]
+        with tempfile.SpooledTemporaryFile(_IN_MEMORY) as bad:
+            async with aclosing(_batches(records, plan.batch)) as batches:
+                async for batch in batches:
+                    await self._put(loader, batch, places, bad)
+                    await self._job.progress(self._count + self._bad)
+            if self._bad:
+                await self._job.files.write(BAD_FILE, _contents(bad), "application/x-ndjson")
+        return Imported(self._count, self._bad, self._job.stamp)
+
+    async def _put(self, loader: Loader, batch: list[Record], places: list[int], bad: Any) -> None:
+        for record in batch:
+            if record.problem is not None:
+                self._refuse(record, record.problem, bad)
+        todo = [[record for record in batch if record.problem is None]]
+        while todo:
+            part = todo.pop()
+            if not part:
+                continue
+            try:
+                values = list(zip(*(record.values for record in part), strict=True))
+                await loader.load([values[place] for place in places])
+            except Refused as refused:
+                if refused.row is None and len(part) > 1:
+                    half = len(part) // 2
+                    todo += [part[half:], part[:half]]
+                    continue
+                at = refused.row or 0
+                self._refuse(part[at], refused.reason, bad)
+                todo += [part[at + 1 :], part[:at]]
+            else:
+                self._count += len(part)
+
+    def _refuse(self, record: Record, reason: str, bad: Any) -> None:
+        self._bad += 1
+        if self._bad > self._plan.max_bad:
+            more = f" (and {self._bad - 1} bad rows before it)" if self._bad > 1 else ""
+            raise TaskError("bad_rows", f"line {record.line}: {reason}{more}", retryable=False)
+        row: Any = record.values
+        if record.problem is None:
+            row = dict(zip(self._columns, record.values, strict=True))
+        line = {"line": record.line, "reason": reason, "row": plain(row)}
+        bad.write(msgspec.json.encode(line, enc_hook=_any) + b"\n")
+
+
+async def bad_file(job: Job, imported: Imported) -> FileRef | None:
+    """The file of the rows that were refused, as one of this attempt's, whichever attempt wrote it."""
+    if not imported.bad_count:
+        return None
+    if imported.bad_stamp != job.stamp:
+        store, path = job.resources.files, job_path(job.id, imported.bad_stamp, BAD_FILE)
+        try:
+            return await job.files.write(BAD_FILE, store.read(path), "application/x-ndjson")
+        except NotFound:
+            return None
+    return await job.files.stat({"file": f"{job.id}/{BAD_FILE}"})
+
+
+async def _batches(records: Records, size: int) -> AsyncGenerator[list[Record], None]:
+    """The next batch is read while the database writes this one."""
+    reading = asyncio.create_task(asyncio.to_thread(_batch, records, size))
+    try:
+        while batch := await reading:
+            reading = asyncio.create_task(asyncio.to_thread(_batch, records, size))
+            yield batch
+    finally:
+        reading.cancel()
+
+
+def _batch(records: Records, size: int) -> list[Record]:
+    batch: list[Record] = []
+    weight = 0
+    for record in islice(records.rows, size):
+        batch.append(record)
+        weight += record.size
+        if weight > BATCH_BYTES:
+            break
+    return batch
+
+
+async def _contents(file: Any) -> AsyncIterator[bytes]:
+    file.seek(0)
+    while piece := await asyncio.to_thread(file.read, 1 << 20):
+        yield piece
+
+
+def _any(value: Any) -> Any:
+    return str(value)

@@ -1,0 +1,46 @@
+"""What the jobs of one worker share, opened together and closed in the opposite order."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from tandem_shared.files import FileStore, open_store
+from tandem_shared.settings import Settings
+from tandem_worker.http import HttpClient, open_http
+from tandem_worker.mail import Mailer, open_mail
+from tandem_worker.mongo import MongoConnections, open_mongo
+from tandem_worker.processes import ProcessPool
+from tandem_worker.sql import SqlConnections, open_sql
+from tandem_worker.threads import Threads
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The worker's ways out: to the web, to databases, to the file store, to threads and processes."""
+
+    http: HttpClient
+    sql: SqlConnections
+    mongo: MongoConnections
+    mail: Mailer
+    files: FileStore
+    threads: Threads
+    processes: ProcessPool
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
+    """All of them; connections are made, threads and processes started, when a job first needs them.
+
+    Raises Misconfigured for a store or a database URL that is none.
+    """
+    async with AsyncExitStack() as stack:
+        files = await stack.enter_async_context(open_store(settings.store_url))
+        http = await stack.enter_async_context(open_http(settings))
+        sql = await stack.enter_async_context(open_sql(settings))
+        mongo = await stack.enter_async_context(open_mongo(settings))
+        mail = await stack.enter_async_context(open_mail(settings))
+        threads = Threads(settings.concurrency)
+        stack.callback(threads.close)
+        processes = ProcessPool(log=settings.job_log)
+        stack.push_async_callback(processes.close)
+        yield Resources(http=http, sql=sql, mongo=mongo, mail=mail, files=files, threads=threads, processes=processes)

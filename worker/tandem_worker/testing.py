@@ -1,0 +1,117 @@
+"""Running a task in a test, without Redis: `assert await run(greet, {"name": "Ada"}) == "Hello, Ada"`."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel
+
+from tandem_shared.jobs import new_id
+from tandem_shared.settings import load
+from tandem_shared.uploads import save_upload
+from tandem_worker.encoding import encode
+from tandem_worker.files import FileRef
+from tandem_worker.job import Job
+from tandem_worker.locks import LocalLocks
+from tandem_worker.logs import installed
+from tandem_worker.resources import Resources, open_resources
+from tandem_worker.steps import LocalSteps
+from tandem_worker.task import Task, execute, of
+
+__all__ = ["LocalLocks", "Recorder", "open_bench", "run", "upload"]
+
+
+class Recorder:
+    """A sink that keeps what a task reports, decoded: `progressed`, `items` (output), `lines` (log) and `files`.
+
+    `steps` has what its steps returned, as JSON values by name. A second run with the same recorder is a later attempt,
+    and so is a first one with `Recorder(steps={"charge": "ch_1"})`.
+    """
+
+    def __init__(self, steps: dict[str, Any] | None = None) -> None:
+        self.steps: dict[str, Any] = {} if steps is None else steps
+        self.progressed: list[dict[str, Any]] = []
+        self.items: list[Any] = []
+        self.lines: list[dict[str, Any]] = []
+        self.files: dict[str, bytes] = {}  # what it wrote, by name, once it has ended
+
+    async def progress(self, body: bytes) -> None:
+        self.progressed.append(msgspec.json.decode(body))
+
+    async def output(self, item: bytes) -> None:
+        self.items.append(msgspec.json.decode(item))
+
+    def log(self, body: bytes) -> None:
+        self.lines.append(msgspec.json.decode(body))
+
+
+@asynccontextmanager
+async def open_bench(**settings: Any) -> AsyncIterator[Resources]:
+    """Resources for several runs that share uploads: the settings of the environment and the given ones, by name.
+
+    Files are kept in memory unless `store_url` is given.
+    """
+    async with open_resources(load(**{"store_url": "memory://", **settings})) as resources:
+        yield resources
+
+
+async def upload(resources: Resources, data: bytes, name: str | None = None) -> FileRef:
+    """Put a file where a client's upload would be; the reference goes into a payload."""
+    saved = await save_upload(resources.files, data, tenant="default", keep=86400, name=name)
+    return FileRef(file=saved.id, name=name, size=saved.size, sha256=saved.sha256)
+
+
+async def run(
+    task: Callable[..., Any] | Task,
+    payload: Any = None,
+    *,
+    attempt: int = 1,
+    job_id: str | None = None,
+    resources: Resources | None = None,
+    sink: Recorder | None = None,
+    locks: LocalLocks | None = None,
+) -> Any:
+    """Run a task as a worker would, in its own kind of place and within its timeout, and return its result.
+
+    `payload` is what a client would send (`None`: `{}`), with models and file references anywhere in it, or the
+    payload model itself. `locks` are shared by the runs that get the same ones. Raises what the task raises,
+    pydantic.ValidationError for a payload it does not take, TypeError for a result that is no JSON, TimeoutError.
+    """
+    kind = of(task)
+    sink = sink or Recorder()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(installed("info"))
+        if resources is None:
+            resources = await stack.enter_async_context(open_bench())
+        job = Job(
+            id=job_id or new_id(),
+            task=kind.name,
+            sink=sink,
+            resources=resources,
+            deadline=time.time() + kind.timeout,
+            attempt=attempt,
+            max_attempts=kind.retry.max_attempts,
+            stamp=time.time_ns() // 1000,
+            store=LocalSteps(sink.steps),
+            keeper=locks,
+        )
+        try:
+            async with asyncio.timeout(kind.timeout):
+                result = await execute(kind, job, _decoded(kind, payload))
+        finally:
+            for view in job.written:
+                sink.files[view["name"]] = await job.files.read({"file": f"{job.id}/{view['name']}"})
+    body = kind.encode(result)
+    if not isinstance(result, msgspec.Raw):
+        return result
+    adapter = kind.signature.result
+    return msgspec.json.decode(body) if adapter is None else adapter.validate_json(body)
+
+
+def _decoded(task: Task, payload: Any) -> Any:
+    if isinstance(payload, BaseModel) and task.kind != "process":
+        return payload  # as it is: JSON would mask its secrets
+    return task.decode(encode({} if payload is None else payload))
