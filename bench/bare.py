@@ -15,7 +15,7 @@ import msgspec
 from bench import gather
 from bench.figures import OURS, Figure
 from bench.processes import Broken
-from tandem_shared.uploads import save_upload
+from tandem_shared.files.uploads import save_upload
 from tandem_worker.tasks import file, sql
 from tandem_worker.testing import Recorder, open_bench, run
 

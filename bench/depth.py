@@ -11,8 +11,10 @@ from bench.figures import OURS, Figure
 from bench.peers.tandem import job
 from bench.processes import open_redis
 from tandem_shared import catalogue
-from tandem_shared.jobs import State
-from tandem_shared.queue import Finish, Queue, WorkerInfo, connect
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.connections import connect
+from tandem_shared.queue.messages import Finish, WorkerInfo
+from tandem_shared.queue.queue import Queue
 
 DEPTHS = (10, 10_000, 1_000_000)
 SHALLOW = (10, 10_000, 100_000)  # where there is little time

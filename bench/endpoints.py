@@ -16,7 +16,7 @@ from bench.load import rate, request
 from bench.peers.driver import PAYLOAD
 from bench.processes import Process, open_service
 from bench.systems import WEB, System, open_system, python
-from tandem_shared.services import free_port
+from tandem_shared.dev.servers import free_port
 
 BULK = 1000  # jobs in one request
 KNOWN = 1000  # jobs that are asked for in turn

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tandem_shared.services import redis_program
+from tandem_shared.dev.servers import redis_program
 
 OURS = "Tandem"
 

@@ -13,7 +13,8 @@ from bench.peers.tandem import OPTIONS
 from bench.processes import Broken, open_service
 from bench.stream import read
 from bench.tasks import Flood
-from tandem_shared.jobs import Submission, new_id
+from tandem_shared.jobs.ids import new_id
+from tandem_shared.jobs.record import Submission
 
 ITEM = 200  # bytes
 ITEMS = 100_000  # for each second

@@ -18,11 +18,13 @@ from time import perf_counter
 
 import asyncpg
 
+from tandem_shared.dev.servers import postgres_server, tied
 from tandem_shared.errors import Misconfigured
-from tandem_shared.jobs import State, id_of
-from tandem_shared.ledger import Filter, Ledger
+from tandem_shared.jobs.ids import id_of
+from tandem_shared.jobs.states import State
 from tandem_shared.ledger.database import Database
-from tandem_shared.services import postgres_server, tied
+from tandem_shared.ledger.ledger import Ledger
+from tandem_shared.ledger.query import Filter
 
 BEGAN = 1_790_000_000  # seconds; a row each 10 ms from then on
 TURN = 20_000  # rows by one statement

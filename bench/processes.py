@@ -17,8 +17,9 @@ import aiohttp
 import psutil
 from redis.asyncio import Redis
 
-from tandem_shared.queue import Queue, connect
-from tandem_shared.services import free_port, redis_server, tied
+from tandem_shared.dev.servers import free_port, redis_server, tied
+from tandem_shared.queue.connections import connect
+from tandem_shared.queue.queue import Queue
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parent.parent
 PATIENCE = 300.0  # seconds after which whatever does not end has failed

@@ -23,9 +23,13 @@ import psutil
 import uvloop
 
 from tandem_shared import catalogue
-from tandem_shared.jobs import Options, State, Submission, new_id
-from tandem_shared.queue import Claimed, Finish, Queue, Report, WorkerInfo, connect
-from tandem_shared.services import Server, free_port, redis_server, tied
+from tandem_shared.dev.servers import Server, free_port, redis_server, tied
+from tandem_shared.jobs.ids import new_id
+from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.connections import connect
+from tandem_shared.queue.messages import Claimed, Finish, Report, WorkerInfo
+from tandem_shared.queue.queue import Queue
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 60.0  # seconds for any one step

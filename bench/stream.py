@@ -21,9 +21,11 @@ import uvloop
 
 from bench.processes import Broken, Process
 from bench.tasks import Flood, made
-from tandem_shared.jobs import Options, Submission, new_id
-from tandem_shared.queue import Queue, connect
-from tandem_shared.services import free_port, redis_server
+from tandem_shared.dev.servers import free_port, redis_server
+from tandem_shared.jobs.ids import new_id
+from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.queue.connections import connect
+from tandem_shared.queue.queue import Queue
 
 ROOT = Path(__file__).parent.parent
 NAP = 0.5  # seconds that the sleeper sleeps

@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel
 
-from tandem_worker import Job, RetryPolicy, task
+from tandem_shared.retry import RetryPolicy
+from tandem_worker import task
+from tandem_worker.job import Job
 
 
 @task("bench.noop", timeout="30s", retry=RetryPolicy(max_attempts=3))

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import settings
 from redis.asyncio import Redis
 
-from tandem_shared.services import Server, free_port, mongo_server, postgres_server, redis_server, tied
+from tandem_shared.dev.servers import Server, free_port, mongo_server, postgres_server, redis_server, tied
 
 T = TypeVar("T")
 S3_REGION = "us-east-1"

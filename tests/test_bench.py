@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench import figures
 from bench.figures import Figure
-from tandem_shared.services import tied
+from tandem_shared.dev.servers import tied
 
 ROOT = Path(__file__).parent.parent
 

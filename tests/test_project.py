@@ -16,9 +16,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tandem_shared.client import API_KEY, URL
-from tandem_shared.durations import seconds
+from tandem_jobs.client.client import API_KEY, URL
 from tandem_shared.settings import Settings
+from tandem_shared.times import seconds
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -233,7 +233,7 @@ TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULT
 @cache
 def helped(*words: str) -> str | None:
     """What `tandem … --help` prints; None if there is no such command."""
-    call = "import sys; from tandem_shared.cli import main; sys.exit(main())"
+    call = "import sys; from tandem_jobs.cli.__main__ import main; sys.exit(main())"
     command = [sys.executable, "-c", call, *words, "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     return done.stdout if done.returncode == 0 else None

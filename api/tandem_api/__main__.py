@@ -10,9 +10,9 @@ import structlog
 
 from tandem_api.processes import serve_many
 from tandem_api.server import listen, serve, url_of
-from tandem_shared import telemetry
+from tandem_shared import logs
 from tandem_shared.errors import Misconfigured
-from tandem_shared.files import open_store
+from tandem_shared.files.store import open_store
 from tandem_shared.settings import Settings, load, require_keys
 
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = load(**given)
         require_keys(settings)
-        telemetry.configure(settings.log, "api")
+        logs.configure(settings.log, "api")
         if options.fd:
             return serve(settings, [socket.socket(fileno=fd) for fd in options.fd], tied=True)
         asyncio.run(_probe(settings))

@@ -39,12 +39,13 @@ from tandem_api.submissions import Submissions
 from tandem_api.uploads import Joins
 from tandem_api.waiting import Drain
 from tandem_shared.errors import TandemError, Unavailable
-from tandem_shared.files import FileStore, open_store
-from tandem_shared.ledger import open_ledger
-from tandem_shared.queue import Queue, connect
+from tandem_shared.files.store import FileStore, open_store
+from tandem_shared.files.uploads import sweep
+from tandem_shared.ledger.ledger import open_ledger
+from tandem_shared.queue.connections import connect
+from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
-from tandem_shared.streams import Source
-from tandem_shared.uploads import sweep
+from tandem_shared.streams.reader import Source
 
 SWEEP = 3600.0  # seconds between two sweeps of the file store, about
 

@@ -24,7 +24,7 @@ from tandem_api.problems import Problem, of_error, of_http
 from tandem_api.state import Served, served
 from tandem_api.waiting import steadily
 from tandem_shared.errors import Invalid, Malformed, TandemError, TooLarge, Unavailable
-from tandem_shared.jobs import Submission
+from tandem_shared.jobs.record import Submission
 
 ITEMS = 10_000  # of an array
 ARRAY = 64 << 20  # bytes of an array

@@ -6,7 +6,7 @@ import structlog
 
 from tandem_shared.catalogue import Entry
 from tandem_shared.errors import UnknownTask
-from tandem_shared.queue import Queue
+from tandem_shared.queue.queue import Queue
 
 log = structlog.get_logger()
 

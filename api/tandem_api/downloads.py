@@ -14,9 +14,10 @@ from tandem_api.auth import Tenant
 from tandem_api.headers import matches
 from tandem_api.uploads import BINARY, OCTETS, state_of
 from tandem_shared.errors import Conflict, NotFound
-from tandem_shared.files import FileStore, attachment, job_path
-from tandem_shared.parts import held
-from tandem_shared.uploads import Unfinished, delete_upload, find_unfinished, find_upload
+from tandem_shared.files.names import attachment, job_path
+from tandem_shared.files.resumable import held
+from tandem_shared.files.store import FileStore
+from tandem_shared.files.uploads import Unfinished, delete_upload, find_unfinished, find_upload
 
 _TAG = re.compile(r'(?:W/)?"[^"]*"')
 _RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.ASCII | re.IGNORECASE)

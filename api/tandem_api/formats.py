@@ -8,8 +8,8 @@ from typing import Protocol
 import msgspec
 from starlette.exceptions import HTTPException
 
-from tandem_shared.jobs import State
-from tandem_shared.streams import Entry, Group
+from tandem_shared.jobs.states import State
+from tandem_shared.streams.reader import Entry, Group
 
 SSE, CSV = "text/event-stream", "text/csv"
 LINES = ("application/x-ndjson", "application/jsonl")

@@ -8,8 +8,8 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from tandem_api.waiting import LONGEST
-from tandem_shared.durations import seconds
 from tandem_shared.errors import Malformed
+from tandem_shared.times import seconds
 
 KEY_BYTES = 255
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")

@@ -12,7 +12,7 @@ from tandem_api.problems import RETRY_AFTER, of_status
 from tandem_api.routing import Plain
 from tandem_api.state import served
 from tandem_shared.errors import Unavailable
-from tandem_shared.queue import Queue
+from tandem_shared.queue.queue import Queue
 
 PATIENCE = 1.0  # seconds: who probes waits no longer either
 

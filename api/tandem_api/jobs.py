@@ -17,9 +17,10 @@ from tandem_api.routing import JOB, Plain
 from tandem_api.state import Served, served
 from tandem_api.waiting import steadily, until
 from tandem_shared.errors import Conflict, Unavailable
-from tandem_shared.files import job_place
-from tandem_shared.jobs import Failure, Record, State, Submission, view
-from tandem_shared.queue import Submitted
+from tandem_shared.files.names import job_place
+from tandem_shared.jobs.record import Failure, Record, Submission, view
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Submitted
 
 JSON = "application/json"
 _PRIVATE = {"Cache-Control": "private, no-cache"}

@@ -3,7 +3,8 @@
 from tandem_api.state import Served
 from tandem_api.waiting import steadily
 from tandem_shared.errors import NotFound
-from tandem_shared.jobs import ID_LENGTH, Record, id_time
+from tandem_shared.jobs.ids import ID_LENGTH, id_time
+from tandem_shared.jobs.record import Record
 
 
 async def known(state: Served, id: str) -> Record:

@@ -21,8 +21,10 @@ from tandem_api.state import Served, served
 from tandem_api.submissions import RFC3339
 from tandem_api.waiting import steadily
 from tandem_shared.errors import Invalid, Malformed
-from tandem_shared.jobs import FINAL, ID_LENGTH, Record, State, id_time, view
-from tandem_shared.ledger import Filter
+from tandem_shared.jobs.ids import ID_LENGTH, id_time
+from tandem_shared.jobs.record import Record, view
+from tandem_shared.jobs.states import FINAL, State
+from tandem_shared.ledger.query import Filter
 
 USUAL, MOST = 50, 200  # items of a page
 RECENT = 1000  # jobs that are read from Redis, at most, because the ledger may not have them

@@ -14,7 +14,9 @@ from tandem_api.requests import Requests
 from tandem_api.routing import Plain
 from tandem_api.state import served
 from tandem_shared.errors import Unavailable
-from tandem_shared.queue import Lag, Queue, QueueStats, WorkerInfo
+from tandem_shared.queue.events import Lag
+from tandem_shared.queue.messages import QueueStats, WorkerInfo
+from tandem_shared.queue.queue import Queue
 
 PATIENCE = 5.0  # seconds for Redis; without it the rest is told
 _STATES = ("waiting", "scheduled", "queued", "running", "retrying")

@@ -12,7 +12,7 @@ from tandem_api.routing import Plain
 from tandem_api.state import served
 from tandem_api.waiting import steadily
 from tandem_shared.errors import NotFound
-from tandem_shared.queue import QueueStats
+from tandem_shared.queue.messages import QueueStats
 from tandem_shared.settings import QUEUE_NAME
 from tandem_shared.times import rfc3339
 

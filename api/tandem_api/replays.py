@@ -21,10 +21,11 @@ from tandem_api.routing import JOB, Plain
 from tandem_api.state import Served, served
 from tandem_api.waiting import steadily
 from tandem_shared.errors import Conflict, Invalid, NotFound, TandemError, Unavailable
-from tandem_shared.jobs import Record, State, Submission
-from tandem_shared.ledger import Filter
+from tandem_shared.jobs.record import Record, Submission
+from tandem_shared.jobs.replay import REPLAYED, Material, key_of
+from tandem_shared.jobs.states import State
+from tandem_shared.ledger.query import Filter
 from tandem_shared.ledger.rows import clean
-from tandem_shared.replays import REPLAYED, Material, key_of
 
 MOST = 10_000  # jobs of one call
 IDS = 1000  # that a filter may name

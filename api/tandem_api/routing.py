@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from tandem_api.headers import Fields
 from tandem_api.problems import explained
 from tandem_shared.errors import TandemError
-from tandem_shared.jobs import ID_LENGTH
+from tandem_shared.jobs.ids import ID_LENGTH
 
 
 class JobConvertor(Convertor[str]):

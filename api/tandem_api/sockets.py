@@ -25,9 +25,9 @@ from tandem_api.state import Served
 from tandem_api.streams import follow
 from tandem_api.waiting import steadily
 from tandem_shared.errors import BadCursor, Malformed, NotFound, TandemError, Unavailable
-from tandem_shared.jobs import Record
-from tandem_shared.queue import Change
-from tandem_shared.streams import START, TYPES, Position, Reader, end_of, position, refuse_unknown
+from tandem_shared.jobs.record import Record
+from tandem_shared.queue.pubsub import Change
+from tandem_shared.streams.reader import START, TYPES, Position, Reader, end_of, position, refuse_unknown
 
 PROTOCOL = "tandem.v1"
 MOST = 1000  # subscriptions of one socket

@@ -9,11 +9,11 @@ from tandem_api.requests import Requests
 from tandem_api.submissions import Submissions
 from tandem_api.uploads import Joins
 from tandem_api.waiting import Drain
-from tandem_shared.files import FileStore
-from tandem_shared.ledger import Ledger
-from tandem_shared.queue import Queue
+from tandem_shared.files.store import FileStore
+from tandem_shared.ledger.ledger import Ledger
+from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
-from tandem_shared.streams import Source
+from tandem_shared.streams.reader import Source
 
 
 class State(TypedDict):

@@ -19,9 +19,9 @@ from tandem_api.known import known
 from tandem_api.routing import JOB
 from tandem_api.state import Served, served
 from tandem_shared.errors import BadCursor, Malformed, Unavailable
-from tandem_shared.jobs import Record
-from tandem_shared.queue import Change
-from tandem_shared.streams import START, TYPES, Position, Reader, end_of, position, refuse_unknown
+from tandem_shared.jobs.record import Record
+from tandem_shared.queue.pubsub import Change
+from tandem_shared.streams.reader import START, TYPES, Position, Reader, end_of, position, refuse_unknown
 
 HEARTBEAT = 15.0  # seconds
 STALLED = 60.0  # seconds that a reader may take for one portion

@@ -14,12 +14,13 @@ from tandem_api.catalogue import Catalogue
 from tandem_api.explanations import Explained, explain
 from tandem_shared import retry
 from tandem_shared.catalogue import Entry
-from tandem_shared.durations import SCHEMA as DURATION
-from tandem_shared.durations import seconds
 from tandem_shared.errors import Invalid
-from tandem_shared.jobs import PRIORITIES, Options, Record, Submission, new_id
-from tandem_shared.replays import Material, again
+from tandem_shared.jobs.ids import new_id
+from tandem_shared.jobs.record import Options, Record, Submission
+from tandem_shared.jobs.replay import Material, again
+from tandem_shared.jobs.states import PRIORITIES
 from tandem_shared.settings import QUEUE_NAME
+from tandem_shared.times import DURATION_SCHEMA, seconds
 
 LONGEST_TIMEOUT = 86_400.0  # seconds
 LONGEST_DELAY = 3650 * 86_400.0  # of any other duration: what is later than that is a mistake
@@ -51,10 +52,10 @@ OPTIONS: dict[str, Any] = _or_null(
         "properties": {
             "queue": _or_null({"type": "string", "pattern": QUEUE_NAME}),
             "priority": _or_null({"enum": list(PRIORITIES)}),
-            "delay": _or_null(DURATION),
+            "delay": _or_null(DURATION_SCHEMA),
             "run_at": _or_null({"type": "string", "format": "date-time"}),
-            "timeout": _or_null(DURATION),
-            "expires_in": _or_null(DURATION),
+            "timeout": _or_null(DURATION_SCHEMA),
+            "expires_in": _or_null(DURATION_SCHEMA),
             "retry": _or_null(retry.SCHEMA),
             "concurrency_key": _or_null({"type": "string", "minLength": 1, "maxLength": 255}),
             "concurrency_limit": _or_null({"type": "integer", "minimum": 1, "maximum": 10_000}),

@@ -23,10 +23,10 @@ from tandem_api.bodies import refuse_length
 from tandem_api.multipart import OVERHEAD, FilePart
 from tandem_api.problems import of_error
 from tandem_shared.errors import Conflict, Malformed, NotFound, TooLarge
-from tandem_shared.files import FileStore
-from tandem_shared.parts import append, finish
+from tandem_shared.files.resumable import append, finish
+from tandem_shared.files.store import FileStore
+from tandem_shared.files.uploads import Unfinished, Upload, begin_upload, find_unfinished, find_upload, save_upload
 from tandem_shared.settings import Settings
-from tandem_shared.uploads import Unfinished, Upload, begin_upload, find_unfinished, find_upload, save_upload
 
 IDLE = 60.0  # seconds without a byte after which an upload is given up
 NAME_LIMIT = 255  # characters of an upload's name

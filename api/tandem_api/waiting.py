@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from tandem_shared.errors import Full, Unavailable
-from tandem_shared.jobs import Record
-from tandem_shared.queue import Queue
+from tandem_shared.jobs.record import Record
+from tandem_shared.queue.queue import Queue
 
 T = TypeVar("T")
 

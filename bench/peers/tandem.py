@@ -7,8 +7,11 @@ import msgspec
 import uvloop
 
 from bench.peers import driver
-from tandem_shared.jobs import Options, State, Submission, new_id
-from tandem_shared.queue import Queue, connect
+from tandem_shared.jobs.ids import new_id
+from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.connections import connect
+from tandem_shared.queue.queue import Queue
 
 WORKER = ("-m", "tandem_worker")
 OPTIONS = Options(timeout=30.0, retry={"max_attempts": 3})

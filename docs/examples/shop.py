@@ -18,7 +18,9 @@ from tortoise.functions import Sum
 from tortoise.models import Model
 from tortoise.transactions import in_transaction
 
-from tandem_worker import Job, Permanent, task
+from tandem_worker import task
+from tandem_worker.errors import Permanent
+from tandem_worker.job import Job
 
 
 class Item(Model):

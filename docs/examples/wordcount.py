@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator
 
 from pydantic import BaseModel, Field, model_validator
 
-from tandem_worker import FileRef, SyncJob, task
+from tandem_worker import task
+from tandem_worker.files import FileRef
+from tandem_worker.sync import SyncJob
 
 WORD = re.compile(r"[\w'’]+")
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
-from tandem_shared.durations import seconds
+from tandem_shared.times import seconds
 
 FASTEST = 10_000  # starts a second that a rate may allow
 SLOWEST = 86_400.0  # seconds that a rate may set between two starts

@@ -16,7 +16,7 @@ TandemError
 └── Misconfigured            a setting that stops the start, with its name and why
 
 They say what happened; the edge that reports them says what that means there (`api/tandem_api/problems.py` has the
-status codes). A client of the API has three more of the tree, see `shared/tandem_shared/problems.py`.
+status codes). A client of the API has three more of the tree, see `shared/tandem_jobs/client/errors.py`.
 """
 
 from collections.abc import Sequence

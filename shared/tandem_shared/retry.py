@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tandem_shared.durations import SCHEMA as DURATION
-from tandem_shared.durations import Seconds
+from tandem_shared.times import DURATION_SCHEMA, Seconds
 
 Backoff = Literal["exponential", "linear", "fixed"]
 
@@ -31,8 +30,8 @@ SCHEMA: dict[str, Any] = {
     "properties": {
         "max_attempts": {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 1000}, {"type": "null"}]},
         "backoff": {"anyOf": [{"enum": ["exponential", "linear", "fixed"]}, {"type": "null"}]},
-        "base": {"anyOf": [*DURATION["anyOf"], {"type": "null"}]},
-        "cap": {"anyOf": [*DURATION["anyOf"], {"type": "null"}]},
+        "base": {"anyOf": [*DURATION_SCHEMA["anyOf"], {"type": "null"}]},
+        "cap": {"anyOf": [*DURATION_SCHEMA["anyOf"], {"type": "null"}]},
         "jitter": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
     },
 }

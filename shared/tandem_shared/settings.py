@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from tandem_shared.durations import Seconds
 from tandem_shared.errors import Misconfigured
-from tandem_shared.queue.sentinels import watched
+from tandem_shared.redis_url import watched
+from tandem_shared.times import Seconds
 
 LOOPBACK = ("127.0.0.0/8", "::1")
 QUEUE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"

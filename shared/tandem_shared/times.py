@@ -1,28 +1,71 @@
-"""Times as clients read them: RFC 3339 in UTC with milliseconds."""
+"""Times and durations as clients write and read them.
 
-from datetime import UTC, datetime
+Times are RFC 3339 in UTC with milliseconds. A duration is a number of seconds, or `250ms`, `30s`,
+`5m`, `2h`, `7d`.
+"""
+
+import re
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+DURATION_PATTERN = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$"
+# The JSON Schema of a duration in a request: the API validates with it and shows it.
+DURATION_SCHEMA: dict[str, Any] = {
+    "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": DURATION_PATTERN}]
+}
+# JSON integers can be larger than any float; this is the bound below which float() is safe.
+MAX_DURATION_SECONDS = 2.0**1000
+
+_duration = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 
 
 def rfc3339(seconds: float | None) -> str | None:
-    """Of seconds since the epoch; None of None."""
+    """Seconds since the epoch as RFC 3339; None for None."""
     if seconds is None:
         return None
     whole, rest = divmod(seconds, 1)
-    return _written(int(whole) * 1_000_000 + round(rest * 1_000_000))
+    return _rfc3339(int(whole) * 1_000_000 + round(rest * 1_000_000))
 
 
-def of_stamp(stamp: int | None) -> str | None:
-    """Of µs since the epoch; None of None and of 0."""
-    return _written(stamp) if stamp else None
+def rfc3339_of_stamp(stamp: int | None) -> str | None:
+    """Microseconds since the epoch as RFC 3339; None for None and for 0."""
+    return _rfc3339(stamp) if stamp else None
 
 
-def _written(stamp: int) -> str:
+def _rfc3339(stamp: int) -> str:
     seconds, micros = divmod(stamp, 1_000_000)
-    return f"{_second(seconds)}.{micros // 1000:03d}Z"
+    return f"{_rfc3339_second(seconds)}.{micros // 1000:03d}Z"
 
 
 @lru_cache(maxsize=4096)
-def _second(seconds: int) -> str:
-    # Many jobs share one, and the library takes ten times as long.
+def _rfc3339_second(seconds: int) -> str:
+    # Many jobs share a second, and strftime takes ten times as long as this cache.
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def seconds(value: float | str | timedelta) -> float:
+    """The duration in seconds. Raises ValueError, worded for the client, for anything else."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, str):
+        match = _duration.fullmatch(value.strip())
+        if match is None:
+            raise ValueError(_not_a_duration(value))
+        value = float(match[1]) * SECONDS_PER_UNIT[match[2]]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(_not_a_duration(value))
+    if not 0 <= value < MAX_DURATION_SECONDS:
+        raise ValueError(f"a duration must be finite and not negative, not {value!r}")
+    return float(value)
+
+
+def _not_a_duration(value: object) -> str:
+    return f"{value!r} is not a duration; use a number of seconds, or 250ms, 30s, 5m, 2h, 7d"
+
+
+Duration = float | str | timedelta
+Seconds = Annotated[float, BeforeValidator(seconds)]

@@ -7,7 +7,7 @@ import httpx2
 import pytest
 from redis.asyncio import Redis
 
-from tandem_shared.queue import Queue
+from tandem_shared.queue.queue import Queue
 from tests.api.hand import ANY, STRICT, Hand
 from tests.api.serving import serving
 

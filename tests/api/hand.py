@@ -5,8 +5,10 @@ from typing import Any
 import msgspec
 
 from tandem_shared import catalogue
-from tandem_shared.jobs import Record, State
-from tandem_shared.queue import Claimed, Finish, Queue, Report, WorkerInfo
+from tandem_shared.jobs.record import Record
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Claimed, Finish, Report, WorkerInfo
+from tandem_shared.queue.queue import Queue
 
 ANY = catalogue.Entry(
     name="t.any",

@@ -11,7 +11,7 @@ import httpx2
 import msgspec
 import pytest
 
-from tandem_shared.queue import Queue
+from tandem_shared.queue.queue import Queue
 from tests.api.hand import Hand
 from tests.api.serving import problem, serving
 

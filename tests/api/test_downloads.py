@@ -15,10 +15,14 @@ import pytest
 from redis.asyncio import Redis
 
 from tandem_shared import catalogue
-from tandem_shared.files import FileStore, job_path, open_store
-from tandem_shared.jobs import Options, State, Submission, new_id
-from tandem_shared.queue import Finish, Queue, WorkerInfo
-from tandem_shared.uploads import save_upload
+from tandem_shared.files.names import job_path
+from tandem_shared.files.store import FileStore, open_store
+from tandem_shared.files.uploads import save_upload
+from tandem_shared.jobs.ids import new_id
+from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Finish, WorkerInfo
+from tandem_shared.queue.queue import Queue
 from tests.api.serving import problem, serving, stored, upload
 
 MIB = 1 << 20

@@ -8,13 +8,14 @@ import httpx2
 import msgspec
 import pytest
 
-from tandem_shared.files import job_path, open_store
-from tandem_shared.jobs import State
-from tandem_shared.ledger import Filter
+from tandem_shared.files.names import job_path
+from tandem_shared.files.store import open_store
+from tandem_shared.jobs.states import State
+from tandem_shared.ledger.query import Filter
 from tandem_shared.ledger.rows import row
-from tandem_shared.queue import Finish, Segment
+from tandem_shared.queue.messages import Finish, Segment
 from tandem_shared.queue.steps import Step
-from tandem_shared.segments import segment_path
+from tandem_shared.streams.segments import segment_path
 from tests.api.hand import Hand
 from tests.api.serving import problem, serving, stored
 from tests.api.test_listing import Follower, listed, submit

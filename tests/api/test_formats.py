@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 
 from tandem_api.explanations import explain, pointer
 from tandem_api.formats import Cut, Table, negotiate
-from tandem_shared.streams import Entry, Position
+from tandem_shared.streams.reader import Entry, Position
 
 OUTPUT = frozenset({"output"})
 

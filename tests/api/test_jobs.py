@@ -7,8 +7,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from tandem_shared.jobs import State
-from tandem_shared.queue import Queue
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.queue import Queue
 from tests.api.hand import Hand
 from tests.api.serving import problem
 from tests.conftest import eventually

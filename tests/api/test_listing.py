@@ -8,10 +8,10 @@ import httpx2
 import pytest
 from redis.asyncio import Redis
 
-from tandem_shared.jobs import State
-from tandem_shared.ledger import Ledger, open_ledger
+from tandem_shared.jobs.states import State
+from tandem_shared.ledger.ledger import Ledger, open_ledger
 from tandem_shared.ledger.rows import row
-from tandem_shared.queue import Queue
+from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import load
 from tests.api.hand import Hand
 from tests.api.serving import problem, serving

@@ -13,7 +13,7 @@ from tests.api.serving import problem
 
 JSON = {"content-type": "application/json"}
 URL = "https://example.org/"
-DURATION = "is no duration: give a number of seconds, or 250ms, 30s, 5m, 2h, 7d"
+DURATION = "is not a duration; use a number of seconds, or 250ms, 30s, 5m, 2h, 7d"
 
 
 async def post(client: httpx2.AsyncClient, body: Any, **headers: str) -> httpx2.Response:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tandem_shared.ledger import open_ledger
-from tandem_shared.queue import Queue
+from tandem_shared.ledger.ledger import open_ledger
+from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import load
 from tests.api.hand import ANY, Hand
 from tests.api.serving import problem, serving

@@ -12,8 +12,8 @@ import pytest
 from redis.asyncio import Redis
 
 from tandem_shared.errors import NotFound
-from tandem_shared.files import open_store
-from tandem_shared.uploads import find_upload
+from tandem_shared.files.store import open_store
+from tandem_shared.files.uploads import find_upload
 from tests.api.serving import problem, serving, stored, upload
 from tests.api.test_processes import address, api, ready
 from tests.conftest import eventually

@@ -8,10 +8,11 @@ import httpx2
 import pytest
 from redis.asyncio import Redis
 
+from tandem_shared.dev.servers import free_port
 from tandem_shared.errors import Unavailable
-from tandem_shared.files import FileStore, job_path, open_store
-from tandem_shared.services import free_port
-from tandem_shared.uploads import save_upload, sweep
+from tandem_shared.files.names import job_path
+from tandem_shared.files.store import FileStore, open_store
+from tandem_shared.files.uploads import save_upload, sweep
 from tests.api.serving import problem, serving, upload
 from tests.conftest import s3_environment
 from tests.shared.test_files import nobody

@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from tandem_api import sockets, upgrade
-from tandem_shared.queue import Claimed
+from tandem_shared.queue.messages import Claimed
 from tests.api.hand import Hand
 from tests.api.test_streams import begun, channels, draining, finished, told
 from tests.conftest import eventually

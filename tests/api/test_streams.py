@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from tandem_api.app import create_app
 from tandem_api.server import listen, make_server
-from tandem_shared.jobs import State
+from tandem_shared.jobs.states import State
 from tandem_shared.settings import load
 from tests.api.hand import Hand
 from tests.api.serving import problem, serving

@@ -13,9 +13,10 @@ import aiohttp
 from redis.exceptions import RedisError
 
 from tandem_shared.errors import Unavailable
-from tandem_shared.jobs import State
-from tandem_shared.queue import Finish, Queue
+from tandem_shared.jobs.states import State
 from tandem_shared.queue.connections import connect
+from tandem_shared.queue.messages import Finish
+from tandem_shared.queue.queue import Queue
 from tests.chaos.relay import Relay
 from tests.chaos.schedule import Fault
 from tests.chaos.stage import APIS, LEASE, PREFIX, WORKERS, Process, Stage

@@ -4,8 +4,9 @@ import asyncio
 import sys
 from collections.abc import Callable
 
-from tandem_shared.jobs import State
-from tandem_shared.queue import Finish, heart, scripts
+from tandem_shared.jobs.states import State
+from tandem_shared.queue import heartbeat, scripts
+from tandem_shared.queue.messages import Finish
 from tandem_worker import __main__ as command
 from tandem_worker.run import Run
 
@@ -44,16 +45,16 @@ def finish_before_commit() -> None:
 
 def without_heartbeat() -> None:
     """Leases are never renewed."""
-    original = heart.Heart.beat
+    original = heartbeat.Heart.beat
 
-    def beat(self: heart.Heart) -> None:
+    def beat(self: heartbeat.Heart) -> None:
         held, self.held = self.held, {}
         try:
             original(self)
         finally:
             self.held = held
 
-    heart.Heart.beat = beat  # type: ignore[method-assign] # likewise
+    heartbeat.Heart.beat = beat  # type: ignore[method-assign] # likewise
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from redis.asyncio import Redis
 
-from tandem_shared.services import free_port, postgres_server, redis_server, tied
+from tandem_shared.dev.servers import free_port, postgres_server, redis_server, tied
 from tests.chaos.relay import Front, Relay, ready
 
 ROOT = Path(__file__).parent.parent.parent

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from tandem_shared.jobs import Options, Submission, new_id
-from tandem_shared.queue import Queue
-from tandem_shared.services import redis_server
+from tandem_shared.dev.servers import redis_server
+from tandem_shared.jobs.ids import new_id
+from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.queue.queue import Queue
 from tests.chaos.evidence import Event
 from tests.chaos.journal import events
 from tests.chaos.schedule import WEIGHTS, schedule

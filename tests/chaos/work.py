@@ -10,7 +10,11 @@ from functools import cache
 import msgspec
 from pydantic import BaseModel
 
-from tandem_worker import FileRef, Job, Permanent, SyncJob, task
+from tandem_worker import task
+from tandem_worker.errors import Permanent
+from tandem_worker.files import FileRef
+from tandem_worker.job import Job
+from tandem_worker.sync import SyncJob
 
 
 class Work(BaseModel):

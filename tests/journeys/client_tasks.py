@@ -7,7 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tandem_worker import Job, Permanent, Retry, RetryPolicy, task
+from tandem_shared.retry import RetryPolicy
+from tandem_worker import task
+from tandem_worker.errors import Permanent, Retry
+from tandem_worker.job import Job
 
 
 class Count(BaseModel):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from tandem_worker import Job, SyncJob, task
+from tandem_worker import task
+from tandem_worker.job import Job
+from tandem_worker.sync import SyncJob
 
 
 class Scene(BaseModel):

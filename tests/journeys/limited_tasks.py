@@ -3,7 +3,8 @@
 import asyncio
 import os
 
-from tandem_worker import Job, task
+from tandem_worker import task
+from tandem_worker.job import Job
 from tests.journeys.crash_tasks import Scene
 
 

@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from tandem_worker import FileRef, Job, task
+from tandem_worker import task
+from tandem_worker.files import FileRef
+from tandem_worker.job import Job
 from tests.journeys.crash_tasks import Scene
 
 

@@ -2,7 +2,9 @@
 
 import asyncio
 
-from tandem_worker import Job, SyncJob, task
+from tandem_worker import task
+from tandem_worker.job import Job
+from tandem_worker.sync import SyncJob
 from tests.journeys.crash_tasks import Scene
 
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from tandem_shared.services import Server, free_port, redis_server, tied
+from tandem_shared.dev.servers import Server, free_port, redis_server, tied
 from tests.conftest import eventually, started
 from tests.journeys import client_tasks
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 from pydantic import BaseModel
 
-from tandem_worker import Job, task
+from tandem_worker import task
+from tandem_worker.job import Job
 
 
 class Stream(BaseModel):

@@ -9,8 +9,8 @@ import asyncpg
 import msgspec
 import pytest
 
-from tandem_shared.files import open_store
-from tandem_shared.uploads import save_upload
+from tandem_shared.files.store import open_store
+from tandem_shared.files.uploads import save_upload
 from tandem_worker.tasks import sql
 from tests.conftest import eventually
 from tests.journeys import stopping_worker

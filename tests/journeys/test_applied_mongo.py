@@ -6,8 +6,8 @@ from typing import Any
 import pymongo
 import pytest
 
-from tandem_shared.files import open_store
-from tandem_shared.uploads import save_upload
+from tandem_shared.files.store import open_store
+from tandem_shared.files.uploads import save_upload
 from tandem_worker.inserts import BATCH
 from tandem_worker.tasks import mongo
 from tests.conftest import eventually

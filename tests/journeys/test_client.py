@@ -14,17 +14,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from tandem_shared.client import (
-    AsyncClient,
-    Client,
-    Entry,
-    Job,
-    JobCancelled,
-    JobFailed,
-    Misconfigured,
-    Problem,
-    Unavailable,
-)
+from tandem_jobs.client.client import AsyncClient, Client
+from tandem_jobs.client.errors import JobCancelled, JobFailed, Problem
+from tandem_jobs.client.models import Entry, Job
+from tandem_shared.errors import Misconfigured, Unavailable
 from tests.conftest import eventually
 from tests.journeys.pair import KEY, ROOT, START, Pair, cutting
 

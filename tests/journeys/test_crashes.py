@@ -14,10 +14,12 @@ from typing import Any
 import psutil
 import pytest
 
+from tandem_shared.dev.servers import Server, redis_server, tied
 from tandem_shared.errors import Unavailable
-from tandem_shared.jobs import Options, State, Submission, new_id
-from tandem_shared.queue import Finish
-from tandem_shared.services import Server, redis_server, tied
+from tandem_shared.jobs.ids import new_id
+from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Finish
 from tests.conftest import eventually, started
 from tests.journeys import crash_tasks as tasks
 from tests.worker.workers import Client, open_client, outcomes

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tandem_shared.jobs import State
+from tandem_shared.jobs.states import State
 from tests.chaos.deploy import SETTINGS, roll
 from tests.chaos.stage import open_stage
 from tests.journeys import newer_tasks, older_tasks

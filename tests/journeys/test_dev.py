@@ -31,7 +31,7 @@ class Dev:
         env = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tandem_shared.cli", "dev", "--data-dir", str(data), "--port", "0", *options],
+            [sys.executable, "-m", "tandem_jobs.cli", "dev", "--data-dir", str(data), "--port", "0", *options],
             env={**env, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

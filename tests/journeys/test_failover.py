@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from redis.asyncio import Redis
 
-from tandem_shared.services import Server, free_port, redis_program, redis_server, tied
+from tandem_shared.dev.servers import Server, free_port, redis_program, redis_server, tied
 from tests.api.test_processes import address, api, ready
 from tests.conftest import eventually, started
 from tests.journeys import crash_tasks as tasks

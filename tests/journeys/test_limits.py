@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tandem_shared.jobs import State
+from tandem_shared.jobs.states import State
 from tests.conftest import eventually
 from tests.journeys import limited_tasks as tasks
 from tests.journeys.test_crashes import LEASE, MANY, Stage

@@ -12,7 +12,7 @@ import aiohttp
 import httpx2
 import pytest
 
-from tandem_shared.services import mongo_server
+from tandem_shared.dev.servers import mongo_server
 from tests.chaos.evidence import Told
 from tests.chaos.followers import follow_lines
 from tests.chaos.stage import Stage, open_stage

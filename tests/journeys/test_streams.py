@@ -14,9 +14,9 @@ import httpx2
 import msgspec
 import pytest
 
-from tandem_shared.jobs import State
-from tandem_shared.queue import TAIL
-from tandem_shared.services import free_port, tied
+from tandem_shared.dev.servers import free_port, tied
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.queue import TAIL
 from tests.conftest import eventually
 from tests.journeys import stream_tasks as tasks
 from tests.journeys.test_crashes import LEASE, ROOT, Stage, registered

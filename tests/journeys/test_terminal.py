@@ -16,7 +16,7 @@ from typing import Self
 import psutil
 import pytest
 
-from tandem_shared.client import Client
+from tandem_jobs.client.client import Client
 from tests.conftest import eventually
 from tests.journeys.pair import KEY, ROOT, START, Pair
 
@@ -36,7 +36,7 @@ def environment(pair: Pair, **more: str) -> dict[str, str]:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "tandem_shared.cli", *arguments]
+    return [sys.executable, "-m", "tandem_jobs.cli", *arguments]
 
 
 def tandem(pair: Pair, *arguments: str, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:

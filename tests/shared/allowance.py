@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tandem_shared.catalogue import limits
-from tandem_shared.queue import Claimed
+from tandem_shared.queue.messages import Claimed
 from tests.shared.shard import Shard, Snapshot
 
 # Of the task `t`; which workers publish these, with a version, is part of a life.

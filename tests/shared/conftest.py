@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from tandem_shared.files import FileStore, open_store
+from tandem_shared.files.store import FileStore, open_store
 from tests.shared.laws import broken
 from tests.shared.shard import Shard
 

@@ -1,6 +1,6 @@
 """The doctor's part in a random life."""
 
-from tandem_shared.doctor import Doctor
+from tandem_shared.doctor.doctor import Doctor
 from tests.shared.pausing import Living
 
 

@@ -6,9 +6,10 @@ from typing import Any, Protocol, TypeVar
 import pytest
 
 from tandem_shared.errors import Conflict
-from tandem_shared.jobs import FINAL, State, Submission
-from tandem_shared.queue import Claimed
+from tandem_shared.jobs.record import Submission
+from tandem_shared.jobs.states import FINAL, State
 from tandem_shared.queue.locks import Acquisition
+from tandem_shared.queue.messages import Claimed
 from tests.shared.shard import Shard, Snapshot, Worker
 
 T = TypeVar("T")

@@ -4,8 +4,8 @@ from abc import abstractmethod
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-from tandem_shared.queue import Claimed
 from tandem_shared.queue.locks import Acquisition
+from tandem_shared.queue.messages import Claimed
 from tandem_shared.queue.steps import Step
 from tests.shared.shard import Shard, Snapshot, Worker
 

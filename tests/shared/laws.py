@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from tandem_shared.jobs import FINAL, State
+from tandem_shared.jobs.states import FINAL, State
 from tests.shared.shard import Snapshot, is_place, pairs
 
 

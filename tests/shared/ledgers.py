@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from tandem_shared.jobs import State, id_of, new_id
+from tandem_shared.jobs.ids import id_of, new_id
+from tandem_shared.jobs.states import State
 from tandem_shared.ledger.rows import Row, row
 from tandem_shared.queue.events import KEPT, Facts
 

@@ -8,8 +8,11 @@ import msgspec
 from redis.asyncio import Redis
 
 from tandem_shared import catalogue
-from tandem_shared.jobs import Options, Record, State, Submission, new_id
-from tandem_shared.queue import ROOM, Claim, Claimed, Finish, Queue, WorkerInfo
+from tandem_shared.jobs.ids import new_id
+from tandem_shared.jobs.record import Options, Record, Submission
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Claim, Claimed, Finish, WorkerInfo
+from tandem_shared.queue.queue import ROOM, Queue
 
 # What the scripts take for Redis TIME: a hash that the test writes.
 CLOCK = "redis.call('HMGET', KEYS[1] .. 'now', 's', 'us')"

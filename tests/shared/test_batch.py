@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 
 from tandem_shared.errors import Unavailable
-from tandem_shared.queue import Batch
+from tandem_shared.queue.batch import Batch
 from tests.conftest import eventually
 
 

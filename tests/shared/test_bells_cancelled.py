@@ -5,7 +5,8 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from tandem_shared.queue import Queue, connect
+from tandem_shared.queue.connections import connect
+from tandem_shared.queue.queue import Queue
 
 
 @pytest.mark.parametrize("turns", range(16))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tandem_shared import children
-from tandem_shared.children import Child, CrashLoop, Output, Program
-from tandem_shared.services import redis_server
+from tandem_shared.dev import supervisor
+from tandem_shared.dev.servers import redis_server
+from tandem_shared.dev.supervisor import Child, CrashLoop, Output, Program
 from tests.conftest import eventually
 from tests.shared.test_services import alive
 
@@ -69,23 +69,23 @@ def said(lines: Lines, text: str, times: int) -> Callable[[], bool]:
 async def test_one_that_was_ready_is_started_again_at_once_however_often() -> None:
     lines = Lines()
     async with supervised(program(SERVES, lines=lines), lines) as (child, task):
-        for restart in range(1, children.CRASH_LOOP + 2):
+        for restart in range(1, supervisor.CRASH_LOOP + 2):
             await eventually(said(lines, "it: ready after", restart))
             os.kill(child.pid, signal.SIGKILL)
             await eventually(said(lines, "starting it again", restart))
         await eventually(child.ready.is_set)
         assert not task.done()
-    assert lines.of("tandem").count("it: was ended by SIGKILL; starting it again") == children.CRASH_LOOP + 1
+    assert lines.of("tandem").count("it: was ended by SIGKILL; starting it again") == supervisor.CRASH_LOOP + 1
 
 
 async def test_five_deaths_before_readiness_are_a_crash_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "BACKOFF", 0.001)
+    monkeypatch.setattr(supervisor, "BACKOFF", 0.001)
     lines = Lines()
     broken = program("import sys; print('the port is taken'); sys.exit(3)", ready_after=None, lines=lines, quiet=True)
     async with supervised(broken, lines) as (_, task):
         with pytest.raises(CrashLoop, match=r"(?s)it ended with exit code 3 5 times .*\n  the port is taken$"):
             await task
-    assert sum("starting it again in" in line for line in lines.of("tandem")) == children.CRASH_LOOP - 1
+    assert sum("starting it again in" in line for line in lines.of("tandem")) == supervisor.CRASH_LOOP - 1
 
 
 async def test_output_is_prefixed_line_by_line_and_its_end_is_not_lost() -> None:
@@ -149,12 +149,12 @@ def test_a_reader_that_stands_still_stops_nobody() -> None:
         lines.write(data)
 
     output = Output(write, lambda: None)
-    for number in range(children.LINES_MAX * 2):  # returns although nobody reads
+    for number in range(supervisor.LINES_MAX * 2):  # returns although nobody reads
         output.say("it", f"{number}")
     reading.set()
     output.close(timeout=30)
     written = lines.of("it")
     dropped = sum(int(count) for count in re.findall(r"\(… (\d+) lines were dropped", lines.text))
     assert written[:3] == ["0", "1", "2"]
-    assert len(written) + dropped == children.LINES_MAX * 2
-    assert len(written) <= children.LINES_MAX + 1
+    assert len(written) + dropped == supervisor.LINES_MAX * 2
+    assert len(written) <= supervisor.LINES_MAX + 1

@@ -18,7 +18,7 @@ KEY = "tk_abcd_0123456789abcdefSECRET"
 def tandem(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
     return subprocess.run(
-        [sys.executable, "-m", "tandem_shared.cli", *arguments],
+        [sys.executable, "-m", "tandem_jobs.cli", *arguments],
         env={**env, **environment},
         capture_output=True,
         text=True,
@@ -98,7 +98,7 @@ def test_a_reader_that_goes_away_is_no_failure_of_ours() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "tandem_shared.cli", "settings"],
+        [sys.executable, "-m", "tandem_jobs.cli", "settings"],
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,

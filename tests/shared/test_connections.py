@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from tandem_shared.queue import Queue, connect
+from tandem_shared.queue.connections import connect
+from tandem_shared.queue.queue import Queue
 
 MOMENTS = 60  # turns of the event loop, more than a call has
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tandem_shared.doctor import Diagnosis, Doctor
-from tandem_shared.jobs import FINAL, State
-from tandem_shared.queue import Claimed, Queue, Report
+from tandem_shared.doctor.doctor import Diagnosis, Doctor
+from tandem_shared.jobs.states import FINAL, State
+from tandem_shared.queue.messages import Claimed, Report
+from tandem_shared.queue.queue import Queue
 from tandem_shared.queue.steps import Step
 from tandem_worker.task import task
 from tests.shared.laws import broken

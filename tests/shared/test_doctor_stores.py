@@ -12,18 +12,22 @@ import pytest
 from redis.asyncio import Redis
 
 from tandem_shared import catalogue
-from tandem_shared.doctor import Diagnosis, Doctor
-from tandem_shared.files import FileStore, job_path, open_store
-from tandem_shared.findings import Finding
-from tandem_shared.jobs import Record, State, new_id
-from tandem_shared.ledger import Ledger, open_ledger
-from tandem_shared.ledger.check import LedgerCheck
+from tandem_shared.doctor.doctor import Diagnosis, Doctor
+from tandem_shared.doctor.files import StoreCheck
+from tandem_shared.doctor.findings import Finding
+from tandem_shared.doctor.ledger import LedgerCheck
+from tandem_shared.files.names import job_path
+from tandem_shared.files.store import FileStore, open_store
+from tandem_shared.files.uploads import begin_upload, new_upload_id, save_upload
+from tandem_shared.jobs.ids import new_id
+from tandem_shared.jobs.record import Record
+from tandem_shared.jobs.states import State
+from tandem_shared.ledger.ledger import Ledger, open_ledger
 from tandem_shared.ledger.rows import row
-from tandem_shared.queue import Claimed, Finish, Queue, Report, WorkerInfo
-from tandem_shared.segments import segment_path, write_segment
+from tandem_shared.queue.messages import Claimed, Finish, Report, WorkerInfo
+from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import load
-from tandem_shared.storage import StoreCheck
-from tandem_shared.uploads import begin_upload, new_upload_id, save_upload
+from tandem_shared.streams.segments import segment_path, write_segment
 from tandem_worker.ledger import Projection
 from tests.conftest import eventually
 from tests.shared.ledgers import facts

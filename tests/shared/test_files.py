@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tandem_shared.errors import Misconfigured, NotFound, TooLarge, Unavailable
-from tandem_shared.files import PIECE, FileStore, job_path, open_store, refuse_name
-from tandem_shared.uploads import STALE, delete_upload, find_upload, new_upload_id, save_upload, sweep
+from tandem_shared.files.names import job_path, refuse_name
+from tandem_shared.files.store import PIECE, FileStore, open_store
+from tandem_shared.files.uploads import STALE, delete_upload, find_upload, new_upload_id, save_upload, sweep
 from tests.conftest import eventually
 
 MIB = 1 << 20

@@ -9,8 +9,10 @@ import pytest
 from redis.asyncio import Redis
 
 from tandem_shared import catalogue
-from tandem_shared.jobs import State
-from tandem_shared.queue import Heart, Queue, WorkerInfo
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.heartbeat import Heart
+from tandem_shared.queue.messages import WorkerInfo
+from tandem_shared.queue.queue import Queue
 from tandem_shared.queue.scripts import send
 from tests.conftest import eventually
 from tests.shared.shard import entry, job

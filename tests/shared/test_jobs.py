@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem_shared import jobs
-from tandem_shared.durations import PATTERN, UNITS, seconds
-from tandem_shared.jobs import FINAL, NEXT, Attempt, Options, Record, State, history, id_time, new_id, parse, plain
-from tandem_shared.queue import Report
+from tandem_shared.jobs import record as jobs
+from tandem_shared.jobs.ids import id_time, new_id
+from tandem_shared.jobs.record import Attempt, Options, Record, history, parse, plain
+from tandem_shared.jobs.states import FINAL, NEXT, State
+from tandem_shared.queue.messages import Report
+from tandem_shared.times import DURATION_PATTERN, SECONDS_PER_UNIT, seconds
 from tests.shared.shard import Shard
 
 laws = settings(derandomize=True, database=None, deadline=None)
@@ -37,7 +39,7 @@ def test_ids_are_unique_sort_by_time_and_end_with_the_shard() -> None:
 
 def test_a_forked_child_makes_other_ids() -> None:
     program = (
-        "import os\nfrom tandem_shared.jobs import new_id\nnew_id()\npid = os.fork()\n"
+        "import os\nfrom tandem_shared.jobs.record import new_id\nnew_id()\npid = os.fork()\n"
         "os.write(1, b''.join(new_id()[10:].encode() + b'\\n' for _ in range(100)))\n"
         "os._exit(0) if pid == 0 else os.waitpid(pid, 0)"
     )
@@ -207,11 +209,11 @@ async def test_the_history_is_what_was_told(shard: Shard) -> None:
 
 
 @laws
-@given(st.decimals(0, 10**6, places=3), st.sampled_from(sorted(UNITS)))
+@given(st.decimals(0, 10**6, places=3), st.sampled_from(sorted(SECONDS_PER_UNIT)))
 def test_a_written_duration_is_its_number_of_seconds(amount: Any, unit: str) -> None:
     text = f"{amount}{unit}"
-    assert re.match(PATTERN, text)
-    assert seconds(text) == float(amount) * UNITS[unit]
+    assert re.match(DURATION_PATTERN, text)
+    assert seconds(text) == float(amount) * SECONDS_PER_UNIT[unit]
     assert seconds(f" {text} ") == seconds(text)
 
 
@@ -224,7 +226,7 @@ def test_a_number_is_seconds(value: float) -> None:
 @laws
 @given(st.text(max_size=12))
 def test_a_text_is_a_duration_as_the_schema_says_or_refused(text: str) -> None:
-    if re.match(PATTERN, text.strip()):
+    if re.match(DURATION_PATTERN, text.strip()):
         assert seconds(text) >= 0
     else:
         with pytest.raises(ValueError, match="no duration"):

@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tandem_shared.errors import Misconfigured, Unavailable
-from tandem_shared.jobs import FINAL, Record, State, id_of, new_id
-from tandem_shared.ledger import Filter, Ledger, open_ledger
+from tandem_shared.jobs.ids import id_of, new_id
+from tandem_shared.jobs.record import Record
+from tandem_shared.jobs.states import FINAL, State
 from tandem_shared.ledger.database import Database
-from tandem_shared.ledger.listing import Query
+from tandem_shared.ledger.ledger import Ledger, open_ledger
+from tandem_shared.ledger.query import Filter, Query
 from tandem_shared.ledger.rows import COLUMNS, row
 from tandem_shared.settings import load
 from tests.shared.ledgers import BEGAN, facts, many
@@ -127,7 +129,7 @@ FILTERS = [
 async def test_every_filter_finds_the_same_as_looking_at_each_job(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, portions: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr("tandem_shared.ledger.PORTIONS", portions)  # so that a list takes many, or one
+    monkeypatch.setattr("tandem_shared.ledger.ledger.PORTIONS", portions)  # so that a list takes many, or one
     rows = many(300)
     await ledger.save(rows)
     jobs = [record for one in rows if (record := await ledger.get(one.id, tenant=one.tenant)) is not None]
@@ -149,8 +151,8 @@ async def test_a_page_is_stable_while_new_jobs_arrive(ledger: Ledger) -> None:
 
 
 async def test_a_list_that_would_take_long_is_given_in_parts(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tandem_shared.ledger.PORTIONS", (10,))
-    monkeypatch.setattr("tandem_shared.ledger.SEARCHED", 0.0)
+    monkeypatch.setattr("tandem_shared.ledger.ledger.PORTIONS", (10,))
+    monkeypatch.setattr("tandem_shared.ledger.ledger.SEARCHED", 0.0)
     await ledger.save(many(100))
     page = await ledger.find(Filter(q="no such word"), limit=5)
     assert (page.records, page.next is None) == ([], False)
@@ -213,7 +215,7 @@ async def test_jobs_go_by_state_and_age_in_portions(ledger: Ledger) -> None:
 async def test_everything_is_exported_oldest_first_by_time_and_state(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem_shared.ledger.EXPORTED", 7)
+    monkeypatch.setattr("tandem_shared.ledger.ledger.EXPORTED", 7)
     rows = many(60)
     await ledger.save(random.Random(2).sample(rows, 60))
     assert [one.id async for one, _ in ledger.export()] == [one.id for one in rows]

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from tandem_shared.jobs import State
-from tandem_shared.queue import Claimed
+from tandem_shared.jobs.states import State
 from tandem_shared.queue.locks import Acquisition
+from tandem_shared.queue.messages import Claimed
 from tests.shared.shard import Shard, Worker
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tandem_shared import parts
 from tandem_shared.errors import Conflict, Malformed, NotFound, OffsetMismatch, TooLarge
-from tandem_shared.files import FileStore, open_store
-from tandem_shared.parts import append, finish, held
-from tandem_shared.uploads import (
+from tandem_shared.files import resumable
+from tandem_shared.files.resumable import append, finish, held
+from tandem_shared.files.store import FileStore, open_store
+from tandem_shared.files.uploads import (
     STALE,
     Unfinished,
     begin_upload,
@@ -158,7 +158,7 @@ async def test_limits(any_store: FileStore, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(TooLarge):
         await append(any_store, upload, 4, chunks(b"567", 1), limit=6)
     assert (await held(any_store, upload.id)).offset == 6  # what fits is kept, as of any body that breaks off
-    monkeypatch.setattr(parts, "MAX_PARTS", 3)
+    monkeypatch.setattr(resumable, "MAX_PARTS", 3)
     await append(any_store, upload, 6, chunks(b"7"), limit=10)
     with pytest.raises(TooLarge, match="3 parts"):
         await append(any_store, upload, 7, chunks(b"8"), limit=10)

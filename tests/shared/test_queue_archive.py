@@ -1,7 +1,7 @@
 """What leaves Redis for the file store: in order, fenced, once, and readable for as long as the job is known."""
 
-from tandem_shared.jobs import State
-from tandem_shared.queue import Claimed, Report, Segment
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Claimed, Report, Segment
 from tandem_shared.queue.scripts import ENTRY
 from tests.shared.shard import Shard
 

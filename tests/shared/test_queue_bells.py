@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tandem_shared.errors import Unavailable
-from tandem_shared.jobs import State
-from tandem_shared.queue import Bells, connect
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.bells import Bells
+from tandem_shared.queue.connections import connect
 from tandem_shared.queue.scripts import send
 from tests.conftest import eventually
 from tests.shared.shard import Shard, job

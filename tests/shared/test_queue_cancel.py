@@ -2,7 +2,7 @@
 
 import pytest
 
-from tandem_shared.jobs import State
+from tandem_shared.jobs.states import State
 from tests.shared.shard import Shard, job
 
 

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from tandem_shared.jobs import PRIORITIES, State
-from tandem_shared.queue import Claim
+from tandem_shared.jobs.states import PRIORITIES, State
+from tandem_shared.queue.messages import Claim
 from tests.shared.shard import Shard, job
 
 

@@ -10,9 +10,11 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError  # noqa: A004 - redis-py's
 
 from tandem_shared.errors import Unavailable
-from tandem_shared.jobs import State, Submission
-from tandem_shared.queue import Queue, connect
+from tandem_shared.jobs.record import Submission
+from tandem_shared.jobs.states import State
 from tandem_shared.queue.bells import open_connection
+from tandem_shared.queue.connections import connect
+from tandem_shared.queue.queue import Queue
 from tandem_shared.queue.scripts import reach, send
 from tests.conftest import eventually
 from tests.shared.shard import Shard, job

@@ -6,8 +6,8 @@ import pytest
 from redis.asyncio import Redis
 
 from tandem_shared.errors import Full, Unavailable
-from tandem_shared.jobs import FINAL, State
-from tandem_shared.queue import Report
+from tandem_shared.jobs.states import FINAL, State
+from tandem_shared.queue.messages import Report
 from tests.conftest import eventually
 from tests.shared.shard import Shard, job
 

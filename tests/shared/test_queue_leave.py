@@ -4,8 +4,8 @@ import msgspec
 import pytest
 from redis.exceptions import ResponseError
 
-from tandem_shared.jobs import FINAL, State
-from tandem_shared.queue import Finish, Report
+from tandem_shared.jobs.states import FINAL, State
+from tandem_shared.queue.messages import Finish, Report
 from tests.shared.laws import broken
 from tests.shared.shard import Shard, job
 

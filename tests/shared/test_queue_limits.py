@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tandem_shared.catalogue import Limits, limits
-from tandem_shared.jobs import State
+from tandem_shared.jobs.states import State
 from tests.shared.shard import Shard, job
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tandem_shared.jobs import State
-from tandem_shared.queue import Finish
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Finish
 from tests.shared.shard import Shard, Worker, job
 
 

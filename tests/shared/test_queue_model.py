@@ -15,8 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from redis.asyncio import Redis
 
 from tandem_shared.errors import Full, KeyReused
-from tandem_shared.jobs import FINAL, NEXT, PRIORITIES, SHOWN_ATTEMPTS, State, Submission, history
-from tandem_shared.queue import Claimed, Report, connect
+from tandem_shared.jobs.record import SHOWN_ATTEMPTS, Submission, history
+from tandem_shared.jobs.states import FINAL, NEXT, PRIORITIES, State
+from tandem_shared.queue.connections import connect
+from tandem_shared.queue.messages import Claimed, Report
 from tandem_shared.queue.scripts import reach, send
 from tests.shared.allowance import LIMITS, Allowance
 from tests.shared.examining import Examining

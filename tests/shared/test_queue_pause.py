@@ -1,6 +1,6 @@
 """A paused queue: nothing of it starts, what runs goes on, and everything comes back in its order."""
 
-from tandem_shared.jobs import State
+from tandem_shared.jobs.states import State
 from tests.shared.shard import Shard, job
 
 

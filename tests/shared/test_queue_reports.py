@@ -2,8 +2,8 @@
 
 import pytest
 
-from tandem_shared.jobs import State
-from tandem_shared.queue import Chunk, QueueStats, Report, WorkerInfo
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Chunk, QueueStats, Report, WorkerInfo
 from tandem_shared.queue.scripts import source
 from tests.shared.shard import CLOCK, Shard, job
 

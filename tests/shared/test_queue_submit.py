@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from tandem_shared.errors import KeyReused
-from tandem_shared.jobs import State, view
-from tandem_shared.queue import Submitted
+from tandem_shared.jobs.record import view
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Submitted
 from tests.shared.shard import Shard, entry, job
 
 

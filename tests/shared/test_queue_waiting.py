@@ -2,8 +2,9 @@
 
 import pytest
 
-from tandem_shared.jobs import State
-from tandem_shared.queue import Queue, scripts
+from tandem_shared.jobs.states import State
+from tandem_shared.queue import scripts
+from tandem_shared.queue.queue import Queue
 from tests.shared.shard import CLOCK, Shard, Worker, job
 
 

@@ -8,13 +8,14 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
-from tandem_shared import segments
 from tandem_shared.errors import Unavailable
-from tandem_shared.files import FileStore
-from tandem_shared.jobs import Attempt, Record, State
-from tandem_shared.queue import Chunk, Segment
-from tandem_shared.segments import MAGIC, read_segment, segment_path, write_segment
-from tandem_shared.streams import SAID, START, TYPES, Entry, Reader, Source
+from tandem_shared.files.store import FileStore
+from tandem_shared.jobs.record import Attempt, Record
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Chunk, Segment
+from tandem_shared.streams import segments
+from tandem_shared.streams.reader import SAID, START, TYPES, Entry, Reader, Source
+from tandem_shared.streams.segments import MAGIC, read_segment, segment_path, write_segment
 from tests.shared.test_streams import T, record
 
 CHUNKS = [

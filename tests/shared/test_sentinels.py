@@ -3,7 +3,7 @@
 import pytest
 
 from tandem_shared.errors import Misconfigured
-from tandem_shared.queue.sentinels import watched
+from tandem_shared.redis_url import watched
 from tandem_shared.settings import load, mask
 
 

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from tandem_shared.services import SOCKET_PATH_MAX, mongo_server, redis_server, tied
+from tandem_shared.dev.servers import SOCKET_PATH_MAX, mongo_server, redis_server, tied
 from tests.conftest import eventually, running
 
 
@@ -64,7 +64,7 @@ async def test_a_fresh_database_for_each_test(postgres: str) -> None:
 @pytest.mark.parametrize("watch", [sys.platform != "linux", True])
 async def test_a_tied_child_ends_with_its_killed_parent(watch: bool) -> None:
     starter = (
-        "import subprocess; from tandem_shared.services import tied\n"
+        "import subprocess; from tandem_shared.dev.servers import tied\n"
         f"child = subprocess.Popen(tied(['sleep', '600'], watch={watch}), stdin=subprocess.PIPE, process_group=0)\n"
         "print(child.pid, flush=True); child.wait()"
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tandem_shared.jobs import State
+from tandem_shared.jobs.states import State
 from tandem_shared.queue import steps
 from tandem_shared.queue.steps import Kept, Step
 from tests.shared.shard import Shard

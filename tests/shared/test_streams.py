@@ -9,10 +9,11 @@ import pytest
 from obstore.store import MemoryStore
 
 from tandem_shared.errors import BadCursor
-from tandem_shared.files import FileStore
-from tandem_shared.jobs import Attempt, Options, Record, State
-from tandem_shared.queue import Chunk, Segment
-from tandem_shared.streams import (
+from tandem_shared.files.store import FileStore
+from tandem_shared.jobs.record import Attempt, Options, Record
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Chunk, Segment
+from tandem_shared.streams.reader import (  # fmt: skip
     FEW,
     START,
     TOGETHER,
@@ -24,7 +25,7 @@ from tandem_shared.streams import (
     end_of,
     position,
     refuse_unknown,
-)  # fmt: skip
+)
 
 ALL = frozenset(TYPES)
 T = 1_800_000_000_000_000  # µs, of the submission

@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = r"""
 import logging, structlog, sys, warnings
-from tandem_shared.telemetry import configure
+from tandem_shared.logs import configure
 configure(sys.argv[1], "worker")
 log = structlog.get_logger("tasks")
 structlog.contextvars.bind_contextvars(job_id="j1")

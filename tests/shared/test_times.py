@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_shared.times import of_stamp, rfc3339
+from tandem_shared.times import rfc3339, rfc3339_of_stamp
 
 
 def by_the_library(seconds: float) -> str:
@@ -25,7 +25,7 @@ def test_milliseconds(moment: int) -> None:
 
 @given(st.integers(1, 4 * 10**15))
 def test_stamps(stamp: int) -> None:
-    assert of_stamp(stamp) == by_the_library(stamp / 1_000_000)
+    assert rfc3339_of_stamp(stamp) == by_the_library(stamp / 1_000_000)
 
 
 @pytest.mark.parametrize(
@@ -37,4 +37,4 @@ def test_what_it_looks_like(moment: float, told: str) -> None:
 
 
 def test_no_time_is_none() -> None:
-    assert rfc3339(None) is of_stamp(None) is of_stamp(0) is None
+    assert rfc3339(None) is rfc3339_of_stamp(None) is rfc3339_of_stamp(0) is None

@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tandem_shared.jobs import State
-from tandem_shared.queue import Change, Queue, Report, watch
+from tandem_shared.jobs.states import State
+from tandem_shared.queue import pubsub as watch
+from tandem_shared.queue.messages import Report
+from tandem_shared.queue.pubsub import Change
+from tandem_shared.queue.queue import Queue
 from tests.conftest import eventually
 from tests.shared.shard import Shard
 

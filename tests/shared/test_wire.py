@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_shared import wire
-from tandem_shared.client import Client, Misconfigured, _request
-from tandem_shared.errors import Malformed, Unavailable
-from tandem_shared.problems import problem_of
-from tandem_shared.transfers import Digest, part_of
-from tandem_shared.wire import Lines, Lost, Request
+from tandem_jobs.client import transport
+from tandem_jobs.client.client import Client
+from tandem_jobs.client.errors import problem_of
+from tandem_jobs.client.http import _request
+from tandem_jobs.client.ndjson import Lines
+from tandem_jobs.client.transfers import Digest, part_of
+from tandem_jobs.client.transport import Lost, Request
+from tandem_shared.errors import Malformed, Misconfigured, Unavailable
 
 ENTRIES = [
     {"id": f"{n}-0", "type": "output", "attempt": 1, "at": "2026-01-01T00:00:00.000Z", "data": {"n": n, "é": "\u2028"}}
@@ -41,7 +43,7 @@ def test_a_part_of_a_line_is_no_entry() -> None:
 
 
 def test_a_line_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "LINE", 100)
+    monkeypatch.setattr(transport, "LINE", 100)
     lines = Lines()
     lines.feed(b"x" * 60)
     with pytest.raises(Malformed, match="100 bytes"):

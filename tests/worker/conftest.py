@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from tandem_shared.files import FileStore, open_store
+from tandem_shared.files.store import FileStore, open_store
 from tests.worker.databases import Database
 from tests.worker.said import Said, claimed
 from tests.worker.workers import Client, open_client

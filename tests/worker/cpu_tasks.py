@@ -13,7 +13,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from tandem_worker import FileRef, Permanent, Retry, SyncJob, task
+from tandem_worker import task
+from tandem_worker.errors import Permanent, Retry
+from tandem_worker.files import FileRef
+from tandem_worker.sync import SyncJob
 
 
 class Source(BaseModel):

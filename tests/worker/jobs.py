@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from pydantic_core import to_json
 
+from tandem_shared.files.uploads import save_upload
 from tandem_shared.settings import LOOPBACK, Settings
-from tandem_shared.uploads import save_upload
 from tandem_worker.job import Job
 from tandem_worker.resources import Resources, open_resources
 from tandem_worker.task import execute, of

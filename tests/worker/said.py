@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 
 from tandem_shared.catalogue import digest
-from tandem_shared.files import FileStore
-from tandem_shared.queue import Chunk, Claimed, WorkerInfo
-from tandem_shared.segments import read_segment
+from tandem_shared.files.store import FileStore
+from tandem_shared.queue.messages import Chunk, Claimed, WorkerInfo
+from tandem_shared.streams.segments import read_segment
 from tandem_worker import task
 from tandem_worker.output import JobOutput, Outbox
 from tandem_worker.task import of

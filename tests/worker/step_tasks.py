@@ -5,7 +5,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from tandem_worker import Job, Permanent, SyncJob, task
+from tandem_worker import task
+from tandem_worker.errors import Permanent
+from tandem_worker.job import Job
+from tandem_worker.sync import SyncJob
 
 
 class Scene(BaseModel):

@@ -11,7 +11,8 @@ import pytest
 from arq.connections import ArqRedis, RedisSettings, create_pool
 from redis.asyncio import Redis
 
-from tandem_shared.jobs import Record, State
+from tandem_shared.jobs.record import Record
+from tandem_shared.jobs.states import State
 from tandem_worker import task
 from tandem_worker.adoption import deserialize, serialize, submission
 from tests.conftest import eventually

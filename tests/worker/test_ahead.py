@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_shared.jobs import State
-from tandem_shared.queue import Claimed, Finish
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Claimed, Finish
 from tandem_worker import task
 from tandem_worker.ahead import MOST, PATIENCE, ROOM, SHARE, Ahead
 from tests.conftest import eventually

@@ -14,8 +14,9 @@ from arq.connections import ArqRedis
 from arq.cron import CronJob
 from redis.asyncio import Redis
 
-from tandem_shared.jobs import State
-from tandem_worker import RetryPolicy, task
+from tandem_shared.jobs.states import State
+from tandem_shared.retry import RetryPolicy
+from tandem_worker import task
 from tandem_worker.adoption import serialize
 from tandem_worker.worker import Worker
 from tests.conftest import eventually

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from tandem_worker import Job, Permanent, Retry, SyncJob, task
-from tandem_worker.task import TaskError
+from tandem_worker import task
+from tandem_worker.errors import Permanent, Retry, TaskError
+from tandem_worker.job import Job
+from tandem_worker.sync import SyncJob
 from tandem_worker.testing import Recorder, run
 from tests.conftest import eventually
 
@@ -25,7 +27,7 @@ def test_what_errors_advise() -> None:
     assert (Retry().type, Retry().retryable, str(Retry(message="later"))) == ("retry", True, "later")
     assert (Permanent("card_declined", "no").retryable, str(Permanent("card_declined", "no"))) == (False, "no")
     assert isinstance(Retry(), TaskError)
-    with pytest.raises(ValueError, match="is no duration"):
+    with pytest.raises(ValueError, match="is not a duration"):
         Retry(after="soon")
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from tandem_worker import Permanent, Retry
+from tandem_worker.errors import Permanent, Retry
 from tandem_worker.failures import LONGEST, fault, invalid_payload, tidy, timed_out
 
 

@@ -20,11 +20,15 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from tandem_shared import catalogue
-from tandem_shared.files import FileStore, job_path
-from tandem_shared.jobs import Options, State, Submission, new_id
-from tandem_shared.queue import Finish, Queue, WorkerInfo
+from tandem_shared.files.names import job_path
+from tandem_shared.files.store import FileStore
+from tandem_shared.files.uploads import delete_upload, save_upload
+from tandem_shared.jobs.ids import new_id
+from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Finish, WorkerInfo
+from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import load
-from tandem_shared.uploads import delete_upload, save_upload
 from tandem_worker.errors import TaskError
 from tandem_worker.files import FileRef, JobFiles
 from tandem_worker.job import Job

@@ -15,7 +15,7 @@ from aiohttp import web
 from multidict import CIMultiDictProxy
 from pydantic import ValidationError
 
-from tandem_shared.jobs import new_id
+from tandem_shared.jobs.ids import new_id
 from tandem_worker import webhooks
 from tandem_worker.errors import TaskError
 from tandem_worker.failures import invalid_payload

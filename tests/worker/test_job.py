@@ -12,11 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_worker import FileRef, Job, Permanent, SyncJob, task
+from tandem_worker import task
 from tandem_worker.encoding import MAX_ITEM
-from tandem_worker.job import MAX_LOG, MAX_MESSAGE, log_body
+from tandem_worker.errors import Permanent, TaskError
+from tandem_worker.files import FileRef
+from tandem_worker.job import MAX_LOG, MAX_MESSAGE, Job, log_body
 from tandem_worker.resources import Resources
-from tandem_worker.task import TaskError, execute, of
+from tandem_worker.sync import SyncJob
+from tandem_worker.task import execute, of
 from tandem_worker.testing import Recorder, open_bench, run, upload
 from tandem_worker.threads import MAX_UNDER_WAY
 from tests.conftest import eventually

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from tandem_shared.dev.servers import postgres_server
 from tandem_shared.errors import Unavailable
-from tandem_shared.jobs import State
-from tandem_shared.ledger import Ledger, open_ledger
-from tandem_shared.queue import Queue
-from tandem_shared.services import postgres_server
+from tandem_shared.jobs.states import State
+from tandem_shared.ledger.ledger import Ledger, open_ledger
+from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings, load
 from tandem_worker.ledger import Projection
 from tandem_worker.task import task

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 
 from tandem_shared.errors import Unavailable
-from tandem_shared.jobs import State
-from tandem_shared.queue import Queue
+from tandem_shared.jobs.states import State
 from tandem_shared.queue.locks import Acquisition
-from tandem_worker import Job, Permanent, RetryPolicy, task
-from tandem_worker.errors import TaskError
+from tandem_shared.queue.queue import Queue
+from tandem_shared.retry import RetryPolicy
+from tandem_worker import task
+from tandem_worker.errors import Permanent, TaskError
 from tandem_worker.fenced import MOST_LOCKS
-from tandem_worker.testing import LocalLocks, run
+from tandem_worker.job import Job
+from tandem_worker.locks import LocalLocks
+from tandem_worker.testing import run
 from tests.conftest import eventually
 from tests.worker import lock_tasks
 from tests.worker.lock_tasks import Door

@@ -13,9 +13,10 @@ import msgspec
 import pytest
 import structlog
 
-from tandem_worker import SyncJob, task
 from tandem_worker import logs as job_logs
+from tandem_worker import task
 from tandem_worker.logs import JobHandler, body_of, following, installed
+from tandem_worker.sync import SyncJob
 from tandem_worker.testing import Recorder, open_bench, run
 from tests.worker import cpu_tasks
 
@@ -151,7 +152,7 @@ def test_secrets_are_masked(lines: list[dict[str, Any]]) -> None:
 def test_what_the_worker_and_its_libraries_log_is_not_the_jobs(lines: list[dict[str, Any]]) -> None:
     for name in (
         "tandem_worker",
-        "tandem_shared.queue",
+        "tandem_shared.queue.queue",
         "aiohttp.client",
         "asyncio",
         "arq.worker",

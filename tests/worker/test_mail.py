@@ -20,7 +20,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from pydantic import ValidationError
 
 from tandem_shared.errors import Misconfigured
-from tandem_shared.jobs import new_id
+from tandem_shared.jobs.ids import new_id
 from tandem_shared.settings import Settings, load, shown
 from tandem_worker.errors import TaskError
 from tandem_worker.mail import open_mail

@@ -6,7 +6,7 @@ import pstats
 import sys
 from pathlib import Path
 
-from tandem_shared.services import tied
+from tandem_shared.dev.servers import tied
 
 
 async def started(redis_url: str, tmp_path: Path, *options: str) -> tuple[int | None, str]:

@@ -14,7 +14,7 @@ import jsonschema_rs
 import pymongo
 import pytest
 
-from tandem_shared.jobs import new_id
+from tandem_shared.jobs.ids import new_id
 from tandem_worker.documents import derived_id
 from tandem_worker.errors import TaskError
 from tandem_worker.mongo import APPLIED

@@ -11,7 +11,7 @@ import bson
 import duckdb
 import pytest
 
-from tandem_shared.jobs import new_id
+from tandem_shared.jobs.ids import new_id
 from tandem_worker.compression import zstd
 from tandem_worker.documents import derived_id
 from tandem_worker.dumps import entries

@@ -7,8 +7,9 @@ import pytest
 from redis.asyncio import Redis
 
 from tandem_shared.errors import Unavailable
-from tandem_shared.jobs import State
-from tandem_shared.queue import Finish, Queue
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Finish
+from tandem_shared.queue.queue import Queue
 from tandem_worker.metrics import Tally
 from tandem_worker.outcomes import MOST, Outcomes
 from tests.conftest import eventually

@@ -11,10 +11,10 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from tandem_shared.files import FileStore
-from tandem_shared.jobs import State
-from tandem_shared.queue import Finish
-from tandem_shared.services import redis_server
+from tandem_shared.dev.servers import redis_server
+from tandem_shared.files.store import FileStore
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Finish
 from tandem_worker import output
 from tandem_worker.errors import TaskError
 from tandem_worker.output import BUFFER, CHUNK

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tandem_shared.files import FileStore
-from tandem_shared.jobs import State
-from tandem_shared.queue import TAIL, Finish
-from tandem_shared.segments import write_segment
-from tandem_shared.streams import Reader, Source
-from tandem_worker import Job, output, task
+from tandem_shared.files.store import FileStore
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Finish
+from tandem_shared.queue.queue import TAIL
+from tandem_shared.streams.reader import Reader, Source
+from tandem_shared.streams.segments import write_segment
+from tandem_worker import output, task
 from tandem_worker.errors import TaskError
+from tandem_worker.job import Job
 from tandem_worker.output import KEPT, SEGMENT
 from tests.conftest import eventually
 from tests.worker.said import Said, claimed

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_worker import Permanent, Retry, task
+from tandem_worker import task
+from tandem_worker.errors import Permanent, Retry, TaskError
 from tandem_worker.processes import GRACE, ProcessPool, Raised
 from tandem_worker.resources import Resources
-from tandem_worker.task import TaskError
 from tandem_worker.testing import Recorder, open_bench, run
 from tests.conftest import eventually
 from tests.worker import cpu_tasks

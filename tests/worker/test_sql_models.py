@@ -15,7 +15,7 @@ from tortoise.exceptions import BaseORMException
 
 from tandem_shared.errors import Misconfigured
 from tandem_shared.settings import Settings
-from tandem_worker import Permanent
+from tandem_worker.errors import Permanent
 from tandem_worker.sql import open_sql
 from tests.worker.jobs import Bench, open_bench
 

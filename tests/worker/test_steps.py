@@ -14,7 +14,11 @@ from pydantic import BaseModel
 
 from tandem_shared.queue import steps as bounds
 from tandem_shared.queue.steps import Step
-from tandem_worker import Job, Permanent, Retry, RetryPolicy, SyncJob, task
+from tandem_shared.retry import RetryPolicy
+from tandem_worker import task
+from tandem_worker.errors import Permanent, Retry
+from tandem_worker.job import Job
+from tandem_worker.sync import SyncJob
 from tandem_worker.testing import Recorder, run
 from tests.conftest import eventually
 from tests.worker import step_tasks

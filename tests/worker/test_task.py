@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, ValidationError
 from typing_extensions import TypedDict
 
-from tandem_worker import Job, RetryPolicy, SyncJob, task
+from tandem_shared.retry import RetryPolicy
+from tandem_worker import task
+from tandem_worker.job import Job
+from tandem_worker.sync import SyncJob
 from tandem_worker.task import of
 from tandem_worker.testing import run
 
 if TYPE_CHECKING:
-    from tandem_worker import Job as HiddenJob
     from tandem_worker import NotThere  # type: ignore[attr-defined] # a name that only an annotation has
+    from tandem_worker.job import Job as HiddenJob
 
 
 class Point(BaseModel):
@@ -224,7 +227,7 @@ def local() -> Callable[..., Any]:
     [
         (plain, {"name": "Image Thumbnail"}, "is named 'Image Thumbnail'"),
         (plain, {"name": "a..b"}, "is named"),
-        (plain, {"timeout": "soon"}, "timeout: 'soon' is no duration"),
+        (plain, {"timeout": "soon"}, "timeout: 'soon' is not a duration"),
         (plain, {"timeout": 0}, "above 0 and at most 24h"),
         (plain, {"timeout": "25h"}, "above 0 and at most 24h"),
         (plain, {"retry": 3}, "retry=RetryPolicy"),

@@ -11,9 +11,16 @@ import msgspec
 import pytest
 from pydantic import BaseModel, Field
 
-from tandem_shared.files import job_path, open_store
-from tandem_shared.jobs import Options, State, Submission, new_id
-from tandem_worker import Job, Permanent, Retry, RetryPolicy, SyncJob, task
+from tandem_shared.files.names import job_path
+from tandem_shared.files.store import open_store
+from tandem_shared.jobs.ids import new_id
+from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.jobs.states import State
+from tandem_shared.retry import RetryPolicy
+from tandem_worker import task
+from tandem_worker.errors import Permanent, Retry
+from tandem_worker.job import Job
+from tandem_worker.sync import SyncJob
 from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, outcomes, working
 

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from tandem_shared.errors import Unavailable
-from tandem_shared.jobs import State
-from tandem_shared.queue import Claim
-from tandem_worker import Job, RetryPolicy, SyncJob, task
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Claim
+from tandem_shared.retry import RetryPolicy
+from tandem_worker import task
+from tandem_worker.job import Job
+from tandem_worker.sync import SyncJob
 from tandem_worker.worker import Worker
 from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, outcomes, working

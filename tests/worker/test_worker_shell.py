@@ -11,9 +11,11 @@ import pytest
 from arq import cron
 from redis.asyncio import Redis
 
-from tandem_shared.jobs import State
-from tandem_worker import Job, RetryPolicy, task
+from tandem_shared.jobs.states import State
+from tandem_shared.retry import RetryPolicy
+from tandem_worker import task
 from tandem_worker.errors import Permanent
+from tandem_worker.job import Job
 from tandem_worker.resources import Resources
 from tandem_worker.worker import Worker
 from tests.conftest import eventually

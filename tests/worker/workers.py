@@ -10,8 +10,11 @@ from typing import Any
 import msgspec
 from pydantic_core import to_json
 
-from tandem_shared.jobs import Options, Record, State, Submission, new_id
-from tandem_shared.queue import Queue, connect
+from tandem_shared.jobs.ids import new_id
+from tandem_shared.jobs.record import Options, Record, Submission
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.connections import connect
+from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
 from tandem_worker.resources import open_resources
 from tandem_worker.task import of

@@ -14,7 +14,7 @@ from typing import Any
 
 import uvloop
 
-from tandem_shared import telemetry
+from tandem_shared import logs
 from tandem_shared.errors import Misconfigured
 from tandem_shared.settings import load
 from tandem_worker.logs import installed
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     try:
         settings = load(**given)
-        telemetry.configure(settings.log, "worker")
+        logs.configure(settings.log, "worker")
         tasks = load_tasks(settings.tasks)
     except Misconfigured as error:
         print(error, file=sys.stderr)

@@ -17,8 +17,9 @@ from redis.exceptions import RedisError
 
 from tandem_shared import catalogue
 from tandem_shared.errors import Unavailable
-from tandem_shared.jobs import Options, Submission, new_id
-from tandem_shared.queue import Queue
+from tandem_shared.jobs.ids import new_id
+from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.queue.queue import Queue
 from tandem_shared.retry import RetryPolicy
 from tandem_worker.job import Job
 from tandem_worker.task import Task, of, task

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tandem_shared.jobs import State
-from tandem_shared.queue import Claimed, Finish
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Claimed, Finish
 from tandem_worker.deadlines import TICK, Clock
 from tandem_worker.run import Cause
 

@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from functools import partial
 from typing import IO, Any, Literal, cast
 
-from tandem_shared.files import refuse_name
+from tandem_shared.files.names import refuse_name
 from tandem_worker.compression import Compression, Deflating, Sink, compression_of, inflated
 from tandem_worker.errors import Permanent
 from tandem_worker.files import FileRef

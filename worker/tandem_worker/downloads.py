@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 import aiohttp
 from multidict import CIMultiDict
 
-from tandem_shared.files import refuse_name
+from tandem_shared.files.names import refuse_name
 from tandem_worker.calls import remaining, unexpected
 from tandem_worker.errors import TaskError
 from tandem_worker.http import failure, shown

@@ -7,7 +7,7 @@ TaskError                    a failure with a type of its own and advice on retr
 
 import re
 
-from tandem_shared.durations import Duration, seconds
+from tandem_shared.times import Duration, seconds
 
 _TYPE = re.compile(r"[a-z][a-z0-9_]*|exception:[A-Za-z_][A-Za-z0-9_]*")
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from tandem_shared.jobs import Failure
-from tandem_shared.telemetry import without_secrets
+from tandem_shared.jobs.record import Failure
+from tandem_shared.logs import without_secrets
 from tandem_worker.errors import TaskError
 
 LONGEST = 1000  # characters of a message

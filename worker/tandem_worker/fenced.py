@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import NoReturn, Protocol, TypeVar
 
 from tandem_shared.errors import Unavailable
-from tandem_shared.queue import Queue
 from tandem_shared.queue.locks import Acquisition, Asked
+from tandem_shared.queue.queue import Queue
 from tandem_shared.queue.steps import Step
 from tandem_worker.errors import Permanent
 from tandem_worker.locks import timed_out

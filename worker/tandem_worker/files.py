@@ -9,9 +9,10 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from tandem_shared.errors import NotFound, TooLarge
-from tandem_shared.files import FileStore, Written, job_path, refuse_name
-from tandem_shared.jobs import Record
-from tandem_shared.uploads import find_upload
+from tandem_shared.files.names import job_path, refuse_name
+from tandem_shared.files.store import FileStore, Written
+from tandem_shared.files.uploads import find_upload
+from tandem_shared.jobs.record import Record
 from tandem_worker.errors import Permanent
 
 READ_LIMIT = 64 << 20  # bytes that `read` gives at once unless told otherwise

@@ -11,7 +11,7 @@ from typing import Any
 import arq.worker
 import structlog
 
-from tandem_shared.queue import Finish
+from tandem_shared.queue.messages import Finish
 from tandem_worker.run import Run
 
 LONGEST = 5.0  # seconds a hook may take

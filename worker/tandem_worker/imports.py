@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tandem_shared.errors import NotFound
-from tandem_shared.files import job_path
+from tandem_shared.files.names import job_path
 from tandem_worker.compression import Compression
 from tandem_worker.encoders import Format
 from tandem_worker.errors import TaskError

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from pydantic_core import to_json
 
-from tandem_shared.durations import Duration
-from tandem_shared.jobs import Record
+from tandem_shared.jobs.record import Record
+from tandem_shared.times import Duration
 from tandem_worker.encoding import MAX_ITEM, encode
 from tandem_worker.errors import TaskError
 
@@ -30,7 +30,7 @@ MAX_LOG = 16 << 10  # bytes of one log entry
 
 
 class Find(Protocol):
-    """Looks another job up; `tandem_shared.queue.Queue.get` is one."""
+    """Looks another job up; `tandem_shared.queue.queue.Queue.get` is one."""
 
     def __call__(self, id: str, *, tenant: str) -> Awaitable[Record | None]: ...
 

@@ -14,11 +14,10 @@ import structlog
 from redis.exceptions import RedisError
 
 from tandem_shared.errors import TandemError
-from tandem_shared.jobs import State
-from tandem_shared.ledger import Ledger, Row
-from tandem_shared.ledger.rows import row
-from tandem_shared.queue import Events, Facts, Taken
-from tandem_shared.queue.events import READ
+from tandem_shared.jobs.states import State
+from tandem_shared.ledger.ledger import Ledger
+from tandem_shared.ledger.rows import Row, row
+from tandem_shared.queue.events import READ, Events, Facts, Taken
 from tandem_shared.settings import Settings
 from tandem_worker.metrics import Spent, untold
 

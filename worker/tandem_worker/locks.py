@@ -4,7 +4,7 @@ import asyncio
 from types import TracebackType
 from typing import Protocol, Self
 
-from tandem_shared.durations import Duration, seconds
+from tandem_shared.times import Duration, seconds
 from tandem_worker.errors import TaskError
 
 LONGEST_NAME = 200  # characters

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Literal, Self
 
-from tandem_shared.telemetry import clean, without_secrets
+from tandem_shared.logs import clean, without_secrets
 from tandem_worker.failures import fault
 from tandem_worker.job import log_body
 

@@ -14,7 +14,7 @@ from prometheus_client.exposition import start_wsgi_server
 from prometheus_client.registry import Collector
 
 from tandem_shared.errors import Misconfigured
-from tandem_shared.queue import Finish
+from tandem_shared.queue.messages import Finish
 
 # What a worker does for many jobs at once: round trips to Redis, segments of output on their way to the file store, and
 # the ledger's batches: what is read from Redis, written to SQL, and then acknowledged.

@@ -1,7 +1,7 @@
 """What a worker hears besides jobs: cancels, leases that it lost, and that Redis has forgotten it.
 
 bell:   this worker's own, rung for a cancel, or for a job that was set aside for want of a worker like it
-heart:  a thread that keeps the leases (shared/tandem_shared/queue/heart.py) and brings the same news, should the bell
+heart:  a thread that keeps the leases (shared/tandem_shared/queue/heartbeat.py) and brings the same news, should the bell
         be missed
 """
 
@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import structlog
 
 from tandem_shared.errors import Unavailable
-from tandem_shared.queue import Heart, Queue
+from tandem_shared.queue.heartbeat import Heart
+from tandem_shared.queue.queue import Queue
 from tandem_worker.run import Cause, Run
 
 SILENCE = 15.0  # seconds that the bell may be silent before it is waited for again; beats bring the news as well

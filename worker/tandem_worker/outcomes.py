@@ -8,7 +8,9 @@ from collections.abc import Callable
 import structlog
 
 from tandem_shared.errors import Unavailable
-from tandem_shared.queue import Batch, Finish, Queue
+from tandem_shared.queue.batch import Batch
+from tandem_shared.queue.messages import Finish
+from tandem_shared.queue.queue import Queue
 from tandem_worker.metrics import Tally
 
 MOST = 2000  # outcomes that may wait to be written before no more jobs are claimed

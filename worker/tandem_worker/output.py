@@ -19,9 +19,11 @@ from typing import TypeVar
 import structlog
 
 from tandem_shared.errors import Unavailable
-from tandem_shared.files import FileStore
-from tandem_shared.queue import Batch, Chunk, Queue, Report
-from tandem_shared.segments import write_segment
+from tandem_shared.files.store import FileStore
+from tandem_shared.queue.batch import Batch
+from tandem_shared.queue.messages import Chunk, Report
+from tandem_shared.queue.queue import Queue
+from tandem_shared.streams.segments import write_segment
 from tandem_worker.errors import TaskError
 from tandem_worker.metrics import Spent, untold
 from tandem_worker.waiting import patiently

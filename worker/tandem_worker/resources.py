@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from tandem_shared.files import FileStore, open_store
+from tandem_shared.files.store import FileStore, open_store
 from tandem_shared.settings import Settings
 from tandem_worker.http import HttpClient, open_http
 from tandem_worker.mail import Mailer, open_mail

@@ -12,8 +12,10 @@ import msgspec
 import structlog
 from pydantic import ValidationError
 
-from tandem_shared.jobs import Options, State
-from tandem_shared.queue import Claimed, Finish, Queue
+from tandem_shared.jobs.record import Options
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Claimed, Finish
+from tandem_shared.queue.queue import Queue
 from tandem_shared.retry import RetryPolicy, delay
 from tandem_worker.deadlines import Deadlines
 from tandem_worker.failures import Fault, broken, fault, invalid_payload, timed_out

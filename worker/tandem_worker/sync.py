@@ -7,7 +7,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Protocol, Self, TypeVar
 
-from tandem_shared.durations import Duration
+from tandem_shared.times import Duration
 from tandem_worker.job import Job, Log, item_body, progress_body
 from tandem_worker.logs import following
 

@@ -21,11 +21,11 @@ import msgspec
 from pydantic import TypeAdapter, ValidationError
 
 from tandem_shared import catalogue
-from tandem_shared.durations import Duration, seconds
 from tandem_shared.errors import Misconfigured
-from tandem_shared.jobs import Priority
+from tandem_shared.jobs.states import Priority
 from tandem_shared.retry import RetryPolicy
 from tandem_shared.settings import QUEUE_NAME
+from tandem_shared.times import Duration, seconds
 from tandem_worker.encoding import encode
 from tandem_worker.errors import Permanent, Retry, TaskError
 from tandem_worker.job import Job

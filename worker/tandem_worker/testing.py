@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel
 
-from tandem_shared.jobs import new_id
+from tandem_shared.files.uploads import save_upload
+from tandem_shared.jobs.ids import new_id
 from tandem_shared.settings import load
-from tandem_shared.uploads import save_upload
 from tandem_worker.encoding import encode
 from tandem_worker.files import FileRef
 from tandem_worker.job import Job

@@ -23,9 +23,11 @@ from arq.connections import ArqRedis
 
 from tandem_shared import catalogue
 from tandem_shared.errors import Unavailable
-from tandem_shared.jobs import State
-from tandem_shared.ledger import open_ledger
-from tandem_shared.queue import Claim, Claimed, Finish, Queue, WorkerInfo, pool
+from tandem_shared.jobs.states import State
+from tandem_shared.ledger.ledger import open_ledger
+from tandem_shared.queue.connections import pool
+from tandem_shared.queue.messages import Claim, Claimed, Finish, WorkerInfo
+from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
 from tandem_worker.adoption import Adoption, cron_task, deserialize, serialize, stand_in
 from tandem_worker.ahead import Ahead

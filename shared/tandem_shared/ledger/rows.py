@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from tandem_shared.jobs import FIELDS, Record, parse
+from tandem_shared.jobs.record import FIELDS, Record, parse
 from tandem_shared.queue.events import KEPT, Facts
 
 # Column → the record's field. `parse` and the scripts know the fields, SQL the columns.

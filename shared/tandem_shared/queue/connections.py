@@ -8,7 +8,8 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import ConnectionError  # noqa: A004 - redis-py's, as its callers expect
 
 from tandem_shared.queue.scripts import Arg
-from tandem_shared.queue.sentinels import connection_options, watched
+from tandem_shared.queue.sentinel import connection_options
+from tandem_shared.redis_url import watched
 
 
 def pool(url: str, *, timeout: float = 5.0, connections: int = 32) -> BlockingConnectionPool:

@@ -11,7 +11,8 @@ import msgspec
 from redis import exceptions
 from redis.asyncio import Redis
 
-from tandem_shared.jobs import FIELDS, FINAL
+from tandem_shared.jobs.record import FIELDS
+from tandem_shared.jobs.states import FINAL
 from tandem_shared.queue.scripts import Arg, Scripts, reach
 
 GROUP = "ledger"

@@ -3,8 +3,8 @@
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
+from tandem_shared.queue.pubsub import Change, Watch
 from tandem_shared.queue.scripts import Scripts
-from tandem_shared.queue.watch import Change, Watch
 
 
 class Acquisition(NamedTuple):

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import msgspec
 
 from tandem_shared.errors import Full, KeyReused
-from tandem_shared.jobs import STATES, Outcome, State, Submission
+from tandem_shared.jobs.record import Submission
+from tandem_shared.jobs.states import STATES, Outcome, State
 from tandem_shared.queue.scripts import ENTRY, Arg
 
 Refusal = KeyReused | Full  # why a job did not enter

@@ -1,6 +1,6 @@
 """The Lua scripts: one file a transition, put together from the files they share, sent by their SHA1.
 
-The legal transitions come from `tandem_shared.jobs.NEXT`; each text starts with that table, so Lua and Python cannot
+The legal transitions come from `tandem_shared.jobs.states.NEXT`; each text starts with that table, so Lua and Python cannot
 differ.
 """
 
@@ -14,7 +14,8 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from tandem_shared.errors import Unavailable
-from tandem_shared.jobs import FINAL, FORMAT, NEXT
+from tandem_shared.jobs.record import FORMAT
+from tandem_shared.jobs.states import FINAL, NEXT
 
 ENTRY = 64  # bytes that an entry of a stream counts as, besides its body
 
@@ -67,8 +68,9 @@ def source(name: str, clock: str = CLOCK) -> str:
         f"local ENTRY = {ENTRY}",
         f"local function CLOCK() return {clock} end",
     )
-    texts = (files(__package__).joinpath(f"{part}.lua").read_text() for part in (*PARTS[name], name))
-    return "\n".join((*head, *texts))
+    lua = files(__package__) / "lua"
+    parts = (lua.joinpath("lib", f"{part}.lua").read_text() for part in PARTS[name])
+    return "\n".join((*head, *parts, lua.joinpath(f"{name}.lua").read_text()))
 
 
 def sha1(text: str) -> str:

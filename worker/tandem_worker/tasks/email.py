@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from tandem_shared.jobs import id_time
+from tandem_shared.jobs.ids import id_time
 from tandem_worker.errors import TaskError
 from tandem_worker.files import OCTETS, FileRef
 from tandem_worker.job import Job

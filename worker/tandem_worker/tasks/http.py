@@ -9,12 +9,11 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, WithJsonSchema
 from typing_extensions import TypedDict
 
-from tandem_shared.durations import SCHEMA as DURATION
-from tandem_shared.durations import Seconds
 from tandem_shared.errors import TandemError
-from tandem_shared.files import refuse_name
-from tandem_shared.jobs import id_time
+from tandem_shared.files.names import refuse_name
+from tandem_shared.jobs.ids import id_time
 from tandem_shared.retry import RetryPolicy
+from tandem_shared.times import DURATION_SCHEMA, Seconds
 from tandem_worker import webhooks
 from tandem_worker.calls import (
     HttpRequest,
@@ -48,7 +47,12 @@ Timeout = Annotated[
     Seconds,
     Field(gt=0, le=86400),
     WithJsonSchema(
-        {"anyOf": [{**DURATION["anyOf"][0], "exclusiveMinimum": 0, "maximum": 86400}, DURATION["anyOf"][1]]}
+        {
+            "anyOf": [
+                {**DURATION_SCHEMA["anyOf"][0], "exclusiveMinimum": 0, "maximum": 86400},
+                DURATION_SCHEMA["anyOf"][1],
+            ]
+        }
     ),
 ]
 

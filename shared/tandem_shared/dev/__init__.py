@@ -1,0 +1,1 @@
+"""`tandem dev`: servers, processes and the demo on one machine."""

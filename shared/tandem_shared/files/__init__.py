@@ -1,0 +1,1 @@
+"""The file store: names, whole files, resumable uploads."""

@@ -1,0 +1,1 @@
+"""What a job is: ids, states, the record, replay."""

@@ -1,0 +1,1 @@
+"""A job's output, read in order from Redis and the file store."""
