@@ -16,7 +16,9 @@ from bench import gather
 from bench.figures import OURS, Figure
 from bench.processes import Broken
 from tandem_shared.files.uploads import save_upload
-from tandem_worker.tasks import file, sql
+from tandem_worker.tasks.file.hash import hash_file as file_hash_file
+from tandem_worker.tasks.sql.export import export as sql_export
+from tandem_worker.tasks.sql.query import query as sql_query
 from tandem_worker.testing import Recorder, open_bench, run
 
 COLUMNS = ("id", "customer", "amount", "note")
@@ -82,10 +84,10 @@ async def databases(root: Path, seconds: float) -> AsyncIterator[Figure]:
         async with open_bench(**settings) as resources:
             if what == "sql.query":
                 sink = Counter()
-                spent, answer = await timed(run(sql.query, asked, resources=resources, sink=sink))
+                spent, answer = await timed(run(sql_query, asked, resources=resources, sink=sink))
                 answer["row_count"] = sink.count
             else:
-                spent, answer = await timed(run(sql.export, {**asked, "format": "csv"}, resources=resources))
+                spent, answer = await timed(run(sql_export, {**asked, "format": "csv"}, resources=resources))
         if answer["row_count"] != rows or count != rows:
             raise Broken(f"{what}: {answer['row_count']} of {rows} rows")
         yield Figure(what, "rows/s", OURS, rows / spent)
@@ -107,7 +109,7 @@ async def hashes(root: Path, seconds: float) -> AsyncIterator[Figure]:
 
     async with open_bench(store_url=(root / "files").as_uri()) as resources:
         saved = await save_upload(resources.files, pieces(), tenant="default", keep=86400)
-        spent, answer = await timed(run(file.hash_file, {"source": {"file": saved.id}}, resources=resources))
+        spent, answer = await timed(run(file_hash_file, {"source": {"file": saved.id}}, resources=resources))
     if answer["sha256"] != wanted:
         raise Broken("file.hash: another hash")
     yield Figure("file.hash", "MB/s", OURS, size / 1e6 / spent)

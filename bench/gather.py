@@ -20,7 +20,7 @@ import uvloop
 from aiohttp import web
 
 from bench.processes import ROOT, Broken, open_service
-from tandem_worker.tasks import http
+from tandem_worker.tasks.http.gather import gather as http_gather
 from tandem_worker.testing import Recorder, open_bench, run
 
 SERVER = "server"  # the argument with which this script serves
@@ -103,7 +103,7 @@ async def compare(count: int, concurrency: int, rounds: int) -> dict[str, list[f
                 await timed("bare aiohttp", bare(urls, concurrency))
             async with serving(count) as urls:
                 await timed(
-                    "http.gather", run(http.gather, asked(urls, concurrency), resources=resources, sink=Recorder())
+                    "http.gather", run(http_gather, asked(urls, concurrency), resources=resources, sink=Recorder())
                 )
             async with serving(count) as urls:
                 await timed("POST to result", job(whole.client, asked(urls, concurrency)))

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from tandem_shared.retry import RetryPolicy
 from tandem_worker import task
-from tandem_worker.job import Job
+from tandem_worker.jobs.job import Job
 
 
 @task("bench.noop", timeout="30s", retry=RetryPolicy(max_attempts=3))

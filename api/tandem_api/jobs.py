@@ -37,7 +37,7 @@ class _Kept(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _kept = msgspec.json.Decoder(_Kept)
-_KEPT_NAME = re.compile(r"result(-[0-9]+)?\.json")  # see worker/tandem_worker/run.py
+_KEPT_NAME = re.compile(r"result(-[0-9]+)?\.json")  # see worker/tandem_worker/runtime/run.py
 _failure = msgspec.json.Decoder(Failure)
 
 

@@ -20,7 +20,7 @@ from tortoise.transactions import in_transaction
 
 from tandem_worker import task
 from tandem_worker.errors import Permanent
-from tandem_worker.job import Job
+from tandem_worker.jobs.job import Job
 
 
 class Item(Model):

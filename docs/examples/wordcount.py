@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from pydantic import BaseModel, Field, model_validator
 
 from tandem_worker import task
-from tandem_worker.files import FileRef
-from tandem_worker.sync import SyncJob
+from tandem_worker.jobs.files import FileRef
+from tandem_worker.jobs.sync import SyncJob
 
 WORD = re.compile(r"[\w'’]+")
 

@@ -6,7 +6,7 @@ import pytest
 from jsonschema_rs import Draft202012Validator
 
 from tandem_api.explanations import explain
-from tandem_worker.task import load_tasks
+from tandem_worker.loader import load_tasks
 
 X = {"required": ["x"]}
 

@@ -8,7 +8,7 @@ from tandem_shared.jobs.states import State
 from tandem_shared.queue import heartbeat, scripts
 from tandem_shared.queue.messages import Finish
 from tandem_worker import __main__ as command
-from tandem_worker.run import Run
+from tandem_worker.runtime.run import Run
 
 
 def without_fence() -> None:

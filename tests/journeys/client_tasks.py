@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from tandem_shared.retry import RetryPolicy
 from tandem_worker import task
 from tandem_worker.errors import Permanent, Retry
-from tandem_worker.job import Job
+from tandem_worker.jobs.job import Job
 
 
 class Count(BaseModel):

@@ -4,7 +4,7 @@ import asyncio
 import os
 
 from tandem_worker import task
-from tandem_worker.job import Job
+from tandem_worker.jobs.job import Job
 from tests.journeys.crash_tasks import Scene
 
 

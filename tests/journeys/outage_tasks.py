@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from tandem_worker import task
-from tandem_worker.files import FileRef
-from tandem_worker.job import Job
+from tandem_worker.jobs.files import FileRef
+from tandem_worker.jobs.job import Job
 from tests.journeys.crash_tasks import Scene
 
 

@@ -3,8 +3,8 @@
 import asyncio
 
 from tandem_worker import task
-from tandem_worker.job import Job
-from tandem_worker.sync import SyncJob
+from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.sync import SyncJob
 from tests.journeys.crash_tasks import Scene
 
 

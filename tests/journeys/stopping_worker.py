@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from tandem_shared.settings import load
-from tandem_worker.mongo import MongoConnection, MongoConnections
+from tandem_worker.connectors.mongo.connections import MongoConnection, MongoConnections
+from tandem_worker.connectors.sql.connections import SqlConnection, SqlConnections, Transaction
+from tandem_worker.loader import load_tasks
 from tandem_worker.resources import Resources, open_resources
-from tandem_worker.sql import SqlConnection, SqlConnections, Transaction
-from tandem_worker.task import load_tasks
-from tandem_worker.worker import Worker
+from tandem_worker.runtime.worker import Worker
 
 
 class Noting:

@@ -8,7 +8,7 @@ import msgspec
 from pydantic import BaseModel
 
 from tandem_worker import task
-from tandem_worker.job import Job
+from tandem_worker.jobs.job import Job
 
 
 class Stream(BaseModel):

@@ -11,7 +11,8 @@ import pytest
 
 from tandem_shared.files.store import open_store
 from tandem_shared.files.uploads import save_upload
-from tandem_worker.tasks import sql
+from tandem_worker.tasks.sql.execute import execute as sql_execute
+from tandem_worker.tasks.sql.imports import import_ as sql_import
 from tests.conftest import eventually
 from tests.journeys import stopping_worker
 from tests.journeys.test_crashes import LEASE, MANY, Stage
@@ -61,7 +62,7 @@ async def test_a_worker_killed_beside_the_commit_applies_nothing_twice(
         {"sql": "INSERT INTO sales (item) VALUES ('cup')"},
         {"sql": "INSERT INTO sales (item) SELECT item FROM sales UNION ALL SELECT 'pot'"},
     ]
-    id = await client.submit(sql.execute, {"connection": "shop", "statements": statements}, retry=MANY)
+    id = await client.submit(sql_execute, {"connection": "shop", "statements": statements}, retry=MANY)
     await eventually(notes.exists, 30)
     first.kill()
     assert len(await ask("SELECT item FROM sales")) == (3 if at == "after" else 0)
@@ -82,7 +83,7 @@ async def test_an_import_is_applied_once_and_keeps_its_bad_rows(
         file = await save_upload(store, b"item\ncup\npot\ncup\n", tenant="default", keep=600, name="sales.csv")
     first = stage.worker(module=stopping_worker.__name__, arguments=(str(notes), "after"), sql__shop=url)
     payload = {"connection": "shop", "table": "sales", "source": {"file": file.id}, "max_bad": 1}
-    id = await client.submit(sql.import_, payload, retry=MANY)
+    id = await client.submit(sql_import, payload, retry=MANY)
     await eventually(notes.exists, 30)
     first.kill()
     stage.worker(sql__shop=url)

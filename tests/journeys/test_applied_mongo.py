@@ -8,8 +8,11 @@ import pytest
 
 from tandem_shared.files.store import open_store
 from tandem_shared.files.uploads import save_upload
-from tandem_worker.inserts import BATCH
-from tandem_worker.tasks import mongo
+from tandem_worker.tasks.mongo.imports import import_file as mongo_import_file
+from tandem_worker.tasks.mongo.inserts import BATCH
+from tandem_worker.tasks.mongo.write import delete as mongo_delete
+from tandem_worker.tasks.mongo.write import insert as mongo_insert
+from tandem_worker.tasks.mongo.write import update as mongo_update
 from tests.conftest import eventually
 from tests.journeys import stopping_worker
 from tests.journeys.test_applied import client as client  # noqa: PLC0414 - a fixture is found by its name
@@ -67,7 +70,7 @@ def scene(stage: Stage, client: Client, url: str) -> Scene:
 
 async def test_inserted_documents_exist_once(scene: Scene) -> None:
     documents = [{"n": 0}, {"_id": "own", "n": 1}, {"n": 2}]
-    assert await scene.killed(mongo.insert, documents=documents) == {"inserted": 3}
+    assert await scene.killed(mongo_insert, documents=documents) == {"inserted": 3}
     assert scene.numbers() == [0, 1, 2]
 
 
@@ -77,18 +80,18 @@ async def test_imported_documents_exist_once(scene: Scene, stage: Stage) -> None
     text = "".join(f'{{"n": {number}}}\n' for number in range(count)).encode()
     async with open_store(f"file://{stage.directory}/store") as store:
         file = await save_upload(store, text, tenant="default", keep=600, name="orders.ndjson")
-    assert await scene.killed(mongo.import_file, source={"file": file.id}) == {"inserted": count, "bad_count": 0}
+    assert await scene.killed(mongo_import_file, source={"file": file.id}) == {"inserted": count, "bad_count": 0}
     assert scene.numbers() == list(range(count))
 
 
 async def test_an_update_in_a_transaction_is_applied_once(scene: Scene) -> None:
     scene.fill(1, 2)
-    result = await scene.killed(mongo.update, filter={}, update={"$inc": {"n": 10}}, many=True)
+    result = await scene.killed(mongo_update, filter={}, update={"$inc": {"n": 10}}, many=True)
     assert result == {"matched": 2, "modified": 2, "upserted": 0}
     assert scene.numbers() == [11, 12]
 
 
 async def test_a_delete_in_a_transaction_is_applied_once(scene: Scene) -> None:
     scene.fill(1, 1, 2)
-    assert await scene.killed(mongo.delete, filter={"n": 1}) == {"deleted": 1}
+    assert await scene.killed(mongo_delete, filter={"n": 1}) == {"deleted": 1}
     assert scene.numbers() == [1, 2]

@@ -28,7 +28,7 @@ from tandem_shared.queue.messages import Claimed, Finish, Report, WorkerInfo
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import load
 from tandem_shared.streams.segments import segment_path, write_segment
-from tandem_worker.ledger import Projection
+from tandem_worker.runtime.ledger import Projection
 from tests.conftest import eventually
 from tests.shared.ledgers import facts
 from tests.shared.shard import entry, job

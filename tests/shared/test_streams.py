@@ -13,7 +13,7 @@ from tandem_shared.files.store import FileStore
 from tandem_shared.jobs.record import Attempt, Options, Record
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Chunk, Segment
-from tandem_shared.streams.reader import (  # fmt: skip
+from tandem_shared.streams.reader import (
     FEW,
     START,
     TOGETHER,

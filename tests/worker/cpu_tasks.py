@@ -15,8 +15,8 @@ from pydantic import BaseModel
 
 from tandem_worker import task
 from tandem_worker.errors import Permanent, Retry
-from tandem_worker.files import FileRef
-from tandem_worker.sync import SyncJob
+from tandem_worker.jobs.files import FileRef
+from tandem_worker.jobs.sync import SyncJob
 
 
 class Source(BaseModel):

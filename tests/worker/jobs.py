@@ -11,25 +11,41 @@ from pydantic_core import to_json
 
 from tandem_shared.files.uploads import save_upload
 from tandem_shared.settings import LOOPBACK, Settings
-from tandem_worker.job import Job
+from tandem_worker.executors.execute import execute
+from tandem_worker.executors.pools import Pools, open_pools
+from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.locks import LocalLocks
+from tandem_worker.jobs.steps import LocalSteps
 from tandem_worker.resources import Resources, open_resources
-from tandem_worker.task import execute, of
+from tandem_worker.task import of
 from tandem_worker.testing import Recorder
+
+
+def local_job(resources: Resources, sink: Any, pools: Pools, **facts: Any) -> Job:
+    """A job whose steps and locks are kept in this process."""
+    return Job(
+        sink=sink,
+        resources=resources,
+        store=LocalSteps({}),
+        keeper=LocalLocks(),
+        in_thread=pools.threads.call,
+        **facts,
+    )
 
 
 class Bench:
     """Runs tasks as a worker does: payload from JSON, result to JSON."""
 
-    def __init__(self, resources: Resources) -> None:
-        self.resources = resources
+    def __init__(self, resources: Resources, pools: Pools) -> None:
+        self.resources, self.pools = resources, pools
         self.kept = Recorder()
 
     async def run(self, function: Callable[..., Any], payload: Any, **job: Any) -> Any:
         task = of(function)
         facts = {"id": "job", "deadline": time.time() + 30, **job}
-        context = Job(task=task.name, sink=self.kept, resources=self.resources, **facts)
+        context = local_job(self.resources, self.kept, self.pools, task=task.name, **facts)
         value = task.decode(to_json(payload))
-        return msgspec.json.decode(task.encode(await execute(task, context, value)))
+        return msgspec.json.decode(task.encode(await execute(task, context, value, self.pools)))
 
     async def upload(self, name: str, data: bytes, content_type: str) -> str:
         """The id of a file as a client has uploaded it."""
@@ -42,5 +58,6 @@ class Bench:
 async def open_bench(directory: Path, **settings: Any) -> AsyncIterator[Bench]:
     """Resources with files in `directory`; loopback may be called unless `http_allow` says otherwise."""
     given = {"http_allow": LOOPBACK, "store_url": f"file://{directory}/store", **settings}
-    async with open_resources(Settings(**given)) as resources:
-        yield Bench(resources)
+    built = Settings(**given)
+    async with open_pools(built) as pools, open_resources(built) as resources:
+        yield Bench(resources, pools)

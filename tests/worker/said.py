@@ -10,7 +10,7 @@ from tandem_shared.files.store import FileStore
 from tandem_shared.queue.messages import Chunk, Claimed, WorkerInfo
 from tandem_shared.streams.segments import read_segment
 from tandem_worker import task
-from tandem_worker.output import JobOutput, Outbox
+from tandem_worker.runtime.output import JobOutput, Outbox
 from tandem_worker.task import of
 from tests.worker.workers import Client
 

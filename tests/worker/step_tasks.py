@@ -7,8 +7,8 @@ from pydantic import BaseModel
 
 from tandem_worker import task
 from tandem_worker.errors import Permanent
-from tandem_worker.job import Job
-from tandem_worker.sync import SyncJob
+from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.sync import SyncJob
 
 
 class Scene(BaseModel):

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from tandem_shared.jobs.record import Record
 from tandem_shared.jobs.states import State
 from tandem_worker import task
-from tandem_worker.adoption import deserialize, serialize, submission
+from tandem_worker.runtime.arq_jobs import deserialize, serialize, submission
 from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, working
 

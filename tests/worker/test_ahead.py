@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Claimed, Finish
 from tandem_worker import task
-from tandem_worker.ahead import MOST, PATIENCE, ROOM, SHARE, Ahead
+from tandem_worker.runtime.prefetch import MOST, PATIENCE, ROOM, SHARE, Ahead
 from tests.conftest import eventually
 from tests.worker.clocks import Clock
 from tests.worker.workers import Client, outcomes, working

@@ -21,12 +21,12 @@ import msgspec
 import psutil
 import pytest
 
-from tandem_worker.archives import entry_names
-from tandem_worker.compression import zstd
+from tandem_worker.archives.compression import zstd
+from tandem_worker.archives.names import entry_names
 from tandem_worker.errors import TaskError
-from tandem_worker.files import FileRef
+from tandem_worker.jobs.files import FileRef
 from tandem_worker.task import of
-from tandem_worker.tasks.file import archive, extract
+from tandem_worker.tasks.file.archive import archive, extract
 from tests.conftest import eventually
 from tests.worker.jobs import Bench, open_bench
 
@@ -51,7 +51,7 @@ def run(program: str, *arguments: str | Path, cwd: Path | None = None) -> str:
 
 def pool() -> list[psutil.Process]:
     """The processes of the pool; other children of this one are servers of other tests."""
-    return [child for child in psutil.Process().children() if "tandem_worker.child" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "tandem_worker.executors.child" in child.cmdline()]
 
 
 async def fetched(bench: Bench, ref: dict[str, Any], stamp: int = 0) -> bytes:

@@ -17,8 +17,8 @@ from redis.asyncio import Redis
 from tandem_shared.jobs.states import State
 from tandem_shared.retry import RetryPolicy
 from tandem_worker import task
-from tandem_worker.adoption import serialize
-from tandem_worker.worker import Worker
+from tandem_worker.runtime.arq_jobs import serialize
+from tandem_worker.runtime.worker import Worker
 from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, outcomes, working
 

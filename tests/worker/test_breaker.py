@@ -7,10 +7,10 @@ import pytest
 from aiohttp import web
 
 from tandem_shared.settings import LOOPBACK, Settings
-from tandem_worker import breaker as breakers
-from tandem_worker.breaker import FAULTS, LONGEST, PAUSE, Breaker, pause
+from tandem_worker.connectors.http import breaker as breakers
+from tandem_worker.connectors.http.breaker import FAULTS, LONGEST, PAUSE, Breaker, pause
+from tandem_worker.connectors.http.client import open_http
 from tandem_worker.errors import TaskError
-from tandem_worker.http import open_http
 from tests.worker.test_http import call, refusal, serving
 
 HOST = "example.org:443"

@@ -7,7 +7,7 @@ import pytest
 from jsonschema_rs import Draft202012Validator
 
 from tandem_shared.catalogue import Entry
-from tandem_worker.task import load_tasks
+from tandem_worker.loader import load_tasks
 
 ENTRIES = {name: one.entry for name, one in load_tasks([]).items()}
 NAMES = """

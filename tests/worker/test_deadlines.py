@@ -2,7 +2,7 @@
 
 import pytest
 
-from tandem_worker.deadlines import Deadlines
+from tandem_worker.runtime.deadlines import Deadlines
 from tests.worker.clocks import Clock
 
 

@@ -20,8 +20,9 @@ from PIL import ExifTags, Image, ImageChops, ImageStat
 from pydantic import ValidationError
 
 from tandem_worker.errors import Permanent, Retry, TaskError
-from tandem_worker.locks import LocalLocks
-from tandem_worker.task import load_tasks, of
+from tandem_worker.jobs.locks import LocalLocks
+from tandem_worker.loader import load_tasks
+from tandem_worker.task import of
 from tandem_worker.testing import Recorder, open_bench, run, upload
 from tests.worker.databases import Database
 from tests.worker.test_http import serving

@@ -10,8 +10,8 @@ import pytest
 
 from tandem_worker import task
 from tandem_worker.errors import Permanent, Retry, TaskError
-from tandem_worker.job import Job
-from tandem_worker.sync import SyncJob
+from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.sync import SyncJob
 from tandem_worker.testing import Recorder, run
 from tests.conftest import eventually
 

@@ -30,11 +30,13 @@ from tandem_shared.queue.messages import Finish, WorkerInfo
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import load
 from tandem_worker.errors import TaskError
-from tandem_worker.files import FileRef, JobFiles
-from tandem_worker.job import Job
+from tandem_worker.executors.execute import execute
+from tandem_worker.executors.pools import open_pools
+from tandem_worker.jobs.files import FileRef, JobFiles
 from tandem_worker.resources import Resources, open_resources
-from tandem_worker.task import execute, of
-from tandem_worker.tasks.file import hash_file
+from tandem_worker.task import of
+from tandem_worker.tasks.file.hash import hash_file
+from tests.worker.jobs import local_job
 
 MIB = 1 << 20
 calls = itertools.count(1)  # to claim, which are numbered
@@ -241,7 +243,7 @@ async def test_a_write_that_fails_is_not_told(store: FileStore) -> None:
 
 
 async def test_the_number_of_files_is_bounded(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tandem_worker.files.MAX_FILES", 2)
+    monkeypatch.setattr("tandem_worker.jobs.files.MAX_FILES", 2)
     files = JobFiles(store, "J", 1)
     for name in ("a", "b", "a"):
         await files.write(name, b"1")
@@ -272,8 +274,10 @@ class Said:
 async def run(resources: Resources, payload: dict[str, Any], tenant: str = "a") -> tuple[dict[str, Any], Said]:
     """file.hash as a worker runs it: JSON in, JSON out."""
     said = Said()
-    job = Job(id="J", task=TASK.name, sink=said, resources=resources, deadline=time.time() + 60, tenant=tenant)
-    result = await execute(TASK, job, TASK.decode(msgspec.json.encode(payload)))
+    async with open_pools(load()) as pools:
+        facts = {"id": "J", "task": TASK.name, "deadline": time.time() + 60, "tenant": tenant}
+        job = local_job(resources, said, pools, **facts)
+        result = await execute(TASK, job, TASK.decode(msgspec.json.encode(payload)), pools)
     return msgspec.json.decode(TASK.encode(result)), said
 
 

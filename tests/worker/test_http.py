@@ -11,8 +11,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from tandem_shared.settings import LOOPBACK, Settings
+from tandem_worker.connectors.http.client import REDIRECTS, HttpClient, open_http
 from tandem_worker.errors import TaskError
-from tandem_worker.http import REDIRECTS, HttpClient, open_http
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 

@@ -4,7 +4,7 @@ import ipaddress
 
 import pytest
 
-from tandem_worker.addresses import Allowed, allowed, parse
+from tandem_worker.connectors.http.guard import Allowed, allowed, parse
 
 REFUSED = [
     "0.0.0.0",

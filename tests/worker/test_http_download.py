@@ -16,12 +16,12 @@ from aiohttp import web
 
 from tandem_worker.errors import TaskError
 from tandem_worker.task import of
-from tandem_worker.tasks import http
+from tandem_worker.tasks.http.download import download as http_download
 from tests.conftest import eventually
 from tests.worker.jobs import Bench, open_bench
 from tests.worker.test_http import serving
 
-TASK = of(http.download)
+TASK = of(http_download)
 DATA = random.Random(7).randbytes(3 << 20)
 ETAG = {"ETag": '"one"'}
 
@@ -34,12 +34,12 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tandem_worker.downloads.PAUSE", 0.001)
+    monkeypatch.setattr("tandem_worker.tasks.http.download.PAUSE", 0.001)
 
 
 async def failure(bench: Bench, payload: dict[str, Any], **job: Any) -> TaskError:
     with pytest.raises(TaskError) as caught:
-        await bench.run(http.download, payload, **job)
+        await bench.run(http_download, payload, **job)
     return caught.value
 
 
@@ -85,7 +85,7 @@ async def test_a_download_is_a_file_of_the_job(bench: Bench, tmp_path: Path) -> 
     site = Site(headers={**ETAG, "Content-Type": "text/csv; charset=utf-8"})
     async with serving(site) as port:
         url = f"http://127.0.0.1:{port}/data/ro%C3%BCws.csv?key=1"
-        result = await bench.run(http.download, {"url": url, "sha256": hashlib.sha256(DATA).hexdigest().upper()})
+        result = await bench.run(http_download, {"url": url, "sha256": hashlib.sha256(DATA).hexdigest().upper()})
     assert result["status"] == 200
     assert result["file"]["name"] == "roüws.csv"
     assert result["file"]["size"] == len(DATA)
@@ -119,8 +119,8 @@ async def test_its_name(bench: Bench, path: str, disposition: str | None, name: 
         return web.Response(headers={"Content-Disposition": disposition} if disposition else {})
 
     async with serving(handler) as port:
-        result = await bench.run(http.download, {"url": f"http://127.0.0.1:{port}{path}"})
-        named = await bench.run(http.download, {"url": f"http://127.0.0.1:{port}{path}", "name": "in/my.bin"})
+        result = await bench.run(http_download, {"url": f"http://127.0.0.1:{port}{path}"})
+        named = await bench.run(http_download, {"url": f"http://127.0.0.1:{port}{path}", "name": "in/my.bin"})
     assert (result["file"]["name"], named["file"]["name"]) == (name, "in/my.bin")
 
 
@@ -131,7 +131,7 @@ async def test_it_goes_on_where_it_broke_off(bench: Bench, tmp_path: Path, heade
     site = Site(headers=headers)
     site.breaks = [1_000_000, 1_500_000, 1]
     async with serving(site) as port:
-        result = await bench.run(http.download, {"url": f"http://127.0.0.1:{port}/a"})
+        result = await bench.run(http_download, {"url": f"http://127.0.0.1:{port}/a"})
     (validator,) = headers.values()
     starts = [int((wanted or "bytes=0-").removeprefix("bytes=").removesuffix("-")) for wanted, _ in site.asked]
     # What the client had read when the connection broke: never more than was sent, and it only goes forward.
@@ -156,7 +156,7 @@ async def test_a_body_that_changed_meanwhile_begins_anew(bench: Bench, tmp_path:
 
     site.breaks = [2_000_000]
     async with serving(handler) as port:
-        result = await bench.run(http.download, {"url": f"http://127.0.0.1:{port}/a"})
+        result = await bench.run(http_download, {"url": f"http://127.0.0.1:{port}/a"})
     assert len(site.asked) == 2
     assert stored(tmp_path) == [other]
     assert result["file"]["sha256"] == hashlib.sha256(other).hexdigest()
@@ -166,7 +166,7 @@ async def test_a_server_without_ranges_sends_it_all_again(bench: Bench, tmp_path
     site = Site()
     site.ranges, site.breaks = False, [2_000_000]
     async with serving(site) as port:
-        await bench.run(http.download, {"url": f"http://127.0.0.1:{port}/a"})
+        await bench.run(http_download, {"url": f"http://127.0.0.1:{port}/a"})
     assert [wanted is None for wanted, _ in site.asked] == [True, False]
     assert stored(tmp_path) == [DATA]
 
@@ -232,7 +232,7 @@ async def test_what_shrank_meanwhile_begins_anew(bench: Bench, tmp_path: Path) -
         return web.Response(status=416) if asked[-1] else web.Response(body=b"short", headers=ETAG)
 
     async with serving(handler) as port:
-        await bench.run(http.download, {"url": f"http://127.0.0.1:{port}/a"})
+        await bench.run(http_download, {"url": f"http://127.0.0.1:{port}/a"})
     assert stored(tmp_path) == [b"short"]
     assert [wanted is not None for wanted in asked] == [False, True, False]
 
@@ -250,7 +250,7 @@ async def test_a_busy_server_is_asked_again_within_the_attempt(bench: Bench, tmp
         return await site(request)
 
     async with serving(handler) as port:
-        await bench.run(http.download, {"url": f"http://127.0.0.1:{port}/a"})
+        await bench.run(http_download, {"url": f"http://127.0.0.1:{port}/a"})
     assert stored(tmp_path) == [DATA]
 
 
@@ -302,7 +302,7 @@ async def test_the_cap_counts_what_is_unpacked(bench: Bench, tmp_path: Path) -> 
         url = f"http://127.0.0.1:{port}/a"
         headers = {"accept-encoding": "gzip"}
         error = await failure(bench, {"url": url, "max_bytes": (5 << 20) - 1, "headers": headers})
-        await bench.run(http.download, {"url": url, "max_bytes": 5 << 20, "headers": headers})
+        await bench.run(http_download, {"url": url, "max_bytes": 5 << 20, "headers": headers})
     assert error.type == "too_large"
     assert stored(tmp_path) == [bytes(5 << 20)]
 
@@ -331,7 +331,7 @@ async def test_a_server_that_says_when_to_come_back_ends_the_attempt(bench: Benc
 
 
 async def test_a_silent_server_counts_as_broken(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tandem_worker.downloads.STALL", 0.05)
+    monkeypatch.setattr("tandem_worker.tasks.http.download.STALL", 0.05)
     hold = asyncio.Event()
 
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
@@ -362,7 +362,7 @@ async def test_a_cancelled_download_closes_its_connection_and_stores_nothing(ben
             ended.set()
 
     async with serving(handler) as port:
-        running = asyncio.create_task(bench.run(http.download, {"url": f"http://127.0.0.1:{port}/a"}))
+        running = asyncio.create_task(bench.run(http_download, {"url": f"http://127.0.0.1:{port}/a"}))
         await begun.wait()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -394,5 +394,5 @@ async def test_the_trace_goes_on_with_each_request(bench: Bench) -> None:
         return await site(request)
 
     async with serving(handler) as port:
-        await bench.run(http.download, {"url": f"http://127.0.0.1:{port}/a"}, traceparent="00-1-2-01")
+        await bench.run(http_download, {"url": f"http://127.0.0.1:{port}/a"}, traceparent="00-1-2-01")
     await eventually(lambda: seen == ["00-1-2-01"] * 2)

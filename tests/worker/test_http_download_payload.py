@@ -7,9 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from tandem_worker.task import of
-from tandem_worker.tasks import http
+from tandem_worker.tasks.http.download import download as http_download
 
-TASK = of(http.download)
+TASK = of(http_download)
 SCHEMA = jsonschema_rs.validator_for(TASK.entry.payload_schema)
 URL = "https://example.org/"
 REFUSED: list[dict[str, Any]] = [

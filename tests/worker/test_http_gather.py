@@ -12,12 +12,13 @@ from pydantic import ValidationError
 
 from tandem_worker.errors import TaskError
 from tandem_worker.task import of
-from tandem_worker.tasks import http
+from tandem_worker.tasks.http.gather import gather as http_gather
+from tandem_worker.tasks.http.gather import race as http_race
 from tests.conftest import eventually
 from tests.worker.jobs import Bench, open_bench
 from tests.worker.test_http import serving
 
-GATHER, RACE = of(http.gather), of(http.race)
+GATHER, RACE = of(http_gather), of(http_race)
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ async def test_results_stand_in_order_and_stream_as_they_land(bench: Bench) -> N
     gates = Gates()
     async with serving(gates) as port:
         requests = [{"url": f"http://127.0.0.1:{port}/{name}"} for name in "abc"]
-        running = asyncio.create_task(bench.run(http.gather, {"requests": requests}))
+        running = asyncio.create_task(bench.run(http_gather, {"requests": requests}))
         for count, name in enumerate("cab", 1):
             gates.gate(name).set()
             await landed(bench, count)
@@ -94,7 +95,7 @@ async def test_no_more_than_so_many_are_under_way(bench: Bench, given: dict[str,
 
     async with serving(handler) as port:
         requests = [{"url": f"http://127.0.0.1:{port}/"}] * 60
-        result = await bench.run(http.gather, {"requests": requests, **given})
+        result = await bench.run(http_gather, {"requests": requests, **given})
     assert len(result["results"]) == 60
     assert top == most
 
@@ -120,7 +121,7 @@ async def test_failures_are_collected_and_none_is_tried_twice(bench: Bench) -> N
             {"url": f"{base}/wanted?status=404", "expect_status": [404]},
             {"url": f"{base}/x", "method": "POST", "body_file": {"file": "0" * 22}},
         ]
-        result = await bench.run(http.gather, {"requests": requests})
+        result = await bench.run(http_gather, {"requests": requests})
     problems = [
         (one["error"]["type"], one["error"]["retryable"]) if not one["ok"] else None for one in result["results"]
     ]
@@ -143,38 +144,38 @@ async def test_a_result_too_large_for_an_output_item_is_that_requests_failure(be
         return web.Response(body=b"x" * (1 << 20), content_type="text/plain")
 
     async with serving(handler) as port:
-        result = await bench.run(http.gather, {"requests": [{"url": f"http://127.0.0.1:{port}/"}]})
+        result = await bench.run(http_gather, {"requests": [{"url": f"http://127.0.0.1:{port}/"}]})
     assert result["results"][0]["error"]["type"] == "too_large"
 
 
 async def test_all_responses_together_have_a_limit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tandem_worker.calls.TOGETHER", 100_000)
+    monkeypatch.setattr("tandem_worker.tasks.http.request.TOGETHER", 100_000)
 
     async def handler(request: web.BaseRequest) -> web.Response:
         return web.Response(body=b"x" * 30_000, content_type="text/plain")
 
     async with serving(handler) as port:
         requests = [{"url": f"http://127.0.0.1:{port}/"}] * 4
-        error = await failure(bench, http.gather, {"requests": requests})
+        error = await failure(bench, http_gather, {"requests": requests})
     assert (error.type, error.retryable) == ("too_large", False)
 
 
 async def test_all_results_together_have_a_limit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tandem_worker.calls.TOGETHER", 10_000)
+    monkeypatch.setattr("tandem_worker.tasks.http.request.TOGETHER", 10_000)
 
     async def handler(request: web.BaseRequest) -> web.Response:
         return web.Response(headers={"X-Long": "x" * 4000})
 
     async with serving(handler) as port:
         requests = [{"url": f"http://127.0.0.1:{port}/"}] * 3
-        error = await failure(bench, http.gather, {"requests": requests})
+        error = await failure(bench, http_gather, {"requests": requests})
     assert (error.type, error.retryable) == ("too_large", False)
 
 
 async def test_a_race_whose_responses_are_too_large_together_ends(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem_worker.calls.TOGETHER", 100_000)
+    monkeypatch.setattr("tandem_worker.tasks.http.request.TOGETHER", 100_000)
 
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -184,7 +185,7 @@ async def test_a_race_whose_responses_are_too_large_together_ends(
 
     async with serving(handler) as port:
         requests = [{"url": f"http://127.0.0.1:{port}/"}] * 4
-        error = await failure(bench, http.race, {"requests": requests})
+        error = await failure(bench, http_race, {"requests": requests})
     assert (error.type, error.retryable) == ("too_large", False)
 
 
@@ -194,7 +195,7 @@ async def test_with_on_error_fail_the_first_failure_ends_the_others(bench: Bench
         base = f"http://127.0.0.1:{port}"
         requests = [{"url": f"{base}/slow"}, {"url": f"{base}/bad?status=503&key=abc"}, {"url": f"{base}/later"}]
         payload = {"requests": requests, "on_error": "fail", "concurrency": 2}
-        running = asyncio.create_task(failure(bench, http.gather, payload))
+        running = asyncio.create_task(failure(bench, http_gather, payload))
         await eventually(lambda: sorted(gates.inside) == ["bad", "slow"])
         gates.gate("bad").set()
         error = await running
@@ -204,14 +205,14 @@ async def test_with_on_error_fail_the_first_failure_ends_the_others(bench: Bench
     assert sorted(gates.inside) == ["bad", "slow"]
 
 
-@pytest.mark.parametrize("function", [http.gather, http.race])
+@pytest.mark.parametrize("function", [http_gather, http_race])
 async def test_each_request_has_its_time(bench: Bench, function: Any) -> None:
     gates = Gates()
     gates.gate("quick").set()
     async with serving(gates) as port:
         base = f"http://127.0.0.1:{port}"
         stuck = {"requests": [{"url": f"{base}/stuck"}], "timeout": "50ms"}
-        if function is http.gather:
+        if function is http_gather:
             result = await bench.run(function, {**stuck, "requests": [*stuck["requests"], {"url": f"{base}/quick"}]})
             assert [one.get("error", {}).get("type") for one in result["results"]] == ["timeout", None]
         else:
@@ -221,7 +222,7 @@ async def test_each_request_has_its_time(bench: Bench, function: Any) -> None:
         await eventually(lambda: gates.gone == ["stuck"])
 
 
-@pytest.mark.parametrize("function", [http.gather, http.race])
+@pytest.mark.parametrize("function", [http_gather, http_race])
 async def test_a_cancelled_job_closes_its_connections(bench: Bench, function: Any) -> None:
     gates = Gates()
     async with serving(gates) as port:
@@ -235,7 +236,7 @@ async def test_a_cancelled_job_closes_its_connections(bench: Bench, function: An
 
 
 async def test_nothing_to_gather_is_nothing(bench: Bench) -> None:
-    assert await bench.run(http.gather, {"requests": []}) == {"results": []}
+    assert await bench.run(http_gather, {"requests": []}) == {"results": []}
 
 
 async def test_the_first_success_wins_and_the_losers_connections_are_closed(bench: Bench) -> None:
@@ -243,7 +244,7 @@ async def test_the_first_success_wins_and_the_losers_connections_are_closed(benc
     async with serving(gates) as port:
         base = f"http://127.0.0.1:{port}"
         urls = [f"{base}/a", f"{base}/b?status=500", f"{base}/c", "http://127.0.0.1:1/", f"{base}/d"]
-        running = asyncio.create_task(bench.run(http.race, {"requests": [{"url": url} for url in urls]}))
+        running = asyncio.create_task(bench.run(http_race, {"requests": [{"url": url} for url in urls]}))
         await eventually(lambda: sorted(gates.inside) == ["a", "b", "c", "d"])
         gates.gate("b").set()
         await eventually(lambda: bench.kept.progressed and bench.kept.progressed[-1]["current"] == 2)
@@ -264,7 +265,7 @@ async def test_a_race_without_a_success_says_why(bench: Bench) -> None:
     async with serving(handler) as port:
         base = f"http://127.0.0.1:{port}"
         requests = [{"url": f"{base}/a?status=503&key=abc"}, {"url": f"{base}/b?status=404"}]
-        error = await failure(bench, http.race, {"requests": requests})
+        error = await failure(bench, http_race, {"requests": requests})
     assert (error.type, error.retryable) == ("all_failed", False)
     assert error.message == (
         f"none of 2 requests succeeded: request 0: GET {base}/a answered 503; request 1: GET {base}/b answered 404"

@@ -15,11 +15,11 @@ from pydantic import ValidationError
 
 from tandem_worker.errors import TaskError
 from tandem_worker.task import of
-from tandem_worker.tasks import http
+from tandem_worker.tasks.http.request import request as http_request
 from tests.worker.jobs import Bench, open_bench
 from tests.worker.test_http import echo, serving
 
-TASK = of(http.request)
+TASK = of(http_request)
 SCHEMA = jsonschema_rs.validator_for(TASK.entry.payload_schema)
 
 
@@ -31,13 +31,13 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 async def failure(bench: Bench, payload: dict[str, Any], **job: Any) -> TaskError:
     with pytest.raises(TaskError) as caught:
-        await bench.run(http.request, payload, **job)
+        await bench.run(http_request, payload, **job)
     return caught.value
 
 
 async def test_get(bench: Bench) -> None:
     async with serving(echo) as port:
-        result = await bench.run(http.request, {"url": f"http://127.0.0.1:{port}/a?b=1#c", "params": {"d": 2}})
+        result = await bench.run(http_request, {"url": f"http://127.0.0.1:{port}/a?b=1#c", "params": {"d": 2}})
     assert result["status"] == 200
     assert result["url"] == f"http://127.0.0.1:{port}/a?b=1&d=2"
     assert result["headers"]["content-type"] == "application/json; charset=utf-8"
@@ -57,10 +57,10 @@ async def test_post_json_text_and_a_file(bench: Bench) -> None:
 
     async with serving(handler) as port:
         url = f"http://127.0.0.1:{port}/"
-        one = await bench.run(http.request, {"url": url, "method": "POST", "json": {"a": 2**70}})
-        two = await bench.run(http.request, {"url": url, "method": "PUT", "body": "grüße"})
+        one = await bench.run(http_request, {"url": url, "method": "POST", "json": {"a": 2**70}})
+        two = await bench.run(http_request, {"url": url, "method": "PUT", "body": "grüße"})
         upload = await bench.upload("body.bin", data, "image/png")
-        three = await bench.run(http.request, {"url": url, "method": "POST", "body_file": {"file": upload}})
+        three = await bench.run(http_request, {"url": url, "method": "POST", "body_file": {"file": upload}})
     assert one["json"] == {"headers": ["application/json", "28", None], "body": 28}
     assert two["json"] == {"headers": ["text/plain; charset=utf-8", "7", None], "body": 7}
     assert three["json"] == {"headers": ["image/png", str(len(data)), None], "body": len(data)}
@@ -74,8 +74,8 @@ async def test_a_missing_file_is_no_connection_fault(bench: Bench) -> None:
 async def test_the_jobs_trace_goes_on_unless_the_payload_has_one(bench: Bench) -> None:
     async with serving(echo) as port:
         payload: dict[str, Any] = {"url": f"http://127.0.0.1:{port}/"}
-        carried = await bench.run(http.request, payload, traceparent="00-1-2-01")
-        own = await bench.run(http.request, {**payload, "headers": {"Traceparent": "own"}}, traceparent="00-1-2-01")
+        carried = await bench.run(http_request, payload, traceparent="00-1-2-01")
+        own = await bench.run(http_request, {**payload, "headers": {"Traceparent": "own"}}, traceparent="00-1-2-01")
     assert carried["json"]["headers"]["traceparent"] == "00-1-2-01"
     assert CIMultiDict(own["json"]["headers"]).getall("traceparent") == ["own"]
 
@@ -104,7 +104,7 @@ async def test_the_body_is_what_its_type_says_and_its_bytes_allow(
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async with serving(handler) as port:
-        result = await bench.run(http.request, {"url": f"http://127.0.0.1:{port}/"})
+        result = await bench.run(http_request, {"url": f"http://127.0.0.1:{port}/"})
     assert {name: result[name] for name in ("json", "text", "base64") if name in result} == {key: expected}
 
 
@@ -113,7 +113,7 @@ async def test_repeated_headers_are_joined(bench: Bench) -> None:
         return web.Response(headers=[("X-A", "1"), ("x-a", "2"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")])
 
     async with serving(handler) as port:
-        result = await bench.run(http.request, {"url": f"http://127.0.0.1:{port}/"})
+        result = await bench.run(http_request, {"url": f"http://127.0.0.1:{port}/"})
     assert (result["headers"]["x-a"], result["headers"]["set-cookie"]) == ("1, 2", "a=1\nb=2")
 
 
@@ -129,7 +129,7 @@ async def test_the_cap_counts_what_is_unpacked(bench: Bench, encoding: str) -> N
     async with serving(handler) as port:
         url = f"http://127.0.0.1:{port}/"
         error = await failure(bench, {"url": url})
-        whole = await bench.run(http.request, {"url": url, "max_bytes": size})
+        whole = await bench.run(http_request, {"url": url, "max_bytes": size})
         short = await failure(bench, {"url": url, "max_bytes": size - 1})
     assert (error.type, error.retryable, short.type) == ("too_large", False, "too_large")
     assert len(base64.b64decode(whole["base64"])) == size
@@ -174,7 +174,7 @@ async def test_a_status_can_be_expected(bench: Bench, pattern: int | str) -> Non
 
     async with serving(handler) as port:
         payload = {"url": f"http://127.0.0.1:{port}/", "expect_status": ["2xx", pattern]}
-        assert (await bench.run(http.request, payload))["status"] == 404
+        assert (await bench.run(http_request, payload))["status"] == 404
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,10 @@ import pytest
 from aiohttp import web
 
 from tandem_worker.errors import TaskError
-from tandem_worker.tasks import http
+from tandem_worker.tasks.http.download import download as http_download
+from tandem_worker.tasks.http.gather import gather as http_gather
+from tandem_worker.tasks.http.gather import race as http_race
+from tandem_worker.tasks.http.webhook import webhook as http_webhook
 from tests.worker.jobs import Bench, open_bench
 from tests.worker.test_http import SPELLINGS, serving
 
@@ -24,10 +27,10 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 async def each(bench: Bench, url: str) -> dict[str, tuple[str, bool, str]]:
     """What became of the URL in each task: type, retryable, message."""
     payloads: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [
-        ("download", http.download, {"url": url}),
-        ("gather", http.gather, {"requests": [{"url": url}], "on_error": "fail"}),
-        ("race", http.race, {"requests": [{"url": url}]}),
-        ("webhook", http.webhook, {"url": url, "type": "a", "data": 1}),
+        ("download", http_download, {"url": url}),
+        ("gather", http_gather, {"requests": [{"url": url}], "on_error": "fail"}),
+        ("race", http_race, {"requests": [{"url": url}]}),
+        ("webhook", http_webhook, {"url": url, "type": "a", "data": 1}),
     ]
     became = {}
     for name, function, payload in payloads:

@@ -16,15 +16,15 @@ from multidict import CIMultiDictProxy
 from pydantic import ValidationError
 
 from tandem_shared.jobs.ids import new_id
-from tandem_worker import webhooks
 from tandem_worker.errors import TaskError
 from tandem_worker.failures import invalid_payload
 from tandem_worker.task import of
-from tandem_worker.tasks import http
+from tandem_worker.tasks.http.webhook import delivery_headers, signing_key
+from tandem_worker.tasks.http.webhook import webhook as http_webhook
 from tests.worker.jobs import Bench, open_bench
 from tests.worker.test_http import serving
 
-TASK = of(http.webhook)
+TASK = of(http_webhook)
 SCHEMA = jsonschema_rs.validator_for(TASK.entry.payload_schema)
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -49,7 +49,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 def test_the_signature_is_that_of_the_standards_own_example() -> None:
     body = b'{"test": 2432232314}'
-    made = webhooks.headers("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body, webhooks.key(SECRET))
+    made = delivery_headers("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body, signing_key(SECRET))
     assert made["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
@@ -58,7 +58,7 @@ async def test_an_event_arrives_signed(bench: Bench) -> None:
     payload = {"type": "tandem.job.succeeded", "data": {"n": 2**70, "text": "grüße"}, "secret": SECRET}
     async with serving(receiver) as port:
         result = await bench.run(
-            http.webhook, {"url": f"http://127.0.0.1:{port}/hook", **payload}, id=id, traceparent="00-1-2-01"
+            http_webhook, {"url": f"http://127.0.0.1:{port}/hook", **payload}, id=id, traceparent="00-1-2-01"
         )
     assert result == {"status": 204}
     ((method, headers, body),) = receiver.got
@@ -89,7 +89,7 @@ async def test_every_attempt_sends_the_same_event(bench: Bench) -> None:
         payload = {"url": f"http://127.0.0.1:{port}/", "type": "a", "data": 1}
         for attempt in (1, 2):
             with pytest.raises(TaskError):
-                await bench.run(http.webhook, payload, id=id, attempt=attempt)
+                await bench.run(http_webhook, payload, id=id, attempt=attempt)
     (_, first, body), (_, second, again) = receiver.got
     assert (first["webhook-id"], body) == (second["webhook-id"], again)
 
@@ -98,7 +98,7 @@ async def test_an_id_and_a_subject_can_be_given_and_no_secret_is_no_signature(be
     receiver = Receiver()
     async with serving(receiver) as port:
         payload = {"type": "tandem.job.failed", "data": None, "id": "job1-failed", "subject": "job1"}
-        await bench.run(http.webhook, {"url": f"http://127.0.0.1:{port}/", **payload})
+        await bench.run(http_webhook, {"url": f"http://127.0.0.1:{port}/", **payload})
     ((_, headers, body),) = receiver.got
     event = msgspec.json.decode(body)
     assert (event["id"], headers["webhook-id"], event["subject"]) == ("job1-failed", "job1-failed", "job1")
@@ -124,7 +124,7 @@ async def test_what_an_answer_means(bench: Bench, status: int, type_: str, retry
     async with serving(receiver) as port:
         payload = {"url": f"http://127.0.0.1:{port}/hook?key=abc", "type": "a", "data": {}, "secret": SECRET}
         with pytest.raises(TaskError) as caught:
-            await bench.run(http.webhook, payload)
+            await bench.run(http_webhook, payload)
     error = caught.value
     assert (error.type, error.retryable) == (type_, retryable)
     assert error.message == f"POST http://127.0.0.1:{port}/hook answered {status}"
@@ -134,7 +134,7 @@ async def test_what_an_answer_means(bench: Bench, status: int, type_: str, retry
 
 async def test_a_connection_fault_is_tried_again(bench: Bench) -> None:
     with pytest.raises(TaskError) as caught:
-        await bench.run(http.webhook, {"url": "http://127.0.0.1:1/", "type": "a", "data": {}, "secret": SECRET})
+        await bench.run(http_webhook, {"url": "http://127.0.0.1:1/", "type": "a", "data": {}, "secret": SECRET})
     assert (caught.value.type, caught.value.retryable) == ("connection_failed", True)
     assert "whsec" not in str(caught.value)
 

@@ -15,20 +15,22 @@ from hypothesis import strategies as st
 from tandem_worker import task
 from tandem_worker.encoding import MAX_ITEM
 from tandem_worker.errors import Permanent, TaskError
-from tandem_worker.files import FileRef
-from tandem_worker.job import MAX_LOG, MAX_MESSAGE, Job, log_body
-from tandem_worker.resources import Resources
-from tandem_worker.sync import SyncJob
-from tandem_worker.task import execute, of
-from tandem_worker.testing import Recorder, open_bench, run, upload
-from tandem_worker.threads import MAX_UNDER_WAY
+from tandem_worker.executors.execute import execute
+from tandem_worker.executors.threads import MAX_UNDER_WAY
+from tandem_worker.jobs.files import FileRef
+from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.reports import MAX_LOG, MAX_MESSAGE, log_body
+from tandem_worker.jobs.sync import SyncJob
+from tandem_worker.task import of
+from tandem_worker.testing import Bench, Recorder, open_bench, run, upload
 from tests.conftest import eventually
 from tests.worker import cpu_tasks
+from tests.worker.jobs import local_job
 
 
-def job_of(function: Callable[..., Any], resources: Resources, sink: Any) -> Job:
+def job_of(function: Callable[..., Any], bench: Bench, sink: Any) -> Job:
     kind = of(function)
-    return Job(id="one", task=kind.name, sink=sink, resources=resources, deadline=time.time() + 60, stamp=1)
+    return local_job(bench, sink, bench.pools, id="one", task=kind.name, deadline=time.time() + 60, stamp=1)
 
 
 # ------------------------------------------------------------------------------------------------------------- reports
@@ -167,7 +169,7 @@ async def test_a_thread_waits_for_a_slow_sink() -> None:
     async with open_bench() as resources:
         sink = Slow()
         sink.given_out = lambda: given_out[0]
-        running = asyncio.create_task(execute(of(fast), job_of(fast, resources, sink), {}))
+        running = asyncio.create_task(execute(of(fast), job_of(fast, resources, sink), {}, resources.pools))
         await eventually(lambda: given_out[0] > MAX_UNDER_WAY)
         sink.opened.set()
         await running
@@ -180,7 +182,7 @@ async def test_a_result_comes_after_all_reports(function: Callable[..., Any]) ->
     async with open_bench() as resources:
         sink = Slow()
         job = job_of(function, resources, sink)
-        running = asyncio.create_task(execute(of(function), job, of(function).decode(b"{}")))
+        running = asyncio.create_task(execute(of(function), job, of(function).decode(b"{}"), resources.pools))
         # Twenty others of the same kind are through, one after the other: this one had the time too.
         for _ in range(20):
             await run(function, resources=resources)
@@ -195,7 +197,7 @@ async def test_a_failure_comes_after_all_reports(function: Callable[..., Any]) -
     async with open_bench() as resources:
         sink = Slow()
         job = job_of(function, resources, sink)
-        running = asyncio.create_task(execute(of(function), job, of(function).decode(b"{}")))
+        running = asyncio.create_task(execute(of(function), job, of(function).decode(b"{}"), resources.pools))
         for _ in range(20):
             with pytest.raises(Permanent):
                 await run(function, resources=resources)
@@ -217,7 +219,7 @@ async def test_reports_of_a_thread_keep_their_order() -> None:
     async with open_bench() as resources:
         sink = Slow()
         sink.opened.set()
-        await execute(of(ordered), job_of(ordered, resources, sink), {})
+        await execute(of(ordered), job_of(ordered, resources, sink), {}, resources.pools)
     assert sink.kinds == ["output", "progress", "log"] * 500
 
 
@@ -250,7 +252,7 @@ async def test_a_sink_that_fails_ends_the_job_and_no_more(function: Callable[...
     async with open_bench() as resources:
         job = job_of(function, resources, Failing())
         with pytest.raises(TaskError, match="enough"):
-            await execute(of(function), job, of(function).decode(b"{}"))
+            await execute(of(function), job, of(function).decode(b"{}"), resources.pools)
         assert await run(cpu_tasks.double, 4, resources=resources) == 8
 
 
@@ -341,9 +343,9 @@ async def test_files_of_other_jobs_are_looked_up_for_the_jobs_tenant() -> None:
         asked.append((id, tenant))
 
     async with open_bench() as resources:
-        job = Job(
-            id="one", task="t", sink=Recorder(), resources=resources, deadline=0, tenant="acme", find=find
-        )  # fmt: skip
+        job = local_job(
+            resources, Recorder(), resources.pools, id="one", task="t", deadline=0, tenant="acme", find=find
+        )
         with pytest.raises(Permanent, match="there is no file"):
             await job.files.read(FileRef(file="other/rows.csv"))
     assert asked == [("other", "acme")]
@@ -351,4 +353,4 @@ async def test_files_of_other_jobs_are_looked_up_for_the_jobs_tenant() -> None:
 
 async def test_a_job_that_touched_no_file_has_written_none() -> None:
     async with open_bench() as resources:
-        assert Job(id="one", task="t", sink=Recorder(), resources=resources, deadline=0).written == []
+        assert local_job(resources, Recorder(), resources.pools, id="one", task="t", deadline=0).written == []

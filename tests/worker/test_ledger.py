@@ -15,7 +15,7 @@ from tandem_shared.jobs.states import State
 from tandem_shared.ledger.ledger import Ledger, open_ledger
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings, load
-from tandem_worker.ledger import Projection
+from tandem_worker.runtime.ledger import Projection
 from tandem_worker.task import task
 from tests.conftest import eventually, started
 from tests.shared.shard import Shard
@@ -75,8 +75,8 @@ async def test_rows_are_what_the_records_are(shard: Shard, ledger: Ledger) -> No
 async def test_portions_are_bounded_by_jobs_and_by_bytes(
     shard: Shard, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem_worker.ledger.MANY", 7)
-    monkeypatch.setattr("tandem_worker.ledger.ROOM", 500)
+    monkeypatch.setattr("tandem_worker.runtime.ledger.MANY", 7)
+    monkeypatch.setattr("tandem_worker.runtime.ledger.ROOM", 500)
     ids = await live(shard, 20, random.Random(2))
     await projection(shard.queue, ledger).step(0.01)
     assert await agrees(shard, ledger, ids)

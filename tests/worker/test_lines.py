@@ -14,9 +14,9 @@ import pytest
 from pydantic import ValidationError
 
 from tandem_worker.errors import TaskError
-from tandem_worker.lines import delimiter_of
+from tandem_worker.tables.text import delimiter_of
 from tandem_worker.task import of
-from tandem_worker.tasks.file import concat, split
+from tandem_worker.tasks.file.split import concat, split
 from tests.worker.jobs import Bench, open_bench
 from tests.worker.test_archives import fetched, run
 

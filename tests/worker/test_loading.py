@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tandem_shared.errors import Misconfigured
-from tandem_worker.task import load_tasks
+from tandem_worker.loader import load_tasks
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_modules_are_loaded_with_the_built_in_tasks(write_module: Callable[[str,
         ("def broken(:", "SyntaxError: invalid syntax"),
         ("from tandem_worker import task\n@task('Wrong')\ndef work(): ...", "is named 'Wrong'"),
         ("from tandem_worker import task", "it defines no task"),
-        (ONE.format(name="http.request"), "the task 'http.request' of broken.work is also worker.tasks.http."),
+        (ONE.format(name="http.request"), "the task 'http.request' of broken.work is also tandem_worker.tasks.http."),
     ],
 )
 def test_a_module_that_cannot_serve_stops_the_start(

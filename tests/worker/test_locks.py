@@ -14,9 +14,9 @@ from tandem_shared.queue.queue import Queue
 from tandem_shared.retry import RetryPolicy
 from tandem_worker import task
 from tandem_worker.errors import Permanent, TaskError
-from tandem_worker.fenced import MOST_LOCKS
-from tandem_worker.job import Job
-from tandem_worker.locks import LocalLocks
+from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.locks import LocalLocks
+from tandem_worker.runtime.attempt_store import MOST_LOCKS
 from tandem_worker.testing import run
 from tests.conftest import eventually
 from tests.worker import lock_tasks

@@ -13,10 +13,10 @@ import msgspec
 import pytest
 import structlog
 
-from tandem_worker import logs as job_logs
 from tandem_worker import task
-from tandem_worker.logs import JobHandler, body_of, following, installed
-from tandem_worker.sync import SyncJob
+from tandem_worker.jobs import logs as job_logs
+from tandem_worker.jobs.logs import JobHandler, body_of, following, installed
+from tandem_worker.jobs.sync import SyncJob
 from tandem_worker.testing import Recorder, open_bench, run
 from tests.worker import cpu_tasks
 

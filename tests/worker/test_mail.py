@@ -22,8 +22,8 @@ from pydantic import ValidationError
 from tandem_shared.errors import Misconfigured
 from tandem_shared.jobs.ids import new_id
 from tandem_shared.settings import Settings, load, shown
+from tandem_worker.connectors.mail import open_mail
 from tandem_worker.errors import TaskError
-from tandem_worker.mail import open_mail
 from tandem_worker.task import of
 from tandem_worker.tasks.email import send
 from tests.conftest import eventually

@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tandem_shared.errors import Misconfigured
 from tandem_worker import task
 from tandem_worker.errors import Permanent
-from tandem_worker.job import Job
-from tandem_worker.metrics import BOUNDS, Tally, Times, serving
+from tandem_worker.jobs.job import Job
+from tandem_worker.runtime.metrics import BOUNDS, Tally, Times, serving
 from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, working
 

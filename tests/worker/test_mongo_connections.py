@@ -7,9 +7,9 @@ import pytest
 
 from tandem_shared.errors import Misconfigured
 from tandem_shared.settings import load
+from tandem_worker.connectors.mongo.connections import open_mongo
 from tandem_worker.errors import TaskError
-from tandem_worker.mongo import open_mongo
-from tandem_worker.tasks import mongo
+from tandem_worker.tasks.mongo.find import find as mongo_find
 from tests.worker.jobs import Bench, open_bench
 
 AWAY = "127.0.0.1:1"
@@ -18,7 +18,7 @@ SOON = "serverSelectionTimeoutMS=50"
 
 async def failure(bench: Bench, connection: str, **more: Any) -> TaskError:
     with pytest.raises(TaskError) as caught:
-        await bench.run(mongo.find, {"connection": connection, "collection": "orders", **more})
+        await bench.run(mongo_find, {"connection": connection, "collection": "orders", **more})
     return caught.value
 
 
@@ -34,7 +34,7 @@ async def test_a_server_that_is_away(tmp_path: Path) -> None:
 
 async def test_the_patience_of_a_url_is_enough_for_a_server_that_answers(tmp_path: Path, mongo_url: str) -> None:
     async with open_bench(tmp_path, mongo={"main": f"{mongo_url}?serverSelectionTimeoutMS=5000"}) as bench:
-        assert (await bench.run(mongo.find, {"connection": "main", "collection": "none"})) == {"count": 0}
+        assert (await bench.run(mongo_find, {"connection": "main", "collection": "none"})) == {"count": 0}
 
 
 async def test_what_is_not_named(tmp_path: Path) -> None:

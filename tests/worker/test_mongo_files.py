@@ -12,10 +12,11 @@ import duckdb
 import pytest
 
 from tandem_shared.jobs.ids import new_id
-from tandem_worker.compression import zstd
-from tandem_worker.documents import derived_id
-from tandem_worker.dumps import entries
-from tandem_worker.tasks import mongo
+from tandem_worker.archives.compression import zstd
+from tandem_worker.connectors.mongo.extended_json import derived_id
+from tandem_worker.tasks.mongo.export import export as mongo_export
+from tandem_worker.tasks.mongo.imports import entries
+from tandem_worker.tasks.mongo.imports import import_file as mongo_import_file
 from tests.worker import parquet
 from tests.worker.jobs import Bench
 from tests.worker.test_mongo import OID, ORDERS, Database, ask, failure, fill
@@ -26,7 +27,7 @@ from tests.worker.test_mongo import url as url  # noqa: PLC0414 - likewise
 
 async def exported(bench: Bench, format: str, **more: Any) -> tuple[Any, bytes]:
     """The result and the file's bytes, found where a published file lies."""
-    result = await ask(bench, mongo.export, {"format": format, **more}, id="exporting", stamp=1)
+    result = await ask(bench, mongo_export, {"format": format, **more}, id="exporting", stamp=1)
     data = await bench.resources.files.load(f"jobs/exporting/1/{result['file']['name']}", 1 << 30)
     assert result["file"]["size"] == len(data)
     return result, data
@@ -35,7 +36,7 @@ async def exported(bench: Bench, format: str, **more: Any) -> tuple[Any, bytes]:
 @pytest.mark.parametrize("format", ["ndjson", "json"])
 async def test_an_export_is_imported_as_it_was(bench: Bench, database: Database, format: str) -> None:
     await fill(bench)
-    exported = await ask(bench, mongo.export, {"format": format, "sort": {"amount": 1}}, id="exporting", stamp=1)
+    exported = await ask(bench, mongo_export, {"format": format, "sort": {"amount": 1}}, id="exporting", stamp=1)
     assert exported["count"] == 3
     data = await bench.resources.files.load(f"jobs/exporting/1/orders.{format}", 1 << 20)
     lines = json.loads(data) if format == "json" else [json.loads(line) for line in data.splitlines()]
@@ -45,7 +46,7 @@ async def test_an_export_is_imported_as_it_was(bench: Bench, database: Database,
     source = await bench.upload(f"orders.{format}", data, "")
     id = new_id()
     for _ in range(2):
-        assert await ask(bench, mongo.import_file, {"source": {"file": source}}, id=id) == {
+        assert await ask(bench, mongo_import_file, {"source": {"file": source}}, id=id) == {
             "inserted": 3,
             "bad_count": 0,
         }
@@ -56,13 +57,13 @@ async def test_csv_out_and_in(bench: Bench, database: Database) -> None:
     rows = [{"_id": f"{n}", "name": f'a "quoted"\nname, {n}', "n": n} for n in range(3)]
     database.orders.insert_many(rows)
     asked = {"format": "csv", "projection": {"name": 1, "n": 1}, "sort": {"n": 1}}
-    assert (await ask(bench, mongo.export, asked, id="exporting", stamp=1))["count"] == 3
+    assert (await ask(bench, mongo_export, asked, id="exporting", stamp=1))["count"] == 3
     data = await bench.resources.files.load("jobs/exporting/1/orders.csv", 1 << 20)
     text = [{**row, "n": str(row["n"])} for row in rows]
     assert list(csv.DictReader(data.decode().splitlines(keepends=True))) == text
     database.orders.delete_many({})
     source = await bench.upload("orders.csv", data, "text/csv")
-    assert await ask(bench, mongo.import_file, {"source": {"file": source}}) == {"inserted": 3, "bad_count": 0}
+    assert await ask(bench, mongo_import_file, {"source": {"file": source}}) == {"inserted": 3, "bad_count": 0}
     assert sorted(database.orders.find(), key=lambda one: str(one["_id"])) == text
 
 
@@ -95,7 +96,7 @@ async def test_what_parquet_has_types_for(bench: Bench, database: Database) -> N
     ]
     database.orders.delete_many({})
     source = await bench.upload("orders.parquet", data, "")
-    assert await ask(bench, mongo.import_file, {"source": {"file": source}}) == {"inserted": 2, "bad_count": 0}
+    assert await ask(bench, mongo_import_file, {"source": {"file": source}}) == {"inserted": 2, "bad_count": 0}
     stored = database.orders.find_one({"_id": OID})
     assert stored is not None
     assert {name: stored[name] for name in ("n", "f", "ok", "at", "raw", "text")} == {
@@ -132,7 +133,7 @@ def test_parquet_of_others_is_read(tmp_path: Path) -> None:
     ],
 )
 async def test_files_that_are_none_fail_for_good(bench: Bench, name: str, data: bytes) -> None:
-    error = await failure(bench, mongo.import_file, {"source": {"file": await bench.upload(name, data, "")}})
+    error = await failure(bench, mongo_import_file, {"source": {"file": await bench.upload(name, data, "")}})
     assert (error.type, error.retryable) == ("invalid_file", False)
 
 
@@ -150,7 +151,7 @@ async def test_compressed_out_and_in(bench: Bench, database: Database, format: s
         assert unpacked.count(b"2999") == 2
     database.orders.delete_many({})
     source = await bench.upload(result["file"]["name"], data, "")
-    assert await ask(bench, mongo.import_file, {"source": {"file": source}}) == {"inserted": 3000, "bad_count": 0}
+    assert await ask(bench, mongo_import_file, {"source": {"file": source}}) == {"inserted": 3000, "bad_count": 0}
     assert list(database.orders.find()) == rows
 
 
@@ -167,7 +168,7 @@ async def test_import_counts_and_tells_what_is_bad(bench: Bench, database: Datab
         "{}",
     ]
     source = await bench.upload("orders.ndjson", "\n".join(lines).encode(), "")
-    assert await ask(bench, mongo.import_file, {"source": {"file": source}}) == {"inserted": 2, "bad_count": 5}
+    assert await ask(bench, mongo_import_file, {"source": {"file": source}}) == {"inserted": 2, "bad_count": 5}
     assert [line["number"] for line in bench.kept.lines] == [2, 3, 6, 7, 5]
     assert database.orders.count_documents({}) == 3
 
@@ -177,7 +178,7 @@ async def test_import_of_many_is_applied_once(bench: Bench, database: Database) 
     source = await bench.upload("orders.ndjson", text.encode(), "")
     id = new_id()
     database.orders.insert_one({"_id": derived_id(id, 77), "n": 76})
-    assert await ask(bench, mongo.import_file, {"source": {"file": source}}, id=id) == {
+    assert await ask(bench, mongo_import_file, {"source": {"file": source}}, id=id) == {
         "inserted": 5000,
         "bad_count": 0,
     }

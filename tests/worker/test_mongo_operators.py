@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tandem_worker import operators
-from tandem_worker.documents import to_bson
+from tandem_worker.connectors.mongo import allowlist
+from tandem_worker.connectors.mongo.extended_json import to_bson
 from tandem_worker.errors import TaskError
 
 JS = "function() { return true }"
@@ -119,15 +119,15 @@ DOCUMENTS: list[Any] = [{"$set": {"a": 1}}, {"a": {"$where": JS}}, {"a": [{"b": 
 
 
 def pipeline(value: Any) -> None:
-    operators.check_pipeline(value, reach={"allowed"})
+    allowlist.check_pipeline(value, reach={"allowed"})
 
 
 CASES = [
-    *((operators.check_filter, case) for case in FILTERS),
+    *((allowlist.check_filter, case) for case in FILTERS),
     *((pipeline, case) for case in PIPELINES),
-    *((operators.check_update, case) for case in UPDATES),
-    *((operators.check_projection, case) for case in PROJECTIONS),
-    *((operators.check_document, case) for case in DOCUMENTS),
+    *((allowlist.check_update, case) for case in UPDATES),
+    *((allowlist.check_projection, case) for case in PROJECTIONS),
+    *((allowlist.check_document, case) for case in DOCUMENTS),
 ]
 
 
@@ -142,18 +142,18 @@ def test_refused(check: Callable[[Any], None], asked: Any) -> None:
 @pytest.mark.parametrize(
     ("check", "asked"),
     [
-        (operators.check_filter, {"$and": [{"a": {"$gte": 1, "$lt": 5}}, {"b": {"$elemMatch": {"c": {"$in": [1]}}}}]}),
-        (operators.check_filter, {"$expr": {"$gt": ["$a", {"$add": ["$b", 1]}]}, "b": {"$regex": "^a"}}),
-        (operators.check_filter, {"at": {"$lt": {"$date": "2026-01-01T00:00:00Z"}}}),
+        (allowlist.check_filter, {"$and": [{"a": {"$gte": 1, "$lt": 5}}, {"b": {"$elemMatch": {"c": {"$in": [1]}}}}]}),
+        (allowlist.check_filter, {"$expr": {"$gt": ["$a", {"$add": ["$b", 1]}]}, "b": {"$regex": "^a"}}),
+        (allowlist.check_filter, {"at": {"$lt": {"$date": "2026-01-01T00:00:00Z"}}}),
         (pipeline, [{"$match": {"a": 1}}, {"$group": {"_id": "$a", "n": {"$sum": 1}}}, {"$sort": {"n": -1}}]),
         (pipeline, [{"$facet": {"a": [{"$count": "n"}], "b": [{"$sortByCount": "$x"}]}}]),
         (pipeline, [{"$lookup": {"from": "allowed", "localField": "a", "foreignField": "b", "as": "c"}}]),
         (pipeline, [{"$unionWith": "allowed"}]),
-        (operators.check_update, {"$set": {"a.b": 1}, "$push": {"c": {"$each": [1], "$slice": -5}}, "$inc": {"n": 1}}),
-        (operators.check_update, {"$pull": {"a": {"$in": [1, 2]}}}),
-        (operators.check_update, [{"$set": {"total": {"$multiply": ["$n", "$price"]}}}]),
-        (operators.check_projection, {"a": 1, "b": {"$slice": 3}, "c": {"$elemMatch": {"d": {"$gt": 1}}}}),
-        (operators.check_document, {"a": {"b": [{"c.d": 1}]}, "price": {"$numberDecimal": "1.10"}, "f": {"$code": JS}}),
+        (allowlist.check_update, {"$set": {"a.b": 1}, "$push": {"c": {"$each": [1], "$slice": -5}}, "$inc": {"n": 1}}),
+        (allowlist.check_update, {"$pull": {"a": {"$in": [1, 2]}}}),
+        (allowlist.check_update, [{"$set": {"total": {"$multiply": ["$n", "$price"]}}}]),
+        (allowlist.check_projection, {"a": 1, "b": {"$slice": 3}, "c": {"$elemMatch": {"d": {"$gt": 1}}}}),
+        (allowlist.check_document, {"a": {"b": [{"c.d": 1}]}, "price": {"$numberDecimal": "1.10"}, "f": {"$code": JS}}),
     ],
 )  # fmt: skip
 def test_allowed(check: Callable[[Any], None], asked: Any) -> None:
@@ -163,4 +163,4 @@ def test_allowed(check: Callable[[Any], None], asked: Any) -> None:
 @pytest.mark.parametrize("name", ["system.users", "system.js", "a$b", "tandem_applied", "", "a\0b"])
 def test_collections_that_are_no_clients(name: str) -> None:
     with pytest.raises(TaskError, match="may not be used"):
-        operators.check_collection(name)
+        allowlist.check_collection(name)

@@ -10,8 +10,8 @@ from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Finish
 from tandem_shared.queue.queue import Queue
-from tandem_worker.metrics import Tally
-from tandem_worker.outcomes import MOST, Outcomes
+from tandem_worker.runtime.metrics import Tally
+from tandem_worker.runtime.outcomes import MOST, Outcomes
 from tests.conftest import eventually
 
 

@@ -15,9 +15,9 @@ from tandem_shared.dev.servers import redis_server
 from tandem_shared.files.store import FileStore
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Finish
-from tandem_worker import output
 from tandem_worker.errors import TaskError
-from tandem_worker.output import BUFFER, CHUNK
+from tandem_worker.runtime import output
+from tandem_worker.runtime.output import BUFFER, CHUNK
 from tests.conftest import eventually, started
 from tests.worker.said import Said, claimed
 from tests.worker.workers import Client, open_client

@@ -15,10 +15,11 @@ from tandem_shared.queue.messages import Finish
 from tandem_shared.queue.queue import TAIL
 from tandem_shared.streams.reader import Reader, Source
 from tandem_shared.streams.segments import write_segment
-from tandem_worker import output, task
+from tandem_worker import task
 from tandem_worker.errors import TaskError
-from tandem_worker.job import Job
-from tandem_worker.output import KEPT, SEGMENT
+from tandem_worker.jobs.job import Job
+from tandem_worker.runtime import output
+from tandem_worker.runtime.output import KEPT, SEGMENT
 from tests.conftest import eventually
 from tests.worker.said import Said, claimed
 from tests.worker.workers import Client, outcomes, working

@@ -17,15 +17,14 @@ from hypothesis import strategies as st
 
 from tandem_worker import task
 from tandem_worker.errors import Permanent, Retry, TaskError
-from tandem_worker.processes import GRACE, ProcessPool, Raised
-from tandem_worker.resources import Resources
-from tandem_worker.testing import Recorder, open_bench, run
+from tandem_worker.executors.processes import GRACE, ProcessPool, Raised
+from tandem_worker.testing import Bench, Recorder, open_bench, run
 from tests.conftest import eventually
 from tests.worker import cpu_tasks
 
 
 @pytest.fixture
-async def bench() -> AsyncIterator[Resources]:
+async def bench() -> AsyncIterator[Bench]:
     async with open_bench() as resources:
         yield resources
 
@@ -38,14 +37,14 @@ def gone(pid: int) -> bool:
         return True
 
 
-def start(function: Callable[..., Any], payload: Any, bench: Resources, seen: Recorder) -> "asyncio.Task[Any]":
+def start(function: Callable[..., Any], payload: Any, bench: Bench, seen: Recorder) -> "asyncio.Task[Any]":
     return asyncio.create_task(run(function, payload, resources=bench, sink=seen))
 
 
 # ---------------------------------------------------------------------------------------------------------------- work
 
 
-async def test_results_and_reports_come_in_order(bench: Resources, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_results_and_reports_come_in_order(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
     seen = Recorder()
     assert await run(cpu_tasks.report, 3000, resources=bench, sink=seen) is None
     assert seen.items == list(range(3000))
@@ -55,18 +54,18 @@ async def test_results_and_reports_come_in_order(bench: Resources, capfd: pytest
     assert (out, "this is no frame" in err or "nor is this" in err) == ("", True)
 
 
-async def test_results_of_the_authors_types(bench: Resources) -> None:
+async def test_results_of_the_authors_types(bench: Bench) -> None:
     assert await run(cpu_tasks.deep, [1, 2], resources=bench) == cpu_tasks.Deep(inner={"numbers": [1, 2]})
 
 
-async def test_the_child_knows_its_job(bench: Resources) -> None:
+async def test_the_child_knows_its_job(bench: Bench) -> None:
     facts = await run(cpu_tasks.facts, resources=bench, job_id="one", attempt=2)
     assert facts[:6] == ["one", 2, 3, "cpu.facts", "default", None]
     assert 0 < facts[6] - time.time() < 31
     assert facts[7] is False
 
 
-async def test_a_process_is_used_again_and_there_are_no_more_than_the_limit(bench: Resources) -> None:
+async def test_a_process_is_used_again_and_there_are_no_more_than_the_limit(bench: Bench) -> None:
     first = await run(cpu_tasks.pid, resources=bench)
     assert first != os.getpid()
     assert await run(cpu_tasks.pid, resources=bench) == first
@@ -89,7 +88,7 @@ async def test_all_processes_end_with_the_pool(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
-async def test_what_the_code_raises_comes_out(bench: Resources) -> None:
+async def test_what_the_code_raises_comes_out(bench: Bench) -> None:
     for payload, type_, message, retryable, after in (
         ("retry", "retry", "not yet", True, 7),
         ("permanent", "card_declined", "the bank said no", False, None),
@@ -137,9 +136,7 @@ def test_a_retry_survives_the_pipe() -> None:
         ("SIGKILL", "was killed (SIGKILL)"),
     ],
 )
-async def test_a_process_that_dies_hurts_only_its_own_job(
-    bench: Resources, tmp_path: Path, how: str, words: str
-) -> None:
+async def test_a_process_that_dies_hurts_only_its_own_job(bench: Bench, tmp_path: Path, how: str, words: str) -> None:
     other = Recorder()
     waiting = start(cpu_tasks.wait, {"path": tmp_path / "go"}, bench, other)
     await eventually(lambda: other.items)
@@ -154,14 +151,14 @@ async def test_a_process_that_dies_hurts_only_its_own_job(
     assert await waiting == other.items[0]
 
 
-async def test_a_process_that_died_while_idle_is_replaced(bench: Resources) -> None:
+async def test_a_process_that_died_while_idle_is_replaced(bench: Bench) -> None:
     pid = await run(cpu_tasks.pid, resources=bench)
     os.kill(pid, signal.SIGKILL)
     await eventually(lambda: gone(pid))
     assert await run(cpu_tasks.pid, resources=bench) != pid
 
 
-async def test_a_task_of_the_script_itself_is_refused_in_words(bench: Resources) -> None:
+async def test_a_task_of_the_script_itself_is_refused_in_words(bench: Bench) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__", "task": task}
     exec("@task('main.work', cpu=True)\ndef work(): ...", namespace)  # noqa: S102 - as a script would define it
     with pytest.raises(TypeError, match="put it into a module of its own"):
@@ -171,7 +168,7 @@ async def test_a_task_of_the_script_itself_is_refused_in_words(bench: Resources)
 # --------------------------------------------------------------------------------------------------------- cancellation
 
 
-async def test_a_cancelled_process_runs_its_finally_blocks_and_is_replaced(bench: Resources, tmp_path: Path) -> None:
+async def test_a_cancelled_process_runs_its_finally_blocks_and_is_replaced(bench: Bench, tmp_path: Path) -> None:
     seen = Recorder()
     running = start(cpu_tasks.spin, {"path": tmp_path / "left"}, bench, seen)
     await eventually(lambda: seen.items)
@@ -184,7 +181,7 @@ async def test_a_cancelled_process_runs_its_finally_blocks_and_is_replaced(bench
 
 
 @pytest.mark.parametrize("function", [cpu_tasks.deaf, cpu_tasks.stubborn, cpu_tasks.emit_for_ever])
-async def test_a_process_that_does_not_listen_is_killed(bench: Resources, function: Callable[..., Any]) -> None:
+async def test_a_process_that_does_not_listen_is_killed(bench: Bench, function: Callable[..., Any]) -> None:
     seen = Recorder()
     before = {child.pid for child in psutil.Process().children()}
     running = start(function, {}, bench, seen)
@@ -212,7 +209,7 @@ async def test_cancelling_twice_still_gives_the_slots_back(tmp_path: Path) -> No
         assert await run(cpu_tasks.double, 2, resources=resources) == 4
 
 
-async def test_a_signal_for_the_whole_group_leaves_the_job_to_the_worker(bench: Resources, tmp_path: Path) -> None:
+async def test_a_signal_for_the_whole_group_leaves_the_job_to_the_worker(bench: Bench, tmp_path: Path) -> None:
     seen = Recorder()
     running = start(cpu_tasks.wait, {"path": tmp_path / "go"}, bench, seen)
     await eventually(lambda: seen.items)
@@ -225,7 +222,7 @@ async def test_a_signal_for_the_whole_group_leaves_the_job_to_the_worker(bench: 
 PARENT = """
 import asyncio
 from tests.worker import cpu_tasks
-from tandem_worker.testing import Recorder, run
+from tandem_worker.testing import Bench, Recorder, run
 
 class Printer(Recorder):
     async def output(self, item):
@@ -255,7 +252,7 @@ async def test_a_process_ends_with_its_worker(name: str, payload: Any) -> None:
 async def test_a_pool_may_have_any_limit() -> None:
     async with open_bench() as resources:
         one = ProcessPool(1)
-        bench = Resources(**{**vars(resources), "processes": one})
+        bench = Bench(**{**vars(resources), "processes": one})
         pids = await asyncio.gather(*(run(cpu_tasks.pid, resources=bench) for _ in range(5)))
         assert len(set(pids)) == 1
         await one.close()

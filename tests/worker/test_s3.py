@@ -12,8 +12,8 @@ from tandem_shared.dev.servers import free_port
 from tandem_shared.jobs.states import State
 from tandem_shared.retry import RetryPolicy
 from tandem_worker import task
-from tandem_worker.files import FileRef
-from tandem_worker.job import Job
+from tandem_worker.jobs.files import FileRef
+from tandem_worker.jobs.job import Job
 from tests.conftest import eventually, s3_environment, s3_server, started
 from tests.worker.jobs import open_bench
 from tests.worker.workers import open_client, outcomes, working

@@ -15,14 +15,14 @@ from pydantic import ValidationError
 
 from tandem_shared.errors import Misconfigured
 from tandem_shared.settings import load
+from tandem_worker.connectors.sql.connections import open_sql
 from tandem_worker.errors import TaskError
-from tandem_worker.sql import open_sql
 from tandem_worker.task import of
-from tandem_worker.tasks import sql
+from tandem_worker.tasks.sql.query import query as sql_query
 from tests.conftest import eventually
 from tests.worker.jobs import Bench, open_bench
 
-TASK = of(sql.query)
+TASK = of(sql_query)
 SCHEMA = jsonschema_rs.validator_for(TASK.entry.payload_schema)
 CITIES = [("Oslo", 709037), ("Bergen", 291940), ("Tromsø", 77992)]
 TABLE = "CREATE TABLE cities (name text PRIMARY KEY, people integer NOT NULL)"
@@ -53,7 +53,7 @@ async def bench(url: str, tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 async def query(bench: Bench, text: str, params: Any = None, connection: str = "cities", **more: Any) -> Any:
-    return await bench.run(sql.query, {"connection": connection, "sql": text, "params": params, **more})
+    return await bench.run(sql_query, {"connection": connection, "sql": text, "params": params, **more})
 
 
 async def failure(bench: Bench, text: str, params: Any = None, connection: str = "cities", **more: Any) -> TaskError:

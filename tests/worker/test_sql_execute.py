@@ -11,12 +11,14 @@ from pydantic import ValidationError
 
 from tandem_worker.errors import TaskError
 from tandem_worker.task import of
-from tandem_worker.tasks import sql
+from tandem_worker.tasks.sql.execute import SqlExecute
+from tandem_worker.tasks.sql.execute import execute as sql_execute
+from tandem_worker.tasks.sql.query import query as sql_query
 from tests.conftest import eventually
 from tests.worker.databases import Database
 from tests.worker.jobs import Bench, open_bench
 
-SCHEMA = jsonschema_rs.validator_for(of(sql.execute).entry.payload_schema)
+SCHEMA = jsonschema_rs.validator_for(of(sql_execute).entry.payload_schema)
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ async def bench(database: Database, tmp_path: Path) -> AsyncIterator[Bench]:
 
 async def execute(bench: Bench, *statements: Any, connection: str = "shop", **job: Any) -> Any:
     listed = [{"sql": one} if isinstance(one, str) else one for one in statements]
-    return await bench.run(sql.execute, {"connection": connection, "statements": listed}, **job)
+    return await bench.run(sql_execute, {"connection": connection, "statements": listed}, **job)
 
 
 async def failure(bench: Bench, *statements: Any, **more: Any) -> TaskError:
@@ -172,9 +174,9 @@ async def test_a_session_is_as_new_for_the_next_job(bench: Bench, database: Data
     temporary = "CREATE TEMP TABLE stock (item text)"
     await execute(bench, "SET search_path = pg_catalog", temporary, connection="one")
     role = {"connection": "one", "sql": "SELECT set_config('role', 'pg_monitor', false) AS a"}
-    await bench.run(sql.query, role)
+    await bench.run(sql_query, role)
     text = "SELECT current_role = session_user AS same, count(*) AS n FROM stock"
-    result = await bench.run(sql.query, {"connection": "one", "as": "result", "sql": text})
+    result = await bench.run(sql_query, {"connection": "one", "as": "result", "sql": text})
     assert result["rows"] == [{"same": True, "n": 2}]
 
 
@@ -204,4 +206,4 @@ def test_payloads_that_are_none(statements: Any) -> None:
     payload = {"connection": "shop", "statements": statements}
     assert not SCHEMA.is_valid(payload)
     with pytest.raises(ValidationError):
-        sql.SqlExecute.model_validate(payload)
+        SqlExecute.model_validate(payload)

@@ -18,7 +18,9 @@ import pytest
 
 from tandem_worker.errors import TaskError
 from tandem_worker.task import of
-from tandem_worker.tasks import sql
+from tandem_worker.tasks.sql.execute import execute as sql_execute
+from tandem_worker.tasks.sql.export import export as sql_export
+from tandem_worker.tasks.sql.query import query as sql_query
 from tests.worker import parquet
 from tests.worker.jobs import Bench, open_bench
 
@@ -49,8 +51,8 @@ async def bench(url: str, tmp_path: Path) -> AsyncIterator[Bench]:
 async def export(bench: Bench, text: str, format: str = "csv", params: Any = None, **more: Any) -> tuple[Any, bytes]:
     """The result and the file's bytes, found where a published file lies."""
     payload = {"connection": "main", "sql": text, "params": params, "format": format, **more}
-    result = await bench.run(sql.export, payload, stamp=7)
-    jsonschema_rs.validator_for(of(sql.export).entry.result_schema).validate(result)
+    result = await bench.run(sql_export, payload, stamp=7)
+    jsonschema_rs.validator_for(of(sql_export).entry.result_schema).validate(result)
     data = await bench.resources.files.load(f"jobs/job/7/{result['file']['name']}", 1 << 30)
     assert result["file"]["size"] == len(data)
     return result, data
@@ -128,7 +130,7 @@ async def test_caps(bench: Bench, format: str) -> None:
 )
 async def test_what_is_no_single_query_is_refused(bench: Bench, url: str, text: str) -> None:
     await bench.run(
-        sql.execute, {"connection": "shop", "statements": [{"sql": "CREATE TABLE kept (a int)"}]}, id="prepare"
+        sql_execute, {"connection": "shop", "statements": [{"sql": "CREATE TABLE kept (a int)"}]}, id="prepare"
     )
     params = {"p": "x"} if ":p" in text else None
     for connection in ("main", "shop"):
@@ -197,6 +199,6 @@ async def test_the_file_of_a_writable_connection_too(bench: Bench, url: str) -> 
 async def test_a_query_has_a_cap_of_bytes(bench: Bench) -> None:
     payload = {"connection": "main", "sql": NUMBERS, "params": {"last": 100}, "max_bytes": 1000}
     with pytest.raises(TaskError) as caught:
-        await bench.run(sql.query, payload)
+        await bench.run(sql_query, payload)
     assert (caught.value.type, caught.value.retryable) == ("too_large", False)
-    assert (await bench.run(sql.query, {**payload, "max_bytes": 5000}))["row_count"] == 100
+    assert (await bench.run(sql_query, {**payload, "max_bytes": 5000}))["row_count"] == 100

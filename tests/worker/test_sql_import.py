@@ -16,11 +16,13 @@ from pydantic import ValidationError
 
 from tandem_worker.errors import TaskError
 from tandem_worker.task import of
-from tandem_worker.tasks import sql
+from tandem_worker.tasks.sql.export import export as sql_export
+from tandem_worker.tasks.sql.imports import SqlImport
+from tandem_worker.tasks.sql.imports import import_ as sql_import
 from tests.worker.databases import Database
 from tests.worker.jobs import Bench, open_bench
 
-SCHEMA = jsonschema_rs.validator_for(of(sql.import_).entry.payload_schema)
+SCHEMA = jsonschema_rs.validator_for(of(sql_import).entry.payload_schema)
 ROWS = [("cup", 1, 4.5), ("pot", 2, None), ("", None, 0.25)]
 CSV = b'item,amount,price\r\ncup,1,4.5\r\npot,2,\r\n"",,0.25\r\n'
 NDJSON = b'{"item":"cup","amount":1,"price":4.5}\n{"price":null,"item":"pot","amount":2}\n\n{"item":"","price":0.25}\n'
@@ -46,8 +48,8 @@ async def imported(bench: Bench, data: bytes, name: str = "stock.csv", **more: A
     source = {"file": await bench.upload(name, data, "application/octet-stream")}
     job = {key: more.pop(key) for key in ("id", "stamp") if key in more}
     payload = {"connection": "shop", "table": "stock", "source": source, **more}
-    result = await bench.run(sql.import_, payload, **job)
-    jsonschema_rs.validator_for(of(sql.import_).entry.result_schema).validate(result)
+    result = await bench.run(sql_import, payload, **job)
+    jsonschema_rs.validator_for(of(sql_import).entry.result_schema).validate(result)
     return result
 
 
@@ -86,7 +88,7 @@ async def test_what_is_exported_can_be_imported(bench: Bench, database: Database
     assert await database.rows("SELECT * FROM texts ORDER BY n") == written
     for turn, format in enumerate(("csv", "ndjson", "parquet")):
         payload = {"connection": "main", "sql": "SELECT * FROM texts", "format": format, "compression": "zstd"}
-        result = await bench.run(sql.export, payload, id=f"export{turn}", stamp=1)
+        result = await bench.run(sql_export, payload, id=f"export{turn}", stamp=1)
         path = f"jobs/export{turn}/1/{result['file']['name']}"
         content = await bench.resources.files.load(path, 1 << 20)
         await imported(bench, content, result["file"]["name"], table="copies", id=f"import{turn}", batch=2)
@@ -249,9 +251,9 @@ async def test_values_of_postgresql(bench: Bench, database: Database) -> None:
 )
 def test_payloads_that_are_none(more: Any) -> None:
     payload = {"connection": "shop", "table": "stock", "source": {"file": "x"}}
-    sql.SqlImport.model_validate(payload)
+    SqlImport.model_validate(payload)
     assert SCHEMA.is_valid(payload)
     assert SCHEMA.is_valid({**payload, "mode": "upsert", "key": ["item"]})
     assert not SCHEMA.is_valid({**payload, **more})
     with pytest.raises(ValidationError):
-        sql.SqlImport.model_validate({**payload, **more})
+        SqlImport.model_validate({**payload, **more})

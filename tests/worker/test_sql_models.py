@@ -15,8 +15,8 @@ from tortoise.exceptions import BaseORMException
 
 from tandem_shared.errors import Misconfigured
 from tandem_shared.settings import Settings
+from tandem_worker.connectors.sql.connections import open_sql
 from tandem_worker.errors import Permanent
-from tandem_worker.sql import open_sql
 from tests.worker.jobs import Bench, open_bench
 
 TABLES = (
@@ -83,7 +83,11 @@ async def test_models_of_a_read_only_connection_only_read(url: str, shop: Any, t
 
 @pytest.mark.parametrize(
     ("module", "words"),
-    [("no_such_module", "ModuleNotFoundError"), ("tandem_worker.rows", "no Tortoise model"), ("shop", "already")],
+    [
+        ("no_such_module", "ModuleNotFoundError"),
+        ("tandem_worker.connectors.sql.rows", "no Tortoise model"),
+        ("shop", "already"),
+    ],
 )
 async def test_a_module_without_models_stops_the_start(tmp_path: Path, shop: Any, module: str, words: str) -> None:
     urls = {"shop": f"sqlite://{tmp_path}/a.db?models=shop", "two": f"sqlite://{tmp_path}/b.db?models={module}"}

@@ -10,10 +10,13 @@ from pydantic import ValidationError
 
 from tandem_shared.errors import Misconfigured
 from tandem_shared.settings import Settings
+from tandem_worker.connectors.sql.connections import open_sql
 from tandem_worker.errors import TaskError
-from tandem_worker.sql import open_sql
 from tandem_worker.task import of
-from tandem_worker.tasks import sql
+from tandem_worker.tasks.sql.execute import execute as sql_execute
+from tandem_worker.tasks.sql.export import export as sql_export
+from tandem_worker.tasks.sql.query import SqlQuery
+from tandem_worker.tasks.sql.query import query as sql_query
 from tests.worker.jobs import Bench, open_bench
 
 FILE = """
@@ -46,12 +49,12 @@ async def failure(bench: Bench, task: Any, payload: Any) -> TaskError:
 
 
 async def test_a_named_query_runs_and_exports(bench: Bench) -> None:
-    result = await bench.run(sql.query, {"query": "cities", "params": PARAMS, "as": "result"})
+    result = await bench.run(sql_query, {"query": "cities", "params": PARAMS, "as": "result"})
     assert result["rows"] == [PARAMS]
-    await bench.run(sql.export, {"query": "cities", "params": PARAMS, "format": "csv"}, stamp=1)
+    await bench.run(sql_export, {"query": "cities", "params": PARAMS, "format": "csv"}, stamp=1)
     data = await bench.resources.files.load("jobs/job/1/export.csv", 1 << 20)
     assert data == b"name,people,since\nOslo,709037,2026-01-01\n"
-    assert (await bench.run(sql.query, {"query": "one", "connection": "MAIN"}))["row_count"] == 1
+    assert (await bench.run(sql_query, {"query": "one", "connection": "MAIN"}))["row_count"] == 1
 
 
 @pytest.mark.parametrize(
@@ -70,21 +73,21 @@ async def test_a_named_query_runs_and_exports(bench: Bench) -> None:
     ],
 )
 async def test_params_are_those_that_are_declared(bench: Bench, params: Any) -> None:
-    assert (await failure(bench, sql.query, {"query": "cities", "params": params})).type == "invalid_params"
+    assert (await failure(bench, sql_query, {"query": "cities", "params": params})).type == "invalid_params"
 
 
 async def test_a_query_of_no_name_or_another_connection(bench: Bench) -> None:
-    assert (await failure(bench, sql.query, {"query": "none"})).type == "unknown_query"
-    assert (await failure(bench, sql.query, {"query": "one", "connection": "open"})).type == "unknown_query"
+    assert (await failure(bench, sql_query, {"query": "none"})).type == "unknown_query"
+    assert (await failure(bench, sql_query, {"query": "one", "connection": "open"})).type == "unknown_query"
 
 
 async def test_a_connection_without_raw_sql(bench: Bench) -> None:
     raw = {"connection": "main", "sql": "SELECT 1 AS a"}
-    assert (await failure(bench, sql.query, raw)).type == "raw_sql_off"
-    assert (await failure(bench, sql.export, {**raw, "format": "csv"})).type == "raw_sql_off"
+    assert (await failure(bench, sql_query, raw)).type == "raw_sql_off"
+    assert (await failure(bench, sql_export, {**raw, "format": "csv"})).type == "raw_sql_off"
     statements = {"connection": "main", "statements": [{"sql": "CREATE TABLE a (b)"}]}
-    assert (await failure(bench, sql.execute, statements)).type == "raw_sql_off"
-    assert (await bench.run(sql.query, {**raw, "connection": "open"}))["row_count"] == 1
+    assert (await failure(bench, sql_execute, statements)).type == "raw_sql_off"
+    assert (await bench.run(sql_query, {**raw, "connection": "open"}))["row_count"] == 1
 
 
 @pytest.mark.parametrize(
@@ -99,12 +102,12 @@ async def test_a_connection_without_raw_sql(bench: Bench) -> None:
     ],
 )
 def test_payloads_that_are_none(payload: Any) -> None:
-    schema = jsonschema_rs.validator_for(of(sql.query).entry.payload_schema)
+    schema = jsonschema_rs.validator_for(of(sql_query).entry.payload_schema)
     assert schema.is_valid({"query": "one", "sql": None})
     assert not schema.is_valid(payload)
-    sql.SqlQuery.model_validate({"query": "one", "sql": None})
+    SqlQuery.model_validate({"query": "one", "sql": None})
     with pytest.raises(ValidationError):
-        sql.SqlQuery.model_validate(payload)
+        SqlQuery.model_validate(payload)
 
 
 @pytest.mark.parametrize(

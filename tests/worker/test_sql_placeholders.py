@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from tandem_worker.connectors.sql.placeholders import Dialect, bind
 from tandem_worker.errors import TaskError
-from tandem_worker.placeholders import Dialect, bind
 
 VALUES = {"a": 1, "b": 2}
 

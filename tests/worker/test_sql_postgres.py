@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from tandem_worker.errors import TaskError
-from tandem_worker.tasks import sql
+from tandem_worker.tasks.sql.query import query as sql_query
 from tests.chaos.relay import Relay
 from tests.conftest import eventually
 from tests.worker.jobs import Bench, open_bench
@@ -37,7 +37,7 @@ async def server(postgres: str) -> AsyncIterator[Any]:
 
 async def query(bench: Bench, text: str, params: Any = None, connection: str = "main", **job: Any) -> Any:
     payload = {"connection": connection, "sql": text, "params": params, "as": "result"}
-    return (await bench.run(sql.query, payload, **job))["rows"]
+    return (await bench.run(sql_query, payload, **job))["rows"]
 
 
 async def failure(bench: Bench, text: str, params: Any = None, connection: str = "main", **job: Any) -> TaskError:

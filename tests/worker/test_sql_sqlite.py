@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tandem_worker.errors import TaskError
-from tandem_worker.tasks import sql
+from tandem_worker.tasks.sql.query import query as sql_query
 from tests.conftest import eventually
 from tests.worker.jobs import Bench, open_bench
 
@@ -43,7 +43,7 @@ async def bench(database: sqlite3.Connection, tmp_path: Path) -> AsyncIterator[B
 
 async def query(bench: Bench, text: str, params: Any = None, connection: str = "main") -> Any:
     payload = {"connection": connection, "sql": text, "params": params, "as": "result"}
-    return (await bench.run(sql.query, payload))["rows"]
+    return (await bench.run(sql_query, payload))["rows"]
 
 
 async def failure(bench: Bench, text: str, params: Any = None, connection: str = "main") -> TaskError:
@@ -158,7 +158,7 @@ async def test_values(bench: Bench) -> None:
 async def test_types_are_those_of_the_values(bench: Bench) -> None:
     text = "SELECT NULL AS a, NULL AS b, 1 AS c UNION ALL SELECT NULL, 1.5, 'x'"
     payload = {"connection": "main", "sql": text}
-    result = await bench.run(sql.query, payload)
+    result = await bench.run(sql_query, payload)
     assert [column["type"] for column in result["columns"]] == ["null", "real", "integer"]
 
 

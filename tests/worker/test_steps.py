@@ -17,8 +17,8 @@ from tandem_shared.queue.steps import Step
 from tandem_shared.retry import RetryPolicy
 from tandem_worker import task
 from tandem_worker.errors import Permanent, Retry
-from tandem_worker.job import Job
-from tandem_worker.sync import SyncJob
+from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.sync import SyncJob
 from tandem_worker.testing import Recorder, run
 from tests.conftest import eventually
 from tests.worker import step_tasks

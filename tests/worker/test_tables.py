@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from tandem_worker.compression import zstd
-from tandem_worker.elements import elements
+from tandem_worker.archives.compression import zstd
 from tandem_worker.errors import TaskError
+from tandem_worker.tables.json_array import elements
 from tandem_worker.task import of
-from tandem_worker.tasks.file import convert
+from tandem_worker.tasks.file.convert import convert
 from tests.worker.jobs import Bench, open_bench
 from tests.worker.parquet import compression as compression_of
 from tests.worker.parquet import rows

@@ -12,14 +12,14 @@ from typing_extensions import TypedDict
 
 from tandem_shared.retry import RetryPolicy
 from tandem_worker import task
-from tandem_worker.job import Job
-from tandem_worker.sync import SyncJob
+from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.sync import SyncJob
 from tandem_worker.task import of
 from tandem_worker.testing import run
 
 if TYPE_CHECKING:
     from tandem_worker import NotThere  # type: ignore[attr-defined] # a name that only an annotation has
-    from tandem_worker.job import Job as HiddenJob
+    from tandem_worker.jobs.job import Job as HiddenJob
 
 
 class Point(BaseModel):

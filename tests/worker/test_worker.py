@@ -19,8 +19,8 @@ from tandem_shared.jobs.states import State
 from tandem_shared.retry import RetryPolicy
 from tandem_worker import task
 from tandem_worker.errors import Permanent, Retry
-from tandem_worker.job import Job
-from tandem_worker.sync import SyncJob
+from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.sync import SyncJob
 from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, outcomes, working
 

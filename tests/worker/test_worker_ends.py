@@ -15,9 +15,9 @@ from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Claim
 from tandem_shared.retry import RetryPolicy
 from tandem_worker import task
-from tandem_worker.job import Job
-from tandem_worker.sync import SyncJob
-from tandem_worker.worker import Worker
+from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.sync import SyncJob
+from tandem_worker.runtime.worker import Worker
 from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, outcomes, working
 

@@ -17,8 +17,8 @@ from tandem_shared.queue.connections import connect
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
 from tandem_worker.resources import open_resources
+from tandem_worker.runtime.worker import Worker
 from tandem_worker.task import of
-from tandem_worker.worker import Worker
 from tests.conftest import eventually
 
 GRACE = 0.2  # seconds that the tests' cancels leave to code: what ignores them is given up soon

@@ -17,10 +17,10 @@ import uvloop
 from tandem_shared import logs
 from tandem_shared.errors import Misconfigured
 from tandem_shared.settings import load
-from tandem_worker.logs import installed
+from tandem_worker.jobs.logs import installed
+from tandem_worker.loader import load_tasks
 from tandem_worker.resources import open_resources
-from tandem_worker.task import load_tasks
-from tandem_worker.worker import Worker
+from tandem_worker.runtime.worker import Worker
 
 # Objects that are made before the collector looks for cycles among them. A batch of jobs makes a few thousand, which
 # live until it is done: looking at Python's default of 700 finds all of them alive, again and again.

@@ -6,30 +6,26 @@ from dataclasses import dataclass
 
 from tandem_shared.files.store import FileStore, open_store
 from tandem_shared.settings import Settings
-from tandem_worker.http import HttpClient, open_http
-from tandem_worker.mail import Mailer, open_mail
-from tandem_worker.mongo import MongoConnections, open_mongo
-from tandem_worker.processes import ProcessPool
-from tandem_worker.sql import SqlConnections, open_sql
-from tandem_worker.threads import Threads
+from tandem_worker.connectors.http.client import HttpClient, open_http
+from tandem_worker.connectors.mail import Mailer, open_mail
+from tandem_worker.connectors.mongo.connections import MongoConnections, open_mongo
+from tandem_worker.connectors.sql.connections import SqlConnections, open_sql
 
 
 @dataclass(frozen=True)
 class Resources:
-    """The worker's ways out: to the web, to databases, to the file store, to threads and processes."""
+    """The worker's ways out: to the web, to databases, to the file store."""
 
     http: HttpClient
     sql: SqlConnections
     mongo: MongoConnections
     mail: Mailer
     files: FileStore
-    threads: Threads
-    processes: ProcessPool
 
 
 @asynccontextmanager
 async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
-    """All of them; connections are made, threads and processes started, when a job first needs them.
+    """All of them; connections are made when a job first needs them.
 
     Raises Misconfigured for a store or a database URL that is none.
     """
@@ -39,8 +35,4 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         sql = await stack.enter_async_context(open_sql(settings))
         mongo = await stack.enter_async_context(open_mongo(settings))
         mail = await stack.enter_async_context(open_mail(settings))
-        threads = Threads(settings.concurrency)
-        stack.callback(threads.close)
-        processes = ProcessPool(log=settings.job_log)
-        stack.push_async_callback(processes.close)
-        yield Resources(http=http, sql=sql, mongo=mongo, mail=mail, files=files, threads=threads, processes=processes)
+        yield Resources(http=http, sql=sql, mongo=mongo, mail=mail, files=files)

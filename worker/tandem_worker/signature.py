@@ -1,22 +1,20 @@
 """What a task's function takes and gives, read from its signature."""
 
 import inspect
-import typing
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
 
-from tandem_worker.job import Job
-from tandem_worker.sync import SyncJob
+from tandem_worker.annotations import UNKNOWN, resolve
+from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.sync import SyncJob
 
 Kind = Literal["async", "stream", "thread", "process"]
 Parameter = Literal["job", "payload"]
 
 OBJECT = dict[str, Any]  # the payload of a function that does not say what it takes
-UNKNOWN: Any = object()
 _JOBS = {"Job", "SyncJob"}
 
 
@@ -76,17 +74,6 @@ def _kind(function: Callable[..., Any], cpu: bool) -> Kind:
     if inspect.isasyncgenfunction(function):
         return "stream"
     return "async" if asynchronous else "thread"
-
-
-def resolve(function: Callable[..., Any], name: str, note: Any, scope: dict[str, Any]) -> Any:
-    """What an annotation means among the function's names and those of `scope`; UNKNOWN if that cannot be said."""
-    # One by one: a return type that is only imported for type checkers must not hide the payload's.
-    holder = SimpleNamespace(__annotations__={name: note})
-    try:
-        names = {**inspect.unwrap(function).__globals__, **scope}
-        return typing.get_type_hints(holder, names, include_extras=True)[name]
-    except Exception:  # noqa: BLE001 - evaluating an annotation runs the author's text: anything may come of it
-        return UNKNOWN
 
 
 def _is_job(kind: Kind, parameter: inspect.Parameter, hint: Any) -> bool:

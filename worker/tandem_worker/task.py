@@ -7,12 +7,10 @@
 yields is streamed to the clients as output, and its result is null.
 """
 
-import asyncio
-import importlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from inspect import cleandoc, isfunction
 from typing import Any, TypeVar, get_args
@@ -21,26 +19,15 @@ import msgspec
 from pydantic import TypeAdapter, ValidationError
 
 from tandem_shared import catalogue
-from tandem_shared.errors import Misconfigured
 from tandem_shared.jobs.states import Priority
 from tandem_shared.retry import RetryPolicy
 from tandem_shared.settings import QUEUE_NAME
 from tandem_shared.times import Duration, seconds
 from tandem_worker.encoding import encode
-from tandem_worker.errors import Permanent, Retry, TaskError
-from tandem_worker.job import Job
-from tandem_worker.logs import following
+from tandem_worker.jobs.logs import following
+from tandem_worker.jobs.sync import SyncJob
 from tandem_worker.signature import Kind, Signature, describe, read
 
-__all__ = ["Kind", "Permanent", "Retry", "Task", "TaskError", "execute", "load_tasks", "task"]
-
-BUILT_IN = (
-    "tandem_worker.tasks.http",
-    "tandem_worker.tasks.sql",
-    "tandem_worker.tasks.file",
-    "tandem_worker.tasks.mongo",
-    "tandem_worker.tasks.email",
-)
 TIMEOUT = 30.0  # seconds, of a task that does not say
 MAX_TIMEOUT = 86400.0  # seconds
 _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
@@ -242,63 +229,13 @@ def _example(signature: Signature, example: Any) -> Any:
 # -------------------------------------------------------------------------------------------------- finding, running
 
 
-def load_tasks(modules: Iterable[str]) -> dict[str, Task]:
-    """The built-in tasks and those of the given modules, by name.
-
-    A module's tasks are those defined in it or, if it is a package, in a module of its own that it imports. Raises
-    Misconfigured for a module that cannot be imported or has no task, and for a name that two tasks claim.
-    """
-    found: dict[str, Task] = {}
-    for name in (*BUILT_IN, *modules):
-        try:
-            module = importlib.import_module(name)
-        except (Exception, SystemExit) as error:
-            if name in BUILT_IN:
-                raise
-            reason = str(error).partition("\n")[0]
-            raise Misconfigured(f"TANDEM_TASKS: {name}: {type(error).__name__}: {reason}") from error
-        tasks = (getattr(value, "__tandem_task__", None) for value in vars(module).values())
-        own = [one for one in tasks if isinstance(one, Task) and f"{one.module}.".startswith(f"{name}.")]
-        if not own:
-            raise Misconfigured(f"TANDEM_TASKS: {name}: it defines no task; a task is a function under @task(…)")
-        for one in own:
-            other = found.setdefault(one.name, one)
-            if other is not one:
-                raise Misconfigured(
-                    f"TANDEM_TASKS: {name}: the task {one.name!r} of {describe(one.function)}"
-                    f" is also {describe(other.function)}"
-                )
-    return found
-
-
-async def execute(task: Task, job: Job, payload: Any) -> Any:
-    """Run the task's function where it belongs, and return its result (for a generator None, items having streamed).
-
-    Raises what the function raises. On cancellation the job is marked `cancelled` and CancelledError raised: at once
-    for code on the loop and in threads (a thread cannot be stopped: its next report ends it), after the end of
-    the process for `cpu=True`. Code that calls sys.exit() or cancels itself fails like any other.
-    """
-    try:
-        match task.signature.kind:
-            case "async":
-                with following(job.sink.log, asyncio.get_running_loop().call_soon_threadsafe):
-                    return await task.function(*task.arguments(job, payload))
-            case "stream":
-                with following(job.sink.log, asyncio.get_running_loop().call_soon_threadsafe):
-                    async with aclosing(task.function(*task.arguments(job, payload))) as items:
-                        async for item in items:
-                            await job.emit(item)
-            case "thread":
-                return await job.resources.threads.run(task, job, payload)
-            case "process":
-                return await job.resources.processes.run(task, job, payload)
-    except asyncio.CancelledError:
-        job.cancelled = True
-        running = asyncio.current_task()
-        if running is not None and running.cancelling() == 0:
-            message = "the task's own code was cancelled from within"
-            raise TaskError("exception:CancelledError", message, retryable=True) from None
-        raise
-    except SystemExit:
-        # It would end the event loop, and with it every other job of the worker.
-        raise TaskError("exception:SystemExit", "the task's code called sys.exit()", retryable=True) from None
+def call(task: "Task", job: SyncJob, payload: Any) -> Any:
+    """Call the task's function here and now; what a generator yields is emitted."""
+    with following(job.log.write):
+        outcome = task.function(*task.arguments(job, payload))
+        if not task.signature.generator:
+            return outcome
+        with closing(outcome) as items:
+            for item in items:
+                job.emit(item)
+    return None

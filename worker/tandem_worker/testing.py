@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -13,15 +14,17 @@ from tandem_shared.files.uploads import save_upload
 from tandem_shared.jobs.ids import new_id
 from tandem_shared.settings import load
 from tandem_worker.encoding import encode
-from tandem_worker.files import FileRef
-from tandem_worker.job import Job
-from tandem_worker.locks import LocalLocks
-from tandem_worker.logs import installed
+from tandem_worker.executors.execute import execute
+from tandem_worker.executors.pools import Pools, open_pools
+from tandem_worker.jobs.files import FileRef
+from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.locks import LocalLocks
+from tandem_worker.jobs.logs import installed
+from tandem_worker.jobs.steps import LocalSteps
 from tandem_worker.resources import Resources, open_resources
-from tandem_worker.steps import LocalSteps
-from tandem_worker.task import Task, execute, of
+from tandem_worker.task import Task, of
 
-__all__ = ["LocalLocks", "Recorder", "open_bench", "run", "upload"]
+__all__ = ["Bench", "LocalLocks", "Recorder", "open_bench", "run", "upload"]
 
 
 class Recorder:
@@ -48,14 +51,22 @@ class Recorder:
         self.lines.append(msgspec.json.decode(body))
 
 
+@dataclass(frozen=True)
+class Bench(Resources):
+    """What a worker would give to a task, and the threads and processes it would run it in."""
+
+    pools: Pools
+
+
 @asynccontextmanager
-async def open_bench(**settings: Any) -> AsyncIterator[Resources]:
+async def open_bench(**settings: Any) -> AsyncIterator[Bench]:
     """Resources for several runs that share uploads: the settings of the environment and the given ones, by name.
 
     Files are kept in memory unless `store_url` is given.
     """
-    async with open_resources(load(**{"store_url": "memory://", **settings})) as resources:
-        yield resources
+    built = load(**{"store_url": "memory://", **settings})
+    async with open_pools(built) as pools, open_resources(built) as resources:
+        yield Bench(**vars(resources), pools=pools)
 
 
 async def upload(resources: Resources, data: bytes, name: str | None = None) -> FileRef:
@@ -70,7 +81,7 @@ async def run(
     *,
     attempt: int = 1,
     job_id: str | None = None,
-    resources: Resources | None = None,
+    resources: Bench | None = None,
     sink: Recorder | None = None,
     locks: LocalLocks | None = None,
 ) -> Any:
@@ -96,11 +107,12 @@ async def run(
             max_attempts=kind.retry.max_attempts,
             stamp=time.time_ns() // 1000,
             store=LocalSteps(sink.steps),
-            keeper=locks,
+            keeper=locks or LocalLocks(),
+            in_thread=resources.pools.threads.call,
         )
         try:
             async with asyncio.timeout(kind.timeout):
-                result = await execute(kind, job, _decoded(kind, payload))
+                result = await execute(kind, job, _decoded(kind, payload), resources.pools)
         finally:
             for view in job.written:
                 sink.files[view["name"]] = await job.files.read({"file": f"{job.id}/{view['name']}"})

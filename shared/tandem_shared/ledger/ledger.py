@@ -1,6 +1,6 @@
 """The ledger: every job in SQL, for lists, search, history, and for the time after its record has left Redis.
 
-Redis remains the truth for what is not final. Rows follow it by the event stream (worker/tandem_worker/ledger.py): a
+Redis remains the truth for what is not final. Rows follow it by the event stream (worker/tandem_worker/runtime/ledger.py): a
 row is replaced by one with a higher stamp only, so the same events may come twice and in any order.
 """
 

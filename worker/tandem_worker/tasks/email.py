@@ -15,8 +15,8 @@ from typing_extensions import TypedDict
 
 from tandem_shared.jobs.ids import id_time
 from tandem_worker.errors import TaskError
-from tandem_worker.files import OCTETS, FileRef
-from tandem_worker.job import Job
+from tandem_worker.jobs.files import OCTETS, FileRef
+from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
 
 MAX_BYTES = 25 << 20  # of all attachments: they are held in memory, and few servers take more

@@ -1,0 +1,1 @@
+"""Zip, tar and compression, as streams."""

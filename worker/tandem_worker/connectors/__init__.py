@@ -1,0 +1,1 @@
+"""Guarded ways to the outside."""

@@ -1,0 +1,1 @@
+"""Outgoing HTTP: one pooled client, an address guard, a circuit breaker per host."""

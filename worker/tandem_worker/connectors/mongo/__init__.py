@@ -1,0 +1,1 @@
+"""MongoDB: named connections, an allow-list of operators, Extended JSON."""

@@ -1,0 +1,1 @@
+"""Where a task's code runs: the event loop, a thread or a process."""

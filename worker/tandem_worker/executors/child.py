@@ -1,0 +1,163 @@
+"""A child of the process pool: `python -m tandem_worker.executors.child <pid of the worker> <level of logs>`.
+
+Its frames are those of worker/tandem_worker/executors/processes.py. It runs one job after the other on its main thread, while a
+second thread reads. What the task's code prints goes to stderr. SIGINT and SIGTERM are left to the worker, which may
+still want the running job's result when the whole group is told to stop; the child ends when told to, or when the
+worker is gone.
+"""
+
+import asyncio
+import ctypes
+import importlib
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, BinaryIO
+
+import msgspec
+
+from tandem_worker.executors.processes import LENGTHS, Raised, frame
+from tandem_worker.jobs.channel import Report
+from tandem_worker.jobs.logs import Level, installed
+from tandem_worker.jobs.sync import SyncJob
+from tandem_worker.task import Task, call
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Pipe:
+    """The two ends of the conversation with the worker; the `Channel` of the job that runs."""
+
+    def __init__(self, read: BinaryIO, write: BinaryIO) -> None:
+        self._read = read
+        self._write = write
+        self._writing = threading.Lock()
+        self._calling = threading.Lock()
+        self._frames: SimpleQueue[tuple[dict[str, Any], bytes]] = SimpleQueue()
+        self._over = False
+        self.running = False
+
+    # ---------------------------------------------------------------------------------------------- the main thread
+
+    def next(self) -> tuple[dict[str, Any], bytes]:
+        """The next frame from the worker, whenever it comes."""
+        return self._frames.get()
+
+    def write(self, header: dict[str, Any], body: bytes = b"") -> None:
+        data = frame(header, body)
+        with self._writing:
+            self._write.write(data)
+            self._write.flush()
+
+    def send(self, report: Report, body: bytes) -> None:
+        self._check()
+        self.write({"report": report}, body)
+
+    def call(self, operation: str, argument: Any, body: bytes = b"") -> tuple[Any, bytes]:
+        self._check()
+        with self._calling:
+            self.write({"call": [operation, argument]}, body)
+            header, data = self._frames.get()
+        if "raise" in header:
+            raise msgspec.convert(header["raise"], Raised).error()
+        return header["answer"], data
+
+    def is_over(self) -> bool:
+        return self._over
+
+    def _check(self) -> None:
+        if self._over:
+            raise asyncio.CancelledError("the job is over")
+
+    def interrupt(self, *_: Any) -> None:
+        """The handler of SIGTERM, on the main thread: raises in the job's code if the worker wants its end."""
+        if self._over and self.running:
+            raise asyncio.CancelledError("the job is over")
+
+    # ------------------------------------------------------------------------------------------- the reading thread
+
+    def serve(self) -> None:
+        """Read until the worker is gone, which ends this process whatever runs in it."""
+        while True:
+            try:
+                header, body = self._receive()
+            except (OSError, EOFError):
+                os._exit(0)
+            if "cancel" in header:
+                self._over = True
+                if not self.running:
+                    os._exit(0)
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                self._frames.put((header, body))
+
+    def _receive(self) -> tuple[dict[str, Any], bytes]:
+        head, body = LENGTHS.unpack(self._exactly(LENGTHS.size))
+        return msgspec.json.decode(self._exactly(head)), self._exactly(body)
+
+    def _exactly(self, size: int) -> bytes:
+        data = self._read.read(size)
+        if len(data) < size:
+            raise EOFError
+        return data
+
+
+def main() -> None:
+    """Serve the worker until it is gone."""
+    _die_with(int(sys.argv[1]))
+    pipe = Pipe(os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb"))
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, pipe.interrupt)
+    threading.Thread(target=pipe.serve, daemon=True).start()
+    hello, _ = pipe.next()
+    # What the worker can import, this process can.
+    sys.path[:] = hello["hello"]["path"]
+    pipe.write({"ready": os.getpid()})
+    with installed(msgspec.convert(sys.argv[2], Level)):
+        while True:
+            header, payload = pipe.next()
+            _run(pipe, header["start"], payload)
+
+
+def _run(pipe: Pipe, start: dict[str, Any], payload: bytes) -> None:
+    pipe.write({"begun": None})
+    pipe.running = True
+    try:
+        task = _find(start["module"], start["task"])
+        value = task.signature.payload.validate_json(payload)
+        body = task.encode(call(task, SyncJob(pipe, **start["job"]), value))
+    except BaseException as error:  # noqa: BLE001 - also SystemExit: it fails the job, the process serves the next one
+        pipe.running = False
+        if not pipe.is_over():
+            pipe.write({"failed": Raised.of(error)})
+    else:
+        pipe.running = False
+        pipe.write({"result": None}, body)
+    if pipe.is_over():
+        os._exit(0)
+
+
+def _find(module: str, name: str) -> Task:
+    for value in vars(importlib.import_module(module)).values():
+        found = getattr(value, "__tandem_task__", None)
+        if isinstance(found, Task) and found.name == name:
+            return found
+    raise LookupError(f"the module {module} has no task {name}")
+
+
+def _die_with(worker: int) -> None:
+    """Ask the kernel for the end of this process when the worker's comes, also if code holds the interpreter then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != worker:
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

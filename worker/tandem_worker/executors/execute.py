@@ -1,0 +1,44 @@
+"""Runs one task where it belongs: on the loop, in a thread or in a process."""
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+from tandem_worker.errors import TaskError
+from tandem_worker.executors.pools import Pools
+from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.logs import following
+from tandem_worker.task import Task
+
+
+async def execute(task: Task, job: Job, payload: Any, pools: Pools) -> Any:
+    """Run the task's function where it belongs, and return its result (for a generator None, items having streamed).
+
+    Raises what the function raises. On cancellation the job is marked `cancelled` and CancelledError raised: at once
+    for code on the loop and in threads (a thread cannot be stopped: its next report ends it), after the end of
+    the process for `cpu=True`. Code that calls sys.exit() or cancels itself fails like any other.
+    """
+    try:
+        match task.signature.kind:
+            case "async":
+                with following(job.sink.log, asyncio.get_running_loop().call_soon_threadsafe):
+                    return await task.function(*task.arguments(job, payload))
+            case "stream":
+                with following(job.sink.log, asyncio.get_running_loop().call_soon_threadsafe):
+                    async with aclosing(task.function(*task.arguments(job, payload))) as items:
+                        async for item in items:
+                            await job.emit(item)
+            case "thread":
+                return await pools.threads.run(task, job, payload)
+            case "process":
+                return await pools.processes.run(task, job, payload)
+    except asyncio.CancelledError:
+        job.cancelled = True
+        running = asyncio.current_task()
+        if running is not None and running.cancelling() == 0:
+            message = "the task's own code was cancelled from within"
+            raise TaskError("exception:CancelledError", message, retryable=True) from None
+        raise
+    except SystemExit:
+        # It would end the event loop, and with it every other job of the worker.
+        raise TaskError("exception:SystemExit", "the task's code called sys.exit()", retryable=True) from None

@@ -1,0 +1,28 @@
+"""The threads and processes in which a worker runs code that must not block its event loop."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from tandem_shared.settings import Settings
+from tandem_worker.executors.processes import ProcessPool
+from tandem_worker.executors.threads import Threads
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Both start their threads or processes when a job first needs one."""
+
+    threads: Threads
+    processes: ProcessPool
+
+
+@asynccontextmanager
+async def open_pools(settings: Settings) -> AsyncIterator[Pools]:
+    """Pools for one worker; leaving the block ends the processes and lets the threads go."""
+    threads, processes = Threads(settings.concurrency), ProcessPool(log=settings.job_log)
+    try:
+        yield Pools(threads, processes)
+    finally:
+        await processes.close()
+        threads.close()

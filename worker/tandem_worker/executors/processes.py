@@ -1,0 +1,290 @@
+"""Processes for tasks with `cpu=True`: a bounded number, started when needed, used again, and killed without harm.
+
+Worker and child talk over the child's stdin and stdout in frames (no pickle): the lengths of a JSON header and of a
+body of bytes (4 bytes each, big-endian), then both. A header has one key:
+
+    to the child    {"hello": {"path"}}  {"start": {"module", "task", "job"}} + payload
+                    {"answer": …} + bytes  {"raise": Raised}  {"cancel": null}
+    to the worker   {"ready": pid}  {"begun": null}  {"report": "progress"|"output"|"log"} + JSON
+                    {"call": [operation, argument]} + bytes  {"result": null} + JSON  {"failed": Raised}
+
+The pipe itself is the bound on what is under way: while the worker's buffer is full nobody reads, and the child waits.
+"""
+
+import asyncio
+import os
+import signal
+import struct
+import sys
+import traceback
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from tandem_worker.encoding import encode
+from tandem_worker.errors import Permanent, TaskError
+from tandem_worker.executors.portal import Desk, facts
+from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.logs import Level
+
+if TYPE_CHECKING:
+    from tandem_worker.task import Task
+
+LENGTHS = struct.Struct(">II")
+START = 60.0  # seconds for a child to be ready
+GRACE = 1.0  # seconds for a child to run its `finally` blocks, then it is killed
+
+
+class Raised(msgspec.Struct, frozen=True, kw_only=True):
+    """An exception on its way over the pipe."""
+
+    type: str
+    message: str
+    retryable: bool = True
+    after: float | None = None
+    trace: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Raised":
+        trace = "".join(traceback.format_exception(error))
+        if isinstance(error, TaskError):
+            return cls(
+                type=error.type, message=error.message, retryable=error.retryable, after=error.after, trace=trace
+            )
+        return cls(type=f"exception:{type(error).__name__}", message=str(error), trace=trace)
+
+    def error(self) -> TaskError:
+        """The TaskError that says the same; its note has the traceback for the worker's own log."""
+        if self.retryable:
+            error = TaskError(self.type, self.message, retryable=True, after=self.after)
+        else:
+            error = Permanent(self.type, self.message)
+        if self.trace:
+            error.add_note(f"in a child process:\n{self.trace}")
+        return error
+
+
+def frame(header: dict[str, Any], body: bytes = b"") -> bytes:
+    """One frame as it stands on the pipe."""
+    head = msgspec.json.encode(header)
+    return b"".join((LENGTHS.pack(len(head), len(body)), head, body))
+
+
+class EndedIdle(Exception):
+    """A child that had served before ended without having begun this job."""
+
+
+class ProcessPool:
+    """At most `limit` child processes (by default one per core); tasks beyond wait, within their own timeouts.
+
+    A child that dies, or whose job was cancelled, is replaced. Children end when the worker ends, however it does.
+    """
+
+    def __init__(self, limit: int | None = None, *, log: Level = "info") -> None:
+        self._log = log
+        self._slots = asyncio.Semaphore(limit or os.cpu_count() or 1)
+        self._idle: list[Child] = []
+        self._children: set[Child] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def run(self, task: "Task", job: Job, payload: Any) -> msgspec.Raw:
+        """Run the task in a child and return the JSON of its result, see `Task.decode` for the payload.
+
+        Raises TaskError: what the code raised (`exception:<Class>` for what is none), or `process_died`. When it is
+        cancelled, CancelledError comes after the child's end, GRACE later at the most.
+        """
+        if task.module == "__main__":
+            raise TypeError(f"{task.name} has cpu=True and is in the script being run: put it into a module of its own")
+        start = {"start": {"module": task.module, "task": task.name, "job": facts(job)}}
+        body = bytes(payload) if isinstance(payload, msgspec.Raw) else encode(payload)
+        while True:
+            await self._slots.acquire()
+            child: Child | None = None
+            try:
+                child = self._rested() or await self._started()
+                return await child.run(job, frame(start, body))
+            except EndedIdle:
+                continue  # it died before it got the job: another one will do
+            finally:
+                if child is None:
+                    self._slots.release()
+                elif child.alive() and not child.busy:
+                    self._idle.append(child)
+                    self._slots.release()
+                else:
+                    await self._replace(child)
+
+    def _rested(self) -> "Child | None":
+        while self._idle:
+            child = self._idle.pop()
+            if child.alive():
+                return child
+            self._children.discard(child)
+        return None
+
+    async def _started(self) -> "Child":
+        child = await Child.start(self._log)
+        self._children.add(child)
+        return child
+
+    async def _replace(self, child: "Child") -> None:
+        async def end() -> None:
+            try:
+                await child.end()
+            finally:
+                self._children.discard(child)
+                self._slots.release()
+
+        ending = asyncio.create_task(end())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        # Not awaited itself: a second cancellation must end the waiting, never the ending.
+        await asyncio.wait({ending})
+
+    async def close(self) -> None:
+        """End all children; one with a running job is killed."""
+        idle, self._idle = self._idle, []
+        for child in self._children.difference(idle):
+            child.kill()
+        await asyncio.gather(*(child.end() for child in idle), *self._ending)
+        self._children.difference_update(idle)
+
+
+class Child:
+    """One child process, seen from the worker. It runs one job at a time."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        if process.stdin is None or process.stdout is None:
+            raise ValueError("a child is talked to over its stdin and stdout")
+        self._in, self._out = process.stdin, process.stdout
+        self._served = False
+        self.busy = False  # with a job whose end it has not told
+
+    @classmethod
+    async def start(cls, log: Level = "info") -> "Child":
+        command = (sys.executable, "-m", "tandem_worker.executors.child", str(os.getpid()), log)
+        pipe = asyncio.subprocess.PIPE
+        return cls(await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=256 << 10))
+
+    def alive(self) -> bool:
+        return self._process.returncode is None and not self._out.at_eof()
+
+    async def run(self, job: Job, start: bytes) -> msgspec.Raw:
+        """Run one job, `start` its frame, and serve it meanwhile. Raises EndedIdle, TaskError."""
+        self.busy = True
+        desk = Desk(job)
+        try:
+            await self._begin(start)
+            while True:
+                (kind, value), body = await self._receive()
+                match kind:
+                    case "report":
+                        await _report(job, value, body)
+                    case "call":
+                        await self._answer(desk, value[0], value[1], body)
+                    case "failed":
+                        self.busy = False
+                        raise msgspec.convert(value, Raised).error()
+                    case _:
+                        self.busy = False
+                        return msgspec.Raw(body)
+        finally:
+            await desk.close()
+
+    async def _begin(self, start: bytes) -> None:
+        if not self._served:
+            await self._hello()
+        try:
+            await self._send(start)
+            await self._receive()
+        except TaskError:
+            if self._served:
+                raise EndedIdle from None
+            raise
+        self._served = True
+
+    async def _hello(self) -> None:
+        try:
+            async with asyncio.timeout(START):
+                await self._send(frame({"hello": {"path": sys.path}}))
+                await self._receive()
+        except TimeoutError:
+            raise _died("was not ready in time") from None
+
+    async def _answer(self, desk: Desk, operation: str, argument: Any, body: bytes) -> None:
+        try:
+            value, data = await desk.answer(operation, argument, body)
+        except Exception as error:  # noqa: BLE001 - it is raised where the code called
+            await self._send(frame({"raise": Raised.of(error)}))
+        else:
+            await self._send(frame({"answer": value}, data))
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            self._in.write(data)
+            await self._in.drain()
+        except (ConnectionError, RuntimeError):
+            raise await self._death() from None
+
+    async def _receive(self) -> tuple[tuple[str, Any], bytes]:
+        try:
+            head, body = LENGTHS.unpack(await self._out.readexactly(LENGTHS.size))
+            header: dict[str, Any] = msgspec.json.decode(await self._out.readexactly(head))
+            data = await self._out.readexactly(body) if body else b""
+        except (asyncio.IncompleteReadError, ConnectionError):
+            raise await self._death() from None
+        return next(iter(header.items())), data
+
+    async def _death(self) -> TaskError:
+        """How the child ended, which closed the pipe."""
+        try:
+            async with asyncio.timeout(GRACE):
+                code = await self._process.wait()
+        except TimeoutError:
+            return _died("closed its pipe")
+        if code == -signal.SIGKILL:
+            return _died("was killed (SIGKILL), perhaps for lack of memory")
+        if code < 0:
+            with suppress(ValueError):
+                return _died(f"was ended by {signal.Signals(-code).name}")
+        return _died(f"ended itself with exit status {code}")
+
+    async def end(self) -> None:
+        """End the process: its code gets a CancelledError, after GRACE it is killed."""
+        if self._process.returncode is None:
+            with suppress(ConnectionError, RuntimeError):
+                self._in.write(frame({"cancel": None}))
+            try:
+                async with asyncio.timeout(GRACE):
+                    await self._drained()
+            except TimeoutError:
+                self.kill()
+                await self._process.wait()
+        self._in.close()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def _drained(self) -> None:
+        # A child that is writing cannot end before somebody reads.
+        while await self._out.read(1 << 16):
+            pass
+        await self._process.wait()
+
+
+async def _report(job: Job, kind: Literal["progress", "output", "log"], body: bytes) -> None:
+    if kind == "output":
+        await job.sink.output(body)
+    elif kind == "progress":
+        await job.sink.progress(body)
+    else:
+        job.sink.log(body)
+
+
+def _died(how: str) -> TaskError:
+    return TaskError("process_died", f"the process that ran the task {how}", retryable=True)

@@ -1,0 +1,1 @@
+"""The worker process: it claims, runs, prefetches, reports, finishes and drains."""

@@ -1,0 +1,81 @@
+"""`sql.execute`."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import TypedDict
+
+from tandem_worker.connectors.sql.apply_once import apply_once
+from tandem_worker.connectors.sql.connections import Transaction
+from tandem_worker.jobs.job import Job
+from tandem_worker.task import task
+from tandem_worker.tasks.sql.payloads import REPORT_EVERY, Connection, Params, Sql, _timeout
+
+
+class SqlStatement(BaseModel):
+    """One statement, run once with `params` or once for each of `rows`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"not": {"required": ["params", "rows"]}})
+
+    sql: Sql
+    params: Params = None
+    rows: Annotated[list[list[Any] | dict[str, Any]], Field(description="params of each run")] | None = None
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if {"params", "rows"} <= self.model_fields_set:
+            raise ValueError("give params or rows, not both")
+        return self
+
+
+class SqlExecute(BaseModel):
+    """What `sql.execute` takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    connection: Connection
+    statements: list[SqlStatement] = Field(min_length=1, max_length=10_000)
+
+
+class SqlExecuted(TypedDict):
+    """What `sql.execute` gives: rows written (or returned) by each statement, and which attempt's work it was."""
+
+    rowcounts: list[int]
+    applied: Literal["now", "before"]
+
+
+@task(
+    "sql.execute",
+    timeout="10m",
+    example={
+        "connection": "shop",
+        "statements": [
+            {"sql": "UPDATE stock SET left = left - :n WHERE item = :item", "params": {"n": 1, "item": "cup"}},
+            {"sql": "INSERT INTO sales (item, price) VALUES ($1, $2)", "rows": [["cup", 4.5], ["cup", 4.0]]},
+        ],
+    },
+)
+async def execute(job: Job, payload: SqlExecute) -> SqlExecuted:
+    """Run SQL statements in one transaction, applied once however often the job is started.
+
+    The connection must say `mode=rw`. A marker in its table `tandem_applied` is written in the same transaction; a
+    later attempt finds it and gives the same row counts, with `applied: before`.
+    """
+    total = sum(1 if one.rows is None else len(one.rows) for one in payload.statements)
+
+    async def work(transaction: Transaction) -> list[int]:
+        rowcounts, done = [], 0
+        for statement in payload.statements:
+            count = 0
+            for params in [statement.params] if statement.rows is None else statement.rows:
+                count += await transaction.execute(statement.sql, params)
+                done += 1
+                if done % REPORT_EVERY == 0:
+                    await job.progress(done, total)
+            rowcounts.append(count)
+        return rowcounts
+
+    connection = job.resources.sql.raw(payload.connection)
+    applied = await apply_once(connection, job.id, "sql.execute", work, timeout=_timeout(job))
+    await job.progress(total, total)
+    return {"rowcounts": applied.result, "applied": applied.when}

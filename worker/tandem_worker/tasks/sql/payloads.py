@@ -1,0 +1,90 @@
+"""What the payloads of the SQL tasks share."""
+
+import time
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import TypedDict
+
+from tandem_worker.connectors.sql.connections import SqlConnection
+from tandem_worker.jobs.job import Job
+
+REPORT_EVERY = 5000  # rows
+
+
+GRACE = 1.0  # seconds after the job's deadline: its own timeout comes first
+
+
+Connection = Annotated[str, Field(min_length=1, max_length=128, description="a name from the worker's settings")]
+
+
+Sql = Annotated[str, Field(pattern=r"^[^\u0000]*[^\s\u0000][^\u0000]*$", description="one statement")]
+
+
+Params = Annotated[
+    list[Any] | dict[str, Any] | None,
+    Field(description="a list for the database's own placeholders (?, $1), an object for :name"),
+]
+
+
+MaxRows = Annotated[Annotated[int, Field(ge=1)] | None, Field(description="more rows fail the job as too_large")]
+
+
+MaxBytes = Annotated[
+    Annotated[int, Field(ge=1)] | None, Field(description="more bytes of output or of the file fail it likewise")
+]
+
+
+_OF_SQL = {"connection": "string", "sql": "string", "query": "null"}
+
+
+class SqlSource(BaseModel):
+    """One query: SQL of the client's own for a connection, or one that the operator has declared by name."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "required": ["connection", "sql"],
+                    "properties": {key: {"type": kind} for key, kind in _OF_SQL.items()},
+                },
+                {"required": ["query"], "properties": {"query": {"type": "string"}, "sql": {"type": "null"}}},
+            ]
+        },
+    )
+
+    connection: Connection | None = Field(None, description="may be left out with `query`")
+    sql: Sql | None = None
+    query: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        None, description="a query's name in the worker's settings"
+    )
+    params: Params = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.sql is None) == (self.query is None):
+            raise ValueError("give either sql or query")
+        if self.sql is not None and self.connection is None:
+            raise ValueError("sql needs a connection")
+        return self
+
+    def asked(self, job: Job) -> tuple[SqlConnection, str, list[Any] | dict[str, Any] | None]:
+        """The connection, the text and its params. Raises TaskError."""
+        known = job.resources.sql
+        if self.query is None:
+            return known.raw(self.connection or ""), self.sql or "", self.params
+        query = known.named(self.query, self.connection)
+        return known(query.connection), query.sql, query.check(self.params)
+
+
+class SqlColumn(TypedDict):
+    """A column and the database's name for its type."""
+
+    name: str
+    type: str
+
+
+def _timeout(job: Job) -> float:
+    return max(0.0, job.deadline - time.time()) + GRACE
