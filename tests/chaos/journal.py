@@ -1,24 +1,58 @@
-"""The queue's events, from Redis' append-only file: none is missed, whoever reads the stream and cuts it off meanwhile.
+"""The queue's events, read from Redis' append-only files: trimming the stream removes none of them.
 
-What a crash of Redis has taken with it is not there either: the file is the history that remains.
+An event that a crash of Redis lost is missing here too: the files hold the history that survived.
 """
 
 import mmap
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from shared.services import Server
 from tests.chaos.evidence import Event
 
+# A rewrite drops the entries that the stream has lost, so the server never starts one by itself.
+# One that is asked for writes commands: the entries of an RDB file are compressed.
+_OPTIONS = ("--auto-aof-rewrite-percentage", "0", "--aof-use-rdb-preamble", "no")
+_RDB = (b"REDIS", b"VALKEY")  # how an RDB file begins
 # XADD <stream> (how to trim) <id> e <length>: what the scripts wrote, as Redis repeats it to itself.
 _ENTRY = re.compile(
     rb"XADD\r\n\$\d+\r\ntandem:\{a\}:events\r\n(?:\$\d+\r\n[^\r]*\r\n){1,5}?\$1\r\ne\r\n\$(?P<length>\d+)\r\n"
 )
 
 
-def events(path: Path) -> Iterator[Event]:
-    """All transitions, in order. The file must not have been rewritten."""
+def journaled(server: Server) -> Server:
+    """The same Redis, with the settings that let `events` read its append-only files."""
+    return replace(server, argv=(*server.argv, *_OPTIONS))
+
+
+def events(data: Path) -> Iterator[Event]:
+    """All transitions, in order, of the `journaled` Redis that keeps its files in `data`."""
+    for path in _files(data):
+        if path.stat().st_size:  # mmap refuses an empty file
+            yield from _read(path)
+
+
+def _files(data: Path) -> list[Path]:
+    """The files that Redis would load, in order."""
+    folder = data / "appendonlydir"
+    if not folder.exists():
+        return [data / "appendonly.aof"]  # Redis 6.2 keeps a single file
+    files = []
+    # Redis 7 and Valkey list a base file, its increments, and history (h) that the base replaces.
+    for line in (folder / "appendonly.aof.manifest").read_text(encoding="utf-8").splitlines():
+        words = line.split(" ")
+        fields = dict(zip(words[::2], words[1::2], strict=True))
+        if fields["type"] in ("b", "i"):
+            files.append(folder / fields["file"])
+    return files
+
+
+def _read(path: Path) -> Iterator[Event]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as journal:
+        if journal[:6].startswith(_RDB):
+            raise ValueError(f"{path}: an RDB file, whose events cannot be read; start Redis with `journaled`")
         for entry in _ENTRY.finditer(journal):
             body = journal[entry.end() : entry.end() + int(entry["length"])]
             for line in body.decode().splitlines():

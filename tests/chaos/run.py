@@ -129,7 +129,7 @@ async def _evidence(stage: Stage, clients: Clients, faults: Faults, *, lossy: bo
         found.counts = {name: int(count) for name, count in (await client.hgetall(f"{PREFIX}counts")).items()}
     finally:
         await client.aclose()
-    found.events = list(events(stage.journal))
+    found.events = list(events(stage.directory))
     connection = await asyncpg.connect(stage.database, timeout=10)
     try:
         found.applied = [row["key"] for row in await connection.fetch("SELECT key FROM applied")]

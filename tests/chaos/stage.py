@@ -14,6 +14,7 @@ from typing import IO, Any
 from redis.asyncio import Redis
 
 from tandem_shared.dev.servers import free_port, postgres_server, redis_server, tied
+from tests.chaos.journal import journaled
 from tests.chaos.relay import Front, Relay, ready
 
 ROOT = Path(__file__).parent.parent.parent
@@ -94,7 +95,6 @@ class Stage:
     ) -> None:
         self.directory = directory
         self.effects = directory / "effects"
-        self.journal = directory / "appendonly.aof"
         self.redis_socket = ""
         self.database = ""  # PostgreSQL's URL
         self.front = Front()
@@ -116,9 +116,8 @@ class Stage:
 
     async def open(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
-        server = redis_server(self.directory)
-        # Never rewritten: the file is the journal of the run.
-        argv = (*server.argv, "--appendfsync", self._fsync, "--auto-aof-rewrite-percentage", "0")
+        server = journaled(redis_server(self.directory))
+        argv = (*server.argv, "--appendfsync", self._fsync)
         self.redis_socket = str(self.directory.resolve() / "redis.sock")
         self.redis = self._process("redis", argv, environment)
         self.redis.start()

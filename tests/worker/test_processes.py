@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +253,7 @@ async def test_a_process_ends_with_its_worker(name: str, payload: Any) -> None:
 async def test_a_pool_may_have_any_limit() -> None:
     async with open_bench() as resources:
         one = ProcessPool(1)
-        bench = Bench(**{**vars(resources), "processes": one})
+        bench = replace(resources, pools=replace(resources.pools, processes=one))
         pids = await asyncio.gather(*(run(cpu_tasks.pid, resources=bench) for _ in range(5)))
         assert len(set(pids)) == 1
         await one.close()
