@@ -3,7 +3,6 @@
 import os
 import platform
 import statistics
-import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from tandem_shared.dev.servers import redis_program
+from tandem_shared.dev.servers import redis_program, redis_version
 
 OURS = "Tandem"
 
@@ -87,13 +86,12 @@ def table(title: str, found: Sequence[Row]) -> list[str]:
 
 def facts() -> dict[str, Any]:
     """What the figures depend on."""
-    said = subprocess.run([redis_program(), "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
     return {
         "measured": datetime.now(UTC).date().isoformat(),
         "cores": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
-        "redis_server": next((word[2:] for word in said.split() if word.startswith("v=")), "unknown"),
+        "redis_server": redis_version(redis_program()),
         **{name: version(name) for name in ("redis", "hiredis", "uvloop", "fastapi")},
     }
 

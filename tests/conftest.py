@@ -18,13 +18,32 @@ import pytest
 from hypothesis import settings
 from redis.asyncio import Redis
 
-from tandem_shared.dev.servers import Server, free_port, mongo_server, postgres_server, redis_server, tied
+from tandem_shared.dev.servers import (
+    Server,
+    free_port,
+    mongo_server,
+    postgres_server,
+    redis_program,
+    redis_server,
+    redis_version,
+    tied,
+)
+from tandem_shared.errors import Misconfigured
 
 T = TypeVar("T")
 S3_REGION = "us-east-1"
 
 settings.register_profile("tandem", deadline=None)  # how long an example takes says more about the machine
 settings.load_profile("tandem")
+
+
+def pytest_report_header() -> str:
+    """Which Redis the tests use: what they show holds for that version."""
+    try:
+        program = redis_program()
+    except Misconfigured as error:
+        return f"redis: {error}"
+    return f"redis: {program} {redis_version(program)}"
 
 
 @overload

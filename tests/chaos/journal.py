@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shared.services import Server
+
 from tests.chaos.evidence import Event
 
 # A rewrite drops the entries that the stream has lost, so the server never starts one by itself.

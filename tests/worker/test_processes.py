@@ -6,8 +6,8 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 

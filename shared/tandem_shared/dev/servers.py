@@ -98,6 +98,12 @@ def redis_program() -> Path:
     return program
 
 
+def redis_version(program: Path) -> str:
+    """The version number that the program reports, such as 7.0.15."""
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=10)
+    return next((word[2:] for word in done.stdout.split() if word.startswith("v=")), "unknown")
+
+
 def redis_server(data: Path) -> Server:
     """Redis or Valkey that keeps an append-only file in `data`, behind a socket there. Raises Misconfigured."""
     path = data.resolve() / "redis.sock"
