@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from shared.services import Server
+from tandem_shared.dev.servers import Server
 
 from tests.chaos.evidence import Event
 
