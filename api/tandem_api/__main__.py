@@ -8,8 +8,8 @@ from typing import Any
 
 import structlog
 
-from tandem_api.processes import serve_many
-from tandem_api.server import listen, serve, url_of
+from tandem_api.server.process import listen, serve, url_of
+from tandem_api.server.supervisor import serve_many
 from tandem_shared import logs
 from tandem_shared.errors import Misconfigured
 from tandem_shared.files.store import open_store

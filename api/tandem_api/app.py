@@ -13,32 +13,22 @@ from redis.exceptions import RedisError
 from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
-from tandem_api import (
-    bulk,
-    downloads,
-    health,
-    jobs,
-    listing,
-    metrics,
-    openapi,
-    queues,
-    replays,
-    sockets,
-    streams,
-    tasks,
-    uploads,
-)
 from tandem_api.auth import Keys
-from tandem_api.catalogue import Catalogue
+from tandem_api.drain import Drain
 from tandem_api.edge import Edge
-from tandem_api.problems import HANDLERS
-from tandem_api.requests import Requests
-from tandem_api.routing import Shortcuts
+from tandem_api.files import downloads, uploads
+from tandem_api.http.problems import HANDLERS
+from tandem_api.http.routing import Shortcuts
+from tandem_api.jobs import bulk, job, listing, replays
+from tandem_api.metrics import Requests
+from tandem_api.openapi import document
+from tandem_api.operations import health, metrics, queues, tasks
 from tandem_api.state import State
-from tandem_api.submissions import Submissions
-from tandem_api.uploads import Joins
-from tandem_api.waiting import Drain
+from tandem_api.streams import http, websocket
+from tandem_api.validation.catalogue import Catalogue
+from tandem_api.validation.submission import Submissions
 from tandem_shared.errors import TandemError, Unavailable
+from tandem_shared.files.resumable import Joins
 from tandem_shared.files.store import FileStore, open_store
 from tandem_shared.files.uploads import sweep
 from tandem_shared.ledger.ledger import open_ledger
@@ -116,9 +106,9 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.drain = drain
     # The hot ones first: routes are tried one after the other.
-    for module in (jobs, bulk, streams, sockets, listing, replays, tasks, queues, health, metrics):
+    for module in (job, bulk, http, websocket, listing, replays, tasks, queues, health, metrics):
         app.router.routes.extend(module.ROUTES)
-    app.router.routes.extend(openapi.routes())
+    app.router.routes.extend(document.routes())
     # Not by include_router: the routes inside another router could not be asked what methods a path allows.
     for router in (uploads.router, downloads.router):
         app.router.routes.extend(router.routes)

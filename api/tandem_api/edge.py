@@ -12,12 +12,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tandem_api.auth import OPEN_PATHS, TENANT, Keys
-from tandem_api.exchanges import ANSWER
-from tandem_api.headers import TRACEPARENT
-from tandem_api.problems import RETRY_AFTER, of_status, path_of
-from tandem_api.requests import Requests
-from tandem_api.routing import Plain
-from tandem_api.waiting import Drain
+from tandem_api.drain import Drain
+from tandem_api.http.extensions import ANSWER
+from tandem_api.http.headers import TRACEPARENT
+from tandem_api.http.problems import RETRY_AFTER, of_status, path_of
+from tandem_api.http.routing import Plain
+from tandem_api.metrics import Requests
 
 # What begins an answer; that of an upgrade has headers too.
 STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import msgspec
 
-from tandem_api.bodies import decode
+from tandem_api.http.body import decode
 from tandem_shared.errors import Invalid, Malformed, TooLarge
 
 BREATH = 5000  # tokens after which others get their turn, some milliseconds

@@ -1,80 +1,73 @@
-"""GET /metrics: the queues as Redis knows them, and the requests as this API answers them, for Prometheus."""
+"""The requests that this API answers, counted for /metrics; processes that serve together add their numbers up."""
 
-import asyncio
-from collections.abc import Iterable, Iterator
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.types import Scope
 
-from tandem_api.requests import Requests
-from tandem_api.routing import Plain
-from tandem_api.state import served
-from tandem_shared.errors import Unavailable
-from tandem_shared.queue.events import Lag
-from tandem_shared.queue.messages import QueueStats, WorkerInfo
-from tandem_shared.queue.queue import Queue
-
-PATIENCE = 5.0  # seconds for Redis; without it the rest is told
-_STATES = ("waiting", "scheduled", "queued", "running", "retrying")
+# set by api/tandem_api/server/supervisor.py: the directory in which processes add up their numbers
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+METHODS = frozenset("GET HEAD POST PUT PATCH DELETE OPTIONS".split())
+CALLS = ("submit", "read", "output")  # see `Queue`
+BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)  # seconds
 
 
-class Scrape(Collector):
-    """One answer's families."""
+class Requests:
+    """Requests by route, method and status, and the time until the answer begins (a stream may go on for hours).
 
-    def __init__(self, requests: Requests, queues: Iterable[Metric]) -> None:
-        self._requests, self._queues = requests, queues
+    Of that time, what they waited for Redis: summed, as it is measured for those that go there together.
+    """
 
-    def collect(self) -> Iterator[Metric]:
-        """The families."""
-        yield from self._queues
-        yield from self._requests.collect()
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        labels = ("method", "route", "status")
+        self._count = Counter("tandem_http_requests", "Requests answered.", labels, registry=self._registry)
+        self._times = Histogram(
+            "tandem_http_request_seconds",
+            "Until the answer begins.",
+            labels[:2],
+            buckets=BOUNDS,
+            registry=self._registry,
+        )
+        calls = Counter("tandem_http_redis_calls", "Answers of Redis.", ("call",), registry=self._registry)
+        seconds = Counter(
+            "tandem_http_redis_seconds", "For how long they were waited for.", ("call",), registry=self._registry
+        )
+        self._waits = {call: (calls.labels(call).inc, seconds.labels(call).inc) for call in CALLS}
+        self._paths: dict[Any, str] = {}
+        self._known: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
 
+    def name(self, routes: Iterable[Any]) -> None:
+        """Learns what the routes are called: labels are their templates, never what a client wrote."""
+        self._paths |= {route.endpoint: route.path_format for route in routes if hasattr(route, "endpoint")}
 
-async def show_metrics(request: Request) -> Response:
-    """GET /metrics, as text or OpenMetrics by `Accept`. Also while Redis is away, which it then tells."""
-    state = served(request)
-    found = list(await _queues(state["queue"]))
-    encode, media_type = choose_encoder(request.headers.get("accept", ""))
-    # In a thread: the numbers of several processes are read from files.
-    body = await asyncio.to_thread(encode, Scrape(state["requests"], found))
-    return Response(body, 200, {"Cache-Control": "no-store"}, media_type=media_type)
+    def answered(self, scope: Scope, status: int, begun: float) -> None:
+        """The answer to a request begins, which came at `begun` on the clock of `time.perf_counter`."""
+        path = self._paths.get(scope.get("endpoint"), "other")
+        method = scope.get("method", "GET")  # an upgrade to WebSocket says none, and is that
+        key = (method if method in METHODS else "other", path, status)
+        known = self._known.get(key)
+        if known is None:
+            count = self._count.labels(key[0], key[1], str(status))
+            known = self._known[key] = (count.inc, self._times.labels(*key[:2]).observe)
+        known[0]()
+        known[1](time.perf_counter() - begun)
 
+    def heard(self, call: str, count: int, seconds: float) -> None:
+        """So many answers of Redis came together, for which so many seconds were waited in all."""
+        calls, waited = self._waits[call]
+        calls(count)
+        waited(seconds)
 
-async def _queues(queue: Queue) -> Iterator[Metric]:
-    try:
-        async with asyncio.timeout(PATIENCE):
-            latency, stats, workers, lag = await asyncio.gather(
-                queue.ping(), queue.stats(), queue.workers(), queue.events.lag()
-            )
-    except (Unavailable, TimeoutError):
-        return iter([GaugeMetricFamily("tandem_redis_up", "Whether Redis takes a write.", 0)])
-    return _families(latency, stats, workers, lag)
-
-
-def _families(latency: float, stats: list[QueueStats], workers: list[WorkerInfo], lag: Lag | None) -> Iterator[Metric]:
-    yield GaugeMetricFamily("tandem_redis_up", "Whether Redis takes a write.", 1)
-    yield GaugeMetricFamily("tandem_redis_latency_seconds", "A write to Redis and back.", latency)
-    if lag is not None:  # else no worker has ever kept one
-        yield GaugeMetricFamily("tandem_ledger_lag_entries", "Events that the ledger has not written.", lag.entries)
-        yield GaugeMetricFamily("tandem_ledger_lag_seconds", "Age of the oldest of them.", lag.seconds)
-    yield GaugeMetricFamily("tandem_workers", "Live workers.", len(workers))
-    slots = sum(one.concurrency for one in workers if not one.draining)
-    yield GaugeMetricFamily("tandem_workers_slots", "Jobs that live workers run at once.", slots)
-    jobs = GaugeMetricFamily("tandem_queue_jobs", "Jobs that are not final, by state.", labels=("queue", "state"))
-    age = GaugeMetricFamily(
-        "tandem_queue_oldest_age_seconds", "How long the oldest due job has waited.", labels=("queue",)
-    )
-    paused = GaugeMetricFamily("tandem_queue_paused", "Whether the queue is paused.", labels=("queue",))
-    for one in stats:
-        for state in _STATES:
-            jobs.add_metric((one.name, state), getattr(one, state))
-        age.add_metric((one.name,), one.oldest_age or 0.0)
-        paused.add_metric((one.name,), one.paused)
-    yield from (jobs, age, paused)
-
-
-ROUTES = [Route("/metrics", Plain(show_metrics), methods=["GET"])]
+    def collect(self) -> Iterable[Metric]:
+        """The families, of all processes that serve together."""
+        if SHARED not in os.environ:
+            return self._registry.collect()
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call] # the library has no types here
+        return together.collect()

@@ -4,11 +4,11 @@ from typing import TypedDict
 
 from starlette.requests import Request
 
-from tandem_api.catalogue import Catalogue
-from tandem_api.requests import Requests
-from tandem_api.submissions import Submissions
-from tandem_api.uploads import Joins
-from tandem_api.waiting import Drain
+from tandem_api.drain import Drain
+from tandem_api.metrics import Requests
+from tandem_api.validation.catalogue import Catalogue
+from tandem_api.validation.submission import Submissions
+from tandem_shared.files.resumable import Joins
 from tandem_shared.files.store import FileStore
 from tandem_shared.ledger.ledger import Ledger
 from tandem_shared.queue.queue import Queue

@@ -15,7 +15,7 @@ TandemError
 │   └── Full                 nothing more enters before something has ended; asking again helps, but not at once
 └── Misconfigured            a setting that stops the start, with its name and why
 
-They say what happened; the edge that reports them says what that means there (`api/tandem_api/problems.py` has the
+They say what happened; the edge that reports them says what that means there (`api/tandem_api/http/problems.py` has the
 status codes). A client of the API has three more of the tree, see `shared/tandem_jobs/client/errors.py`.
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 
 from tandem_api.app import create_app
-from tandem_api.server import listen, make_server, url_of
+from tandem_api.server.process import listen, make_server, url_of
 from tandem_shared.settings import load
 from tests.conftest import eventually
 

@@ -9,8 +9,8 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from tandem_api.bodies import DEPTH, read_body, refuse_depth
-from tandem_api.server import listen, url_of
+from tandem_api.http.body import DEPTH, read_body, refuse_depth
+from tandem_api.server.process import listen, url_of
 from tandem_shared.errors import Invalid, Misconfigured, TooLarge
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from jsonschema_rs import Draft202012Validator
 
-from tandem_api.explanations import explain
+from tandem_api.validation.messages import explain
 from tandem_worker.loader import load_tasks
 
 X = {"required": ["x"]}

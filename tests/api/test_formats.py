@@ -7,8 +7,8 @@ import pytest
 from jsonschema_rs import Draft202012Validator
 from starlette.exceptions import HTTPException
 
-from tandem_api.explanations import explain, pointer
-from tandem_api.formats import Cut, Table, negotiate
+from tandem_api.streams.formats import Cut, Table, negotiate
+from tandem_api.validation.messages import explain, pointer
 from tandem_shared.streams.reader import Entry, Position
 
 OUTPUT = frozenset({"output"})

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import httpx2
 import pytest
 
-from tandem_api import protocol
+from tandem_api.server import http
 from tests.api.hand import Hand
 
 LIMIT = 64 << 10
@@ -115,7 +115,7 @@ async def test_trailers_without_end_are_cut(client: httpx2.AsyncClient) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_TIME", 0.05)
+    monkeypatch.setattr(http, "HEAD_TIME", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")

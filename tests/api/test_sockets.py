@@ -14,7 +14,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from tandem_api import sockets, upgrade
+from tandem_api.server import websocket as server_websocket
+from tandem_api.streams import websocket
 from tandem_shared.queue.messages import Claimed
 from tests.api.hand import Hand
 from tests.api.test_streams import begun, channels, draining, finished, told
@@ -234,7 +235,7 @@ async def test_a_message_may_come_in_parts(client: httpx2.AsyncClient, hand: Han
 async def test_subscriptions_are_bounded(
     client: httpx2.AsyncClient, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "MOST", 3)
+    monkeypatch.setattr(websocket, "MOST", 3)
     jobs = [await begun(client, hand) for _ in range(5)]
     async with opened(client) as socket:
         for job in jobs[:4]:
@@ -253,7 +254,7 @@ async def test_subscriptions_are_bounded(
 
 
 async def test_one_that_says_much_leaves_room_for_others(client: httpx2.AsyncClient, hand: Hand) -> None:
-    loud = [await begun(client, hand) for _ in range(sockets.TURNS + 1)]
+    loud = [await begun(client, hand) for _ in range(websocket.TURNS + 1)]
     quiet = await begun(client, hand)
     for job in loud:
         for _ in range(60):  # 3.6 MB each
@@ -289,7 +290,7 @@ async def test_one_that_reads_slowly_misses_nothing_and_holds_up_nobody(client: 
 async def test_one_that_does_not_read_at_all_is_given_up(
     client: httpx2.AsyncClient, hand: Hand, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upgrade, "STALLED", 0.1)
+    monkeypatch.setattr(server_websocket, "STALLED", 0.1)
     job = await begun(client, hand)
     async with opened(client, max_queue=1) as socket:
         await ask(socket, subscribe=job.id, types=["output"])

@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tandem_api.app import create_app
-from tandem_api.server import listen, make_server
+from tandem_api.server.process import listen, make_server
 from tandem_shared.jobs.states import State
 from tandem_shared.settings import load
 from tests.api.hand import Hand

@@ -7,7 +7,7 @@ TandemError
 │   └── JobCancelled
 └── Unavailable          nobody answered for as long as the client's patience lasts; asking again helps
 
-A wait that is over is Python's own TimeoutError. This is the other end of `api/tandem_api/problems.py`, so statuses are
+A wait that is over is Python's own TimeoutError. This is the other end of `api/tandem_api/http/problems.py`, so statuses are
 HTTP's.
 """
 

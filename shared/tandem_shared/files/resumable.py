@@ -13,6 +13,7 @@ A complete upload is joined into one object, as any other is, and hashed on the 
 it has been done.
 """
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -166,3 +167,34 @@ async def _joined(store: FileStore, upload: Unfinished, bounds: list[int]) -> As
 
 def _part(id: str, offset: int) -> str:
     return f"{place_of(id)}/parts/{offset:014d}"
+
+
+JOINS = 2  # uploads that one process joins at once
+
+
+class Joins:
+    """Joins complete uploads: each once at a time in this process, however many ask, and JOINS at once."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[Upload]] = {}
+        self._turn = asyncio.Semaphore(JOINS)
+
+    async def finish(self, store: FileStore, upload: Unfinished, offset: int, *, keep: float) -> Upload:
+        """As shared.parts.finish. It goes on when the one who asked is gone."""
+        task = self._tasks.get(upload.id)
+        if task is None:
+            task = asyncio.create_task(self._finish(store, upload, offset, keep), name="join")
+            self._tasks[upload.id] = task
+            task.add_done_callback(lambda _: self._tasks.pop(upload.id, None))
+        return await asyncio.shield(task)
+
+    async def _finish(self, store: FileStore, upload: Unfinished, offset: int, keep: float) -> Upload:
+        async with self._turn:
+            return await finish(store, upload, offset, keep=keep)
+
+    async def close(self) -> None:
+        """Give up; whoever asks again begins anew."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

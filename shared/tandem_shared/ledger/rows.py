@@ -24,7 +24,7 @@ NUMBERS = frozenset(
 )
 # What a job keeps for its whole life.
 LASTING = frozenset(("tenant", "task", "queue", "priority", "submitted", "version", "options"))
-TAG_NAME, TAG_VALUE = 64, 256  # characters, as api/tandem_api/submissions.py has them
+TAG_NAME, TAG_VALUE = 64, 256  # characters, as api/tandem_api/validation/submission.py has them
 
 _texts_of = itemgetter(*(KEPT.index(field) for name, field in COLUMNS.items() if name not in NUMBERS))
 _numbers_of = itemgetter(*(KEPT.index(field) for name, field in COLUMNS.items() if name in NUMBERS))

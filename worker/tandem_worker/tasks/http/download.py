@@ -25,13 +25,7 @@ from tandem_worker.errors import TaskError
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
-from tandem_worker.tasks.http.request import (
-    Url,
-    WholeHeaders,
-    remaining,
-    sent_headers,
-    unexpected,
-)
+from tandem_worker.tasks.http.request import Url, WholeHeaders, remaining, sent_headers, unexpected
 
 STALL = 60.0  # seconds without a byte after which a connection counts as broken
 FAULTS = 5  # in a row, without a new byte between them

@@ -16,12 +16,7 @@ from tandem_worker.failures import Fault, fault
 from tandem_worker.jobs.job import Job
 from tandem_worker.jobs.reports import item_body
 from tandem_worker.task import task
-from tandem_worker.tasks.http.request import (
-    HttpRequest,
-    HttpResult,
-    Room,
-    call,
-)
+from tandem_worker.tasks.http.request import HttpRequest, HttpResult, Room, call
 
 MOST_REQUESTS = 10_000
 MOST_RUNNERS = 100

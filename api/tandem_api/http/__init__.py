@@ -1,0 +1,1 @@
+"""Reading a request and wording an answer, whatever the endpoint."""

@@ -1,0 +1,1 @@
+"""/openapi.json and its pages."""

@@ -1,0 +1,1 @@
+"""Endpoints for operators: tasks, queues, health, metrics."""

@@ -1,0 +1,1 @@
+"""The process and the bytes: uvicorn, its limits, its children."""

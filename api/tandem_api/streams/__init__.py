@@ -1,0 +1,1 @@
+"""A job's output over HTTP and WebSocket."""

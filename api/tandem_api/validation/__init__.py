@@ -1,0 +1,1 @@
+"""Is this body a job? If not, where and why."""
