@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tokenize
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -51,6 +52,7 @@ REDIS_COMMANDS = {
 }
 QUEUE = Path("shared/tandem_shared/queue")
 
+MAX_FILES_PER_FOLDER = 20  # Python files
 LONGEST = 400
 LONGER: dict[str, str] = {}  # path → why it is better as one file
 
@@ -146,6 +148,75 @@ def test_each_package_imports_only_what_it_may(package: str) -> None:
         for line, name in imported(path)
         if name.partition(".")[0] in {*PACKAGES, "tests", "bench"} - allowed
     ]
+    assert not wrong, "\n".join(wrong)
+
+
+def rooms(path: Path) -> str:
+    """What a module counts as among the folders: its folder, or itself where it lies flat in its package."""
+    name = module_name(path)
+    return name if len(path.parts) == 3 else name.rpartition(".")[0]
+
+
+def known_module(name: str, known: set[str]) -> str | None:
+    """The module that an import of `name` loads: the name itself, or the module that has it."""
+    return next((one for one in (name, name.rpartition(".")[0]) if one in known), None)
+
+
+def import_graph(*, folders: bool) -> dict[str, set[str]]:
+    """Who imports whom while being imported, among our modules or among their folders."""
+    paths = {module_name(path): path for path in modules(*PARTS)}
+    graph: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        source = rooms(path) if folders else name
+        for target in loaded(path, set(paths)):
+            found = rooms(paths[target]) if folders else target
+            if found != source:
+                graph.setdefault(source, set()).add(found)
+    return graph
+
+
+def loaded(path: Path, known: set[str]) -> Iterator[str]:
+    """Our modules that this one imports, also late or for typing only."""
+    for node in ast.walk(tree(path)):
+        if not isinstance(node, ast.ImportFrom) or not node.module:
+            continue
+        for alias in node.names:
+            found = known_module(f"{node.module}.{alias.name}", known)
+            if found is not None:
+                yield found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The nodes of one circle, in order; empty if there is none."""
+    done: set[str] = set()
+
+    def walk(node: str, trail: list[str]) -> list[str]:
+        if node in trail:
+            return [*trail[trail.index(node) :], node]
+        if node in done:
+            return []
+        found = next(filter(None, (walk(to, [*trail, node]) for to in sorted(graph.get(node, ())))), [])
+        done.add(node)
+        return found
+
+    return next(filter(None, (walk(node, []) for node in sorted(graph))), [])
+
+
+@pytest.mark.parametrize("folders", [False, True], ids=["files", "folders"])
+def test_imports_make_no_circle(*, folders: bool) -> None:
+    graph = import_graph(folders=folders)
+    assert len(graph) > 20, "hardly anything imports anything: this test looks at the wrong place"
+    assert not (found := circle(graph)), " → ".join(found)
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+def test_folders_are_small() -> None:
+    counted = Counter(path.parent for path in modules(*PARTS, "tests", "bench") if path.name != "__init__.py")
+    wrong = [f"{folder}: {count} files" for folder, count in counted.items() if count > MAX_FILES_PER_FOLDER]
     assert not wrong, "\n".join(wrong)
 
 

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tandem_shared.queue.queue import Queue
-from tests.api.hand import ANY, STRICT, Hand
+from tests.api.fake_worker import ANY, STRICT, Hand
 from tests.api.serving import serving
 
 

@@ -12,7 +12,7 @@ import pytest
 from tandem_api.app import create_app
 from tandem_api.server.process import listen, make_server
 from tandem_shared.settings import load
-from tests.api.hand import Hand
+from tests.api.fake_worker import Hand
 from tests.api.serving import problem, serving
 from tests.conftest import eventually
 

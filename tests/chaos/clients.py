@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import msgspec
 
-from tests.chaos.evidence import Told, View
+from tests.chaos.check.evidence import Told, View
 from tests.chaos.followers import FAULTS, follow_lines, follow_socket
 from tests.chaos.submissions import RETRY, WEIGHTS, work
 from tests.chaos.work import made

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import msgspec
 
-from tests.chaos.evidence import attempts
+from tests.chaos.check.evidence import attempts
 from tests.chaos.relay import ready
 from tests.chaos.stage import PREFIX, Process, Stage, open_stage
 

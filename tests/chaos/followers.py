@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from tests.chaos.evidence import Told, View
+from tests.chaos.check.evidence import Told, View
 
 FAULTS = (aiohttp.ClientError, TimeoutError, OSError)
 SILENCE = 40.0  # seconds that a socket may say nothing, which is more than two pings

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tandem_shared.dev.servers import Server
-from tests.chaos.evidence import Event
+from tests.chaos.check.evidence import Event
 
 # A rewrite drops the entries that the stream has lost, so the server never starts one by itself.
 # One that is asked for writes commands: the entries of an RDB file are compressed.

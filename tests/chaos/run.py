@@ -13,9 +13,9 @@ import msgspec
 from redis.exceptions import RedisError
 
 from tests.chaos import submissions
-from tests.chaos.checker import check
+from tests.chaos.check.checker import check
+from tests.chaos.check.evidence import Evidence, summary
 from tests.chaos.clients import Clients
-from tests.chaos.evidence import Evidence, summary
 from tests.chaos.faults import Faults
 from tests.chaos.journal import events
 from tests.chaos.schedule import WEIGHTS, schedule

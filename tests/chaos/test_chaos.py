@@ -29,7 +29,7 @@ async def test_a_build_that_is_broken_on_purpose_is_caught(mutant: str, faults: 
         seed=5,
         seconds=12.0,
         pause=1.0 if faults else 1000.0,
-        worker=f"tests.chaos.mutants {mutant}",
+        worker=f"tests.chaos.check.mutants {mutant}",
         faults=faults or {"late finishes": 1},
         work={"slow": 30, "sql": 10},
         patience=60.0,

@@ -10,7 +10,7 @@ from tandem_shared.dev.servers import redis_server
 from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.record import Options, Submission
 from tandem_shared.queue.queue import Queue
-from tests.chaos.evidence import Event
+from tests.chaos.check.evidence import Event
 from tests.chaos.journal import events, journaled
 from tests.chaos.schedule import WEIGHTS, schedule
 from tests.chaos.submissions import WEIGHTS as KINDS

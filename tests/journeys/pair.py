@@ -14,7 +14,7 @@ import httpx2
 
 from tandem_shared.dev.servers import Server, free_port, redis_server, tied
 from tests.conftest import eventually, started
-from tests.journeys import client_tasks
+from tests.journeys.tasks import client_tasks
 
 ROOT = Path(__file__).parent.parent.parent
 KEY = "tk_abcd_0123456789abcdefSECRET"

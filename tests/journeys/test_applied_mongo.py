@@ -18,7 +18,7 @@ from tests.journeys import stopping_worker
 from tests.journeys.test_applied import client as client  # noqa: PLC0414 - a fixture is found by its name
 from tests.journeys.test_crashes import MANY, Stage
 from tests.journeys.test_crashes import stage as stage  # noqa: PLC0414 - likewise
-from tests.worker.databases import MONGOS, REAL_MONGO, mongo_database
+from tests.worker.connectors.sql.databases import MONGOS, REAL_MONGO, mongo_database
 from tests.worker.workers import Client, outcomes
 
 

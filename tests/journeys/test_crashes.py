@@ -21,7 +21,7 @@ from tandem_shared.jobs.record import Options, Submission
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Finish
 from tests.conftest import eventually, started
-from tests.journeys import crash_tasks as tasks
+from tests.journeys.tasks import crash_tasks as tasks
 from tests.worker.workers import Client, open_client, outcomes
 
 ROOT = Path(__file__).parent.parent.parent

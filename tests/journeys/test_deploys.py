@@ -9,7 +9,7 @@ import pytest
 from tandem_shared.jobs.states import State
 from tests.chaos.deploy import SETTINGS, roll
 from tests.chaos.stage import open_stage
-from tests.journeys import newer_tasks, older_tasks
+from tests.journeys.tasks import newer_tasks, older_tasks
 from tests.journeys.test_crashes import Stage, client, ended, redis_process, registered, stage
 from tests.worker.workers import Client
 

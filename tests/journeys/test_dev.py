@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from tests.conftest import eventually
-from tests.shared.test_services import alive
+from tests.shared.dev.test_servers import alive
 
 TASKS = ["http.request", "sql.query", "file.hash", "text.wordcount"]
 START = 60.0  # seconds at most; a start takes three

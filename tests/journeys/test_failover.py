@@ -15,9 +15,9 @@ import pytest
 from redis.asyncio import Redis
 
 from tandem_shared.dev.servers import Server, free_port, redis_program, redis_server, tied
-from tests.api.test_processes import address, api, ready
+from tests.api.server.test_supervisor import address, api, ready
 from tests.conftest import eventually, started
-from tests.journeys import crash_tasks as tasks
+from tests.journeys.tasks import crash_tasks as tasks
 from tests.journeys.test_crashes import ROOT
 
 SENTINELS = 3

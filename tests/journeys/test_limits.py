@@ -9,7 +9,7 @@ import pytest
 
 from tandem_shared.jobs.states import State
 from tests.conftest import eventually
-from tests.journeys import limited_tasks as tasks
+from tests.journeys.tasks import limited_tasks as tasks
 from tests.journeys.test_crashes import LEASE, MANY, Stage
 from tests.journeys.test_crashes import stage as stage  # noqa: PLC0414 - a fixture is found by its name
 from tests.worker.workers import Client, open_client, outcomes

@@ -13,11 +13,11 @@ import httpx2
 import pytest
 
 from tandem_shared.dev.servers import mongo_server
-from tests.chaos.evidence import Told
+from tests.chaos.check.evidence import Told
 from tests.chaos.followers import follow_lines
 from tests.chaos.stage import Stage, open_stage
 from tests.conftest import eventually, started
-from tests.journeys import outage_tasks
+from tests.journeys.tasks import outage_tasks
 
 # Many short pauses: an outage that is over is noticed soon.
 RETRY = {"max_attempts": 1000, "base": "100ms", "cap": "300ms"}

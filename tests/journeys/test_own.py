@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.conftest import eventually
-from tests.journeys import own_tasks as tasks
+from tests.journeys.tasks import own_tasks as tasks
 from tests.journeys.test_crashes import LEASE, MANY, Stage, registered
 from tests.journeys.test_crashes import stage as stage  # noqa: PLC0414 - a fixture is found by its name
 from tests.worker.workers import Client, open_client, outcomes

@@ -18,7 +18,7 @@ from tandem_shared.dev.servers import free_port, tied
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.queue import TAIL
 from tests.conftest import eventually
-from tests.journeys import stream_tasks as tasks
+from tests.journeys.tasks import stream_tasks as tasks
 from tests.journeys.test_crashes import LEASE, ROOT, Stage, registered
 from tests.journeys.test_crashes import stage as stage  # noqa: PLC0414 - a fixture is found by its name here
 from tests.worker.workers import Client, open_client, outcomes

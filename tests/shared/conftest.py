@@ -7,8 +7,8 @@ import pytest
 from redis.asyncio import Redis
 
 from tandem_shared.files.store import FileStore, open_store
-from tests.shared.laws import broken
-from tests.shared.shard import Shard
+from tests.shared.queue.model.laws import broken
+from tests.shared.queue.model.shard import Shard
 
 
 @pytest.fixture(params=["file", "memory", "s3"])

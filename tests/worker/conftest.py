@@ -7,8 +7,8 @@ import pytest
 from redis.asyncio import Redis
 
 from tandem_shared.files.store import FileStore, open_store
-from tests.worker.databases import Database
-from tests.worker.said import Said, claimed
+from tests.worker.connectors.sql.databases import Database
+from tests.worker.recorded import Said, claimed
 from tests.worker.workers import Client, open_client
 
 

@@ -24,8 +24,8 @@ from tandem_worker.jobs.locks import LocalLocks
 from tandem_worker.loader import load_tasks
 from tandem_worker.task import of
 from tandem_worker.testing import Recorder, open_bench, run, upload
-from tests.worker.databases import Database
-from tests.worker.test_http import serving
+from tests.worker.connectors.http.test_client import serving
+from tests.worker.connectors.sql.databases import Database
 
 PAGE = Path(__file__).parents[2] / "docs" / "writing-tasks.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)

@@ -1,0 +1,175 @@
+"""Many jobs in one request: in order, each for itself, arrays bounded, lines without end."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgspec
+import pytest
+
+from tandem_shared.queue.queue import Queue
+from tests.api.fake_worker import Hand
+from tests.api.serving import problem, serving
+
+LINES = {"content-type": "application/x-ndjson"}
+JOB: dict[str, Any] = {"task": "t.any", "payload": {}}
+ITEMS: list[Any] = [
+    JOB,
+    {"task": "t.nope"},
+    7,
+    {"task": "t.strict", "payload": {}},
+    {**JOB, "idempotency_key": "one"},
+    {**JOB, "idempotency_key": "one"},
+    {"task": "t.any", "payload": {"other": 1}, "idempotency_key": "one"},
+    {**JOB, "idempotency_key": "ü" * 200},
+    {**JOB, "idempotency_key": None},
+    {"task": "t.any", "payload": {"a": "x" * (1 << 20)}},
+    JOB,
+]
+STATUSES = [0, 422, 422, 422, 0, 0, 422, 422, 0, 413, 0]  # 0: an id
+
+
+def lines(answer: httpx2.Response) -> list[Any]:
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    return [msgspec.json.decode(line) for line in answer.content.splitlines()]
+
+
+def statuses(answers: list[Any]) -> list[int]:
+    assert all(set(one) in ({"id"}, {"error"}) for one in answers)
+    return [one["error"]["status"] if "error" in one else 0 for one in answers]
+
+
+async def queued(queue: Queue) -> int:
+    return sum(one.queued for one in await queue.stats())
+
+
+async def test_each_item_of_an_array_stands_for_itself(client: httpx2.AsyncClient, queue: Queue) -> None:
+    answer = await client.post("/v1/jobs/bulk", json=ITEMS)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    told = answer.json()
+    assert statuses(told) == STATUSES
+    assert told[3]["error"]["errors"] == [{"pointer": "/payload/url", "detail": "is required"}]
+    assert told[6]["error"]["type"] == "/problems/idempotency-key-reused"
+    assert told[7]["error"]["errors"][0]["pointer"] == "/idempotency_key"
+    assert told[4] == told[5]
+    assert len({one["id"] for one in told if "id" in one}) == 4
+    assert await queued(queue) == 4
+
+
+@pytest.mark.parametrize("size", [1 << 30, 60_000, 1000])
+async def test_each_line_stands_for_itself_however_they_are_cut(
+    client: httpx2.AsyncClient, queue: Queue, size: int
+) -> None:
+    body = b"\n\r\n  \n".join(msgspec.json.encode(item) for item in ITEMS[:9])
+    body += b"\n{broken\n" + b"\n".join(msgspec.json.encode(item) for item in ITEMS[9:])
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), size):
+            yield body[start : start + size]
+
+    told = lines(await client.post("/v1/jobs/bulk", content=pieces(), headers=LINES))
+    assert statuses(told) == [*STATUSES[:9], 400, *STATUSES[9:]]
+    assert await queued(queue) == 4
+
+
+async def test_the_trace_goes_with_every_item(client: httpx2.AsyncClient, hand: Hand) -> None:
+    trace = f"00-{'1' * 32}-{'2' * 16}-00"
+    told = (await client.post("/v1/jobs/bulk", json=[JOB], headers={"traceparent": trace})).json()
+    assert (await hand.record(told[0]["id"])).options.traceparent == trace
+
+
+async def test_ten_thousand_fit_and_one_more_does_not(client: httpx2.AsyncClient, queue: Queue) -> None:
+    told = (await client.post("/v1/jobs/bulk", json=[JOB] * 10_000)).json()
+    assert len({one["id"] for one in told}) == 10_000
+    assert await queued(queue) == 10_000
+    answer = await client.post("/v1/jobs/bulk", json=[JOB] * 10_001)
+    assert problem(answer) == (413, "the array exceeds the limit of 10000 items")
+    assert await queued(queue) == 10_000
+
+
+async def test_an_array_above_64_mebibytes_is_too_large_before_it_is_read(client: httpx2.AsyncClient) -> None:
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    size = (64 << 20) + 1
+    writer.write(b"POST /v1/jobs/bulk HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+    writer.write(b"Content-Length: %d\r\n\r\n" % size)
+    async with asyncio.timeout(20):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
+        assert b"application/problem+json" in await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"", 400), (b"[", 400), (b"[{},]", 400), (b"{}", 422), (b'"x"', 422), (b"7", 422), (b"[" * 100_000, 422)],
+)
+async def test_what_is_no_array_is_refused_whole(client: httpx2.AsyncClient, body: bytes, status: int) -> None:
+    answer = await client.post("/v1/jobs/bulk", content=body, headers={"content-type": "application/json"})
+    assert problem(answer)[0] == status
+
+
+async def test_nothing_is_answered_by_nothing(client: httpx2.AsyncClient) -> None:
+    assert (await client.post("/v1/jobs/bulk", json=[])).json() == []
+    assert lines(await client.post("/v1/jobs/bulk", content=b"", headers=LINES)) == []
+    assert lines(await client.post("/v1/jobs/bulk", content=b"\n \n", headers=LINES)) == []
+
+
+async def test_a_key_for_the_whole_is_refused_since_it_would_do_nothing(client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/v1/jobs/bulk", json=[JOB], headers={"Idempotency-Key": "k"})
+    assert problem(answer)[0] == 400
+
+
+@asynccontextmanager
+async def piecemeal(client: httpx2.AsyncClient) -> AsyncIterator[tuple[asyncio.StreamReader, Callable[[bytes], None]]]:
+    """A request of lines whose answer is read while it is sent: where to read, and what sends a chunk."""
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    writer.write(
+        b"POST /v1/jobs/bulk HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n"
+    )
+    async with asyncio.timeout(20):
+        yield reader, lambda chunk: writer.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+    writer.close()
+
+
+async def test_lines_are_answered_while_they_come(client: httpx2.AsyncClient) -> None:
+    async with piecemeal(client) as (reader, send):
+        for number in range(3):
+            send(b'{"task":"t.any","payload":{"n":%d}}\n' % number)
+            assert b'{"id":"' in await reader.readuntil(b'"}\n')
+        send(b"")
+        assert (await reader.readuntil(b"0\r\n\r\n")).endswith(b"0\r\n\r\n")
+
+
+async def test_lines_that_come_without_redis_are_told_each_once_the_answer_has_begun(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens there
+        async with (
+            serving(f"redis://127.0.0.1:{taken.getsockname()[1]}/0", tmp_path) as client,
+            piecemeal(client) as (reader, send),
+        ):
+            send(b"7\n")  # which is refused without Redis
+            assert b'"status":422' in await reader.readuntil(b"}}\n")
+            send(b'{"task":"t.any"}\n' * 2)
+            for _ in range(2):
+                assert b'"status":503' in await reader.readuntil(b"}}\n")
+            send(b"")
+            assert (await reader.readuntil(b"0\r\n\r\n")).endswith(b"0\r\n\r\n")
+
+
+async def test_a_client_that_reads_last_is_answered_whole(client: httpx2.AsyncClient, queue: Queue) -> None:
+    """Its answers are more than what the sockets between hold: they wait, and nobody waits for anybody."""
+    count = 60_000
+    bad = b'{"task":"t.any","this_field_is_unknown":1}\n'
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(0, count, 1000):
+            yield bad * 1000
+
+    told = lines(await client.post("/v1/jobs/bulk", content=pieces(), headers=LINES, timeout=100))
+    assert statuses(told) == [422] * count

@@ -1,0 +1,175 @@
+"""DELETE /v1/jobs/{id}: nothing of a job is left, and nothing brings it back, wherever the ledger was meanwhile."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgspec
+import pytest
+
+from tandem_shared.files.names import job_path
+from tandem_shared.files.store import open_store
+from tandem_shared.jobs.states import State
+from tandem_shared.ledger.query import Filter
+from tandem_shared.ledger.rows import row
+from tandem_shared.queue.messages import Finish, Segment
+from tandem_shared.queue.steps import Step
+from tandem_shared.streams.segments import segment_path
+from tests.api.fake_worker import Hand
+from tests.api.jobs.test_listing import Follower, listed, submit
+from tests.api.jobs.test_replays import BOTH, failed, replay
+from tests.api.jobs.test_replays import client as client  # noqa: PLC0414 - a fixture is found by its name
+from tests.api.jobs.test_replays import database as database  # noqa: PLC0414 - likewise
+from tests.api.jobs.test_replays import follower as follower  # noqa: PLC0414 - likewise
+from tests.api.serving import problem, serving, stored
+
+
+@pytest.fixture
+async def rich(client: httpx2.AsyncClient, hand: Hand, tmp_path: Path) -> tuple[str, Path]:
+    """Id and store of a job that has everything a job can have, in Redis and in the store."""
+    body = {"task": "t.any", "payload": {"n": 1}, "options": {"tags": {"a": "b"}, "concurrency_key": "k"}}
+    answer = await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "mine"})
+    claimed = await hand.take()
+    await hand.say(claimed, "output", 1)
+    await hand.say(claimed, "output", 2)
+    await hand.queue.steps.keep(Step(claimed.id, claimed.token, "one", b"1"))
+    (first, _) = await hand.queue.output(claimed.id)
+    segment = Segment(first.stamp, first.stamp, 10)
+    began = int(claimed.token.partition(".")[0])
+    async with open_store(f"file://{tmp_path}") as store:
+        await store.write(segment_path(claimed.id, segment), b"x" * 10)
+        await store.write(job_path(claimed.id, began, "rows.csv"), b"a,b")
+        await store.write(job_path("another", began, "rows.csv"), b"a,b")
+    assert await hand.queue.archive(claimed.id, claimed.token, segment, first.weight) is not None
+    files = [{"name": "rows.csv", "size": 3, "sha256": "0" * 64, "url": f"/v1/jobs/{claimed.id}/files/rows.csv"}]
+    done = Finish(claimed.id, claimed.token, State.SUCCEEDED, "succeeded", b"1", 0.0, msgspec.json.encode(files))
+    assert await hand.queue.finish([done]) == ["ok"]
+    return answer.json()["id"], tmp_path
+
+
+@BOTH
+@pytest.mark.parametrize("place", ["redis", "ledger", "both"])
+async def test_nothing_is_left_of_it(
+    client: httpx2.AsyncClient, rich: tuple[str, Path], follower: Follower, redis: Any, place: str
+) -> None:
+    (id, root), other = rich, await submit(client, tags={"a": "b"})
+    if place != "redis":
+        await follower.follow()
+    if place == "ledger":
+        await follower.forget(redis, id)
+    assert len([key for key in await redis.keys("*") if id.encode() in key]) == (3 if place == "ledger" else 4)
+    assert len(stored(root)) == 3
+    answer = await client.delete(f"/v1/jobs/{id}")
+    assert (answer.status_code, answer.content) == (204, b"")
+    left = [key for key in await redis.keys("*") if id.encode() in key or b":idem:" in key]
+    assert not left or place == "ledger"  # what outlives a record there has a TTL of its own
+    assert [name.split("/")[1] for name in stored(root)] == ["another"]
+    await follower.follow()
+    assert await listed(client) == await listed(client, tag__a="b") == [other]
+    assert [record.id async for record, _ in follower.ledger.export()] == [other]
+    for call in (
+        "GET /{}",
+        "GET /{}/result",
+        "GET /{}/stream",
+        "GET /{}/files/rows.csv",
+        "DELETE /{}",
+        "POST /{}/cancel",
+    ):
+        method, _, path = call.format(id).partition(" ")
+        assert problem(await client.request(method, f"/v1/jobs{path}"))[0] == 404, call
+    assert problem(await client.post(f"/v1/jobs/{id}/replay"))[0] == 404
+    if place != "ledger":
+        body = {"task": "t.any", "payload": {"n": 2}}  # its key is free, for other content too
+        assert (await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "mine"})).status_code == 202
+
+
+async def test_only_final_jobs_of_ones_own_are_forgotten(client: httpx2.AsyncClient, hand: Hand, redis: Any) -> None:
+    id = await submit(client)
+    assert problem(await client.delete(f"/v1/jobs/{id}")) == (409, "the job is queued: cancel it first")
+    claimed = await hand.take()
+    assert problem(await client.delete(f"/v1/jobs/{id}"))[0] == 409
+    await hand.fail(claimed, State.RETRYING)
+    assert problem(await client.delete(f"/v1/jobs/{id}"))[0] == 409
+    await client.post(f"/v1/jobs/{id}/cancel")
+    await redis.hset(f"{hand.queue.prefix}job:{id}", "tenant", "acme")
+    assert problem(await client.delete(f"/v1/jobs/{id}"))[0] == 404
+    await redis.hset(f"{hand.queue.prefix}job:{id}", "tenant", "default")
+    assert (await client.delete(f"/v1/jobs/{id}")).status_code == 204
+    for unknown in ("nobody", "0" * 22):
+        assert problem(await client.delete(f"/v1/jobs/{unknown}"))[0] == 404
+
+
+@BOTH
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_projection_that_is_late_brings_nothing_back(
+    client: httpx2.AsyncClient, hand: Hand, follower: Follower, known: bool
+) -> None:
+    id = await failed(client, hand, tags={"a": "b"})
+    if known:
+        await follower.follow()
+    else:
+        await follower.queue.events.join(100_000)
+    # Read while the job was there, and written when it is forgotten.
+    (facts,) = await follower.queue.events.facts([id], room=1 << 30)
+    assert facts is not None
+    assert (await client.delete(f"/v1/jobs/{id}")).status_code == 204
+    late = row(id, facts)
+    await asyncio.gather(*(follower.ledger.save([late]) for _ in range(3)))
+    await follower.queue.events.projected([], [(id, late.stamp)])
+    assert problem(await client.get(f"/v1/jobs/{id}"))[0] == 404
+    assert problem(await client.delete(f"/v1/jobs/{id}"))[0] == 404
+    assert await listed(client) == await listed(client, tag__a="b") == await listed(client, q="card") == []
+    assert (await follower.ledger.find(Filter(tags=(("a", "b"),)), limit=5)).records == []
+    assert await follower.ledger.database.read("SELECT job FROM tandem_tags") == []
+    assert [record.id async for record, _ in follower.ledger.export()] == []
+
+
+@BOTH
+async def test_forgetting_and_projecting_at_once(client: httpx2.AsyncClient, hand: Hand, follower: Follower) -> None:
+    await follower.queue.events.join(100_000)
+    ids = [await failed(client, hand, tags={"a": "b"}) for _ in range(12)]
+    facts = await follower.queue.events.facts(ids, room=1 << 30)
+    rows = [row(id, one) for id, one in zip(ids, facts, strict=True) if one is not None]
+    gone = ids[::2]
+    done = await asyncio.gather(
+        *(client.delete(f"/v1/jobs/{id}") for id in gone), *(follower.ledger.save(rows) for _ in range(6))
+    )
+    assert [one.status_code for one in done if isinstance(one, httpx2.Response)] == [204] * len(gone)
+    await follower.follow()
+    assert await listed(client, tag__a="b") == await listed(client) == ids[1::2][::-1]
+
+
+@BOTH
+async def test_what_was_replayed_is_known_for_as_long_as_what_is_replayed(
+    client: httpx2.AsyncClient, hand: Hand, follower: Follower
+) -> None:
+    id = await failed(client, hand)
+    (new,) = [item["id"] for item in (await replay(client))["items"]]
+    await hand.drain()
+    await follower.follow()
+    keep = dict.fromkeys((State.SUCCEEDED, State.CANCELLED), 3600.0)
+    await follower.ledger.database.write([("UPDATE tandem_jobs SET ended = 1, id = '00' || id", [()])])
+    await follower.ledger.database.write(
+        [("UPDATE tandem_tags SET job = '00' || job, tag = '=00' || substr(tag, 2)", [()])]
+    )
+    assert await follower.ledger.expire(keep) == 0
+    assert await follower.ledger.get(f"00{new}", tenant="default") is not None
+    await follower.ledger.bury(f"00{id}")
+    assert await follower.ledger.expire(keep) == 1  # the grave is young
+    assert await follower.ledger.get(f"00{new}", tenant="default") is None
+    await follower.ledger.database.write([("UPDATE tandem_jobs SET ended = 1", [()])])
+    assert await follower.ledger.expire(keep) == 1
+    assert await follower.ledger.database.read("SELECT id FROM tandem_jobs") == []
+
+
+async def test_what_fails_half_way_is_done_when_it_is_asked_again(
+    redis_url: str, client: httpx2.AsyncClient, rich: tuple[str, Path]
+) -> None:
+    id, root = rich
+    away = "postgres://me:hunter2@127.0.0.1:1/nowhere"
+    async with serving(redis_url, root, database_url=away) as halved:
+        assert problem(await halved.delete(f"/v1/jobs/{id}"))[0] == 503
+        assert (await halved.get(f"/v1/jobs/{id}")).json()["state"] == "succeeded"
+    assert (await client.delete(f"/v1/jobs/{id}")).status_code == 204
+    assert problem(await client.get(f"/v1/jobs/{id}"))[0] == 404

@@ -1,0 +1,268 @@
+"""GET /v1/jobs: at once, whole, in pages; and jobs that Redis has forgotten and the ledger has not."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from redis.asyncio import Redis
+
+from tandem_shared.jobs.states import State
+from tandem_shared.ledger.ledger import Ledger, open_ledger
+from tandem_shared.ledger.rows import row
+from tandem_shared.queue.queue import Queue
+from tandem_shared.settings import load
+from tests.api.fake_worker import Hand
+from tests.api.serving import problem, serving
+
+
+class Follower:
+    """The ledger's reader, which reads when the test says so."""
+
+    def __init__(self, queue: Queue, ledger: Ledger) -> None:
+        self.queue, self.ledger = queue, ledger
+
+    async def follow(self) -> None:
+        await self.queue.events.join(100_000)
+        taken = await self.queue.events.take("one", block=0.01)
+        assert taken is not None
+        found = await self.queue.events.facts(taken.jobs, room=1 << 30)
+        rows = [row(id, facts) for id, facts in zip(taken.jobs, found, strict=True) if facts is not None]
+        await self.ledger.save(rows)
+        await self.queue.events.projected(taken.entries, [(one.id, one.stamp) for one in rows if one.final])
+
+    async def forget(self, redis: Any, id: str) -> None:
+        """As when the record has expired."""
+        await redis.delete(f"{self.queue.prefix}job:{id}")
+
+
+@pytest.fixture
+async def follower(queue: Queue) -> AsyncIterator[Follower]:
+    async with open_ledger(load()) as ledger:
+        yield Follower(queue, ledger)
+
+
+async def submit(client: httpx2.AsyncClient, **options: Any) -> str:
+    task = options.pop("task", "t.any")
+    payload = {"url": "https://x.example"} if task == "t.strict" else {"n": 1}
+    answer = await client.post("/v1/jobs", json={"task": task, "payload": payload, "options": options})
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+async def listed(client: httpx2.AsyncClient, **params: Any) -> list[str]:
+    """The ids of all pages, which are followed by their links."""
+    answer = await client.get("/v1/jobs", params={name.replace("__", "."): value for name, value in params.items()})
+    assert answer.status_code == 200, answer.text
+    ids = [item["id"] for item in answer.json()["items"]]
+    while answer.json()["next_cursor"] is not None:
+        link = answer.headers["link"]
+        assert link.endswith('>; rel="next"')
+        answer = await client.get(link[1 : link.index(">")])
+        ids += [item["id"] for item in answer.json()["items"]]
+    assert "link" not in answer.headers
+    return ids
+
+
+async def test_a_job_is_listed_as_soon_as_it_is_accepted(client: httpx2.AsyncClient, hand: Hand) -> None:
+    assert (await client.get("/v1/jobs")).json() == {"items": [], "next_cursor": None}
+    first, second = await submit(client), await submit(client)
+    assert await listed(client) == [second, first]
+    assert await listed(client, state="queued") == [second, first]
+    await client.post(f"/v1/jobs/{second}/cancel")
+    assert await listed(client, state="queued") == [first]
+    assert await listed(client, state="cancelled,failed") == [second]
+
+
+async def test_the_list_is_the_same_however_far_the_ledger_is(client: httpx2.AsyncClient, follower: Follower) -> None:
+    ids: list[str] = []
+    for number in range(9):
+        ids.insert(0, await submit(client, tags={"n": str(number % 2)}))
+        if number in (3, 5):
+            await follower.follow()
+        await client.post(f"/v1/jobs/{ids[-1 if number < 5 else 0]}/cancel")
+        for limit in (1, 4, 200):
+            assert await listed(client, limit=limit) == ids
+            odd = [id for at, id in enumerate(reversed(ids)) if at % 2][::-1]
+            assert await listed(client, limit=limit, tag__n="1") == odd
+        cancelled = set(await listed(client, state="cancelled", limit=2))
+        assert cancelled == {item["id"] for item in (await client.get("/v1/jobs")).json()["items"] if item["done"]}
+    await follower.follow()
+    assert await listed(client, limit=2) == ids
+
+
+async def test_items_are_the_jobs_as_each_shows_itself(
+    client: httpx2.AsyncClient, hand: Hand, follower: Follower
+) -> None:
+    id = await submit(client, tags={"a": "ü"})
+    claimed = await hand.take()
+    await follower.follow()
+    await hand.say(claimed, "progress", {"current": 1, "total": 2, "message": None})  # no event tells of it
+    for _ in range(2):
+        alone = (await client.get(f"/v1/jobs/{id}")).json()
+        assert (await client.get("/v1/jobs")).json()["items"] == [alone]
+        assert alone["progress"]["current"] == 1
+        if not alone["done"]:
+            await hand.succeed(claimed, {"x": 1})
+            await follower.follow()
+
+
+FILTERS: list[tuple[dict[str, str], Callable[[dict[str, Any]], bool]]] = [
+    ({"task": "t.strict"}, lambda job: job["task"] == "t.strict"),
+    ({"queue": "mail"}, lambda job: job["queue"] == "mail"),
+    ({"queue": "mail", "task": "t.any"}, lambda job: (job["queue"], job["task"]) == ("mail", "t.any")),
+    ({"tag.customer": "17"}, lambda job: job["tags"].get("customer") == "17"),
+    ({"tag.customer": "17", "tag.kind": "a b"}, lambda job: job["tags"] == {"customer": "17", "kind": "a b"}),
+    ({"q": "STRICT"}, lambda job: job["task"] == "t.strict"),
+    ({"q": "kind=A"}, lambda job: "kind" in job["tags"]),
+    ({"state": "scheduled"}, lambda job: job["state"] == "scheduled"),
+    ({"q": "nothing has it"}, lambda _: False),
+]
+
+
+@pytest.mark.parametrize("projected", [True, False])
+async def test_every_filter_and_their_times(client: httpx2.AsyncClient, follower: Follower, projected: bool) -> None:
+    for number in range(12):
+        options: dict[str, Any] = {"task": "t.strict" if number % 3 else "t.any"}
+        if number % 2:
+            options["queue"] = "mail"
+        if number % 4 < 2:
+            options["tags"] = {"customer": "17"} if number < 6 else {"customer": "17", "kind": "a b"}
+        if number > 9:
+            options["delay"] = "1h"
+        await submit(client, **options)
+    if projected:
+        await follower.follow()
+    jobs = (await client.get("/v1/jobs")).json()["items"]
+    assert len(jobs) == 12
+    for params, fits in FILTERS:
+        assert await listed(client, **params) == [job["id"] for job in jobs if fits(job)], params
+    middle = jobs[5]["submitted_at"]
+    later = [job["id"] for job in jobs if job["submitted_at"] >= middle]
+    assert set(await listed(client, since=middle)) >= set(later)
+    assert sorted(await listed(client, since=middle) + await listed(client, until=middle)) == sorted(
+        job["id"] for job in jobs
+    )
+    assert await listed(client, since=middle.replace("Z", "+00:00")) == await listed(client, since=middle)
+
+
+@pytest.mark.parametrize(
+    ("query", "pointer"),
+    [
+        ("state=done", "/state"),
+        ("state=", "/state"),
+        ("limit=0", "/limit"),
+        ("limit=201", "/limit"),
+        ("limit=x", "/limit"),
+        ("since=yesterday", "/since"),
+        ("until=2026-13-01T00:00:00Z", "/until"),
+        ("colour=red", "/colour"),
+        ("tag.=x", "/tag."),
+        ("task=a&task=b", "/task"),
+        ("q=" + "x" * 300, "/q"),
+    ],
+)
+async def test_what_no_filter_is_is_refused_by_its_name(client: httpx2.AsyncClient, query: str, pointer: str) -> None:
+    answer = await client.get(f"/v1/jobs?{query}")
+    assert problem(answer)[0] == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "%00", "AAAA", "é", "a" * 200])
+async def test_a_cursor_of_ones_own_making_is_malformed(client: httpx2.AsyncClient, cursor: str) -> None:
+    assert problem(await client.get("/v1/jobs", params={"cursor": cursor}))[0] == 400
+
+
+@pytest.mark.parametrize("projected", [True, False])
+async def test_a_tenant_lists_its_own(
+    client: httpx2.AsyncClient, redis: Any, queue: Queue, follower: Follower, projected: bool
+) -> None:
+    mine, other = await submit(client), await submit(client)
+    await redis.hset(f"{queue.prefix}job:{other}", "tenant", "acme")
+    if projected:
+        await follower.follow()
+    assert await listed(client) == [mine]
+
+
+# ------------------------------------------------------------------------------------------------- after its record
+
+
+async def test_a_final_job_is_known_when_its_record_has_expired(
+    client: httpx2.AsyncClient, redis: Redis, hand: Hand, follower: Follower
+) -> None:
+    id = await submit(client, tags={"a": "b"})
+    claimed = await hand.take()
+    await hand.succeed(claimed, {"rows": 3})
+    await follower.follow()
+    before = await client.get(f"/v1/jobs/{id}?payload=true")
+    entry = (await client.get(f"/v1/jobs/{id}/stream", headers={"Accept": "application/x-ndjson"})).text.splitlines()
+    await follower.forget(redis, id)
+    after = await client.get(f"/v1/jobs/{id}?payload=true")
+    assert (after.json(), after.headers["etag"]) == (before.json(), before.headers["etag"])
+    assert after.json()["payload"] == {"n": 1}
+    same = {"If-None-Match": before.headers["etag"]}
+    assert (await client.get(f"/v1/jobs/{id}?wait=20", headers=same)).status_code == 304
+    assert (await client.get(f"/v1/jobs/{id}/result")).json() == {"rows": 3}
+    assert (await client.post(f"/v1/jobs/{id}/cancel")).json()["state"] == "succeeded"
+    told = (await client.get(f"/v1/jobs/{id}/stream", headers={"Accept": "application/x-ndjson"})).text.splitlines()
+    assert told == entry
+    assert await listed(client, state="succeeded") == [id]
+
+
+async def test_a_failed_one_says_why_and_shows_its_attempts(
+    client: httpx2.AsyncClient, redis: Redis, hand: Hand, follower: Follower
+) -> None:
+    id = await submit(client)
+    await hand.fail(await hand.take(), State.RETRYING)
+    await hand.queue.tick()
+    await hand.fail(await hand.take())
+    await follower.follow()
+    await follower.forget(redis, id)
+    job = (await client.get(f"/v1/jobs/{id}")).json()
+    assert (job["error"]["type"], [one["outcome"] for one in job["attempts"]]) == ("card", ["failed", "failed"])
+    assert problem(await client.get(f"/v1/jobs/{id}/result"))[0] == 409
+    assert await listed(client, q="card") == [id]
+
+
+async def test_nobody_is_known_who_never_was(client: httpx2.AsyncClient, follower: Follower) -> None:
+    await follower.follow()
+    for id in ("nobody", "0" * 22, "é"):
+        assert problem(await client.get(f"/v1/jobs/{id}"))[0] == 404
+        assert problem(await client.post(f"/v1/jobs/{id}/cancel"))[0] == 404
+
+
+# ------------------------------------------------------------------------------------------------------------- outages
+
+
+async def test_without_sql_only_what_needs_it_suffers(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+    away = "postgres://me:hunter2@127.0.0.1:1/nowhere"
+    async with serving(redis_url, tmp_path, database_url=away) as client:
+        id = await submit(client)
+        assert (await client.get(f"/v1/jobs/{id}")).status_code == 200
+        for path in ("/v1/jobs", f"/v1/jobs/{'0' * 22}"):
+            answer = await client.get(path)
+            assert problem(answer)[0] == 503
+            assert answer.headers["retry-after"] == "1"
+            assert "hunter2" not in answer.text
+        assert problem(await client.get("/v1/jobs/nobody"))[0] == 404
+        assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_the_lag_is_told_and_stops_submissions_above_its_limit(
+    client: httpx2.AsyncClient, follower: Follower
+) -> None:
+    assert (await client.get("/readyz")).json()["ledger"] is None
+    await follower.queue.events.join(3)
+    await submit(client)
+    ready = (await client.get("/readyz")).json()
+    assert ready["ledger"]["lag_entries"] == 1
+    assert ready["ledger"]["lag_seconds"] >= 0
+    while (answer := await client.post("/v1/jobs", json={"task": "t.any"})).status_code == 202:
+        pass
+    assert problem(answer)[0] == 503
+    assert answer.headers["retry-after"] == "1"
+    assert "behind" in answer.json()["detail"]
+    assert (await client.get("/readyz")).json()["ledger"]["lag_entries"] == 3
+    await follower.follow()
+    await submit(client)

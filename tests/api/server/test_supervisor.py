@@ -1,0 +1,254 @@
+"""`python -m tandem_api` as a process of its own: where it listens, what it refuses, and how it ends."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.connection import parse_url
+
+from tests.api.fake_worker import Hand
+from tests.chaos.relay import Relay
+from tests.conftest import eventually
+
+KEY = "tk_main_0123456789abcdef"
+
+
+@asynccontextmanager
+async def api(tmp_path: Path, redis_url: str, *options: str, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    given = {
+        "TANDEM_REDIS_URL": redis_url,
+        "TANDEM_STORE_URL": f"file://{tmp_path}",
+        "PYTHONUNBUFFERED": "1",
+        "TANDEM_LINGER": "0",
+        **env,
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tandem_api",
+        *options,
+        env={"PATH": os.environ["PATH"], **given},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    children = []
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+        await process.communicate()
+        for child in children:
+            child.kill()
+
+
+async def address(process: asyncio.subprocess.Process) -> str:
+    """Where it says that it serves."""
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        line = (await process.stdout.readline()).decode().strip()
+    assert line.startswith("serving at http://127.0.0.1:"), line
+    return line.removeprefix("serving at ")
+
+
+async def ready(url: str, **headers: str) -> None:
+    async def asked() -> bool:
+        try:
+            async with httpx2.AsyncClient(trust_env=False) as client:
+                return (await client.get(f"{url}/readyz", headers=headers)).status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    await eventually(asked, timeout=30)
+
+
+async def test_port_0_is_told_and_sigterm_ends_it_whoever_waits(
+    redis: Redis, redis_url: str, hand: Hand, tmp_path: Path
+) -> None:
+    async with api(tmp_path, redis_url, "--port", "0") as process:
+        url = await address(process)
+        await ready(url)
+        async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
+            id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
+            other = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
+            poll = asyncio.create_task(client.get(f"/v1/jobs/{other}?wait=30"))
+            await eventually(lambda: redis.pubsub_channels(f"*:{other}"))  # it has come, and waits
+            async with client.stream("GET", f"/v1/jobs/{id}/stream") as stream:
+                chunks = stream.aiter_text()
+                text = await anext(chunks)
+                process.send_signal(signal.SIGTERM)
+                async with asyncio.timeout(10):
+                    text += "".join([chunk async for chunk in chunks])
+                    assert (await poll).json()["state"] == "queued"
+                assert "event: end" not in text
+        async with asyncio.timeout(10):
+            assert await process.wait() == 0
+
+
+async def test_without_keys_it_says_that_it_is_open(redis_url: str, tmp_path: Path) -> None:
+    async with api(tmp_path, redis_url, "--port", "0") as process:
+        await address(process)
+        process.terminate()
+        _, said = await process.communicate()
+        assert b"TANDEM_KEYS is not set" in said
+    async with api(tmp_path, redis_url, "--port=0", TANDEM_KEYS=KEY) as process:
+        url = await address(process)
+        async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+            await ready(url)
+            assert (await client.get("/v1/tasks")).status_code == 401
+            assert (await client.get("/v1/tasks", headers={"Authorization": f"Bearer {KEY}"})).status_code == 200
+        process.terminate()
+        _, said = await process.communicate()
+        assert b"TANDEM_KEYS" not in said
+        assert b"0123456789abcdef" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "said"),
+    [
+        (("--host", "0.0.0.0"), {}, b"TANDEM_KEYS: the API would be open to everybody"),
+        (("--host", "203.0.113.7", "--port", "0"), {"TANDEM_KEYS": KEY}, b"TANDEM_HOST, TANDEM_PORT: cannot listen on"),
+        (("--port", "70000"), {}, b"TANDEM_PORT: "),
+        (("--processes", "0"), {}, b"--processes"),
+        ((), {"TANDEM_STORE_URL": "file://elsewhere/x"}, b"TANDEM_STORE_URL: "),
+    ],
+)  # fmt: skip
+async def test_a_wrong_setting_stops_the_start_in_a_line(
+    redis_url: str, tmp_path: Path, options: tuple[str, ...], env: dict[str, str], said: bytes
+) -> None:
+    async with api(tmp_path, redis_url, *options, **env) as process, asyncio.timeout(30):
+        _, error = await process.communicate()
+        assert process.returncode == 2
+        assert said in error
+        assert b"Traceback" not in error
+
+
+async def several(process: asyncio.subprocess.Process, count: int) -> list[psutil.Process]:
+    def children() -> list[psutil.Process]:
+        found = psutil.Process(process.pid).children()
+        return found if len(found) == count else []
+
+    return await eventually(children)
+
+
+async def test_several_processes_share_the_port_and_end_together(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+    async with api(tmp_path, redis_url, "--port", "0", "--processes", "2") as process:
+        url = await address(process)
+        await ready(url)
+        first, second = await several(process, 2)
+        first.kill()  # one that dies is started again, and the other serves meanwhile
+        await eventually(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE)
+        await ready(url)
+        await eventually(lambda: second.is_running() and len(psutil.Process(process.pid).children()) == 2)
+        children = psutil.Process(process.pid).children()
+        process.terminate()
+        async with asyncio.timeout(20):
+            assert await process.wait() == 0
+        assert not [child for child in children if child.is_running()]
+
+
+async def test_processes_whose_parent_was_killed_end(redis_url: str, tmp_path: Path) -> None:
+    async with api(tmp_path, redis_url, "--port", "0", "--processes", "2") as process:
+        await ready(await address(process))
+        children = await several(process, 2)
+        process.kill()
+
+        def gone() -> bool:
+            return not any(alive(child) for child in children)
+
+        await eventually(gone, timeout=20)
+
+
+def alive(child: psutil.Process) -> bool:
+    try:
+        status: Any = child.status()
+    except psutil.NoSuchProcess:
+        return False
+    return bool(status != psutil.STATUS_ZOMBIE)
+
+
+async def test_after_sigterm_it_is_unready_and_still_serves(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+    async with api(tmp_path, redis_url, "--port", "0", TANDEM_LINGER="50s") as process:
+        url = await address(process)
+        await ready(url)
+        async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+            assert "connection" not in (await client.get("/livez")).headers
+        process.terminate()
+
+        async def unready() -> bool:
+            async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+                answer = await client.get("/readyz")
+            return answer.status_code == 503 and "retry-after" in answer.headers
+
+        await eventually(unready)
+        async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:  # a new connection
+            answer = await client.post("/v1/jobs", json={"task": "t.any"})
+            assert answer.status_code == 202
+            assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("path", ["?wait=20", "/stream"])
+async def test_who_waits_for_a_redis_that_hangs_is_told_to_come_back_when_the_process_ends(
+    redis_url: str, hand: Hand, tmp_path: Path, path: str
+) -> None:
+    socket = parse_url(redis_url)["path"]
+    relay = Relay(lambda: asyncio.open_unix_connection(socket))
+    await relay.start()
+    try:
+        url = f"redis://127.0.0.1:{relay.port}"
+        async with api(tmp_path, url, TANDEM_LINGER="1s", TANDEM_DRAIN="1s") as process:
+            url = await address(process)
+            await ready(url)
+            async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
+                id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
+                relay.stall()
+                asked = asyncio.create_task(client.get(f"/v1/jobs/{id}{path}"))
+                await eventually(lambda: relay.held)
+                process.terminate()  # for a second more it takes what comes, also what was not asked yet
+                async with asyncio.timeout(30):
+                    answer = await asked
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "1"
+            assert answer.json()["detail"].startswith("the process ends")
+            async with asyncio.timeout(30):
+                output = b"".join(await process.communicate())
+            assert process.returncode == 0
+            assert b"requests are given up" in output, output
+            assert b"error" not in output, output
+    finally:
+        await relay.close()
+
+
+async def test_who_goes_before_all_of_several_answers_leaves_no_error_behind(
+    redis: Redis, redis_url: str, hand: Hand, tmp_path: Path
+) -> None:
+    async with api(tmp_path, redis_url) as process:
+        url = await address(process)
+        await ready(url)
+        async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
+            id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
+            _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+            for path in ("/livez", f"/v1/jobs/{id}?wait=20", "/livez"):
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+
+            async def subscribers(wanted: int) -> bool:
+                return bool(sum(count for _, count in await redis.pubsub_numsub(f"tandem:{{a}}:news:{id}")) == wanted)
+
+            await eventually(lambda: subscribers(1))  # the second is being answered
+            writer.transport.abort()
+            await hand.drain()
+            await eventually(lambda: subscribers(0))  # it was
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            output = b"".join(await process.communicate())
+    assert b"error" not in output, output

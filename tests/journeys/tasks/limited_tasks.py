@@ -1,0 +1,22 @@
+"""Tasks with limits; they leave notes in a file."""
+
+import asyncio
+import os
+
+from tandem_worker import task
+from tandem_worker.jobs.job import Job
+from tests.journeys.tasks.crash_tasks import Scene
+
+
+@task("limited.two", concurrency=2)
+async def two(job: Job, payload: Scene) -> int:
+    payload.note("begun", job.attempt)
+    while not payload.go.exists():
+        await asyncio.sleep(0.02)
+    payload.note("ended", job.attempt)
+    return os.getpid()
+
+
+@task("limited.paced", rate="20/s")
+async def paced(payload: int) -> int:
+    return payload

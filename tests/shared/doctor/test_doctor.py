@@ -1,0 +1,367 @@
+"""The doctor on a shard: each thing that must hold is broken by hand, found, mended, and every job ends."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from tandem_shared.doctor.doctor import Diagnosis, Doctor
+from tandem_shared.jobs.states import FINAL, State
+from tandem_shared.queue.messages import Claimed, Report
+from tandem_shared.queue.queue import Queue
+from tandem_shared.queue.steps import Step
+from tandem_worker.task import task
+from tests.shared.queue.model.laws import broken
+from tests.shared.queue.model.shard import Shard, Worker, job
+from tests.worker.workers import open_client, working
+
+
+async def examine(queue: Queue, *, fix: bool = False) -> Diagnosis:
+    return await Doctor(queue, ledger=None, store=None, pause=0).examine(fix=fix)
+
+
+class Broken:
+    """A shard that something was done to behind the queue's back."""
+
+    def __init__(self, shard: Shard, worker: Worker) -> None:
+        self.shard, self.worker, self.redis = shard, worker, shard.redis
+
+    def key(self, name: str) -> str:
+        return f"{self.shard.queue.prefix}{name}"
+
+    async def add(self, **given: Any) -> str:
+        return await self.shard.add(**given)
+
+    async def run(self, **given: Any) -> Claimed:
+        await self.add(**given)
+        return await self.worker.take()
+
+    async def field(self, id: str, **fields: str) -> None:
+        await self.redis.hset(self.key(f"job:{id}"), mapping=fields)
+
+    async def final(self, **given: Any) -> str:
+        """A job that has ended, with output."""
+        claimed = await self.run(**given)
+        await self.shard.queue.report([Report(claimed.id, claimed.token, 1, "output", b"1")], limit=100)
+        await self.shard.queue.steps.keep(Step(claimed.id, claimed.token, "s", b"1"))
+        await self.worker.end(claimed)
+        return claimed.id
+
+
+async def a_queued_job_out_of_its_queue(it: Broken) -> None:
+    await it.redis.zrem(it.key("q:default:normal"), await it.add())
+
+
+async def a_scheduled_job_out_of_later(it: Broken) -> None:
+    await it.redis.zrem(it.key("later"), await it.add(delay=5.0))
+
+
+async def a_job_that_waits_for_a_worker_out_of_its_place(it: Broken) -> None:
+    id = await it.add(version=2)
+    await it.worker.claim()
+    await it.redis.zrem(it.key("park:task:default:2:t"), id)
+
+
+async def a_running_job_without_its_lease(it: Broken) -> None:
+    await it.redis.zrem(it.key("leases"), (await it.run()).id)
+
+
+async def a_suspect_out_of_its_place(it: Broken) -> None:
+    id = await it.add(max_attempts=9)
+    for _ in range(2):
+        await it.worker.loses(id)
+    assert await it.redis.zrem(it.key("suspects"), id)
+
+
+async def an_expiry_that_nobody_watches(it: Broken) -> None:
+    await it.redis.zrem(it.key("expiries"), await it.add(expires_in=20.0, delay=99.0))
+
+
+async def entries_without_a_record(it: Broken) -> None:
+    for name in ("q:default:normal", "later", "leases", "suspects", "park:key:default:k", "park:task:default:2:t"):
+        await it.redis.zadd(it.key(name), {"nobody": it.shard.ms + 100_000})
+    await it.redis.zadd(it.key("expiries"), {"nobody": it.shard.ms + 100_000})
+    await it.redis.sadd(it.key("parked"), "task:default:2:t")
+    await it.add(concurrency_key="k")
+    await it.worker.take()
+
+
+async def a_final_job_in_a_queue(it: Broken) -> None:
+    await it.redis.zadd(it.key("q:default:high"), {await it.final(): 1})
+
+
+async def a_running_job_in_a_queue(it: Broken) -> None:
+    await it.redis.zadd(it.key("q:default:high"), {(await it.run()).id: 1})
+
+
+async def a_job_at_another_time(it: Broken) -> None:
+    await it.redis.zadd(it.key("later"), {await it.add(delay=5.0): 1e15})
+
+
+async def a_record_that_would_expire(it: Broken) -> None:
+    await it.redis.expire(it.key(f"job:{await it.add()}"), 1000)
+
+
+async def a_final_record_without_end(it: Broken) -> None:
+    await it.redis.persist(it.key(f"job:{await it.final()}"))
+
+
+async def things_that_outlive_their_job(it: Broken) -> None:
+    id = await it.final(idempotency_key="x")
+    (idem,) = await it.redis.keys(it.key("idem:*"))
+    for name in (it.key(f"out:{id}"), it.key(f"steps:{id}"), idem):
+        assert await it.redis.persist(name)
+    await it.redis.xadd(it.key("cold:nobody"), {"f": 1, "s": 1})
+
+
+async def things_that_end_before_their_job(it: Broken) -> None:
+    claimed = await it.run(idempotency_key="x")
+    await it.shard.queue.report([Report(claimed.id, claimed.token, 1, "output", b"1")], limit=100)
+    (idem,) = await it.redis.keys(it.key("idem:*"))
+    for name in (it.key(f"out:{claimed.id}"), idem):
+        await it.redis.expire(name, 1000)
+
+
+async def a_worker_that_is_gone(it: Broken) -> None:
+    await it.run()
+    await it.shard.queue.retire(it.worker.id)
+    it.worker.held.clear()
+    it.worker = await it.shard.worker()
+
+
+async def a_worker_that_stays(it: Broken) -> None:
+    await it.redis.persist(it.key(f"worker:{it.worker.id}"))
+
+
+async def a_lease_for_a_day(it: Broken) -> None:
+    await it.redis.zadd(it.key("leases"), {(await it.run()).id: it.shard.ms + 86_400_000})
+
+
+async def a_slot_of_a_key_that_nobody_gave_back(it: Broken) -> None:
+    await it.redis.sadd(it.key("key:default:k"), f"nobody:1.{it.worker.id}")
+    await it.add(concurrency_key="k")
+    assert not await it.worker.claim()
+
+
+async def a_slot_of_a_task_that_nobody_gave_back(it: Broken) -> None:
+    it.worker = await it.shard.worker(concurrency=1)
+    await it.redis.sadd(it.key("slots:t"), f"nobody:1.{it.worker.id}")
+    await it.add()
+    assert not await it.worker.claim()
+
+
+async def a_slot_that_was_forgotten(it: Broken) -> None:
+    await it.run(concurrency_key="k")
+    await it.redis.delete(it.key("key:default:k"))
+
+
+async def a_key_that_nobody_holds(it: Broken) -> None:
+    await it.run(concurrency_key="k")
+    await it.add(concurrency_key="k")
+    assert not await it.worker.claim()
+    held = it.worker.held.popitem()
+    await it.field(held[0], ck="other")
+    await it.redis.rename(it.key("key:default:k"), it.key("key:default:other"))
+
+
+async def a_place_that_no_worker_looks_at(it: Broken) -> None:
+    await it.add(version=2)
+    await it.worker.claim()
+    await it.redis.delete(it.key("parked"))
+
+
+async def a_hold_without_a_pause(it: Broken) -> None:
+    await it.shard.queue.pause("default", on=True)
+    await it.add()
+    await it.redis.delete(it.key("paused"))
+
+
+async def a_limit_that_nobody_watches(it: Broken) -> None:
+    it.worker = await it.shard.worker(rate="1/5s")
+    await it.run()
+    await it.add()
+    assert not await it.worker.claim()
+    await it.redis.delete(it.key("gates"), it.key("limited:t"))
+
+
+async def a_limit_that_is_gone(it: Broken) -> None:
+    it.worker = await it.shard.worker(concurrency=1)
+    await it.run()
+    for _ in range(3):
+        await it.add()
+    assert not await it.worker.claim()
+    await it.redis.delete(it.key("limit:t"), it.key("limited:t"), it.key("gates"), it.key("slots:t"))
+    for id in it.worker.held:
+        await it.redis.hdel(it.key(f"job:{id}"), "slot")
+
+
+async def a_lock_of_an_attempt_that_ended(it: Broken) -> None:
+    claimed = await it.run()
+    holder = f"nobody 1.{it.worker.id} 1"
+    await it.redis.hset(it.key("lock:default:l"), mapping={"holder": holder, "fence": 1})
+    await it.redis.zadd(
+        it.key("waits:default:l"), {f"{claimed.id} {claimed.token} 1": 1, f"nobody 2.{it.worker.id} 1": 2}
+    )
+    await it.field(claimed.id, lk="1 l\n")
+
+
+async def a_lock_that_was_forgotten(it: Broken) -> None:
+    await it.field((await it.run()).id, lk="1 l\n")
+
+
+async def locks_of_a_job_that_waits(it: Broken) -> None:
+    await it.field(await it.add(), lk="1 l\n")
+
+
+async def counts_that_are_wrong(it: Broken) -> None:
+    await it.add()
+    await it.add(delay=5.0)
+    await it.redis.hincrby(it.key("counts"), "default queued", 5)
+    await it.redis.hdel(it.key("counts"), "default scheduled")
+    await it.redis.hincrby(it.key("counts"), "ghost running", 2)
+
+
+async def time_that_stands(it: Broken) -> None:
+    await it.add(delay=5.0)
+    await it.shard.turn(500)
+
+
+CASES: dict[Callable[[Broken], Awaitable[None]], set[str]] = {
+    a_queued_job_out_of_its_queue: {"job-nowhere", "counts-differ"},
+    a_scheduled_job_out_of_later: {"job-nowhere", "counts-differ"},
+    a_job_that_waits_for_a_worker_out_of_its_place: {"job-nowhere", "counts-differ"},
+    a_running_job_without_its_lease: {"job-nowhere", "counts-differ"},
+    a_suspect_out_of_its_place: {"job-nowhere", "counts-differ"},
+    an_expiry_that_nobody_watches: {"expiry-missing"},
+    entries_without_a_record: {"entry-without-record"},
+    a_final_job_in_a_queue: {"entry-misplaced"},
+    a_running_job_in_a_queue: {"entry-misplaced"},
+    a_job_at_another_time: {"entry-at-wrong-time"},
+    a_record_that_would_expire: {"record-expires"},
+    a_final_record_without_end: {"final-stays"},
+    things_that_outlive_their_job: {"kin-stays"},
+    things_that_end_before_their_job: {"kin-expires"},
+    a_worker_that_is_gone: {"worker-gone"},
+    a_worker_that_stays: {"worker-stays"},
+    a_lease_for_a_day: {"lease-too-long"},
+    a_slot_of_a_key_that_nobody_gave_back: {"holder-gone"},
+    a_slot_of_a_task_that_nobody_gave_back: {"holder-gone"},
+    a_slot_that_was_forgotten: {"slot-untold"},
+    a_key_that_nobody_holds: {"key-free"},
+    a_place_that_no_worker_looks_at: {"park-unlisted"},
+    a_hold_without_a_pause: {"hold-without-pause"},
+    a_limit_that_nobody_watches: {"limit-unwatched"},
+    a_limit_that_is_gone: {"limit-gone"},
+    a_lock_of_an_attempt_that_ended: {"lock-stays", "wait-stays"},
+    a_lock_that_was_forgotten: {"lock-forgotten"},
+    locks_of_a_job_that_waits: {"locks-stay"},
+    counts_that_are_wrong: {"counts-differ"},
+    time_that_stands: {"time-stands"},
+}
+
+
+async def end_all(shard: Shard) -> None:
+    """With a worker that knows everything, and time, every job ends."""
+    await shard.silence()
+    worker = await shard.worker({"t": 2})
+    for _ in range(40):
+        for one in await worker.claim(50):
+            assert await worker.end(one) == "ok"
+        if all(State(record["state"]) in FINAL for record in (await shard.snapshot()).jobs.values()):
+            return
+        await shard.wait(3)
+    raise AssertionError(f"never final: {(await shard.snapshot()).zsets}")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+async def test_what_is_broken_is_found_mended_and_every_job_ends(
+    shard: Shard, case: Callable[[Broken], Awaitable[None]]
+) -> None:
+    assert not (await examine(shard.queue)).findings
+    it = Broken(shard, await shard.worker())
+    await case(it)
+    found = await examine(shard.queue)
+    assert {one.word for one in found.findings} == CASES[case], found.findings
+    assert found.code == 1
+    assert all(one.says and one.fix and not one.mended for one in found.findings)
+    again = await examine(shard.queue)
+    assert again.findings == found.findings, "looking has changed something"
+
+    mended = await examine(shard.queue, fix=True)
+    assert {one.word for one in mended.findings} >= {one.word for one in found.findings} - {"counts-differ"}
+    assert all(one.mended for one in mended.findings), mended.findings
+    healthy = await examine(shard.queue)
+    assert (healthy.findings, healthy.code) == ([], 0)
+    assert not broken(await shard.snapshot())
+    await end_all(shard)
+    assert not (await examine(shard.queue)).findings
+
+
+async def test_a_record_that_lacks_fields_is_told_and_left_alone(shard: Shard) -> None:
+    id = await shard.add()
+    key = f"{shard.queue.prefix}job:{id}"
+    due = await shard.redis.hget(key, "due")
+    await shard.redis.hdel(key, "due")
+    found = (await examine(shard.queue, fix=True)).findings
+    assert [(one.word, one.subject, one.mended) for one in found] == [("record-broken", id, False)]
+    await shard.redis.hset(key, "due", due)
+
+
+async def test_more_faults_than_are_mended_at_once(shard: Shard) -> None:
+    worker = await shard.worker(concurrency=1)
+    await shard.submit(*(job() for _ in range(1300)))
+    await worker.claim(1)
+    while (await shard.snapshot()).counts.get("default queued"):
+        await worker.call(slots=400)
+    key = shard.queue.prefix
+    await shard.redis.delete(f"{key}limit:t", f"{key}limited:t", f"{key}gates")
+    assert {one.word for one in (await examine(shard.queue)).findings} == {"limit-gone"}
+    assert all(one.mended for one in (await examine(shard.queue, fix=True)).findings)
+    assert not (await examine(shard.queue)).findings
+
+
+@task("quick")
+async def quick() -> None:
+    await asyncio.sleep(0)
+
+
+@task("keyed", concurrency=3)
+async def keyed() -> None:
+    await asyncio.sleep(0.002)
+
+
+async def test_a_system_under_load_gives_no_false_alarm(redis: Redis, redis_url: str, tmp_path: Path) -> None:
+    assert await redis.dbsize() == 0
+
+    async def submit(queue: Queue) -> int:
+        number = 0
+        for _ in range(25):
+            jobs = [
+                job(
+                    "keyed" if n % 10 == 0 else "quick",
+                    queue=("default", "other")[n % 2],
+                    delay=0.2 if n % 7 == 0 else None,
+                    concurrency_key=f"k{n % 5}" if n % 5 == 0 else None,
+                    expires_in=60.0 if n % 3 else None,
+                )
+                for n in range(80)
+            ]
+            number += len(await queue.submit_many(jobs))
+        return number
+
+    async with (
+        open_client(redis_url) as client,
+        working(redis_url, tmp_path, quick, keyed, queues=("default", "other")),
+    ):
+        submitting = asyncio.create_task(submit(client.queue))
+        looks = 0
+        while not submitting.done() or any(
+            one.queued + one.scheduled + one.waiting + one.running for one in await client.queue.stats()
+        ):
+            found = await Doctor(client.queue, ledger=None, store=None, pause=0.05).examine()
+            looks += 1
+            assert not found.findings, found.findings
+        assert (await submitting, looks > 1) == (2000, True)

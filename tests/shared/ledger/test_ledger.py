@@ -1,0 +1,266 @@
+"""The ledger on SQLite and on PostgreSQL: rows that only get newer, lists that miss nothing, rows that go in time."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tandem_shared.errors import Misconfigured, Unavailable
+from tandem_shared.jobs.ids import id_of, new_id
+from tandem_shared.jobs.record import Record
+from tandem_shared.jobs.states import FINAL, State
+from tandem_shared.ledger.database import Database
+from tandem_shared.ledger.ledger import Ledger, open_ledger
+from tandem_shared.ledger.query import Filter, Query
+from tandem_shared.ledger.rows import COLUMNS, row
+from tandem_shared.settings import load
+from tests.shared.ledger.rows import BEGAN, facts, many
+
+
+@pytest.fixture
+async def ledger(any_ledger_url: str) -> AsyncIterator[Ledger]:
+    async with open_ledger(load(database_url=any_ledger_url)) as ledger:
+        yield ledger
+
+
+async def whole(ledger: Ledger, wanted: Filter, limit: int = 7) -> list[Record]:
+    """All pages of a list."""
+    page = await ledger.find(wanted, limit=limit)
+    found = page.records
+    while page.next is not None:
+        page = await ledger.find(wanted, before=page.next, limit=limit)
+        assert len(page.records) <= limit
+        found += page.records
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------- rows
+
+
+async def test_a_job_comes_back_as_it_was_written(ledger: Ledger) -> None:
+    id = new_id()
+    attempts = f"1 {BEGAN} {BEGAN + 5} failed host-1-ab\n2 {BEGAN + 9} {BEGAN + 10} succeeded host-2-cd\n"
+    values = facts(
+        State.SUCCEEDED, BEGAN + 10, result='{"a": "\\u0000 ü"}', attempts=attempts, run=12, cancel=BEGAN + 3,
+        tags={"customer": "17"}, progress='{"current": 1}', files='[{"name": "x"}]', began=BEGAN + 9, ck="k", cl=2,
+    )  # fmt: skip
+    await ledger.save([row(id, values)])
+    record = await ledger.get(id, tenant="default")
+    assert record is not None
+    assert (record.state, record.stamp, record.ended) == (State.SUCCEEDED, BEGAN + 10, BEGAN + 10)
+    assert [(one.outcome, one.worker) for one in record.attempts] == [
+        ("failed", "host-1-ab"),
+        ("succeeded", "host-2-cd"),
+    ]
+    assert record.result == '{"a": "\\u0000 ü"}'.encode()
+    assert (record.scheduled_for, record.cancel, record.files) == (0.012, BEGAN + 3, b'[{"name": "x"}]')
+    assert record.options.tags == {"customer": "17"}
+    assert await ledger.payload(id, tenant="default") == b'{"n": 1}'
+    assert await ledger.get(id, tenant="acme") is None
+    assert await ledger.payload(id, tenant="acme") is None
+    assert await ledger.get("nobody", tenant="default") is None
+
+
+async def test_what_a_text_cannot_hold_is_no_obstacle(ledger: Ledger) -> None:
+    id = new_id()
+    values = facts(State.FAILED, tags={"a\0b": "c\0"}, error='{"type":"x","message":"a\\u0000b"}', token="\0")
+    await ledger.save([row(id, values)])
+    assert [one.id for one in (await ledger.find(Filter(tags=(("a\0b", "c\0"),)), limit=5)).records] == [id]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+async def test_any_order_and_repetition_of_batches_gives_the_same_rows(ledger: Ledger, data: st.DataObject) -> None:
+    states = [State.QUEUED, State.RUNNING, State.RETRYING, State.RUNNING, State.SUCCEEDED]
+    lives = {new_id(): data.draw(st.integers(1, len(states))) for _ in range(3)}
+    versions = [(id, number) for id, length in lives.items() for number in range(length)]
+    order = data.draw(st.permutations(versions)) + data.draw(st.lists(st.sampled_from(versions), max_size=6))
+    at = 0
+    while at < len(order):
+        size = data.draw(st.integers(1, 4))
+        # A batch has a job once, as it was when the batch was read.
+        batch = dict(order[at : at + size])
+        await ledger.save(
+            [row(id, facts(states[number], BEGAN + number, tags={"n": id})) for id, number in batch.items()]
+        )
+        at += size
+        missed = [one for one in order[at - size : at] if batch[one[0]] != one[1]]
+        await asyncio.gather(*(ledger.save([row(id, facts(states[n], BEGAN + n))]) for id, n in missed))
+    for id, length in lives.items():
+        record = await ledger.get(id, tenant="default")
+        assert record is not None
+        assert (record.state, record.stamp) == (states[length - 1], BEGAN + length - 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------- lists
+
+FILTERS = [
+    Filter(),
+    Filter(tenant="acme"),
+    Filter(tenant="nobody"),
+    Filter(states=frozenset({State.FAILED})),
+    Filter(states=FINAL),
+    Filter(task="a.one"),
+    Filter(task="a.one", states=frozenset({State.QUEUED, State.RUNNING})),
+    Filter(queue="mail"),
+    Filter(queue="mail", states=frozenset({State.SUCCEEDED})),
+    Filter(queue="mail", task="b"),
+    Filter(tags=(("customer", "3"),)),
+    Filter(tags=(("customer", "3"), ("odd", "ja"))),
+    Filter(tags=(("customer", "3"),), states=FINAL, task="b", queue="default"),
+    Filter(since=BEGAN + 100_000_000),
+    Filter(until=BEGAN + 100_000_000, queue="mail"),
+    Filter(since=BEGAN + 50_000_000, until=BEGAN + 50_000_001),
+    Filter(tags=(("odd", "nein"),), since=BEGAN + 20_000_000, until=BEGAN + 200_000_000),
+    Filter(q="no. 1"),
+    Filter(q="100%_of!it", states=frozenset({State.FAILED})),
+    Filter(q="100__of"),
+    Filter(q="customer=4"),
+    Filter(q="a.o"),
+]
+
+
+@pytest.mark.parametrize("portions", [(5, 11), (500,)])
+async def test_every_filter_finds_the_same_as_looking_at_each_job(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, portions: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr("tandem_shared.ledger.ledger.PORTIONS", portions)  # so that a list takes many, or one
+    rows = many(300)
+    await ledger.save(rows)
+    jobs = [record for one in rows if (record := await ledger.get(one.id, tenant=one.tenant)) is not None]
+    assert len(jobs) == 300
+    for wanted in FILTERS:
+        expected = sorted((one.id for one in jobs if wanted.fits(one)), reverse=True)
+        assert expected or wanted in (Filter(tenant="nobody"), Filter(q="100__of"))
+        assert [one.id for one in await whole(ledger, wanted)] == expected, wanted
+
+
+async def test_a_page_is_stable_while_new_jobs_arrive(ledger: Ledger) -> None:
+    rows = many(30)
+    await ledger.save(rows[:20])
+    first = await ledger.find(Filter(), limit=5)
+    await ledger.save(rows[20:])
+    second = await ledger.find(Filter(), before=first.next, limit=5)
+    ids = sorted((one.id for one in rows[:20] if one.tenant == "default"), reverse=True)
+    assert [one.id for one in first.records + second.records] == ids[:10]
+
+
+async def test_a_list_that_would_take_long_is_given_in_parts(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tandem_shared.ledger.ledger.PORTIONS", (10,))
+    monkeypatch.setattr("tandem_shared.ledger.ledger.SEARCHED", 0.0)
+    await ledger.save(many(100))
+    page = await ledger.find(Filter(q="no such word"), limit=5)
+    assert (page.records, page.next is None) == ([], False)
+    assert await whole(ledger, Filter(q="no such word")) == []
+
+
+PLANS = [
+    (Filter(), "tandem_jobs_state"),
+    (Filter(states=frozenset({State.FAILED})), "tandem_jobs_state"),
+    (Filter(task="a.one"), "tandem_jobs_task"),
+    (Filter(queue="mail", states=FINAL), "tandem_jobs_queue"),
+    (Filter(tags=(("customer", "3"),)), "tandem_tags_tag"),
+    (Filter(since=BEGAN + 10_000_000, until=BEGAN + 900_000_000), "tandem_jobs_state"),
+    (Filter(q="card"), "tandem_jobs_state"),
+]
+
+
+async def test_no_list_reads_the_whole_table(ledger: Ledger) -> None:
+    await ledger.save(many(500))
+    # More of them, so that it would matter: each forty times.
+    columns = ", ".join((*COLUMNS, "payload", "words"))
+    text = (
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40)"
+        f" INSERT INTO tandem_jobs (id, {columns}) SELECT id || 'x' || i, {columns} FROM tandem_jobs, n"
+    )
+    await ledger.database.write([(text, [()])])
+    if not ledger.database.sqlite:
+        await ledger.database.write([("ANALYZE tandem_jobs", [()]), ("ANALYZE tandem_tags", [()])])
+    explain = "EXPLAIN QUERY PLAN " if ledger.database.sqlite else "EXPLAIN "
+    for wanted, index in PLANS:
+        text, values = Query(wanted, ("id", "state")).page(id_of(BEGAN / 1e6 + 400), 51, 51)
+        plan = "\n".join(str(line[-1]) for line in await ledger.database.read(explain + text, values))
+        assert index in plan, plan
+        assert "Seq Scan" not in plan, plan
+        assert "Backward using tandem_jobs_pkey" not in plan, plan
+        assert "SCAN tandem" not in plan, plan
+
+
+# ------------------------------------------------------------------------------------------------- retention and export
+
+
+async def test_jobs_go_by_state_and_age_in_portions(ledger: Ledger) -> None:
+    rows = many(200)
+    await ledger.save(rows)
+    records = {one.id: await ledger.get(one.id, tenant=one.tenant) for one in rows}
+    gone = {id for id, one in records.items() if one is not None and one.state in (State.SUCCEEDED, State.CANCELLED)}
+    # They ended in 2027: of the past by a negative age only.
+    keep = dict.fromkeys((State.SUCCEEDED, State.CANCELLED), -1e9)
+    removed = [await ledger.expire({State.SUCCEEDED: 0.0, State.CANCELLED: 0.0})]
+    assert removed == [0]
+    while found := await ledger.expire({**keep, State.RUNNING: -1e9}, limit=13):
+        assert found <= 13
+        removed.append(found)
+    assert sum(removed) == len(gone)
+    left = {one.id async for one, _ in ledger.export()}
+    assert left == set(records) - gone
+    assert {tag[0] for tag in await ledger.database.read("SELECT DISTINCT job FROM tandem_tags")} <= left
+
+
+async def test_everything_is_exported_oldest_first_by_time_and_state(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandem_shared.ledger.ledger.EXPORTED", 7)
+    rows = many(60)
+    await ledger.save(random.Random(2).sample(rows, 60))
+    assert [one.id async for one, _ in ledger.export()] == [one.id for one in rows]
+    some = [
+        (one.state, payload)
+        async for one, payload in ledger.export(
+            since=BEGAN / 1e6 + 10, until=BEGAN / 1e6 + 50, states=[State.FAILED, State.QUEUED]
+        )
+    ]
+    assert some
+    assert dict(some) == {State.FAILED: b'{"n": 1}', State.QUEUED: None}
+    between = [one.id async for one, _ in ledger.export(since=BEGAN / 1e6 + 10, until=BEGAN / 1e6 + 50)]
+    assert between == [one.id for one in rows[10:50]]
+
+
+# --------------------------------------------------------------------------------------------------------- the database
+
+
+async def test_many_start_at_once_and_migrate_once(any_ledger_url: str) -> None:
+    async with AsyncExitStack() as stack:
+        databases = [Database(any_ledger_url) for _ in range(4)]
+        for one in databases:
+            stack.push_async_callback(one.close)
+        await asyncio.gather(*(one.open() for one in databases))
+        ledgers = [Ledger(one) for one in databases]
+        rows = many(40)
+        await asyncio.gather(*(one.save(rows) for one in ledgers))
+        assert len([1 async for _ in ledgers[0].export()]) == 40
+        assert await databases[0].read("SELECT app, name FROM tortoise_migrations") == [("tandem", "m0001_jobs")]
+
+
+async def test_a_database_that_is_not_there_is_unavailable_and_says_no_secret() -> None:
+    database = Database("postgres://me:hunter2@127.0.0.1:1/nowhere")
+    with pytest.raises(Unavailable) as error:
+        await database.open()
+    assert "hunter2" not in str(error.value)
+    await database.close()
+
+
+async def test_a_directory_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Unavailable):
+        await Database(f"sqlite://{tmp_path}/file/tandem.db").open()
+
+
+def test_a_url_that_is_none_stops_the_start() -> None:
+    with pytest.raises(Misconfigured, match="TANDEM_DATABASE_URL"):
+        Database("postgres://me:hunter2@host:port/x")

@@ -1,0 +1,59 @@
+"""What the limits of one task allow, counted apart from the queue."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tandem_shared.catalogue import limits
+from tandem_shared.queue.messages import Claimed
+from tests.shared.queue.model.shard import Shard, Snapshot
+
+# Of the task `t`; which workers publish these, with a version, is part of a life.
+LIMITS: tuple[dict[str, Any], ...] = (
+    {}, {"concurrency": 1}, {"concurrency": 2}, {"rate": "2/5s"}, {"rate": "40/s"}, {"concurrency": 2, "rate": "1/s"},
+)  # fmt: skip
+
+
+class Allowance:
+    """Fed with every registration and every start; starts beyond the limits fail."""
+
+    def __init__(self, shard: Shard, task: str) -> None:
+        self._shard, self._task = shard, task
+        self._newest = 0  # version that was published
+        self.published: Mapping[str, Any] = {}  # its limits
+        self._limits = limits(None, None)  # the same as the queue takes them
+        self._due = 0  # µs of the shard's life at which a start would be on time
+        self._slotted: set[tuple[str, str]] = set()  # attempts that began under a limit of how many there are
+
+    def publish(self, version: int, given: Mapping[str, Any]) -> None:
+        """The limits of the newest version hold, of those the last that were published."""
+        if version >= self._newest:
+            self._newest, self.published = version, given
+            self._limits = limits(given.get("concurrency"), given.get("rate"))
+            self._due = min(self._due, self._shard.lived + self._limits.burst * self._limits.every)
+
+    def start(self, claimed: Sequence[Claimed], after: Snapshot) -> None:
+        """No more attempts than the limits allow."""
+        own = [one for one in claimed if one.task == self._task]
+        slots, every, burst = self._limits
+        if own and slots:
+            self._slotted |= {(one.id, one.token) for one in own}
+            assert len(self.running(after)) <= slots
+        for _ in own if every else ():
+            assert self._shard.lived >= self._due - (burst - 1) * every, "too many starts"
+            self._due = max(self._due, self._shard.lived) + every
+
+    def running(self, snapshot: Snapshot) -> set[tuple[str, str]]:
+        """Attempts that hold a slot."""
+        return self._slotted & {
+            (id, record["token"]) for id, record in snapshot.jobs.items() if record["state"] == "running"
+        }
+
+    def startable(self, snapshot: Snapshot) -> list[str]:
+        """Jobs that wait for the limits of their task alone, while it has free slots."""
+        if self._limits.slots and len(self.running(snapshot)) >= self._limits.slots:
+            return []
+        return [
+            id for id, record in snapshot.jobs.items()
+            if record["state"] == "waiting" and record["park"].startswith("limit:")
+            and not {"ck", "exp"} & record.keys() and int(record.get("losses", 0)) < 2
+        ]  # fmt: skip

@@ -1,0 +1,310 @@
+"""A task's limits over all workers: how many attempts run at once, and how many start in a time."""
+
+from typing import Any
+
+import pytest
+
+from tandem_shared.catalogue import Limits, limits
+from tandem_shared.jobs.states import State
+from tests.shared.queue.model.shard import Shard, job
+
+
+async def many(shard: Shard, number: int, **given: Any) -> list[str]:
+    ids = []
+    for _ in range(number):
+        await shard.turn(0.001)
+        ids.append(await shard.add(max_attempts=9, **given))
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("rate", "every", "burst"),
+    [
+        ("1/s", 1_000_000, 1),
+        ("100/m", 600_000, 1),
+        ("5/10s", 2_000_000, 1),
+        ("7/h", 514_285_715, 1),
+        ("40/s", 25_000, 4),
+        ("1/1.5s", 1_500_000, 1),
+        ("10000/s", 100, 1000),
+    ],
+)
+def test_what_a_rate_says(rate: str, every: int, burst: int) -> None:
+    assert limits(None, rate) == Limits(0, every, burst)
+
+
+async def test_no_more_run_than_the_task_allows_over_all_workers(shard: Shard) -> None:
+    one, other = [await shard.worker(concurrency=2) for _ in range(2)]
+    ids = await many(shard, 5)
+    (first,) = await one.claim(slots=1)
+    (second,) = await other.claim()
+    assert [first.id, second.id] == ids[:2]
+    assert await one.claim() == []
+    assert [await shard.state(id) for id in ids[2:]] == [State.WAITING] * 3
+    await one.end(first)
+    assert [claimed.id for claimed in await other.claim()] == ids[2:3]
+    await other.end(second)
+    assert [claimed.id for claimed in await one.claim()] == ids[3:4]
+
+
+@pytest.mark.parametrize("how", ["succeeded", "failed", "retrying", "queued", "cancelled", "lost"])
+async def test_whatever_ends_a_run_gives_its_slot_back(shard: Shard, how: str) -> None:
+    worker = await shard.worker(concurrency=1)
+    ids = await many(shard, 2)
+    claimed = await worker.take()
+    await worker.leaves(claimed, how)
+    (again,) = await worker.claim()
+    assert again.id == (ids[0] if how in ("queued", "lost") else ids[1])
+    assert (await shard.snapshot()).values["slots:t"] == [f"{again.id}:{again.token}"]
+
+
+async def test_starts_are_spread_over_the_time(shard: Shard) -> None:
+    worker = await shard.worker(rate="100/m")
+    ids = await many(shard, 4)
+    starts = []
+    while (claim := await worker.call()).next_due is not None:
+        starts += [(one.id, shard.ms) for one in claim.jobs]
+        await shard.turn(claim.next_due)
+    starts += [(one.id, shard.ms) for one in claim.jobs]
+    assert [id for id, _ in starts] == ids
+    assert [then - starts[0][1] for _, then in starts] == [0, 600, 1200, 1800]
+
+
+async def test_a_fast_rate_has_a_burst(shard: Shard) -> None:
+    worker = await shard.worker(rate="50/s")
+    await many(shard, 20)
+    assert len(await worker.claim()) == 5
+    assert len(await worker.claim()) == 0
+    assert (await worker.call()).next_due == 0.05  # not 0.02: no worker comes by for every single start
+    await shard.turn(0.05)
+    await shard.queue.tick()
+    assert (await shard.snapshot()).counts == {"default running": 5, "default queued": 2, "default waiting": 13}
+    assert len(await worker.claim()) == 2
+    await shard.turn(5)
+    assert len(await worker.claim()) == 5
+
+
+async def test_only_a_start_consumes_a_rate(shard: Shard) -> None:
+    worker = await shard.worker(rate="1/m")
+    ids = await many(shard, 3)
+    first = await worker.take()
+    for _ in range(20):
+        assert await worker.claim() == []
+        await shard.wait(1)
+        await worker.beat()
+    await shard.queue.cancel(ids[1])
+    await shard.wait(20)
+    await worker.beat()
+    assert await worker.claim() == []
+    await worker.end(first, State.QUEUED)  # an attempt that was handed back had started, too
+    await shard.wait(19)
+    assert await worker.claim() == []
+    await shard.wait(1)
+    assert [one.id for one in await worker.claim()] == ids[:1]
+
+
+async def test_a_backlog_is_set_aside_once_and_left_alone(shard: Shard) -> None:
+    worker = await shard.worker(rate="1/m")
+    ids = await many(shard, 60)
+    await worker.take()
+    assert [len((await worker.call(slots=5)).jobs) for _ in range(3)] == [0, 0, 0]
+    assert [await shard.state(id) for id in ids].count(State.WAITING) == 59
+    before = await shard.snapshot()
+    claim = await worker.call(slots=5)
+    after = await shard.snapshot()
+    assert (claim.more, before.jobs, before.zsets) == (False, after.jobs, after.zsets)
+    await shard.wait(60)
+    again = await shard.snapshot()
+    assert [id for id in ids if again.jobs[id] != after.jobs[id]] == ids[:2]  # the lost one, and the next
+
+
+async def test_what_waits_for_limits_hides_nothing_else(shard: Shard) -> None:
+    await many(shard, 30, priority="high")
+    worker = await shard.worker({"t": 1, "u": 1}, concurrency=1)
+    other = await shard.add(task="u", priority="low")
+    started = [(await worker.claim(slots=5)) for _ in range(3)]
+    assert other in [one.id for claimed in started for one in claimed]
+
+
+async def test_priorities_hold_among_what_waits(shard: Shard) -> None:
+    low, high = await many(shard, 3, priority="low"), await many(shard, 3, priority="high")
+    worker = await shard.worker(concurrency=1)
+    order = []
+    for _ in range(6):
+        claimed = await worker.take()
+        order.append(claimed.id)
+        await worker.end(claimed)
+    assert order == high + low
+
+
+async def test_a_free_slot_rings(shard: Shard) -> None:
+    worker, other = await shard.worker(queues=["a"], concurrency=1), await shard.worker(queues=["b"], concurrency=1)
+    await shard.submit(*(job(queue=queue) for queue in ("a", "b")))
+    claimed = await worker.take()
+    assert await other.claim() == []
+    await shard.redis.delete(f"{shard.queue.prefix}bell:b")
+    await worker.end(claimed)
+    assert (await shard.snapshot()).values["bell:b"] == ["1"]
+    assert len(await other.claim()) == 1
+
+
+@pytest.mark.parametrize("how", ["cancelled", "expired"])
+async def test_what_ends_while_it_waits_leaves_cleanly(shard: Shard, how: str) -> None:
+    worker = await shard.worker(concurrency=1)
+    ids = await many(shard, 3, expires_in=5)
+    claimed = await worker.take()
+    assert await worker.claim() == []
+    if how == "cancelled":
+        await shard.queue.cancel(ids[1])
+        await worker.end(claimed)
+        assert [one.id for one in await worker.claim()] == ids[2:]
+    else:
+        await shard.wait(6)
+        assert [await shard.state(id) for id in ids[1:]] == [State.FAILED] * 2
+        later = await shard.add()
+        await worker.end(claimed)
+        assert (await worker.take()).id == later
+
+
+@pytest.mark.parametrize("how", ["cancelled", "expired", "keyed", "unknown"])
+async def test_a_called_job_that_cannot_use_its_slot_calls_the_next(shard: Shard, how: str) -> None:
+    worker = await shard.worker({"t": 2}, concurrency=1)
+    first = await shard.add()
+    called = await shard.add(
+        expires_in=5 if how == "expired" else None,
+        concurrency_key="k" if how == "keyed" else None,
+        version=2 if how == "unknown" else 1,
+    )
+    last = await shard.add()
+    claimed = await worker.take()
+    assert claimed.id == first
+    assert await worker.claim() == []
+    if how == "keyed":
+        holder = await shard.add(task="u", concurrency_key="k")
+        assert [one.id for one in await (await shard.worker({"u": 1})).claim()] == [holder]
+    await worker.end(claimed)
+    assert [await shard.state(called), await shard.state(last)] == [State.QUEUED, State.WAITING]
+    if how == "cancelled":
+        await shard.queue.cancel(called)
+    elif how == "expired":
+        await shard.wait(5)
+    # For `unknown` an older one asks; what it says of limits does not count.
+    asker = await shard.worker({"t": 1}) if how == "unknown" else worker
+    assert [one.id for _ in range(2) for one in await asker.claim()] == [last]
+
+
+async def test_two_limits_at_once(shard: Shard) -> None:
+    """A key's call is passed on to tasks that may start, and comes back once the limited job has run."""
+    worker = await shard.worker({"t": 1, "u": 1}, rate="1/s")
+    first, second = await many(shard, 2, concurrency_key="k")
+    third = await shard.add(task="u", concurrency_key="k")
+    claimed = await worker.take()
+    assert claimed.id == first
+    assert await worker.claim() == []
+    await worker.end(claimed)
+    assert await worker.claim() == []  # the second is called and may not start: the third is called
+    other = await worker.take()
+    assert other.id == third
+    assert await shard.place(second) == ["park:limit:default:normal:t"]
+    await shard.turn(1)
+    assert await worker.claim() == []
+    assert await shard.place(second) == ["park:key:default:k"]
+    await worker.end(other)
+    assert (await worker.take()).id == second
+
+
+async def test_jobs_of_one_limited_task_do_not_move_between_key_and_limit(shard: Shard) -> None:
+    worker = await shard.worker(rate="1/s")
+    ids = await many(shard, 40, concurrency_key="k")
+    claimed = await worker.take()
+    while (await worker.call()).more:
+        pass
+    await worker.end(claimed)
+    for _ in range(5):
+        await worker.claim()
+    places = [await shard.place(id) for id in ids[1:]]
+    assert places == [["park:limit:default:normal:t"]] + [["park:key:default:k"]] * 38
+
+
+async def test_who_waits_for_the_limit_with_a_keys_call_passes_it_on(shard: Shard) -> None:
+    worker = await shard.worker(rate="1/m")
+    _, second, third = await many(shard, 3, concurrency_key="k")
+    claimed = await worker.take()
+    await worker.claim()
+    await worker.end(claimed)
+    await worker.claim()
+    assert await shard.place(second) == ["park:limit:default:normal:t"]
+    await shard.queue.cancel(second)
+    assert await shard.state(third) is State.QUEUED
+
+
+async def test_a_raised_limit_wakes_what_waits(shard: Shard) -> None:
+    worker = await shard.worker(concurrency=1)
+    ids = await many(shard, 5)
+    await worker.take()
+    await worker.claim()
+    await shard.redis.delete(f"{shard.queue.prefix}bell:default")
+    newer = await shard.worker(concurrency=3)
+    assert (await shard.snapshot()).values["bell:default"] == ["1"]
+    assert [one.id for one in await newer.claim()] == ids[1:3]
+    assert [one.id for one in await (await shard.worker()).claim()] == ids[3:]
+    left = await shard.snapshot()
+    assert not [key for key in (*left.zsets, *left.values) if key.startswith(("park", "limit", "gates"))]
+
+
+async def test_a_raised_rate_counts_at_once(shard: Shard) -> None:
+    slow = await shard.worker(rate="1/h")
+    await many(shard, 3)
+    await slow.take()
+    assert await slow.claim() == []
+    fast = await shard.worker(rate="1/s")
+    await shard.turn(1)
+    assert len(await fast.claim()) == 1
+
+
+async def test_a_lowered_limit_waits_for_those_that_run(shard: Shard) -> None:
+    wide = await shard.worker(concurrency=3)
+    await many(shard, 5)
+    running = await wide.claim()
+    assert len(running) == 3
+    narrow = await shard.worker(concurrency=1)
+    for one in running[:2]:
+        await wide.end(one)
+        assert await narrow.claim() == []
+    await wide.end(running[2])
+    assert len(await narrow.claim()) == 1
+
+
+async def test_the_limits_of_an_older_version_do_not_count(shard: Shard) -> None:
+    await shard.worker({"t": 2}, concurrency=2)
+    old = await shard.worker({"t": 1}, concurrency=1)
+    await many(shard, 3)
+    assert len(await old.claim()) == 2
+
+
+async def test_a_clock_that_steps_back_stops_no_rate(shard: Shard) -> None:
+    worker = await shard.worker(rate="1/s")
+    await many(shard, 3)
+    await worker.take()
+    assert await worker.claim() == []
+    await shard.turn(-3600)
+    await shard.queue.tick()
+    started = 0
+    for _ in range(3):
+        await shard.wait(1)
+        started += len(await worker.claim())
+    assert started >= 1
+
+
+async def test_a_call_that_nobody_answers_is_made_again(shard: Shard) -> None:
+    live, dead = [await shard.worker(queues=[queue], concurrency=1) for queue in ("live", "dead")]
+    first = await shard.add(queue="live", priority="high")
+    nobodys = await shard.add(queue="dead", priority="high")
+    last = await shard.add(queue="live")
+    claimed = await live.take()
+    assert (claimed.id, await dead.claim(), await live.claim()) == (first, [], [])
+    await live.end(claimed)
+    assert await shard.state(nobodys) is State.QUEUED
+    assert await live.claim() == []
+    await shard.wait(1)
+    assert (await live.take()).id == last

@@ -1,0 +1,222 @@
+"""News of jobs: nobody who waits misses a change, over one connection for all."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from tandem_shared.jobs.states import State
+from tandem_shared.queue import pubsub as watch
+from tandem_shared.queue.messages import Report
+from tandem_shared.queue.pubsub import Change
+from tandem_shared.queue.queue import Queue
+from tests.conftest import eventually
+from tests.shared.queue.model.shard import Shard
+
+
+async def pubsub(redis: Redis) -> list[dict[str, Any]]:
+    """The connections that are subscribed to something."""
+    clients: list[dict[str, Any]] = await redis.client_list(_type="pubsub")
+    return [client for client in clients if client["sub"] != "0"]
+
+
+async def channels(shard: Shard) -> set[str]:
+    """Of which jobs news are told."""
+    skip = len(f"{shard.queue.prefix}news:")
+    return {name.decode()[skip:] for name in await shard.redis.pubsub_channels()} - {""}
+
+
+async def quiet(shard: Shard, change: Change) -> None:
+    """Takes in what the subscription itself marks: a mark after this is most likely news."""
+    await eventually(lambda: channels(shard))
+    for _ in range(3):
+        await change.wait(0.05)
+
+
+async def marked(change: Change) -> None:
+    await asyncio.wait_for(change._event.wait(), 4)  # less than the 5 s after which everybody reads again
+    await change.wait()
+
+
+async def test_who_begins_to_watch_reads_at_once(shard: Shard) -> None:
+    id = await shard.add()
+    async with shard.queue.watch(id) as change:
+        await marked(change)
+    async with shard.queue.watch(id) as change:
+        await marked(change)
+
+
+async def test_every_visible_change_is_told_and_nothing_else(shard: Shard) -> None:
+    worker = await shard.worker()
+    async with shard.redis.pubsub(ignore_subscribe_messages=True) as news:
+        await news.psubscribe(f"{shard.queue.prefix}news:*")
+        id = await shard.add(delay=1)
+        await shard.wait(1)
+        claimed = await worker.take()
+        for number, type in enumerate(("progress", "output", "log"), 1):
+            await shard.queue.report([Report(id, claimed.token, number, type, b"1")] * 2, limit=99)
+        await worker.beat()
+        await shard.queue.tick()
+        for _ in range(2):
+            await shard.queue.cancel(id)
+        await worker.beat()
+        for _ in range(2):
+            await worker.end(claimed, State.CANCELLED)
+        await shard.redis.publish(f"{shard.queue.prefix}news:{id}", "that is all")
+        told: list[str] = []
+        while told[-1:] != ["that is all"]:
+            message = await news.get_message(timeout=5)
+            if message is not None:
+                assert message["channel"].decode().endswith(f":{id}")
+                told.append(message["data"].decode())
+    assert told == [
+        *("scheduled", "queued", "running", "progress", "output", "log", "running", "cancelled", "that is all")
+    ]
+
+
+async def test_who_watches_is_told_of_each(shard: Shard) -> None:
+    id = await shard.add(delay=1)
+    worker = await shard.worker()
+    async with shard.queue.watch(id) as change:
+        await quiet(shard, change)
+        await shard.wait(1)
+        await marked(change)
+        claimed = await worker.take()
+        await marked(change)
+        await shard.queue.report([Report(id, claimed.token, 1, "output", b"1")], limit=99)
+        await marked(change)
+        await worker.end(claimed)
+        await marked(change)
+
+
+async def test_watchers_share_one_connection(shard: Shard) -> None:
+    ids = [await shard.add() for _ in range(20)]
+    contexts = [shard.queue.watch(id) for id in ids * 2]
+    changes = [await context.__aenter__() for context in contexts]
+    for change in changes:
+        await marked(change)
+    assert await eventually(lambda: channels(shard)) <= set(ids)
+
+    async def all_of_them() -> bool:
+        return await channels(shard) == set(ids)
+
+    await eventually(all_of_them)
+    assert len(await pubsub(shard.redis)) == 1
+    await quiet(shard, changes[0])
+    for change in changes:
+        await change.wait(0)
+    await shard.queue.cancel(ids[7])
+    await marked(changes[7])
+    await marked(changes[27])
+    for context in contexts:
+        await context.__aexit__(None, None, None)
+
+    async def none() -> bool:
+        return not await channels(shard)
+
+    await eventually(none)
+    assert shard.queue._watch._changes == {}
+
+
+async def test_who_comes_first_after_the_last_has_gone(shard: Shard) -> None:
+    id = await shard.add()
+    for _ in range(3):
+        async with shard.queue.watch(id) as change:
+            await marked(change)
+            await quiet(shard, change)
+    async with shard.queue.watch(id) as change:
+        await quiet(shard, change)
+        await shard.queue.cancel(id)
+        await marked(change)
+
+
+async def test_a_connection_that_breaks_makes_everybody_read_again(shard: Shard) -> None:
+    id = await shard.add()
+    async with shard.queue.watch(id) as change:
+        await quiet(shard, change)
+        (client,) = await pubsub(shard.redis)
+        await shard.redis.client_kill_filter(_id=client["id"])
+        await marked(change)
+
+        async def back() -> bool:
+            others = [one for one in await pubsub(shard.redis) if one["id"] != client["id"]]
+            return await channels(shard) == {id} and len(others) == 1
+
+        await eventually(back)
+        await quiet(shard, change)
+        await shard.queue.cancel(id)
+        await marked(change)
+
+
+async def test_a_wait_ends_after_its_time_and_says_whether_it_was_marked(shard: Shard) -> None:
+    async with shard.queue.watch("nobody") as change:
+        await quiet(shard, change)
+        for seconds in (0.01, 0, -1):
+            assert await change.wait(seconds) is False
+        timeouts: tuple[float | None, ...] = (0.01, 0, -1, None)
+        for timeout in timeouts:
+            change.mark()
+            assert await change.wait(timeout) is True
+
+
+async def test_a_change_whose_news_were_lost_is_found(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "LOOK", 0.05)
+    monkeypatch.setattr(watch, "PORTION", 2)
+    ids = [await shard.add() for _ in range(5)]
+    contexts = [shard.queue.watch(id) for id in ids]
+    changes = [await context.__aenter__() for context in contexts]
+    look = shard.queue._watch
+    await eventually(lambda: set(look._seen) == set(ids))
+    for change in changes:
+        await quiet(shard, change)
+    for field in ("v", "o"):
+        for id, change in zip(ids, changes, strict=True):
+            await shard.redis.hset(f"{shard.queue.prefix}job:{id}", field, "1790000000000000")  # and nobody tells
+            await marked(change)
+    for context in contexts:
+        await context.__aexit__(None, None, None)
+    assert look._seen == {}
+
+
+async def test_closing_lets_go_of_who_waits_and_of_the_connection(redis: Redis) -> None:
+    queue = Queue(redis)
+    async with queue.watch("one") as change:
+        await marked(change)
+        wait = asyncio.create_task(change.wait())
+        await queue.close()
+        await asyncio.wait_for(wait, 4)
+
+    async def gone() -> bool:
+        return not await pubsub(redis)
+
+    await eventually(gone)
+    await queue.close()  # twice does no harm
+
+
+async def test_many_that_come_and_go_at_once_are_told_right(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "PORTION", 7)
+    look = shard.queue._watch
+    async with shard.queue.watch("first") as change:
+        await quiet(shard, change)
+        contexts = {f"job-{number}": shard.queue.watch(f"job-{number}") for number in range(50)}
+        changes = {id: await context.__aenter__() for id, context in contexts.items()}
+        for id in list(contexts)[::3]:
+            await contexts.pop(id).__aexit__(None, None, None)
+        again = shard.queue.watch("job-0")
+        changes["job-0"], contexts["job-0"] = await again.__aenter__(), again
+
+        async def fits() -> bool:
+            return await channels(shard) == {"first", *contexts}
+
+        await eventually(fits)
+        for id in contexts:
+            await marked(changes[id])
+        for context in contexts.values():
+            await context.__aexit__(None, None, None)
+        await eventually(lambda: only_first(shard))
+    assert look._changes == {}
+
+
+async def only_first(shard: Shard) -> bool:
+    return await channels(shard) == {"first"}

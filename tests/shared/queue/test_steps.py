@@ -1,0 +1,84 @@
+"""What jobs keep of their steps: under the token, once, within bounds, for as long as the record."""
+
+import pytest
+
+from tandem_shared.jobs.states import State
+from tandem_shared.queue import steps
+from tandem_shared.queue.steps import Kept, Step
+from tests.shared.queue.model.shard import Shard
+
+
+async def test_a_later_attempt_gets_what_an_earlier_one_kept(shard: Shard) -> None:
+    id = await shard.add()
+    worker = await shard.worker()
+    first = await worker.take()
+    before = await shard.get(id)
+    assert await shard.queue.steps.load(id, first.token) == {}
+    assert await shard.queue.steps.keep(Step(id, first.token, "a ü", b'{"n":1}')) == ("ok", b'{"n":1}')
+    assert (await shard.get(id)).etag == before.etag  # nothing that clients see
+    await worker.end(first, State.RETRYING)
+    await shard.wait(1)
+    second = await worker.take()
+    assert await shard.queue.steps.load(id, second.token) == {"a ü": b'{"n":1}'}
+
+
+async def test_only_the_current_attempt_keeps_and_reads(shard: Shard) -> None:
+    id = await shard.add()
+    zombie = await shard.worker()
+    first = await zombie.take()
+    await shard.silence()
+    second = await (await shard.worker()).take()
+    assert await shard.queue.steps.keep(Step(id, first.token, "a", b"1")) == ("lost", b"1")
+    assert await shard.queue.steps.load(id, first.token) is None
+    assert await shard.queue.steps.load(id, second.token) == {}
+    for unknown in ("nobody", id[:-1]):
+        assert (await shard.queue.steps.keep(Step(unknown, second.token, "a", b"1"))).word == "lost"
+
+
+async def test_what_is_kept_stays_as_it_is(shard: Shard) -> None:
+    id = await shard.add()
+    token = (await (await shard.worker()).take()).token
+    for _ in range(2):  # the answer was lost
+        assert await shard.queue.steps.keep(Step(id, token, "a", b"1")) == Kept("ok", b"1")
+    assert await shard.queue.steps.keep(Step(id, token, "a", b"22")) == Kept("ok", b"1")
+    assert await shard.field(id, "sb") == "2"
+
+
+async def test_the_bounds(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "MOST_STEPS", 3)
+    monkeypatch.setattr(steps, "ALL_STEPS", 20)
+    id = await shard.add()
+    token = (await (await shard.worker()).take()).token
+
+    async def keep(name: str, size: int) -> str:
+        return (await shard.queue.steps.keep(Step(id, token, name, b"1" * size))).word
+
+    assert await keep("a", 10) == "ok"
+    assert await keep("b", 9) == "full"
+    assert [await keep("b", 4), await keep("c", 3)] == ["ok", "ok"]  # 20 bytes, names and all
+    assert await keep("d", 0) == "full"
+    assert await keep("a", 10) == "ok"
+    assert set(await shard.queue.steps.load(id, token) or ()) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("to", [State.SUCCEEDED, State.FAILED, State.CANCELLED])
+async def test_steps_live_as_long_as_the_record(shard: Shard, to: State) -> None:
+    id = await shard.add()
+    worker = await shard.worker()
+    claimed = await worker.take()
+    await shard.queue.steps.keep(Step(id, claimed.token, "a", b"1"))
+    assert (await shard.snapshot()).ttl[f"steps:{id}"] == -1
+    await worker.end(claimed, to)
+    ttl = (await shard.snapshot()).ttl
+    assert 0 < ttl[f"job:{id}"] - 60_000 < ttl[f"steps:{id}"] <= ttl[f"job:{id}"] + 60_000
+    assert (await shard.queue.steps.keep(Step(id, claimed.token, "b", b"1"))).word == "lost"
+
+
+async def test_steps_of_a_job_that_is_cancelled_between_its_attempts_end_too(shard: Shard) -> None:
+    id = await shard.add()
+    worker = await shard.worker()
+    claimed = await worker.take()
+    await shard.queue.steps.keep(Step(id, claimed.token, "a", b"1"))
+    await worker.end(claimed, State.RETRYING, delay=100)
+    await shard.queue.cancel(id)
+    assert (await shard.snapshot()).ttl[f"steps:{id}"] > 0

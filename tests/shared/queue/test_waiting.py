@@ -1,0 +1,198 @@
+"""Jobs that may not run now are set aside, out of everybody's way, and come back when the reason is gone."""
+
+import pytest
+
+from tandem_shared.jobs.states import State
+from tandem_shared.queue import scripts
+from tandem_shared.queue.queue import Queue
+from tests.shared.queue.model.shard import CLOCK, Shard, Worker, job
+
+
+async def test_an_unknown_task_waits_for_a_worker_that_knows_it(shard: Shard) -> None:
+    id = await shard.add(task="u", priority="high")
+    ignorant = await shard.worker()
+    assert await ignorant.claim() == []
+    record = await shard.get(id)
+    assert (record.state, record.attempt) == (State.WAITING, 0)
+    assert await shard.place(id) == ["park:task:default:1:u"]
+    assert await ignorant.claim() == []
+    assert await shard.events(id) == ["queued", "waiting"]
+    knowing = await shard.worker({"u": 1})
+    assert (await knowing.take()).id == id
+    assert await shard.events(id) == ["queued", "waiting", "running"]
+    assert "parked" not in (await shard.snapshot()).values
+
+
+async def test_a_newer_version_waits_for_a_newer_worker(shard: Shard) -> None:
+    id = await shard.add(version=2)
+    old = await shard.worker({"t": 1})
+    assert await old.claim() == []
+    assert await shard.state(id) is State.WAITING
+    assert await old.claim() == []
+    new = await shard.worker({"t": 3})
+    assert (await new.take()).id == id
+
+
+async def test_an_older_version_does_not_wait(shard: Shard) -> None:
+    id = await shard.add(version=1)
+    assert (await (await shard.worker({"t": 2})).take()).id == id
+
+
+async def test_what_a_worker_still_cannot_run_does_not_hide_what_it_can(shard: Shard) -> None:
+    await shard.submit(*(job("u", version=3) for _ in range(9)))
+    id = await shard.add(task="u", version=1)
+    ignorant = await shard.worker()
+    for _ in range(3):
+        assert await ignorant.claim() == []
+    assert await shard.state(id) is State.WAITING
+    worker = await shard.worker({"u": 2})
+    assert [one.id for one in await worker.claim(slots=1)] == [id]
+
+
+async def test_what_waits_in_another_queue_does_not_hide_what_it_can_run(shard: Shard) -> None:
+    await shard.submit(*(job("u", queue="mail") for _ in range(9)))
+    id = await shard.add(task="u")
+    await (await shard.worker(queues=["mail"])).claim()
+    await (await shard.worker()).claim()
+    worker = await shard.worker({"u": 1})
+    assert [one.id for one in await worker.claim(slots=1)] == [id]
+    assert await worker.claim() == []
+
+
+async def test_what_waits_comes_back_in_portions(shard: Shard) -> None:
+    ids = []
+    for _ in range(10):
+        await shard.turn(0.01)
+        ids.append(await shard.add(task="u"))
+    await (await shard.worker()).claim()
+    worker = await shard.worker({"u": 1})
+    claims = [await worker.call(slots=4) for _ in range(4)]
+    assert [[one.id for one in claim.jobs] for claim in claims] == [ids[:4], ids[4:8], ids[8:], []]
+    assert [claim.more for claim in claims] == [True, True, False, False]
+
+
+async def test_a_job_that_waits_leaves_room_for_the_others_in_the_answer(shard: Shard) -> None:
+    await shard.submit(*(job("u", payload=b'"%s"' % (b"x" * 60)) for _ in range(2)))
+    await (await shard.worker()).claim()
+    worker = await shard.worker({"u": 1})
+    assert [len((await worker.call(room=100)).jobs) for _ in range(3)] == [1, 1, 0]
+
+
+def newer(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shard's scripts are those of a later format from now on."""
+    monkeypatch.setattr(scripts, "FORMAT", 2)
+    shard.queue = Queue(shard.redis, clock=f"{CLOCK} --[[ newer ]]")
+
+
+async def test_a_newer_format_waits_for_newer_scripts(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = await shard.add()
+    await shard.redis.hset(f"{shard.queue.prefix}job:{id}", "f", 2)
+    worker = await shard.worker()
+    assert await worker.claim() == []
+    assert await shard.place(id) == ["park:format:default:2"]
+    assert await worker.claim() == []
+    other = await shard.worker(queues=["mail"])
+    newer(shard, monkeypatch)
+    assert await other.claim() == []
+    assert (await worker.take()).id == id
+
+
+async def keyed(shard: Shard, number: int, limit: int = 1) -> tuple[list[str], Worker]:
+    ids = []
+    for _ in range(number):
+        await shard.turn(0.01)
+        ids.append(await shard.add(concurrency_key="k", concurrency_limit=limit, max_attempts=9))
+    return ids, await shard.worker()
+
+
+async def test_no_more_run_than_the_key_allows(shard: Shard) -> None:
+    ids, worker = await keyed(shard, 5, limit=2)
+    first = await worker.claim()
+    assert [one.id for one in first] == ids[:2]
+    assert [await shard.state(id) for id in ids[2:]] == [State.WAITING] * 3
+    assert await worker.claim() == []
+    await worker.end(first[0])
+    assert [one.id for one in await worker.claim()] == ids[2:3]
+    await worker.end(first[1])
+    assert [one.id for one in await worker.claim()] == ids[3:4]
+    assert await worker.claim() == []
+
+
+@pytest.mark.parametrize("how", ["succeeded", "failed", "retrying", "queued", "cancelled", "lost"])
+async def test_whatever_ends_a_run_wakes_the_next(shard: Shard, how: str) -> None:
+    ids, worker = await keyed(shard, 2)
+    claimed = await worker.take()
+    await worker.leaves(claimed, how)
+    # The one that came back may be the first again, but never both.
+    (again,) = await worker.claim()
+    assert again.id == (ids[0] if how in ("queued", "lost") else ids[1])
+    assert await worker.claim() == []
+    await worker.end(again)
+    if how in ("queued", "lost"):
+        assert [one.id for one in await worker.claim()] == [ids[1]]
+
+
+async def test_keys_are_per_tenant(shard: Shard) -> None:
+    for tenant in ("acme", "bolt", "acme"):
+        await shard.add(concurrency_key="k", tenant=tenant)
+    worker = await shard.worker()
+    assert [one.tenant for one in await worker.claim()] == ["acme", "bolt"]
+
+
+async def test_a_woken_job_that_expires_wakes_the_next(shard: Shard) -> None:
+    _, worker = await keyed(shard, 1)
+    claimed = await worker.take()
+    woken = await shard.add(concurrency_key="k", expires_in=5)
+    other = await shard.add(concurrency_key="k")
+    assert await worker.claim() == []
+    await worker.end(claimed)
+    assert [await shard.state(woken), await shard.state(other)] == [State.QUEUED, State.WAITING]
+    await shard.wait(5)
+    assert [await shard.state(woken), await shard.state(other)] == [State.FAILED, State.QUEUED]
+
+
+async def test_a_woken_job_that_cannot_run_wakes_the_next(shard: Shard) -> None:
+    ids = await shard.submit(
+        job(concurrency_key="k"), job("u", concurrency_key="k"), job(concurrency_key="k", priority="low")
+    )
+    both, worker = await shard.worker({"t": 1, "u": 1}), await shard.worker()
+    claimed = await both.take()
+    await both.end(claimed)
+    assert [await shard.state(id) for id in ids[1:]] == [State.QUEUED, State.WAITING]
+    # One claim sets the last one aside for the key, and brings it back as the other turns out not to need the slot.
+    assert [one.id for one in await worker.claim()] == [ids[2]]
+
+
+async def test_a_job_set_aside_and_woken_in_one_claim_is_not_lost(shard: Shard) -> None:
+    ids, worker = await keyed(shard, 2)
+    await worker.claim(slots=1)
+    unknown = await shard.add(task="u", concurrency_key="k", priority="low")
+    assert await worker.claim() == []  # sets ids[1] aside for the key, and `unknown`, which wakes it, for its task
+    assert [await shard.state(ids[1]), await shard.state(unknown)] == [State.QUEUED, State.WAITING]
+    assert await shard.place(ids[1]) == ["q:default:normal"]
+    await worker.claim()
+    assert await shard.state(ids[1]) is State.WAITING
+    await shard.silence()
+    assert [one.id for one in await worker.claim()] == [ids[0]]
+
+
+async def test_jobs_of_one_key_with_other_limits(shard: Shard) -> None:
+    wide = await shard.submit(*(job(concurrency_key="k", concurrency_limit=3) for _ in range(3)))
+    narrow = await shard.submit(*(job(concurrency_key="k", concurrency_limit=1) for _ in range(2)))
+    worker = await shard.worker()
+    order = []
+    for _ in range(10):
+        claimed = await worker.claim()
+        order.append([one.id for one in claimed])
+        for one in claimed:
+            await worker.end(one)
+    assert [ids for ids in order if ids] == [wide, narrow[:1], narrow[1:]]
+
+
+async def test_a_member_without_a_record_does_not_stop_the_waking(shard: Shard) -> None:
+    ids, worker = await keyed(shard, 2)
+    claimed = await worker.take()
+    assert await worker.claim() == []
+    await shard.redis.zadd(f"{shard.queue.prefix}park:key:default:k", {"nobody": 1})
+    await worker.end(claimed)
+    assert (await worker.take()).id == ids[1]

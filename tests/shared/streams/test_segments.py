@@ -1,0 +1,169 @@
+"""Segments, and readers that cross from them to Redis: the same sequence from any place on, however it is stored."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, seed, settings
+from hypothesis import strategies as st
+from obstore.store import MemoryStore
+
+from tandem_shared.errors import Unavailable
+from tandem_shared.files.store import FileStore
+from tandem_shared.jobs.record import Attempt, Record
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Chunk, Segment
+from tandem_shared.streams import segments
+from tandem_shared.streams.reader import SAID, START, TYPES, Entry, Reader, Source
+from tandem_shared.streams.segments import MAGIC, read_segment, segment_path, write_segment
+from tests.shared.streams.test_reader import T, record
+
+CHUNKS = [
+    Chunk(T + 1, "output", 1, b'{"n":1}\n{"n":2}'),
+    Chunk(T + 2, "log", 1, b'{"level":"info","message":"\xc3\xa9"}'),
+    Chunk(T + 3, "progress", 2, b"{}"),
+    Chunk(T + 4, "output", 70_000, b'"' + b"x" * 1_000_000 + b'"'),
+    Chunk(T + 5, "output", 70_000, b""),
+]
+
+
+@pytest.fixture
+def store() -> FileStore:
+    return FileStore(MemoryStore())
+
+
+async def read(store: FileStore, segment: Segment, offset: int = 0) -> list[tuple[Chunk, int]]:
+    return [one async for one in read_segment(store, "J", segment, offset)]
+
+
+async def test_what_was_written_is_read_from_any_entry_on(store: FileStore) -> None:
+    segment = await write_segment(store, "J", CHUNKS)
+    assert segment[:2] == (T + 1, T + 5)
+    assert segment.size == await store.size(segment_path("J", segment))
+    whole = await read(store, segment)
+    assert [chunk for chunk, _ in whole] == CHUNKS
+    assert whole[-1][1] == segment.size
+    for number, (_, offset) in enumerate(whole):
+        assert await read(store, segment, offset) == whole[number + 1 :]
+
+
+async def test_the_format_is_the_documented_one(store: FileStore) -> None:
+    segment = await write_segment(store, "J", [Chunk(258, "log", 3, b"{}")])
+    data = await store.load("jobs/J/output/258-258", 100)
+    assert (
+        data == MAGIC + bytes([0, 0, 0, 0, 0, 0, 1, 2]) + bytes([0, 0, 0, 3]) + bytes([1]) + bytes([0, 0, 0, 2]) + b"{}"
+    )
+    assert len(data) == segment.size
+
+
+async def test_what_is_missing_or_damaged_is_not_passed_over(store: FileStore) -> None:
+    with pytest.raises(Unavailable, match="missing"):
+        await read(store, Segment(1, 2, 100))
+    segment = await write_segment(store, "J", CHUNKS[:2])
+    path = segment_path("J", segment)
+    data = await store.load(path, 1000)
+    await store.write(path, data[:-1])
+    with pytest.raises(Unavailable):
+        await read(store, segment)
+    with pytest.raises(Unavailable, match="damaged"):
+        await read(store, segment._replace(size=segment.size - 1))
+    kind = len(MAGIC) + 12
+    await store.write(path, data[:kind] + b"\x09" + data[kind + 1 :])
+    with pytest.raises(Unavailable, match="damaged"):
+        await read(store, segment)
+
+
+class Life:
+    """A job that says things while they move to the file store; `Tail` as Redis would be."""
+
+    def __init__(self, chunks: Sequence[Chunk]) -> None:
+        self.store = FileStore(MemoryStore())
+        self.said = list(chunks)
+        self.tail: list[Chunk] = []
+        self.index: list[Segment] = []
+        self.told = 0
+
+    async def go_on(self, chunks: int, moved: int) -> None:
+        """Says so many more, then moves so many of the oldest."""
+        self.tail += self.said[self.told : self.told + chunks]
+        self.told = min(self.told + chunks, len(self.said))
+        oldest, self.tail = self.tail[:moved], self.tail[moved:]
+        if oldest:
+            self.index.append(await write_segment(self.store, "J", oldest))
+
+    async def output(self, id: str, after: int = 0, limit: int = 100) -> Sequence[Chunk]:
+        return [chunk for chunk in self.tail if chunk.stamp > after][:limit]
+
+    async def segments(self, id: str, after: int = 0, limit: int = 64) -> Sequence[Segment]:
+        return [one for one in self.index if one.last > after][:limit]
+
+    def record(self) -> Record:
+        """As it is now; final once all is said."""
+        firsts: dict[int, int] = {}
+        for chunk in self.said[: self.told]:
+            firsts.setdefault(chunk.attempt, chunk.stamp)
+        # An attempt is lost 8 µs before the next one says its first word, which is 4 µs after it began.
+        ends = [*(first - 8 for first in list(firsts.values())[1:]), None]
+        attempts = [
+            Attempt(number, first - 4, ended, None if ended is None else "worker_lost", "w")
+            for (number, first), ended in zip((firsts or {1: T + 10}).items(), ends, strict=True)
+        ]
+        last = self.said[self.told - 1].stamp if self.told else 0
+        now = {"attempt": attempts[-1].number, "output": last}
+        if self.told < len(self.said):
+            return record(attempts=tuple(attempts), stamp=attempts[-1].began, **now)
+        end = max(last, T + 10) + 5
+        attempts[-1] = attempts[-1]._replace(ended=end, outcome="succeeded")
+        final = {"state": State.SUCCEEDED, "stamp": end, "ended": end, "result": b"1"}
+        return record(attempts=tuple(attempts), **final, **now)
+
+    def reader(self, after: Any = START) -> Reader:
+        return Reader(Source(self, self.store), "J", after=after, types=frozenset(TYPES))
+
+
+@st.composite
+def chunks(draw: st.DrawFn) -> list[Chunk]:
+    """What a job says over some attempts; each names the one before it, as the script does."""
+    found: list[Chunk] = []
+    stamp, before = T + 10, 0
+    for attempt in range(1, draw(st.integers(1, 3)) + 1):
+        stamp += 10
+        for kind, items in draw(st.lists(st.tuples(st.sampled_from(TYPES[1:4]), st.integers(1, 4)), max_size=8)):
+            stamp += draw(st.integers(1, 5))
+            size = draw(st.sampled_from((1, 10, 200)))
+            body = b"\n".join(b'"%d %s"' % (number, b"x" * size) for number in range(items))
+            found.append(Chunk(stamp, kind, attempt, body, before))
+            before = stamp
+    return found
+
+
+@seed(4)
+@settings(max_examples=150, deadline=None)
+@given(said=chunks(), data=st.data())
+async def test_readers_get_everything_once_and_in_order_wherever_it_stands(
+    said: list[Chunk], data: st.DataObject
+) -> None:
+    plain = Life(said)
+    await plain.go_on(len(said), 0)
+    expected = [entry async for entry in plain.reader().entries(plain.record())]
+    assert [one.data for one in expected if one.type in SAID] == [item for chunk in said for item in chunk.items]
+    assert [entry.place for entry in expected] == sorted({entry.place for entry in expected})
+
+    life = Life(said)
+    reader, got = life.reader(), list[Entry]()
+    piece, segments.PIECE = segments.PIECE, data.draw(st.sampled_from((1, 30, 1000)), "piece")
+    try:
+        while not got or got[-1].type != "end":
+            await life.go_on(data.draw(st.integers(1, 5), "said"), data.draw(st.integers(0, 6), "moved"))
+            now = life.record()
+            leaves = data.draw(st.none() | st.integers(0, 12), "leaves after")
+            async for entry in reader.entries(now):
+                got.append(entry)
+                if data.draw(st.booleans(), "moves meanwhile"):
+                    await life.go_on(0, data.draw(st.integers(0, 3), "moved meanwhile"))
+                if leaves is not None and len(got) >= leaves:
+                    reader = life.reader(entry.place)  # it comes again, at any replica
+                    break
+    finally:
+        segments.PIECE = piece
+    assert got == expected

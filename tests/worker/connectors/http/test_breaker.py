@@ -1,0 +1,185 @@
+"""The circuit breaker: its policy on a clock of the test's own, and what the client makes of it."""
+
+import asyncio
+import socket
+
+import pytest
+from aiohttp import web
+
+from tandem_shared.settings import LOOPBACK, Settings
+from tandem_worker.connectors.http import breaker as breakers
+from tandem_worker.connectors.http.breaker import FAULTS, LONGEST, PAUSE, Breaker, pause
+from tandem_worker.connectors.http.client import open_http
+from tandem_worker.errors import TaskError
+from tests.worker.connectors.http.test_client import call, refusal, serving
+
+HOST = "example.org:443"
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def breaker(clock: Clock) -> Breaker:
+    return Breaker(clock=clock, random=lambda: 0.5)
+
+
+def fail(breaker: Breaker, times: int = 1, host: str = HOST) -> None:
+    for _ in range(times):
+        passed = breaker.enter(host)
+        passed.failed()
+        passed.over()
+
+
+def refused(breaker: Breaker, host: str = HOST) -> TaskError:
+    with pytest.raises(TaskError) as caught:
+        breaker.enter(host)
+    assert (caught.value.type, caught.value.retryable) == ("circuit_open", True)
+    return caught.value
+
+
+def test_faults_in_a_row_open_it_for_that_host_only(breaker: Breaker) -> None:
+    fail(breaker, FAULTS - 1)
+    breaker.enter(HOST).over()
+    fail(breaker)
+    error = refused(breaker)
+    assert error.after == PAUSE * 1.5
+    assert error.message == f"{HOST} failed {FAULTS} times in a row and is left alone for a while"
+    breaker.enter("example.org:80")
+
+
+def test_an_answer_between_faults_starts_the_count_again(breaker: Breaker) -> None:
+    fail(breaker, FAULTS - 1)
+    breaker.enter(HOST).answered()
+    fail(breaker, FAULTS - 1)
+    breaker.enter(HOST)
+    fail(breaker)
+    refused(breaker)
+
+
+def test_after_the_pause_one_probe_goes_through_and_its_answer_closes(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker, FAULTS)
+    clock.now += PAUSE - 0.001
+    refused(breaker)
+    clock.now += 0.002
+    probe = breaker.enter(HOST)
+    refused(breaker)
+    probe.answered()
+    probe.over()
+    for _ in range(10):
+        breaker.enter(HOST)
+
+
+def test_a_probe_that_fails_opens_it_for_longer(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker, FAULTS)
+    for number in range(2, 8):
+        clock.now += pause(number - 1) + 0.001
+        fail(breaker)
+        after = refused(breaker).after
+        assert after is not None
+        assert after == pytest.approx(pause(number) * 1.5)
+    assert [pause(number) for number in (1, 2, 3, 50, 5000)] == [PAUSE, 2 * PAUSE, 4 * PAUSE, LONGEST, LONGEST]
+
+
+def test_a_probe_that_ends_without_a_word_leaves_its_place(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker, FAULTS)
+    clock.now += PAUSE + 1
+    breaker.enter(HOST).over()
+    probe = breaker.enter(HOST)
+    refused(breaker)
+    probe.over()
+
+
+def test_calls_from_before_it_opened_change_it_only_by_an_answer(breaker: Breaker, clock: Clock) -> None:
+    late = [breaker.enter(HOST) for _ in range(3)]
+    fail(breaker, FAULTS)
+    late[0].failed()
+    late[0].over()
+    clock.now += PAUSE + 0.001
+    probe = breaker.enter(HOST)
+    late[1].failed()
+    late[1].over()
+    refused(breaker)
+    late[2].answered()
+    late[2].over()
+    probe.over()
+    breaker.enter(HOST)
+
+
+def test_it_remembers_a_bounded_number_of_hosts(breaker: Breaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breakers, "HOSTS", 3)
+    fail(breaker, FAULTS, "a")
+    for host in "bcd":
+        fail(breaker, FAULTS, host)
+    breaker.enter("a")
+    for host in "bcd":
+        refused(breaker, host)
+
+
+async def test_the_client_leaves_a_failing_host_alone_until_it_answers(breaker: Breaker, clock: Clock) -> None:
+    seen: list[int] = []
+    healthy = False
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        seen.append(1)
+        return web.json_response("fine") if healthy else web.json_response("broken", status=503)
+
+    async with serving(handler) as port, open_http(Settings(http_allow=LOOPBACK), breaker=breaker) as client:
+        url = f"http://127.0.0.1:{port}/path?key=abc"
+        for _ in range(FAULTS):
+            assert await call(client, url) == "broken"
+        error = await refusal(client, url, method="POST")
+        assert (error.type, error.retryable, error.after) == ("circuit_open", True, PAUSE * 1.5)
+        assert "abc" not in error.message
+        assert len(seen) == FAULTS
+        healthy = True
+        clock.now += PAUSE + 1
+        assert [await call(client, url) for _ in range(3)] == ["fine"] * 3
+    assert len(seen) == FAULTS + 3
+
+
+async def test_a_probe_that_is_cancelled_leaves_its_place(breaker: Breaker, clock: Clock) -> None:
+    hold, inside = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        if request.path == "/slow":
+            inside.set()
+            await hold.wait()
+        return web.json_response("fine")
+
+    async with serving(handler) as port, open_http(Settings(http_allow=LOOPBACK), breaker=breaker) as client:
+        fail(breaker, FAULTS, f"127.0.0.1:{port}")
+        clock.now += PAUSE + 1
+        probe = asyncio.create_task(call(client, f"http://127.0.0.1:{port}/slow"))
+        await inside.wait()
+        assert (await refusal(client, f"http://127.0.0.1:{port}/")).type == "circuit_open"
+        probe.cancel()
+        await asyncio.wait([probe])
+        assert await call(client, f"http://127.0.0.1:{port}/") == "fine"
+
+
+async def test_connections_that_are_refused_open_it(breaker: Breaker) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/"
+        async with open_http(Settings(http_allow=LOOPBACK), breaker=breaker) as client:
+            types = [(await refusal(client, url)).type for _ in range(FAULTS + 1)]
+    assert types == ["connection_failed"] * FAULTS + ["circuit_open"]
+
+
+async def test_what_the_guard_refuses_and_what_takes_too_long_is_no_fault_of_the_host(breaker: Breaker) -> None:
+    async with open_http(Settings(), breaker=breaker) as client:
+        types = {(await refusal(client, "http://127.0.0.1:1/")).type for _ in range(FAULTS + 1)}
+    assert types == {"address_refused"}

@@ -1,0 +1,297 @@
+"""`job.lock`: one holder at a time, in the three kinds of code, with and without Redis."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tandem_shared.errors import Unavailable
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.locks import Acquisition
+from tandem_shared.queue.queue import Queue
+from tandem_shared.retry import RetryPolicy
+from tandem_worker import task
+from tandem_worker.errors import Permanent, TaskError
+from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.locks import LocalLocks
+from tandem_worker.runtime.attempt_store import MOST_LOCKS
+from tandem_worker.testing import run
+from tests.conftest import eventually
+from tests.worker.jobs import lock_tasks
+from tests.worker.jobs.lock_tasks import Door
+from tests.worker.workers import Client, outcomes, working
+
+ONCE = RetryPolicy(max_attempts=1)
+LONG = 60.0  # seconds: a lease that no slow machine lets end
+KINDS = (lock_tasks.asynchronous, lock_tasks.plain, lock_tasks.cpu)
+
+
+async def holder_of(client: Client, name: str = "door") -> str | None:
+    """The job that holds it."""
+    found = await client.redis.hget(f"{client.queue.prefix}lock:default:{name}", "holder")
+    return found.split()[0].decode() if found else None
+
+
+async def waiting(client: Client, name: str = "door") -> int:
+    return int(await client.redis.zcard(f"{client.queue.prefix}waits:default:{name}"))
+
+
+# ------------------------------------------------------------------------------------------------------- without Redis
+
+
+async def test_one_at_a_time_without_redis(tmp_path: Path) -> None:
+    door, locks = Door(notes=tmp_path / "notes", holds=0.01), LocalLocks()
+    fences = await asyncio.gather(*(run(kind, door, locks=locks) for kind in KINDS for _ in range(2)))
+    assert door.fences() == sorted(fences) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_waiting_ends_without_redis(tmp_path: Path) -> None:
+    locks = LocalLocks()
+    number, _ = await locks.take("door", 0)
+    for kind in KINDS:
+        with pytest.raises(TaskError, match="the lock 'door' was not free within 0 s") as refused:
+            await run(kind, Door(notes=tmp_path / "notes", wait=0), locks=locks)
+        assert (refused.value.type, refused.value.retryable) == ("lock_timeout", True)
+    await locks.free(number)
+    assert await run(lock_tasks.asynchronous, Door(notes=tmp_path / "notes", wait=0), locks=locks) == 2
+
+
+async def test_what_is_no_lock() -> None:
+    @task("t")
+    async def wrong(job: Job) -> None:
+        for name in ("", "n" * 201, "two\nlines"):
+            with pytest.raises(ValueError, match="1 to 200 printable characters"):
+                job.lock(name)
+        with pytest.raises(TypeError, match="named by a string"):
+            job.lock(b"door")  # type: ignore[arg-type] # the mistake itself
+        with pytest.raises(ValueError, match="no duration"):
+            job.lock("door", wait="long")
+        async with job.lock("door") as lock:
+            with pytest.raises(RuntimeError, match=r"call job\.lock for each"):
+                await lock.__aenter__()
+
+    await run(wrong)
+
+
+# ---------------------------------------------------------------------------------------------------------- with Redis
+
+
+async def test_one_at_a_time_and_fences_that_grow(client: Client, redis_url: str, tmp_path: Path) -> None:
+    door = Door(notes=tmp_path / "notes", holds=0.002)
+    async with (
+        working(redis_url, tmp_path, *KINDS, lease=LONG),
+        working(redis_url, tmp_path, *KINDS, lease=LONG, concurrency=5),
+    ):
+        ids = [await client.submit(kind, door) for _ in range(8) for kind in KINDS]
+        fences = [await client.result(id) for id in ids]
+    assert door.fences() == sorted(set(fences))
+    assert len(fences) == 24
+    assert not await client.redis.keys(f"{client.queue.prefix}lock:*")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_waiting_ends_with_an_error_that_is_retried(
+    kind: Callable[..., Any], client: Client, redis_url: str, tmp_path: Path
+) -> None:
+    go = asyncio.Event()
+
+    @task("holds")
+    async def holds(job: Job) -> None:
+        async with job.lock("door"):
+            await go.wait()
+
+    async with working(redis_url, tmp_path, holds, kind, lease=LONG):
+        first = await client.submit(holds)
+        await eventually(lambda: holder_of(client))
+        door = Door(notes=tmp_path / "notes", wait=0.05)
+        id = await client.submit(kind, door, retry={"max_attempts": 2, "base": 0.001})
+        error = await client.error(id)
+        assert (error["type"], error["retryable"], error["attempt"]) == ("lock_timeout", True, 2)
+        assert error["message"] == "the lock 'door' was not free within 0.05 s"
+        await eventually(lambda: is_zero(client))
+        go.set()
+        await client.result(first)
+        assert await client.result(await client.submit(kind, door))
+
+
+async def is_zero(client: Client) -> bool:
+    return await waiting(client) == 0
+
+
+@pytest.mark.parametrize("way", ["cancel", "timeout", "fail"])
+async def test_whatever_ends_the_holder_the_next_one_follows(
+    way: str, client: Client, redis_url: str, tmp_path: Path
+) -> None:
+    @task("holds", retry=ONCE)
+    async def holds(job: Job) -> None:
+        # Leaves without a word, as code does that is not inside of a `with`.
+        await job.lock("door").__aenter__()
+        while way != "fail" or not await waiting(client):
+            await asyncio.sleep(0.005)
+        raise LookupError
+
+    async with working(redis_url, tmp_path, holds, lock_tasks.asynchronous, lease=LONG):
+        first = await client.submit(holds, timeout=0.5 if way == "timeout" else 30)
+        await eventually(lambda: holder_of(client))
+        second = await client.submit(lock_tasks.asynchronous, Door(notes=tmp_path / "notes"))
+        if way == "cancel":
+            await eventually(lambda: waiting(client))
+            await client.queue.cancel(first)
+        assert await client.result(second)
+        assert (await client.end(first)).state is (State.CANCELLED if way == "cancel" else State.FAILED)
+
+
+async def test_code_under_a_lost_lock_is_cancelled(client: Client, redis_url: str, tmp_path: Path) -> None:
+    cancelled: list[int] = []
+
+    @task("holds")
+    async def holds(job: Job) -> int:
+        async with job.lock("door") as lock:
+            if job.attempt == 1:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    cancelled.append(lock.fence)
+            return lock.fence
+
+    async with working(redis_url, tmp_path, holds, concurrency=1) as worker:
+        id = await client.submit(holds)
+        await eventually(lambda: holder_of(client))
+        held = dict(worker.news.heart.held)
+        worker.news.heart.held.clear()  # as if the process had been stopped; it claims no more
+        await eventually(client.queue.tick)
+        worker.news.heart.held.update(held)
+        fence = await client.result(id)
+        assert cancelled
+        assert fence > cancelled[0]
+        assert outcomes(await client.record(id)) == ["worker_lost", "succeeded"]
+
+
+async def test_the_end_of_a_lost_lock_is_an_error(client: Client, redis_url: str, tmp_path: Path) -> None:
+    told: list[str] = []
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    @task("holds")
+    async def holds(job: Job) -> None:
+        if job.attempt > 1:
+            return
+        try:
+            async with job.lock("door"):
+                begun.set()
+                await go.wait()
+        except TaskError as error:
+            told.append(error.type)
+            raise
+
+    async with working(redis_url, tmp_path, holds, lease=LONG, concurrency=1) as worker:
+        id = await client.submit(holds)
+        await asyncio.wait_for(begun.wait(), 10)
+        # Ended at once, and no beat comes to say so.
+        await client.redis.zadd(f"{client.queue.prefix}leases", {id: 1})
+        await client.redis.hset(f"{client.queue.prefix}clock", mapping={"grace": 0})
+        await eventually(client.queue.tick)
+        go.set()
+        await eventually(lambda: told)
+        assert told == ["lock_lost"]
+        assert (await client.end(id)).state is State.SUCCEEDED
+        assert worker.jobs_failed == 0
+
+
+async def test_the_acquisitions_of_one_job_wait_for_each_other(client: Client, redis_url: str, tmp_path: Path) -> None:
+    @task("several")
+    async def several(job: Job) -> list[int]:
+        inside: list[int] = []
+
+        async def one() -> int:
+            async with job.lock("door") as lock:
+                inside.append(1)
+                assert len(inside) == 1
+                await asyncio.sleep(0.001)
+                inside.clear()
+                return lock.fence
+
+        async with job.lock("other"):
+            with pytest.raises(TaskError, match="not free"):  # not reentrant
+                await job.lock("other", wait=0.01).__aenter__()
+        return await asyncio.gather(*(one() for _ in range(10)))
+
+    async with working(redis_url, tmp_path, several, lease=LONG):
+        fences = await client.result(await client.submit(several))
+    assert len(set(fences)) == 10
+
+
+async def test_a_job_has_so_many_locks_and_no_more(client: Client, redis_url: str, tmp_path: Path) -> None:
+    @task("greedy")
+    async def greedy(job: Job) -> str:
+        locks = [job.lock(f"lock {number}") for number in range(MOST_LOCKS + 1)]
+        for lock in locks[:-1]:
+            await lock.__aenter__()
+        with pytest.raises(Permanent, match="100 locks"):
+            await locks[-1].__aenter__()
+        await locks[0].__aexit__(None, None, None)
+        async with job.lock("one more"):
+            return "ok"
+
+    async with working(redis_url, tmp_path, greedy, lease=LONG):
+        assert await client.result(await client.submit(greedy)) == "ok"
+
+
+async def test_a_wait_that_is_given_up_takes_nothing_later(client: Client, redis_url: str, tmp_path: Path) -> None:
+    go = asyncio.Event()
+
+    @task("impatient")
+    async def impatient(job: Job) -> int:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), job.lock("door"):
+                raise AssertionError("it is held by somebody else")
+        await eventually(lambda: is_zero(client))
+        go.set()
+        async with job.lock("door") as lock:
+            return lock.fence
+
+    @task("holds")
+    async def holds(job: Job) -> None:
+        async with job.lock("door"):
+            await go.wait()
+
+    async with working(redis_url, tmp_path, impatient, holds, lease=LONG):
+        await client.submit(holds)
+        await eventually(lambda: holder_of(client))
+        assert await client.result(await client.submit(impatient))
+
+
+async def test_redis_may_be_away_while_a_lock_is_taken_and_freed(
+    client: Client, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @task("holds")
+    async def holds(job: Job) -> None:
+        async with job.lock("door"):
+            pass
+
+    async with working(redis_url, tmp_path, holds, lease=LONG) as worker:
+        run, left = worker.queue._scripts.run, {"lock": 3, "unlock": 3}
+
+        async def flaky(name: str, args: Any) -> Any:
+            if left.get(name):
+                left[name] -= 1
+                if name == "unlock":
+                    await run(name, args)  # its answer is lost
+                raise Unavailable("away")
+            return await run(name, args)
+
+        monkeypatch.setattr(worker.queue._scripts, "run", flaky)
+        id = await client.submit(holds)
+        assert (await client.end(id)).state is State.SUCCEEDED
+        assert outcomes(await client.record(id)) == ["succeeded"]
+        assert left == {"lock": 0, "unlock": 0}
+        assert await holder_of(client) is None
+
+
+async def test_the_queue_alone_tells_a_zombie(client: Client) -> None:
+    queue: Queue = client.queue
+    nobody = Acquisition("J", "1.w", 1, "door")
+    assert await queue.locks.ask(nobody) is None
+    assert await queue.locks.give_up(nobody) is False
+    assert await holder_of(client) is None

@@ -1,0 +1,309 @@
+"""`job.step`: done once a job, in the three kinds of code, with and without Redis."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from tandem_shared.queue import steps as bounds
+from tandem_shared.queue.steps import Step
+from tandem_shared.retry import RetryPolicy
+from tandem_worker import task
+from tandem_worker.errors import Permanent, Retry
+from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.sync import SyncJob
+from tandem_worker.testing import Recorder, run
+from tests.conftest import eventually
+from tests.worker.jobs import step_tasks
+from tests.worker.workers import Client, outcomes, working
+
+QUICK = RetryPolicy(max_attempts=3, base="1ms", jitter=False)
+
+
+class Bill(BaseModel):
+    number: int
+    due: date
+
+
+@dataclass
+class Pair:
+    left: int
+    right: str
+
+
+async def bill(number: int) -> Bill:
+    return Bill(number=number, due=date(2030, 1, number))
+
+
+def pair(left: int, *, right: str) -> Pair:
+    return Pair(left, right)
+
+
+class Callee:
+    """An object that is called like a coroutine function."""
+
+    async def __call__(self, payload: int) -> tuple[int, str]:
+        return payload, threading.current_thread().name
+
+
+FUNCTIONS: list[tuple[Callable[..., Any], Any]] = [
+    (partial(bill, 3), Bill(number=3, due=date(2030, 1, 3))),
+    (partial(pair, 1, right="b"), Pair(1, "b")),
+    (partial(Bill, number=1, due="2030-01-02"), Bill(number=1, due=date(2030, 1, 2))),
+    (partial(Callee(), 1), (1, "MainThread")),
+    (lambda: (1, {"a": None}), [1, {"a": None}]),  # says no type: plain JSON
+    (lambda: asyncio.sleep(0, (1,)), [1]),
+    (partial(len, "abc"), 3),
+]
+
+
+@pytest.mark.parametrize(("function", "value"), FUNCTIONS)
+async def test_a_step_gives_the_same_value_the_first_time_and_later(function: Callable[..., Any], value: Any) -> None:
+    got = []
+
+    @task("t")
+    async def once(job: Job) -> None:
+        got.append(await job.step("one", function))
+
+    seen = Recorder()
+    for attempt in (1, 2):
+        await run(once, sink=seen, attempt=attempt)
+    assert got == [value, value]
+    assert [type(one) for one in got] == [type(value)] * 2
+
+
+async def test_a_step_is_done_once() -> None:
+    done: list[str] = []
+
+    @task("t", retry=QUICK)
+    async def steps(job: Job) -> str:
+        await job.step("first", done.append, "first")
+        if job.attempt == 1:
+            raise Retry
+        return await job.step("second", step_tasks.hello, "Ada", loud=True)
+
+    seen = Recorder()
+    with pytest.raises(Retry):
+        await run(steps, sink=seen)
+    assert await run(steps, sink=seen, attempt=2) == "Hello, ADA"
+    assert done == ["first"]
+    assert seen.steps == {"first": None, "second": "Hello, ADA"}
+
+
+async def test_a_test_may_say_what_an_earlier_attempt_has_done() -> None:
+    @task("t")
+    async def steps(job: Job) -> str:
+        return await job.step("greet", step_tasks.hello, "Ada")
+
+    assert await run(steps, sink=Recorder(steps={"greet": "as before"})) == "as before"
+
+
+async def test_plain_functions_do_not_block_the_loop() -> None:
+    go = threading.Event()
+
+    def wait() -> str:
+        assert go.wait(10)
+        return threading.current_thread().name
+
+    @task("t")
+    async def waits(job: Job) -> str:
+        name, _ = await asyncio.gather(job.step("wait", wait), job.step("go", asyncio.to_thread, go.set))
+        return name
+
+    assert (await run(waits)).startswith("task-")
+
+
+async def test_a_failed_step_keeps_nothing_and_may_be_done_again() -> None:
+    tries: list[int] = []
+
+    def flaky() -> int:
+        tries.append(1)
+        if len(tries) < 3:
+            raise ValueError("not yet")
+        return len(tries)
+
+    @task("t")
+    async def stubborn(job: Job) -> int:
+        while True:
+            try:
+                return await job.step("flaky", flaky)
+            except ValueError:
+                assert seen.steps == {}
+
+    seen = Recorder()
+    assert await run(stubborn, sink=seen) == 3
+
+
+async def test_a_step_that_is_cancelled_keeps_nothing_and_may_be_done_again() -> None:
+    @task("t")
+    async def impatient(job: Job) -> str:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await job.step("slow", asyncio.Event().wait)
+        return await job.step("slow", step_tasks.hello, "Ada")
+
+    assert await run(impatient) == "Hello, Ada"
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_a_name_is_for_one_step_of_an_attempt(together: bool) -> None:
+    done: list[int] = []
+
+    async def add(number: int) -> None:
+        await asyncio.sleep(0)
+        done.append(number)
+
+    @task("t")
+    async def loop(job: Job) -> None:
+        if together:
+            await asyncio.gather(*(job.step("add", add, number) for number in range(3)))
+        for number in range(3):
+            await job.step("add", add, number)
+
+    with pytest.raises(Permanent, match="needs a name of its own") as refused:
+        await run(loop)
+    assert refused.value.type == "step_repeated"
+    await asyncio.sleep(0)
+    assert done == [0]
+
+
+async def test_what_is_no_step() -> None:
+    @task("t")
+    async def wrong(job: Job, payload: str) -> None:
+        coroutine = step_tasks.later()
+        calls: dict[str, Callable[[], Any]] = {
+            "called": lambda: job.step("a", coroutine),  # type: ignore[call-overload] # the mistake itself
+            "name": lambda: job.step("", step_tasks.later),
+            "long": lambda: job.step("n" * 201, step_tasks.later),
+            "number": lambda: job.step(7, step_tasks.later),  # type: ignore[call-overload] # likewise
+            "foreign": lambda: job.step("a", object),
+            "nan": lambda: job.step("a", float, "nan"),
+            "liar": lambda: job.step("a", step_tasks.liar),
+        }
+        coroutine.close()
+        assert await calls[payload]() is None, "it was taken for a step"
+
+    seen = Recorder()
+    words = {
+        "called": "takes a function and its arguments",
+        "number": "named by a string",
+        "foreign": "the result of the step 'a' is no JSON",
+        "nan": "the result of the step 'a' is no JSON",
+        "liar": "not of its declared type",
+    }
+    for name, said in words.items():
+        with pytest.raises(TypeError, match=said):
+            await run(wrong, name, sink=seen)
+    for name in ("name", "long"):
+        with pytest.raises(ValueError, match="1 to 200 characters"):
+            await run(wrong, name, sink=seen)
+    assert seen.steps == {}
+
+
+async def test_a_result_has_a_bound() -> None:
+    @task("t")
+    async def large(job: Job, payload: int) -> int:
+        return len(await job.step("large", lambda: "x" * payload))
+
+    assert await run(large, bounds.LARGEST_STEP - 2) == bounds.LARGEST_STEP - 2
+    with pytest.raises(Permanent, match="the limit is 262144") as refused:
+        await run(large, bounds.LARGEST_STEP - 1)
+    assert refused.value.type == "too_large"
+
+
+@pytest.mark.parametrize("function", [step_tasks.plain, step_tasks.cpu])
+async def test_plain_code_has_steps_too(function: Callable[..., Any], tmp_path: Path) -> None:
+    seen = Recorder()
+    notes = tmp_path / "notes"
+    for attempt in (1, 2):
+        assert await run(function, {"notes": notes}, sink=seen, attempt=attempt) == [3, "2030-01-02", "Permanent"]
+    assert notes.read_text() == "add\nday\n"
+    assert seen.steps == {"add": 3, "day": "2030-01-02"}
+
+
+async def test_a_coroutine_function_is_no_step_of_plain_code() -> None:
+    @task("t")
+    def plain(job: SyncJob) -> None:
+        made = job.step("later", step_tasks.later)
+        raise AssertionError(f"a step of plain code made {made}")
+
+    with pytest.raises(TypeError, match="needs an async def task"):
+        await run(plain)
+
+
+# ---------------------------------------------------------------------------------------------------------- with Redis
+
+
+@pytest.mark.parametrize("function", [step_tasks.asynchronous, step_tasks.plain, step_tasks.cpu])
+async def test_a_later_attempt_goes_on_where_the_first_failed(
+    function: Callable[..., Any], client: Client, redis_url: str, tmp_path: Path
+) -> None:
+    async with working(redis_url, tmp_path, function, lease=60.0):
+        payload = {"notes": tmp_path / "notes", "fails": 2}
+        id = await client.submit(function, payload, retry={"max_attempts": 3, "base": 0.001})
+        assert await client.result(id) == [3, "2030-01-02", "Permanent"]
+        assert outcomes(await client.record(id)) == ["failed", "failed", "succeeded"]
+
+        async def fading() -> bool:
+            """Once the ledger has the job, what belongs to it has an end."""
+            return int(await client.redis.pttl(f"{client.queue.prefix}steps:{id}")) > 0
+
+        await eventually(fading)
+    assert (tmp_path / "notes").read_text() == "add\nday\n"
+
+
+async def test_too_many_steps_end_the_job(
+    client: Client, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "MOST_STEPS", 50)
+
+    @task("many")
+    async def many(job: Job, payload: int) -> int:
+        return sum(await asyncio.gather(*(job.step(f"step {number}", int, number) for number in range(payload))))
+
+    async with working(redis_url, tmp_path, many, lease=60.0):
+        ids = [await client.submit(many, count) for count in (50, 51)]
+        assert await client.result(ids[0]) == sum(range(50))
+        assert (await client.error(ids[1]))["type"] == "too_large"
+
+
+async def test_a_step_of_an_attempt_that_was_lost_is_not_kept_and_its_code_stops(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
+    begun, go, told = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @task("lost")
+    async def lost(job: Job) -> int:
+        if job.attempt > 1:
+            return await job.step("one", int, 2)
+        try:
+            begun.set()
+            await job.step("one", first)
+        except asyncio.CancelledError:
+            told.set()
+            raise
+        raise AssertionError("the step of a lost attempt went on")
+
+    async def first() -> int:
+        await go.wait()
+        return 1
+
+    async with working(redis_url, tmp_path, lost, concurrency=1) as worker:
+        id = await client.submit(lost)
+        await asyncio.wait_for(begun.wait(), 10)
+        # As after a sleep that was longer than the lease.
+        worker.news.heart.held.clear()
+        record = await client.record(id)
+        await eventually(client.queue.tick)
+        go.set()
+        await asyncio.wait_for(told.wait(), 10)
+        assert await client.result(id) == 2
+        late = Step(id, f"{record.attempts[0].began}.{worker.id}", "two", b"1")
+        assert (await client.queue.steps.keep(late)).word == "lost"
