@@ -62,18 +62,34 @@ def peers_of(text: str) -> list[str]:
     """`arq,saq`, `all` or `none`."""
     named = {"all": list(PEERS), "none": []}.get(text, text.split(","))
     if unknown := set(named) - set(PEERS):
-        raise argparse.ArgumentTypeError(f"no such peer: {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
+        raise argparse.ArgumentTypeError(
+            f"no such peer: {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}"
+        )
     return named
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Tandem and its peers on one machine.")
-    parser.add_argument("--only", type=numbers, default=list(range(1, 13)), metavar="1,3", help="these items (all)")
-    parser.add_argument("--peers", type=peers_of, default=list(PEERS), metavar="NAMES", help="arq,saq, all or none")
-    parser.add_argument("--seconds", type=float, default=4.0, help="about how long one measurement takes (4)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured, in turn (3)")
-    parser.add_argument("--quick", action="store_true", help="one round of half a second: whether it runs at all")
-    parser.add_argument("--to", type=Path, default=HERE, metavar="DIR", help="where the results go (bench/)")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Tandem and its peers on one machine."
+    )
+    parser.add_argument(
+        "--only", type=numbers, default=list(range(1, 13)), metavar="1,3", help="these items (all)"
+    )
+    parser.add_argument(
+        "--peers", type=peers_of, default=list(PEERS), metavar="NAMES", help="arq,saq, all or none"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="about how long one measurement takes (4)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="how often everything is measured, in turn (3)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of half a second: whether it runs at all"
+    )
+    parser.add_argument(
+        "--to", type=Path, default=HERE, metavar="DIR", help="where the results go (bench/)"
+    )
     options = parser.parse_args(argv)
     if options.quick:
         options.rounds, options.seconds = 1, 0.5
@@ -82,7 +98,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 async def measure(options: argparse.Namespace) -> dict[int, list[list[Figure]]]:
     """The figures of each item, by round."""
-    if (own := asyncio.current_task()) is not None:  # what was started ends with it, children of workers too
+    if (
+        own := asyncio.current_task()
+    ) is not None:  # what was started ends with it, children of workers too
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, own.cancel)
     chosen = items(options.peers)
     found: dict[int, list[list[Figure]]] = {number: [] for number in options.only}
@@ -117,7 +135,12 @@ def main() -> int:
     """0 whatever the figures are, 1 when something did not run."""
     options = parse()
     try:
-        install([*options.peers, *([WEB, "arq"] if options.peers and {2, 4} & set(options.only) else [])])
+        install(
+            [
+                *options.peers,
+                *([WEB, "arq"] if options.peers and {2, 4} & set(options.only) else []),
+            ]
+        )
         machine = figures.facts()
         found = uvloop.run(measure(options))
     except (Broken, TandemError, OSError, subprocess.SubprocessError) as error:
@@ -127,7 +150,11 @@ def main() -> int:
         return 128 + signal.SIGTERM
     titles = items(options.peers)
     rows = {number: figures.rows(number, rounds) for number, rounds in found.items()}
-    tables = [line for number, some in rows.items() for line in figures.table(f"{number}. {titles[number][0]}", some)]
+    tables = [
+        line
+        for number, some in rows.items()
+        for line in figures.table(f"{number}. {titles[number][0]}", some)
+    ]
     print("\n".join(("", *tables)))
     made = {
         "machine": machine, "peers": versions(options.peers), "rounds": options.rounds, "seconds": options.seconds,

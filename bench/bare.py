@@ -38,8 +38,13 @@ class Counter(Recorder):
 
 def table(path: Path, rows: int) -> None:
     with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE sales (id INTEGER PRIMARY KEY, customer INTEGER, amount REAL, note TEXT)")
-        values = ((number, number % 4711, number / 7, f"delivered, no. {number}") for number in range(rows))
+        connection.execute(
+            "CREATE TABLE sales (id INTEGER PRIMARY KEY, customer INTEGER, amount REAL, note TEXT)"
+        )
+        values = (
+            (number, number % 4711, number / 7, f"delivered, no. {number}")
+            for number in range(rows)
+        )
         connection.executemany("INSERT INTO sales VALUES (?, ?, ?, ?)", values)
     connection.close()
 
@@ -77,7 +82,10 @@ async def databases(root: Path, seconds: float) -> AsyncIterator[Figure]:
     settings = {"sql": {"bench": f"sqlite://{path}"}, "store_url": (root / "files").as_uri()}
     asked = {"connection": "bench", "sql": SELECT}
     bare_query(path)  # the pages are in memory
-    for what, work in (("sql.query", bare_query), ("sql.export to CSV", lambda path: bare_export(path, root / "x"))):
+    for what, work in (
+        ("sql.query", bare_query),
+        ("sql.export to CSV", lambda path: bare_export(path, root / "x")),
+    ):
         began = perf_counter()
         count = work(path)
         yield Figure(what, "rows/s", "sqlite3 by hand", count / (perf_counter() - began))
@@ -87,7 +95,9 @@ async def databases(root: Path, seconds: float) -> AsyncIterator[Figure]:
                 spent, answer = await timed(run(sql_query, asked, resources=resources, sink=sink))
                 answer["row_count"] = sink.count
             else:
-                spent, answer = await timed(run(sql_export, {**asked, "format": "csv"}, resources=resources))
+                spent, answer = await timed(
+                    run(sql_export, {**asked, "format": "csv"}, resources=resources)
+                )
         if answer["row_count"] != rows or count != rows:
             raise Broken(f"{what}: {answer['row_count']} of {rows} rows")
         yield Figure(what, "rows/s", OURS, rows / spent)
@@ -109,7 +119,9 @@ async def hashes(root: Path, seconds: float) -> AsyncIterator[Figure]:
 
     async with open_bench(store_url=(root / "files").as_uri()) as resources:
         saved = await save_upload(resources.files, pieces(), tenant="default", keep=86400)
-        spent, answer = await timed(run(file_hash_file, {"source": {"file": saved.id}}, resources=resources))
+        spent, answer = await timed(
+            run(file_hash_file, {"source": {"file": saved.id}}, resources=resources)
+        )
     if answer["sha256"] != wanted:
         raise Broken("file.hash: another hash")
     yield Figure("file.hash", "MB/s", OURS, size / 1e6 / spent)
@@ -125,8 +137,15 @@ async def measure(seconds: float) -> AsyncIterator[Figure]:
             yield figure
     count = 1000
     spans = await gather.compare(count, 100, rounds=max(1, int(seconds / 2)))
-    names = {"bare aiohttp": "aiohttp by hand", "http.gather": OURS, "POST to result": "Tandem, POST to result"}
+    names = {
+        "bare aiohttp": "aiohttp by hand",
+        "http.gather": OURS,
+        "POST to result": "Tandem, POST to result",
+    }
     for name, seconds_ in spans.items():
         yield Figure(
-            "http.gather, 100 at once", "requests/s", names[name], count / sorted(seconds_)[len(seconds_) // 2]
+            "http.gather, 100 at once",
+            "requests/s",
+            names[name],
+            count / sorted(seconds_)[len(seconds_) // 2],
         )

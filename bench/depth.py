@@ -21,8 +21,12 @@ SHALLOW = (10, 10_000, 100_000)  # where there is little time
 BATCH = 100  # what a worker claims and finishes at once
 TURN = 0.25  # seconds
 PORTION = 10_000  # jobs that wait for their submission in memory
-ENTRY = catalogue.Entry(name="bench.noop", summary="", payload_schema={}, result_schema={}, defaults={})
-WORKER = WorkerInfo(id="b-1", host="b", pid=1, queues=("default",), concurrency=9999, version="1", started_at=1e9)
+ENTRY = catalogue.Entry(
+    name="bench.noop", summary="", payload_schema={}, result_schema={}, defaults={}
+)
+WORKER = WorkerInfo(
+    id="b-1", host="b", pid=1, queues=("default",), concurrency=9999, version="1", started_at=1e9
+)
 
 
 class Depth:
@@ -57,7 +61,10 @@ class Depth:
             self._claiming += ended - between
             self._jobs += len(claim.jobs)
             await self._queue.finish(
-                [Finish(one.id, one.token, State.SUCCEEDED, "succeeded", b"null") for one in claim.jobs]
+                [
+                    Finish(one.id, one.token, State.SUCCEEDED, "succeeded", b"null")
+                    for one in claim.jobs
+                ]
             )
 
     def rates(self) -> tuple[float, float]:

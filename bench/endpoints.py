@@ -63,13 +63,24 @@ async def open_web() -> AsyncIterator[tuple[System, Process, int]]:
     """FastAPI in front of arq, one process like Tandem's API, and its port; the worker is not started."""
     async with open_system("arq") as system:
         port = free_port()
-        argv = [python(WEB), "-m", "uvicorn", "bench.peers.web:app", "--port", str(port), "--no-access-log"]
+        argv = [
+            python(WEB),
+            "-m",
+            "uvicorn",
+            "bench.peers.web:app",
+            "--port",
+            str(port),
+            "--no-access-log",
+        ]
         process = Process("FastAPI", argv, system.data / "web.log", system.env)
         system.begun.append(process)
 
         async def answers() -> bool:
             try:
-                async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{port}/empty/1") as answer:
+                async with (
+                    aiohttp.ClientSession() as client,
+                    client.get(f"http://127.0.0.1:{port}/empty/1") as answer,
+                ):
                     return answer.status == 200
             except aiohttp.ClientConnectionError:
                 return False
@@ -88,7 +99,9 @@ async def requests(seconds: float, *, peers: bool) -> AsyncIterator[Figure]:
         service = await stack.enter_async_context(open_service())
         submissions = b"[" + b",".join([body("bench.noop")] * KNOWN) + b"]"
         headers = {"Content-Type": "application/json"}
-        async with service.client.post("/v1/jobs/bulk", data=submissions, headers=headers) as answer:
+        async with service.client.post(
+            "/v1/jobs/bulk", data=submissions, headers=headers
+        ) as answer:
             ids = [one["id"] for one in await answer.json()]
         await service.worker.until(service.settled)
         service.worker.signal(signal.SIGSTOP)
@@ -105,7 +118,8 @@ async def requests(seconds: float, *, peers: bool) -> AsyncIterator[Figure]:
 
         wanted = [(ours, POST, posts("/v1/jobs", "bench.noop"), 202)]
         wanted += [
-            (one, POST, posts(path, "noop"), 202) for one, path in zip(others, ("/empty", "/jobs"), strict=False)
+            (one, POST, posts(path, "noop"), 202)
+            for one, path in zip(others, ("/empty", "/jobs"), strict=False)
         ]
         for target, what, ask, status in wanted:
             for figure in await target.timed(what, ask, status, seconds):
@@ -113,7 +127,10 @@ async def requests(seconds: float, *, peers: bool) -> AsyncIterator[Figure]:
         wanted = [(ours, GET, gets("/v1/jobs", ids), 200)]
         if web:
             names = [one.decode() for one in await web[0].redis.zrange("arq:queue", 0, KNOWN - 1)]
-            wanted += [(others[0], GET, gets("/empty", names), 200), (others[1], GET, gets("/jobs", names), 200)]
+            wanted += [
+                (others[0], GET, gets("/empty", names), 200),
+                (others[1], GET, gets("/jobs", names), 200),
+            ]
         for target, what, ask, status in wanted:
             for figure in await target.timed(what, ask, status, seconds):
                 yield figure
@@ -121,7 +138,9 @@ async def requests(seconds: float, *, peers: bool) -> AsyncIterator[Figure]:
             (ours, "/v1/jobs/bulk", "bench.noop"),
             *((one, "/jobs/bulk", "noop") for one in others[1:]),
         ):
-            for figure in await target.timed(BULKS, steady(bulk(path, task)), 200, seconds, jobs=BULK):
+            for figure in await target.timed(
+                BULKS, steady(bulk(path, task)), 200, seconds, jobs=BULK
+            ):
                 yield figure
 
 
@@ -155,4 +174,9 @@ async def whole(seconds: float, *, peers: bool) -> AsyncIterator[Figure]:
         async def finished() -> None:
             await system.client.ask("finished")
 
-        yield Figure(what, "jobs/s", PLAIN, await end_to_end(port, request("POST", "/jobs", body("noop")), finished))
+        yield Figure(
+            what,
+            "jobs/s",
+            PLAIN,
+            await end_to_end(port, request("POST", "/jobs", body("noop")), finished),
+        )

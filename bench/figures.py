@@ -44,10 +44,25 @@ def rows(item: int, rounds: Sequence[Sequence[Figure]]) -> list[Row]:
             found.setdefault((one.what, one.unit, one.system), []).append(one.value)
     order = list(dict.fromkeys(key[:2] for key in found))
     made = []
-    for (what, unit, system), values in sorted(found.items(), key=lambda pair: order.index(pair[0][:2])):
+    for (what, unit, system), values in sorted(
+        found.items(), key=lambda pair: order.index(pair[0][:2])
+    ):
         ours = found.get((what, unit, OURS), [])
-        ratios = [mine / other for mine, other in zip(ours, values, strict=False) if other] if system != OURS else []
-        made.append(Row(item, what, unit, system, [round(value, 4) for value in values], [round(r, 4) for r in ratios]))
+        ratios = (
+            [mine / other for mine, other in zip(ours, values, strict=False) if other]
+            if system != OURS
+            else []
+        )
+        made.append(
+            Row(
+                item,
+                what,
+                unit,
+                system,
+                [round(value, 4) for value in values],
+                [round(r, 4) for r in ratios],
+            )
+        )
     return made
 
 
@@ -63,7 +78,9 @@ def spread(values: Sequence[float]) -> str:
         return ""
     if len(values) == 1:
         return written(values[0])
-    return f"{written(statistics.median(values))} ({written(min(values))} to {written(max(values))})"
+    return (
+        f"{written(statistics.median(values))} ({written(min(values))} to {written(max(values))})"
+    )
 
 
 def table(title: str, found: Sequence[Row]) -> list[str]:
@@ -99,8 +116,12 @@ def facts() -> dict[str, Any]:
 def write(folder: Path, made: dict[str, Any], tables: Sequence[str]) -> None:
     """RESULTS.md and results.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
-    machine = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in made["machine"].items())
+    (folder / "results.json").write_bytes(
+        msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n"
+    )
+    machine = ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in made["machine"].items()
+    )
     peers = ", ".join(f"{name} {value}" for name, value in made["peers"].items())
     text = f"""# The last figures
 

@@ -44,7 +44,9 @@ async def latency(seconds: float) -> AsyncIterator[Figure]:
 
         async def once() -> float:
             began = perf_counter()
-            async with service.client.post("/v1/jobs", json=body, headers={"Prefer": "wait=5"}) as answer:
+            async with service.client.post(
+                "/v1/jobs", json=body, headers={"Prefer": "wait=5"}
+            ) as answer:
                 made = await answer.json()
             if made.get("state") != "succeeded":
                 raise Broken(f"POST /v1/jobs answered {answer.status}: {made}")
@@ -54,7 +56,12 @@ async def latency(seconds: float) -> AsyncIterator[Figure]:
             await once()
         times = [await once() for _ in range(max(50, int(seconds * 60)))]
     yield Figure("POST with Prefer: wait, idle, median", "ms", OURS, statistics.median(times))
-    yield Figure("POST with Prefer: wait, idle, 99th percentile", "ms", OURS, statistics.quantiles(times, n=100)[98])
+    yield Figure(
+        "POST with Prefer: wait, idle, 99th percentile",
+        "ms",
+        OURS,
+        statistics.quantiles(times, n=100)[98],
+    )
 
 
 async def rows(seconds: float) -> AsyncIterator[Figure]:
@@ -81,7 +88,8 @@ async def memory(seconds: float) -> AsyncIterator[Figure]:
     async with open_service(TANDEM_CONCURRENCY=str(RUNNING)) as service:
         yield Figure("API, idle", "MiB", OURS, service.api.rss())
         body = msgspec.json.encode(
-            [{"task": "bench.sleep", "payload": {"seconds": 60}, "options": {"timeout": 90}}] * RUNNING
+            [{"task": "bench.sleep", "payload": {"seconds": 60}, "options": {"timeout": 90}}]
+            * RUNNING
         )
         headers = {"Content-Type": "application/json"}
         async with service.client.post("/v1/jobs/bulk", data=body, headers=headers) as answer:

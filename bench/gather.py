@@ -2,9 +2,10 @@
 
     .venv/bin/python -m bench.gather [requests] [concurrency] [rounds]
 
-Each round has a server of its own, so that nobody finds connections open, and runs three after one another: the bare
-loop, the task in this process, and a job from its POST to its end through an API and a worker, processes of their own.
-Ratios are taken within each round, where all had the same neighbours.
+Each round has a server of its own, so that nobody finds connections open, and runs three after one
+another: the bare loop, the task in this process, and a job from its POST to its end through an API
+and a worker, processes of their own. Ratios are taken within each round, where all had the same
+neighbours.
 """
 
 import asyncio
@@ -97,13 +98,19 @@ async def compare(count: int, concurrency: int, rounds: int) -> dict[str, list[f
             raise Broken("the answers are not those of the server")
 
     allowed = "127.0.0.0/8"
-    async with open_bench(http_allow=allowed) as resources, open_service(TANDEM_HTTP_ALLOW=allowed) as whole:
+    async with (
+        open_bench(http_allow=allowed) as resources,
+        open_service(TANDEM_HTTP_ALLOW=allowed) as whole,
+    ):
         for number in range(rounds + 1):
             async with serving(count) as urls:
                 await timed("bare aiohttp", bare(urls, concurrency))
             async with serving(count) as urls:
                 await timed(
-                    "http.gather", run(http_gather, asked(urls, concurrency), resources=resources, sink=Recorder())
+                    "http.gather",
+                    run(
+                        http_gather, asked(urls, concurrency), resources=resources, sink=Recorder()
+                    ),
                 )
             async with serving(count) as urls:
                 await timed("POST to result", job(whole.client, asked(urls, concurrency)))
@@ -127,5 +134,7 @@ if __name__ == "__main__":
     if sys.argv[1:] == [SERVER]:
         asyncio.run(serve())
     else:
-        count, concurrency, rounds = (int(one) for one in [*sys.argv[1:], *("1000", "100", "15")[len(sys.argv) - 1 :]])
+        count, concurrency, rounds = (
+            int(one) for one in [*sys.argv[1:], *("1000", "100", "15")[len(sys.argv) - 1 :]]
+        )
         uvloop.run(measure(count, concurrency, rounds))

@@ -1,8 +1,9 @@
 """Lists of a ledger with millions of rows, by every filter: the milliseconds that a page takes.
 
-`.venv/bin/python bench/ledger.py [--rows N] [--url sqlite:///path | postgres://…]`: fills an empty ledger by SQL, then
-asks for the first page of each filter, for one deep inside, and for the rarest, and prints median and worst.
-Without a URL: an SQLite file and a PostgreSQL (the wheel's) of its own, removed afterwards.
+`.venv/bin/python bench/ledger.py [--rows N] [--url sqlite:///path | postgres://…]`: fills an empty
+ledger by SQL, then asks for the first page of each filter, for one deep inside, and for the rarest,
+and prints median and worst. Without a URL: an SQLite file and a PostgreSQL (the wheel's) of its
+own, removed afterwards.
 """
 
 import argparse
@@ -31,7 +32,8 @@ TURN = 20_000  # rows by one statement
 LIMIT = 50
 ROUNDS = 7
 
-# Of a thousand jobs 3 are not final and 12 failed; 40 tasks, 5 queues, a customer of 20,000 on every second job.
+# Of a thousand jobs 3 are not final and 12 failed; 40 tasks, 5 queues, a customer of 20,000 on
+# every second job.
 JOBS = """
 WITH RECURSIVE n(i) AS (SELECT {low} UNION ALL SELECT i + 1 FROM n WHERE i < {high})
 INSERT INTO tandem_jobs (id, tenant, task, queue, priority, state, stamp, attempt, max_attempts, submitted, due, began,
@@ -62,7 +64,9 @@ def sql(text: str, low: int, high: int, *, sqlite: bool) -> str:
     digit = "substr('{letters}', 1 + (({ms} >> {shift}) & 31), 1)"
     if not sqlite:
         digit = "substr('{letters}', 1 + (({ms} >> {shift}) & 31)::int, 1)"
-    id = " || ".join(digit.format(letters=LETTERS, ms=ms, shift=shift) for shift in range(45, -1, -5))
+    id = " || ".join(
+        digit.format(letters=LETTERS, ms=ms, shift=shift) for shift in range(45, -1, -5)
+    )
     return text.format(
         low=low, high=high, id=f"({id} || '0000bench00a')", us=f"({ms} * 1000)", state=STATE,
         error=ERROR.format(), line="char(10)" if sqlite else "chr(10)",
@@ -88,7 +92,11 @@ def filters(rows: int) -> list[tuple[str, Filter, str | None]]:
         ("queue and task", Filter(queue="queue3", task="shop.task3"), None),
         ("queue and task (none)", Filter(queue="queue2", task="shop.task3"), None),
         ("tag", Filter(tags=(("customer", "4712"),)), None),
-        ("tag, state=failed", Filter(tags=(("customer", "4002"),), states=frozenset({State.FAILED})), None),
+        (
+            "tag, state=failed",
+            Filter(tags=(("customer", "4002"),), states=frozenset({State.FAILED})),
+            None,
+        ),
         ("tag (none)", Filter(tags=(("customer", "x"),)), None),
         ("since", Filter(since=day), None),
         ("since and until", Filter(since=day, until=day + 60_000_000), None),
@@ -143,7 +151,10 @@ async def measure(name: str, url: str, rows: int) -> None:
                 page = await ledger.find(wanted, before=before, limit=LIMIT)
                 times.append((perf_counter() - begun) * 1000)
                 found = len(page.records)
-            print(f"| {label} | {found} | {statistics.median(times):.1f} | {max(times):.1f} |", flush=True)
+            print(
+                f"| {label} | {found} | {statistics.median(times):.1f} | {max(times):.1f} |",
+                flush=True,
+            )
     finally:
         await database.close()
 
@@ -173,7 +184,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Time the lists of a large ledger.")
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--url", help="an empty database; without it, SQLite and PostgreSQL of its own")
+    parser.add_argument(
+        "--url", help="an empty database; without it, SQLite and PostgreSQL of its own"
+    )
     options = parser.parse_args()
     if options.url:
         asyncio.run(measure(options.url.partition(":")[0], options.url, options.rows))

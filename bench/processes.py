@@ -124,7 +124,10 @@ class Service:
     async def settled(self) -> bool:
         """Whether nothing is left to do."""
         stats = await self.queue.stats()
-        return not any(one.waiting or one.scheduled or one.queued or one.running or one.retrying for one in stats)
+        return not any(
+            one.waiting or one.scheduled or one.queued or one.running or one.retrying
+            for one in stats
+        )
 
     async def recorded(self) -> bool:
         """Whether the ledger has everything."""
@@ -147,7 +150,12 @@ async def open_service(**settings: str) -> AsyncIterator[Service]:
             **settings,
         }
         api, worker = (
-            Process(f"python -m {name}", [sys.executable, "-m", f"tandem_{name}"], data / f"{name}.log", env)
+            Process(
+                f"python -m {name}",
+                [sys.executable, "-m", f"tandem_{name}"],
+                data / f"{name}.log",
+                env,
+            )
             for name in ("api", "worker")
         )
         stack.callback(api.end)
@@ -157,7 +165,9 @@ async def open_service(**settings: str) -> AsyncIterator[Service]:
         queue = Queue(redis)
         stack.push_async_callback(queue.close)
         timeout = aiohttp.ClientTimeout(PATIENCE)
-        client = await stack.enter_async_context(aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout))
+        client = await stack.enter_async_context(
+            aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout)
+        )
 
         async def known() -> bool:
             try:

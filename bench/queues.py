@@ -38,11 +38,23 @@ async def throughput(name: str, seconds: float) -> AsyncIterator[Figure]:
             submits.append(count / done.submitting)
             yield Figure(f"no-op jobs, {words}", "jobs/s", named(name), rates[-1])
             if len(rates) == 1:
-                yield Figure("CPU of the worker for a no-op job", "µs", named(name), done.worker_cpu / count * 1e6)
-                yield Figure("CPU of Redis for a no-op job", "µs", named(name), done.redis_cpu / count * 1e6)
+                yield Figure(
+                    "CPU of the worker for a no-op job",
+                    "µs",
+                    named(name),
+                    done.worker_cpu / count * 1e6,
+                )
+                yield Figure(
+                    "CPU of Redis for a no-op job", "µs", named(name), done.redis_cpu / count * 1e6
+                )
             if name == TANDEM:
                 recorded = float(await system.client.ask("recorded")) - done.began
-                yield Figure(f"no-op jobs, {words}, until the ledger has all", "jobs/s", named(name), count / recorded)
+                yield Figure(
+                    f"no-op jobs, {words}, until the ledger has all",
+                    "jobs/s",
+                    named(name),
+                    count / recorded,
+                )
         yield Figure("two workers against one", "×", named(name), rates[1] / rates[0])
         yield Figure("submitted by one client", "jobs/s", named(name), max(submits))
 
@@ -64,7 +76,9 @@ async def latency(name: str, seconds: float) -> AsyncIterator[Figure]:
             busy += await system.client.ask("latency", samples=10)
         await loaded
         for words, times in (("idle", quiet), ("half load", busy)):
-            yield Figure(f"submit → result, {words}, median", "ms", named(name), statistics.median(times))
+            yield Figure(
+                f"submit → result, {words}, median", "ms", named(name), statistics.median(times)
+            )
             rare = statistics.quantiles(times, n=100)[98]
             yield Figure(f"submit → result, {words}, 99th percentile", "ms", named(name), rare)
 
@@ -77,9 +91,16 @@ async def waiting(name: str, seconds: float) -> AsyncIterator[Figure]:
             rate = min(concurrency / NAP, await system.warm(NAP))
             count = max(WAVES, math.ceil(fitting(rate, seconds) / concurrency)) * concurrency
             done = await system.run(count, NAP)
-            yield Figure(f"jobs of 50 ms, {concurrency:,} at once", "jobs/s", named(name), count / done.seconds)
+            yield Figure(
+                f"jobs of 50 ms, {concurrency:,} at once",
+                "jobs/s",
+                named(name),
+                count / done.seconds,
+            )
             ideal = 100 * count / concurrency * NAP / done.seconds
-            yield Figure(f"jobs of 50 ms, {concurrency:,} at once, of the ideal", "%", named(name), ideal)
+            yield Figure(
+                f"jobs of 50 ms, {concurrency:,} at once, of the ideal", "%", named(name), ideal
+            )
 
 
 async def bytes_of(name: str, seconds: float) -> AsyncIterator[Figure]:
@@ -88,12 +109,16 @@ async def bytes_of(name: str, seconds: float) -> AsyncIterator[Figure]:
         before, count = await system.used(), fitting(1000, seconds)
         await system.client.ask("submit", count=count)
         await asyncio.sleep(1.5)  # the append-only file's buffer is written each second
-        yield Figure("Redis per waiting job", "bytes", named(name), (await system.used() - before) / count)
+        yield Figure(
+            "Redis per waiting job", "bytes", named(name), (await system.used() - before) / count
+        )
         await system.start_worker()
         await system.client.ask("finished")
         await system.client.ask("recorded")
         await asyncio.sleep(1.5)
-        yield Figure("Redis per finished job", "bytes", named(name), (await system.used() - before) / count)
+        yield Figure(
+            "Redis per finished job", "bytes", named(name), (await system.used() - before) / count
+        )
 
 
 async def memory(name: str, seconds: float) -> AsyncIterator[Figure]:
@@ -120,7 +145,9 @@ async def quiet(name: str, seconds: float) -> AsyncIterator[Figure]:
         before = worker.cpu()
         commands = await commands_within(system, span)
         yield Figure("idle worker, sent to Redis", "commands/s", named(name), commands / span)
-        yield Figure("idle worker, of one core", "%", named(name), 100 * (worker.cpu() - before) / span)
+        yield Figure(
+            "idle worker, of one core", "%", named(name), 100 * (worker.cpu() - before) / span
+        )
 
 
 async def commands_within(system: System, seconds: float) -> int:
@@ -144,4 +171,6 @@ async def scaling(seconds: float) -> AsyncIterator[Figure]:
                 await system.start_worker()
             count = fitting(await system.warm(), seconds)
             done = await system.run(count)
-            yield Figure(f"no-op jobs, workers: {workers}", "jobs/s", named(TANDEM), count / done.seconds)
+            yield Figure(
+                f"no-op jobs, workers: {workers}", "jobs/s", named(TANDEM), count / done.seconds
+            )

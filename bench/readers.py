@@ -2,8 +2,9 @@
 
     .venv/bin/python bench/readers.py [--readers 2000] [--idle 20]
 
-A real Redis, one API process, and readers of server-sent events over connections of their own: first all of one job,
-then each of its own. Times are from the call that ends the jobs; CPU is the API's, in per cent of one core.
+A real Redis, one API process, and readers of server-sent events over connections of their own:
+first all of one job, then each of its own. Times are from the call that ends the jobs; CPU is the
+API's, in per cent of one core.
 """
 
 import argparse
@@ -46,7 +47,9 @@ class Reader(asyncio.Protocol):
         self.bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # it is one
-        transport.write(b"GET /v1/jobs/%s/stream HTTP/1.1\r\nHost: bench\r\n\r\n" % self._id.encode())
+        transport.write(
+            b"GET /v1/jobs/%s/stream HTTP/1.1\r\nHost: bench\r\n\r\n" % self._id.encode()
+        )
 
     def data_received(self, data: bytes) -> None:
         now = perf_counter()
@@ -85,7 +88,9 @@ def started(argv: Sequence[str], **env: str) -> Iterator[psutil.Process]:
 
 
 def listens(port: int) -> bool:
-    return any(one.laddr.port == port and one.status == "LISTEN" for one in psutil.net_connections("tcp"))
+    return any(
+        one.laddr.port == port and one.status == "LISTEN" for one in psutil.net_connections("tcp")
+    )
 
 
 class Bench:
@@ -93,23 +98,38 @@ class Bench:
 
     def __init__(self, queue: Queue, port: int, api: psutil.Process) -> None:
         self.queue, self.port, self.api = queue, port, api
-        self._entry = catalogue.Entry(name=TASK, summary="", payload_schema={}, result_schema={}, defaults={})
+        self._entry = catalogue.Entry(
+            name=TASK, summary="", payload_schema={}, result_schema={}, defaults={}
+        )
         self._claims = 0
 
     async def register(self) -> None:
         await self.queue.register(
-            WorkerInfo(id="b-1", host="b", pid=1, queues=("default",), concurrency=9999, version="1", started_at=1e9),
+            WorkerInfo(
+                id="b-1",
+                host="b",
+                pid=1,
+                queues=("default",),
+                concurrency=9999,
+                version="1",
+                started_at=1e9,
+            ),
             [self._entry],
         )
 
     async def begin(self, count: int) -> list[Claimed]:
-        jobs = [Submission(id=new_id(), task=TASK, payload=b"{}", options=Options(timeout=3600)) for _ in range(count)]
+        jobs = [
+            Submission(id=new_id(), task=TASK, payload=b"{}", options=Options(timeout=3600))
+            for _ in range(count)
+        ]
         await self.queue.submit_many(jobs)
         claimed: list[Claimed] = []
         while len(claimed) < count:
             self._claims += 1
             digest = catalogue.digest([self._entry])
-            claim = await self.queue.claim("b-1", self._claims, slots=500, tasks=digest, queues=("default",))
+            claim = await self.queue.claim(
+                "b-1", self._claims, slots=500, tasks=digest, queues=("default",)
+            )
             claimed += claim.jobs
         return claimed
 
@@ -129,7 +149,9 @@ class Bench:
         times = self.api.cpu_times()
         return float(times.user + times.system)
 
-    async def measure(self, name: str, claimed: Sequence[Claimed], ids: Sequence[str], idle: float) -> None:
+    async def measure(
+        self, name: str, claimed: Sequence[Claimed], ids: Sequence[str], idle: float
+    ) -> None:
         begun = perf_counter()
         readers = await self.read(ids)
         connected = perf_counter() - begun
@@ -145,7 +167,9 @@ class Bench:
             times = sorted(one.at[event] - begun for one in readers)
             spans[event] = (times[len(times) // 2], times[-1], self.used() - before)
         print(f"{name}: {len(readers)} readers came within {connected:.2f} s")
-        print(f"  idle: {100 * quiet / idle:.1f} % of a core, RSS {self.api.memory_info().rss >> 20} MiB")
+        print(
+            f"  idle: {100 * quiet / idle:.1f} % of a core, RSS {self.api.memory_info().rss >> 20} MiB"
+        )
         for event, (middle, last, cpu) in spans.items():
             print(f"  {event.decode()}: median {middle:.3f} s, last {last:.3f} s, CPU {cpu:.2f} s")
 
@@ -153,13 +177,16 @@ class Bench:
         for start in range(0, len(claimed), 500):
             portion = claimed[start : start + 500]
             await self.queue.report(
-                [Report(one.id, one.token, 1, "output", b'{"n":1}') for one in portion], limit=1 << 30
+                [Report(one.id, one.token, 1, "output", b'{"n":1}') for one in portion],
+                limit=1 << 30,
             )
 
     async def _finish(self, claimed: Sequence[Claimed]) -> None:
         for start in range(0, len(claimed), 500):
             portion = claimed[start : start + 500]
-            await self.queue.finish([Finish(one.id, one.token, State.SUCCEEDED, "succeeded", b"1") for one in portion])
+            await self.queue.finish(
+                [Finish(one.id, one.token, State.SUCCEEDED, "succeeded", b"1") for one in portion]
+            )
 
 
 async def main(count: int, idle: float) -> None:
@@ -196,9 +223,13 @@ async def measure_all(bench: Bench, count: int, idle: float) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--readers", type=int, default=2000, metavar="N", help="readers (2000)")
-    parser.add_argument("--idle", type=float, default=20.0, metavar="SECONDS", help="how long nothing happens (20)")
+    parser.add_argument(
+        "--idle", type=float, default=20.0, metavar="SECONDS", help="how long nothing happens (20)"
+    )
     given = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     uvloop.run(main(given.readers, given.idle))

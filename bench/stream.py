@@ -2,8 +2,9 @@
 
     .venv/bin/python -m bench.stream [--gigabytes 5] [--size 65536] [--sleeper]
 
-Redis, a worker and the API are processes of their own. Both readers ask for NDJSON and hash the items; the hashes must
-be that of what the job made. Prints the rates, and the most memory that each process and Redis had.
+Redis, a worker and the API are processes of their own. Both readers ask for NDJSON and hash the
+items; the hashes must be that of what the job made. Prints the rates, and the most memory that each
+process and Redis had.
 """
 
 import argparse
@@ -43,7 +44,9 @@ class Most:
     async def watch(self) -> None:
         """Looks every quarter of a second."""
         while True:
-            now = {f"{name} RSS": one.memory_info().rss / MIB for name, one in self.processes.items()}
+            now = {
+                f"{name} RSS": one.memory_info().rss / MIB for name, one in self.processes.items()
+            }
             now["redis used_memory"] = (await self.redis.info("memory"))["used_memory"] / MIB
             self.of = {name: max(value, self.of.get(name, 0.0)) for name, value in now.items()}
             await asyncio.sleep(0.25)
@@ -110,7 +113,9 @@ async def measure(options: argparse.Namespace) -> None:
             return bool(await queue.workers())
 
         await api.until(there)
-        processes = {one.name: psutil.Process(one.popen.pid) for one in (redis_process, worker, api)}
+        processes = {
+            one.name: psutil.Process(one.popen.pid) for one in (redis_process, worker, api)
+        }
         most = Most(processes, redis)
         watching = asyncio.create_task(most.watch())
         job = Submission(
@@ -137,7 +142,9 @@ async def measure(options: argparse.Namespace) -> None:
     for name, (hash, count, first, seconds) in answers.items():
         rate = f"{total / seconds / 1e6:.0f} MB/s, {count / seconds:.0f} items/s"
         same = "the same hash" if hash == digest.hexdigest() else "ANOTHER HASH"
-        print(f"{name}: {count} items, {same}, first after {first * 1000:.0f} ms, all after {seconds:.1f} s, {rate}")
+        print(
+            f"{name}: {count} items, {same}, first after {first * 1000:.0f} ms, all after {seconds:.1f} s, {rate}"
+        )
     print("most memory, MiB:", ", ".join(f"{name} {value:.0f}" for name, value in most.of.items()))
     print("CPU seconds:", ", ".join(f"{name} {value:.1f}" for name, value in cpu.items()))
 
@@ -146,5 +153,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measures one large stream.")
     parser.add_argument("--gigabytes", type=float, default=5.0)
     parser.add_argument("--size", type=int, default=64 << 10, help="bytes of an item")
-    parser.add_argument("--sleeper", action="store_true", help="a second reader, that sleeps in between")
+    parser.add_argument(
+        "--sleeper", action="store_true", help="a second reader, that sleeps in between"
+    )
     uvloop.run(measure(parser.parse_args()))

@@ -20,7 +20,13 @@ from redis.asyncio import Redis
 from bench.processes import HERE, PATIENCE, Broken, Process, open_redis
 
 TANDEM = "tandem"
-PEERS = ("arq", "saq", "taskiq", "dramatiq", "celery")  # peers/<name>.py drives it, peers/<name>.txt pins it
+PEERS = (
+    "arq",
+    "saq",
+    "taskiq",
+    "dramatiq",
+    "celery",
+)  # peers/<name>.py drives it, peers/<name>.txt pins it
 WEB = "web"  # FastAPI in front of arq
 NAMES = {
     "tandem": "Tandem", "arq": "arq, tuned", "taskiq": "taskiq-redis", "web": "FastAPI + arq",
@@ -47,10 +53,24 @@ def install(names: Sequence[str]) -> None:
         if name == TANDEM or stamp.exists():
             continue
         print(f"installing {name} in {program.parent.parent}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", program.parent.parent], check=True, timeout=PATIENCE)
+        subprocess.run(
+            [sys.executable, "-m", "venv", "--clear", program.parent.parent],
+            check=True,
+            timeout=PATIENCE,
+        )
         pins = HERE / "peers" / f"{name}.txt"
         subprocess.run(
-            [program, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r", pins],
+            [
+                program,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-deps",
+                "-r",
+                pins,
+            ],
             check=True,
             timeout=2 * PATIENCE,
         )
@@ -104,7 +124,13 @@ class System:
         """A process in the system's virtual environment."""
         number = len(self.begun)
         name = f"{self.name} {what}"
-        process = Process(name, [python(self.name), *argv], self.data / f"{what}-{number}.log", self.env, talks=talks)
+        process = Process(
+            name,
+            [python(self.name), *argv],
+            self.data / f"{what}-{number}.log",
+            self.env,
+            talks=talks,
+        )
         self.begun.append(process)
         return process
 
@@ -156,12 +182,16 @@ class System:
         worker_after, redis_after = await self._cpu()
         if (good := await self.client.ask("succeeded")) != count:
             raise Broken(f"{self.name}: {good} of {count} jobs succeeded")
-        return Done(submitted, ended - began, began, worker_after - worker_cpu, redis_after - redis_cpu)
+        return Done(
+            submitted, ended - began, began, worker_after - worker_cpu, redis_after - redis_cpu
+        )
 
     async def _cpu(self) -> tuple[float, float]:
         """Seconds of computing so far: of all workers, and of Redis."""
         info = await self.redis.info("cpu")
-        return sum(worker.cpu() for worker in self.workers), info["used_cpu_user"] + info["used_cpu_sys"]
+        return sum(worker.cpu() for worker in self.workers), info["used_cpu_user"] + info[
+            "used_cpu_sys"
+        ]
 
     async def used(self) -> int:
         """Bytes that Redis holds."""

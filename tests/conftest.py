@@ -33,7 +33,9 @@ from tandem_shared.errors import Misconfigured
 T = TypeVar("T")
 S3_REGION = "us-east-1"
 
-settings.register_profile("tandem", deadline=None)  # how long an example takes says more about the machine
+settings.register_profile(
+    "tandem", deadline=None
+)  # how long an example takes says more about the machine
 settings.load_profile("tandem")
 
 
@@ -74,7 +76,8 @@ async def eventually(predicate: Callable[[], Any], timeout: float = 10.0) -> Any
 def started(server: Server, log: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """The server's process; killed at the end. Whether it is ready: `await eventually(server.ready)`.
 
-    What it says goes to a file, if to anything: a pipe that nobody reads stops a server that has much to say.
+    What it says goes to a file, if to anything: a pipe that nobody reads stops a server that has
+    much to say.
     """
     with subprocess.Popen(
         tied(server.argv, user=server.user),
@@ -112,7 +115,9 @@ def s3_server(port: int) -> Server:
     async def ready() -> bool:
         # Whoever says who he is, the server believes it.
         scope = f"key/20260101/{S3_REGION}/s3/aws4_request"
-        headers = {"Authorization": f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"}
+        headers = {
+            "Authorization": f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"
+        }
         try:
             async with httpx2.AsyncClient(trust_env=False, timeout=5) as client:
                 answer = await client.put(f"http://127.0.0.1:{port}/tests", headers=headers)
@@ -121,7 +126,9 @@ def s3_server(port: int) -> Server:
         return answer.status_code == 200
 
     program = Path(sysconfig.get_path("scripts")) / "moto_server"
-    return Server("s3", (str(program), "-H", "127.0.0.1", "-p", str(port)), f"http://127.0.0.1:{port}", ready)
+    return Server(
+        "s3", (str(program), "-H", "127.0.0.1", "-p", str(port)), f"http://127.0.0.1:{port}", ready
+    )
 
 
 def s3_environment(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

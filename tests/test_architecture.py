@@ -31,8 +31,33 @@ PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "shelve", "mar
 
 # Words of Redis that no other library's methods share: who says them touches keys.
 REDIS_COMMANDS = {
-    *("blmove", "blpop", "brpop", "bzpopmin", "eval", "evalsha", "hdel", "hget", "hgetall", "hincrby", "hkeys"),
-    *("hlen", "hmget", "hscan", "hset", "hsetnx", "hvals", "incrby", "lpop", "lpush", "lrange", "lrem", "ltrim"),
+    *(
+        "blmove",
+        "blpop",
+        "brpop",
+        "bzpopmin",
+        "eval",
+        "evalsha",
+        "hdel",
+        "hget",
+        "hgetall",
+        "hincrby",
+        "hkeys",
+    ),
+    *(
+        "hlen",
+        "hmget",
+        "hscan",
+        "hset",
+        "hsetnx",
+        "hvals",
+        "incrby",
+        "lpop",
+        "lpush",
+        "lrange",
+        "lrem",
+        "ltrim",
+    ),
     *(
         "pexpire",
         "psetex",
@@ -46,8 +71,31 @@ REDIS_COMMANDS = {
         "setnx",
         "sismember",
     ),
-    *("smembers", "srem", "xack", "xadd", "xautoclaim", "xclaim", "xdel", "xgroup_create", "xlen", "xrange", "xread"),
-    *("xreadgroup", "xrevrange", "xtrim", "zadd", "zcard", "zcount", "zincrby", "zpopmin", "zrange", "zrangebyscore"),
+    *(
+        "smembers",
+        "srem",
+        "xack",
+        "xadd",
+        "xautoclaim",
+        "xclaim",
+        "xdel",
+        "xgroup_create",
+        "xlen",
+        "xrange",
+        "xread",
+    ),
+    *(
+        "xreadgroup",
+        "xrevrange",
+        "xtrim",
+        "zadd",
+        "zcard",
+        "zcount",
+        "zincrby",
+        "zpopmin",
+        "zrange",
+        "zrangebyscore",
+    ),
     *("zrem", "zremrangebyscore", "zscore", "register_script", "execute_command", "pipeline"),
 }
 QUEUE = Path("shared/tandem_shared/queue")
@@ -56,7 +104,18 @@ MAX_FILES_PER_FOLDER = 20  # Python files
 LONGEST = 400
 LONGER: dict[str, str] = {}  # path → why it is better as one file
 
-VAGUE = {"utils", "util", "core", "common", "helpers", "helper", "base", "manager", "managers", "misc"}
+VAGUE = {
+    "utils",
+    "util",
+    "core",
+    "common",
+    "helpers",
+    "helper",
+    "base",
+    "manager",
+    "managers",
+    "misc",
+}
 
 # In parts, so that this file may be read by its own test.
 REGISTRIES = tuple(
@@ -75,7 +134,9 @@ REGISTRIES = tuple(
 )
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:home|root|Users|work)/\w")
 
-SUPPRESSION = re.compile(r"#\s*(?:ruff:\s*noqa|noqa|type:\s*ignore|mypy:|pragma:|pyright:)", re.IGNORECASE)
+SUPPRESSION = re.compile(
+    r"#\s*(?:ruff:\s*noqa|noqa|type:\s*ignore|mypy:|pragma:|pyright:)", re.IGNORECASE
+)
 # The codes, then a word at least that says why: see the table of test_what_counts_as_a_reason.
 REASONED = re.compile(
     r"#\s*(?:(?:ruff:\s*)?noqa:\s*[A-Z]+[0-9]+(?:\s*,\s*[A-Z]+[0-9]+)*+|type:\s*ignore\[[a-z, -]+\])"
@@ -95,8 +156,16 @@ def tracked() -> list[Path]:
         names = [Path(name) for name in listing.stdout.decode().split("\0") if name]
     else:
         folders = (*PARTS, "tests", "bench", "docs", ".ci")
-        found = [path for folder in folders for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
-        names = [path.relative_to(ROOT) for path in [*found, *ROOT.glob("*.*"), ROOT / "Makefile", ROOT / "Dockerfile"]]
+        found = [
+            path
+            for folder in folders
+            for path in (ROOT / folder).rglob("*")
+            if "__pycache__" not in path.parts
+        ]
+        names = [
+            path.relative_to(ROOT)
+            for path in [*found, *ROOT.glob("*.*"), ROOT / "Makefile", ROOT / "Dockerfile"]
+        ]
     return sorted(name for name in names if (ROOT / name).is_file())
 
 
@@ -114,11 +183,21 @@ def imported(path: Path) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = ".".join(path.parent.parts[: len(path.parent.parts) - node.level + 1]) if node.level else ""
+            above = (
+                ".".join(path.parent.parts[: len(path.parent.parts) - node.level + 1])
+                if node.level
+                else ""
+            )
             yield node.lineno, ".".join(part for part in (above, node.module) if part)
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in ("import_module", "__import__", "run_module") and isinstance(node.args[0].value, str):
+            name = (
+                node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else getattr(node.func, "id", "")
+            )
+            if name in ("import_module", "__import__", "run_module") and isinstance(
+                node.args[0].value, str
+            ):
                 yield node.lineno, node.args[0].value
 
 
@@ -195,7 +274,9 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
             return [*trail[trail.index(node) :], node]
         if node in done:
             return []
-        found = next(filter(None, (walk(to, [*trail, node]) for to in sorted(graph.get(node, ())))), [])
+        found = next(
+            filter(None, (walk(to, [*trail, node]) for to in sorted(graph.get(node, ())))), []
+        )
         done.add(node)
         return found
 
@@ -215,8 +296,14 @@ def test_a_circle_is_found() -> None:
 
 
 def test_folders_are_small() -> None:
-    counted = Counter(path.parent for path in modules(*PARTS, "tests", "bench") if path.name != "__init__.py")
-    wrong = [f"{folder}: {count} files" for folder, count in counted.items() if count > MAX_FILES_PER_FOLDER]
+    counted = Counter(
+        path.parent for path in modules(*PARTS, "tests", "bench") if path.name != "__init__.py"
+    )
+    wrong = [
+        f"{folder}: {count} files"
+        for folder, count in counted.items()
+        if count > MAX_FILES_PER_FOLDER
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -232,13 +319,20 @@ def shipped() -> set[str]:
         found.add(canonicalize_name(one.name))
         needs = [Requirement(line) for line in metadata.requires(one.name) or ()]
         extras = ("", *one.extras)
-        todo += [need for need in needs if not need.marker or any(need.marker.evaluate({"extra": e}) for e in extras)]
+        todo += [
+            need
+            for need in needs
+            if not need.marker or any(need.marker.evaluate({"extra": e}) for e in extras)
+        ]
     return found
 
 
 def test_the_service_needs_nothing_that_only_tests_install() -> None:
     owners = metadata.packages_distributions()
-    own = {*sys.stdlib_module_names, "compression"}  # Python's own since 3.14, imported from there on
+    own = {
+        *sys.stdlib_module_names,
+        "compression",
+    }  # Python's own since 3.14, imported from there on
     allowed = shipped()
     wrong = [
         f"{path}:{line} imports {name}"
@@ -267,7 +361,9 @@ def test_only_the_queue_names_its_keys() -> None:
         for path in modules(*PARTS, "bench", "docs")
         if not path.is_relative_to(QUEUE)
         for node in ast.walk(tree(path))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "tandem:{" in node.value
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and "tandem:{" in node.value
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -277,10 +373,18 @@ def test_only_the_queue_speaks_to_redis() -> None:
         (path, node.lineno, node.func.attr)
         for path in modules(*PARTS)
         for node in ast.walk(tree(path))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in REDIS_COMMANDS
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in REDIS_COMMANDS
     ]
-    assert any(path.is_relative_to(QUEUE) for path, _, _ in calls), "the queue makes no call: the list is out of date"
-    wrong = [f"{path}:{line} calls .{name}()" for path, line, name in calls if not path.is_relative_to(QUEUE)]
+    assert any(path.is_relative_to(QUEUE) for path, _, _ in calls), (
+        "the queue makes no call: the list is out of date"
+    )
+    wrong = [
+        f"{path}:{line} calls .{name}()"
+        for path, line, name in calls
+        if not path.is_relative_to(QUEUE)
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -288,14 +392,22 @@ def test_files_are_short() -> None:
     sources = [path for path in tracked() if path.suffix in (".py", ".lua")]
     lengths = {str(path): len(text(path).splitlines()) for path in sources}
     wrong = [
-        f"{path}: {n} lines, is asking to be two" for path, n in lengths.items() if n > LONGEST and path not in LONGER
+        f"{path}: {n} lines, is asking to be two"
+        for path, n in lengths.items()
+        if n > LONGEST and path not in LONGER
     ]
     assert not wrong, "\n".join(wrong)
-    assert all(lengths.get(path, 0) > LONGEST for path in LONGER), "an exception that is no longer needed"
+    assert all(lengths.get(path, 0) > LONGEST for path in LONGER), (
+        "an exception that is no longer needed"
+    )
 
 
 def test_names_say_something() -> None:
-    wrong = [str(path) for path in tracked() if VAGUE & {part.partition(".")[0].lower() for part in path.parts}]
+    wrong = [
+        str(path)
+        for path in tracked()
+        if VAGUE & {part.partition(".")[0].lower() for part in path.parts}
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -327,7 +439,9 @@ def test_the_project_speaks_of_itself_alone() -> None:
     wrong: list[str] = []
     for path in tracked():
         for number, line in enumerate(text(path).splitlines(), 1):
-            wrong += [f"{path}:{number} names {host}" for host in REGISTRIES if host in line.lower()]
+            wrong += [
+                f"{path}:{number} names {host}" for host in REGISTRIES if host in line.lower()
+            ]
             if MACHINE_PATH.search(line):
                 wrong.append(f"{path}:{number} has a path of one machine")
     assert not wrong, "\n".join(wrong)

@@ -13,7 +13,18 @@ ROOT = Path(__file__).parent.parent
 
 
 async def test_a_small_run_finds_figures(tmp_path: Path) -> None:
-    options = ["--peers", "none", "--only", "1", "--seconds", "0.1", "--rounds", "1", "--to", str(tmp_path)]
+    options = [
+        "--peers",
+        "none",
+        "--only",
+        "1",
+        "--seconds",
+        "0.1",
+        "--rounds",
+        "1",
+        "--to",
+        str(tmp_path),
+    ]
     process = await asyncio.create_subprocess_exec(
         *tied([sys.executable, "-m", "bench", *options]),
         cwd=ROOT,

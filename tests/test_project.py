@@ -51,7 +51,9 @@ def test_lock_holds_what_the_project_asks_for(requirement: Requirement) -> None:
     pin, _ = pins()[canonicalize_name(requirement.name)]
     (exact,) = pin.specifier
     assert exact.operator == "=="
-    assert requirement.specifier.contains(Version(exact.version)), "requirements.lock is old: make lock"
+    assert requirement.specifier.contains(Version(exact.version)), (
+        "requirements.lock is old: make lock"
+    )
 
 
 def test_lock_has_a_hash_of_every_file() -> None:
@@ -66,7 +68,12 @@ def test_lock_says_nothing_of_where_it_was_made() -> None:
 
 
 def test_every_exception_to_the_linter_has_its_reason() -> None:
-    section = (ROOT / "pyproject.toml").read_text().partition("[tool.ruff.lint]")[2].partition("\n[tool.mypy]")[0]
+    section = (
+        (ROOT / "pyproject.toml")
+        .read_text()
+        .partition("[tool.ruff.lint]")[2]
+        .partition("\n[tool.mypy]")[0]
+    )
     codes = [line for line in section.splitlines() if re.match(r'\s+"[A-Z]+[0-9]*",', line)]
     assert codes
     assert not [line for line in codes if not re.search(r"# \W?\w+", line)]
@@ -87,8 +94,13 @@ def test_a_failed_install_leaves_no_stamp(tmp_path: Path, interpreter: str, said
     python.write_text(f"#!/bin/sh\n{interpreter}\n")
     python.chmod(0o755)
     command = ["make", "install", f"PYTHON={python}"]
-    env = {"PATH": os.environ["PATH"], "LC_ALL": "C"}  # without what a make around this test has set
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60)
+    env = {
+        "PATH": os.environ["PATH"],
+        "LC_ALL": "C",
+    }  # without what a make around this test has set
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.returncode == 2
     assert said in done.stderr
     assert not (tmp_path / ".venv" / "installed").exists()
@@ -117,16 +129,28 @@ def test_image_runs_either_half_without_root() -> None:
 
 
 def test_image_takes_its_tools_from_the_lock() -> None:
-    (command,) = [rest.partition(" > ")[0] for word, rest in steps() if word == "RUN" and rest.startswith("sed ")]
-    chosen = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True).stdout  # noqa: S602 - the line of the Dockerfile, as the image runs it
+    (command,) = [
+        rest.partition(" > ")[0]
+        for word, rest in steps()
+        if word == "RUN" and rest.startswith("sed ")
+    ]
+    argv = ["sh", "-c", command]
+    chosen = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert re.findall(r"^([a-z-]+)==", chosen, re.MULTILINE) == ["setuptools", "uv"]
-    assert chosen.count("--hash=sha256:") == sum(pins()[name][1].count("--hash") for name in ("setuptools", "uv"))
+    assert chosen.count("--hash=sha256:") == sum(
+        pins()[name][1].count("--hash") for name in ("setuptools", "uv")
+    )
 
 
 def test_image_is_given_what_it_copies() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignored
-    copied = [name for word, rest in steps() if word == "COPY" and "--from" not in rest for name in rest.split()[:-1]]
+    copied = [
+        name
+        for word, rest in steps()
+        if word == "COPY" and "--from" not in rest
+        for name in rest.split()[:-1]
+    ]
     assert {f"!{name}" for name in copied} == {line for line in ignored if line.startswith("!")}
     assert not [name for name in copied if not (ROOT / name).exists()]
 
@@ -141,7 +165,14 @@ def compose() -> dict[str, Any]:
 
 def test_compose_file_keeps_its_schema(tmp_path: Path) -> None:
     def judged(path: Path) -> int:
-        command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+        command = [
+            sys.executable,
+            "-m",
+            "check_jsonschema",
+            "--builtin-schema",
+            "vendor.compose-spec",
+            str(path),
+        ]
         return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode
 
     broken = tmp_path / "docker-compose.yml"
@@ -182,9 +213,13 @@ def test_compose_services_wait_for_healthy_stores() -> None:
             assert services[store]["healthcheck"]["test"]
             assert services[store]["volumes"]
     declared = compose()["volumes"]
-    used = {volume.partition(":")[0] for service in services.values() for volume in service["volumes"]}
+    used = {
+        volume.partition(":")[0] for service in services.values() for volume in service["volumes"]
+    }
     assert used == set(declared)
-    assert set(services["api"]["volumes"]) == set(services["worker"]["volumes"]), "the file store is shared"
+    assert set(services["api"]["volumes"]) == set(services["worker"]["volumes"]), (
+        "the file store is shared"
+    )
 
 
 def test_compose_publishes_the_api_alone() -> None:
@@ -204,7 +239,11 @@ def test_compose_has_no_password_that_cannot_be_changed() -> None:
 
 def test_compose_settings_are_settings() -> None:
     for service in compose()["services"].values():
-        unknown = [name for name in service.get("environment", {}) if name.startswith("TANDEM_") and not known(name)]
+        unknown = [
+            name
+            for name in service.get("environment", {})
+            if name.startswith("TANDEM_") and not known(name)
+        ]
         assert not unknown
 
 
@@ -222,9 +261,13 @@ def known(variable: str) -> bool:
 def commands(page: Path) -> Iterator[str]:
     """Every line of a shell block and every code span of a page; lines that go on are joined."""
     text = page.read_text().replace("\\\n", " ")
-    for block in re.findall(r"^```(?:sh|bash|console|shell)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+    for block in re.findall(
+        r"^```(?:sh|bash|console|shell)\n(.*?)^```", text, re.MULTILINE | re.DOTALL
+    ):
         yield from (line.removeprefix("$ ").strip() for line in block.splitlines())
-    yield from re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    yield from re.findall(
+        r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    )
 
 
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -235,7 +278,9 @@ def helped(*words: str) -> str | None:
     """What `tandem … --help` prints; None if there is no such command."""
     call = "import sys; from tandem_jobs.cli.__main__ import main; sys.exit(main())"
     command = [sys.executable, "-c", call, *words, "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
     return done.stdout if done.returncode == 0 else None
 
 
@@ -263,7 +308,9 @@ def unknown_options(command: str, words: list[str]) -> Iterator[str]:
     text = helped(command) or ""
     for word in words:
         option = word.partition("=")[0]
-        if re.fullmatch(r"--[a-z][a-z-]*", option) and not re.search(rf"(?<![\w-]){option}(?![\w-])", text):
+        if re.fullmatch(r"--[a-z][a-z-]*", option) and not re.search(
+            rf"(?<![\w-]){option}(?![\w-])", text
+        ):
             yield f"tandem {command} {option}"
 
 

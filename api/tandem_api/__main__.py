@@ -18,10 +18,16 @@ from tandem_shared.settings import Settings, load, require_keys
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The options; what is left out is taken from the settings."""
-    parser = argparse.ArgumentParser(prog="tandem api", description="Serve the HTTP API until SIGTERM.")
+    parser = argparse.ArgumentParser(
+        prog="tandem api", description="Serve the HTTP API until SIGTERM."
+    )
     parser.add_argument("--host", metavar="ADDRESS", help="address to listen on (TANDEM_HOST)")
-    parser.add_argument("--port", metavar="PORT", help="port to listen on, 0 for a free one (TANDEM_PORT)")
-    parser.add_argument("--processes", type=_count, default=1, metavar="N", help="processes that share the port (1)")
+    parser.add_argument(
+        "--port", metavar="PORT", help="port to listen on, 0 for a free one (TANDEM_PORT)"
+    )
+    parser.add_argument(
+        "--processes", type=_count, default=1, metavar="N", help="processes that share the port (1)"
+    )
     # How the processes get the sockets that they share.
     parser.add_argument("--fd", type=int, action="append", default=[], help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -36,7 +42,9 @@ def _count(text: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Serves; 0 after a clean end, 2 for a wrong setting."""
     options = parse(argv)
-    given: dict[str, Any] = {name: value for name in ("host", "port") if (value := getattr(options, name)) is not None}
+    given: dict[str, Any] = {
+        name: value for name in ("host", "port") if (value := getattr(options, name)) is not None
+    }
     try:
         settings = load(**given)
         require_keys(settings)
@@ -49,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     if not settings.keys:
-        structlog.get_logger().warning("TANDEM_KEYS is not set: the API is open to everybody on this machine")
+        structlog.get_logger().warning(
+            "TANDEM_KEYS is not set: the API is open to everybody on this machine"
+        )
     print(f"serving at {url_of(sockets, settings.host)}", flush=True)
     if options.processes > 1:
         arguments = [f"--{name}={value}" for name, value in given.items()]

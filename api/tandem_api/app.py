@@ -66,14 +66,18 @@ def create_app(settings: Settings) -> FastAPI:
             redis = connect(settings.redis_url)
             stack.push_async_callback(redis.aclose)
             lease, keep = settings.lease, settings.keep
-            queue = Queue(redis, lease=lease, keep=keep, backlog=settings.max_backlog, heard=requests.heard)
+            queue = Queue(
+                redis, lease=lease, keep=keep, backlog=settings.max_backlog, heard=requests.heard
+            )
             stack.push_async_callback(queue.close)
             store = await stack.enter_async_context(open_store(settings.store_url))
             joins = Joins()
             stack.push_async_callback(joins.close)
             ledger = await stack.enter_async_context(open_ledger(settings))
             catalogue = Catalogue(queue)
-            clock = asyncio.create_task(keep_time(queue, catalogue, min(1.0, settings.lease / 4)), name="clock")
+            clock = asyncio.create_task(
+                keep_time(queue, catalogue, min(1.0, settings.lease / 4)), name="clock"
+            )
             stack.push_async_callback(_end, clock)
             broom = asyncio.create_task(keep_clean(store, queue, settings.keep), name="broom")
             stack.push_async_callback(_end, broom)
@@ -109,7 +113,8 @@ def create_app(settings: Settings) -> FastAPI:
     for module in (job, bulk, http, websocket, listing, replays, tasks, queues, health, metrics):
         app.router.routes.extend(module.ROUTES)
     app.router.routes.extend(document.routes())
-    # Not by include_router: the routes inside another router could not be asked what methods a path allows.
+    # Not by include_router: the routes inside another router could not be asked what methods a path
+    # allows.
     for router in (uploads.router, downloads.router):
         app.router.routes.extend(router.routes)
     requests.name(app.router.routes)
@@ -127,7 +132,8 @@ def _version() -> str:
 async def keep_time(queue: Queue, catalogue: Catalogue, pause: float) -> None:
     """Lets time pass in the queue, so that leases end and delays fall due without any worker, and reads the catalogue.
 
-    It survives everything that Redis may do, and says once when that begins and once when it is over.
+    It survives everything that Redis may do, and says once when that begins and once when it is
+    over.
     """
     away = False
     while True:
@@ -157,7 +163,8 @@ async def keep_clean(store: FileStore, queue: Queue, keep: float) -> None:
 
 
 async def _end(task: asyncio.Task[None]) -> None:
-    # More than once: in Python 3.11 `asyncio.wait_for`, which libraries wait with, may swallow a cancellation.
+    # More than once: in Python 3.11 `asyncio.wait_for`, which libraries wait with, may swallow a
+    # cancellation.
     while not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=0.1)

@@ -37,7 +37,9 @@ class Keys:
             return None
         given = _hash(match[0])
         # Every candidate is compared: how long it takes says nothing of which one fits.
-        found = [hmac.compare_digest(given, known) for known in self._hashes.get(match[1], [bytes(32)])]
+        found = [
+            hmac.compare_digest(given, known) for known in self._hashes.get(match[1], [bytes(32)])
+        ]
         return TENANT if any(found) else None
 
 

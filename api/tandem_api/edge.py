@@ -78,7 +78,11 @@ class Edge:
         self._requests.answered(scope, response.status_code, begun)
         response.raw_headers += self._added(request_id)
         if type(response) is Response and ANSWER in scope.get("extensions", ()):
-            whole = {"status": response.status_code, "headers": response.raw_headers, "body": response.body}
+            whole = {
+                "status": response.status_code,
+                "headers": response.raw_headers,
+                "body": response.body,
+            }
             await send({"type": ANSWER, **whole})
         else:
             await response(scope, receive, send)
@@ -91,7 +95,9 @@ class Edge:
             more.append((b"connection", b"close"))
         return more
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: bytes | None) -> None:
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, request_id: bytes | None
+    ) -> None:
         started, begun = False, time.perf_counter()
 
         async def tell(message: Message) -> None:
@@ -118,7 +124,9 @@ class Edge:
                 if scope["type"] == "websocket":
                     with suppress(Exception):  # the client may have gone, or have been sent away
                         await send({"type": "websocket.close", "code": 1011})
-                return  # the server closes the connection, so that the client sees a cut body and not a whole one
+                # the server closes the connection, so that the client sees a cut body and not a
+                # whole one
+                return
             await problem(scope, receive, tell)
 
 
@@ -136,7 +144,13 @@ def _unfinished(scope: Scope) -> Response:
 def _unexpected(scope: Scope, request_id: bytes | None, error: Exception) -> Response:
     """Logs the error; the answer that says no more of it than where to look."""
     trace = trace_id(scope, request_id)
-    log.error("request failed", trace_id=trace, method=scope.get("method", "WS"), path=path_of(scope), exc_info=error)
+    log.error(
+        "request failed",
+        trace_id=trace,
+        method=scope.get("method", "WS"),
+        path=path_of(scope),
+        exc_info=error,
+    )
     detail = f"it is logged under the trace id {trace}"
     return of_status(500, detail, more={"trace_id": trace}).response(scope)
 
@@ -146,7 +160,12 @@ def trace_id(scope: Scope, request_id: bytes | None) -> str:
     if request_id is not None:
         return request_id.decode("ascii")
     return next(
-        (match[1] for name, value in scope["headers"] if name == b"traceparent" if (match := _trace(value))),
+        (
+            match[1]
+            for name, value in scope["headers"]
+            if name == b"traceparent"
+            if (match := _trace(value))
+        ),
         secrets.token_hex(16),
     )
 

@@ -24,8 +24,8 @@ _raw = msgspec.json.Decoder(msgspec.Raw)
 async def elements(body: bytes, most: int) -> list[bytes]:
     """The elements as they stand. What is wrong inside of one that is too deep is not seen.
 
-    Raises Malformed for what else is no JSON, TooLarge for more than `most`, and Invalid where the array ends in the
-    depths, or has more brackets and strings than MOST.
+    Raises Malformed for what else is no JSON, TooLarge for more than `most`, and Invalid where the
+    array ends in the depths, or has more brackets and strings than MOST.
     """
     opened = _OPEN.match(body)
     if opened is None:

@@ -20,13 +20,16 @@ BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)  #
 class Requests:
     """Requests by route, method and status, and the time until the answer begins (a stream may go on for hours).
 
-    Of that time, what they waited for Redis: summed, as it is measured for those that go there together.
+    Of that time, what they waited for Redis: summed, as it is measured for those that go there
+    together.
     """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         labels = ("method", "route", "status")
-        self._count = Counter("tandem_http_requests", "Requests answered.", labels, registry=self._registry)
+        self._count = Counter(
+            "tandem_http_requests", "Requests answered.", labels, registry=self._registry
+        )
         self._times = Histogram(
             "tandem_http_request_seconds",
             "Until the answer begins.",
@@ -34,17 +37,26 @@ class Requests:
             buckets=BOUNDS,
             registry=self._registry,
         )
-        calls = Counter("tandem_http_redis_calls", "Answers of Redis.", ("call",), registry=self._registry)
+        calls = Counter(
+            "tandem_http_redis_calls", "Answers of Redis.", ("call",), registry=self._registry
+        )
         seconds = Counter(
-            "tandem_http_redis_seconds", "For how long they were waited for.", ("call",), registry=self._registry
+            "tandem_http_redis_seconds",
+            "For how long they were waited for.",
+            ("call",),
+            registry=self._registry,
         )
         self._waits = {call: (calls.labels(call).inc, seconds.labels(call).inc) for call in CALLS}
         self._paths: dict[Any, str] = {}
-        self._known: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
+        self._known: dict[
+            tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]
+        ] = {}
 
     def name(self, routes: Iterable[Any]) -> None:
         """Learns what the routes are called: labels are their templates, never what a client wrote."""
-        self._paths |= {route.endpoint: route.path_format for route in routes if hasattr(route, "endpoint")}
+        self._paths |= {
+            route.endpoint: route.path_format for route in routes if hasattr(route, "endpoint")
+        }
 
     def answered(self, scope: Scope, status: int, begun: float) -> None:
         """The answer to a request begins, which came at `begun` on the clock of `time.perf_counter`."""

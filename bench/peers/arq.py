@@ -13,9 +13,15 @@ from arq.jobs import Job, deserialize_result
 
 from bench.peers import driver
 
-asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())  # arq's command line takes the loop that the policy makes
+asyncio.set_event_loop_policy(
+    uvloop.EventLoopPolicy()
+)  # arq's command line takes the loop that the policy makes
 WORKER = ("-m", "arq", "bench.peers.arq.Worker", "--custom-log-dict", "bench.peers.arq.SILENT")
-SILENT = {"version": 1, "disable_existing_loggers": False, "loggers": {"arq": {"level": logging.WARNING}}}
+SILENT = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "loggers": {"arq": {"level": logging.WARNING}},
+}
 
 
 async def noop(ctx: dict[str, Any], **payload: Any) -> None:
@@ -73,7 +79,10 @@ class Client:
         for start in range(0, len(ids), 1000):
             bodies = await self.redis.mget([f"arq:result:{id}" for id in ids[start : start + 1000]])
             for body in bodies:
-                good += body is not None and deserialize_result(body, deserializer=msgspec.json.decode).success
+                good += (
+                    body is not None
+                    and deserialize_result(body, deserializer=msgspec.json.decode).success
+                )
         return good
 
     async def once(self) -> None:

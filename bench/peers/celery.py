@@ -13,7 +13,17 @@ from bench.peers import driver
 
 POOL = ("gevent", str(driver.CONCURRENCY)) if driver.WAITS else ("prefork", "2")
 WORKER = (
-    *("-m", "celery", "-A", "bench.peers.celery", "worker", "--pool", POOL[0], "--concurrency", POOL[1]),
+    *(
+        "-m",
+        "celery",
+        "-A",
+        "bench.peers.celery",
+        "worker",
+        "--pool",
+        POOL[0],
+        "--concurrency",
+        POOL[1],
+    ),
     *("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "ERROR"),
 )
 SOCKET = driver.URL.removeprefix("unix://").partition("?")[0]
@@ -56,7 +66,10 @@ class Client:
         return int(self.redis.get(driver.READY) or 0)
 
     async def submit(self, count: int, seconds: float) -> list[str]:
-        return [str((sleep.delay(seconds) if seconds else noop.delay(**driver.PAYLOAD)).id) for _ in range(count)]
+        return [
+            str((sleep.delay(seconds) if seconds else noop.delay(**driver.PAYLOAD)).id)
+            for _ in range(count)
+        ]
 
     async def finished(self, ids: Sequence[str]) -> bool:
         return await self._arrivals.all(ids)
@@ -65,7 +78,9 @@ class Client:
         good = 0
         for start in range(0, len(ids), 500):
             bodies = self.redis.mget([f"celery-task-meta-{id}" for id in ids[start : start + 500]])
-            good += sum(body is not None and json.loads(body)["status"] == "SUCCESS" for body in bodies)
+            good += sum(
+                body is not None and json.loads(body)["status"] == "SUCCESS" for body in bodies
+            )
         return good
 
     async def once(self) -> None:

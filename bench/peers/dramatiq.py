@@ -18,8 +18,12 @@ WORKER = (
 )
 
 # A thousand threads that connect at once overrun the socket's backlog, and results would be lost.
-connections: Any = redis.BlockingConnectionPool.from_url(driver.URL, max_connections=128, timeout=None)
-results = RedisBackend(client=redis.Redis(connection_pool=connections), use_namespace_prefix_keys=True)
+connections: Any = redis.BlockingConnectionPool.from_url(
+    driver.URL, max_connections=128, timeout=None
+)
+results = RedisBackend(
+    client=redis.Redis(connection_pool=connections), use_namespace_prefix_keys=True
+)
 
 
 class Started(dramatiq.Middleware):

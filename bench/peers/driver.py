@@ -1,7 +1,7 @@
 """The client of one queue as a process that is told what to do, line by line, in JSON.
 
-It runs in the virtual environment of its queue, so it imports nothing but the standard library. What is timed is timed
-here, beside the queue's own client: the harness only says how much.
+It runs in the virtual environment of its queue, so it imports nothing but the standard library.
+What is timed is timed here, beside the queue's own client: the harness only says how much.
 """
 
 import asyncio
@@ -14,7 +14,9 @@ from typing import Any, Protocol
 
 URL = os.environ.get("BENCH_REDIS_URL", "redis://127.0.0.1:6379/0")
 CONCURRENCY = int(os.environ.get("BENCH_CONCURRENCY", "100"))
-WAITS = bool(os.environ.get("BENCH_WAITS"))  # the jobs wait and do not compute: some queues have another pool for that
+WAITS = bool(
+    os.environ.get("BENCH_WAITS")
+)  # the jobs wait and do not compute: some queues have another pool for that
 READY = "bench:ready"  # how many workers have started
 PAYLOAD: dict[str, Any] = {
     "customer": 4711,
@@ -30,11 +32,17 @@ class Client(Protocol):
     """What each queue gives. `sleep`: seconds that the job takes, 0 for the job that does nothing."""
 
     async def ready(self) -> int: ...  # workers that have started
-    async def submit(self, count: int, sleep: float) -> Sequence[str]: ...  # as fast as one client can; the ids
+    async def submit(
+        self, count: int, sleep: float
+    ) -> Sequence[str]: ...  # as fast as one client can; the ids
     async def finished(self, ids: Sequence[str]) -> bool: ...  # whether none is left; cheap
     async def succeeded(self, ids: Sequence[str]) -> int: ...  # how many have a result that says so
-    async def once(self) -> None: ...  # one job from its submission to its result, heard of as soon as it can be
-    async def recorded(self) -> bool: ...  # whether everything beside the queue has been written too
+    async def once(
+        self,
+    ) -> None: ...  # one job from its submission to its result, heard of as soon as it can be
+    async def recorded(
+        self,
+    ) -> bool: ...  # whether everything beside the queue has been written too
 
 
 async def many(call: Callable[[], Awaitable[str]], count: int, at_once: int = 50) -> list[str]:

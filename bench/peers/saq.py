@@ -31,7 +31,10 @@ async def started(ctx: dict[str, Any]) -> None:
 
 def new_queue() -> Any:
     return RedisQueue.from_url(
-        driver.URL, dump=msgspec.json.encode, load=msgspec.json.decode, max_concurrent_ops=driver.CONCURRENCY
+        driver.URL,
+        dump=msgspec.json.encode,
+        load=msgspec.json.decode,
+        max_concurrent_ops=driver.CONCURRENCY,
     )
 
 

@@ -19,8 +19,12 @@ OPTIONS = Options(timeout=30.0, retry={"max_attempts": 3})
 
 def job(seconds: float = 0.0) -> Submission:
     if seconds:
-        return Submission(id=new_id(), task="bench.sleep", payload=b'{"seconds":%f}' % seconds, options=OPTIONS)
-    return Submission(id=new_id(), task="bench.noop", payload=msgspec.json.encode(driver.PAYLOAD), options=OPTIONS)
+        return Submission(
+            id=new_id(), task="bench.sleep", payload=b'{"seconds":%f}' % seconds, options=OPTIONS
+        )
+    return Submission(
+        id=new_id(), task="bench.noop", payload=msgspec.json.encode(driver.PAYLOAD), options=OPTIONS
+    )
 
 
 class Client:
@@ -37,7 +41,10 @@ class Client:
 
     async def finished(self, ids: Sequence[str]) -> bool:
         stats = await self.queue.stats()
-        return not any(one.waiting or one.scheduled or one.queued or one.running or one.retrying for one in stats)
+        return not any(
+            one.waiting or one.scheduled or one.queued or one.running or one.retrying
+            for one in stats
+        )
 
     async def succeeded(self, ids: Sequence[str]) -> int:
         good = 0

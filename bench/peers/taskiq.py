@@ -16,13 +16,26 @@ from bench.peers import driver
 for _name in ("taskiq", "taskiq.receiver.receiver"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 WORKER = (
-    *("-m", "taskiq", "worker", "bench.peers.taskiq:broker", "--workers", "1", "--log-level", "WARNING"),
+    *(
+        "-m",
+        "taskiq",
+        "worker",
+        "bench.peers.taskiq:broker",
+        "--workers",
+        "1",
+        "--log-level",
+        "WARNING",
+    ),
     *("--max-async-tasks", str(driver.CONCURRENCY), "--max-prefetch", str(driver.CONCURRENCY)),
 )
 
-results: Any = RedisAsyncResultBackend(driver.URL, serializer=ORJSONSerializer(), result_ex_time=3600)
+results: Any = RedisAsyncResultBackend(
+    driver.URL, serializer=ORJSONSerializer(), result_ex_time=3600
+)
 broker: Any = (
-    RedisStreamBroker(driver.URL, consumer_id="0").with_result_backend(results).with_serializer(ORJSONSerializer())
+    RedisStreamBroker(driver.URL, consumer_id="0")
+    .with_result_backend(results)
+    .with_serializer(ORJSONSerializer())
 )
 
 
@@ -67,7 +80,9 @@ class Client:
     async def succeeded(self, ids: Sequence[str]) -> int:
         good = 0
         for start in range(0, len(ids), 500):
-            found = await asyncio.gather(*(results.get_result(id) for id in ids[start : start + 500]))
+            found = await asyncio.gather(
+                *(results.get_result(id) for id in ids[start : start + 500])
+            )
             good += sum(not one.is_err for one in found)
         return good
 

@@ -8,7 +8,8 @@ The connection names the module of the models, here this one:
 The tables are made by whoever owns the database; `sql.execute` can do it too:
 
     CREATE TABLE item (name text PRIMARY KEY, amount integer NOT NULL);
-    CREATE TABLE sale (job text PRIMARY KEY, item_id text NOT NULL REFERENCES item, amount integer NOT NULL)
+    CREATE TABLE sale (job text PRIMARY KEY, item_id text NOT NULL REFERENCES item, amount integer
+    NOT NULL)
 """
 
 from pydantic import BaseModel, Field
@@ -34,7 +35,9 @@ class Sale(Model):
     """What was sold, and by which job."""
 
     job = fields.CharField(200, primary_key=True)
-    item: fields.ForeignKeyRelation[Item] = fields.ForeignKeyField("shop.Item", related_name="sales")
+    item: fields.ForeignKeyRelation[Item] = fields.ForeignKeyField(
+        "shop.Item", related_name="sales"
+    )
     amount = fields.IntField()
 
 
@@ -52,8 +55,12 @@ async def sell(job: Job, payload: Order) -> int:
         if not await Sale.filter(job=job.id).using_db(connection).exists():
             there = Item.filter(name=payload.item, amount__gte=payload.amount).using_db(connection)
             if not await there.update(amount=F("amount") - payload.amount):
-                raise Permanent("out_of_stock", f"there are not {payload.amount} of {payload.item!r}")
-            await Sale.create(job=job.id, item_id=payload.item, amount=payload.amount, using_db=connection)
+                raise Permanent(
+                    "out_of_stock", f"there are not {payload.amount} of {payload.item!r}"
+                )
+            await Sale.create(
+                job=job.id, item_id=payload.item, amount=payload.amount, using_db=connection
+            )
         item = await Item.get(name=payload.item, using_db=connection)
         return item.amount
 
@@ -63,7 +70,12 @@ async def report(job: Job) -> int:
     """Stream what was sold of each item, most first; how many in all."""
     total = 0
     async with job.models():
-        sold = Sale.annotate(sold=Sum("amount")).group_by("item_id").order_by("-sold").values("item_id", "sold")
+        sold = (
+            Sale.annotate(sold=Sum("amount"))
+            .group_by("item_id")
+            .order_by("-sold")
+            .values("item_id", "sold")
+        )
         for row in await sold:
             await job.emit({"item": row["item_id"], "sold": row["sold"]})
             total += row["sold"]

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tandem_jobs.client.client import AsyncClient, Client
-    from tandem_jobs.client.errors import FieldError, JobCancelled, JobFailed, JobUnsuccessful, Problem
+    from tandem_jobs.client.errors import (
+        FieldError,
+        JobCancelled,
+        JobFailed,
+        JobUnsuccessful,
+        Problem,
+    )
     from tandem_jobs.client.models import Attempt, Entry, File, Job, Progress, Reason
     from tandem_shared.errors import Malformed, Misconfigured, TandemError, Unavailable
 

@@ -24,10 +24,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     queue: str = "default"
     payload_schema: dict[str, Any]
     result_schema: dict[str, Any]
-    # {"timeout": seconds, "priority": …, "retry": {the fields of RetryPolicy}}, and where set "concurrency" and "rate"
+    # {"timeout": seconds, "priority": …, "retry": {the fields of RetryPolicy}}, and where set
+    # "concurrency" and "rate"
     defaults: dict[str, Any]
     example: Any = None  # a payload that the schema accepts
-    version: int = 1  # a job runs only on workers whose version of its task is at least the one it was validated with
+    # a job runs only on workers whose version of its task is at least the one it was validated with
+    version: int = 1
 
 
 log = structlog.get_logger()
@@ -71,8 +73,8 @@ _rate = re.compile(r"([0-9]+)/((?:[0-9]+(?:\.[0-9]+)?)?(?:ms|s|m|h|d))")
 def limits(concurrency: int | None, rate: str | None) -> Limits:
     """The limits as the queue takes them, of `100/m`, `5/10s`. Raises ValueError, in words for the writer.
 
-    The burst is what a rate allows in a tenth of a second, so that workers need not ask for every start, and at least
-    one: up to ten a second, starts are at least `every` apart.
+    The burst is what a rate allows in a tenth of a second, so that workers need not ask for every
+    start, and at least one: up to ten a second, starts are at least `every` apart.
     """
     if concurrency is not None and not 1 <= concurrency <= MOST:
         raise ValueError(f"concurrency={concurrency!r}: it is a number from 1 to {MOST:,}")
@@ -83,7 +85,9 @@ def limits(concurrency: int | None, rate: str | None) -> Limits:
     period = match[2] if match else ""
     span = seconds(period if period[:1].isdigit() else f"1{period}") if match else 0.0
     if not count or not span:
-        raise ValueError(f"rate={rate!r}: write how many may start in which time, such as 10/s, 100/m or 5/10s")
+        raise ValueError(
+            f"rate={rate!r}: write how many may start in which time, such as 10/s, 100/m or 5/10s"
+        )
     if not 1 / FASTEST <= span / count <= SLOWEST:
         raise ValueError(f"rate={rate!r}: it must be from one a day to {FASTEST:,} a second")
     return Limits(concurrency or 0, math.ceil(span * 1e6 / count), max(1, int(count / span / 10)))

@@ -9,14 +9,18 @@ TandemError
 │   ├── TooLarge             a body, an item or an upload above its limit
 │   ├── NotFound             no such job, file or task (for this tenant)
 │   ├── BadCursor            a stream position that this job never gave out
-│   └── Conflict             what does not fit the state of the thing: an upload that is not complete, or already is
+│   └── Conflict             what does not fit the state of the thing: an upload that is not
+  complete, or already is
 │       └── OffsetMismatch   bytes for another place of an upload than the one where it goes on
-├── Unavailable              Redis, the file store or, to a client, the API does not answer; asking again helps
-│   └── Full                 nothing more enters before something has ended; asking again helps, but not at once
+├── Unavailable              Redis, the file store or, to a client, the API does not answer; asking
+  again helps
+│   └── Full                 nothing more enters before something has ended; asking again helps, but
+  not at once
 └── Misconfigured            a setting that stops the start, with its name and why
 
-They say what happened; the edge that reports them says what that means there (`api/tandem_api/http/problems.py` has the
-status codes). A client of the API has three more of the tree, see `shared/tandem_jobs/client/errors.py`.
+They say what happened; the edge that reports them says what that means there
+(`api/tandem_api/http/problems.py` has the status codes). A client of the API has three more of the
+tree, see `shared/tandem_jobs/client/errors.py`.
 """
 
 from collections.abc import Sequence

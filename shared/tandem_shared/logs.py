@@ -1,6 +1,7 @@
 """Logs of all processes: structlog's and the standard library's through one pipeline, a line each, on stderr.
 
-No line holds a control character (nobody's payload can forge a line or move a terminal's cursor) or a secret.
+No line holds a control character (nobody's payload can forge a line or move a terminal's cursor) or
+a secret.
 """
 
 import logging
@@ -17,9 +18,12 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 SECRET_NAMES = frozenset({"authorization", "api_key", "cookie", "password", "secret", "set-cookie"})
 TEXT_MAX = 8192  # characters of one value; a traceback may have more
 DEPTH_MAX = 4
-# C0, C1, and what a terminal or a reader of lines takes for the end of a line or a change of direction.
+# C0, C1, and what a terminal or a reader of lines takes for the end of a line or a change of
+# direction.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_CONTROL_BUT_LINES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL_BUT_LINES = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
 _SECRETS = (
     (re.compile(r"(://[^\s/:@?#]*):[^\s/@]+@"), r"\1:***@"),
     (re.compile(r"\b(tk_[A-Za-z0-9]{4,32})_[A-Za-z0-9]{16,128}"), r"\1_***"),
@@ -44,7 +48,10 @@ def configure(log: Literal["console", "json"], process: str) -> None:
         last = [
             _indented,
             structlog.dev.ConsoleRenderer(
-                colors=colors, pad_event_to=0, pad_level=False, exception_formatter=structlog.dev.plain_traceback
+                colors=colors,
+                pad_event_to=0,
+                pad_level=False,
+                exception_formatter=structlog.dev.plain_traceback,
             ),
         ]
     handler = logging.StreamHandler(sys.stderr)  # flushes after each line

@@ -28,13 +28,24 @@ def watched(url: str) -> Watched | None:
     name, colon, password = user.partition(":")
     master, _, db = parts.path.strip("/").partition("/")
     options = dict(parse_qsl(parts.query))
-    if not hosts or not master or (db and not db.isdecimal()) or options.keys() - {"sentinel_password"}:
+    if (
+        not hosts
+        or not master
+        or (db and not db.isdecimal())
+        or options.keys() - {"sentinel_password"}
+    ):
         raise ValueError(f"give {SCHEME}://host:26379,host:26379/<master name>/<db>")
     credentials = {"username": unquote(name)} if name else {}
     if colon:
         credentials["password"] = unquote(password)
     asked = {"password": options["sentinel_password"]} if options else {}
-    return Watched([_address(host) for host in hosts.split(",")], unquote(master), int(db or 0), credentials, asked)
+    return Watched(
+        [_address(host) for host in hosts.split(",")],
+        unquote(master),
+        int(db or 0),
+        credentials,
+        asked,
+    )
 
 
 def _address(text: str) -> tuple[str, int]:

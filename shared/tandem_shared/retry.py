@@ -23,12 +23,15 @@ class RetryPolicy(BaseModel):
     jitter: bool = True
 
 
-# The JSON Schema of `options.retry`: every field may be left out or null, and then the task's own holds.
+# The JSON Schema of `options.retry`: every field may be left out or null, and then the task's own
+# holds.
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
-        "max_attempts": {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 1000}, {"type": "null"}]},
+        "max_attempts": {
+            "anyOf": [{"type": "integer", "minimum": 1, "maximum": 1000}, {"type": "null"}]
+        },
         "backoff": {"anyOf": [{"enum": ["exponential", "linear", "fixed"]}, {"type": "null"}]},
         "base": {"anyOf": [*DURATION_SCHEMA["anyOf"], {"type": "null"}]},
         "cap": {"anyOf": [*DURATION_SCHEMA["anyOf"], {"type": "null"}]},
@@ -47,8 +50,9 @@ def delay(
 ) -> float | None:
     """Seconds from the failure of attempt number `attempt` (1, 2, …) to the next one; None: there is none.
 
-    `after` is what the other side asked for (`Retry-After`): a floor, also above the cap. With jitter the delay is
-    spread evenly over [0, backoff] ("full jitter"), so that jobs which failed together do not come back together.
+    `after` is what the other side asked for (`Retry-After`): a floor, also above the cap. With
+    jitter the delay is spread evenly over [0, backoff] ("full jitter"), so that jobs which failed
+    together do not come back together.
     """
     if not retryable or attempt >= policy.max_attempts:
         return None

@@ -9,8 +9,16 @@ import time
 from contextlib import suppress
 
 import aiosqlite
-from tortoise.backends.base.client import ConnectionWrapper, TransactionalDBClient, TransactionContext
-from tortoise.backends.sqlite.client import SqliteClient, SqliteTransactionContext, SqliteTransactionWrapper
+from tortoise.backends.base.client import (
+    ConnectionWrapper,
+    TransactionalDBClient,
+    TransactionContext,
+)
+from tortoise.backends.sqlite.client import (
+    SqliteClient,
+    SqliteTransactionContext,
+    SqliteTransactionWrapper,
+)
 from tortoise.connection import get_connections
 
 BUSY = 10.0  # seconds that a statement waits for another's lock
@@ -29,11 +37,14 @@ class Client(SqliteClient):
         try:
             await connection
         except BaseException:
-            # aiosqlite tells the thread to end and does not wait. What the thread says last would then come to a loop
-            # that may be closed, and a file that is being opened would be open still.
+            # aiosqlite tells the thread to end and does not wait. What the thread says last would
+            # then come to a loop that may be closed, and a file that is being opened would be open
+            # still.
             joined = asyncio.ensure_future(asyncio.to_thread(connection._thread.join, LAST_WORD))  # noqa: SLF001 - no other way
             while not joined.done():
-                with suppress(asyncio.CancelledError):  # whoever is impatient: what is raised is said below
+                with suppress(
+                    asyncio.CancelledError
+                ):  # whoever is impatient: what is raised is said below
                     await asyncio.wait({joined})
             raise
         self._connection = connection
@@ -62,7 +73,8 @@ class Client(SqliteClient):
         return connection
 
 
-# Tortoise's own keep the client's lock when they cannot connect, or are cancelled: nobody would get it ever again.
+# Tortoise's own keep the client's lock when they cannot connect, or are cancelled: nobody would get
+# it ever again.
 
 
 class _Acquired(ConnectionWrapper[aiosqlite.Connection]):

@@ -15,7 +15,11 @@ ANY = catalogue.Entry(
     summary="Takes anything.",
     payload_schema={"type": "object"},
     result_schema={},
-    defaults={"timeout": 30.0, "priority": "normal", "retry": {"max_attempts": 3, "backoff": "fixed", "base": 1.0}},
+    defaults={
+        "timeout": 30.0,
+        "priority": "normal",
+        "retry": {"max_attempts": 3, "backoff": "fixed", "base": 1.0},
+    },
 )
 STRICT = catalogue.Entry(
     name="t.strict",
@@ -40,7 +44,11 @@ STRICT = catalogue.Entry(
         "additionalProperties": False,
     },
     result_schema={"type": "object"},
-    defaults={"timeout": 60.0, "priority": "low", "retry": {"max_attempts": 5, "base": 2.0, "cap": 300.0}},
+    defaults={
+        "timeout": 60.0,
+        "priority": "low",
+        "retry": {"max_attempts": 5, "base": 2.0, "cap": 300.0},
+    },
     example={"url": "https://example.org/"},
 )
 
@@ -58,7 +66,13 @@ class Hand:
         """Publishes these tasks besides those of before."""
         self.entries += entries
         info = WorkerInfo(
-            id="hand-1", host="here", pid=4711, queues=("default", "slow"), concurrency=10, version="1", started_at=1e9
+            id="hand-1",
+            host="here",
+            pid=4711,
+            queues=("default", "slow"),
+            concurrency=10,
+            version="1",
+            started_at=1e9,
         )
         await self.queue.register(info, self.entries)
 
@@ -66,7 +80,11 @@ class Hand:
         """The one job that is due, or that there is a slot for."""
         self._claims += 1
         claim = await self.queue.claim(
-            "hand-1", self._claims, slots=slots, tasks=catalogue.digest(self.entries), queues=("default", "slow")
+            "hand-1",
+            self._claims,
+            slots=slots,
+            tasks=catalogue.digest(self.entries),
+            queues=("default", "slow"),
         )
         (claimed,) = claim.jobs
         return claimed
@@ -75,7 +93,11 @@ class Hand:
         """Lets every job that is due succeed."""
         self._claims += 1
         claim = await self.queue.claim(
-            "hand-1", self._claims, slots=100, tasks=catalogue.digest(self.entries), queues=("default", "slow")
+            "hand-1",
+            self._claims,
+            slots=100,
+            tasks=catalogue.digest(self.entries),
+            queues=("default", "slow"),
         )
         for claimed in claim.jobs:
             await self.succeed(claimed)
@@ -86,18 +108,24 @@ class Hand:
         body = b"\n".join(msgspec.json.encode(value) for value in values)
         report = Report(claimed.id, claimed.token, number, kind, body)
         # All of it stays in Redis, however much: a hand moves nothing to the file store.
-        assert await self.queue.report([report], limit=1 << 30, long=1 << 30, most=1 << 30) == ["ok"]
-
-    async def succeed(self, claimed: Claimed, result: Any = None) -> None:
-        body = msgspec.json.encode(result)
-        assert await self.queue.finish([Finish(claimed.id, claimed.token, State.SUCCEEDED, "succeeded", body)]) == [
+        assert await self.queue.report([report], limit=1 << 30, long=1 << 30, most=1 << 30) == [
             "ok"
         ]
 
+    async def succeed(self, claimed: Claimed, result: Any = None) -> None:
+        body = msgspec.json.encode(result)
+        assert await self.queue.finish(
+            [Finish(claimed.id, claimed.token, State.SUCCEEDED, "succeeded", body)]
+        ) == ["ok"]
+
     async def fail(self, claimed: Claimed, to: State = State.FAILED) -> None:
         """Ends the attempt as failed: the job is `failed`, or `retrying` without delay."""
-        body = msgspec.json.encode({"type": "card", "message": "no", "retryable": True, "attempt": claimed.attempt})
-        assert await self.queue.finish([Finish(claimed.id, claimed.token, to, "failed", body)]) == ["ok"]
+        body = msgspec.json.encode(
+            {"type": "card", "message": "no", "retryable": True, "attempt": claimed.attempt}
+        )
+        assert await self.queue.finish([Finish(claimed.id, claimed.token, to, "failed", body)]) == [
+            "ok"
+        ]
 
     async def record(self, id: str) -> Record:
         record = await self.queue.get(id)

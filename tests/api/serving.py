@@ -15,7 +15,9 @@ from tests.conftest import eventually
 
 
 @asynccontextmanager
-async def serving(redis_url: str, root: Path | str, **given: Any) -> AsyncIterator[httpx2.AsyncClient]:
+async def serving(
+    redis_url: str, root: Path | str, **given: Any
+) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the application, which serves on a free port with its files under `root`, a path or a URL."""
     store_url = root if isinstance(root, str) else f"file://{root}"
     settings = load(redis_url=redis_url, store_url=store_url, **{"keys": (), "linger": 0, **given})
@@ -23,7 +25,9 @@ async def serving(redis_url: str, root: Path | str, **given: Any) -> AsyncIterat
     sockets = listen("127.0.0.1", 0)
     running = asyncio.create_task(server.serve(sockets))
     await eventually(lambda: server.started or running.done())
-    async with httpx2.AsyncClient(base_url=url_of(sockets, "127.0.0.1"), trust_env=False, timeout=30) as client:
+    async with httpx2.AsyncClient(
+        base_url=url_of(sockets, "127.0.0.1"), trust_env=False, timeout=30
+    ) as client:
         yield client
     server.should_exit = True
     await running

@@ -16,7 +16,7 @@ from tests.api.fake_worker import Hand
 from tests.api.serving import problem, serving
 from tests.conftest import eventually
 
-# ---------------------------------------------------------------------------------------------------------------- keys
+# --------------------------------------------------------------------------------------------- keys
 
 KEYS = ("tk_first_0123456789abcdef", "tk_first_fedcba9876543210", "tk_other_0123456789abcdef")
 
@@ -40,7 +40,9 @@ async def locked(redis_url: str, hand: Hand, tmp_path: Path) -> AsyncIterator[ht
         "Bearer tk_other_fedcba9876543210",
     ],
 )
-async def test_with_keys_everything_needs_one(locked: httpx2.AsyncClient, given: str | None) -> None:
+async def test_with_keys_everything_needs_one(
+    locked: httpx2.AsyncClient, given: str | None
+) -> None:
     headers = {} if given is None else {"Authorization": given}
     for method, path in (
         ("GET", "/v1/tasks"),
@@ -62,7 +64,9 @@ async def test_with_keys_everything_needs_one(locked: httpx2.AsyncClient, given:
 @pytest.mark.parametrize("key", KEYS)
 async def test_each_key_opens_everything(locked: httpx2.AsyncClient, scheme: str, key: str) -> None:
     headers = {"Authorization": f"{scheme} {key}"}
-    assert (await locked.post("/v1/jobs", json={"task": "t.any"}, headers=headers)).status_code == 202
+    assert (
+        await locked.post("/v1/jobs", json={"task": "t.any"}, headers=headers)
+    ).status_code == 202
     assert (await locked.post("/v1/files", content=b"x", headers=headers)).status_code == 201
     assert problem(await locked.get("/v1/nothing", headers=headers))[0] == 404
 
@@ -73,7 +77,7 @@ async def test_probes_and_pages_need_no_key(locked: httpx2.AsyncClient) -> None:
     assert (await locked.get("/")).status_code == 404
 
 
-# -------------------------------------------------------------------------------------------------- trouble of our own
+# ------------------------------------------------------------------------------- trouble of our own
 
 
 @pytest.mark.parametrize("sent", ["req-1.A_b", "bad id", "x" * 65, None])
@@ -93,7 +97,9 @@ async def test_an_error_of_the_service_shows_its_trace_id_and_nothing_else(
     await eventually(lambda: server.started)
     try:
         async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
-            answer = await client.get("/broken", headers={} if sent is None else {"X-Request-ID": sent})
+            answer = await client.get(
+                "/broken", headers={} if sent is None else {"X-Request-ID": sent}
+            )
     finally:
         server.should_exit = True
         await running
@@ -120,7 +126,9 @@ async def test_without_redis_it_says_so_and_when_to_come_again(tmp_path: Path) -
                 await client.get("/v1/jobs/x/stream"),
                 await client.post("/v1/jobs/bulk", json=[{"task": "t.any"}]),
                 await client.post(
-                    "/v1/jobs/bulk", content=b'{"task":"t.any"}\n', headers={"content-type": "application/x-ndjson"}
+                    "/v1/jobs/bulk",
+                    content=b'{"task":"t.any"}\n',
+                    headers={"content-type": "application/x-ndjson"},
                 ),
                 await client.get("/v1/tasks"),
                 await client.get("/v1/queues"),
@@ -138,4 +146,7 @@ async def test_a_redis_that_hangs_is_not_waited_for_by_a_probe(tmp_path: Path) -
         async with serving(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", tmp_path) as client:
             answer = await client.get("/readyz")
     assert problem(answer)[0] == 503
-    assert answer.json()["checks"]["redis"] == {"ok": False, "detail": "Redis did not answer within 1 s"}
+    assert answer.json()["checks"]["redis"] == {
+        "ok": False,
+        "detail": "Redis did not answer within 1 s",
+    }

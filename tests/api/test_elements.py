@@ -35,7 +35,9 @@ async def test_every_element_is_cut_out_as_it_stands(place: int, between: bytes)
         await elements(body, len(parts) - 1)
 
 
-@pytest.mark.parametrize("body", [b"[%s,]", b"[,%s]", b"[1 2,%s]", b"[%s]]", b"[%s] x", b"[%s,{]", b"[%s,1", b'[%s,"]'])
+@pytest.mark.parametrize(
+    "body", [b"[%s,]", b"[,%s]", b"[1 2,%s]", b"[%s]]", b"[%s] x", b"[%s,{]", b"[%s,1", b'[%s,"]']
+)
 async def test_what_is_malformed_beside_it_is_told_so(body: bytes) -> None:
     with pytest.raises(Malformed):
         await elements(body.replace(b"%s", DEEP), 100)
@@ -65,10 +67,16 @@ async def test_a_deep_item_of_a_bulk_hurts_no_other(client: httpx2.AsyncClient) 
     job: dict[str, Any] = {"task": "t.any", "payload": {"a": "]"}}
     good = msgspec.json.encode(job)
     body = b"[" + b",".join([good, b'{"task":"t.any","payload":{"a":' + DEEP + b"}}", good]) + b"]"
-    answer = await client.post("/v1/jobs/bulk", content=body, headers={"content-type": "application/json"})
+    answer = await client.post(
+        "/v1/jobs/bulk", content=body, headers={"content-type": "application/json"}
+    )
     assert answer.status_code == 200
     first, deep, last = answer.json()
     assert set(first) == set(last) == {"id"}
-    assert deep["error"]["errors"] == [{"pointer": "", "detail": "is nested more than 64 levels deep"}]
-    answer = await client.post("/v1/jobs/bulk", content=body[:-1], headers={"content-type": "application/json"})
+    assert deep["error"]["errors"] == [
+        {"pointer": "", "detail": "is nested more than 64 levels deep"}
+    ]
+    answer = await client.post(
+        "/v1/jobs/bulk", content=body[:-1], headers={"content-type": "application/json"}
+    )
     assert problem(answer)[0] == 400

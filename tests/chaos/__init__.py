@@ -15,6 +15,8 @@ traces.py       the same of what jobs leave behind: effects, rows, steps, locks,
 run.py          a run
 mutants.py      builds that are broken on purpose, to be caught
 __main__.py     `make chaos ARGS="--seconds 600 --seed 7"`
-deploy.py       a rolling restart of everything under load: `python -m tests.chaos.deploy --rate 500`
-recovery.py     how long jobs stand still when their worker is killed: `python -m tests.chaos.recovery`
+deploy.py       a rolling restart of everything under load: `python -m tests.chaos.deploy --rate
+                500`
+recovery.py     how long jobs stand still when their worker is killed: `python -m
+                tests.chaos.recovery`
 """

@@ -68,7 +68,11 @@ class Clients:
             turn += 1
             kind = chance.choices(list(self._weights), list(self._weights.values()))[0]
             # A generator of its own: how long the last one took changes nothing of the next.
-            await self._work(kind, f"{self._seed}-{number}-{turn}", random.Random(f"{self._seed}-{number}-{turn}"))
+            await self._work(
+                kind,
+                f"{self._seed}-{number}-{turn}",
+                random.Random(f"{self._seed}-{number}-{turn}"),
+            )
 
     async def _work(self, kind: str, key: str, chance: random.Random) -> None:
         if kind in ("bulk", "lines"):
@@ -98,16 +102,20 @@ class Clients:
         self.requests += 1
         self.repeats += 1
 
-    # ------------------------------------------------------------------------------------------------ single requests
+    # ------------------------------------------------------------------------------ single requests
 
-    async def ask(self, method: str, path: str, *, expect: tuple[int, ...], told: Told, **given: Any) -> Answer:
+    async def ask(
+        self, method: str, path: str, *, expect: tuple[int, ...], told: Told, **given: Any
+    ) -> Answer:
         """The answer: the request is made again until there is no doubt."""
         while True:
             self.requests += 1
             asked = time.time()
             try:
                 async with self._session.request(method, path, **given) as found:
-                    answer = Answer(found.status, await found.read(), found.headers, asked, time.time())
+                    answer = Answer(
+                        found.status, await found.read(), found.headers, asked, time.time()
+                    )
             except FAULTS:
                 pass
             else:
@@ -125,7 +133,12 @@ class Clients:
 
     async def _submit(self, told: Told, body: dict[str, Any]) -> str:
         answer = await self.ask(
-            "POST", "/v1/jobs", expect=(202,), told=told, json=body, headers={"Idempotency-Key": told.key}
+            "POST",
+            "/v1/jobs",
+            expect=(202,),
+            told=told,
+            json=body,
+            headers={"Idempotency-Key": told.key},
         )
         id = str(msgspec.json.decode(answer.body).get("id", ""))
         told.accepted(id, answer.asked, answer.answered)
@@ -135,17 +148,29 @@ class Clients:
         many = [Told(f"{key}-{index}", "chaos.quick") for index in range(count)]
         self.told += many
         items = [
-            {"task": one.task, "payload": {"key": one.key}, "options": {"retry": RETRY}, "idempotency_key": one.key}
+            {
+                "task": one.task,
+                "payload": {"key": one.key},
+                "options": {"retry": RETRY},
+                "idempotency_key": one.key,
+            }
             for one in many
         ]
         kind, body = "application/json", msgspec.json.encode(items)
         if lines:
-            kind, body = "application/x-ndjson", b"".join(msgspec.json.encode(item) + b"\n" for item in items)
+            kind, body = (
+                "application/x-ndjson",
+                b"".join(msgspec.json.encode(item) + b"\n" for item in items),
+            )
         headers = {"Content-Type": kind}
         while not all(told.ids for told in many):
-            answer = await self.ask("POST", "/v1/jobs/bulk", expect=(200,), told=many[0], data=body, headers=headers)
+            answer = await self.ask(
+                "POST", "/v1/jobs/bulk", expect=(200,), told=many[0], data=body, headers=headers
+            )
             found = [msgspec.json.decode(line) for line in answer.body.splitlines()]
-            for one, told in zip(found if lines else found[0], many, strict=False):  # NDJSON may end with a problem
+            for one, told in zip(
+                found if lines else found[0], many, strict=False
+            ):  # NDJSON may end with a problem
                 if "id" in one:
                     told.accepted(one["id"], answer.asked, answer.answered)
                 elif one.get("error", one).get("status") != 503:
@@ -158,7 +183,11 @@ class Clients:
             if answer.status != 200:
                 return {}
             if job["done"]:
-                told.finals.append(View(job["state"], answer.headers.get("ETag", ""), answer.asked, answer.answered))
+                told.finals.append(
+                    View(
+                        job["state"], answer.headers.get("ETag", ""), answer.asked, answer.answered
+                    )
+                )
                 return job
 
     async def _fetch(self, told: Told, id: str) -> None:

@@ -1,6 +1,7 @@
 """A rolling restart of 2 APIs and 3 workers while jobs come in: `python -m tests.chaos.deploy --rate 500`.
 
-A client gives each request one try. Before each next process ends, the one before is back, as a deployment does it.
+A client gives each request one try. Before each next process ends, the one before is back, as a
+deployment does it.
 """
 
 import argparse
@@ -52,7 +53,9 @@ class Load:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
         loop = asyncio.get_running_loop()
         async with (
-            aiohttp.ClientSession(self._url, timeout=timeout, connector=connector, trust_env=False) as session,
+            aiohttp.ClientSession(
+                self._url, timeout=timeout, connector=connector, trust_env=False
+            ) as session,
             asyncio.TaskGroup() as group,
         ):
             begun, number = loop.time(), 0
@@ -107,7 +110,9 @@ async def roll(stage: Stage, rate: float) -> Rolled:
         await client.aclose()
     outcomes = Counter(one.outcome for record in records for one in attempts(record))
     lost = sum(record.get("state") != "succeeded" for record in records)
-    charged = sum(count for word, count in outcomes.items() if word not in ("succeeded", "released"))
+    charged = sum(
+        count for word, count in outcomes.items() if word not in ("succeeded", "released")
+    )
     requests = len(load.accepted) + sum(load.failed.values())
     return Rolled(seconds, requests, dict(load.failed), lost, charged, outcomes["released"], codes)
 

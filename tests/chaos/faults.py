@@ -106,7 +106,9 @@ class Faults:
             case _:
                 raise ValueError(f"there is no fault {fault.kind!r}")
 
-    async def _treat(self, what: str, one: Process, start: Callable[[], None], fault: Fault) -> None:
+    async def _treat(
+        self, what: str, one: Process, start: Callable[[], None], fault: Fault
+    ) -> None:
         if what == "stop":
             one.send(signal.SIGSTOP)
             await asyncio.sleep(fault.seconds)
@@ -116,7 +118,8 @@ class Faults:
         if what == "kill" and one is self._stage.redis:
             self.crashes.append(time.time())
         code = await one.end(signal.SIGKILL if what == "kill" else signal.SIGTERM)
-        # Until it serves, and so has something to hand back, SIGTERM may end it as it ends any program.
+        # Until it serves, and so has something to hand back, SIGTERM may end it as it ends any
+        # program.
         if what == "end" and code not in (0, None, *((-signal.SIGTERM,) if not served else ())):
             self.codes.append(f"{one.name} ended with {code} after SIGTERM")
         await asyncio.sleep(fault.dice * fault.seconds / 2)

@@ -16,7 +16,9 @@ FAULTS = (aiohttp.ClientError, TimeoutError, OSError)
 SILENCE = 40.0  # seconds that a socket may say nothing, which is more than two pings
 
 
-async def follow_lines(session: aiohttp.ClientSession, told: Told, id: str, again: Callable[[], None]) -> None:
+async def follow_lines(
+    session: aiohttp.ClientSession, told: Told, id: str, again: Callable[[], None]
+) -> None:
     """The whole stream as NDJSON, however often it breaks off; `again` is called before each further request."""
 
     async def read() -> None:
@@ -28,19 +30,25 @@ async def follow_lines(session: aiohttp.ClientSession, told: Told, id: str, agai
                 _refused(told, answer.status, await answer.read())
                 return
             async for line in answer.content:
-                if line.endswith(b"\n") and line.strip():  # else it was cut off, or is a sign of life
+                if (
+                    line.endswith(b"\n") and line.strip()
+                ):  # else it was cut off, or is a sign of life
                     _heard(told, msgspec.json.decode(line))
 
     await _to_the_end(read, told, again)
 
 
-async def follow_socket(session: aiohttp.ClientSession, told: Told, id: str, again: Callable[[], None]) -> None:
+async def follow_socket(
+    session: aiohttp.ClientSession, told: Told, id: str, again: Callable[[], None]
+) -> None:
     """The same over a WebSocket."""
 
     async def read() -> None:
         wish = {"subscribe": id} | ({"after": told.places[-1]} if told.places else {})
         timeout = aiohttp.ClientWSTimeout(ws_receive=SILENCE, ws_close=2)
-        async with session.ws_connect("/v1/stream", protocols=("tandem.v1",), timeout=timeout) as socket:
+        async with session.ws_connect(
+            "/v1/stream", protocols=("tandem.v1",), timeout=timeout
+        ) as socket:
             await socket.send_str(msgspec.json.encode(wish).decode())
             async for message in socket:
                 entry = msgspec.json.decode(message.data)
@@ -54,7 +62,9 @@ async def follow_socket(session: aiohttp.ClientSession, told: Told, id: str, aga
     await _to_the_end(read, told, again)
 
 
-async def _to_the_end(read: Callable[[], Awaitable[None]], told: Told, again: Callable[[], None]) -> None:
+async def _to_the_end(
+    read: Callable[[], Awaitable[None]], told: Told, again: Callable[[], None]
+) -> None:
     while True:
         with contextlib.suppress(*FAULTS):
             await read()

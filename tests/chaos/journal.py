@@ -16,7 +16,8 @@ from tests.chaos.check.evidence import Event
 # One that is asked for writes commands: the entries of an RDB file are compressed.
 _OPTIONS = ("--auto-aof-rewrite-percentage", "0", "--aof-use-rdb-preamble", "no")
 _RDB = (b"REDIS", b"VALKEY")  # how an RDB file begins
-# XADD <stream> (how to trim) <id> e <length>: what the scripts wrote, as Redis repeats it to itself.
+# XADD <stream> (how to trim) <id> e <length>: what the scripts wrote, as Redis repeats it to
+# itself.
 _ENTRY = re.compile(
     rb"XADD\r\n\$\d+\r\ntandem:\{a\}:events\r\n(?:\$\d+\r\n[^\r]*\r\n){1,5}?\$1\r\ne\r\n\$(?P<length>\d+)\r\n"
 )
@@ -52,7 +53,9 @@ def _files(data: Path) -> list[Path]:
 def _read(path: Path) -> Iterator[Event]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as journal:
         if journal[:6].startswith(_RDB):
-            raise ValueError(f"{path}: an RDB file, whose events cannot be read; start Redis with `journaled`")
+            raise ValueError(
+                f"{path}: an RDB file, whose events cannot be read; start Redis with `journaled`"
+            )
         for entry in _ENTRY.finditer(journal):
             body = journal[entry.end() : entry.end() + int(entry["length"])]
             for line in body.decode().splitlines():

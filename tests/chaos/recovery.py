@@ -27,9 +27,15 @@ async def recover(count: int) -> list[float]:
             client = stage.client()
             ids: list[str] = []
             try:
-                job = {"task": "chaos.slow", "payload": {"key": "k", "seconds": 600.0}, "options": {"timeout": "1h"}}
+                job = {
+                    "task": "chaos.slow",
+                    "payload": {"key": "k", "seconds": 600.0},
+                    "options": {"timeout": "1h"},
+                }
                 async with (
-                    aiohttp.ClientSession(f"http://127.0.0.1:{stage.front.port}", trust_env=False) as session,
+                    aiohttp.ClientSession(
+                        f"http://127.0.0.1:{stage.front.port}", trust_env=False
+                    ) as session,
                     session.post("/v1/jobs/bulk", json=[job] * count) as answer,
                 ):
                     ids = [one["id"] for one in msgspec.json.decode(await answer.read())]
@@ -53,7 +59,9 @@ async def _began(client: Any, ids: list[str]) -> list[float]:
     pipe = client.pipeline(transaction=False)
     for id in ids:
         pipe.hmget(f"{PREFIX}job:{id}", "state", "began")
-    return [int(began) / 1e6 if state == "running" else 0.0 for state, began in await pipe.execute()]
+    return [
+        int(began) / 1e6 if state == "running" else 0.0 for state, began in await pipe.execute()
+    ]
 
 
 def main() -> int:

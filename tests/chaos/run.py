@@ -21,9 +21,21 @@ from tests.chaos.journal import events
 from tests.chaos.schedule import WEIGHTS, schedule
 from tests.chaos.stage import LEASE, PREFIX, Stage, open_stage
 
-QUIET = 180.0  # seconds within which everything that was accepted has to end once nothing is hurt any more
+# seconds within which everything that was accepted has to end once nothing is hurt any more
+QUIET = 180.0
 # Where jobs stand that are not final, and who holds what.
-PLACES = ("q:*", "later", "leases", "park:*", "suspects", "key:*", "slots:*", "waits:*", "parked", "expiries")
+PLACES = (
+    "q:*",
+    "later",
+    "leases",
+    "park:*",
+    "suspects",
+    "key:*",
+    "slots:*",
+    "waits:*",
+    "parked",
+    "expiries",
+)
 MANY = 1000  # keys that are read at once
 GONE = -2  # Redis' TTL of a key that has ended since it was listed
 
@@ -55,7 +67,9 @@ async def perform(plan: Plan, directory: Path | None = None) -> Result:
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tandem-")))
         directory.chmod(0o711)  # PostgreSQL's own user passes through it
-        stage = await stack.enter_async_context(open_stage(directory, fsync=plan.fsync, worker_module=plan.worker))
+        stage = await stack.enter_async_context(
+            open_stage(directory, fsync=plan.fsync, worker_module=plan.worker)
+        )
         await _table(stage)
         clients = Clients(f"http://127.0.0.1:{stage.front.port}", plan.seed, weights=plan.work)
         stack.push_async_callback(clients.close)
@@ -126,7 +140,9 @@ async def _evidence(stage: Stage, clients: Clients, faults: Faults, *, lossy: bo
     client = stage.client()
     try:
         found.records, found.keys, found.members = await _keys(client)
-        found.counts = {name: int(count) for name, count in (await client.hgetall(f"{PREFIX}counts")).items()}
+        found.counts = {
+            name: int(count) for name, count in (await client.hgetall(f"{PREFIX}counts")).items()
+        }
     finally:
         await client.aclose()
     found.events = list(events(stage.directory))
@@ -174,4 +190,6 @@ async def _keys(client: Any) -> tuple[dict[str, dict[str, str]], dict[str, int],
 
 
 def _place(name: str) -> bool:
-    return any(name == place or (place.endswith("*") and name.startswith(place[:-1])) for place in PLACES)
+    return any(
+        name == place or (place.endswith("*") and name.startswith(place[:-1])) for place in PLACES
+    )

@@ -21,13 +21,17 @@ class Fault(NamedTuple):
     dice: float  # from 0 to 1, for whatever else is to be decided
 
 
-def schedule(seed: int, seconds: float, pause: float, weights: Mapping[str, int], *, lease: float) -> list[Fault]:
+def schedule(
+    seed: int, seconds: float, pause: float, weights: Mapping[str, int], *, lease: float
+) -> list[Fault]:
     """Faults for that many seconds, `pause` apart on average."""
     chance = random.Random(seed)
     faults, at = [], 1.0
     while at < seconds:
         kind = chance.choices(list(weights), list(weights.values()))[0]
         # Longer than a lease as well as shorter: zombies are made by the former.
-        faults.append(Fault(at, kind, chance.randrange(12), chance.uniform(0.2, 2.5) * lease, chance.random()))
+        faults.append(
+            Fault(at, kind, chance.randrange(12), chance.uniform(0.2, 2.5) * lease, chance.random())
+        )
         at += chance.uniform(0.5, 1.5) * pause
     return faults

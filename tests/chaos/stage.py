@@ -28,7 +28,9 @@ APIS, WORKERS = 2, 3
 class Process:
     """One of them. What it says is appended to a file of its name."""
 
-    def __init__(self, name: str, argv: tuple[str, ...], environment: dict[str, str], log: Path, user: str) -> None:
+    def __init__(
+        self, name: str, argv: tuple[str, ...], environment: dict[str, str], log: Path, user: str
+    ) -> None:
         self.name = name
         self._argv, self._environment, self._log, self._user = argv, environment, log, user
         self._process: subprocess.Popen[bytes] | None = None
@@ -115,7 +117,9 @@ class Stage:
         return Redis(unix_socket_path=self.redis_socket, socket_timeout=5, decode_responses=True)
 
     async def open(self) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")
+        }
         server = journaled(redis_server(self.directory))
         argv = (*server.argv, "--appendfsync", self._fsync)
         self.redis_socket = str(self.directory.resolve() / "redis.sock")
@@ -158,7 +162,10 @@ class Stage:
             self.workers.append(self._process(f"worker-{number}", argv, environment))
             self.workers[-1].start()
         async with asyncio.timeout(START):
-            while not all([await ready(port) for port in self.api_ports]) or not await self._registered():
+            while (
+                not all([await ready(port) for port in self.api_ports])
+                or not await self._registered()
+            ):
                 await asyncio.sleep(0.05)
 
     async def _registered(self) -> bool:
@@ -168,7 +175,9 @@ class Stage:
         finally:
             await client.aclose()
 
-    def _process(self, name: str, argv: tuple[str, ...], environment: dict[str, str], user: str = "") -> Process:
+    def _process(
+        self, name: str, argv: tuple[str, ...], environment: dict[str, str], user: str = ""
+    ) -> Process:
         return Process(name, argv, environment, self.directory / f"{name}.log", user)
 
     def start_api(self, number: int) -> None:
@@ -195,7 +204,11 @@ class Stage:
         """Lines of the processes' logs with that word."""
         found: list[str] = []
         for path in self.directory.glob("*.log"):
-            found += [f"{path.stem}: {line}" for line in path.read_text(errors="replace").splitlines() if word in line]
+            found += [
+                f"{path.stem}: {line}"
+                for line in path.read_text(errors="replace").splitlines()
+                if word in line
+            ]
         return found
 
 

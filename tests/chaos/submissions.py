@@ -66,7 +66,10 @@ def _payload(kind: str, chance: random.Random) -> dict[str, Any]:
         case "file":
             return {"count": chance.choice((10, 300_000, 2_000_000))}
         case "locked":
-            return {"lock": f"lock-{chance.randrange(LOCKS)}", "seconds": chance.choice((0.0, 0.05, 0.2))}
+            return {
+                "lock": f"lock-{chance.randrange(LOCKS)}",
+                "seconds": chance.choice((0.0, 0.05, 0.2)),
+            }
         case "steps":
             return {"count": chance.randrange(2, 5), "seconds": chance.choice((0.02, 0.2, 0.6))}
     return {}

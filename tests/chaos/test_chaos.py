@@ -24,7 +24,9 @@ async def test_every_promise_is_kept_through_a_minute_of_faults() -> None:
         ("without-heartbeat", {}, "and nothing was hurt"),
     ],
 )
-async def test_a_build_that_is_broken_on_purpose_is_caught(mutant: str, faults: Mapping[str, int], said: str) -> None:
+async def test_a_build_that_is_broken_on_purpose_is_caught(
+    mutant: str, faults: Mapping[str, int], said: str
+) -> None:
     plan = Plan(
         seed=5,
         seconds=12.0,
@@ -35,4 +37,7 @@ async def test_a_build_that_is_broken_on_purpose_is_caught(mutant: str, faults: 
         patience=60.0,
     )
     result = await perform(plan)
-    assert [sentence for sentence in result.broken if said in sentence], (result.broken[:20], result.figures)
+    assert [sentence for sentence in result.broken if said in sentence], (
+        result.broken[:20],
+        result.figures,
+    )

@@ -24,7 +24,9 @@ def test_a_seed_repeats_its_schedule() -> None:
     assert faults != schedule(8, 600, 1.5, WEIGHTS, lease=2.0)
     assert {fault.kind for fault in faults} == set(WEIGHTS)
     assert 300 < len(faults) < 500
-    assert any(fault.seconds > 2 for fault in faults if fault.kind == "stop worker"), "zombies outlive their lease"
+    assert any(fault.seconds > 2 for fault in faults if fault.kind == "stop worker"), (
+        "zombies outlive their lease"
+    )
 
 
 def test_a_seed_repeats_its_work() -> None:
@@ -39,7 +41,10 @@ async def test_the_journal_has_what_the_stream_has_lost(tmp_path: Path) -> None:
         await eventually(server.ready)
         redis = Redis.from_url(server.url, socket_timeout=5)
         queue = Queue(redis)
-        jobs = [Submission(id=new_id(), task="a.b", payload=b"1", options=Options(timeout=30)) for _ in range(3)]
+        jobs = [
+            Submission(id=new_id(), task="a.b", payload=b"1", options=Options(timeout=30))
+            for _ in range(3)
+        ]
         await queue.submit(jobs[0])
         await queue.events.join(1000)
         await queue.submit_many(jobs[1:])
@@ -58,7 +63,10 @@ async def test_the_journal_has_what_the_stream_has_lost(tmp_path: Path) -> None:
 
 async def test_the_journal_goes_on_after_a_rewrite(tmp_path: Path) -> None:
     server = journaled(redis_server(tmp_path))
-    jobs = [Submission(id=new_id(), task="a.b", payload=b"1", options=Options(timeout=30)) for _ in range(2)]
+    jobs = [
+        Submission(id=new_id(), task="a.b", payload=b"1", options=Options(timeout=30))
+        for _ in range(2)
+    ]
     with started(server):
         await eventually(server.ready)
         redis = Redis.from_url(server.url, socket_timeout=5)

@@ -34,7 +34,14 @@ def _effects() -> int:
 
 def effect(job: Job | SyncJob, payload: Work, word: str, stamp: int = 0, fence: int = 0) -> None:
     """`stamp` names the attempt, 0 where its code does not know it; `fence` is that of a lock."""
-    line = {"job": job.id, "key": payload.key, "attempt": job.attempt, "stamp": stamp, "word": word, "fence": fence}
+    line = {
+        "job": job.id,
+        "key": payload.key,
+        "attempt": job.attempt,
+        "stamp": stamp,
+        "word": word,
+        "fence": fence,
+    }
     # One write to a file opened for appending: lines of several processes do not mix.
     os.write(_effects(), msgspec.json.encode(line) + b"\n")
 

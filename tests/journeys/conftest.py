@@ -20,7 +20,10 @@ def short_path() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def processes() -> Iterator[Pair]:
     # A short name: a socket lies in it.
-    with tempfile.TemporaryDirectory(prefix="tandem-") as directory, open_pair(Path(directory)) as pair:
+    with (
+        tempfile.TemporaryDirectory(prefix="tandem-") as directory,
+        open_pair(Path(directory)) as pair,
+    ):
         yield pair
 
 

@@ -166,7 +166,9 @@ class Cutter:
             writer.transport.abort()
             before.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int | None) -> bool:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int | None
+    ) -> bool:
         """Whether it was cut."""
         passed = 0
         with suppress(ConnectionError):

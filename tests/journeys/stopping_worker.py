@@ -1,8 +1,9 @@
 """A worker that stops where a test wants it: `python -m tests.journeys.stopping_worker <notes> <at>`.
 
-`at` is `before` or `after` the commit of the SQL transaction in which statements of the job have run; `after` is also
-after MongoDB's server has done a write. It then notes that it is there and goes no further, so that it can be killed.
-At `never` it does not stop. MongoDB's servers count as having transactions: nx-27017 has them and does not say so.
+`at` is `before` or `after` the commit of the SQL transaction in which statements of the job have
+run; `after` is also after MongoDB's server has done a write. It then notes that it is there and
+goes no further, so that it can be killed. At `never` it does not stop. MongoDB's servers count as
+having transactions: nx-27017 has them and does not say so.
 """
 
 import asyncio

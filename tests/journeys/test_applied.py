@@ -62,7 +62,9 @@ async def test_a_worker_killed_beside_the_commit_applies_nothing_twice(
         {"sql": "INSERT INTO sales (item) VALUES ('cup')"},
         {"sql": "INSERT INTO sales (item) SELECT item FROM sales UNION ALL SELECT 'pot'"},
     ]
-    id = await client.submit(sql_execute, {"connection": "shop", "statements": statements}, retry=MANY)
+    id = await client.submit(
+        sql_execute, {"connection": "shop", "statements": statements}, retry=MANY
+    )
     await eventually(notes.exists, 30)
     first.kill()
     assert len(await ask("SELECT item FROM sales")) == (3 if at == "after" else 0)
@@ -80,8 +82,12 @@ async def test_an_import_is_applied_once_and_keeps_its_bad_rows(
     await ask("CREATE TABLE sales (item text PRIMARY KEY)")
     notes = stage.directory / "stopped"
     async with open_store(f"file://{stage.directory}/store") as store:
-        file = await save_upload(store, b"item\ncup\npot\ncup\n", tenant="default", keep=600, name="sales.csv")
-    first = stage.worker(module=stopping_worker.__name__, arguments=(str(notes), "after"), sql__shop=url)
+        file = await save_upload(
+            store, b"item\ncup\npot\ncup\n", tenant="default", keep=600, name="sales.csv"
+        )
+    first = stage.worker(
+        module=stopping_worker.__name__, arguments=(str(notes), "after"), sql__shop=url
+    )
     payload = {"connection": "shop", "table": "sales", "source": {"file": file.id}, "max_bad": 1}
     id = await client.submit(sql_import, payload, retry=MANY)
     await eventually(notes.exists, 30)

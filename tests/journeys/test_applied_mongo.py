@@ -25,7 +25,9 @@ from tests.worker.workers import Client, outcomes
 @pytest.fixture(params=MONGOS)
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of an empty database."""
-    made = mongo_database(REAL_MONGO if request.param == "real" else str(request.getfixturevalue("mongo_url")))
+    made = mongo_database(
+        REAL_MONGO if request.param == "real" else str(request.getfixturevalue("mongo_url"))
+    )
     with pymongo.MongoClient[dict[str, int]](made, serverSelectionTimeoutMS=5000) as client:
         yield made
         client.drop_database(client.get_default_database().name)
@@ -41,7 +43,9 @@ class Scene:
         """The job's result, from its second attempt."""
         notes = self._stage.directory / "stopped"
         module = stopping_worker.__name__
-        first = self._stage.worker(module=module, arguments=(str(notes), "after"), mongo__shop=self._url)
+        first = self._stage.worker(
+            module=module, arguments=(str(notes), "after"), mongo__shop=self._url
+        )
         given = {"connection": "shop", "collection": "orders", **payload}
         id = await self._client.submit(function, given, retry=MANY)
         await eventually(notes.exists, 30)
@@ -80,7 +84,10 @@ async def test_imported_documents_exist_once(scene: Scene, stage: Stage) -> None
     text = "".join(f'{{"n": {number}}}\n' for number in range(count)).encode()
     async with open_store(f"file://{stage.directory}/store") as store:
         file = await save_upload(store, text, tenant="default", keep=600, name="orders.ndjson")
-    assert await scene.killed(mongo_import_file, source={"file": file.id}) == {"inserted": count, "bad_count": 0}
+    assert await scene.killed(mongo_import_file, source={"file": file.id}) == {
+        "inserted": count,
+        "bad_count": 0,
+    }
     assert scene.numbers() == list(range(count))
 
 

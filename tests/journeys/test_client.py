@@ -48,7 +48,9 @@ class Speaker:
 
         return call
 
-    async def entries(self, job: Job | str, seen: list[Entry] | None = None, **named: Any) -> list[Entry]:
+    async def entries(
+        self, job: Job | str, seen: list[Entry] | None = None, **named: Any
+    ) -> list[Entry]:
         """All of a stream; `seen` grows as they come."""
         client, entries = self._open[-1], [] if seen is None else seen
         if isinstance(client, Client):
@@ -82,10 +84,12 @@ def numbers(entries: list[Entry]) -> list[int]:
     return [entry.data["number"] for entry in entries if entry.type == "output"]
 
 
-# -------------------------------------------------------------------------------------------------------------- streams
+# ------------------------------------------------------------------------------------------ streams
 
 
-async def test_a_stream_cut_fifty_times_is_complete_and_in_order(pair: Pair, speaker: Speaker) -> None:
+async def test_a_stream_cut_fifty_times_is_complete_and_in_order(
+    pair: Pair, speaker: Speaker
+) -> None:
     job = await speaker.to(pair.url).submit("client.counts", {"count": 2000})
     async with cutting(pair.url, cuts=CUTS, most=12_000, seed=random.randrange(1 << 30)) as cutter:
         entries = await speaker.to(cutter.url).entries(job)
@@ -96,7 +100,9 @@ async def test_a_stream_cut_fifty_times_is_complete_and_in_order(pair: Pair, spe
     assert entries[-1].job.state == "succeeded"
 
 
-async def test_a_stream_lives_through_an_api_that_is_killed(pair: Pair, speaker: Speaker, tmp_path: Path) -> None:
+async def test_a_stream_lives_through_an_api_that_is_killed(
+    pair: Pair, speaker: Speaker, tmp_path: Path
+) -> None:
     upto = tmp_path / "upto"
     upto.write_text("10")
     job = await speaker.to(pair.url).submit("client.counts", {"count": 30, "upto": str(upto)})
@@ -131,7 +137,9 @@ async def test_a_call_and_a_stream_live_through_a_redis_that_restarts(
     assert numbers(await reading) == list(range(20))
 
 
-async def test_a_stream_goes_on_after_an_entry_and_knows_its_end(pair: Pair, speaker: Speaker) -> None:
+async def test_a_stream_goes_on_after_an_entry_and_knows_its_end(
+    pair: Pair, speaker: Speaker
+) -> None:
     job = await speaker.to(pair.url).submit("client.counts", {"count": 50})
     entries = await speaker.entries(job, types=["output", "log"])
     assert {entry.type for entry in entries} == {"output", "end"}
@@ -159,14 +167,17 @@ async def test_a_reader_that_stops_lets_go(pair: Pair) -> None:
         entries.close()
 
 
-# ----------------------------------------------------------------------------------------------------- submit, and wait
+# --------------------------------------------------------------------------------- submit, and wait
 
 
 async def test_a_job_submitted_under_cuts_is_one_job(pair: Pair, speaker: Speaker) -> None:
     queue = f"cuts-{os.urandom(4).hex()}"
     async with cutting(pair.url, cuts=5, most=500, seed=random.randrange(1 << 30)) as cutter:
         speaker.to(cutter.url)
-        jobs = [await speaker.submit("client.ends", {"result": n}, queue=queue, delay="1h") for n in range(3)]
+        jobs = [
+            await speaker.submit("client.ends", {"result": n}, queue=queue, delay="1h")
+            for n in range(3)
+        ]
         assert cutter.left == 0
     assert len({job.id for job in jobs}) == 3
     headers = {"Authorization": f"Bearer {KEY}"}
@@ -185,7 +196,9 @@ async def test_the_same_key_brings_the_same_job(pair: Pair, speaker: Speaker) ->
     assert (caught.value.status, caught.value.type) == (422, "/problems/idempotency-key-reused")
 
 
-async def test_a_wait_lives_through_an_api_that_is_killed(pair: Pair, speaker: Speaker, tmp_path: Path) -> None:
+async def test_a_wait_lives_through_an_api_that_is_killed(
+    pair: Pair, speaker: Speaker, tmp_path: Path
+) -> None:
     go = tmp_path / "go"
     job = await speaker.to(pair.url).submit("client.ends", {"result": {"n": 1}, "go": str(go)})
     waiting = asyncio.create_task(speaker.result(job))
@@ -201,7 +214,9 @@ async def test_a_wait_lives_through_an_api_that_is_killed(pair: Pair, speaker: S
 
 
 async def test_a_wait_has_an_end(pair: Pair, speaker: Speaker) -> None:
-    job = await speaker.to(pair.url).submit("client.ends", delay=60, tags={"a": "b"}, retry={"max_attempts": 2})
+    job = await speaker.to(pair.url).submit(
+        "client.ends", delay=60, tags={"a": "b"}, retry={"max_attempts": 2}
+    )
     assert (job.state, job.tags, job.max_attempts) == ("scheduled", {"a": "b"}, 2)
     with pytest.raises(TimeoutError, match="scheduled"):
         await speaker.wait(job, timeout=0.05)
@@ -221,7 +236,7 @@ async def test_a_failed_job_says_why(pair: Pair, speaker: Speaker) -> None:
     assert (caught.value.error.type, caught.value.error.attempt) == ("card_declined", 1)
 
 
-# ------------------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 async def test_a_refusal_is_a_problem(pair: Pair, speaker: Speaker) -> None:
@@ -237,7 +252,10 @@ async def test_a_refusal_is_a_problem(pair: Pair, speaker: Speaker) -> None:
 
 
 async def test_a_wrong_key_is_a_problem_and_told_to_nobody(pair: Pair) -> None:
-    with Client(pair.url, "tk_abcd_wrongwrongwrongwrong") as client, pytest.raises(Problem) as caught:
+    with (
+        Client(pair.url, "tk_abcd_wrongwrongwrongwrong") as client,
+        pytest.raises(Problem) as caught,
+    ):
         client.get("x")
     assert caught.value.status == 401
     assert "wrong" not in str(caught.value)
@@ -253,16 +271,20 @@ async def test_patience_ends(speaker: Speaker) -> None:
         await speaker.to("http://127.0.0.1:1").wait("x", timeout=0.2)
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://here/", "http://", "http://here:port/", "http://here/?x=1"])
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000", "ftp://here/", "http://", "http://here:port/", "http://here/?x=1"]
+)
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(Misconfigured, match="TANDEM_URL"):
         Client(url)
 
 
-# ---------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
-async def test_files_are_whole_however_often_they_are_cut(pair: Pair, speaker: Speaker, tmp_path: Path) -> None:
+async def test_files_are_whole_however_often_they_are_cut(
+    pair: Pair, speaker: Speaker, tmp_path: Path
+) -> None:
     data = random.randbytes(3 << 20)
     source, copy = tmp_path / "source.bin", tmp_path / "copy.bin"
     source.write_bytes(data)
@@ -277,7 +299,9 @@ async def test_files_are_whole_however_often_they_are_cut(pair: Pair, speaker: S
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.bin", "source.bin"]
 
 
-async def test_a_stream_of_bytes_is_uploaded_without_knowing_its_size(pair: Pair, speaker: Speaker) -> None:
+async def test_a_stream_of_bytes_is_uploaded_without_knowing_its_size(
+    pair: Pair, speaker: Speaker
+) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"a b a\n")
     os.close(writing)
@@ -286,7 +310,9 @@ async def test_a_stream_of_bytes_is_uploaded_without_knowing_its_size(pair: Pair
     assert (file.name, file.size, file.content_type) == ("words.txt", 6, "text/plain")
 
 
-async def test_a_failed_download_leaves_nothing(pair: Pair, speaker: Speaker, tmp_path: Path) -> None:
+async def test_a_failed_download_leaves_nothing(
+    pair: Pair, speaker: Speaker, tmp_path: Path
+) -> None:
     with pytest.raises(Problem):
         await speaker.to(pair.url).download("nothing/there", tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
@@ -303,14 +329,19 @@ async def test_a_result_that_became_a_file_is_followed(pair: Pair, speaker: Spea
         assert await speaker.download(named, out) == file.size
 
 
-# ----------------------------------------------------------------------------------------------------------------- docs
+# --------------------------------------------------------------------------------------------- docs
 
 
 def test_the_page_does_what_it_says(pair: Pair, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "client.md").read_text()
     script = "".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
     (tmp_path / "words.txt").write_text("to be or not to be\n")
-    environment = {**os.environ, "TANDEM_URL": pair.url, "TANDEM_API_KEY": KEY, "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "TANDEM_URL": pair.url,
+        "TANDEM_API_KEY": KEY,
+        "PYTHONPATH": str(ROOT),
+    }
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,

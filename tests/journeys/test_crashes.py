@@ -51,8 +51,12 @@ class Stage:
         return self._stack.enter_context(self._worker([module, *arguments], settings))
 
     @contextmanager
-    def _worker(self, command: list[str], settings: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
+    def _worker(
+        self, command: list[str], settings: dict[str, str]
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")
+        }
         environment |= {
             "TANDEM_REDIS_URL": self.server.url,
             "TANDEM_DATABASE_URL": f"sqlite://{self.directory}/tandem.db",
@@ -89,7 +93,11 @@ class Stage:
         """(attempt, pid) of each note of this word."""
         path = Path(self.scene["notes"])
         lines = path.read_text().splitlines() if path.exists() else []
-        return [(int(line.split()[1]), int(line.split()[2])) for line in lines if line.split()[0] == word]
+        return [
+            (int(line.split()[1]), int(line.split()[2]))
+            for line in lines
+            if line.split()[0] == word
+        ]
 
     def pids(self, word: str) -> set[int]:
         return {pid for _, pid in self.notes(word)}
@@ -131,10 +139,12 @@ def several(client: Client, function: Callable[..., Any], stage: Stage, count: i
     return asyncio.gather(*(client.submit(function, stage.scene, retry=MANY) for _ in range(count)))
 
 
-# ------------------------------------------------------------------------------------------------- a worker is killed
+# ------------------------------------------------------------------------------- a worker is killed
 
 
-async def test_jobs_of_a_killed_worker_start_again_and_its_outcomes_are_refused(stage: Stage, client: Client) -> None:
+async def test_jobs_of_a_killed_worker_start_again_and_its_outcomes_are_refused(
+    stage: Stage, client: Client
+) -> None:
     first = stage.worker()
     ids = await several(client, tasks.waits, stage, 3)
     await eventually(lambda: len(stage.notes("begun")) == 3, 30)
@@ -199,7 +209,7 @@ async def test_a_poison_job_ends_and_takes_no_other_with_it(stage: Stage, client
     assert await supervisor == 3
 
 
-# ---------------------------------------------------------------------------------------------------- a worker is told
+# --------------------------------------------------------------------------------- a worker is told
 
 
 async def test_sigterm_hands_a_long_job_back_uncharged(stage: Stage, client: Client) -> None:
@@ -213,7 +223,9 @@ async def test_sigterm_hands_a_long_job_back_uncharged(stage: Stage, client: Cli
     assert await client.queue.workers() == []
 
 
-async def test_sigterm_lets_short_jobs_end_and_a_second_one_hurries(stage: Stage, client: Client) -> None:
+async def test_sigterm_lets_short_jobs_end_and_a_second_one_hurries(
+    stage: Stage, client: Client
+) -> None:
     patient, hasty = stage.worker(drain="1h"), stage.worker(drain="1h", queues="other")
     short = await client.submit(tasks.waits, stage.scene)
     endless = {**stage.scene, "go": str(stage.directory / "never")}
@@ -235,7 +247,7 @@ async def test_sigterm_lets_short_jobs_end_and_a_second_one_hurries(stage: Stage
     assert outcomes(await client.record(long)) == ["released"]
 
 
-# ------------------------------------------------------------------------------------------------------ Redis is away
+# ------------------------------------------------------------------------------------ Redis is away
 
 
 async def test_redis_is_killed_under_load_and_everybody_comes_back(
@@ -249,18 +261,25 @@ async def test_redis_is_killed_under_load_and_everybody_comes_back(
     async def feed() -> None:
         while not stop.is_set():
             options = Options(timeout=30, retry=MANY)
-            jobs = [Submission(id=new_id(), task="crash.quick", payload=b"1", options=options) for _ in range(50)]
+            jobs = [
+                Submission(id=new_id(), task="crash.quick", payload=b"1", options=options)
+                for _ in range(50)
+            ]
             try:
                 answers = await client.queue.submit_many(jobs)
             except Unavailable:
                 await asyncio.sleep(0.05)
                 continue
-            accepted.extend((time.monotonic(), job.id) for job, _ in zip(jobs, answers, strict=True))
+            accepted.extend(
+                (time.monotonic(), job.id) for job, _ in zip(jobs, answers, strict=True)
+            )
             await asyncio.sleep(0.05)
 
     feeding = asyncio.create_task(feed())
     began = time.monotonic()
-    await eventually(lambda: accepted and accepted[-1][0] > began + 2.5)  # "everysec" promises what is older than 2 s
+    await eventually(
+        lambda: accepted and accepted[-1][0] > began + 2.5
+    )  # "everysec" promises what is older than 2 s
     killed = time.monotonic()
     redis_process.kill()
     await asyncio.to_thread(redis_process.wait, 10)
@@ -331,7 +350,7 @@ async def test_a_worker_that_never_found_redis_ends_when_it_is_told(stage: Stage
     assert await ended(process) == 0
 
 
-# ------------------------------------------------------------------------------------------- code that does not let go
+# ------------------------------------------------------------------------ code that does not let go
 
 
 async def test_a_blocked_loop_keeps_its_lease(stage: Stage, client: Client) -> None:

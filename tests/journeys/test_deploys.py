@@ -29,7 +29,9 @@ async def test_a_rolling_restart_fails_no_request_and_charges_no_attempt() -> No
     assert rolled.requests > 100
 
 
-async def test_jobs_of_a_newer_version_go_to_newer_workers_alone(stage: Stage, client: Client) -> None:
+async def test_jobs_of_a_newer_version_go_to_newer_workers_alone(
+    stage: Stage, client: Client
+) -> None:
     older = stage.worker(tasks=older_tasks.__name__)
     await registered(client, 1)
     assert await client.result(await client.submit(older_tasks.answer, 1)) == "older 1"

@@ -31,7 +31,17 @@ class Dev:
         env = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tandem_jobs.cli", "dev", "--data-dir", str(data), "--port", "0", *options],
+            [
+                sys.executable,
+                "-m",
+                "tandem_jobs.cli",
+                "dev",
+                "--data-dir",
+                str(data),
+                "--port",
+                "0",
+                *options,
+            ],
             env={**env, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -51,14 +61,19 @@ class Dev:
 
     def pids(self, name: str) -> list[int]:
         """Of every start of this child that became ready."""
-        return [int(pid) for pid in re.findall(rf"{name}: ready after [\d.]+ s \(pid (\d+)\)", self.text)]
+        return [
+            int(pid)
+            for pid in re.findall(rf"{name}: ready after [\d.]+ s \(pid (\d+)\)", self.text)
+        ]
 
     def family(self) -> list[int]:
         return [one.pid for one in psutil.Process(self.process.pid).children(recursive=True)]
 
     async def url(self) -> str:
         """Where it serves, once everything is ready."""
-        await eventually(lambda: "tandem   | serving at" in self.text or self.process.poll() is not None, START)
+        await eventually(
+            lambda: "tandem   | serving at" in self.text or self.process.poll() is not None, START
+        )
         found = re.search(r"tandem   \| serving at (http://\S+)", self.text)
         assert found, self.text
         return found[1]
@@ -103,26 +118,42 @@ async def get(http: aiohttp.ClientSession, url: str) -> Any:
 
 async def test_once_runs_one_job_of_each_family_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with dev(tmp_path, "--once") as running:
-        await eventually(lambda: running.pids("worker") or running.process.poll() is not None, START)
+        await eventually(
+            lambda: running.pids("worker") or running.process.poll() is not None, START
+        )
         family = running.family()
         assert await running.ended() == 0, running.text
-    announced = re.findall(r"^demo     \| ([a-z]+\.[a-z]+): .*(?<!file first)$", running.text, re.MULTILINE)
+    announced = re.findall(
+        r"^demo     \| ([a-z]+\.[a-z]+): .*(?<!file first)$", running.text, re.MULTILINE
+    )
     assert announced == TASKS
     assert running.text.count('"type":"end"') + running.text.count("succeeded") >= len(TASKS)
     assert "4 of 4 jobs succeeded" in running.text
     assert len(re.findall(r"first result after \d+ ms", running.text)) == len(TASKS)
     assert running.text.count("$ curl -s http://127.0.0.1:") >= 2 * len(TASKS)
-    assert "TANDEM_HTTP_ALLOW is not set: tasks may also reach this machine (127.0.0.0/8, ::1)" in running.text
+    assert (
+        "TANDEM_HTTP_ALLOW is not set: tasks may also reach this machine (127.0.0.0/8, ::1)"
+        in running.text
+    )
     assert len(family) >= 4
     assert not [pid for pid in family if alive(pid)]
 
 
-async def test_every_child_is_started_by_its_command_line_in_a_group_of_its_own(tmp_path: Path) -> None:
-    with dev(tmp_path, "--no-demo", "--workers", "2", TANDEM_MARK="kept", PYTHONPATH=str(Path.cwd())) as running:
+async def test_every_child_is_started_by_its_command_line_in_a_group_of_its_own(
+    tmp_path: Path,
+) -> None:
+    with dev(
+        tmp_path, "--no-demo", "--workers", "2", TANDEM_MARK="kept", PYTHONPATH=str(Path.cwd())
+    ) as running:
         await running.url()
         children = psutil.Process(running.process.pid).children()
         commands = {child.pid: " ".join(child.cmdline()) for child in children}
-        for part, count in (("redis-server", 1), ("nx-27017", 1), (" api --host", 1), (" worker", 2)):
+        for part, count in (
+            ("redis-server", 1),
+            ("nx-27017", 1),
+            (" api --host", 1),
+            (" worker", 2),
+        ):
             assert sum(part in command for command in commands.values()) == count, commands
         assert not any("daemonize yes" in command for command in commands.values())
         for child in children:
@@ -137,7 +168,9 @@ async def test_every_child_is_started_by_its_command_line_in_a_group_of_its_own(
 async def test_a_second_one_on_the_same_data_is_refused(tmp_path: Path) -> None:
     with dev(tmp_path, "--no-demo") as first, dev(tmp_path, "--no-demo") as second:
         for one, other in ((first, second), (second, first)):
-            await eventually(lambda: first.process.poll() is not None or second.process.poll() is not None, START)
+            await eventually(
+                lambda: first.process.poll() is not None or second.process.poll() is not None, START
+            )
             if one.process.poll() is not None:
                 assert await one.ended() == 2
                 assert one.lines == [
@@ -196,7 +229,11 @@ async def test_a_signal_ends_all_and_the_data_survives(
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        body = {"task": "http.request", "payload": {"url": f"http://127.0.0.1:{port}/"}, "options": {"timeout": "5m"}}
+        body = {
+            "task": "http.request",
+            "payload": {"url": f"http://127.0.0.1:{port}/"},
+            "options": {"timeout": "5m"},
+        }
         with dev(tmp_path, "--no-demo", TANDEM_DRAIN="1s") as first:
             url = await first.url()
             async with http.post(f"{url}/v1/jobs", json=body) as response:
@@ -213,7 +250,11 @@ async def test_a_signal_ends_all_and_the_data_survives(
         with dev(tmp_path, "--no-demo") as second:
             url = await second.url()
             job = await eventually(lambda: done(http, url + path))
-            assert (job["state"], job["attempt"], job["result"]["text"]) == ("succeeded", 1, "ok"), json.dumps(job)
+            assert (job["state"], job["attempt"], job["result"]["text"]) == (
+                "succeeded",
+                1,
+                "ok",
+            ), json.dumps(job)
     assert (tmp_path / "mine.txt").read_text() == "stays"
 
 

@@ -37,14 +37,26 @@ class Watched:
         return f"redis+sentinel://{','.join(f'127.0.0.1:{port}' for port in self.ports[2:])}/main/0"
 
     def client(self, index: int) -> "Redis":
-        return Redis(port=self.ports[index], socket_timeout=5, socket_connect_timeout=5, decode_responses=True)
+        return Redis(
+            port=self.ports[index],
+            socket_timeout=5,
+            socket_connect_timeout=5,
+            decode_responses=True,
+        )
 
     async def start(self) -> None:
         for index, port in enumerate(self.ports[:2]):
             home = self.directory / str(index)
             home.mkdir()
             server = redis_server(home)
-            options = ["--port", str(port), "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"]
+            options = [
+                "--port",
+                str(port),
+                "--bind",
+                "127.0.0.1",
+                "--repl-diskless-sync-delay",
+                "0",
+            ]
             options += ["--replicaof", "127.0.0.1", str(self.ports[0])] if index else []
             await self._start(replace(server, argv=(*server.argv, *options)))
         program = str(redis_program())
@@ -91,7 +103,9 @@ def watched(short_path: Path) -> Iterator[Watched]:
         yield servers
 
 
-async def test_a_failover_loses_nothing_that_was_replicated(watched: Watched, tmp_path: Path) -> None:
+async def test_a_failover_loses_nothing_that_was_replicated(
+    watched: Watched, tmp_path: Path
+) -> None:
     await watched.start()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")},
@@ -103,7 +117,13 @@ async def test_a_failover_loses_nothing_that_was_replicated(watched: Watched, tm
     command = tied([sys.executable, "-m", "tandem_worker"])
     with (tmp_path / "worker.log").open("wb") as log:
         worker = subprocess.Popen(
-            command, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=log, stderr=log, process_group=0
+            command,
+            env=environment,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            process_group=0,
         )
     scene = {"notes": str(tmp_path / "notes"), "go": str(tmp_path / "go")}
     try:
@@ -118,7 +138,9 @@ async def test_a_failover_loses_nothing_that_was_replicated(watched: Watched, tm
 
                     async def accepted() -> str:
                         body = {"task": task, "payload": payload, "options": options}
-                        answer = await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": key})
+                        answer = await client.post(
+                            "/v1/jobs", json=body, headers={"Idempotency-Key": key}
+                        )
                         assert answer.status_code in (202, 503), answer.text
                         return str(answer.json().get("id", "")) if answer.status_code == 202 else ""
 
@@ -126,20 +148,30 @@ async def test_a_failover_loses_nothing_that_was_replicated(watched: Watched, tm
 
                 await eventually(lambda: _known(client), 30)
                 retry = {"max_attempts": 20, "base": "10ms", "jitter": False}
-                ids = [await submitted("crash.waits", scene, timeout="2m", retry=retry) for _ in range(10)]
+                ids = [
+                    await submitted("crash.waits", scene, timeout="2m", retry=retry)
+                    for _ in range(10)
+                ]
                 ids += [await submitted("crash.quick", 1, delay="3s") for _ in range(20)]
                 await eventually((tmp_path / "notes").exists)
                 master = watched.client(0)
-                await master.set("last", 1)  # WAIT is for what its own connection wrote, and so for all before that
+                await master.set(
+                    "last", 1
+                )  # WAIT is for what its own connection wrote, and so for all before that
                 assert await master.wait(1, 10_000) == 1
                 await master.aclose()
                 watched.processes[0].kill()
-                ids += [await submitted("crash.quick", 2) for _ in range(20)]  # once there is a master again
+                ids += [
+                    await submitted("crash.quick", 2) for _ in range(20)
+                ]  # once there is a master again
                 (tmp_path / "go").touch()
 
                 async def states() -> list[str]:
                     answers = [await client.get(f"/v1/jobs/{id}") for id in ids]
-                    found = [one.json()["state"] if one.status_code == 200 else str(one.status_code) for one in answers]
+                    found = [
+                        one.json()["state"] if one.status_code == 200 else str(one.status_code)
+                        for one in answers
+                    ]
                     return found if set(found) == {"succeeded"} else []
 
                 await eventually(states, 60)

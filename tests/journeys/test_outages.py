@@ -31,14 +31,21 @@ class Service:
         self.stage, self.client, self.directory = stage, client, directory
 
     def scene(self, name: str) -> dict[str, str]:
-        return {"notes": str(self.directory / f"{name}.notes"), "go": str(self.directory / f"{name}.go")}
+        return {
+            "notes": str(self.directory / f"{name}.notes"),
+            "go": str(self.directory / f"{name}.go"),
+        }
 
     def noted(self, name: str, word: str) -> int:
         path = self.directory / f"{name}.notes"
         return path.read_text().count(word) if path.exists() else 0
 
     async def submit(self, task: str, payload: Any = None, **options: Any) -> httpx2.Response:
-        body = {"task": task, "payload": {} if payload is None else payload, "options": {"retry": RETRY, **options}}
+        body = {
+            "task": task,
+            "payload": {} if payload is None else payload,
+            "options": {"retry": RETRY, **options},
+        }
         return await self.client.post("/v1/jobs", json=body)
 
     async def accepted(self, task: str, payload: Any = None, **options: Any) -> str:
@@ -88,14 +95,18 @@ async def serving(**settings: str) -> AsyncIterator[Service]:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tandem-")))
         directory.chmod(0o711)
         more = {"TANDEM_TASKS": outage_tasks.__name__, **settings}
-        stage = await stack.enter_async_context(open_stage(directory, apis=1, workers=1, settings=more))
+        stage = await stack.enter_async_context(
+            open_stage(directory, apis=1, workers=1, settings=more)
+        )
         # A request that takes longer than this hangs, and fails the test.
         url = f"http://127.0.0.1:{stage.api_ports[0]}"
-        client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, trust_env=False, timeout=20))
+        client = await stack.enter_async_context(
+            httpx2.AsyncClient(base_url=url, trust_env=False, timeout=20)
+        )
         yield Service(stage, client, directory)
 
 
-# --------------------------------------------------------------------------------------------------------------- Redis
+# -------------------------------------------------------------------------------------------- Redis
 
 
 async def killed(stage: Stage) -> Callable[[], Awaitable[None]]:
@@ -135,7 +146,9 @@ async def outage(service: Service, name: str, begin: Callable[[Stage], Awaitable
     )
     told = Told(name, "outage.speaks", [speaker])
     timeout = aiohttp.ClientTimeout(total=None, sock_read=60)
-    async with aiohttp.ClientSession(str(service.client.base_url), timeout=timeout, trust_env=False) as session:
+    async with aiohttp.ClientSession(
+        str(service.client.base_url), timeout=timeout, trust_env=False
+    ) as session:
         reading = asyncio.create_task(follow_lines(session, told, speaker, _nothing))
         await eventually(lambda: service.noted(name, "begun") == 2 and len(told.output) > 2, LONG)
         unwritten = service.said("during=finish")
@@ -149,7 +162,9 @@ async def outage(service: Service, name: str, begin: Callable[[Stage], Awaitable
             service.client.get("/v1/queues"),
             service.client.get("/readyz"),
         )
-        assert [one.status_code for one in refusals] == [503] * len(refusals), [one.text for one in refusals]
+        assert [one.status_code for one in refusals] == [503] * len(refusals), [
+            one.text for one in refusals
+        ]
         assert all(int(one.headers["Retry-After"]) > 0 for one in refusals)
         assert (await service.client.get("/livez")).status_code == 200
 
@@ -160,7 +175,8 @@ async def outage(service: Service, name: str, begin: Callable[[Stage], Awaitable
         await again()
         for one in (id, speaker):
             job = await service.succeeds(one)
-            # Kept and written after: nobody began it anew, although it was away for longer than a lease.
+            # Kept and written after: nobody began it anew, although it was away for longer than a
+            # lease.
             assert [attempt["outcome"] for attempt in job["attempts"]] == ["succeeded"], job
         await asyncio.wait_for(reading, LONG)
     assert told.wrong == []
@@ -185,7 +201,7 @@ async def test_redis_goes_away_in_three_ways_and_everybody_waits_for_it() -> Non
         assert service.stage.said("[error") == []
 
 
-# --------------------------------------------------------------------------------------------------- one of the others
+# -------------------------------------------------------------------------------- one of the others
 
 
 async def others_go_on(service: Service, name: str) -> None:
@@ -222,7 +238,9 @@ async def test_without_a_database_or_the_file_store_only_the_jobs_that_need_it_w
         stage.postgres.start()
         await service.succeeds(waiting)
         rows = await service.succeeds(
-            await service.accepted("sql.query", {"connection": "effects", "sql": "SELECT * FROM once", "as": "result"})
+            await service.accepted(
+                "sql.query", {"connection": "effects", "sql": "SELECT * FROM once", "as": "result"}
+            )
         )
         assert rows["result"]["rows"] == [{"key": "x"}]
         await eventually(lambda: _listed(service, waiting), LONG)

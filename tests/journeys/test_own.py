@@ -25,7 +25,9 @@ def holders(stage: Stage) -> list[tuple[str, int]]:
     return [(word, int(fence)) for word, fence, _ in lines]
 
 
-async def test_a_worker_killed_between_two_steps_does_not_redo_the_first(stage: Stage, client: Client) -> None:
+async def test_a_worker_killed_between_two_steps_does_not_redo_the_first(
+    stage: Stage, client: Client
+) -> None:
     worker = stage.worker(tasks=tasks.__name__)
     id = await client.submit(tasks.steps, stage.scene, retry=MANY)
     await eventually(lambda: stage.notes("between"), 30)
@@ -35,18 +37,26 @@ async def test_a_worker_killed_between_two_steps_does_not_redo_the_first(stage: 
     assert [attempt for attempt, _ in stage.notes("first")] == [1]
     stage.go()
     assert await client.result(id) == ["made by 1", "made by 2"]
-    assert [attempt for attempt, _ in stage.notes("first")] == [1, 2]  # the second one is the second step
+    assert [attempt for attempt, _ in stage.notes("first")] == [
+        1,
+        2,
+    ]  # the second one is the second step
     assert outcomes(await client.record(id)) == ["worker_lost", "succeeded"]
 
 
-async def test_a_lock_has_one_holder_though_a_worker_is_killed_with_it(stage: Stage, client: Client) -> None:
+async def test_a_lock_has_one_holder_though_a_worker_is_killed_with_it(
+    stage: Stage, client: Client
+) -> None:
     first, second = (stage.worker(tasks=tasks.__name__, lease="3s") for _ in range(2))
     await registered(client, 2)
     held = await client.submit(tasks.door, stage.scene, retry=MANY)
     await eventually(lambda: stage.notes("in"), 30)
     holder, other = (first, second) if stage.pids("in") == {first.pid} else (second, first)
     kinds = (tasks.brief, tasks.thread)
-    ids = [held, *[await client.submit(kinds[number % 2], stage.scene, retry=MANY) for number in range(20)]]
+    ids = [
+        held,
+        *[await client.submit(kinds[number % 2], stage.scene, retry=MANY) for number in range(20)],
+    ]
     await eventually(lambda: all_wait(client, 20), 30)
     assert len(holders(stage)) == 1
     holder.kill()
@@ -55,7 +65,11 @@ async def test_a_lock_has_one_holder_though_a_worker_is_killed_with_it(stage: St
     fences = [await client.result(id) for id in ids]
     (_, killed), *noted = holders(stage)
     assert [word for word, _ in noted] == ["in", "out"] * 21
-    assert [fence for _, fence in noted[::2]] == [fence for _, fence in noted[1::2]] == sorted(set(fences))
+    assert (
+        [fence for _, fence in noted[::2]]
+        == [fence for _, fence in noted[1::2]]
+        == sorted(set(fences))
+    )
     assert killed < min(fences)
     assert stage.pids("out") == {other.pid}
 
@@ -64,7 +78,9 @@ async def all_wait(client: Client, count: int) -> bool:
     return bool(await client.redis.zcard(f"{client.queue.prefix}waits:default:door") == count)
 
 
-async def test_a_holder_that_sleeps_for_longer_than_its_lease_is_told(stage: Stage, client: Client) -> None:
+async def test_a_holder_that_sleeps_for_longer_than_its_lease_is_told(
+    stage: Stage, client: Client
+) -> None:
     sleeper = stage.worker(tasks=tasks.__name__)
     id = await client.submit(tasks.door, stage.scene, retry=MANY)
     await eventually(lambda: stage.pids("in") == {sleeper.pid}, 30)

@@ -17,7 +17,9 @@ MANY = 60
 @pytest.fixture
 async def http(pair: Pair) -> AsyncIterator[httpx2.AsyncClient]:
     headers = {"Authorization": f"Bearer {KEY}"}
-    async with httpx2.AsyncClient(base_url=pair.url, headers=headers, trust_env=False, timeout=60) as client:
+    async with httpx2.AsyncClient(
+        base_url=pair.url, headers=headers, trust_env=False, timeout=60
+    ) as client:
         yield client
 
 
@@ -31,7 +33,11 @@ async def test_what_failed_runs_again_when_its_cause_is_gone(
     pair: Pair, http: httpx2.AsyncClient, tmp_path: Path
 ) -> None:
     tag, path = tmp_path.name, tmp_path / "needed.txt"
-    job = {"task": "client.needs", "payload": {"path": str(path)}, "options": {"tags": {"batch": tag}}}
+    job = {
+        "task": "client.needs",
+        "payload": {"path": str(path)},
+        "options": {"tags": {"batch": tag}},
+    }
     accepted = (await http.post("/v1/jobs/bulk", json=[job] * MANY)).json()
     old = [one["id"] for one in accepted]
 

@@ -96,7 +96,10 @@ async def lines(
     port: int, id: str, after: str | None = None, *, slow: asyncio.Event | None = None
 ) -> AsyncGenerator[bytes, None]:
     """The entries of one connection, as long as it lasts; a slow reader stops after the first until the event."""
-    url, headers = f"http://127.0.0.1:{port}/v1/jobs/{id}/stream", {"Accept": "application/x-ndjson"}
+    url, headers = (
+        f"http://127.0.0.1:{port}/v1/jobs/{id}/stream",
+        {"Accept": "application/x-ndjson"},
+    )
     query = {"types": "output"} | ({"after": after} if after else {})
     async with httpx2.AsyncClient(trust_env=False, timeout=60) as client:
         with suppress(httpx2.TransportError):
@@ -169,9 +172,13 @@ async def test_readers_of_any_pace_get_all_while_redis_holds_little(
     assert await slow == expected(stream)
 
 
-async def test_a_stream_outlives_the_worker(stage: Stage, client: Client, replicas: Replicas) -> None:
+async def test_a_stream_outlives_the_worker(
+    stage: Stage, client: Client, replicas: Replicas
+) -> None:
     port = await replicas.start()
-    stream = tasks.Stream(items=200, size=64 << 10, halt=120, go=stage.directory / "go")  # killed after 8 MB
+    stream = tasks.Stream(
+        items=200, size=64 << 10, halt=120, go=stage.directory / "go"
+    )  # killed after 8 MB
     id = await client.submit(tasks.items, stream.model_dump(mode="json"))
     reading = asyncio.create_task(digest(lines(port, id)))
     await eventually(lambda: client.queue.segments(id), 30)
@@ -185,7 +192,9 @@ async def test_a_stream_outlives_the_worker(stage: Stage, client: Client, replic
     assert await digest(lines(port, id)) == expected(stream), "as for who comes later"
 
 
-async def test_fifty_cuts_and_a_killed_replica_lose_nothing(stage: Stage, client: Client, replicas: Replicas) -> None:
+async def test_fifty_cuts_and_a_killed_replica_lose_nothing(
+    stage: Stage, client: Client, replicas: Replicas
+) -> None:
     ports = [await replicas.start(), await replicas.start()]
     stream = tasks.Stream(items=1600, size=8 << 10, halt=1000, go=stage.directory / "go")  # 13 MB
     id = await client.submit(tasks.items, stream.model_dump(mode="json"))
@@ -196,7 +205,9 @@ async def test_fifty_cuts_and_a_killed_replica_lose_nothing(stage: Stage, client
             replicas.kill(ports.pop(0))
         if cut == 25:
             stage.go()
-        count = dice.randint(0, 30)  # 750 before the job goes on, and 1500 in all, are not the end of what there is
+        count = dice.randint(
+            0, 30
+        )  # 750 before the job goes on, and 1500 in all, are not the end of what there is
         connection = lines(dice.choice(ports), id, got[-1][0] if got else None)
         while count and (line := await anext(connection, None)) is not None:
             entry = _entry.decode(line)

@@ -39,7 +39,9 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "tandem_jobs.cli", *arguments]
 
 
-def tandem(pair: Pair, *arguments: str, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+def tandem(
+    pair: Pair, *arguments: str, stdin: str = "", **more: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*arguments),
         env=environment(pair, **more),
@@ -56,12 +58,17 @@ def rows(text: str) -> list[object]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-# --------------------------------------------------------------------------------------------------------- in a script
+# -------------------------------------------------------------------------------------- in a script
 
 
 def test_submit_prints_the_id_and_result_prints_the_result(pair: Pair, client: Client) -> None:
     done = tandem(
-        pair, "submit", "client.ends", '{"result": {"n": 1.50, "big": 12345678901234567890123}}', "--tag", "a=b"
+        pair,
+        "submit",
+        "client.ends",
+        '{"result": {"n": 1.50, "big": 12345678901234567890123}}',
+        "--tag",
+        "a=b",
     )
     assert (done.returncode, done.stderr) == (0, "")
     id = done.stdout.strip()
@@ -80,7 +87,9 @@ def test_watch_gives_items_alone_on_stdout(pair: Pair, tmp_path: Path) -> None:
     done = tandem(pair, "submit", "--watch", "client.counts", f"@{payload}")
     assert done.returncode == 0
     assert [row["number"] for row in rows(done.stdout) if isinstance(row, dict)] == list(range(500))
-    assert re.fullmatch(r"job \S+\n(queued\n)?running, attempt 1\nsucceeded after \d+\.\d s\n", done.stderr)
+    assert re.fullmatch(
+        r"job \S+\n(queued\n)?running, attempt 1\nsucceeded after \d+\.\d s\n", done.stderr
+    )
 
 
 def test_watch_tells_logs_and_retries_on_stderr(pair: Pair, client: Client) -> None:
@@ -88,7 +97,9 @@ def test_watch_tells_logs_and_retries_on_stderr(pair: Pair, client: Client) -> N
     done = tandem(pair, "watch", id)
     assert done.returncode == 0
     assert rows(done.stdout) == [{"attempt": number, "text": "\x9b31m"} for number in (1, 2)]
-    assert re.search(r"^\d\d:\d\d:\d\d info +half \\x1b\[31mdone page=3$", done.stderr, re.MULTILINE)
+    assert re.search(
+        r"^\d\d:\d\d:\d\d info +half \\x1b\[31mdone page=3$", done.stderr, re.MULTILINE
+    )
     assert "attempt 2 begins: the items above are void" in done.stderr
     assert done.stderr.endswith(": 7\n")
     last = list(client.stream(id))[-1].id
@@ -140,14 +151,23 @@ def test_a_result_that_became_a_file_is_printed_and_so_is_any_file(pair: Pair) -
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["submit", "client.counts", "{}"], "tandem: The request is not valid: /payload/count is required"),
+        (
+            ["submit", "client.counts", "{}"],
+            "tandem: The request is not valid: /payload/count is required",
+        ),
         (["submit", "no.such", "{}"], "tandem: The task is not known: "),
         (["submit", "client.ends", "{"], "tandem: the payload is no JSON: "),
         (["submit", "client.ends", "@/no/such"], "tandem: @/no/such: No such file or directory"),
-        (["submit", "client.ends", "--timeout", "soon"], "tandem: The request is not valid: /options/timeout "),
+        (
+            ["submit", "client.ends", "--timeout", "soon"],
+            "tandem: The request is not valid: /options/timeout ",
+        ),
         (["watch", "nothing"], "tandem: There is no such thing: "),
         (["watch", "nothing", "--url", "here"], "tandem: TANDEM_URL: "),
-        (["result", "nothing", "--api-key", "tk_abcd_wrongwrongwrongwrong"], "tandem: An API key is needed"),
+        (
+            ["result", "nothing", "--api-key", "tk_abcd_wrongwrongwrongwrong"],
+            "tandem: An API key is needed",
+        ),
     ],
 )
 def test_what_is_refused_is_a_line(pair: Pair, arguments: list[str], said: str) -> None:
@@ -169,7 +189,10 @@ def test_nobody_there_is_an_exit_code_of_its_own(pair: Pair) -> None:
 
 def test_a_key_submits_once_and_stdin_is_read(pair: Pair) -> None:
     key = os.urandom(4).hex()
-    first, again = (tandem(pair, "submit", "client.ends", "-", "--key", key, stdin='{"result": 1}') for _ in range(2))
+    first, again = (
+        tandem(pair, "submit", "client.ends", "-", "--key", key, stdin='{"result": 1}')
+        for _ in range(2)
+    )
     assert first.stdout == again.stdout
 
 
@@ -191,7 +214,7 @@ def test_a_reader_that_goes_away_is_quiet(pair: Pair, client: Client) -> None:
     assert "Traceback" not in said
 
 
-# ------------------------------------------------------------------------------------------------------- on a terminal
+# ------------------------------------------------------------------------------------ on a terminal
 
 
 class Terminal:
@@ -246,7 +269,9 @@ class Terminal:
         self.close()
 
 
-async def test_a_terminal_has_a_live_line_and_keeps_the_rest(pair: Pair, client: Client, tmp_path: Path) -> None:
+async def test_a_terminal_has_a_live_line_and_keeps_the_rest(
+    pair: Pair, client: Client, tmp_path: Path
+) -> None:
     go = tmp_path / "go"
     id = client.submit("client.ends", {"result": {"n": 1}, "go": str(go)}).id
     with Terminal(pair, "watch", id) as terminal:
@@ -268,15 +293,28 @@ async def test_progress_is_a_bar(pair: Pair, client: Client, tmp_path: Path) -> 
     upto.write_text("0")
     id = client.submit("client.bars", {"count": 4, "upto": str(upto)}).id
     with Terminal(pair, "watch", id, PYTHONUTF8="1") as terminal:
-        for number, bar in enumerate(("█" * 6 + "░" * 18, "█" * 12 + "░" * 12, "█" * 18 + "░" * 6), 1):
+        for number, bar in enumerate(
+            ("█" * 6 + "░" * 18, "█" * 12 + "░" * 12, "█" * 18 + "░" * 6), 1
+        ):
             upto.write_text(str(number))
-            await eventually(lambda: f"{CLEAR}running · {bar} {number}/4 · step" in terminal.shown, START)  # noqa: B023 - it is called before the next turn
+            line = f"{CLEAR}running · {bar} {number}/4 · step"
+
+            def shown(line: str = line) -> bool:
+                return line in terminal.shown
+
+            await eventually(shown, START)
         upto.write_text("4")
         assert terminal.ended() == 0
-    assert not [line for line in re.split(r"[\r\n]", terminal.shown) if len(line.replace("\x1b[2K", "")) >= 60]
+    assert not [
+        line
+        for line in re.split(r"[\r\n]", terminal.shown)
+        if len(line.replace("\x1b[2K", "")) >= 60
+    ]
 
 
-async def test_a_piped_terminal_has_its_line_on_stderr(pair: Pair, client: Client, tmp_path: Path) -> None:
+async def test_a_piped_terminal_has_its_line_on_stderr(
+    pair: Pair, client: Client, tmp_path: Path
+) -> None:
     go = tmp_path / "go"
     id = client.submit("client.ends", {"retries": 1, "go": str(go)}).id
     with Terminal(pair, "watch", id, piped=True, NO_COLOR="1") as terminal:

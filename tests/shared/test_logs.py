@@ -45,7 +45,11 @@ def test_no_secret_and_no_control_character(lines: tuple[str, list[str]]) -> Non
     text = "\n".join(lines[1])
     assert "SECRET" not in text
     assert "chatter" not in text
-    assert not [one for one in text if one != "\n" and (ord(one) < 32 or 0x7F <= ord(one) < 0xA0 or one == "\u202e")]
+    assert not [
+        one
+        for one in text
+        if one != "\n" and (ord(one) < 32 or 0x7F <= ord(one) < 0xA0 or one == "\u202e")
+    ]
 
 
 def test_every_line_is_one_of_ours(lines: tuple[str, list[str]]) -> None:

@@ -39,7 +39,9 @@ def test_there_is_none_after_the_last_attempt_and_one_before(
 
 @laws
 @given(policies, attempts, after)
-def test_what_is_not_worth_it_is_never_retried(policy: RetryPolicy, attempt: int, after: float | None) -> None:
+def test_what_is_not_worth_it_is_never_retried(
+    policy: RetryPolicy, attempt: int, after: float | None
+) -> None:
     assert delay(policy, attempt, retryable=False, after=after) is None
 
 
@@ -56,14 +58,18 @@ def test_it_is_finite_and_between_the_floor_and_the_cap(
 
 @laws
 @given(policies, attempts, chance)
-def test_the_other_side_is_obeyed_also_above_the_cap(policy: RetryPolicy, attempt: int, chance: float) -> None:
+def test_the_other_side_is_obeyed_also_above_the_cap(
+    policy: RetryPolicy, attempt: int, chance: float
+) -> None:
     wait = delay(policy, attempt, after=policy.cap + 1, random=lambda: chance)
     assert wait in (None, policy.cap + 1)
 
 
 @laws
 @given(policies, attempts, chance)
-def test_jitter_takes_a_share_of_what_it_would_be(policy: RetryPolicy, attempt: int, chance: float) -> None:
+def test_jitter_takes_a_share_of_what_it_would_be(
+    policy: RetryPolicy, attempt: int, chance: float
+) -> None:
     plain = delay(policy.model_copy(update={"jitter": False}), attempt)
     spread = delay(policy.model_copy(update={"jitter": True}), attempt, random=lambda: chance)
     assert spread == (None if plain is None else plain * chance)
@@ -71,7 +77,9 @@ def test_jitter_takes_a_share_of_what_it_would_be(policy: RetryPolicy, attempt: 
 
 @laws
 @given(policies, st.integers(1, 998))
-def test_without_jitter_it_never_shrinks_and_asks_no_chance(policy: RetryPolicy, attempt: int) -> None:
+def test_without_jitter_it_never_shrinks_and_asks_no_chance(
+    policy: RetryPolicy, attempt: int
+) -> None:
     steady = policy.model_copy(update={"jitter": False, "max_attempts": 1000})
 
     def never() -> float:
@@ -85,7 +93,11 @@ def test_without_jitter_it_never_shrinks_and_asks_no_chance(policy: RetryPolicy,
 
 @pytest.mark.parametrize(
     ("backoff", "waits"),
-    [("exponential", [2, 4, 8, 16, 20, 20]), ("linear", [2, 4, 6, 8, 10, 12]), ("fixed", [2, 2, 2, 2, 2, 2])],
+    [
+        ("exponential", [2, 4, 8, 16, 20, 20]),
+        ("linear", [2, 4, 6, 8, 10, 12]),
+        ("fixed", [2, 2, 2, 2, 2, 2]),
+    ],
 )
 def test_how_it_grows(backoff: Any, waits: list[float]) -> None:
     policy = RetryPolicy(max_attempts=7, backoff=backoff, base=2.0, cap=20.0, jitter=False)
@@ -107,7 +119,14 @@ def test_durations_are_written_as_people_write_them() -> None:
     assert (policy.max_attempts, policy.backoff, policy.jitter) == (3, "exponential", True)
 
 
-WRONG = [{"max_attempts": 0}, {"max_attempts": 1001}, {"backoff": "never"}, {"base": -1}, {"cap": "soon"}, {"other": 1}]
+WRONG = [
+    {"max_attempts": 0},
+    {"max_attempts": 1001},
+    {"backoff": "never"},
+    {"base": -1},
+    {"cap": "soon"},
+    {"other": 1},
+]
 
 
 @pytest.mark.parametrize("wrong", WRONG)

@@ -60,9 +60,12 @@ def test_connections_are_named_in_lower_case(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("5", 5.0), ("2.5", 2.5), ("250ms", 0.25), ("5m", 300.0), ("0", 0.0), ("0s", 0.0)]
+    ("text", "seconds"),
+    [("5", 5.0), ("2.5", 2.5), ("250ms", 0.25), ("5m", 300.0), ("0", 0.0), ("0s", 0.0)],
 )
-def test_durations_are_seconds_or_have_a_unit(monkeypatch: pytest.MonkeyPatch, text: str, seconds: float) -> None:
+def test_durations_are_seconds_or_have_a_unit(
+    monkeypatch: pytest.MonkeyPatch, text: str, seconds: float
+) -> None:
     monkeypatch.setenv("TANDEM_DRAIN", text)
     assert load().drain == seconds
 
@@ -88,7 +91,9 @@ def test_durations_are_seconds_or_have_a_unit(monkeypatch: pytest.MonkeyPatch, t
         ("TANDEM_LOG", "xml"),
     ],
 )
-def test_a_wrong_value_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_a_wrong_value_is_refused_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(Misconfigured) as caught:
         load()
@@ -101,12 +106,19 @@ def test_all_wrong_ones_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("TANDEM_LEASE", "y")
     with pytest.raises(Misconfigured) as caught:
         load()
-    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == ["TANDEM_LEASE", "TANDEM_PORT"]
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
+        "TANDEM_LEASE",
+        "TANDEM_PORT",
+    ]
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("TANDEM_KEYS", "tk_ab_hunter2hunter2"), ("TANDEM_REDIS_URL", "http://u:hunter2@h"), ("TANDEM_PORT", "hunter2")],
+    [
+        ("TANDEM_KEYS", "tk_ab_hunter2hunter2"),
+        ("TANDEM_REDIS_URL", "http://u:hunter2@h"),
+        ("TANDEM_PORT", "hunter2"),
+    ],
 )
 def test_no_error_repeats_a_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
@@ -154,7 +166,10 @@ def test_only_a_loopback_address_needs_no_key(host: str, is_loopback: bool) -> N
     ("url", "masked"),
     [
         ("redis://:hunter2@h:6379/0", "redis://:***@h:6379/0"),
-        ("postgres://u:hunter2@h/d?sslmode=require&password=hunter2", "postgres://u:***@h/d?sslmode=***&password=***"),
+        (
+            "postgres://u:hunter2@h/d?sslmode=require&password=hunter2",
+            "postgres://u:***@h/d?sslmode=***&password=***",
+        ),
         ("postgres://u:hun@ter2@h/d", "postgres://u:***@h/d"),
         ("postgres://u:hun#t?er/2@h/d?a=b", "postgres://u:***@h/d?a=***"),
         ("sqlite:///data/x.db", "sqlite:///data/x.db"),
@@ -194,7 +209,9 @@ def test_nothing_shown_holds_a_secret() -> None:
         ("TANDEM_MONGO__EVENTS", "postgres://host/name"),
     ],
 )
-def test_a_url_of_another_kind_stops_the_start(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_a_url_of_another_kind_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(Misconfigured, match=f"^{name}: give "):
         load()

@@ -19,9 +19,14 @@ async def client(tmp_path: Path) -> AsyncIterator[Client]:
     """One whose file cannot be opened before its directory is made."""
     config = {
         "connections": {
-            "shop": {"engine": "tandem_shared.sqlite", "credentials": {"file_path": str(tmp_path / "a" / "db")}}
+            "shop": {
+                "engine": "tandem_shared.sqlite",
+                "credentials": {"file_path": str(tmp_path / "a" / "db")},
+            }
         },
-        "apps": {"tandem": {"models": ["tandem_shared.ledger.models"], "default_connection": "shop"}},
+        "apps": {
+            "tandem": {"models": ["tandem_shared.ledger.models"], "default_connection": "shop"}
+        },
     }
     with TortoiseContext() as context:
         await context.init(config=config)
@@ -43,7 +48,9 @@ async def test_a_file_that_could_not_be_opened_is_opened_later(client: Client) -
         await connection.execute_query("SELECT 1")
 
 
-async def test_whoever_is_cancelled_while_a_transaction_begins_leaves_it_to_others(client: Client) -> None:
+async def test_whoever_is_cancelled_while_a_transaction_begins_leaves_it_to_others(
+    client: Client,
+) -> None:
     Path(client.filename).parent.mkdir()
     async with client._in_transaction() as first:
         await first.execute_query("CREATE TABLE t (a)")

@@ -10,7 +10,11 @@ from tandem_shared.times import rfc3339, rfc3339_of_stamp
 
 
 def by_the_library(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (
+        datetime.fromtimestamp(seconds, UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
 
 
 @given(st.floats(0, 4e9))
@@ -30,7 +34,11 @@ def test_stamps(stamp: int) -> None:
 
 @pytest.mark.parametrize(
     ("moment", "told"),
-    [(0, "1970-01-01T00:00:00.000Z"), (1.9999996, "1970-01-01T00:00:02.000Z"), (1e9, "2001-09-09T01:46:40.000Z")],
+    [
+        (0, "1970-01-01T00:00:00.000Z"),
+        (1.9999996, "1970-01-01T00:00:02.000Z"),
+        (1e9, "2001-09-09T01:46:40.000Z"),
+    ],
 )
 def test_what_it_looks_like(moment: float, told: str) -> None:
     assert rfc3339(moment) == by_the_library(moment) == told

@@ -50,7 +50,9 @@ class Bench:
     async def upload(self, name: str, data: bytes, content_type: str) -> str:
         """The id of a file as a client has uploaded it."""
         store = self.resources.files
-        saved = await save_upload(store, data, tenant="default", keep=60, name=name, content_type=content_type)
+        saved = await save_upload(
+            store, data, tenant="default", keep=60, name=name, content_type=content_type
+        )
         return saved.id
 
 

@@ -29,7 +29,9 @@ async def claimed(client: Client, *, submit: bool = True) -> Claimed:
     await client.queue.register(WorkerInfo("w", "host", 1, ("default",), 10, "1", 0.0), [entry])
     if submit:
         await client.submit(talks)
-    claim = await client.queue.claim("w", next(numbers), slots=1, tasks=digest([entry]), queues=["default"])
+    claim = await client.queue.claim(
+        "w", next(numbers), slots=1, tasks=digest([entry]), queues=["default"]
+    )
     return claim.jobs[0]
 
 
@@ -37,7 +39,12 @@ class Said:
     """An output, its job, and how often the job was found lost."""
 
     def __init__(
-        self, client: Client, job: Claimed, store: FileStore, limit: int = 1 << 30, seconds: float = 60
+        self,
+        client: Client,
+        job: Claimed,
+        store: FileStore,
+        limit: int = 1 << 30,
+        seconds: float = 60,
     ) -> None:
         self.client, self.job, self.store = client, job, store
         self.lost = 0

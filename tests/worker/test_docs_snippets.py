@@ -81,7 +81,10 @@ async def test_the_places_where_code_runs(paste: Paste) -> None:
         return seen.items
 
     assert await streamed(module.count, 3) == [0, 1, 2]
-    assert await streamed(module.squares, [2, 3]) == [{"number": 2, "square": 4}, {"number": 3, "square": 9}]
+    assert await streamed(module.squares, [2, 3]) == [
+        {"number": 2, "square": 4},
+        {"number": 3, "square": 9},
+    ]
     assert await run(module.primes, 20) == [2, 3, 5, 7, 11, 13, 17, 19]
 
 
@@ -109,7 +112,11 @@ async def test_the_web(paste: Paste) -> None:
 
     async def station(request: web.BaseRequest) -> web.Response:
         asked.append(request.path_qs)
-        known = {"/oslo": (200, {"temperature": 4.5}), "/busy": (503, {}), "/long": (200, "x" * 200_000)}
+        known = {
+            "/oslo": (200, {"temperature": 4.5}),
+            "/busy": (503, {}),
+            "/long": (200, "x" * 200_000),
+        }
         status, body = known.get(request.path, (404, {}))
         return web.json_response(body, status=status)
 
@@ -147,7 +154,10 @@ async def test_the_locks(paste: Paste, tmp_path: Path) -> None:
         for _ in range(3):
             with pytest.raises(Retry, match="a later holder"):
                 await run(set_stock, {"item": "cup", "amount": 9}, resources=resources, locks=locks)
-        setting = (run(set_stock, {"item": "cup", "amount": n}, resources=resources, locks=locks) for n in (5, 6))
+        setting = (
+            run(set_stock, {"item": "cup", "amount": n}, resources=resources, locks=locks)
+            for n in (5, 6)
+        )
         assert await asyncio.gather(*setting) == [4, 5]
     with closing(sqlite3.connect(path)) as shop:
         assert shop.execute("SELECT * FROM stock").fetchall() == [("cup", 6, 5)]
@@ -215,7 +225,9 @@ async def test_the_fan_out(paste: Paste) -> None:
         full.clear()
         sent = await run(send_all, payload, resources=resources, sink=seen, job_id="J", attempt=2)
     assert sorted(asked) == [("Ada", "J Ada"), ("Bo", "J Bo"), ("Bo", "J Bo"), ("Cy", "J Cy")]
-    assert [(one.person, one.number[:8]) for one in sent] == [(name, "receipt ") for name in ("Ada", "Bo", "Cy")]
+    assert [(one.person, one.number[:8]) for one in sent] == [
+        (name, "receipt ") for name in ("Ada", "Bo", "Cy")
+    ]
     assert sent[1].number == "receipt 4"
 
 

@@ -31,7 +31,9 @@ class Pair:
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 LEAVES = st.none() | st.booleans() | st.integers() | FLOATS | st.text()
-VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20
+)
 
 
 @given(VALUES)
@@ -39,7 +41,11 @@ def test_json_survives_encoding(value: Any) -> None:
     assert msgspec.json.decode(encode(value)) == value
 
 
-@given(VALUES, st.sampled_from([math.nan, math.inf, -math.inf]), st.sampled_from(["plain", "model", "typed"]))
+@given(
+    VALUES,
+    st.sampled_from([math.nan, math.inf, -math.inf]),
+    st.sampled_from(["plain", "model", "typed"]),
+)
 def test_no_infinity_becomes_null(value: Any, bad: float, where: str) -> None:
     @task("floats")
     async def floats() -> list[float]:
@@ -62,9 +68,19 @@ def test_what_authors_return_is_written() -> None:
     class Struct(msgspec.Struct):
         a: int
 
-    value = [Point(x=1), Pair(1), Struct(2), datetime(2024, 5, 17, tzinfo=UTC), Decimal("1.50"), {3}, 10**30]
+    value = [
+        Point(x=1),
+        Pair(1),
+        Struct(2),
+        datetime(2024, 5, 17, tzinfo=UTC),
+        Decimal("1.50"),
+        {3},
+        10**30,
+    ]
     assert encode(value) == (
-        b'[{"x":1.0,"the label":""},{"left":1,"right":2},{"a":2},"2024-05-17T00:00:00Z","1.50",[3],1' + b"0" * 30 + b"]"
+        b'[{"x":1.0,"the label":""},{"left":1,"right":2},{"a":2},"2024-05-17T00:00:00Z","1.50",[3],1'
+        + b"0" * 30
+        + b"]"
     )
     assert encode(msgspec.Raw(b'{"as": "it is"}')) == b'{"as": "it is"}'
 

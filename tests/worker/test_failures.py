@@ -30,7 +30,9 @@ def refusal(payload: Any) -> ValidationError:
 
 
 def test_pointers_name_the_fields_and_no_value_is_repeated() -> None:
-    told = invalid_payload(refusal({"inner": {"numbers": [1, "hunter2"]}, "width": 0, "names": {"a/b~c": "hunter2"}}))
+    told = invalid_payload(
+        refusal({"inner": {"numbers": [1, "hunter2"]}, "width": 0, "names": {"a/b~c": "hunter2"}})
+    )
     assert (told.type, told.retryable) == ("invalid_payload", False)
     lines = told.message.split("; ")
     assert [line.partition(": ")[0] for line in lines] == [
@@ -44,14 +46,22 @@ def test_pointers_name_the_fields_and_no_value_is_repeated() -> None:
 def test_many_errors_are_cut() -> None:
     told = invalid_payload(refusal({"inner": {"numbers": ["x"] * 500}}))
     assert told.message.count("/payload") == 10
-    assert len(invalid_payload(refusal({"inner": {"numbers": []}, "names": {"x" * 5000: "y"}})).message) <= LONGEST
+    assert (
+        len(
+            invalid_payload(refusal({"inner": {"numbers": []}, "names": {"x" * 5000: "y"}})).message
+        )
+        <= LONGEST
+    )
 
 
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
         (ValueError("plain"), ("exception:ValueError", "plain", True, None)),
-        (ValueError(), ("exception:ValueError", "the task raised ValueError without a message", True, None)),
+        (
+            ValueError(),
+            ("exception:ValueError", "the task raised ValueError without a message", True, None),
+        ),
         (KeyError("missing"), ("exception:KeyError", "'missing'", True, None)),
         (TimeoutError("the printer"), ("exception:TimeoutError", "the printer", True, None)),
         (Permanent("card_declined", "no"), ("card_declined", "no", False, None)),
@@ -89,7 +99,10 @@ def test_a_timeout_names_its_limit() -> None:
         ("cannot open /srv/app/data/x.csv today", "cannot open …/x.csv today"),
         ("see 'file:///srv/app/data/x.csv'", "see 'file://…/x.csv'"),
         ("at /usr/lib/python3.11/", "at …/python3.11"),
-        ("GET https://example.com/a/b/c?d=e gave 500", "GET https://example.com/a/b/c?d=e gave 500"),
+        (
+            "GET https://example.com/a/b/c?d=e gave 500",
+            "GET https://example.com/a/b/c?d=e gave 500",
+        ),
         ("GET http://10.0.0.1:8080/a/b gave 500", "GET http://10.0.0.1:8080/a/b gave 500"),
         ("3/4 and 1/2/3 and and/or", "3/4 and 1/2/3 and and/or"),
         ("postgres://app:hunter2@db:5432/x", "postgres://app:***@db:5432/x"),

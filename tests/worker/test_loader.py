@@ -11,7 +11,9 @@ from tandem_worker.loader import load_tasks
 
 
 @pytest.fixture
-def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+def write_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str, str], None]]:
     """Puts a module on the path of this process for one test."""
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
@@ -30,9 +32,13 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
 ONE = "from tandem_worker import task\n@task({name!r})\ndef work(): ...\n"
 
 
-def test_modules_are_loaded_with_the_built_in_tasks(write_module: Callable[[str, str], None]) -> None:
+def test_modules_are_loaded_with_the_built_in_tasks(
+    write_module: Callable[[str, str], None],
+) -> None:
     write_module("orders_a", ONE.format(name="orders.pay"))
-    write_module("orders_b/__init__", "from orders_b.inner import work\nfrom orders_a import work as other\n")
+    write_module(
+        "orders_b/__init__", "from orders_b.inner import work\nfrom orders_a import work as other\n"
+    )
     write_module("orders_b/inner", ONE.format(name="orders.ship"))
     tasks = load_tasks(["orders_a", "orders_b", "orders_b.inner", "orders_a"])
     assert tasks.keys() - load_tasks([]).keys() == {"orders.pay", "orders.ship"}
@@ -43,13 +49,19 @@ def test_modules_are_loaded_with_the_built_in_tasks(write_module: Callable[[str,
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("import not_installed_anywhere", "ModuleNotFoundError: No module named 'not_installed_anywhere'"),
+        (
+            "import not_installed_anywhere",
+            "ModuleNotFoundError: No module named 'not_installed_anywhere'",
+        ),
         ("raise RuntimeError('first line\\nsecond line')", "RuntimeError: first line"),
         ("import sys; sys.exit(3)", "SystemExit: 3"),
         ("def broken(:", "SyntaxError: invalid syntax"),
         ("from tandem_worker import task\n@task('Wrong')\ndef work(): ...", "is named 'Wrong'"),
         ("from tandem_worker import task", "it defines no task"),
-        (ONE.format(name="http.request"), "the task 'http.request' of broken.work is also tandem_worker.tasks.http."),
+        (
+            ONE.format(name="http.request"),
+            "the task 'http.request' of broken.work is also tandem_worker.tasks.http.",
+        ),
     ],
 )
 def test_a_module_that_cannot_serve_stops_the_start(

@@ -11,7 +11,11 @@ from tandem_shared.dev.servers import tied
 
 async def started(redis_url: str, tmp_path: Path, *options: str) -> tuple[int | None, str]:
     """Its exit code and what it said."""
-    env = {**os.environ, "TANDEM_REDIS_URL": redis_url, "TANDEM_STORE_URL": (tmp_path / "files").as_uri()}
+    env = {
+        **os.environ,
+        "TANDEM_REDIS_URL": redis_url,
+        "TANDEM_STORE_URL": (tmp_path / "files").as_uri(),
+    }
     env["TANDEM_DATABASE_URL"] = f"sqlite://{tmp_path / 'tandem.db'}"
     pipe = asyncio.subprocess.PIPE
     argv = tied([sys.executable, "-m", "tandem_worker", "--burst", *options])
@@ -35,10 +39,14 @@ async def test_a_profile_shows_the_loop_of_the_worker(redis_url: str, tmp_path: 
     stats = pstats.Stats(str(path)).stats  # type: ignore[attr-defined] # documented nowhere, and so not in the types
     functions = {(Path(file).name, name) for file, _, name in stats}
     assert ("worker.py", "_loop") in functions
-    assert not any(file == "heart.py" and name == "beat" for file, name in functions), "another thread's"
+    assert not any(file == "heart.py" and name == "beat" for file, name in functions), (
+        "another thread's"
+    )
 
 
-async def test_a_profile_that_cannot_be_written_stops_the_start(redis_url: str, tmp_path: Path) -> None:
+async def test_a_profile_that_cannot_be_written_stops_the_start(
+    redis_url: str, tmp_path: Path
+) -> None:
     code, said = await started(redis_url, tmp_path, "--profile", str(tmp_path / "no" / "out"))
     assert code == 2
     assert "--profile" in said

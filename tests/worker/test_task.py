@@ -37,11 +37,19 @@ class Options(TypedDict, total=False):
     deep: bool
 
 
-# ------------------------------------------------------------------------------------------------------- the decorator
+# ------------------------------------------------------------------------------------ the decorator
 
 
 def test_a_task_stays_the_function_it_was() -> None:
-    @task("sum.two", timeout="1m", queue="heavy", priority="low", version=3, summary="Adds.", example=[1, 2])
+    @task(
+        "sum.two",
+        timeout="1m",
+        queue="heavy",
+        priority="low",
+        version=3,
+        summary="Adds.",
+        example=[1, 2],
+    )
     def add(payload: list[int]) -> int:
         return sum(payload)
 
@@ -169,7 +177,9 @@ def test_where_a_function_runs() -> None:
     def generator() -> Iterator[int]:
         yield 1
 
-    kinds = [of(task("some.name")(function)).kind for function in (coroutine, stream, plain, generator)]
+    kinds = [
+        of(task("some.name")(function)).kind for function in (coroutine, stream, plain, generator)
+    ]
     assert kinds == ["async", "stream", "thread", "thread"]
     assert of(task("some.name", cpu=True)(plain)).kind == "process"
 
@@ -235,7 +245,11 @@ def local() -> Callable[..., Any]:
         (plain, {"priority": "urgent"}, "high, normal or low"),
         (plain, {"version": 0}, "version=0"),
         (plain, {"example": "three"}, "its own payload refuses"),
-        (plain, {"example": "3"}, "its own payload refuses"),  # pydantic would take it, the API does not
+        (
+            plain,
+            {"example": "3"},
+            "its own payload refuses",
+        ),  # pydantic would take it, the API does not
         (on_the_loop, {"cpu": True}, "cpu=True, which is for plain def"),
         (two_jobs, {}, "takes a second job, 'other'"),
         (two_payloads, {}, "takes a second payload, 'b'"),
@@ -274,7 +288,7 @@ def test_dotted_words_are_names(words: list[str]) -> None:
     assert of(task(name)(lambda: None)).name == name
 
 
-# ------------------------------------------------------------------------------------------------------------- limits
+# ------------------------------------------------------------------------------------------- limits
 
 
 def test_limits_are_published_where_set() -> None:
@@ -306,11 +320,17 @@ def test_limits_are_published_where_set() -> None:
         ({"rate": "1.5/s"}, ValueError, "has rate='1.5/s'"),
         ({"rate": "-1/s"}, ValueError, "has rate='-1/s'"),
         ({"rate": "5/fortnight"}, ValueError, "has rate='5/fortnight'"),
-        ({"rate": "20/ms"}, ValueError, "has rate='20/ms': it must be from one a day to 10,000 a second"),
+        (
+            {"rate": "20/ms"},
+            ValueError,
+            "has rate='20/ms': it must be from one a day to 10,000 a second",
+        ),
         ({"rate": "1/2d"}, ValueError, "has rate='1/2d'"),
     ],
 )
-def test_wrong_limits_are_told_where_they_are_written(given: dict[str, Any], error: type[Exception], text: str) -> None:
+def test_wrong_limits_are_told_where_they_are_written(
+    given: dict[str, Any], error: type[Exception], text: str
+) -> None:
     with pytest.raises(error) as told:
 
         @task("wrong", **given)

@@ -37,7 +37,9 @@ def wordcount() -> Iterator[ModuleType]:
 
 async def test_the_words_of_a_line(wordcount: ModuleType) -> None:
     seen = Recorder()
-    count = await run(wordcount.wordcount, {"text": "To be, or not to be: that's it.", "top": 2}, sink=seen)
+    count = await run(
+        wordcount.wordcount, {"text": "To be, or not to be: that's it.", "top": 2}, sink=seen
+    )
     assert (count.words, count.distinct) == (8, 6)
     assert seen.items == [{"word": "to", "count": 2}, {"word": "be", "count": 2}]
     assert seen.progressed[-1] == {"current": 2, "total": 2, "message": "be"}
@@ -49,7 +51,9 @@ async def test_the_words_of_a_manual_as_a_file(wordcount: ModuleType) -> None:
     async with open_bench() as resources:
         seen = Recorder()
         source = await upload(resources, text.encode(), "manual.txt")
-        count = await run(wordcount.wordcount, {"source": source, "top": 50}, resources=resources, sink=seen)
+        count = await run(
+            wordcount.wordcount, {"source": source, "top": 50}, resources=resources, sink=seen
+        )
     found = [part.strip("'’_") for part in re.split(r"[^\w'’]+", text.lower())]
     expected = Counter(filter(None, found))
     assert count.words == expected.total()
@@ -60,15 +64,21 @@ async def test_the_words_of_a_manual_as_a_file(wordcount: ModuleType) -> None:
 
 
 @given(text=st.text(alphabet="aé'_😀 \n"), cuts=st.lists(st.integers(0, 100)))
-def test_the_pieces_of_a_text_do_not_matter(wordcount: ModuleType, text: str, cuts: list[int]) -> None:
+def test_the_pieces_of_a_text_do_not_matter(
+    wordcount: ModuleType, text: str, cuts: list[int]
+) -> None:
     data = text.encode()
     borders = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     pieces = [data[start:end] for start, end in itertools.pairwise(borders)]
     assert list(wordcount.words(pieces)) == list(wordcount.words([data]))
 
 
-@pytest.mark.parametrize("payload", [{}, {"text": "a", "source": {"file": "b"}}, {"text": "a", "top": -1}])
-async def test_a_payload_it_does_not_take(wordcount: ModuleType, payload: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "payload", [{}, {"text": "a", "source": {"file": "b"}}, {"text": "a", "top": -1}]
+)
+async def test_a_payload_it_does_not_take(
+    wordcount: ModuleType, payload: dict[str, object]
+) -> None:
     with pytest.raises(ValidationError):
         await run(wordcount.wordcount, payload)
 
@@ -83,7 +93,9 @@ def test_its_entry_tells_what_it_does(wordcount: ModuleType) -> None:
 def test_a_worker_finds_it_by_its_setting() -> None:
     code = "from tandem_worker.task import load_tasks; print(','.join(load_tasks(['wordcount'])))"
     env = {**os.environ, "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{EXAMPLES.parents[1]}"}
-    found = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True, timeout=60)
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, check=True, timeout=60
+    )
     assert "text.wordcount" in found.stdout.decode().strip().split(",")
 
 

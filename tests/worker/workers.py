@@ -35,8 +35,17 @@ class Client:
         entry = of(function).entry
         retry = {**entry.defaults["retry"], **given.pop("retry", {})}
         options = Options(timeout=given.pop("timeout", entry.defaults["timeout"]), retry=retry)
-        body = payload if isinstance(payload, bytes) else to_json({} if payload is None else payload)
-        job = Submission(id=new_id(), task=entry.name, payload=body, options=options, version=entry.version, **given)
+        body = (
+            payload if isinstance(payload, bytes) else to_json({} if payload is None else payload)
+        )
+        job = Submission(
+            id=new_id(),
+            task=entry.name,
+            payload=body,
+            options=options,
+            version=entry.version,
+            **given,
+        )
         return (await self.queue.submit(job)).id
 
     async def record(self, id: str) -> Record:
@@ -81,7 +90,12 @@ class Client:
         found: list[Any] = []
         after = 0
         while chunks := await self.queue.output(id, after):
-            found += [msgspec.json.decode(item) for one in chunks if one.type == kind for item in one.items]
+            found += [
+                msgspec.json.decode(item)
+                for one in chunks
+                if one.type == kind
+                for item in one.items
+            ]
             after = chunks[-1].stamp
         return found
 
@@ -105,17 +119,22 @@ def make_worker(url: str, directory: Path, *functions: Callable[..., Any], **giv
     """A worker of these tasks; what is no setting goes to arq."""
     fields = {name: given.pop(name) for name in list(given) if name in Settings.model_fields}
     settings = Settings(
-        **{"lease": 3.0, "drain": 0.0, "store_url": f"file://{directory}/store", **fields}, redis_url=url
+        **{"lease": 3.0, "drain": 0.0, "store_url": f"file://{directory}/store", **fields},
+        redis_url=url,
     )
     tasks = {of(function).name: of(function) for function in functions}
     shell = {"handle_signals": False, **given}
-    worker = Worker(settings=settings, tasks=tasks, resources=lambda: open_resources(settings), **shell)
+    worker = Worker(
+        settings=settings, tasks=tasks, resources=lambda: open_resources(settings), **shell
+    )
     worker.queue.grace = GRACE
     return worker
 
 
 @asynccontextmanager
-async def working(url: str, directory: Path, *functions: Callable[..., Any], **given: Any) -> AsyncIterator[Worker]:
+async def working(
+    url: str, directory: Path, *functions: Callable[..., Any], **given: Any
+) -> AsyncIterator[Worker]:
     """The same, at work; ended and closed at the end."""
     worker = make_worker(url, directory, *functions, **given)
     running = asyncio.create_task(worker.async_run())

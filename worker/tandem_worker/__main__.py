@@ -22,8 +22,9 @@ from tandem_worker.loader import load_tasks
 from tandem_worker.resources import open_resources
 from tandem_worker.runtime.worker import Worker
 
-# Objects that are made before the collector looks for cycles among them. A batch of jobs makes a few thousand, which
-# live until it is done: looking at Python's default of 700 finds all of them alive, again and again.
+# Objects that are made before the collector looks for cycles among them. A batch of jobs makes a
+# few thousand, which live until it is done: looking at Python's default of 700 finds all of them
+# alive, again and again.
 YOUNG = 50_000  # objects more than were freed, after which the collector looks at the new ones
 
 
@@ -33,7 +34,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--queues", help="queues to serve, comma-separated (TANDEM_QUEUES)")
     parser.add_argument("--concurrency", help="jobs to run at once (TANDEM_CONCURRENCY)")
     parser.add_argument("--burst", action="store_true", help="end once nothing is left to do")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="profile the worker's loop; written at the end")
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="profile the worker's loop; written at the end"
+    )
     return parser.parse_args(argv)
 
 
@@ -56,7 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a worker; 0 after a clean end, 2 for a wrong setting."""
     options = parse(argv)
     given: dict[str, Any] = {
-        name: value for name in ("queues", "concurrency") if (value := getattr(options, name)) is not None
+        name: value
+        for name in ("queues", "concurrency")
+        if (value := getattr(options, name)) is not None
     }
     try:
         settings = load(**given)
@@ -69,7 +74,12 @@ def main(argv: list[str] | None = None) -> int:
     asyncio.set_event_loop(loop)  # arq's Worker takes the current loop
     gc.freeze()  # what was imported stays: the collector need not look at it again
     gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
-    worker = Worker(settings=settings, tasks=tasks, resources=lambda: open_resources(settings), burst=options.burst)
+    worker = Worker(
+        settings=settings,
+        tasks=tasks,
+        resources=lambda: open_resources(settings),
+        burst=options.burst,
+    )
     try:
         with profiled(options.profile), installed(settings.job_log):
             worker.run()
@@ -83,5 +93,6 @@ if __name__ == "__main__":
     code = main()
     logging.shutdown()
     sys.stdout.flush()
-    # Threads of jobs that were handed back may go on; what they do counts no more, so they do not hold the end.
+    # Threads of jobs that were handed back may go on; what they do counts no more, so they do not
+    # hold the end.
     os._exit(code)

@@ -15,11 +15,14 @@ _TYPE = re.compile(r"[a-z][a-z0-9_]*|exception:[A-Za-z_][A-Za-z0-9_]*")
 class TaskError(Exception):
     """A failure that clients see as `error`: its `type` (`lower_case`, or `exception:<Class>`) and `message`.
 
-    With `retryable` the job's policy decides on another attempt, which then starts no sooner than `after` seconds
-    from now. The message reaches clients: no secret, no traceback and no path of the server belongs in it.
+    With `retryable` the job's policy decides on another attempt, which then starts no sooner than
+    `after` seconds from now. The message reaches clients: no secret, no traceback and no path of
+    the server belongs in it.
     """
 
-    def __init__(self, type: str, message: str, retryable: bool, after: float | None = None) -> None:
+    def __init__(
+        self, type: str, message: str, retryable: bool, after: float | None = None
+    ) -> None:
         if not isinstance(type, str) or _TYPE.fullmatch(type) is None:
             raise ValueError(
                 f"{type!r} is no error type: a lower_case word such as card_declined, or exception:<Class>"
@@ -39,7 +42,9 @@ class Retry(TaskError):
 
     def __init__(self, after: Duration | None = None, message: str | None = None) -> None:
         delay = None if after is None else seconds(after)
-        super().__init__("retry", message or "the task asked for another attempt", retryable=True, after=delay)
+        super().__init__(
+            "retry", message or "the task asked for another attempt", retryable=True, after=delay
+        )
 
 
 class Permanent(TaskError):

@@ -1,6 +1,7 @@
 """What went wrong, as clients may know it: a type, one message, and whether another attempt is worth it.
 
-A message holds no traceback, no secret and no path of the server, whatever text an exception brought.
+A message holds no traceback, no secret and no path of the server, whatever text an exception
+brought.
 """
 
 import re
@@ -14,7 +15,9 @@ from tandem_worker.errors import TaskError
 
 LONGEST = 1000  # characters of a message
 _PATH = re.compile(r"(?:(?<=file://)|(?<![\w/:.]))(?:/[\w.@+~-]+){2,}/?")
-_SECRET = re.compile(r"(?i)\b(password|passwd|pwd|secret|api_?key|access_?key)(['\"]?\s*[:=]\s*)(['\"]?)[^\s'\",;&)]+")
+_SECRET = re.compile(
+    r"(?i)\b(password|passwd|pwd|secret|api_?key|access_?key)(['\"]?\s*[:=]\s*)(['\"]?)[^\s'\",;&)]+"
+)
 _TRACEBACK = "Traceback (most recent call last):"
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -29,13 +32,17 @@ class Fault(NamedTuple):
 
     def of(self, attempt: int) -> Failure:
         """The failure of this attempt."""
-        return Failure(type=self.type, message=self.message, retryable=self.retryable, attempt=attempt)
+        return Failure(
+            type=self.type, message=self.message, retryable=self.retryable, attempt=attempt
+        )
 
 
 def timed_out(timeout: float, *, stuck: bool = False) -> Fault:
     """The attempt took longer than it may: another one may be quicker. `stuck`: it had to wait to say more."""
     why = "; its output waited for the file store" if stuck else ""
-    return Fault("timeout", f"the attempt took longer than its timeout of {timeout:g} s{why}", retryable=True)
+    return Fault(
+        "timeout", f"the attempt took longer than its timeout of {timeout:g} s{why}", retryable=True
+    )
 
 
 def broken() -> Fault:
@@ -46,7 +53,10 @@ def broken() -> Fault:
 def invalid_payload(error: ValidationError) -> Fault:
     """The payload does not fit the task's type: no other attempt will change that. Values are not repeated."""
     first = error.errors(include_url=False, include_context=False, include_input=False)
-    lines = (f"{_pointer(one['loc'])}: {tidy(one['msg'].removeprefix('Value error, '))}" for one in first[:10])
+    lines = (
+        f"{_pointer(one['loc'])}: {tidy(one['msg'].removeprefix('Value error, '))}"
+        for one in first[:10]
+    )
     return Fault("invalid_payload", _cut("; ".join(lines)), retryable=False)
 
 
@@ -60,7 +70,11 @@ def fault(error: BaseException) -> Fault:
     if isinstance(error, TaskError):
         return Fault(error.type, tidy(error.message), error.retryable, error.after)
     name = type(error).__name__
-    return Fault(f"exception:{name}", _words(error) or f"the task raised {name} without a message", retryable=True)
+    return Fault(
+        f"exception:{name}",
+        _words(error) or f"the task raised {name} without a message",
+        retryable=True,
+    )
 
 
 def _words(error: BaseException) -> str:

@@ -42,34 +42,55 @@ def read(function: Callable[..., Any], *, cpu: bool, scope: dict[str, Any]) -> S
     """
     kind = _kind(function, cpu)
     generator = kind == "stream" or inspect.isgeneratorfunction(function)
-    hints = {name: resolve(function, name, note, scope) for name, note in function.__annotations__.items()}
+    hints = {
+        name: resolve(function, name, note, scope)
+        for name, note in function.__annotations__.items()
+    }
     parameters: list[Parameter] = []
     annotation: Any = OBJECT
     for parameter in inspect.signature(function).parameters.values():
         hint = hints.get(parameter.name, inspect.Parameter.empty)
         role: Parameter = "job" if _is_job(kind, parameter, hint) else "payload"
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise TypeError(f"cannot take {str(parameter).partition(':')[0]}: a task takes (job, payload)")
+        if parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+            parameter.KEYWORD_ONLY,
+        ):
+            raise TypeError(
+                f"cannot take {str(parameter).partition(':')[0]}: a task takes (job, payload)"
+            )
         if role in parameters:
-            raise TypeError(f"takes a second {role}, {parameter.name!r}: put all fields into one payload model")
+            raise TypeError(
+                f"takes a second {role}, {parameter.name!r}: put all fields into one payload model"
+            )
         parameters.append(role)
         if role == "payload" and hint is not inspect.Parameter.empty:
             if hint is UNKNOWN:
                 text = function.__annotations__[parameter.name]
-                raise TypeError(f"annotates {parameter.name!r} with {text!r}, which is not known there")
+                raise TypeError(
+                    f"annotates {parameter.name!r} with {text!r}, which is not known there"
+                )
             annotation = hint
     payload = _payload(annotation)
-    result, result_schema = (None, {"type": "null"}) if generator else _result(hints.get("return", UNKNOWN))
-    return Signature(kind, generator, tuple(parameters), payload[0], result, payload[1], result_schema)
+    result, result_schema = (
+        (None, {"type": "null"}) if generator else _result(hints.get("return", UNKNOWN))
+    )
+    return Signature(
+        kind, generator, tuple(parameters), payload[0], result, payload[1], result_schema
+    )
 
 
 def _kind(function: Callable[..., Any], cpu: bool) -> Kind:
     asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
     if cpu:
         if asynchronous:
-            raise TypeError("has cpu=True, which is for plain def: a process has no event loop to share")
+            raise TypeError(
+                "has cpu=True, which is for plain def: a process has no event loop to share"
+            )
         if "<locals>" in function.__qualname__:
-            raise TypeError("has cpu=True and is defined inside a function: move it to the top of its module")
+            raise TypeError(
+                "has cpu=True and is defined inside a function: move it to the top of its module"
+            )
         return "process"
     if inspect.isasyncgenfunction(function):
         return "stream"
@@ -93,7 +114,12 @@ def _payload(annotation: Any) -> tuple[TypeAdapter[Any], dict[str, Any]]:
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(annotation)
         return adapter, adapter.json_schema(mode="validation")
-    except (PydanticUserError, PydanticSchemaGenerationError, PydanticInvalidForJsonSchema, NameError) as error:
+    except (
+        PydanticUserError,
+        PydanticSchemaGenerationError,
+        PydanticInvalidForJsonSchema,
+        NameError,
+    ) as error:
         reason = str(error).partition("\n")[0]
         raise TypeError(f"takes a payload that has no JSON Schema: {reason}") from None
 
@@ -107,5 +133,10 @@ def _result(annotation: Any) -> tuple[TypeAdapter[Any] | None, dict[str, Any]]:
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(annotation)
         return adapter, adapter.json_schema(mode="serialization")
-    except (PydanticUserError, PydanticSchemaGenerationError, PydanticInvalidForJsonSchema, NameError):
+    except (
+        PydanticUserError,
+        PydanticSchemaGenerationError,
+        PydanticInvalidForJsonSchema,
+        NameError,
+    ):
         return None, {}

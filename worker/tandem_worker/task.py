@@ -3,8 +3,8 @@
     @task("greet", timeout="5s")
     async def greet(job: Job, payload: Greeting) -> str: ...
 
-`async def` runs on the event loop, `def` in a thread, `def` with `cpu=True` in a process of its own; what a generator
-yields is streamed to the clients as output, and its result is null.
+`async def` runs on the event loop, `def` in a thread, `def` with `cpu=True` in a process of its
+own; what a generator yields is streamed to the clients as output, and its result is null.
 """
 
 import re
@@ -107,13 +107,16 @@ def task(
 ) -> Callable[[F], F]:
     """Make a function a task. It stays the function it was and can be called as before.
 
-    `timeout` (30 s) and `retry` (3 attempts, exponential) hold for jobs that do not say otherwise; `summary` is the
-    docstring's first paragraph if not given; `example` is a payload for the documentation. Over all workers, at most
-    `concurrency` attempts run at once, and no more start than `rate` (`10/s`, `100/m`, `5/10s`) says; the limits of the
-    newest version hold. Raise `version` when old workers must not run jobs that were validated against the new payload.
-    Wrong use raises TypeError or ValueError here, where it is written, in a sentence that names the function.
+    `timeout` (30 s) and `retry` (3 attempts, exponential) hold for jobs that do not say otherwise;
+    `summary` is the docstring's first paragraph if not given; `example` is a payload for the
+    documentation. Over all workers, at most `concurrency` attempts run at once, and no more start
+    than `rate` (`10/s`, `100/m`, `5/10s`) says; the limits of the newest version hold. Raise
+    `version` when old workers must not run jobs that were validated against the new payload. Wrong
+    use raises TypeError or ValueError here, where it is written, in a sentence that names the
+    function.
     """
-    # The names around the decorated function: models may be local to the function that defines the task.
+    # The names around the decorated function: models may be local to the function that defines the
+    # task.
     scope = dict(sys._getframe(1).f_locals)  # noqa: SLF001 - nothing else gives them
 
     def decorate(function: F) -> F:
@@ -148,7 +151,7 @@ def of(function: Any) -> Task:
     return found
 
 
-# ------------------------------------------------------------------------------------------- what the decorator takes
+# ------------------------------------------------------------------------- what the decorator takes
 
 
 @contextmanager
@@ -162,7 +165,9 @@ def _naming(function: Callable[..., Any]) -> Iterator[None]:
 
 def _name(name: Any) -> str:
     if not isinstance(name, str) or _NAME.fullmatch(name) is None or len(name) > 128:
-        raise ValueError(f"is named {name!r}: a name is lower-case words joined by dots, such as image.thumbnail")
+        raise ValueError(
+            f"is named {name!r}: a name is lower-case words joined by dots, such as image.thumbnail"
+        )
     return name
 
 
@@ -193,15 +198,23 @@ def _defaults(timeout: Any, priority: Any, retry: Any) -> dict[str, Any]:
 
 
 def _limits(concurrency: Any, rate: Any) -> dict[str, Any]:
-    if concurrency is not None and (isinstance(concurrency, bool) or not isinstance(concurrency, int)):
-        raise TypeError(f"has concurrency={concurrency!r}: it is how many may run at once, such as 10")
+    if concurrency is not None and (
+        isinstance(concurrency, bool) or not isinstance(concurrency, int)
+    ):
+        raise TypeError(
+            f"has concurrency={concurrency!r}: it is how many may run at once, such as 10"
+        )
     if rate is not None and not isinstance(rate, str):
         raise TypeError(f"has rate={rate!r}: it is a text such as 10/s, 100/m or 5/10s")
     try:
         catalogue.limits(concurrency, rate)
     except ValueError as error:
         raise ValueError(f"has {error}") from None
-    return {name: value for name, value in (("concurrency", concurrency), ("rate", rate)) if value is not None}
+    return {
+        name: value
+        for name, value in (("concurrency", concurrency), ("rate", rate))
+        if value is not None
+    }
 
 
 def _summary(function: Callable[..., Any]) -> str:
@@ -222,11 +235,13 @@ def _example(signature: Signature, example: Any) -> Any:
     except jsonschema_rs.ValidationError as error:
         raise ValueError(f"has an example that its own payload refuses: {error.message}") from None
     except ValidationError as error:
-        raise ValueError(f"has an example that its own payload refuses: {error.errors()[0]['msg']}") from None
+        raise ValueError(
+            f"has an example that its own payload refuses: {error.errors()[0]['msg']}"
+        ) from None
     return value
 
 
-# -------------------------------------------------------------------------------------------------- finding, running
+# --------------------------------------------------------------------------------- finding, running
 
 
 def call(task: "Task", job: SyncJob, payload: Any) -> Any:

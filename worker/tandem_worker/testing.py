@@ -30,8 +30,8 @@ __all__ = ["Bench", "LocalLocks", "Recorder", "open_bench", "run", "upload"]
 class Recorder:
     """A sink that keeps what a task reports, decoded: `progressed`, `items` (output), `lines` (log) and `files`.
 
-    `steps` has what its steps returned, as JSON values by name. A second run with the same recorder is a later attempt,
-    and so is a first one with `Recorder(steps={"charge": "ch_1"})`.
+    `steps` has what its steps returned, as JSON values by name. A second run with the same recorder
+    is a later attempt, and so is a first one with `Recorder(steps={"charge": "ch_1"})`.
     """
 
     def __init__(self, steps: dict[str, Any] | None = None) -> None:
@@ -87,9 +87,10 @@ async def run(
 ) -> Any:
     """Run a task as a worker would, in its own kind of place and within its timeout, and return its result.
 
-    `payload` is what a client would send (`None`: `{}`), with models and file references anywhere in it, or the
-    payload model itself. `locks` are shared by the runs that get the same ones. Raises what the task raises,
-    pydantic.ValidationError for a payload it does not take, TypeError for a result that is no JSON, TimeoutError.
+    `payload` is what a client would send (`None`: `{}`), with models and file references anywhere
+    in it, or the payload model itself. `locks` are shared by the runs that get the same ones.
+    Raises what the task raises, pydantic.ValidationError for a payload it does not take, TypeError
+    for a result that is no JSON, TimeoutError.
     """
     kind = of(task)
     sink = sink or Recorder()
@@ -115,7 +116,9 @@ async def run(
                 result = await execute(kind, job, _decoded(kind, payload), resources.pools)
         finally:
             for view in job.written:
-                sink.files[view["name"]] = await job.files.read({"file": f"{job.id}/{view['name']}"})
+                sink.files[view["name"]] = await job.files.read(
+                    {"file": f"{job.id}/{view['name']}"}
+                )
     body = kind.encode(result)
     if not isinstance(result, msgspec.Raw):
         return result

@@ -64,7 +64,8 @@ class Served(NamedTuple):
 def _span(request: Request, etag: str, size: int) -> tuple[int, int] | None:
     """The range [start, end) that a GET asks for, None for the whole. Raises HTTPException 416 for one outside.
 
-    Several ranges, and anything that is no range, are answered by the whole, as RFC 9110 (14.2) allows.
+    Several ranges, and anything that is no range, are answered by the whole, as RFC 9110 (14.2)
+    allows.
     """
     match = _RANGE.fullmatch(request.headers.get("range", "")) if request.method == "GET" else None
     condition = request.headers.get("if-range")
@@ -78,7 +79,9 @@ def _span(request: Request, etag: str, size: int) -> tuple[int, int] | None:
     else:
         start, end = max(size - int(last), 0), size
     if start >= end:
-        raise HTTPException(416, f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"})
+        raise HTTPException(
+            416, f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"}
+        )
     return start, end
 
 
@@ -99,12 +102,17 @@ async def _serve(request: Request, file: Served, more: Mapping[str, str] = {}) -
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
     store: FileStore = request.state.store
     signed = None
-    if wanted is None and request.state.settings.store_presign:  # the store's own tag is another than If-Match names
+    if (
+        wanted is None and request.state.settings.store_presign
+    ):  # the store's own tag is another than If-Match names
         signed = await store.sign(file.path, request.state.settings.store_presign)
     if signed is not None:
-        return Response(status_code=307, headers={"Location": signed, "Cache-Control": "private, no-store"})
+        return Response(
+            status_code=307, headers={"Location": signed, "Cache-Control": "private, no-store"}
+        )
     pieces = store.read(file.path, start, end)
-    # The first piece before the status: what is wrong with the store is an answer then, and not a cut body.
+    # The first piece before the status: what is wrong with the store is an answer then, and not a
+    # cut body.
     first = await anext(pieces, b"")
     return StreamingResponse(_after(first, pieces), 206 if span else 200, headers)
 
@@ -120,10 +128,18 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"description": "The file", "content": {OCTETS: BINARY}},
     206: {"description": "The range that was asked for", "content": {OCTETS: BINARY}},
     304: {"description": "The file is the one that If-None-Match names"},
-    307: {"description": "The store itself has it, where Location says, for a while (`TANDEM_STORE_PRESIGN`)"},
+    307: {
+        "description": "The store itself has it, where Location says, for a while (`TANDEM_STORE_PRESIGN`)"
+    },
 }
-_HEADERS: dict[int | str, dict[str, Any]] = {200: {"description": "The headers of a GET"}, 304: _CONTENT[304]}
-_STATE = {**_HEADERS, 204: {"description": "The upload is not complete: how far it came is in Upload-Offset"}}
+_HEADERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The headers of a GET"},
+    304: _CONTENT[304],
+}
+_STATE = {
+    **_HEADERS,
+    204: {"description": "The upload is not complete: how far it came is in Upload-Offset"},
+}
 
 
 @router.head(
@@ -133,7 +149,9 @@ _STATE = {**_HEADERS, 204: {"description": "The upload is not complete: how far 
     responses=_STATE,
     summary="Look at an upload",
 )
-@router.get("/v1/files/{id}", operation_id="downloadFile", response_class=Response, responses=_CONTENT)
+@router.get(
+    "/v1/files/{id}", operation_id="downloadFile", response_class=Response, responses=_CONTENT
+)
 async def download_file(request: Request, tenant: Tenant, id: str) -> Response:
     """Download an upload, whole or by a range."""
     store: FileStore = request.state.store
@@ -148,11 +166,15 @@ async def download_file(request: Request, tenant: Tenant, id: str) -> Response:
 async def _unfinished(request: Request, upload: Unfinished) -> Response:
     have = await held(request.state.store, upload.id)
     if request.method == "HEAD":
-        return Response(status_code=204, headers=state_of(upload, have.offset, request.state.settings))
+        return Response(
+            status_code=204, headers=state_of(upload, have.offset, request.state.settings)
+        )
     raise Conflict(f"the upload is not complete: it goes on at byte {have.offset}")
 
 
-@router.delete("/v1/files/{id}", operation_id="deleteFile", status_code=204, response_class=Response)
+@router.delete(
+    "/v1/files/{id}", operation_id="deleteFile", status_code=204, response_class=Response
+)
 async def delete_file(request: Request, tenant: Tenant, id: str) -> Response:
     """Remove an upload, complete or not. Jobs that still name it will not find it."""
     await delete_upload(request.state.store, id, tenant=tenant)

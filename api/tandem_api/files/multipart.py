@@ -8,7 +8,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from tandem_shared.errors import Invalid, Malformed, TooLarge
 
-OVERHEAD = 64 << 10  # bytes of a body that may be other than the file's: headers, boundaries, other fields
+OVERHEAD = (
+    64 << 10
+)  # bytes of a body that may be other than the file's: headers, boundaries, other fields
 
 
 class FilePart:
@@ -37,8 +39,12 @@ class FilePart:
                 boundary,
                 {
                     "on_part_begin": self._part_begin,
-                    "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
-                    "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
+                    "on_header_field": lambda data, start, end: self._header[0].extend(
+                        data[start:end]
+                    ),
+                    "on_header_value": lambda data, start, end: self._header[1].extend(
+                        data[start:end]
+                    ),
                     "on_header_end": self._header_end,
                     "on_headers_finished": self._headers_finished,
                     "on_part_data": self._part_data,
@@ -93,7 +99,9 @@ class FilePart:
         if b"filename" not in options:
             return
         if self._files:
-            raise Invalid([("", "the form has more than one file: upload each with a request of its own")])
+            raise Invalid(
+                [("", "the form has more than one file: upload each with a request of its own")]
+            )
         self._files, self._in_file = 1, True
         # Browsers and curl send UTF-8 and spell a quote %22.
         self.name = options[b"filename"].decode(errors="replace").replace("%22", '"')

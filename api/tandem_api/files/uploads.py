@@ -24,14 +24,23 @@ from tandem_api.http.body import refuse_length
 from tandem_api.http.problems import of_error
 from tandem_shared.errors import Conflict, Malformed, NotFound, TooLarge
 from tandem_shared.files.resumable import append
-from tandem_shared.files.uploads import Unfinished, Upload, begin_upload, find_unfinished, find_upload, save_upload
+from tandem_shared.files.uploads import (
+    Unfinished,
+    Upload,
+    begin_upload,
+    find_unfinished,
+    find_upload,
+    save_upload,
+)
 from tandem_shared.settings import Settings
 
 IDLE = 60.0  # seconds without a byte after which an upload is given up
 NAME_LIMIT = 255  # characters of an upload's name
 OCTETS = "application/octet-stream"
 PARTIAL = "application/partial-upload"
-_MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}( *;[\x20-\x7e]{0,200})?", re.ASCII)
+_MEDIA_TYPE = re.compile(
+    r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}( *;[\x20-\x7e]{0,200})?", re.ASCII
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 _INTEGER = re.compile(r"[ \t]*([0-9]{1,15})[ \t]*", re.ASCII)
 
@@ -84,13 +93,19 @@ def _disposed(header: str | None) -> str | None:
     if full is not None or plain is None:
         return full
     try:
-        return plain.encode("latin-1").decode()  # many send plain UTF-8, which HTTP reads as Latin-1
+        return plain.encode(
+            "latin-1"
+        ).decode()  # many send plain UTF-8, which HTTP reads as Latin-1
     except ValueError:
         return plain
 
 
 def _media_type(given: str | None, name: str | None) -> str:
-    if given is not None and _MEDIA_TYPE.fullmatch(given) and not given.startswith("application/x-www-form-urlencoded"):
+    if (
+        given is not None
+        and _MEDIA_TYPE.fullmatch(given)
+        and not given.startswith("application/x-www-form-urlencoded")
+    ):
         return given
     # curl --data-binary says form-urlencoded unless told otherwise, which no file is
     return mimetypes.guess_type(name or "")[0] or OCTETS
@@ -118,10 +133,15 @@ class Begun(BaseModel):
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {"type": "object", "required": ["file"], "properties": {"file": BINARY["schema"]}}
-_BODY = {"requestBody": {"required": True, "content": {OCTETS: BINARY, "multipart/form-data": {"schema": _FORM}}}}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {OCTETS: BINARY, "multipart/form-data": {"schema": _FORM}},
+    }
+}
 
 
-# ------------------------------------------------------------------------------------------------------------- headers
+# ------------------------------------------------------------------------------------------ headers
 
 
 def _complete(headers: Headers) -> bool | None:
@@ -153,23 +173,34 @@ def state_of(upload: Unfinished, offset: int, settings: Settings) -> dict[str, s
 
 def _refuse_coding(headers: Headers) -> None:
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise HTTPException(415, "files are stored as they come: send this one without a Content-Encoding")
+        raise HTTPException(
+            415, "files are stored as they come: send this one without a Content-Encoding"
+        )
 
 
 def _created(upload: Upload, more: Mapping[str, str]) -> Response:
     body = msgspec.json.encode(upload.view())
-    return Response(body, 201, {"Location": f"/v1/files/{upload.id}", **more}, media_type="application/json")
+    return Response(
+        body, 201, {"Location": f"/v1/files/{upload.id}", **more}, media_type="application/json"
+    )
 
 
 def _too_large(request: Request, error: TooLarge) -> Response:
     """What the draft wants beside a 413: the limits."""
     problem = of_error(error)
-    return msgspec.structs.replace(problem, headers=_limits(request.state.settings)).response(request.scope)
+    return msgspec.structs.replace(problem, headers=_limits(request.state.settings)).response(
+        request.scope
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------- operations
+# --------------------------------------------------------------------------------------- operations
 
-_LIMIT = {"Upload-Limit": {"description": "`max-size` in bytes, `max-age` in seconds", "schema": {"type": "string"}}}
+_LIMIT = {
+    "Upload-Limit": {
+        "description": "`max-size` in bytes, `max-age` in seconds",
+        "schema": {"type": "string"},
+    }
+}
 _PLACE = {
     "Upload-Offset": {"description": "bytes that came", "schema": {"type": "integer"}},
     "Upload-Complete": {"description": "`?0` or `?1`", "schema": {"type": "string"}},
@@ -207,7 +238,9 @@ _LENGTH = {
 async def upload_file(
     request: Request,
     tenant: Tenant,
-    name: Annotated[str | None, Query(max_length=4 * NAME_LIMIT, description="what the file is called")] = None,
+    name: Annotated[
+        str | None, Query(max_length=4 * NAME_LIMIT, description="what the file is called")
+    ] = None,
 ) -> Response:
     """Upload a file: the raw body, or the one part with a filename of a multipart form.
 
@@ -234,18 +267,28 @@ async def _upload(request: Request, tenant: str, name: str | None) -> Response:
     else:
         if complete is False and length is not None and length > settings.max_upload:
             raise TooLarge("the upload", settings.max_upload)
-        data, given = _body(request, settings.max_upload), _disposed(request.headers.get("content-disposition"))
+        data, given = (
+            _body(request, settings.max_upload),
+            _disposed(request.headers.get("content-disposition")),
+        )
         if complete and length is not None:
             data = _held_to(length, data)
     label = _label(given if name is None else name)
     store, media_type = request.state.store, _media_type(content_type, label)
     if complete is False:
         begun = await begin_upload(
-            store, tenant=tenant, keep=settings.keep, name=label, content_type=media_type, length=length
+            store,
+            tenant=tenant,
+            keep=settings.keep,
+            name=label,
+            content_type=media_type,
+            length=length,
         )
         offset = await append(store, begun, 0, data, limit=settings.max_upload)
         headers = {"Location": f"/v1/files/{begun.id}", **state_of(begun, offset, settings)}
-        return Response(msgspec.json.encode(begun.view()), 201, headers, media_type="application/json")
+        return Response(
+            msgspec.json.encode(begun.view()), 201, headers, media_type="application/json"
+        )
     upload = await save_upload(
         store,
         data,
@@ -258,7 +301,9 @@ async def _upload(request: Request, tenant: str, name: str | None) -> Response:
     return _created(upload, {"Upload-Complete": "?1"} if complete else {})
 
 
-@router.options("/v1/files", operation_id="showUploadLimits", status_code=204, response_class=Response)
+@router.options(
+    "/v1/files", operation_id="showUploadLimits", status_code=204, response_class=Response
+)
 async def upload_options(request: Request) -> Response:
     """What uploads in parts are held to."""
     headers = {"Allow": "OPTIONS, POST", "Accept-Patch": PARTIAL, **_limits(request.state.settings)}
@@ -296,7 +341,9 @@ async def append_to_upload(request: Request, tenant: Tenant, id: str) -> Respons
         return _too_large(request, error)
 
 
-async def _append(request: Request, tenant: str, id: str, offset: int, *, complete: bool) -> Response:
+async def _append(
+    request: Request, tenant: str, id: str, offset: int, *, complete: bool
+) -> Response:
     store, settings = request.state.store, request.state.settings
     try:
         upload = await find_unfinished(store, id, tenant=tenant)
@@ -306,7 +353,9 @@ async def _append(request: Request, tenant: str, id: str, offset: int, *, comple
     if length is not None and upload.length is not None and length != upload.length:
         raise Malformed(f"Upload-Length: {upload.length} bytes were announced, not {length}")
     refuse_length(request, settings.max_upload - offset, "what remains of the upload")
-    offset = await append(store, upload, offset, _body(request, settings.max_upload), limit=settings.max_upload)
+    offset = await append(
+        store, upload, offset, _body(request, settings.max_upload), limit=settings.max_upload
+    )
     if not complete:
         return Response(status_code=204, headers=state_of(upload, offset, settings))
     done = await request.state.joins.finish(store, upload, offset, keep=settings.keep)

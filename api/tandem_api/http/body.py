@@ -14,7 +14,9 @@ DEPTH = 64  # of JSON
 TOTAL = 60.0  # seconds for the body of one job
 IDLE = 30.0  # seconds without a byte after which a body is given up
 _JSON = "application/json"
-_NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
+_NDJSON = frozenset(
+    {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"}
+)
 
 _any = msgspec.json.Decoder()
 
@@ -27,7 +29,11 @@ def content_type(request: Request, *, lines: bool = False) -> str:
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise HTTPException(415, "send the body without a Content-Encoding")
     media_type, *parameters = headers.get("content-type", _JSON).lower().split(";")
-    charsets = {value.strip(' "') for name, _, value in (one.partition("=") for one in parameters) if "charset" in name}
+    charsets = {
+        value.strip(' "')
+        for name, _, value in (one.partition("=") for one in parameters)
+        if "charset" in name
+    }
     if charsets <= {"utf-8", "utf8"}:
         if media_type.strip() == _JSON:
             return "json"
@@ -68,7 +74,9 @@ async def read_body(request: Request, limit: int, *, total: float = TOTAL) -> by
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
                 timeout.reschedule(min(end, loop.time() + IDLE))
     except TimeoutError:
-        raise HTTPException(408, f"the body did not come within {total:g} s, or paused for {IDLE:g} s") from None
+        raise HTTPException(
+            408, f"the body did not come within {total:g} s, or paused for {IDLE:g} s"
+        ) from None
 
 
 async def _received(request: Request) -> tuple[bytes, bool]:

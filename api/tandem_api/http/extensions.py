@@ -2,7 +2,9 @@
 
 from typing import Any
 
-ANSWER = "tandem.answer"  # {"type": ANSWER, "status", "headers" (with the length of the body), "body"}
+ANSWER = (
+    "tandem.answer"  # {"type": ANSWER, "status", "headers" (with the length of the body), "body"}
+)
 
 
 WHOLE = "tandem.whole"

@@ -12,8 +12,12 @@ from tandem_shared.errors import Malformed
 from tandem_shared.times import seconds
 
 KEY_BYTES = 255
-TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-_QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"[ \t]*(?:;.*)?')  # a String of RFC 8941, its parameters passed over
+TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
+)
+_QUOTED = re.compile(
+    r'"((?:[^"\\]|\\["\\])*)"[ \t]*(?:;.*)?'
+)  # a String of RFC 8941, its parameters passed over
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
 _FLAGS = {"true": True, "1": True, "": True, "false": False, "0": False}
@@ -78,7 +82,9 @@ def preferred_wait(headers: Headers) -> int | None:
 def traceparent(headers: Headers) -> str | None:
     """The W3C trace context, None for what is none."""
     value = headers.get("traceparent")
-    return value if value is not None and len(value) <= 128 and TRACEPARENT.fullmatch(value) else None
+    return (
+        value if value is not None and len(value) <= 128 and TRACEPARENT.fullmatch(value) else None
+    )
 
 
 def matches(headers: Headers, etag: str) -> bool:

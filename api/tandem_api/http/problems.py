@@ -1,7 +1,7 @@
 """What an error is called over HTTP: RFC 9457, `application/problem+json`, for every error there is.
 
-`shared` says what happened, this table says what that means here. An error of the service itself is a 500 that shows a
-trace id and nothing else, see `edge.py`.
+`shared` says what happened, this table says what that means here. An error of the service itself is
+a 500 that shows a trace id and nothing else, see `edge.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -96,7 +96,9 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
         if instance is not None:
             members["instance"] = instance
         if self.errors:
-            members["errors"] = [{"pointer": at, "detail": text} for at, text in self.errors[:SHOWN_ERRORS]]
+            members["errors"] = [
+                {"pointer": at, "detail": text} for at, text in self.errors[:SHOWN_ERRORS]
+            ]
         return {**members, **self.more}
 
     def response(self, scope: Scope) -> Response:
@@ -143,7 +145,13 @@ def of_error(error: TandemError) -> Problem:
         headers = {"Upload-Offset": str(error.expected), "Upload-Complete": "?0"}
         more = {"expected-offset": error.expected, "provided-offset": error.provided}
     return Problem(
-        status=status, type=kind, title=title, detail=detail[:2000], errors=errors, headers=headers, more=more
+        status=status,
+        type=kind,
+        title=title,
+        detail=detail[:2000],
+        errors=errors,
+        headers=headers,
+        more=more,
     )
 
 
@@ -152,7 +160,7 @@ def of_http(error: HTTPException) -> Problem:
     return of_status(error.status_code, str(error.detail), headers=dict(error.headers or {}))
 
 
-# ------------------------------------------------------------------------------------------------------------ handlers
+# ----------------------------------------------------------------------------------------- handlers
 
 
 def explained(request: Request, error: TandemError | HTTPException) -> Response:
@@ -190,7 +198,9 @@ async def _handle(request: Request, error: Exception) -> Response:
 async def _validation_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    errors = [("".join(f"/{part}" for part in one["loc"][1:]), str(one["msg"])) for one in error.errors()]
+    errors = [
+        ("".join(f"/{part}" for part in one["loc"][1:]), str(one["msg"])) for one in error.errors()
+    ]
     return of_error(Invalid(errors)).response(request.scope)
 
 

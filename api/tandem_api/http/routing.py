@@ -66,7 +66,8 @@ class Plain:
 class Shortcuts:
     """The plain endpoints by method and path: what the router finds by trying one route after the other.
 
-    It knows paths without parameters, and those below a job; whatever it does not know is the router's.
+    It knows paths without parameters, and those below a job; whatever it does not know is the
+    router's.
     """
 
     def __init__(self, routes: Iterable[Any]) -> None:

@@ -1,7 +1,8 @@
 """POST /v1/jobs/bulk: many jobs in one request. Each stands for itself: a bad one is told in its place.
 
-An array is read whole (it is bounded) and answered by an array. Lines are read, enqueued and answered as they come, in
-constant memory. Most clients send everything before they read anything: what they do not take waits on disk.
+An array is read whole (it is bounded) and answered by an array. Lines are read, enqueued and
+answered as they come, in constant memory. Most clients send everything before they read anything:
+what they do not take waits on disk.
 """
 
 import asyncio
@@ -43,7 +44,9 @@ class BulkEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         if "idempotency-key" in request.headers:
-            raise Malformed('Idempotency-Key: a bulk has none; give each item its own "idempotency_key"')
+            raise Malformed(
+                'Idempotency-Key: a bulk has none; give each item its own "idempotency_key"'
+            )
         intake = Intake(request)
         if content_type(request, lines=True) == "json":
             await _array(request, intake, send)
@@ -56,7 +59,11 @@ class Intake:
 
     def __init__(self, request: Request) -> None:
         state: Served = served(request)
-        self._queue, self._submissions, self._tenant = state["queue"], state["submissions"], state["tenant"]
+        self._queue, self._submissions, self._tenant = (
+            state["queue"],
+            state["submissions"],
+            state["tenant"],
+        )
         self._traceparent = traceparent(request.headers)
         self.limit = state["settings"].max_body
         self.begun = False  # something was accepted or answered: no 503 for the whole any more
@@ -83,7 +90,9 @@ class Intake:
                 continue
             done = next(enqueued)
             answers.append(
-                _told(of_error(done)) if isinstance(done, TandemError) else b'{"id":"%s"}' % done.id.encode()
+                _told(of_error(done))
+                if isinstance(done, TandemError)
+                else b'{"id":"%s"}' % done.id.encode()
             )
         return answers
 
@@ -93,7 +102,9 @@ class Intake:
         try:
             if item is None or len(item) > self.limit:
                 raise TooLarge("the item", self.limit)
-            return await self._submissions.read(item, tenant=self._tenant, traceparent=self._traceparent, item=True)
+            return await self._submissions.read(
+                item, tenant=self._tenant, traceparent=self._traceparent, item=True
+            )
         except Unavailable:
             if not self.begun:
                 raise
@@ -108,7 +119,7 @@ def _told(problem: Problem) -> bytes:
     return msgspec.json.encode({"error": problem.members()})
 
 
-# --------------------------------------------------------------------------------------------------------------- array
+# -------------------------------------------------------------------------------------------- array
 
 
 async def _array(request: Request, intake: Intake, send: Send) -> None:
@@ -138,7 +149,7 @@ def _is_json(body: bytes) -> bool:
     return False
 
 
-# --------------------------------------------------------------------------------------------------------------- lines
+# -------------------------------------------------------------------------------------------- lines
 
 
 async def _lines(request: Request, intake: Intake, send: Send) -> None:
@@ -146,7 +157,8 @@ async def _lines(request: Request, intake: Intake, send: Send) -> None:
     try:
         async for items in _portions(request, intake.limit):
             told = await intake.answer(items)
-            # Not begun before the first portion: while Redis is away, the answer is a 503 as everywhere.
+            # Not begun before the first portion: while Redis is away, the answer is a 503 as
+            # everywhere.
             answers.begin()
             intake.begun = True
             await answers.put(b"".join(line + b"\n" for line in told))
@@ -155,7 +167,8 @@ async def _lines(request: Request, intake: Intake, send: Send) -> None:
     except (HTTPException, TimeoutError):
         if not answers.begun:
             raise
-        # The rest of the lines never came, or nobody takes the answers: the body is left without its end.
+        # The rest of the lines never came, or nobody takes the answers: the body is left without
+        # its end.
     finally:
         await answers.close()
 

@@ -10,7 +10,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tandem_api.http.body import content_type, read_body
-from tandem_api.http.headers import flag, idempotency_key, matches, preferred_wait, traceparent, waited
+from tandem_api.http.headers import (
+    flag,
+    idempotency_key,
+    matches,
+    preferred_wait,
+    traceparent,
+    waited,
+)
 from tandem_api.http.problems import RETRY_AFTER, Problem
 from tandem_api.http.retry import steadily
 from tandem_api.http.routing import JOB, Plain
@@ -41,7 +48,7 @@ _KEPT_NAME = re.compile(r"result(-[0-9]+)?\.json")  # see worker/tandem_worker/r
 _failure = msgspec.json.Decoder(Failure)
 
 
-# -------------------------------------------------------------------------------------------------------------- submit
+# ------------------------------------------------------------------------------------------- submit
 
 
 async def submit_job(request: Request) -> Response:
@@ -137,7 +144,7 @@ async def _finished(state: Served, record: Record, seconds: float) -> Record:
     return found or record
 
 
-# ---------------------------------------------------------------------------------------------------------------- look
+# --------------------------------------------------------------------------------------------- look
 
 
 async def show_job(request: Request) -> Response:
@@ -154,7 +161,12 @@ async def show_job(request: Request) -> Response:
 
         if not enough(record):
             found = await until(
-                enough, id, tenant=state["tenant"], queue=state["queue"], drain=state["drain"], seconds=wait
+                enough,
+                id,
+                tenant=state["tenant"],
+                queue=state["queue"],
+                drain=state["drain"],
+                seconds=wait,
             )
             record = found or await remembered(state, id)
     headers = {**_PRIVATE, "ETag": record.etag}
@@ -172,7 +184,9 @@ async def show_result(request: Request) -> Response:
     """GET /v1/jobs/{id}/result."""
     record = await known(served(request), request.path_params["id"])
     if not record.done:
-        return Response(view(record), 202, {**_PRIVATE, "Retry-After": RETRY_AFTER}, media_type=JSON)
+        return Response(
+            view(record), 202, {**_PRIVATE, "Retry-After": RETRY_AFTER}, media_type=JSON
+        )
     if record.state is not State.SUCCEEDED:
         return _without_result(record).response(request.scope)
     result = record.result if record.result is not None else b"null"
@@ -188,7 +202,11 @@ def _without_result(record: Record) -> Problem:
         more["error"] = msgspec.structs.asdict(failure)
         detail = f"the job failed ({failure.type}): {failure.message}"
     else:
-        detail = f"the job was {record.state.value}" if record.state is State.CANCELLED else "the job failed"
+        detail = (
+            f"the job was {record.state.value}"
+            if record.state is State.CANCELLED
+            else "the job failed"
+        )
     return Problem(
         status=409,
         type=f"job-{record.state.value}",
@@ -210,7 +228,7 @@ def _file_url(id: str, result: bytes) -> str | None:
     return f"/v1/jobs/{id}/files/{name}" if job == id and _KEPT_NAME.fullmatch(name) else None
 
 
-# -------------------------------------------------------------------------------------------------------------- cancel
+# ------------------------------------------------------------------------------------------- cancel
 
 
 async def cancel_job(request: Request) -> Response:
@@ -223,7 +241,7 @@ async def cancel_job(request: Request) -> Response:
     return Response(view(record), 202, _PRIVATE, media_type=JSON)
 
 
-# -------------------------------------------------------------------------------------------------------------- forget
+# ------------------------------------------------------------------------------------------- forget
 
 
 async def forget_job(request: Request) -> Response:
@@ -233,8 +251,8 @@ async def forget_job(request: Request) -> Response:
     record = await known(state, request.path_params["id"])
     if not record.done:
         raise Conflict(f"the job is {record.state.value}: cancel it first")
-    # Its record last: until then it is known, and whoever asks again goes on where this was cut off. What the ledger
-    # reads of the record meanwhile is too late for the grave.
+    # Its record last: until then it is known, and whoever asks again goes on where this was cut
+    # off. What the ledger reads of the record meanwhile is too late for the grave.
     await state["store"].delete_tree(job_place(record.id))
     await state["ledger"].bury(record.id)
     await steadily(lambda: queue.forget(record.id, tenant=tenant))

@@ -1,7 +1,8 @@
 """GET /v1/jobs: the ledger's rows, and over them what Redis knows better, so that nobody has to wait for a projection.
 
-The jobs that changed last stand in the event stream until the ledger has them. They are read first, by their records;
-the ledger's rows follow, without those jobs. So a job is in the list as soon as its 202 is, in the state that it has.
+The jobs that changed last stand in the event stream until the ledger has them. They are read first,
+by their records; the ledger's rows follow, without those jobs. So a job is in the list as soon as
+its 202 is, in the state that it has.
 """
 
 import base64
@@ -37,11 +38,19 @@ PARAMETERS: list[Any] = [
     ("state", "One of these states, separated by commas"),
     ("task", "The task's name"),
     ("queue", "The queue's name"),
-    ("tag", "Tags: `tag.customer=17`", {"type": "object", "additionalProperties": {"type": "string"}}),
+    (
+        "tag",
+        "Tags: `tag.customer=17`",
+        {"type": "object", "additionalProperties": {"type": "string"}},
+    ),
     ("since", "Submitted at this time or later", _TIME_SCHEMA),
     ("until", "Submitted before this time", _TIME_SCHEMA),
     ("q", "A text within id, task, tags or the last error's type and message, in any case"),
-    ("limit", "Jobs in a page", {"type": "integer", "minimum": 1, "maximum": MOST, "default": USUAL}),
+    (
+        "limit",
+        "Jobs in a page",
+        {"type": "integer", "minimum": 1, "maximum": MOST, "default": USUAL},
+    ),
     ("cursor", "`next_cursor` of the page before"),
 ]
 _SINGLE = ("task", "queue", "since", "until", "q", "limit", "cursor")
@@ -70,10 +79,13 @@ class Found(NamedTuple):
     next: str | None
 
 
-async def look(state: Served, wanted: Filter, limit: int, before: str | None, fresh: Mapping[str, Record]) -> Found:
+async def look(
+    state: Served, wanted: Filter, limit: int, before: str | None, fresh: Mapping[str, Record]
+) -> Found:
     """Up to `limit` jobs with an id below `before`; fewer, even none, do not say that it is the end.
 
-    `fresh` was read before: what the ledger got between the two is then in both, and not in neither.
+    `fresh` was read before: what the ledger got between the two is then in both, and not in
+    neither.
     """
     page = await state["ledger"].find(wanted, before=before, limit=limit)
     records = [one for one in page.records if one.id not in fresh]
@@ -81,7 +93,9 @@ async def look(state: Served, wanted: Filter, limit: int, before: str | None, fr
     records += [
         one
         for one in fresh.values()
-        if wanted.fits(one) and (before is None or one.id < before) and (end is None or one.id >= end)
+        if wanted.fits(one)
+        and (before is None or one.id < before)
+        and (end is None or one.id >= end)
     ]
     records.sort(key=lambda one: one.id, reverse=True)
     if len(records) > limit:
@@ -98,7 +112,9 @@ async def recent(state: Served) -> Mapping[str, Record]:
     return {one.id: one for one in found if one is not None}
 
 
-async def _current(state: Served, records: list[Record], fresh: Mapping[str, Record], wanted: Filter) -> list[Record]:
+async def _current(
+    state: Served, records: list[Record], fresh: Mapping[str, Record], wanted: Filter
+) -> list[Record]:
     """The same with what is no event: the progress of those that are not final."""
     ids = [one.id for one in records if one.state not in FINAL and one.id not in fresh]
     if not ids:
@@ -108,7 +124,7 @@ async def _current(state: Served, records: list[Record], fresh: Mapping[str, Rec
     return [newer.get(one.id, one) for one in records]
 
 
-# ------------------------------------------------------------------------------------------------------ the question
+# ------------------------------------------------------------------------------------- the question
 
 
 def _asked(request: Request, tenant: str) -> tuple[Filter, int, str | None]:
@@ -176,7 +192,9 @@ def id_before(cursor: str | None) -> str | None:
     if cursor is None:
         return None
     try:
-        id = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
+        id = base64.b64decode(
+            cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True
+        ).decode("ascii")
     except (ValueError, binascii.Error):
         id = ""
     if len(id) != ID_LENGTH or id_time(id) is None:

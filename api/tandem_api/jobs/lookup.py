@@ -23,7 +23,9 @@ async def known(state: Served, id: str) -> Record:
 async def remembered(state: Served, id: str) -> Record:
     """The same for one of which Redis knows nothing."""
     record = None
-    if len(id) == ID_LENGTH and id_time(id) is not None:  # else nobody ever had it, whatever the database would say
+    if (
+        len(id) == ID_LENGTH and id_time(id) is not None
+    ):  # else nobody ever had it, whatever the database would say
         record = await state["ledger"].get(id, tenant=state["tenant"])
     if record is None:
         raise NotFound("job", id[:64])
@@ -31,7 +33,13 @@ async def remembered(state: Served, id: str) -> Record:
 
 
 async def until(
-    enough: Callable[[Record], bool], id: str, *, tenant: str, queue: Queue, drain: Drain, seconds: float
+    enough: Callable[[Record], bool],
+    id: str,
+    *,
+    tenant: str,
+    queue: Queue,
+    drain: Drain,
+    seconds: float,
 ) -> Record | None:
     """The job as soon as it is `enough`, else as it is after `seconds` or when the service ends; None if it is gone."""
     end = time.monotonic() + min(seconds, LONGEST)

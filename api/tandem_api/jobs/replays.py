@@ -55,7 +55,10 @@ BODY: dict[str, Any] = {
         },
         "since": {**_TIME, "description": "submitted at this time or later"},
         "until": {**_TIME, "description": "submitted before this time"},
-        "q": {**_TEXT, "description": "a text within id, task, tags or the error's type and message, in any case"},
+        "q": {
+            **_TEXT,
+            "description": "a text within id, task, tags or the error's type and message, in any case",
+        },
         "ids": {
             "type": ["array", "null"],
             "maxItems": IDS,
@@ -76,11 +79,15 @@ async def replay_job(request: Request) -> Response:
     key, wait = idempotency_key(headers), preferred_wait(headers)
     record = await known(state, request.path_params["id"])
     if record.state not in REPLAYED:
-        raise Conflict(f"the job is {record.state.value}: only failed and cancelled jobs are replayed")
+        raise Conflict(
+            f"the job is {record.state.value}: only failed and cancelled jobs are replayed"
+        )
     material = (await _materials(state, [record.id])).get(record.id)
     if material is None:
         raise NotFound("job", record.id)
-    submission = await state["submissions"].replay(record, material, key=key, traceparent=traceparent(headers))
+    submission = await state["submissions"].replay(
+        record, material, key=key, traceparent=traceparent(headers)
+    )
     return await accept(state, submission, wait)
 
 
@@ -89,10 +96,14 @@ async def _materials(state: Served, ids: Sequence[str]) -> dict[str, Material]:
     found = await steadily(lambda: state["queue"].materials(ids, tenant=state["tenant"]))
     materials = {id: one for id, one in zip(ids, found, strict=True) if one is not None}
     rest = [id for id in ids if id not in materials]
-    return {**materials, **(await state["ledger"].materials(rest, tenant=state["tenant"]))} if rest else materials
+    return (
+        {**materials, **(await state["ledger"].materials(rest, tenant=state["tenant"]))}
+        if rest
+        else materials
+    )
 
 
-# --------------------------------------------------------------------------------------------------- all that match
+# ----------------------------------------------------------------------------------- all that match
 
 
 class _Asked(NamedTuple):
@@ -121,8 +132,9 @@ class _Answer(msgspec.Struct):
 async def replay_jobs(request: Request) -> Response:
     """POST /v1/jobs/replay: in portions, each of which may be repeated, until all are done or a bound is met.
 
-    A job is replayed under an idempotency key of its own, and not at all once the ledger has a replay of it: of two
-    calls, also at once, or of one whose answer was lost, one alone makes the new job.
+    A job is replayed under an idempotency key of its own, and not at all once the ledger has a
+    replay of it: of two calls, also at once, or of one whose answer was lost, one alone makes the
+    new job.
     """
     state = served(request)
     content_type(request)
@@ -148,10 +160,17 @@ async def replay_jobs(request: Request) -> Response:
             raise
         # What is done is told, and where to go on.
     answer.next_cursor = cursor_of(before)
-    return Response(msgspec.json.encode(answer), 200, {"Cache-Control": "no-store"}, media_type="application/json")
+    return Response(
+        msgspec.json.encode(answer),
+        200,
+        {"Cache-Control": "no-store"},
+        media_type="application/json",
+    )
 
 
-async def _page(state: Served, asked: _Asked, before: str | None, limit: int, fresh: Mapping[str, Record]) -> Found:
+async def _page(
+    state: Served, asked: _Asked, before: str | None, limit: int, fresh: Mapping[str, Record]
+) -> Found:
     if asked.ids is None:
         return await look(state, asked.wanted, limit, before, fresh)
     ids = [id for id in asked.ids if before is None or id < before]
@@ -165,7 +184,11 @@ async def _page(state: Served, asked: _Asked, before: str | None, limit: int, fr
 
 
 async def _replay(
-    state: Served, records: Sequence[Record], fresh: Mapping[str, Record], answer: _Answer, trace: str | None
+    state: Served,
+    records: Sequence[Record],
+    fresh: Mapping[str, Record],
+    answer: _Answer,
+    trace: str | None,
 ) -> None:
     """One portion; counted only when it is done."""
     ids = [one.id for one in records]
@@ -204,7 +227,9 @@ async def _made(
         try:
             if one.id not in materials:
                 raise NotFound("job", one.id)  # it is being forgotten
-            submission = await state["submissions"].replay(one, materials[one.id], key=key_of(one), traceparent=trace)
+            submission = await state["submissions"].replay(
+                one, materials[one.id], key=key_of(one), traceparent=trace
+            )
         except Unavailable:
             raise
         except TandemError as error:

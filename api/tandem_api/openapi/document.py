@@ -44,7 +44,9 @@ class Document:
                 document(request.app, entries, keys=bool(served(request)["settings"].keys))
             )
             self._number = catalogue.number
-        return Response(self._made, 200, {"Cache-Control": "no-cache"}, media_type="application/json")
+        return Response(
+            self._made, 200, {"Cache-Control": "no-cache"}, media_type="application/json"
+        )
 
 
 async def show_docs(_request: Request) -> Response:
@@ -55,7 +57,11 @@ async def show_docs(_request: Request) -> Response:
 def document(app: FastAPI, entries: list[Entry], *, keys: bool) -> dict[str, Any]:
     """The OpenAPI 3.1 document: what FastAPI knows of the files, and the rest by the catalogue."""
     known = tidy(get_openapi(title=app.title, version=app.version, routes=app.routes))
-    schemas: dict[str, Any] = {**known.get("components", {}).get("schemas", {}), **SCHEMAS, "Options": _shown(OPTIONS)}
+    schemas: dict[str, Any] = {
+        **known.get("components", {}).get("schemas", {}),
+        **SCHEMAS,
+        "Options": _shown(OPTIONS),
+    }
     jobs: dict[str, str] = {}
     for entry in entries:
         payload = f"{entry.name}.payload"
@@ -84,7 +90,11 @@ def document(app: FastAPI, entries: list[Entry], *, keys: bool) -> dict[str, Any
             "responses": RESPONSES,
             "parameters": PARAMETERS,
             "securitySchemes": {
-                "key": {"type": "http", "scheme": "bearer", "description": "An API key, tk_<id>_<secret>."}
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key, tk_<id>_<secret>.",
+                }
             },
         },
         # Without keys the service is open, and only this machine reaches it.
@@ -108,7 +118,11 @@ def _takes_nothing(schema: dict[str, Any]) -> bool:
 
 def _one_of(jobs: dict[str, str]) -> dict[str, Any]:
     if not jobs:
-        return {"type": "object", "required": ["task"], "description": "No worker has published a task yet."}
+        return {
+            "type": "object",
+            "required": ["task"],
+            "description": "No worker has published a task yet.",
+        }
     return {
         "oneOf": [{"$ref": reference} for reference in jobs.values()],
         "discriminator": {"propertyName": "task", "mapping": jobs},
@@ -117,7 +131,10 @@ def _one_of(jobs: dict[str, str]) -> dict[str, Any]:
 
 def _examples(entries: list[Entry]) -> dict[str, Any]:
     return {
-        entry.name: {"summary": entry.summary or entry.name, "value": {"task": entry.name, "payload": entry.example}}
+        entry.name: {
+            "summary": entry.summary or entry.name,
+            "value": {"task": entry.name, "payload": entry.example},
+        }
         for entry in entries
         if entry.example is not None
     }
@@ -127,8 +144,13 @@ def _payload_schemas(entry: Entry, name: str) -> dict[str, Any]:
     """A task's payload schema as components: its definitions move up, since a reference starts at the document."""
     schema = dict(entry.payload_schema)
     definitions: dict[str, Any] = schema.pop("$defs", {})
-    places = {f"#/$defs/{one}": f"{_SCHEMAS}{entry.name}.{_NAME.sub('_', one)}" for one in definitions}
-    found = {place.removeprefix(_SCHEMAS): definitions[at.removeprefix("#/$defs/")] for at, place in places.items()}
+    places = {
+        f"#/$defs/{one}": f"{_SCHEMAS}{entry.name}.{_NAME.sub('_', one)}" for one in definitions
+    }
+    found = {
+        place.removeprefix(_SCHEMAS): definitions[at.removeprefix("#/$defs/")]
+        for at, place in places.items()
+    }
     found[name] = {"title": f"Payload of {entry.name}", **schema}
     if entry.example is not None:
         found[name].setdefault("examples", [entry.example])
@@ -148,7 +170,10 @@ def _moved(schema: Any, places: dict[str, str], root: str) -> Any:
 
 
 def _shown(schema: dict[str, Any]) -> dict[str, Any]:
-    return {**schema, "description": "Every option may be left out, or null: the task's own defaults then hold."}
+    return {
+        **schema,
+        "description": "Every option may be left out, or null: the task's own defaults then hold.",
+    }
 
 
 def routes() -> list[Route]:

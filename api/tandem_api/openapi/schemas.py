@@ -2,7 +2,16 @@
 
 from typing import Any
 
-_STATES = ["waiting", "scheduled", "queued", "running", "retrying", "succeeded", "failed", "cancelled"]
+_STATES = [
+    "waiting",
+    "scheduled",
+    "queued",
+    "running",
+    "retrying",
+    "succeeded",
+    "failed",
+    "cancelled",
+]
 _TIME = {"type": "string", "format": "date-time"}
 _TIME_OR_NULL = {"type": ["string", "null"], "format": "date-time"}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -39,7 +48,12 @@ _ERROR = fields_of(
     }
 )
 _FILE = fields_of(
-    {"name": {"type": "string"}, "size": _COUNT, "sha256": {"type": "string"}, "content_type": {"type": "string"}}
+    {
+        "name": {"type": "string"},
+        "size": _COUNT,
+        "sha256": {"type": "string"},
+        "content_type": {"type": "string"},
+    }
     | {"url": {"type": "string"}}
 )
 _ATTEMPT = fields_of(
@@ -47,11 +61,15 @@ _ATTEMPT = fields_of(
         "attempt": _COUNT,
         "started_at": _TIME,
         "finished_at": _TIME_OR_NULL,
-        "outcome": {"enum": ["succeeded", "failed", "timeout", "cancelled", "worker_lost", "released", None]},
+        "outcome": {
+            "enum": ["succeeded", "failed", "timeout", "cancelled", "worker_lost", "released", None]
+        },
         "worker": {"type": "string"},
     }
 )
-_LINKS = fields_of({"self": {"type": "string"}, "stream": {"type": "string"}, "result": {"type": "string"}})
+_LINKS = fields_of(
+    {"self": {"type": "string"}, "stream": {"type": "string"}, "result": {"type": "string"}}
+)
 
 SCHEMAS: dict[str, Any] = {
     "Job": fields_of(
@@ -93,30 +111,53 @@ SCHEMAS: dict[str, Any] = {
             "errors": {
                 "type": "array",
                 "items": fields_of(
-                    {"pointer": {"type": "string", "description": "JSON pointer"}, "detail": {"type": "string"}}
+                    {
+                        "pointer": {"type": "string", "description": "JSON pointer"},
+                        "detail": {"type": "string"},
+                    }
                 ),
             },
         },
         "instance",
         "errors",
     ),
-    "BulkAnswer": {"oneOf": [fields_of({"id": {"type": "string"}}), fields_of({"error": ref("Problem")})]},
+    "BulkAnswer": {
+        "oneOf": [fields_of({"id": {"type": "string"}}), fields_of({"error": ref("Problem")})]
+    },
     "Replays": fields_of(
         {
             "dry_run": {"type": "boolean"},
             "matched": _COUNT,
             "replayed": _COUNT,
-            "already_replayed": {**_COUNT, "description": "of the matched ones, those that have a replay"},
-            "refused": {**_COUNT, "description": "those that their task, as it is now, does not take"},
-            "ledger_lag": {"type": "number", "description": "seconds; of what changed since, some may be missing"},
+            "already_replayed": {
+                **_COUNT,
+                "description": "of the matched ones, those that have a replay",
+            },
+            "refused": {
+                **_COUNT,
+                "description": "those that their task, as it is now, does not take",
+            },
+            "ledger_lag": {
+                "type": "number",
+                "description": "seconds; of what changed since, some may be missing",
+            },
             "items": {
                 "type": "array",
                 "items": fields_of(
-                    {"replay_of": {"type": "string"}, "id": {"type": "string"}, "error": ref("Problem")}, "id", "error"
+                    {
+                        "replay_of": {"type": "string"},
+                        "id": {"type": "string"},
+                        "error": ref("Problem"),
+                    },
+                    "id",
+                    "error",
                 ),
                 "description": "of the replayed ones their new ids, of the refused ones why",
             },
-            "next_cursor": {"type": ["string", "null"], "description": "for the next call; null: that was all"},
+            "next_cursor": {
+                "type": ["string", "null"],
+                "description": "for the next call; null: that was all",
+            },
         }
     ),
     "Entry": fields_of(
@@ -162,10 +203,17 @@ SCHEMAS: dict[str, Any] = {
         }
     ),
     "JobList": fields_of(
-        {"items": {"type": "array", "items": ref("Job")}, "next_cursor": {"type": ["string", "null"]}},
+        {
+            "items": {"type": "array", "items": ref("Job")},
+            "next_cursor": {"type": ["string", "null"]},
+        },
     ),
     "Health": fields_of(
-        {"status": {"const": "ok"}, "checks": {"type": "object"}, "ledger": {"type": ["object", "null"]}},
+        {
+            "status": {"const": "ok"},
+            "checks": {"type": "object"},
+            "ledger": {"type": ["object", "null"]},
+        },
         "checks",
         "ledger",
     ),

@@ -55,20 +55,32 @@ async def _queues(queue: Queue) -> Iterator[Metric]:
     return _families(latency, stats, workers, lag)
 
 
-def _families(latency: float, stats: list[QueueStats], workers: list[WorkerInfo], lag: Lag | None) -> Iterator[Metric]:
+def _families(
+    latency: float, stats: list[QueueStats], workers: list[WorkerInfo], lag: Lag | None
+) -> Iterator[Metric]:
     yield GaugeMetricFamily("tandem_redis_up", "Whether Redis takes a write.", 1)
     yield GaugeMetricFamily("tandem_redis_latency_seconds", "A write to Redis and back.", latency)
     if lag is not None:  # else no worker has ever kept one
-        yield GaugeMetricFamily("tandem_ledger_lag_entries", "Events that the ledger has not written.", lag.entries)
-        yield GaugeMetricFamily("tandem_ledger_lag_seconds", "Age of the oldest of them.", lag.seconds)
+        yield GaugeMetricFamily(
+            "tandem_ledger_lag_entries", "Events that the ledger has not written.", lag.entries
+        )
+        yield GaugeMetricFamily(
+            "tandem_ledger_lag_seconds", "Age of the oldest of them.", lag.seconds
+        )
     yield GaugeMetricFamily("tandem_workers", "Live workers.", len(workers))
     slots = sum(one.concurrency for one in workers if not one.draining)
     yield GaugeMetricFamily("tandem_workers_slots", "Jobs that live workers run at once.", slots)
-    jobs = GaugeMetricFamily("tandem_queue_jobs", "Jobs that are not final, by state.", labels=("queue", "state"))
-    age = GaugeMetricFamily(
-        "tandem_queue_oldest_age_seconds", "How long the oldest due job has waited.", labels=("queue",)
+    jobs = GaugeMetricFamily(
+        "tandem_queue_jobs", "Jobs that are not final, by state.", labels=("queue", "state")
     )
-    paused = GaugeMetricFamily("tandem_queue_paused", "Whether the queue is paused.", labels=("queue",))
+    age = GaugeMetricFamily(
+        "tandem_queue_oldest_age_seconds",
+        "How long the oldest due job has waited.",
+        labels=("queue",),
+    )
+    paused = GaugeMetricFamily(
+        "tandem_queue_paused", "Whether the queue is paused.", labels=("queue",)
+    )
     for one in stats:
         for state in _STATES:
             jobs.add_metric((one.name, state), getattr(one, state))

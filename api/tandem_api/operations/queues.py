@@ -23,7 +23,9 @@ async def list_queues(request: Request) -> Response:
     """GET /v1/queues."""
     stats = await steadily(served(request)["queue"].stats)
     items = [_item(one) for one in stats]
-    return Response(msgspec.json.encode({"items": items}), 200, _HEADERS, media_type="application/json")
+    return Response(
+        msgspec.json.encode({"items": items}), 200, _HEADERS, media_type="application/json"
+    )
 
 
 async def pause_queue(request: Request) -> Response:
@@ -42,7 +44,9 @@ async def _turn(request: Request, *, on: bool) -> Response:
         raise NotFound("queue", name[:64])
     await steadily(lambda: queue.pause(name, on=on))
     stats = await steadily(queue.stats)
-    item = next((_item(one) for one in stats if one.name == name), None) or _item(QueueStats(name=name))
+    item = next((_item(one) for one in stats if one.name == name), None) or _item(
+        QueueStats(name=name)
+    )
     return Response(msgspec.json.encode(item), 200, _HEADERS, media_type="application/json")
 
 
@@ -77,7 +81,9 @@ async def list_workers(request: Request) -> Response:
         }
         for one in workers
     ]
-    return Response(msgspec.json.encode({"items": items}), 200, _HEADERS, media_type="application/json")
+    return Response(
+        msgspec.json.encode({"items": items}), 200, _HEADERS, media_type="application/json"
+    )
 
 
 ROUTES = [

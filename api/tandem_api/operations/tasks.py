@@ -32,7 +32,9 @@ async def list_tasks(request: Request) -> Response:
     catalogue = served(request)["catalogue"]
     await catalogue.refresh()
     items = [_view(entry) for _, entry in sorted(catalogue.entries.items())]
-    return Response(msgspec.json.encode({"items": items}), 200, _HEADERS, media_type="application/json")
+    return Response(
+        msgspec.json.encode({"items": items}), 200, _HEADERS, media_type="application/json"
+    )
 
 
 async def show_task(request: Request) -> Response:

@@ -25,7 +25,8 @@ from tandem_api.http.routing import SOCKETS
 
 HEAD = 64 << 10  # bytes of a request's head, and of what follows the last chunk of a body
 HEAD_TIME = 30.0  # seconds from the connection, or from a next head's first byte, to the head's end
-LINGER = 1.0  # seconds in which what a refused client still sends is dropped, so that it gets to read why
+# seconds in which what a refused client still sends is dropped, so that it gets to read why
+LINGER = 1.0
 
 
 class NoHostError(Exception):
@@ -35,8 +36,8 @@ class NoHostError(Exception):
 class Protocol(HttpToolsProtocol):
     """uvicorn's, where what is no HTTP is a problem too, and an upgrade that is not offered a plain request.
 
-    What the parser has taken without giving anything for it is in memory: its bytes are counted from one sign of
-    progress to the next, and a head has a time to come in.
+    What the parser has taken without giving anything for it is in memory: its bytes are counted
+    from one sign of progress to the next, and a head has a time to come in.
     """
 
     _silent = 0  # bytes since the last sign of progress
@@ -81,7 +82,9 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._silent = self._silent or 1  # in the middle of a read: how many more of it are its own is not known
+        self._silent = (
+            self._silent or 1
+        )  # in the middle of a read: how many more of it are its own is not known
 
     def on_headers_complete(self) -> None:
         """Begins to answer, or lets the request wait for the one before."""
@@ -210,7 +213,8 @@ class Exchange(RequestResponseCycle):
 
     async def send(self, message: Any) -> None:
         """Sends a part of the answer, or all of it."""
-        # Of several requests that came together, uvicorn tells only the last that the client has gone.
+        # Of several requests that came together, uvicorn tells only the last that the client has
+        # gone.
         self.disconnected = self.disconnected or self.transport.is_closing()
         if message["type"] != ANSWER:
             await super().send(message)
@@ -226,7 +230,9 @@ class Exchange(RequestResponseCycle):
         self.response_started, self.waiting_for_100_continue = True, False
         headers: list[tuple[bytes, bytes]] = message["headers"]
         names = [name for name, _ in headers]
-        if HEADER_RE.search(b"".join(names)) or HEADER_VALUE_RE.search(b"".join([value for _, value in headers])):
+        if HEADER_RE.search(b"".join(names)) or HEADER_VALUE_RE.search(
+            b"".join([value for _, value in headers])
+        ):
             raise RuntimeError("a header of the answer is none")
         closing = (b"connection", b"close") in headers
         parts = [STATUS_LINE[message["status"]]]

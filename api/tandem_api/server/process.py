@@ -26,7 +26,8 @@ KEEP_ALIVE = 65  # seconds, longer than load balancers keep an idle connection
 STALLED = 90_000  # ms that sent bytes may stay unacknowledged, or a reader's window shut
 MOST_FILES = 1 << 16  # open ones of a process, where the system allows so many
 YOUNG = 10_000  # objects more than were freed, after which the collector looks at the new ones
-BEFORE = 0.5  # seconds before uvicorn gives requests up, in words of its own: by then ours have been answered
+# seconds before uvicorn gives requests up, in words of its own: by then ours have been answered
+BEFORE = 0.5
 LONGEST_END = 10.0  # seconds for what is being answered, after the time in which more is accepted
 
 log = structlog.get_logger()
@@ -68,7 +69,8 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         ws_max_size=LONGEST_MESSAGE,
         ws_ping_interval=PING,
         ws_ping_timeout=PONG,
-        ws_per_message_deflate=False,  # it would keep what is small and live waiting for what makes it smaller
+        # it would keep what is small and live waiting for what makes it smaller
+        ws_per_message_deflate=False,
         http=Protocol,
         lifespan="on",
         log_config=None,
@@ -106,7 +108,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
             made = socket.socket(family)
             sockets.append(made)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # Accepted connections inherit these: a peer that vanished, or never reads, does not stay for ever.
+            # Accepted connections inherit these: a peer that vanished, or never reads, does not
+            # stay for ever.
             made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED)
@@ -119,7 +122,9 @@ def listen(host: str, port: int) -> list[socket.socket]:
         for one in sockets:
             one.close()
         reason = error.strerror or str(error)
-        raise Misconfigured(f"TANDEM_HOST, TANDEM_PORT: cannot listen on {host} port {port}: {reason}") from None
+        raise Misconfigured(
+            f"TANDEM_HOST, TANDEM_PORT: cannot listen on {host} port {port}: {reason}"
+        ) from None
     return sockets
 
 
@@ -138,7 +143,8 @@ def serve(settings: Settings, sockets: list[socket.socket], *, tied: bool = Fals
     def told(_signal: int, _frame: object) -> None:
         server.should_exit = True
 
-    # uvicorn ends by raising the signal that it caught once more: then it finds these, and the process ends with 0.
+    # uvicorn ends by raising the signal that it caught once more: then it finds these, and the
+    # process ends with 0.
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, told)
     if tied:

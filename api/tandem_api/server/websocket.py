@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 LONGEST_MESSAGE = 64 << 10  # bytes
 FRAGMENTS = 64  # of one message
 PING = 20.0  # seconds
-PONG = 60.0  # seconds that a client may take to answer a ping, counted anew from each message that it is sent
+# seconds that a client may take to answer a ping, counted anew from each message that it is sent
+PONG = 60.0
 STALLED = 60.0  # seconds that a client may read nothing while there is something for it
 
 
@@ -28,8 +29,13 @@ class Handshake(ServerProtocol):
     def reject(self, status: Any, text: str) -> Response:
         """The answer instead of an upgrade."""
         response = super().reject(status, text)
-        response.body = msgspec.json.encode(of_status(int(status), text.partition("\n")[0]).members("/v1/stream"))
-        for name, value in (("Content-Type", MEDIA_TYPE), ("Content-Length", str(len(response.body)))):
+        response.body = msgspec.json.encode(
+            of_status(int(status), text.partition("\n")[0]).members("/v1/stream")
+        )
+        for name, value in (
+            ("Content-Type", MEDIA_TYPE),
+            ("Content-Length", str(len(response.body))),
+        ):
             del response.headers[name]
             response.headers[name] = value
         return response
@@ -38,8 +44,8 @@ class Handshake(ServerProtocol):
 class SocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's, where no client makes this process keep what it never reads, or what it never ends.
 
-    A slow client is one that reads slowly: as long as it takes something in `STALLED` seconds it keeps its pace, and
-    its answers to pings may be as late as the messages before them.
+    A slow client is one that reads slowly: as long as it takes something in `STALLED` seconds it
+    keeps its pace, and its answers to pings may be as late as the messages before them.
     """
 
     _sent_at = 0.0

@@ -41,7 +41,10 @@ class Events:
     def written(self, group: Group) -> bytes:
         head, (stamp, first) = b"event: %s\ndata: " % group.type.encode(), group.place
         return b"".join(
-            [b"id: %016d-%05d\n%s%s\n\n" % (stamp, item, head, text) for item, text in enumerate(group.json(), first)]
+            [
+                b"id: %016d-%05d\n%s%s\n\n" % (stamp, item, head, text)
+                for item, text in enumerate(group.json(), first)
+            ]
         )
 
 
@@ -118,7 +121,7 @@ def _cell(value: bytes) -> str:
     return _text.decode(value) if value.startswith(b'"') else value.decode()
 
 
-# ---------------------------------------------------------------------------------------------------------- negotiation
+# -------------------------------------------------------------------------------------- negotiation
 
 
 def negotiate(accept: str, types: frozenset[str]) -> Format:
@@ -131,7 +134,11 @@ def negotiate(accept: str, types: frozenset[str]) -> Format:
         if quality > best:
             best, chosen = quality, media_type
     if not chosen:
-        wanted = "text/csv is for ?types=output alone; " if CSV in accept.lower() and CSV not in offered else ""
+        wanted = (
+            "text/csv is for ?types=output alone; "
+            if CSV in accept.lower() and CSV not in offered
+            else ""
+        )
         raise HTTPException(406, f"{wanted}there are {', '.join(offered)}", {"Vary": "Accept"})
     if chosen == SSE:
         return Events()

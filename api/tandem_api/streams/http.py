@@ -1,7 +1,7 @@
 """GET /v1/jobs/{id}/stream: what happens to a job and what it says, live, from any place on.
 
-A reader costs one task that waits for its end, and what the socket buffers. One that does not read is waited for, one
-that is gone is noticed, and neither holds up anything but itself.
+A reader costs one task that waits for its end, and what the socket buffers. One that does not read
+is waited for, one that is gone is noticed, and neither holds up anything but itself.
 """
 
 import asyncio
@@ -21,7 +21,15 @@ from tandem_api.streams.formats import Cut, Format, Table, negotiate
 from tandem_shared.errors import BadCursor, Malformed
 from tandem_shared.jobs.record import Record
 from tandem_shared.queue.pubsub import Change
-from tandem_shared.streams.reader import START, TYPES, Position, Reader, end_of, position, refuse_unknown
+from tandem_shared.streams.reader import (
+    START,
+    TYPES,
+    Position,
+    Reader,
+    end_of,
+    position,
+    refuse_unknown,
+)
 
 HEARTBEAT = 15.0  # seconds
 STALLED = 60.0  # seconds that a reader may take for one portion
@@ -44,7 +52,9 @@ class StreamEndpoint:
         record = await known(state, id)
         after = _after(request, record)
         if after is not None and after == end_of(record):
-            await Response(status_code=204)(scope, receive, send)  # this is what stops an EventSource
+            await Response(status_code=204)(
+                scope, receive, send
+            )  # this is what stops an EventSource
             return
         if after is not None and isinstance(chosen, Table):
             raise Malformed("after: CSV has no ids to go on from")
@@ -101,12 +111,15 @@ class Stream:
             try:
                 with self._state["drain"].telling(change.mark):
                     await self._put(self._format.start)
-                    whole = await follow(self._state, record, change, tell=self._tell, idle=self._idle)
+                    whole = await follow(
+                        self._state, record, change, tell=self._tell, idle=self._idle
+                    )
             except Cut:
                 whole = False
             finally:
                 leaving.cancel()
-        # A cut body of CSV must show as one: it is not ended. In the other formats the entry `end` is missing.
+        # A cut body of CSV must show as one: it is not ended. In the other formats the entry `end`
+        # is missing.
         if whole or not isinstance(self._format, Table):
             await self._put(b"", more=False)
 
@@ -120,7 +133,11 @@ class Stream:
         parts: list[bytes] = []
         size = 0
         async for group in self._reader.groups(record):
-            if isinstance(self._format, Table) and group.attempt < record.attempt and group.type == "output":
+            if (
+                isinstance(self._format, Table)
+                and group.attempt < record.attempt
+                and group.type == "output"
+            ):
                 continue  # superseded before it was told
             try:
                 part = self._format.written(group)

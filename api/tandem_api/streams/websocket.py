@@ -1,8 +1,9 @@
 """WS /v1/stream: the streams of many jobs over one WebSocket, at the pace of whoever reads it.
 
-A client sends {"subscribe": id, "after": …, "types": […]} or {"unsubscribe": id}, the last two of the three as it
-likes; it is sent entries, each with the job it is of: {"job": id, "id": …, "type": …, …}. A job that cannot be told of
-costs its own subscription alone: {"job": id, "type": "error", "data": problem}.
+A client sends {"subscribe": id, "after": …, "types": […]} or {"unsubscribe": id}, the last two of
+the three as it likes; it is sent entries, each with the job it is of: {"job": id, "id": …, "type":
+…, …}. A job that cannot be told of costs its own subscription alone: {"job": id, "type": "error",
+"data": problem}.
 """
 
 import asyncio
@@ -26,7 +27,15 @@ from tandem_api.streams.follow import follow
 from tandem_shared.errors import BadCursor, Malformed, NotFound, TandemError, Unavailable
 from tandem_shared.jobs.record import Record
 from tandem_shared.queue.pubsub import Change
-from tandem_shared.streams.reader import START, TYPES, Position, Reader, end_of, position, refuse_unknown
+from tandem_shared.streams.reader import (
+    START,
+    TYPES,
+    Position,
+    Reader,
+    end_of,
+    position,
+    refuse_unknown,
+)
 
 PROTOCOL = "tandem.v1"
 MOST = 1000  # subscriptions of one socket
@@ -95,7 +104,9 @@ def _refusal(headers: Headers, offered: list[str], allowed: tuple[str, ...]) -> 
         # A browser connects for any page, wherever that came from, and only says which.
         scheme, _, host = origin.lower().partition("://")
         if scheme not in ("http", "https") or host != headers.get("host", "").lower():
-            return of_status(403, "pages of this origin may not connect: TANDEM_ORIGINS does not name it")
+            return of_status(
+                403, "pages of this origin may not connect: TANDEM_ORIGINS does not name it"
+            )
     if offered and PROTOCOL not in offered:
         return of_status(400, f"the sub-protocol is {PROTOCOL}")
     return None
@@ -146,7 +157,9 @@ class Socket:
         if before is not None:
             before.cancel()
         if len(self._subscriptions) >= MOST:
-            self._start(self.refuse(id, of_status(429, f"a socket has at most {MOST} subscriptions")))
+            self._start(
+                self.refuse(id, of_status(429, f"a socket has at most {MOST} subscriptions"))
+            )
         else:
             types = frozenset(TYPES if wish.types is None else wish.types)
             task = self._start(self._follow(Subscription(self, id, wish.after, types), before))
@@ -160,7 +173,9 @@ class Socket:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _follow(self, subscription: "Subscription", before: asyncio.Task[None] | None) -> None:
+    async def _follow(
+        self, subscription: "Subscription", before: asyncio.Task[None] | None
+    ) -> None:
         id = subscription.id
         try:
             if before is not None:
@@ -174,7 +189,9 @@ class Socket:
             trace = secrets.token_hex(16)
             log.exception("subscription failed", trace_id=trace, job_id=id)
             more = {"trace_id": trace}
-            await self.refuse(id, of_status(500, f"it is logged under the trace id {trace}", more=more))
+            await self.refuse(
+                id, of_status(500, f"it is logged under the trace id {trace}", more=more)
+            )
         finally:
             if self._subscriptions.get(id) is asyncio.current_task():
                 del self._subscriptions[id]
@@ -182,7 +199,9 @@ class Socket:
     async def refuse(self, id: str, problem: Problem) -> None:
         """Tells that a job cannot be told of (any more)."""
         with suppress(OSError):
-            await self.tell(b'{"job":%s,"type":"error","data":%s}' % (_string(id), _string(problem.members())))
+            await self.tell(
+                b'{"job":%s,"type":"error","data":%s}' % (_string(id), _string(problem.members()))
+            )
 
     async def tell(self, entry: bytes) -> None:
         """Sends one entry, once the client has room for it. Raises OSError when it has gone."""
@@ -254,7 +273,8 @@ class Subscription:
         place = position(self._after)
         refuse_unknown(record, place)
         if place == end_of(record):
-            # Over HTTP this is 204; here the end is told again, since nothing else would say that nothing follows.
+            # Over HTTP this is 204; here the end is told again, since nothing else would say that
+            # nothing follows.
             return place._replace(item=place.item - 1)
         return place
 
@@ -280,7 +300,11 @@ class Subscription:
 
 async def no_upgrade(_request: Request) -> Response:
     """GET /v1/stream of a client that does not ask for a WebSocket."""
-    problem = of_status(426, "this is a WebSocket endpoint", headers={"Upgrade": "websocket", "Connection": "Upgrade"})
+    problem = of_status(
+        426,
+        "this is a WebSocket endpoint",
+        headers={"Upgrade": "websocket", "Connection": "Upgrade"},
+    )
     return problem.response(_request.scope)
 
 

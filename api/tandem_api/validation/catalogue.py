@@ -39,8 +39,11 @@ class Catalogue:
         if self.number and stamp == self._stamp:
             return
         entries = {entry.name: entry for entry in await self._queue.entries()}
-        # An entry that stayed as it was stays the same object, and what was made from it stays good.
-        self.entries = {name: _kept(self.entries.get(name), entry) for name, entry in entries.items()}
+        # An entry that stayed as it was stays the same object, and what was made from it stays
+        # good.
+        self.entries = {
+            name: _kept(self.entries.get(name), entry) for name, entry in entries.items()
+        }
         self._stamp = stamp
         self.number += 1
         log.info("catalogue read", tasks=len(entries))

@@ -104,7 +104,9 @@ _NEGATIONS: dict[str, Callable[[Any], str]] = {
     "const": lambda value: f"must not be {_shown(value)}",
     "enum": lambda values: f"must not be one of {_listed(values)}",
     "pattern": lambda pattern: f"must not match {_shown(pattern)}",
-    "type": lambda names: _types([names] if isinstance(names, str) else names).replace("must be", "must not be"),
+    "type": lambda names: _types([names] if isinstance(names, str) else names).replace(
+        "must be", "must not be"
+    ),
 }
 
 
@@ -122,7 +124,9 @@ def _unwanted(error: ValidationError, schemas: Sequence[Any]) -> Explained:
         return pointer([*path, last]), f"must not be there{beside}"
     if len(schema) == 1 and (word := next(iter(schema))) in _NEGATIONS:
         return pointer(path), _NEGATIONS[word](schema[word])
-    return pointer(path), "has what must not be there" if isinstance(error.instance, dict) else "is not allowed"
+    return pointer(path), "has what must not be there" if isinstance(
+        error.instance, dict
+    ) else "is not allowed"
 
 
 def _around(error: ValidationError, schemas: Sequence[Any]) -> Any:
@@ -147,16 +151,23 @@ def _nearest(
     wanted: set[str] = set()
     near: list[list[ValidationError]] = []
     for branch in branches:
-        kinds = [one.kind for one in branch if len(one.instance_path) == here and one.kind.name == "type"]
+        kinds = [
+            one.kind for one in branch if len(one.instance_path) == here and one.kind.name == "type"
+        ]
         if kinds:
             wanted.update(*(kind.as_dict()["types"] for kind in kinds))
         elif branch:
             near.append(branch)
     if near:
-        best = max(near, key=lambda branch: (max(len(one.instance_path) for one in branch), -len(branch)))
+        best = max(
+            near, key=lambda branch: (max(len(one.instance_path) for one in branch), -len(branch))
+        )
         for one in best:
             yield from _explain(one, schemas)
     elif wanted:
         yield pointer(error.instance_path), _types(wanted)
     else:
-        yield pointer(error.instance_path), "fits more than one of the alternatives, which exclude each other"
+        yield (
+            pointer(error.instance_path),
+            "fits more than one of the alternatives, which exclude each other",
+        )

@@ -28,7 +28,8 @@ FEW_ERRORS = 16 << 10  # bytes of a body up to which all errors are collected an
 KEY_BYTES = 255  # of an idempotency key
 TASK_CHARACTERS = 200
 RFC3339 = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})", re.ASCII
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})",
+    re.ASCII,
 )
 
 log = structlog.get_logger()
@@ -113,8 +114,12 @@ def _compile(entry: Entry) -> Compiled:
         validator = Draft202012Validator(schema, offline=True)
     except (ValidationError, ReferencingError, ValueError) as error:
         # The worker checks each payload again, so nothing wrong runs; only the answer comes later.
-        log.warning("a task's payload schema cannot be used", task=entry.name, error=str(error)[:500])
-        validator = Draft202012Validator({**schema, "properties": {**schema["properties"], "payload": True}})
+        log.warning(
+            "a task's payload schema cannot be used", task=entry.name, error=str(error)[:500]
+        )
+        validator = Draft202012Validator(
+            {**schema, "properties": {**schema["properties"], "payload": True}}
+        )
     timeout, policy = float(entry.defaults.get("timeout", 30)), entry.defaults.get("retry") or {}
     return Compiled(entry, schema, validator, Options(timeout=timeout, retry=policy))
 
@@ -127,7 +132,13 @@ class Submissions:
         self._compiled: dict[str, Compiled] = {}
 
     async def read(
-        self, body: bytes, *, tenant: str, key: str | None = None, traceparent: str | None = None, item: bool = False
+        self,
+        body: bytes,
+        *,
+        tenant: str,
+        key: str | None = None,
+        traceparent: str | None = None,
+        item: bool = False,
     ) -> Submission:
         """The job in a body. `item`: of a bulk, which may carry an idempotency key.
 
@@ -140,7 +151,9 @@ class Submissions:
         compiled = await self._compiled_for(value)
         value.setdefault("payload", {})
         if "idempotency_key" in value and not item:
-            raise Invalid([("/idempotency_key", "is not a known field: send the header Idempotency-Key")])
+            raise Invalid(
+                [("/idempotency_key", "is not a known field: send the header Idempotency-Key")]
+            )
         if not compiled.validator.is_valid(value):
             raise Invalid(_refusals(compiled, value, few=len(body) <= FEW_ERRORS))
         if item:
@@ -149,18 +162,30 @@ class Submissions:
                 raise Invalid([("/idempotency_key", f"must have at most {KEY_BYTES} bytes")])
         payload = bytes(_envelope.decode(body).payload)
         return _submission(
-            compiled, payload, value.get("options") or {}, tenant=tenant, key=key, traceparent=traceparent
+            compiled,
+            payload,
+            value.get("options") or {},
+            tenant=tenant,
+            key=key,
+            traceparent=traceparent,
         )
 
     async def replay(
-        self, record: Record, material: Material, *, key: str | None = None, traceparent: str | None = None
+        self,
+        record: Record,
+        material: Material,
+        *,
+        key: str | None = None,
+        traceparent: str | None = None,
     ) -> Submission:
         """The same job again, if its task still takes it. Raises Invalid, UnknownTask and Unavailable."""
         value = {"task": record.task, "payload": decode(material.payload)}
         compiled = await self._compiled_for(value)
         if not compiled.validator.is_valid(value):
             raise Invalid(_refusals(compiled, value, few=len(material.payload) <= FEW_ERRORS))
-        return again(record, material, version=compiled.entry.version, key=key, traceparent=traceparent)
+        return again(
+            record, material, version=compiled.entry.version, key=key, traceparent=traceparent
+        )
 
     async def _compiled_for(self, value: dict[str, Any]) -> Compiled:
         task = value.get("task")
@@ -178,7 +203,8 @@ class Submissions:
 
 
 def _refusals(compiled: Compiled, value: dict[str, Any], *, few: bool) -> list[Explained]:
-    # A place in the payload's schema is told from its own root behind a reference, else from the whole's.
+    # A place in the payload's schema is told from its own root behind a reference, else from the
+    # whole's.
     schemas = (compiled.schema, compiled.entry.payload_schema)
     if few:
         errors = explain(compiled.validator.iter_errors(value), *schemas)
@@ -196,7 +222,11 @@ def _worded(at: str, text: str, value: dict[str, Any]) -> str:
     _, *parts = at.split("/")
     if len(parts) == 2 and parts[0] == "options" and parts[1] in _NOT_YET:
         return _NOT_YET[parts[1]]
-    if parts[:1] == ["options"] and parts[-1] in (*DURATIONS, *RETRY_DURATIONS) and text != "is not a known field":
+    if (
+        parts[:1] == ["options"]
+        and parts[-1] in (*DURATIONS, *RETRY_DURATIONS)
+        and text != "is not a known field"
+    ):
         given: Any = value
         for part in parts:
             given = given[part]
@@ -208,7 +238,13 @@ def _worded(at: str, text: str, value: dict[str, Any]) -> str:
 
 
 def _submission(
-    compiled: Compiled, payload: bytes, given: dict[str, Any], *, tenant: str, key: str | None, traceparent: str | None
+    compiled: Compiled,
+    payload: bytes,
+    given: dict[str, Any],
+    *,
+    tenant: str,
+    key: str | None,
+    traceparent: str | None,
 ) -> Submission:
     entry, options = compiled.entry, compiled.options
     priority = entry.defaults.get("priority", "normal")
@@ -221,7 +257,9 @@ def _submission(
         )  # fmt: skip
     errors: list[Explained] = []
     times = {name: _duration(given, name, errors) for name in DURATIONS}
-    policy = {name: value for name, value in (given.get("retry") or {}).items() if value is not None}
+    policy = {
+        name: value for name, value in (given.get("retry") or {}).items() if value is not None
+    }
     for name in RETRY_DURATIONS:
         if name in policy:
             policy[name] = _duration(policy, name, errors, "/options/retry")
@@ -258,7 +296,9 @@ def _submission(
     )
 
 
-def _duration(given: dict[str, Any], name: str, errors: list[Explained], place: str = "/options") -> float | None:
+def _duration(
+    given: dict[str, Any], name: str, errors: list[Explained], place: str = "/options"
+) -> float | None:
     value = given.get(name)
     if value is None:
         return None

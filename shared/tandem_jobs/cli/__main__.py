@@ -48,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Everything else is set by TANDEM_* variables: see `tandem settings`.",
     )
     parser.add_argument("--version", action="version", version=f"tandem {_version()}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Mixed)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=_Mixed
+    )
 
     for name, summary in PROCESSES.items():
         commands.add_parser(name, help=summary)
@@ -57,12 +59,24 @@ def _parser() -> argparse.ArgumentParser:
         help="run everything on this machine, with a demo",
         description="Run Redis, an API and workers on this machine, then one job of each family as a demo.",
     )
-    session.add_argument("--host", metavar="ADDRESS", help="address to listen on, instead of TANDEM_HOST")
-    session.add_argument("--port", type=int, metavar="PORT", help="port to listen on, instead of TANDEM_PORT")
-    session.add_argument("--data-dir", default=".tandem", metavar="DIR", help="where all data is kept (.tandem)")
-    session.add_argument("--workers", type=_positive, default=1, metavar="N", help="worker processes (1)")
+    session.add_argument(
+        "--host", metavar="ADDRESS", help="address to listen on, instead of TANDEM_HOST"
+    )
+    session.add_argument(
+        "--port", type=int, metavar="PORT", help="port to listen on, instead of TANDEM_PORT"
+    )
+    session.add_argument(
+        "--data-dir", default=".tandem", metavar="DIR", help="where all data is kept (.tandem)"
+    )
+    session.add_argument(
+        "--workers", type=_positive, default=1, metavar="N", help="worker processes (1)"
+    )
     session.add_argument("--no-demo", dest="demo", action="store_false", help="run no jobs")
-    session.add_argument("--once", action="store_true", help="end after the demo: 0 if all its jobs succeeded, else 1")
+    session.add_argument(
+        "--once",
+        action="store_true",
+        help="end after the demo: 0 if all its jobs succeeded, else 1",
+    )
 
     export = commands.add_parser(
         "export",
@@ -81,20 +95,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--fix", action="store_true", help="mend what is found and can be mended")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
-    doctor.add_argument("--no-files", dest="files", action="store_false", help="leave the file store out")
+    doctor.add_argument(
+        "--no-files", dest="files", action="store_false", help="leave the file store out"
+    )
 
-    commands.add_parser("settings", help="print all settings", description="Print all settings, secrets masked.")
+    commands.add_parser(
+        "settings", help="print all settings", description="Print all settings, secrets masked."
+    )
     _add_terminal(commands)
     return parser
 
 
 def _add_terminal(commands: "Commands") -> None:
-    def added(name: str, summary: str, description: str, *, job: bool = True) -> argparse.ArgumentParser:
+    def added(
+        name: str, summary: str, description: str, *, job: bool = True
+    ) -> argparse.ArgumentParser:
         parser = commands.add_parser(name, help=summary, description=description, epilog=EXITS)
         if job:
             parser.add_argument("id", metavar="ID", help="the job's id")
         where = parser.add_argument_group("the API")
-        where.add_argument("--url", metavar="URL", help="where it is (TANDEM_URL, http://127.0.0.1:8000)")
+        where.add_argument(
+            "--url", metavar="URL", help="where it is (TANDEM_URL, http://127.0.0.1:8000)"
+        )
         where.add_argument(
             "--patience",
             type=_seconds,
@@ -102,27 +124,60 @@ def _add_terminal(commands: "Commands") -> None:
             metavar="SECONDS",
             help="how long to go on without an answer (30)",
         )
-        where.add_argument("--api-key", metavar="KEY", help="better by TANDEM_API_KEY: arguments can be seen by others")
+        where.add_argument(
+            "--api-key",
+            metavar="KEY",
+            help="better by TANDEM_API_KEY: arguments can be seen by others",
+        )
         return parser
 
-    submit = added("submit", "submit a job", "Submit a job and print its id, or its result, or its output.", job=False)
+    submit = added(
+        "submit",
+        "submit a job",
+        "Submit a job and print its id, or its result, or its output.",
+        job=False,
+    )
     submit.add_argument("task", metavar="TASK", help="its name, such as http.request")
-    submit.add_argument("payload", metavar="JSON", nargs="?", help="the payload; @FILE reads a file, - stdin ({})")
+    submit.add_argument(
+        "payload", metavar="JSON", nargs="?", help="the payload; @FILE reads a file, - stdin ({})"
+    )
     then = submit.add_mutually_exclusive_group()
-    then.add_argument("--wait", action="store_true", help="wait until it is final and print its result")
-    then.add_argument("--watch", action="store_true", help="show how it goes and print its output, as `tandem watch`")
-    submit.add_argument("--key", metavar="KEY", help="idempotency key: the same one brings the same job again")
-    job = submit.add_argument_group("options of the job", "A duration is a number of seconds, or 250ms, 30s, 5m, 2h.")
+    then.add_argument(
+        "--wait", action="store_true", help="wait until it is final and print its result"
+    )
+    then.add_argument(
+        "--watch",
+        action="store_true",
+        help="show how it goes and print its output, as `tandem watch`",
+    )
+    submit.add_argument(
+        "--key", metavar="KEY", help="idempotency key: the same one brings the same job again"
+    )
+    job = submit.add_argument_group(
+        "options of the job", "A duration is a number of seconds, or 250ms, 30s, 5m, 2h."
+    )
     job.add_argument("--queue", metavar="NAME", help="the queue, instead of the task's own")
     job.add_argument("--priority", choices=("high", "normal", "low"), help="high, normal or low")
-    job.add_argument("--delay", type=_duration, metavar="DURATION", help="start no sooner than after this")
-    job.add_argument("--run-at", metavar="TIME", help="start no sooner than then, as 2030-01-31T09:30:00Z")
-    job.add_argument("--timeout", type=_duration, metavar="DURATION", help="how long an attempt may take")
-    job.add_argument("--expires-in", type=_duration, metavar="DURATION", help="start no attempt after this")
+    job.add_argument(
+        "--delay", type=_duration, metavar="DURATION", help="start no sooner than after this"
+    )
+    job.add_argument(
+        "--run-at", metavar="TIME", help="start no sooner than then, as 2030-01-31T09:30:00Z"
+    )
+    job.add_argument(
+        "--timeout", type=_duration, metavar="DURATION", help="how long an attempt may take"
+    )
+    job.add_argument(
+        "--expires-in", type=_duration, metavar="DURATION", help="start no attempt after this"
+    )
     job.add_argument("--max-attempts", type=_positive, metavar="N", help="how often it is tried")
-    job.add_argument("--concurrency-key", metavar="KEY", help="of its jobs only so many run at a time")
+    job.add_argument(
+        "--concurrency-key", metavar="KEY", help="of its jobs only so many run at a time"
+    )
     job.add_argument("--concurrency-limit", type=_positive, metavar="N", help="how many (1)")
-    job.add_argument("--tag", dest="tags", type=_tag, action=_Tags, metavar="NAME=VALUE", help="may be repeated")
+    job.add_argument(
+        "--tag", dest="tags", type=_tag, action=_Tags, metavar="NAME=VALUE", help="may be repeated"
+    )
 
     watch = added(
         "watch",
@@ -130,12 +185,22 @@ def _add_terminal(commands: "Commands") -> None:
         "Show a job until it is final: its output as NDJSON on stdout, all else on stderr. Ctrl-C leaves it running.",
     )
     watch.add_argument("--after", metavar="POSITION", help="go on after this entry of the stream")
-    result = added("result", "print a job's result", "Print a job's result as JSON, or one of its files, on stdout.")
+    result = added(
+        "result",
+        "print a job's result",
+        "Print a job's result as JSON, or one of its files, on stdout.",
+    )
     result.add_argument("--wait", action="store_true", help="wait until the job is final")
     result.add_argument("--file", metavar="NAME", help="this file of the job instead")
     added("cancel", "cancel a job", "Cancel a job, whatever its state; a final one stays as it is.")
-    again = added("replay", "run a failed job again", "Run a failed or cancelled job again; print the new job's id.")
-    again.add_argument("--key", metavar="KEY", help="idempotency key: the same one brings the same new job again")
+    again = added(
+        "replay",
+        "run a failed job again",
+        "Run a failed or cancelled job again; print the new job's id.",
+    )
+    again.add_argument(
+        "--key", metavar="KEY", help="idempotency key: the same one brings the same new job again"
+    )
 
 
 class _Mixed(argparse.ArgumentParser):
@@ -157,7 +222,11 @@ class _Tags(argparse.Action):
     """Gathers pairs in a dict."""
 
     def __call__(
-        self, _parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _option: str | None = None
+        self,
+        _parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        _option: str | None = None,
     ) -> None:
         tags = getattr(namespace, self.dest) or {}
         setattr(namespace, self.dest, {**tags, **values})
@@ -194,8 +263,9 @@ def _version() -> str:
 
 
 def _become(package: str, arguments: list[str]) -> NoReturn:
-    # By name, and only the one that is to run: `shared` depends on neither, the API runs where no task's requirements
-    # are installed, and a worker where no web framework is. Each is a program of its own, with options of its own.
+    # By name, and only the one that is to run: `shared` depends on neither, the API runs where no
+    # task's requirements are installed, and a worker where no web framework is. Each is a program
+    # of its own, with options of its own.
     sys.argv = [f"tandem {package}", *arguments]
     runpy.run_module(f"tandem_{package}", run_name="__main__", alter_sys=True)
     sys.exit(0)
@@ -231,7 +301,9 @@ def _settings(_options: dict[str, Any]) -> int:
         default = "none" if isinstance(field.default, dict) else defaults[variable] or "empty"
         print(f"# {field.description} (default: {default})")
         if isinstance(field.default, dict):
-            print("\n".join(f"{one}={values[one]}" for one in connections) or f"# {variable}__<NAME>=")
+            print(
+                "\n".join(f"{one}={values[one]}" for one in connections) or f"# {variable}__<NAME>="
+            )
         else:
             print(f"{variable}={values[variable]}")
     return 0

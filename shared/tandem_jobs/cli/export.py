@@ -38,13 +38,18 @@ def run(options: Options, settings: Settings) -> int:
     return 0
 
 
-async def _print(settings: Settings, since: float | None, until: float | None, states: list[State]) -> None:
+async def _print(
+    settings: Settings, since: float | None, until: float | None, states: list[State]
+) -> None:
     out = sys.stdout.buffer
     async with open_ledger(settings) as ledger:
         async for record, payload in ledger.export(since=since, until=until, states=states):
             # As clients see a job, with its payload once it is final, and its tenant.
             job = view(record, payload=payload)
-            out.write(job.replace(b"{", b'{"tenant":' + msgspec.json.encode(record.tenant) + b",", 1) + b"\n")
+            out.write(
+                job.replace(b"{", b'{"tenant":' + msgspec.json.encode(record.tenant) + b",", 1)
+                + b"\n"
+            )
 
 
 def _time(name: str, text: str | None) -> float | None:

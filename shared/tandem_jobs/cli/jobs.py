@@ -1,6 +1,7 @@
 """`tandem submit`, `watch`, `result`, `cancel` and `replay`: jobs from a terminal, or from a script.
 
-stdout has data only: the id of a job, its result, or its output items as NDJSON. All else is on stderr.
+stdout has data only: the id of a job, its result, or its output items as NDJSON. All else is on
+stderr.
 """
 
 import shlex
@@ -22,7 +23,16 @@ FINAL = {"succeeded": 0, "failed": 1, "cancelled": 3}
 REFUSED, UNREACHABLE, NOT_YET, INTERRUPTED = 2, 4, 5, 130
 UNAUTHENTICATED = 401
 OPTIONS = (
-    *("queue", "priority", "delay", "run_at", "timeout", "expires_in", "concurrency_key", "concurrency_limit"),
+    *(
+        "queue",
+        "priority",
+        "delay",
+        "run_at",
+        "timeout",
+        "expires_in",
+        "concurrency_key",
+        "concurrency_limit",
+    ),
     "tags",
 )
 
@@ -31,7 +41,9 @@ def run(command: str, options: dict[str, Any]) -> int:
     """Run one of them; its exit code."""
     screen = Screen(sys.stderr)
     try:
-        with Client(options["url"], options["api_key"], patience=options["patience"], told=screen.trouble) as client:
+        with Client(
+            options["url"], options["api_key"], patience=options["patience"], told=screen.trouble
+        ) as client:
             return COMMANDS[command](client, options, screen)
     except Unavailable as error:
         code, text = UNREACHABLE, str(error)
@@ -104,7 +116,9 @@ def _follow(client: Client, id: str, options: dict[str, Any], screen: Screen) ->
                     _write(items, screen, shared=shared)
                     told, items = True, []
                 if told and entry.type == "state" and entry.job.state == "running":
-                    screen.say(f"attempt {entry.attempt} begins: the items above are void", "warning")
+                    screen.say(
+                        f"attempt {entry.attempt} begins: the items above are void", "warning"
+                    )
                     told = False
                 screen.show(entry)
                 after = entry.id

@@ -10,7 +10,15 @@ from tandem_jobs.client.models import Entry, Job, Progress
 
 WIDTH = 24  # columns of the bar
 SHOWN = 300  # characters of a value on a line
-COLOURS = {"succeeded": 32, "failed": 31, "cancelled": 33, "error": 31, "critical": 31, "warning": 33, "debug": 2}
+COLOURS = {
+    "succeeded": 32,
+    "failed": 31,
+    "cancelled": 33,
+    "error": 31,
+    "critical": 31,
+    "warning": 33,
+    "debug": 2,
+}
 # What would move the cursor or recolour the terminal, of whoever wrote the text.
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0))}
 _ESCAPED = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
@@ -27,13 +35,15 @@ class Screen:
         self._live = stream.isatty() and os.environ.get("TERM") != "dumb"
         self._colours = self._live and not os.environ.get("NO_COLOR")
         utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
-        self._full, self._empty, self._dot, self._cut = ("█", "░", "·", "…") if utf8 else ("#", "-", "-", "~")
+        self._full, self._empty, self._dot, self._cut = (
+            ("█", "░", "·", "…") if utf8 else ("#", "-", "-", "~")
+        )
         self._state, self._attempts = "", (0, 0)
         self._progress: Progress | None = None
         self._drawn = ""
         self._trouble = ""
 
-    # ------------------------------------------------------------------------------------------------------- one line
+    # ------------------------------------------------------------------------------------- one line
 
     def say(self, text: str, colour: str = "") -> None:
         """A line that stays, above the live one."""
@@ -53,7 +63,7 @@ class Screen:
             self._stream.flush()
             self._drawn = ""
 
-    # ----------------------------------------------------------------------------------------------------- one entry
+    # ------------------------------------------------------------------------------------ one entry
 
     def show(self, entry: Entry) -> None:
         """Everything but output."""
@@ -73,7 +83,9 @@ class Screen:
         if final:
             self.say(*ending(job))
         elif new and job.state == "retrying" and job.error is not None:
-            self.say(f"attempt {job.attempt} failed ({job.error.type}): {job.error.message}", "warning")
+            self.say(
+                f"attempt {job.attempt} failed ({job.error.type}): {job.error.message}", "warning"
+            )
         elif new and not self._live and not job.done:
             self.say(f"{job.state}, attempt {job.attempt}" if job.attempt else job.state)
 
@@ -133,7 +145,9 @@ def _log(entry: Entry) -> tuple[str, str]:
     if not isinstance(fields, dict):
         return str(fields)[:SHOWN], ""
     level, message = str(fields.pop("level", "info")), fields.pop("message", "")
-    more = "".join(f" {name}={msgspec.json.encode(value).decode()[:SHOWN]}" for name, value in fields.items())
+    more = "".join(
+        f" {name}={msgspec.json.encode(value).decode()[:SHOWN]}" for name, value in fields.items()
+    )
     return f"{entry.at.astimezone():%H:%M:%S} {level:<7} {message}{more}", level
 
 

@@ -4,7 +4,8 @@
         job = client.submit("http.request", {"url": "https://example.org/"})
         print(client.result(job))
 
-Nothing here knows the contract: that is `shared/tandem_jobs/client/protocol.py`, spoken over one of the two wires below.
+Nothing here knows the contract: that is `shared/tandem_jobs/client/protocol.py`, spoken over one of
+the two wires below.
 """
 
 import os
@@ -25,8 +26,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"  # of `tandem dev` and `tandem api`
 class AsyncClient(Conversation):
     """A client for asyncio: every call is a coroutine, every stream an asynchronous generator.
 
-    `url` and `api_key` are TANDEM_URL (http://127.0.0.1:8000) and TANDEM_API_KEY if they are not given. Raises
-    Misconfigured for a URL that is none.
+    `url` and `api_key` are TANDEM_URL (http://127.0.0.1:8000) and TANDEM_API_KEY if they are not
+    given. Raises Misconfigured for a URL that is none.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class Client:
         **options: Any,
     ) -> Job:
         """The job, accepted once; see AsyncClient."""
-        return _now(self._said.submit(task, payload, idempotency_key=idempotency_key, wait=wait, **options))
+        return _now(
+            self._said.submit(task, payload, idempotency_key=idempotency_key, wait=wait, **options)
+        )
 
     def get(self, job: Named) -> Job:
         return _now(self._said.get(job))
@@ -89,12 +92,16 @@ class Client:
         """A new job like this one; see AsyncClient."""
         return _now(self._said.replay(job, idempotency_key=idempotency_key))
 
-    def stream(self, job: Named, types: str | Iterable[str] = (), after: str | None = None) -> Generator[Entry]:
+    def stream(
+        self, job: Named, types: str | Iterable[str] = (), after: str | None = None
+    ) -> Generator[Entry]:
         """Each entry once and in order, `end` last; see AsyncClient."""
         for portion in self.portions(job, types, after):
             yield from portion
 
-    def portions(self, job: Named, types: str | Iterable[str] = (), after: str | None = None) -> Generator[list[Entry]]:
+    def portions(
+        self, job: Named, types: str | Iterable[str] = (), after: str | None = None
+    ) -> Generator[list[Entry]]:
         """The same, in lists of what came together."""
         portions = self._said.portions(job, types, after)
         try:
@@ -104,7 +111,11 @@ class Client:
             _now(portions.aclose())
 
     def upload(
-        self, source: str | Path | IO[bytes], *, name: str | None = None, content_type: str | None = None
+        self,
+        source: str | Path | IO[bytes],
+        *,
+        name: str | None = None,
+        content_type: str | None = None,
     ) -> File:
         """An upload of a file; see AsyncClient."""
         return _now(self._said.upload(source, name=name, content_type=content_type))
@@ -138,7 +149,7 @@ def _address(url: str | None, api_key: str | None) -> tuple[str, str]:
     return url.rstrip("/"), key
 
 
-# --------------------------------------------------------------------------------------------------------------- wires
+# -------------------------------------------------------------------------------------------- wires
 
 
 def _now(call: Coroutine[Any, Any, T]) -> T:

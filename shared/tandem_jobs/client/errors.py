@@ -5,10 +5,11 @@ TandemError
 ├── JobUnsuccessful      a job's result was asked for, and there is none: `job` is the final job
 │   ├── JobFailed        `error` says why
 │   └── JobCancelled
-└── Unavailable          nobody answered for as long as the client's patience lasts; asking again helps
+└── Unavailable          nobody answered for as long as the client's patience lasts; asking again
+  helps
 
-A wait that is over is Python's own TimeoutError. This is the other end of `api/tandem_api/http/problems.py`, so statuses are
-HTTP's.
+A wait that is over is Python's own TimeoutError. This is the other end of
+`api/tandem_api/http/problems.py`, so statuses are HTTP's.
 """
 
 import msgspec
@@ -36,9 +37,17 @@ class _Document(msgspec.Struct, frozen=True):
 class Problem(TandemError):
     """The API refused. `type` is the problem's URI reference (`/problems/validation`), `status` that of HTTP."""
 
-    def __init__(self, status: int, type: str, title: str, detail: str, errors: tuple[FieldError, ...] = ()) -> None:
+    def __init__(
+        self, status: int, type: str, title: str, detail: str, errors: tuple[FieldError, ...] = ()
+    ) -> None:
         super().__init__(f"{title}: {detail}" if detail else title)
-        self.status, self.type, self.title, self.detail, self.errors = status, type, title, detail, errors
+        self.status, self.type, self.title, self.detail, self.errors = (
+            status,
+            type,
+            title,
+            detail,
+            errors,
+        )
 
 
 class JobUnsuccessful(TandemError):
@@ -72,6 +81,12 @@ def problem_of(status: int, content_type: str, body: bytes) -> Problem:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             pass
         else:
-            return Problem(status, found.type, found.title or f"HTTP status {status}", found.detail, found.errors)
+            return Problem(
+                status,
+                found.type,
+                found.title or f"HTTP status {status}",
+                found.detail,
+                found.errors,
+            )
     text = " ".join(body[: 4 * SHOWN].decode(errors="replace").split())[:SHOWN]
     return Problem(status, "about:blank", f"HTTP status {status}", text)

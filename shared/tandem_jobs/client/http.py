@@ -33,7 +33,9 @@ def _options(url: str) -> dict[str, Any]:
     return {"timeout": httpx2.Timeout(CONNECT), "limits": CONNECTIONS, "trust_env": not here}
 
 
-def _request(client: httpx2.Client | httpx2.AsyncClient, base: str, key: str, request: Request) -> httpx2.Request:
+def _request(
+    client: httpx2.Client | httpx2.AsyncClient, base: str, key: str, request: Request
+) -> httpx2.Request:
     below = request.path.startswith("/")
     # As it comes: nothing is unpacked twice, and a compressed stream would come late.
     headers = {"Accept-Encoding": "identity", "User-Agent": "tandem-client", **request.headers}
@@ -41,7 +43,9 @@ def _request(client: httpx2.Client | httpx2.AsyncClient, base: str, key: str, re
         headers["Authorization"] = f"Bearer {key}"
     content: Any = request.body
     if isinstance(content, Source):
-        content = _pieces(content) if isinstance(client, httpx2.Client) else _suspended_pieces(content)
+        content = (
+            _pieces(content) if isinstance(client, httpx2.Client) else _suspended_pieces(content)
+        )
     timeout = httpx2.Timeout(connect=CONNECT, read=request.timeout, write=WRITE, pool=POOL)
     try:
         return client.build_request(
@@ -112,7 +116,9 @@ class _Blocking:
 
     async def open(self, request: Request) -> _BlockingOpened:
         try:
-            return _BlockingOpened(self._http.send(_request(self._http, self.url, self._key, request), stream=True))
+            return _BlockingOpened(
+                self._http.send(_request(self._http, self.url, self._key, request), stream=True)
+            )
         except httpx2.TransportError as error:
             raise _fault(error) from None
 
@@ -150,7 +156,9 @@ class _Suspending:
 
     async def open(self, request: Request) -> _SuspendingOpened:
         try:
-            answer = await self._http.send(_request(self._http, self.url, self._key, request), stream=True)
+            answer = await self._http.send(
+                _request(self._http, self.url, self._key, request), stream=True
+            )
             return _SuspendingOpened(answer)
         except httpx2.TransportError as error:
             raise _fault(error) from None

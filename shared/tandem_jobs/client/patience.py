@@ -15,7 +15,11 @@ class Patience:
     """How long one call goes on without being heard; `deadline` is on the monotonic clock."""
 
     def __init__(
-        self, wire: Wire, seconds: float, told: Callable[[str], None] | None, deadline: float | None = None
+        self,
+        wire: Wire,
+        seconds: float,
+        told: Callable[[str], None] | None,
+        deadline: float | None = None,
     ) -> None:
         self._wire, self._seconds, self._told, self._deadline = wire, seconds, told, deadline
         self._since: float | None = None

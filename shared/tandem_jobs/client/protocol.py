@@ -1,10 +1,11 @@
 """How a client speaks with the API: what it sends, what it makes of the answers, when it tries again. No I/O.
 
-Everything is written once, as coroutines over a `Wire`. `shared/tandem_jobs/client/client.py` has the two wires there are:
-one that waits in an event loop, and one that blocks, whose coroutines end without ever being suspended.
+Everything is written once, as coroutines over a `Wire`. `shared/tandem_jobs/client/client.py` has
+the two wires there are: one that waits in an event loop, and one that blocks, whose coroutines end
+without ever being suspended.
 
-Whatever is sent may be sent twice: reads by nature, a submission by its idempotency key, a cancel by the contract; an
-upload whose answer was lost leaves a file that nobody names and that expires.
+Whatever is sent may be sent twice: reads by nature, a submission by its idempotency key, a cancel
+by the contract; an upload whose answer was lost leaves a file that nobody names and that expires.
 """
 
 import re
@@ -42,11 +43,13 @@ Downloadable = str | File | Mapping[str, Any]
 class Conversation:
     """Every call of a client. Each raises Problem for a refusal, and Unavailable when nobody answers for `patience`.
 
-    `patience`: seconds that connection faults and 503s are met with new tries, begun again with each sign of life.
-    `told` gets the reason before each of them.
+    `patience`: seconds that connection faults and 503s are met with new tries, begun again with
+    each sign of life. `told` gets the reason before each of them.
     """
 
-    def __init__(self, wire: Wire, patience: float = 60.0, told: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, wire: Wire, patience: float = 60.0, told: Callable[[str], None] | None = None
+    ) -> None:
         self._wire = wire
         self._patience = patience
         self._told = told
@@ -57,18 +60,25 @@ class Conversation:
     ) -> Job:  # fmt: skip
         """The job, accepted once however often the connection breaks meanwhile.
 
-        `payload` is what msgspec can encode, or has a `model_dump` as pydantic's models. `wait`: seconds, 30 at most,
-        to wait for the final job. `options` are the contract's; a duration may be a timedelta.
+        `payload` is what msgspec can encode, or has a `model_dump` as pydantic's models. `wait`:
+        seconds, 30 at most, to wait for the final job. `options` are the contract's; a duration may
+        be a timedelta.
         """
         given = {name: _option(value) for name, value in options.items() if value is not None}
-        job = {"task": task, "payload": {} if payload is None else payload, **({"options": given} if given else {})}
+        job = {
+            "task": task,
+            "payload": {} if payload is None else payload,
+            **({"options": given} if given else {}),
+        }
         headers = {
             "Content-Type": "application/json",
             "Idempotency-Key": _quoted(idempotency_key or uuid.uuid4().hex),
             **({"Prefer": f"wait={max(1, round(wait))}"} if wait else {}),
         }
         body = msgspec.json.encode(job, enc_hook=_plain)
-        request = Request("POST", "/v1/jobs", headers=headers, body=body, timeout=ANSWER + (wait or 0))
+        request = Request(
+            "POST", "/v1/jobs", headers=headers, body=body, timeout=ANSWER + (wait or 0)
+        )
         return _job((await self._ask(request)).body)
 
     async def get(self, job: Named) -> Job:
@@ -83,7 +93,9 @@ class Conversation:
             left = POLL if deadline is None else min(POLL, deadline - time.monotonic())
             asked = time.monotonic()
             query = {"wait": f"{max(left, 0):.3f}"}
-            answer = await self._ask(Request("GET", _path(job), query, timeout=POLL + ANSWER), patience)
+            answer = await self._ask(
+                Request("GET", _path(job), query, timeout=POLL + ANSWER), patience
+            )
             found = _job(answer.body)
             if found.done:
                 return found
@@ -113,17 +125,20 @@ class Conversation:
     async def replay(self, job: Named, *, idempotency_key: str | None = None) -> Job:
         """A new job like this one, which failed or was cancelled; made once however often the connection breaks."""
         headers = {"Idempotency-Key": _quoted(idempotency_key or uuid.uuid4().hex)}
-        return _job((await self._ask(Request("POST", f"{_path(job)}/replay", headers=headers))).body)
+        return _job(
+            (await self._ask(Request("POST", f"{_path(job)}/replay", headers=headers))).body
+        )
 
-    # ----------------------------------------------------------------------------------------------------------- stream
+    # --------------------------------------------------------------------------------------- stream
 
     async def stream(
         self, job: Named, types: str | Iterable[str] = (), after: str | None = None
     ) -> AsyncGenerator[Entry, None]:
         """Each entry once and in order, live, over any number of cuts and restarts; the last one is of type `end`.
 
-        `types`: some of `state`, `progress`, `log`, `output`, all if empty. `after`: the id of the entry to go on
-        after; nothing comes after `end`. When `attempt` rises, the output of lower attempts is void.
+        `types`: some of `state`, `progress`, `log`, `output`, all if empty. `after`: the id of the
+        entry to go on after; nothing comes after `end`. When `attempt` rises, the output of lower
+        attempts is void.
         """
         async with aclosing(self.portions(job, types, after)) as portions:
             async for portion in portions:
@@ -162,10 +177,14 @@ class Conversation:
                     fault = lost
             await patience.again(fault)
 
-    # ------------------------------------------------------------------------------------------------------------ files
+    # ---------------------------------------------------------------------------------------- files
 
     async def upload(
-        self, source: str | Path | IO[bytes], *, name: str | None = None, content_type: str | None = None
+        self,
+        source: str | Path | IO[bytes],
+        *,
+        name: str | None = None,
+        content_type: str | None = None,
     ) -> File:
         """An upload of a file, or of what is left of an open one; payloads name it by its `reference`.
 
@@ -186,8 +205,9 @@ class Conversation:
     async def download(self, file: Downloadable, to: str | Path | IO[bytes]) -> int:
         """Write a file to a path or an open file; its size in bytes.
 
-        `file` is a File, a file reference, an upload's id, `<job id>/<name>`, or a path of the API. What a cut leaves
-        out is fetched by a range, and the hash is checked; a path has the whole file or is not touched.
+        `file` is a File, a file reference, an upload's id, `<job id>/<name>`, or a path of the API.
+        What a cut leaves out is fetched by a range, and the hash is checked; a path has the whole
+        file or is not touched.
         """
         async with AsyncExitStack() as stack:
             if isinstance(to, str | Path):
@@ -228,14 +248,16 @@ class Conversation:
 
     async def _moved(self, path: str, headers: Mapping[str, str], patience: Patience) -> Opened:
         for _ in range(REDIRECTS + 1):
-            opened = await self._open(Request("GET", path, headers=headers, timeout=2 * ANSWER), patience)
+            opened = await self._open(
+                Request("GET", path, headers=headers, timeout=2 * ANSWER), patience
+            )
             if opened.status not in MOVED:
                 return opened
             await opened.close()
             path = opened.headers.get("location", "").removeprefix(self._wire.url)
         raise Malformed(f"more than {REDIRECTS} redirects")
 
-    # ----------------------------------------------------------------------------------------------------------- asking
+    # --------------------------------------------------------------------------------------- asking
 
     def _new_patience(self, deadline: float | None = None) -> Patience:
         return Patience(self._wire, self._patience, self._told, deadline)
@@ -261,7 +283,9 @@ class Conversation:
             status = opened.status
             if status in MOVED or 200 <= status < 300:
                 return opened
-            problem = problem_of(status, opened.headers.get("content-type", ""), await _whole(opened))
+            problem = problem_of(
+                status, opened.headers.get("content-type", ""), await _whole(opened)
+            )
             if status not in AGAIN:
                 raise problem
             await patience.again(problem, _seconds(opened.headers.get("retry-after", "")))

@@ -25,7 +25,9 @@ class Source:
         self._file, self._own = file, own
         self._begun = False
         named = getattr(file, "name", None)
-        self.name = Path(named).name if isinstance(named, str) and not named.startswith("<") else None
+        self.name = (
+            Path(named).name if isinstance(named, str) and not named.startswith("<") else None
+        )
         self._start = file.tell() if file.seekable() else None
         self.size: int | None = None  # bytes, None if only its end will tell
         if self._start is not None:
@@ -43,7 +45,9 @@ class Source:
         """Begin again. Raises Unavailable if that cannot be."""
         if self._begun:
             if self._start is None:
-                raise Unavailable("the connection was lost, and what is uploaded cannot be read again")
+                raise Unavailable(
+                    "the connection was lost, and what is uploaded cannot be read again"
+                )
             self._file.seek(self._start)
         self._begun = True
 
@@ -64,7 +68,9 @@ class Keep(Protocol):
 
 def part_of(path: Path) -> tuple[IO[bytes], Keep]:
     """A new file beside `path`, which takes its place when all of it is there. Raises OSError."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(
+        prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent
+    )
     file = os.fdopen(descriptor, "wb")
     # mkstemp's file is for its owner alone; a download is as any new file of this user.
     mask = os.umask(0o077)

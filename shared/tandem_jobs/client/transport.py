@@ -1,6 +1,7 @@
 """What the client and the way out agree on: requests, answers that are still open, and how long to try.
 
-`shared/tandem_jobs/client/client.py` has the wires, `shared/tandem_jobs/client/protocol.py` what is said over them.
+`shared/tandem_jobs/client/client.py` has the wires, `shared/tandem_jobs/client/protocol.py` what is
+said over them.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,7 @@
 """The demo of `tandem dev`: one job of each family on real input, over HTTP as any client does it.
 
-Each job is announced by its task, shown with the curl lines that do the same, printed as its stream comes, and its
-result checked against what Python itself says of the same input.
+Each job is announced by its task, shown with the curl lines that do the same, printed as its stream
+comes, and its result checked against what Python itself says of the same input.
 """
 
 import asyncio
@@ -57,7 +57,9 @@ async def run(setting: Setting, say: Callable[[str], None]) -> bool:
     """Run the demo; whether every job succeeded with the right result."""
     headers = {"Authorization": f"Bearer {setting.key}"} if setting.key else {}
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=JOB_LIMIT)
-    async with aiohttp.ClientSession(setting.url, headers=headers, timeout=timeout, read_bufsize=LINE_MAX) as client:
+    async with aiohttp.ClientSession(
+        setting.url, headers=headers, timeout=timeout, read_bufsize=LINE_MAX
+    ) as client:
         show = Demo(setting, client, say)
         jobs = [show.request, show.query, show.hash, *([show.words] if setting.tutorial else [])]
         succeeded = 0
@@ -77,7 +79,9 @@ async def run(setting: Setting, say: Callable[[str], None]) -> bool:
 class Demo:
     """The four jobs."""
 
-    def __init__(self, setting: Setting, client: aiohttp.ClientSession, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, setting: Setting, client: aiohttp.ClientSession, say: Callable[[str], None]
+    ) -> None:
         self._setting = setting
         self._client = client
         self._say = say
@@ -85,7 +89,9 @@ class Demo:
 
     async def request(self) -> None:
         """`http.request`: this API's own description."""
-        result, _ = await self._job("http.request", {"url": f"{self._setting.url}/openapi.json"}, "an HTTP request")
+        result, _ = await self._job(
+            "http.request", {"url": f"{self._setting.url}/openapi.json"}, "an HTTP request"
+        )
         _check(result["status"], 200, "status")
 
     async def query(self) -> None:
@@ -93,7 +99,9 @@ class Demo:
         path = self._setting.data / TABLE_FILE
         zones = await asyncio.to_thread(load_time_zones, path)
         what = f"a query of the {zones} time zones that Python knows, loaded into {path}"
-        result, items = await self._job("sql.query", {"connection": self._setting.connection, "sql": QUERY}, what)
+        result, items = await self._job(
+            "sql.query", {"connection": self._setting.connection, "sql": QUERY}, what
+        )
         _check(sum(item["zones"] for item in items), zones, "zones in all rows")
         _check(result["row_count"], len(items), "row_count")
 
@@ -108,7 +116,9 @@ class Demo:
         """`text.wordcount`, of the tutorial docs/examples/wordcount.py: what Python says of itself."""
         source, expected = await asyncio.to_thread(_text)
         reference = await self._upload("text.wordcount", source)
-        result, _ = await self._job("text.wordcount", {"source": reference}, f"the words of {source}")
+        result, _ = await self._job(
+            "text.wordcount", {"source": reference}, f"the words of {source}"
+        )
         _check(result["words"], expected, "words")
 
     async def _upload(self, task: str, source: Path) -> dict[str, Any]:
@@ -116,7 +126,9 @@ class Demo:
         self._curl("/v1/files", "-F", f"file=@{source}")
         with source.open("rb") as file:
             form = aiohttp.FormData()
-            form.add_field("file", file, filename=source.name, content_type="application/octet-stream")
+            form.add_field(
+                "file", file, filename=source.name, content_type="application/octet-stream"
+            )
             async with self._client.post("/v1/files", data=form) as response:
                 uploaded = await _good(response)
         self._say(f"  {_short(json.dumps(uploaded))}")
@@ -130,7 +142,9 @@ class Demo:
         self._curl("/v1/jobs", "-H", "Content-Type: application/json", "-d", body)
         begun = time.monotonic()
         first: float | None = None
-        async with self._client.post("/v1/jobs", json={"task": task, "payload": payload}) as response:
+        async with self._client.post(
+            "/v1/jobs", json={"task": task, "payload": payload}
+        ) as response:
             path = (await _good(response))["links"]["stream"]
         accept = {"Accept": "application/x-ndjson"}
         self._curl(path, "-N", "-H", "Accept: application/x-ndjson")
@@ -153,10 +167,14 @@ class Demo:
         if job["state"] != "succeeded":
             raise Unsuccessful(f"{job['state']}: {json.dumps(job['error'])}")
         self._say(f"  result: {_short(json.dumps(job['result']))}")
-        self._say(f"  first result after {(first - begun) * 1000:.0f} ms, done after {_ms_since(begun)}")
+        self._say(
+            f"  first result after {(first - begun) * 1000:.0f} ms, done after {_ms_since(begun)}"
+        )
         if self._first_result is None:
             self._first_result = first - self._setting.begun
-            self._say(f"  the first job's was there {self._first_result:.1f} s after tandem dev was started")
+            self._say(
+                f"  the first job's was there {self._first_result:.1f} s after tandem dev was started"
+            )
         return job["result"], items
 
     async def _known(self, task: str) -> None:
@@ -173,7 +191,9 @@ class Demo:
 
     def _curl(self, path: str, *arguments: str) -> None:
         key = ' -H "Authorization: Bearer $TANDEM_API_KEY"' if self._setting.key else ""
-        self._say(f"  $ curl -s {shlex.quote(self._setting.url + path)}{key} {shlex.join(arguments)}")
+        self._say(
+            f"  $ curl -s {shlex.quote(self._setting.url + path)}{key} {shlex.join(arguments)}"
+        )
 
 
 def load_time_zones(path: Path) -> int:
@@ -185,13 +205,17 @@ def load_time_zones(path: Path) -> int:
     rows = []
     for name in sorted(zoneinfo.available_timezones()):
         zone = zoneinfo.ZoneInfo(name)
-        january, july = (datetime(year, month, 1, tzinfo=zone).utcoffset() or timedelta() for month in (1, 7))
+        january, july = (
+            datetime(year, month, 1, tzinfo=zone).utcoffset() or timedelta() for month in (1, 7)
+        )
         region = name.partition("/")[0] if "/" in name else "other"
         rows.append((name, region, january / timedelta(hours=1), july / timedelta(hours=1)))
     with contextlib.closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("DROP TABLE IF EXISTS time_zones")
-        connection.execute("CREATE TABLE time_zones (name TEXT PRIMARY KEY, region TEXT, january REAL, july REAL)")
+        connection.execute(
+            "CREATE TABLE time_zones (name TEXT PRIMARY KEY, region TEXT, january REAL, july REAL)"
+        )
         connection.executemany("INSERT INTO time_zones VALUES (?, ?, ?, ?)", rows)
         connection.execute("COMMIT")
     return len(rows)

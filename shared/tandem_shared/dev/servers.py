@@ -1,7 +1,8 @@
 """Real servers for `tandem dev` and the tests: where their programs are, how each is started, when it is ready.
 
-Every server is a foreground process of the one who starts it, in a process group of its own (a terminal's Ctrl-C
-reaches only the starter, who ends its children in order), and ends with the starter, even if that is killed.
+Every server is a foreground process of the one who starts it, in a process group of its own (a
+terminal's Ctrl-C reaches only the starter, who ends its children in order), and ends with the
+starter, even if that is killed.
 """
 
 import asyncio
@@ -21,17 +22,20 @@ from urllib.parse import quote
 
 from tandem_shared.errors import Misconfigured
 
-SOCKET_PATH_MAX = 103  # bytes; the kernel's field is 108 on Linux and 104 on macOS, with the closing zero
+SOCKET_PATH_MAX = (
+    103  # bytes; the kernel's field is 108 on Linux and 104 on macOS, with the closing zero
+)
 PROBE_TIMEOUT = 2.0
-# Redis' scripts free and allocate small pieces all the time. One that was built without jemalloc, as the bundled one,
-# leaves that to glibc, which keeps 7 pieces of a size at hand unless told otherwise: as many as it can are a fifth of
-# all time in Redis.
+# Redis' scripts free and allocate small pieces all the time. One that was built without jemalloc,
+# as the bundled one, leaves that to glibc, which keeps 7 pieces of a size at hand unless told
+# otherwise: as many as it can are a fifth of all time in Redis.
 QUICK_MALLOC = "GLIBC_TUNABLES=glibc.malloc.tcache_count=65535"
 
-# Runs in a bare interpreter and becomes the command by exec: no preexec_fn, which may deadlock beside threads.
-# Linux: the kernel kills the command when the thread that started it ends. A change of user would clear that, so the
-# user comes first; imports come before it, since the other user may not read the interpreter's files.
-# Elsewhere: a fork waits for the end of the starter's pipe, on stdin, and kills the process group.
+# Runs in a bare interpreter and becomes the command by exec: no preexec_fn, which may deadlock
+# beside threads. Linux: the kernel kills the command when the thread that started it ends. A change
+# of user would clear that, so the user comes first; imports come before it, since the other user
+# may not read the interpreter's files. Elsewhere: a fork waits for the end of the starter's pipe,
+# on stdin, and kills the process group.
 _TIE = """
 import os, signal, sys
 parent, user, watch, *argv = sys.argv[1:]
@@ -66,12 +70,25 @@ except OSError as error:
 """
 
 
-def tied(argv: Sequence[str], *, user: str = "", watch: bool = sys.platform != "linux") -> list[str]:
+def tied(
+    argv: Sequence[str], *, user: str = "", watch: bool = sys.platform != "linux"
+) -> list[str]:
     """The same command, but ended with the thread that starts it: with `stdin=PIPE, process_group=0`.
 
-    `user`: whom a starter that is root becomes first. `watch`: by a watching process instead of the kernel.
+    `user`: whom a starter that is root becomes first. `watch`: by a watching process instead of the
+    kernel.
     """
-    return [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid()), user, "watch" if watch else "", *argv]
+    return [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        _TIE,
+        str(os.getpid()),
+        user,
+        "watch" if watch else "",
+        *argv,
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +100,9 @@ class Server:
     url: str
     ready: Callable[[], Awaitable[bool]]  # never raises; answers within PROBE_TIMEOUT
     log: Path | None = None  # what it writes besides its output
-    pid: Path | None = None  # whom a process that was killed leaves behind, and which would stop the next one
+    pid: Path | None = (
+        None  # whom a process that was killed leaves behind, and which would stop the next one
+    )
     user: str = ""
 
 
@@ -100,7 +119,9 @@ def redis_program() -> Path:
 
 def redis_version(program: Path) -> str:
     """The version number that the program reports, such as 7.0.15."""
-    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=10)
+    done = subprocess.run(
+        [program, "--version"], capture_output=True, text=True, check=True, timeout=10
+    )
     return next((word[2:] for word in done.stdout.split() if word.startswith("v=")), "unknown")
 
 
@@ -119,9 +140,19 @@ def redis_server(data: Path) -> Server:
         *("env", QUICK_MALLOC, str(redis_program())),
         *(*address, "--dir", str(data.resolve()), "--daemonize", "no", "--logfile", str(log)),
         *("--pidfile", str(data.resolve() / "redis.pid"), "--always-show-logo", "no"),
-        # While Redis rewrites the file it buffers what is written: not to happen each second of a stream of 100 MB/s.
+        # While Redis rewrites the file it buffers what is written: not to happen each second of a
+        # stream of 100 MB/s.
         *("--auto-aof-rewrite-min-size", "256mb"),
-        *("--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction"),
+        *(
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "everysec",
+            "--save",
+            "",
+            "--maxmemory-policy",
+            "noeviction",
+        ),
         # A record stays one small piece of memory although its payload is longer than 64 bytes.
         *("--hash-max-ziplist-value", "1024"),
     )
@@ -137,7 +168,9 @@ def mongo_server(data: Path) -> Server:
     script = Path(sysconfig.get_path("scripts")) / "nx-27017"
     program = script if script.exists() else _program("nx-27017")
     if program is None:
-        raise Misconfigured("TANDEM_MONGO__DEMO: not set, and there is no nx-27017 to start (pip install nx-27017)")
+        raise Misconfigured(
+            "TANDEM_MONGO__DEMO: not set, and there is no nx-27017 to start (pip install nx-27017)"
+        )
     port, root = free_port(), data.resolve()
     argv = (
         *(str(program), "--host", "127.0.0.1", "--port", str(port), "--db", str(root / "mongo.db")),
@@ -147,7 +180,14 @@ def mongo_server(data: Path) -> Server:
     async def ready() -> bool:
         return await _answers("127.0.0.1", port, b"", b"")
 
-    return Server("mongo", argv, f"mongodb://127.0.0.1:{port}/tandem", ready, root / "mongo.log", root / "mongo.pid")
+    return Server(
+        "mongo",
+        argv,
+        f"mongodb://127.0.0.1:{port}/tandem",
+        ready,
+        root / "mongo.log",
+        root / "mongo.pid",
+    )
 
 
 def postgres_server(data: Path) -> Server:
@@ -155,7 +195,9 @@ def postgres_server(data: Path) -> Server:
     postgres = _program("postgres") or _bundled("pgserver", "pginstall/bin/postgres")
     initdb = postgres and postgres.resolve().with_name("initdb")
     if postgres is None or initdb is None or not initdb.exists():
-        raise Misconfigured("there is no postgres with its initdb on PATH (pip install pgserver has them)")
+        raise Misconfigured(
+            "there is no postgres with its initdb on PATH (pip install pgserver has them)"
+        )
     user = _unprivileged() if os.geteuid() == 0 else ""
     cluster, password, port = data.resolve() / "postgres", secrets.token_hex(8), free_port()
     cluster.mkdir(mode=0o700, exist_ok=True)
@@ -166,17 +208,45 @@ def postgres_server(data: Path) -> Server:
         shutil.chown(cluster, user)
         shutil.chown(password_file, user)
     initialize = (
-        *(str(initdb), "-D", str(cluster), "-U", "postgres", "--auth=scram-sha-256", f"--pwfile={password_file}"),
+        *(
+            str(initdb),
+            "-D",
+            str(cluster),
+            "-U",
+            "postgres",
+            "--auth=scram-sha-256",
+            f"--pwfile={password_file}",
+        ),
         *("--encoding=UTF8", "--locale=C", "--no-sync"),
     )
     done = subprocess.run(
-        tied(initialize, user=user), process_group=0, capture_output=True, text=True, timeout=120, check=False
+        tied(initialize, user=user),
+        process_group=0,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     password_file.unlink()
     if done.returncode:
         raise Misconfigured(f"initdb failed: {done.stderr.strip() or done.stdout.strip()}")
-    argv = [str(postgres), "-D", str(cluster), "-p", str(port), "-k", str(cluster), "-h", "127.0.0.1"]
-    for option in ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "max_connections=200"):
+    argv = [
+        str(postgres),
+        "-D",
+        str(cluster),
+        "-p",
+        str(port),
+        "-k",
+        str(cluster),
+        "-h",
+        "127.0.0.1",
+    ]
+    for option in (
+        "fsync=off",
+        "full_page_writes=off",
+        "synchronous_commit=off",
+        "max_connections=200",
+    ):
         argv += ["-c", option]
 
     async def ready() -> bool:
@@ -217,14 +287,18 @@ def _unprivileged() -> str:
             return pwd.getpwnam(name).pw_name
         except KeyError:
             continue
-    raise Misconfigured("PostgreSQL refuses to run as root, and there is neither a user postgres nor nobody")
+    raise Misconfigured(
+        "PostgreSQL refuses to run as root, and there is neither a user postgres nor nobody"
+    )
 
 
 async def _answers(host: str, port: int, question: bytes, answer: bytes) -> bool:
     # `port` 0: `host` is the path of a socket.
     try:
         async with asyncio.timeout(PROBE_TIMEOUT):
-            reader, writer = await (asyncio.open_connection(host, port) if port else asyncio.open_unix_connection(host))
+            reader, writer = await (
+                asyncio.open_connection(host, port) if port else asyncio.open_unix_connection(host)
+            )
             try:
                 writer.write(question)
                 return not question or (await reader.read(64)).startswith(answer)

@@ -1,7 +1,8 @@
 """`tandem dev`: everything on this machine, each part a process of its own, started by its ordinary command line.
 
-Redis and a MongoDB-wire server, unless settings name others, an API and workers, SQLite and a local file store. All
-data lies in one directory, which only one `tandem dev` uses at a time. Then the demo, see `demo.py`.
+Redis and a MongoDB-wire server, unless settings name others, an API and workers, SQLite and a local
+file store. All data lies in one directory, which only one `tandem dev` uses at a time. Then the
+demo, see `demo.py`.
 """
 
 import asyncio
@@ -63,7 +64,9 @@ class Plan:
 
 def run(options: Options) -> int:
     """Serve until told to end; the exit code. Raises Misconfigured."""
-    settings = load(**{k: v for k, v in (("host", options.host), ("port", options.port)) if v is not None})
+    settings = load(
+        **{k: v for k, v in (("host", options.host), ("port", options.port)) if v is not None}
+    )
     require_keys(settings)
     data = Path(options.data_dir).absolute()
     try:
@@ -79,10 +82,14 @@ def plan(options: Options, settings: Settings, data: Path) -> Plan:
     env, notes = dict(os.environ), [f"data in {data}"]
     servers = _place(settings, data, env, notes)
     if "http_allow" in settings.model_fields_set:
-        notes.append(f"TANDEM_HTTP_ALLOW holds: besides the public internet, {_listed(settings.http_allow)}")
+        notes.append(
+            f"TANDEM_HTTP_ALLOW holds: besides the public internet, {_listed(settings.http_allow)}"
+        )
     else:
         env["TANDEM_HTTP_ALLOW"] = ",".join(LOOPBACK)
-        notes.append(f"TANDEM_HTTP_ALLOW is not set: tasks may also reach this machine ({_listed(LOOPBACK)})")
+        notes.append(
+            f"TANDEM_HTTP_ALLOW is not set: tasks may also reach this machine ({_listed(LOOPBACK)})"
+        )
     env["TANDEM_DRAIN"] = f"{min(settings.drain, DRAIN):g}"
     if "linger" not in settings.model_fields_set:
         env["TANDEM_LINGER"] = "0"  # there is no other replica for whom to leave the requests
@@ -92,12 +99,16 @@ def plan(options: Options, settings: Settings, data: Path) -> Plan:
         env[f"TANDEM_SQL__{connection.upper()}"] = f"sqlite://{data / demo.TABLE_FILE}"
     examples = Path(__file__).parent.parent / "docs" / "examples"
     if tutorial := (examples / f"{TUTORIAL}.py").exists():
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(examples))))
+        env["PYTHONPATH"] = os.pathsep.join(
+            filter(None, (os.environ.get("PYTHONPATH"), str(examples)))
+        )
         env["TANDEM_TASKS"] = ",".join(dict.fromkeys((*settings.tasks, TUTORIAL)))
     host, port = settings.host, _checked_port(settings)
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
     url = f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
-    return Plan(data, settings, tuple(servers), env, host, port, url, tutorial, connection, tuple(notes))
+    return Plan(
+        data, settings, tuple(servers), env, host, port, url, tutorial, connection, tuple(notes)
+    )
 
 
 def _place(settings: Settings, data: Path, env: dict[str, str], notes: list[str]) -> list[Server]:
@@ -110,7 +121,10 @@ def _place(settings: Settings, data: Path, env: dict[str, str], notes: list[str]
         servers.append(redis := redis_server(data))
         env["TANDEM_REDIS_URL"] = redis.url
     if settings.mongo:
-        notes.extend(f"mongo: {mask(url)} (TANDEM_MONGO__{name.upper()})" for name, url in settings.mongo.items())
+        notes.extend(
+            f"mongo: {mask(url)} (TANDEM_MONGO__{name.upper()})"
+            for name, url in settings.mongo.items()
+        )
     else:
         try:
             servers.append(mongo := mongo_server(data))
@@ -152,7 +166,12 @@ class Session:
     """One run, from the start of the first child to the end of the last."""
 
     def __init__(
-        self, options: Options, plan: Plan, children: Sequence[Child], output: Output, stop: asyncio.Event
+        self,
+        options: Options,
+        plan: Plan,
+        children: Sequence[Child],
+        output: Output,
+        stop: asyncio.Event,
     ) -> None:
         self._options = options
         self._plan = plan
@@ -166,13 +185,20 @@ class Session:
 
     async def run(self) -> int:
         """Start, run the demo, serve until told to end, end; the exit code."""
-        working, stopping = asyncio.create_task(self._work()), asyncio.create_task(self._stop.wait())
+        working, stopping = (
+            asyncio.create_task(self._work()),
+            asyncio.create_task(self._stop.wait()),
+        )
         try:
             limit = ONCE_LIMIT if self._options.once else None
-            await asyncio.wait((working, stopping), timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                (working, stopping), timeout=limit, return_when=asyncio.FIRST_COMPLETED
+            )
             succeeded = working.result() if working.done() else False
             if not self._options.once and not self._stop.is_set():
-                self._say(f"serving at {self._plan.url} (its pages: {self._plan.url}/docs); Ctrl-C ends it")
+                self._say(
+                    f"serving at {self._plan.url} (its pages: {self._plan.url}/docs); Ctrl-C ends it"
+                )
                 await self._stop.wait()
             elif not working.done() and not self._stop.is_set():
                 self._say(f"not done within {ONCE_LIMIT:g} s")
@@ -207,13 +233,17 @@ class Session:
         servers = len(self._plan.servers)
         for stage in (self._children[:servers], self._children[servers:]):
             self._tasks.extend(asyncio.create_task(self._supervise(child)) for child in stage)
-            await asyncio.gather(*(child.ready.wait() for child in stage if child.program.name != "mongo"))
+            await asyncio.gather(
+                *(child.ready.wait() for child in stage if child.program.name != "mongo")
+            )
         self._say(f"ready after {time.monotonic() - self._begun:.1f} s: {self._plan.url}")
         if not self._options.demo:
             return True
         plan = self._plan
         key = plan.settings.keys[0] if plan.settings.keys else None
-        setting = demo.Setting(plan.url, key, plan.data, plan.demo_connection, plan.tutorial, self._begun)
+        setting = demo.Setting(
+            plan.url, key, plan.data, plan.demo_connection, plan.tutorial, self._begun
+        )
         return await demo.run(setting, lambda text: self._output.say("demo", text))
 
     async def _supervise(self, child: Child) -> None:
@@ -224,7 +254,8 @@ class Session:
             self._stop.set()
 
     async def _end(self) -> None:
-        # Workers hand back what they cannot finish, and clients get their last answers, while Redis still runs.
+        # Workers hand back what they cannot finish, and clients get their last answers, while Redis
+        # still runs.
         self._say("ending")
         workers = [child for child in self._children if child.program.name.startswith("worker")]
         api = [child for child in self._children if child.program.name == "api"]
@@ -249,7 +280,9 @@ class Session:
         self._output.say("tandem", text)
 
 
-def _children(options: Options, plan: Plan, output: Output, client: aiohttp.ClientSession) -> list[Child]:
+def _children(
+    options: Options, plan: Plan, output: Output, client: aiohttp.ClientSession
+) -> list[Child]:
     script = Path(sysconfig.get_path("scripts")) / "tandem"
     tandem = [str(script)] if script.exists() else [sys.executable, "-m", "tandem_jobs.cli"]
 
@@ -261,7 +294,9 @@ def _children(options: Options, plan: Plan, output: Output, client: aiohttp.Clie
         return isinstance(answer, dict) and any(worker["pid"] == pid for worker in answer["items"])
 
     programs = [
-        Program(server.name, server.argv, plan.env, _probe(server), server.log, server.pid, quiet=True)
+        Program(
+            server.name, server.argv, plan.env, _probe(server), server.log, server.pid, quiet=True
+        )
         for server in plan.servers
     ]
     api = [*tandem, "api", "--host", plan.host, "--port", str(plan.port)]
@@ -297,7 +332,8 @@ def _locked(data: Path) -> Iterator[None]:
 def _checked_port(settings: Settings) -> int:
     if not settings.port:
         return free_port()
-    # An API that finds its port taken would die five times, and another program there might answer for it.
+    # An API that finds its port taken would die five times, and another program there might answer
+    # for it.
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

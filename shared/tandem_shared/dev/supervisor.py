@@ -33,14 +33,16 @@ class CrashLoop(Exception):
 class Output:
     """Lines that a thread writes one by one: a stopped terminal or pipe must not stop the children.
 
-    Above LINES_MAX waiting lines new ones are dropped, and counted. `write` raises OSError when nobody reads any more;
-    then `on_closed` is called, in that thread.
+    Above LINES_MAX waiting lines new ones are dropped, and counted. `write` raises OSError when
+    nobody reads any more; then `on_closed` is called, in that thread.
     """
 
     def __init__(self, write: Callable[[bytes], None], on_closed: Callable[[], None]) -> None:
         self._lines: queue.Queue[str | None] = queue.Queue(LINES_MAX)
         self._dropped = 0
-        self._thread = threading.Thread(target=self._write, args=(write, on_closed), name="output", daemon=True)
+        self._thread = threading.Thread(
+            target=self._write, args=(write, on_closed), name="output", daemon=True
+        )
         self._thread.start()
 
     def say(self, name: str, text: str) -> None:
@@ -126,7 +128,9 @@ class Child:
                 continue
             deaths += 1
             if deaths == CRASH_LOOP:
-                raise CrashLoop(f"{self.program.name} {how} {deaths} times before it was ready{self._last_lines()}")
+                raise CrashLoop(
+                    f"{self.program.name} {how} {deaths} times before it was ready{self._last_lines()}"
+                )
             pause = BACKOFF * 2 ** (deaths - 1)
             reason = self._last_lines() if self.program.quiet else ""
             self._say(f"{how} before it was ready{reason}\nstarting it again in {pause:g} s")
@@ -231,7 +235,9 @@ class Child:
             self._output.say(self.program.name, text)
 
     def _say(self, text: str) -> None:
-        self._output.say("tandem", "\n".join(f"{self.program.name}: {line}" for line in text.splitlines()))
+        self._output.say(
+            "tandem", "\n".join(f"{self.program.name}: {line}" for line in text.splitlines())
+        )
 
     def _last_lines(self) -> str:
         return "".join(f"\n  {line}" for line in self._tail)

@@ -1,8 +1,9 @@
 """`tandem doctor`: looks whether what must hold does hold in a live system, and mends what does not.
 
-Everything is read in portions, and whatever looks broken is looked at twice, half a lease apart: a system that moves is
-never as a whole as it was a moment before. Redis is judged and mended by scripts
-(shared/tandem_shared/queue/integrity.py), the ledger and the file store through their own modules.
+Everything is read in portions, and whatever looks broken is looked at twice, half a lease apart: a
+system that moves is never as a whole as it was a moment before. Redis is judged and mended by
+scripts (shared/tandem_shared/queue/integrity.py), the ledger and the file store through their own
+modules.
 """
 
 import asyncio
@@ -56,7 +57,9 @@ class Diagnosis:
 class Doctor:
     """One examination; `pause` seconds lie between its two looks."""
 
-    def __init__(self, queue: Queue, *, ledger: LedgerCheck | None, store: StoreCheck | None, pause: float) -> None:
+    def __init__(
+        self, queue: Queue, *, ledger: LedgerCheck | None, store: StoreCheck | None, pause: float
+    ) -> None:
         self._checkup: Checkup = queue.checkup
         self._ledger, self._store, self._pause = ledger, store, pause
 
@@ -78,7 +81,9 @@ class Doctor:
         if rows and ledger:
             found.findings += await _try(found, "the ledger", lambda: ledger.again(rows, mend=fix))
         if files and store:
-            found.findings += await _try(found, "the file store", lambda: store.again(files, mend=fix))
+            found.findings += await _try(
+                found, "the file store", lambda: store.again(files, mend=fix)
+            )
         return found
 
     async def _redis(self, faults: list[Fault], *, fix: bool) -> list[Finding]:
@@ -91,19 +96,30 @@ class Doctor:
             await self._checkup.again(more, mend=True)
         ill = {(one.word, one.subject) for one in left if one.word not in _TOLD}
         return [
-            Finding(one.word, one.subject, one.seen, mended=fix and (one.word, one.subject) not in ill)
+            Finding(
+                one.word, one.subject, one.seen, mended=fix and (one.word, one.subject) not in ill
+            )
             for one in dict.fromkeys(still)
         ]
 
     async def _counts(self, census: list[Census], *, fix: bool) -> list[Finding]:
         before = {(one.name, one.counted - one.kept) for one in census}
-        still = [one for one in await self._checkup.census() if (one.name, one.counted - one.kept) in before]
+        still = [
+            one
+            for one in await self._checkup.census()
+            if (one.name, one.counted - one.kept) in before
+        ]
         left = set[str]()
         if fix and still:
             await self._checkup.census(still)
             left = {one.name for one in await self._checkup.census()}
         return [
-            Finding("counts-differ", one.name, f"kept {one.kept}, counted {one.counted}", fix and one.name not in left)
+            Finding(
+                "counts-differ",
+                one.name,
+                f"kept {one.kept}, counted {one.counted}",
+                fix and one.name not in left,
+            )
             for one in still
         ]
 
@@ -128,7 +144,12 @@ def run(options: Options, settings: Settings) -> int:
              "mended": one.mended}
             for one in found.findings
         ]  # fmt: skip
-        told = {"healthy": not found.code, "jobs": found.jobs, "findings": findings, "unchecked": found.unchecked}
+        told = {
+            "healthy": not found.code,
+            "jobs": found.jobs,
+            "findings": findings,
+            "unchecked": found.unchecked,
+        }
         text = msgspec.json.encode(told).decode()
     else:
         text = _told(found, fix=options.fix)
@@ -146,8 +167,12 @@ async def _examine(options: Options, settings: Settings) -> Diagnosis:
         ledger = LedgerCheck(await stack.enter_async_context(open_ledger(settings)), queue)
         store = None
         if options.files:
-            store = StoreCheck(await stack.enter_async_context(open_store(settings.store_url)), queue, ledger)
-        return await Doctor(queue, ledger=ledger, store=store, pause=settings.lease / 2).examine(fix=options.fix)
+            store = StoreCheck(
+                await stack.enter_async_context(open_store(settings.store_url)), queue, ledger
+            )
+        return await Doctor(queue, ledger=ledger, store=store, pause=settings.lease / 2).examine(
+            fix=options.fix
+        )
 
 
 def _told(found: Diagnosis, *, fix: bool) -> str:
@@ -160,5 +185,7 @@ def _told(found: Diagnosis, *, fix: bool) -> str:
     verdict = "nothing found" if not found.unchecked else "nothing else found"
     if found.findings:
         mended = sum(one.mended for one in found.findings)
-        verdict = f"{len(found.findings)} found" + (f", {mended} mended" if fix else "; --fix mends what can be")
+        verdict = f"{len(found.findings)} found" + (
+            f", {mended} mended" if fix else "; --fix mends what can be"
+        )
     return "\n".join((*lines, f"{found.jobs} jobs looked at: {verdict}."))

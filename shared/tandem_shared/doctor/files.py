@@ -42,7 +42,9 @@ _views = msgspec.json.Decoder(list[_View])
 class StoreCheck:
     """The look at one store; every method raises Unavailable when it, Redis or the ledger does not answer."""
 
-    def __init__(self, store: FileStore, queue: Queue, ledger: LedgerCheck, *, young: float = YOUNG) -> None:
+    def __init__(
+        self, store: FileStore, queue: Queue, ledger: LedgerCheck, *, young: float = YOUNG
+    ) -> None:
         self._store, self._queue, self._ledger, self._young = store, queue, ledger, young
 
     async def look(self) -> list[Finding]:
@@ -67,7 +69,8 @@ class StoreCheck:
         return found
 
     async def _old_trees(self) -> AsyncIterator[str]:
-        # A listing mostly has the objects of one job together; one that comes again is asked for again.
+        # A listing mostly has the objects of one job together; one that comes again is asked for
+        # again.
         before, last, young = time.time() - self._young, "", False
         async for stat in self._store.list("jobs"):
             id = stat.path.split("/")[1]
@@ -97,13 +100,23 @@ class StoreCheck:
         wanted: list[_Object] = []
         for record, segments in records:
             wanted += [
-                _Object(segment_path(record.id, one), one.size, "output-missing", f"{record.id}/{one.first}")
+                _Object(
+                    segment_path(record.id, one),
+                    one.size,
+                    "output-missing",
+                    f"{record.id}/{one.first}",
+                )
                 for one in segments
             ]
             if record.files is not None and record.attempts:
                 began = record.attempts[-1].began
                 wanted += [
-                    _Object(job_path(record.id, began, one.name), one.size, "file-missing", f"{record.id}/{one.name}")
+                    _Object(
+                        job_path(record.id, began, one.name),
+                        one.size,
+                        "file-missing",
+                        f"{record.id}/{one.name}",
+                    )
                     for one in _views.decode(record.files)
                 ]
         found: list[Finding] = []
@@ -111,7 +124,9 @@ class StoreCheck:
             objects = wanted[start : start + AT_ONCE]
             there = await asyncio.gather(*(self._there(one) for one in objects))
             found += [
-                Finding(one.word, one.subject) for one, is_there in zip(objects, there, strict=True) if not is_there
+                Finding(one.word, one.subject)
+                for one, is_there in zip(objects, there, strict=True)
+                if not is_there
             ]
         return found
 
@@ -137,5 +152,9 @@ class StoreCheck:
                         await self._store.delete(one.subject)
                     still.append(Finding(one.word, one.subject, mended=mend))
             else:
-                still += [now for now in await self._missing(await self._queue.checkup.records([id])) if now == one]
+                still += [
+                    now
+                    for now in await self._missing(await self._queue.checkup.records([id]))
+                    if now == one
+                ]
         return still

@@ -26,7 +26,7 @@ class Finding:
 _NOTHING = "--fix cannot mend it"
 
 WORDS: dict[str, tuple[str, str]] = {
-    # ------------------------------------------------------------------------------------------------------- records
+    # -------------------------------------------------------------------------------------- records
     "record-broken": (
         "the job's record lacks fields that every job has, so nothing can be done with it",
         f"{_NOTHING}: look at the record, and submit the job again",
@@ -44,10 +44,19 @@ WORDS: dict[str, tuple[str, str]] = {
         "the job is final, the ledger has nothing more to read of it, and Redis would keep its record for ever",
         "--fix tells the ledger of it again, after which it expires, or where there is no ledger has it expire",
     ),
-    # -------------------------------------------------------------------------------------------------------- places
-    "entry-without-record": ("a place in the queue names a job that has no record", "--fix takes it out"),
-    "entry-misplaced": ("the job stands in a place that does not fit its state", "--fix takes it out of there"),
-    "entry-at-wrong-time": ("the job does not stand at the time when it is due", "--fix moves it there"),
+    # --------------------------------------------------------------------------------------- places
+    "entry-without-record": (
+        "a place in the queue names a job that has no record",
+        "--fix takes it out",
+    ),
+    "entry-misplaced": (
+        "the job stands in a place that does not fit its state",
+        "--fix takes it out of there",
+    ),
+    "entry-at-wrong-time": (
+        "the job does not stand at the time when it is due",
+        "--fix moves it there",
+    ),
     "hold-without-pause": (
         "jobs wait for a queue to be resumed that is not paused",
         "--fix has them line up again, as a resume does",
@@ -72,12 +81,15 @@ WORDS: dict[str, tuple[str, str]] = {
         "jobs are overdue and nobody lets time pass: neither an API nor a worker runs, or none reaches this Redis",
         "--fix does once what a tick does; start an API or a worker",
     ),
-    # ---------------------------------------------------------------------------------------- what running jobs hold
+    # ----------------------------------------------------------------------- what running jobs hold
     "worker-gone": (
         "the job runs on a worker that nobody has heard of for a minute",
         "--fix ends the attempt as worker_lost, as the end of its lease would",
     ),
-    "lease-too-long": ("the job's lease ends later than any lease can", "--fix shortens it to a whole one"),
+    "lease-too-long": (
+        "the job's lease ends later than any lease can",
+        "--fix shortens it to a whole one",
+    ),
     "holder-gone": (
         "a slot of a concurrency key or of a task's limit is held for an attempt that does not run",
         "--fix gives it back and calls who waits for it",
@@ -90,13 +102,19 @@ WORDS: dict[str, tuple[str, str]] = {
         "a lock is held by nobody who runs, while others may wait for it",
         "--fix hands it on, or removes it",
     ),
-    "wait-stays": ("an attempt that does not run waits for a lock", "--fix takes it out of the line"),
+    "wait-stays": (
+        "an attempt that does not run waits for a lock",
+        "--fix takes it out of the line",
+    ),
     "lock-forgotten": (
         "the job's attempt asked for a lock that does not know of it",
         "--fix puts it in the line for the lock",
     ),
-    "locks-stay": ("the job does not run and has locks in its record", "--fix removes them from it"),
-    # ----------------------------------------------------------------------------------------------------- lifetimes
+    "locks-stay": (
+        "the job does not run and has locks in its record",
+        "--fix removes them from it",
+    ),
+    # ------------------------------------------------------------------------------------ lifetimes
     "kin-stays": (
         "output, steps or an idempotency key would outlive their job",
         "--fix has them end with the job, or now if it is gone",
@@ -110,7 +128,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "the number of jobs in a state is not what is counted, so that metrics and limits of the backlog are wrong",
         "--fix sets it right, unless thousands of jobs are in that state",
     ),
-    # -------------------------------------------------------------------------------------------------------- ledger
+    # --------------------------------------------------------------------------------------- ledger
     "ledger-behind": (
         "the ledger is minutes behind the queue: no worker runs, or its database does not keep up or does not answer",
         f"{_NOTHING}: workers catch up by themselves once both are there",
@@ -123,9 +141,15 @@ WORDS: dict[str, tuple[str, str]] = {
         "for the ledger the job goes on, but Redis has lost it",
         "--fix ends it there as failed with the type record_lost; submit it again",
     ),
-    # --------------------------------------------------------------------------------------------------------- files
-    "files-without-job": ("files of a job are stored that neither Redis nor the ledger knows", "--fix removes them"),
-    "half-upload": ("bytes are stored of an upload that was never finished and cannot be", "--fix removes them"),
+    # ---------------------------------------------------------------------------------------- files
+    "files-without-job": (
+        "files of a job are stored that neither Redis nor the ledger knows",
+        "--fix removes them",
+    ),
+    "half-upload": (
+        "bytes are stored of an upload that was never finished and cannot be",
+        "--fix removes them",
+    ),
     "file-missing": (
         "the job published a file that is not in the store, or of another size",
         f"{_NOTHING}: restore it from a backup, or replay the job",

@@ -19,7 +19,9 @@ OPEN = tuple(state for state in State if state not in FINAL)
 class LedgerCheck:
     """The look at one ledger; every method raises Unavailable when it or Redis does not answer."""
 
-    def __init__(self, ledger: Ledger, queue: Queue, *, late: float = LATE, margin: float = MARGIN) -> None:
+    def __init__(
+        self, ledger: Ledger, queue: Queue, *, late: float = LATE, margin: float = MARGIN
+    ) -> None:
         self._ledger, self._queue = ledger, queue
         self._late, self._margin = late, margin
 
@@ -40,7 +42,8 @@ class LedgerCheck:
 
     async def _compare(self, rows: Sequence[tuple[str, int]]) -> list[tuple[Finding, Row | None]]:
         """What is wrong with these (id, stamp), each with what should be written."""
-        # All until then was read: the clock first, since what is told meanwhile need not be, and lags are in ms.
+        # All until then was read: the clock first, since what is told meanwhile need not be, and
+        # lags are in ms.
         now = await self._queue.checkup.now()
         lag = await self._queue.events.lag()
         read = now - (lag.seconds + 0.001 if lag and lag.entries else 0.0) - self._margin
@@ -71,7 +74,9 @@ class LedgerCheck:
         ids = list(stamps)
         for start in range(0, len(ids), PORTION):
             rows = await self._ledger.stamps(ids[start : start + PORTION])
-            for finding, now in await self._compare([one for one in rows if stamps[one[0]] == one[1]]):
+            for finding, now in await self._compare(
+                [one for one in rows if stamps[one[0]] == one[1]]
+            ):
                 mended = mend
                 if mend and now is not None:
                     await self._ledger.save([now])

@@ -16,7 +16,9 @@ def attachment(name: str) -> str:
     """A Content-Disposition (RFC 6266): the name's last part, plain and, where that loses some, in full (RFC 8187)."""
     last = name.rpartition("/")[2]
     plain = re.sub(r'[^\x20-\x7e]|["\\%]', "_", last)
-    return f'attachment; filename="{plain}"' + (f"; filename*=UTF-8''{quote(last, safe='')}" if plain != last else "")
+    return f'attachment; filename="{plain}"' + (
+        f"; filename*=UTF-8''{quote(last, safe='')}" if plain != last else ""
+    )
 
 
 def job_path(job: str, stamp: int, name: str) -> str:

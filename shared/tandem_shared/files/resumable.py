@@ -4,13 +4,14 @@
     uploads/<id>/parts/00000008388608    the next, where that one ends; and so on
     uploads/<id>/parts/00000012345678    the end, an empty object: nothing comes after it
 
-An object is created once and never replaced. So of two who send the same place of one upload at once, through one API
-or two, the store lets one be first, and needs no lock for it; and whoever lists the parts knows where the upload goes
-on, whatever became of him who sent the last one. What came before a connection broke is a part too; a process that is
-killed loses what it had of the part that it was filling.
+An object is created once and never replaced. So of two who send the same place of one upload at
+once, through one API or two, the store lets one be first, and needs no lock for it; and whoever
+lists the parts knows where the upload goes on, whatever became of him who sent the last one. What
+came before a connection broke is a part too; a process that is killed loses what it had of the part
+that it was filling.
 
-A complete upload is joined into one object, as any other is, and hashed on the way. That can be asked for again until
-it has been done.
+A complete upload is joined into one object, as any other is, and hashed on the way. That can be
+asked for again until it has been done.
 """
 
 import asyncio
@@ -18,7 +19,14 @@ from collections.abc import AsyncIterable, AsyncIterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from tandem_shared.errors import Conflict, Malformed, NotFound, OffsetMismatch, TooLarge, Unavailable
+from tandem_shared.errors import (
+    Conflict,
+    Malformed,
+    NotFound,
+    OffsetMismatch,
+    TooLarge,
+    Unavailable,
+)
 from tandem_shared.files.store import FileStore
 from tandem_shared.files.uploads import (
     Unfinished,
@@ -56,17 +64,22 @@ async def held(store: FileStore, id: str) -> Held:
     return Held(offset, parts, offset in sizes)
 
 
-async def append(store: FileStore, upload: Unfinished, offset: int, data: AsyncIterable[bytes], *, limit: int) -> int:
+async def append(
+    store: FileStore, upload: Unfinished, offset: int, data: AsyncIterable[bytes], *, limit: int
+) -> int:
     """Add bytes that begin at `offset`; where the upload goes on then.
 
-    Whatever `data` raises is raised when all that came before it is kept. Raises OffsetMismatch for another place than
-    the upload's end, Conflict if that is its last, TooLarge above `limit` bytes or MAX_PARTS parts, Malformed above the
-    length that was announced, NotFound if the upload is removed meanwhile.
+    Whatever `data` raises is raised when all that came before it is kept. Raises OffsetMismatch for
+    another place than the upload's end, Conflict if that is its last, TooLarge above `limit` bytes
+    or MAX_PARTS parts, Malformed above the length that was announced, NotFound if the upload is
+    removed meanwhile.
     """
     have = await held(store, upload.id)
     if have.offset != offset:
         raise OffsetMismatch(have.offset, offset)
-    size = max(store.part, -(-2 * limit // MAX_PARTS))  # leaves half of the parts for those that a broken line cuts
+    size = max(
+        store.part, -(-2 * limit // MAX_PARTS)
+    )  # leaves half of the parts for those that a broken line cuts
     count = len(have.parts)
     async for part in _portions(upload, offset, data, size, limit):
         if count >= MAX_PARTS:
@@ -97,7 +110,9 @@ async def _portions(
             if end > limit:
                 raise TooLarge("the file", limit)
             if upload.length is not None and end > upload.length:
-                raise Malformed(f"Upload-Length: {upload.length} bytes were announced, and more came")
+                raise Malformed(
+                    f"Upload-Length: {upload.length} bytes were announced, and more came"
+                )
             filled += piece
             if len(filled) >= size:
                 offset += len(filled)
@@ -114,8 +129,8 @@ async def _portions(
 async def finish(store: FileStore, upload: Unfinished, offset: int, *, keep: float) -> Upload:
     """End the upload at `offset`, join its parts and publish it for `keep` seconds; safe to repeat, also at once.
 
-    Raises OffsetMismatch if it goes on elsewhere, Malformed if another length was announced, NotFound if it is removed
-    meanwhile.
+    Raises OffsetMismatch if it goes on elsewhere, Malformed if another length was announced,
+    NotFound if it is removed meanwhile.
     """
     if upload.length is not None and upload.length != offset:
         raise Malformed(f"Upload-Length: {upload.length} bytes were announced, and {offset} came")
@@ -179,7 +194,9 @@ class Joins:
         self._tasks: dict[str, asyncio.Task[Upload]] = {}
         self._turn = asyncio.Semaphore(JOINS)
 
-    async def finish(self, store: FileStore, upload: Unfinished, offset: int, *, keep: float) -> Upload:
+    async def finish(
+        self, store: FileStore, upload: Unfinished, offset: int, *, keep: float
+    ) -> Upload:
         """As shared.parts.finish. It goes on when the one who asked is gone."""
         task = self._tasks.get(upload.id)
         if task is None:
@@ -188,7 +205,9 @@ class Joins:
             task.add_done_callback(lambda _: self._tasks.pop(upload.id, None))
         return await asyncio.shield(task)
 
-    async def _finish(self, store: FileStore, upload: Unfinished, offset: int, keep: float) -> Upload:
+    async def _finish(
+        self, store: FileStore, upload: Unfinished, offset: int, keep: float
+    ) -> Upload:
         async with self._turn:
             return await finish(store, upload, offset, keep=keep)
 

@@ -1,14 +1,18 @@
 """The file store, by URL over obstore: what clients upload and what jobs produce.
 
-    uploads/<id>/data, uploads/<id>/meta.json    an upload; its meta.json is written last and publishes it
-    uploads/<id>/begun.json, uploads/<id>/parts/<offset>    one that comes in parts and is not finished, see parts.py
-    jobs/<job id>/<stamp>/<name>                 a file of the attempt that was claimed at `stamp` (µs); the names that
-                                                 the accepted finish puts into the record are published, no others
+    uploads/<id>/data, uploads/<id>/meta.json    an upload; its meta.json is written last and
+    publishes it uploads/<id>/begun.json, uploads/<id>/parts/<offset>    one that comes in parts and
+    is not finished, see parts.py
+    jobs/<job id>/<stamp>/<name>                 a file of the attempt that was claimed at `stamp`
+                                                 (µs); the names that
+                                                 the accepted finish puts into the record are
+                                                 published, no others
 
-An object appears whole or not at all: a local one is written to a temporary name beside it and then renamed, a remote
-one is a multipart upload that ends with one call. A process that dies leaves a temporary behind, which `sweep` removes
-(of remote stores the bucket's own rule for unfinished uploads does it). A local store does not call fsync, so what a
-loss of power takes is up to the file system; readers then meet Unavailable or NotFound, since sizes are compared.
+An object appears whole or not at all: a local one is written to a temporary name beside it and then
+renamed, a remote one is a multipart upload that ends with one call. A process that dies leaves a
+temporary behind, which `sweep` removes (of remote stores the bucket's own rule for unfinished
+uploads does it). A local store does not call fsync, so what a loss of power takes is up to the file
+system; readers then meet Unavailable or NotFound, since sizes are compared.
 """
 
 import asyncio
@@ -35,7 +39,9 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
 TIMEOUT = 30.0  # seconds, of each call to the store
-CLOSE_TIMEOUT = 120.0  # of the call that makes a written object appear: a remote store joins its parts in it
+CLOSE_TIMEOUT = (
+    120.0  # of the call that makes a written object appear: a remote store joins its parts in it
+)
 PIECE = 1 << 20  # bytes that are read, hashed and written at once
 PARTS_AT_ONCE = 4  # of one object: a write holds at most these and the one being filled
 _OS_ERROR = re.compile(r"(?:\(os error |\[Errno )([0-9]{1,4})[)\]]")
@@ -63,7 +69,9 @@ class FileStore:
     Paths are made by this house (`upload_path`, `job_path`), never taken from a caller as they are.
     """
 
-    def __init__(self, store: obstore.store.ObjectStore, *, root: Path | None = None, remote: bool = False) -> None:
+    def __init__(
+        self, store: obstore.store.ObjectStore, *, root: Path | None = None, remote: bool = False
+    ) -> None:
         self._store = store
         self._root = root  # of a local store
         self._remote = remote
@@ -81,14 +89,18 @@ class FileStore:
     ) -> Written:
         """Store the bytes under `path` in place of what was there; nothing appears unless all of it came.
 
-        `name` and `content_type` are what a remote store says to whoever comes with a signed URL. Raises TooLarge as
-        soon as there are more than `limit` bytes, and whatever `data` raises.
+        `name` and `content_type` are what a remote store says to whoever comes with a signed URL.
+        Raises TooLarge as soon as there are more than `limit` bytes, and whatever `data` raises.
         """
         attributes = _attributes(name, content_type) if self._remote else {}
         digest, size = hashlib.sha256(), 0
         async with AsyncExitStack() as undo:
             writer = obstore.open_writer_async(
-                self._store, path, attributes=attributes, buffer_size=self.part, max_concurrency=PARTS_AT_ONCE
+                self._store,
+                path,
+                attributes=attributes,
+                buffer_size=self.part,
+                max_concurrency=PARTS_AT_ONCE,
             )
             undo.push_async_exit(writer)
             async for piece in _pieces(data, limit):
@@ -120,10 +132,13 @@ class FileStore:
         async with _asking(path):
             return int((await obstore.head_async(self._store, path))["size"])
 
-    async def read(self, path: str, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes]:
+    async def read(
+        self, path: str, start: int = 0, end: int | None = None
+    ) -> AsyncGenerator[bytes]:
         """The bytes from `start` up to `end` (exclusive; None: all) in pieces, each fetched when it is asked for.
 
-        Raises NotFound; of a remote store also between two pieces, if the object is removed meanwhile.
+        Raises NotFound; of a remote store also between two pieces, if the object is removed
+        meanwhile.
         """
         if end is None:
             end = await self.size(path)
@@ -131,13 +146,18 @@ class FileStore:
         try:
             if self._root is not None:
                 async with _asking(path):
-                    # Opened once, and without a copy between two libraries: half the work of asking obstore.
-                    descriptor = await asyncio.to_thread(os.open, self._root / path, os.O_RDONLY | os.O_CLOEXEC)
+                    # Opened once, and without a copy between two libraries: half the work of asking
+                    # obstore.
+                    descriptor = await asyncio.to_thread(
+                        os.open, self._root / path, os.O_RDONLY | os.O_CLOEXEC
+                    )
             while start < end:
                 async with _asking(path):
                     stop = min(start + self._span, end)
                     if descriptor is None:
-                        piece = bytes(await obstore.get_range_async(self._store, path, start=start, end=stop))
+                        piece = bytes(
+                            await obstore.get_range_async(self._store, path, start=start, end=stop)
+                        )
                     else:
                         piece = await asyncio.to_thread(os.pread, descriptor, stop - start, start)
                 if not piece:
@@ -205,8 +225,9 @@ class FileStore:
 async def open_store(url: str) -> AsyncIterator[FileStore]:
     """The store at `file:///path` (made if missing), `memory://`, `s3://bucket/prefix`, `gs://…` or `az://…`.
 
-    Credentials and endpoints of remote stores come from their usual environment variables (`AWS_…`, `GOOGLE_…`,
-    `AZURE_…`). An endpoint without TLS needs `AWS_ALLOW_HTTP=true`. Raises Misconfigured.
+    Credentials and endpoints of remote stores come from their usual environment variables (`AWS_…`,
+    `GOOGLE_…`, `AZURE_…`). An endpoint without TLS needs `AWS_ALLOW_HTTP=true`. Raises
+    Misconfigured.
     """
     scheme = urlsplit(url).scheme
     if scheme == "file":
@@ -240,7 +261,12 @@ def _client_options() -> "ClientConfig":
 def _local_root(url: str) -> Path:
     parts = urlsplit(url)
     path = unquote(parts.path)
-    if parts.netloc not in ("", "localhost") or not path.startswith("/") or "\0" in path or parts.query:
+    if (
+        parts.netloc not in ("", "localhost")
+        or not path.startswith("/")
+        or "\0" in path
+        or parts.query
+    ):
         raise Misconfigured("TANDEM_STORE_URL: a local store is file:/// and an absolute path")
     root = Path(path)
     try:
@@ -266,7 +292,8 @@ async def _asking(path: str, seconds: float = TIMEOUT) -> AsyncIterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    # For clients too: what else an error says names paths. The library tells the system's number in its text alone.
+    # For clients too: what else an error says names paths. The library tells the system's number in
+    # its text alone.
     number = _OS_ERROR.search(str(error))
     return os.strerror(int(number[1])) if number else type(error).__name__
 
@@ -320,11 +347,12 @@ def _drop_temporaries(root: Path, before: float, limit: int) -> int:
                 if removed < limit and path.stat().st_mtime < before:
                     path.unlink()
                     removed += 1
-        # A directory that got its last file just now is not empty, and one that got none yet is young.
+        # A directory that got its last file just now is not empty, and one that got none yet is
+        # young.
         with suppress(OSError):
             if Path(directory).stat().st_mtime < before:
                 Path(directory).rmdir()
     return removed
 
 
-# --------------------------------------------------------------------------------------------------------- jobs' files
+# -------------------------------------------------------------------------------------- jobs' files

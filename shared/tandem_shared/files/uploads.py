@@ -13,7 +13,9 @@ from tandem_shared.files.store import FileStore, Written
 from tandem_shared.jobs.ids import id_time, new_id
 from tandem_shared.times import rfc3339
 
-STALE = 48 * 3600.0  # seconds; a job takes 24 hours at most, so nobody writes any more to what was left so long ago
+STALE = (
+    48 * 3600.0
+)  # seconds; a job takes 24 hours at most, so nobody writes any more to what was left so long ago
 META_LIMIT = 64 << 10  # bytes of a meta.json or begun.json
 _LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _ID = re.compile(f"[{_LETTERS}]{{30}}")
@@ -102,7 +104,13 @@ async def save_upload(
         f"{place_of(id)}/data", data, limit=limit, name=name or id, content_type=content_type
     )
     upload = Upload(
-        id=id, tenant=tenant, name=name, size=size, sha256=sha256, content_type=content_type, expires=time.time() + keep
+        id=id,
+        tenant=tenant,
+        name=name,
+        size=size,
+        sha256=sha256,
+        content_type=content_type,
+        expires=time.time() + keep,
     )
     await publish_upload(store, upload)
     return upload
@@ -158,7 +166,9 @@ async def find_unfinished(store: FileStore, id: str, *, tenant: str) -> Unfinish
     return await _find(store, id, "begun.json", _begun, tenant)
 
 
-async def _find(store: FileStore, id: str, file: str, decoder: msgspec.json.Decoder[_Kind], tenant: str) -> _Kind:
+async def _find(
+    store: FileStore, id: str, file: str, decoder: msgspec.json.Decoder[_Kind], tenant: str
+) -> _Kind:
     try:
         upload = decoder.decode(await store.load(f"{place_of(id)}/{file}", META_LIMIT))
     except (NotFound, TooLarge, msgspec.DecodeError):
@@ -188,16 +198,19 @@ async def remove_upload(store: FileStore, id: str) -> None:
     await store.delete_tree(f"{place_of(id)}/parts")
 
 
-# -------------------------------------------------------------------------------------------------------- housekeeping
+# ------------------------------------------------------------------------------------- housekeeping
 
 
-async def sweep(store: FileStore, *, keep: float, alive: Callable[[str], Awaitable[bool]], limit: int = 10_000) -> int:
+async def sweep(
+    store: FileStore, *, keep: float, alive: Callable[[str], Awaitable[bool]], limit: int = 10_000
+) -> int:
     """Remove what nobody can ask for any more, at most about `limit` objects; how many it were.
 
-    These are expired uploads, complete or not, bytes that belong to no upload, parts that were joined, files of jobs
-    whose record is gone (nothing is written by an attempt for longer than a day, and a record lives for `keep` s),
-    and the temporaries of writers that died. `alive` tells whether a job's record is there: the output of an early
-    attempt may have to stay for as long as later ones take. Safe to run in several processes at once.
+    These are expired uploads, complete or not, bytes that belong to no upload, parts that were
+    joined, files of jobs whose record is gone (nothing is written by an attempt for longer than a
+    day, and a record lives for `keep` s), and the temporaries of writers that died. `alive` tells
+    whether a job's record is there: the output of an early attempt may have to stay for as long as
+    later ones take. Safe to run in several processes at once.
     """
     now = time.time()
     removed = 0
@@ -209,7 +222,8 @@ async def sweep(store: FileStore, *, keep: float, alive: Callable[[str], Awaitab
         if _ID.fullmatch(id) is None:
             continue  # not ours
         if part in ("meta.json", "begun.json"):
-            # The id tells the age, which spares reading most; one that was kept for longer says so itself.
+            # The id tells the age, which spares reading most; one that was kept for longer says so
+            # itself.
             if (id_time(id) or 0.0) + keep < now:
                 removed += await _expire(store, id, part, now)
         elif stat.modified + STALE < now and not await needed(store, id, part):
@@ -219,7 +233,9 @@ async def sweep(store: FileStore, *, keep: float, alive: Callable[[str], Awaitab
     return removed + await store.drop_temporaries(now - STALE, limit - removed)
 
 
-async def _sweep_jobs(store: FileStore, before: float, alive: Callable[[str], Awaitable[bool]], limit: int) -> int:
+async def _sweep_jobs(
+    store: FileStore, before: float, alive: Callable[[str], Awaitable[bool]], limit: int
+) -> int:
     removed = 0
     kept = ("", False)  # the job last asked for: a listing mostly has the objects of one together
     async for stat in store.list("jobs"):

@@ -3,22 +3,27 @@
 A record is one hash. Field names are short because each of a million waiting jobs repeats them:
 
     f         format of the record              state     where the job is in its life
-    task      its name          ver  version    v         stamp (µs) of the last visible change: version and ETag
+    task      its name          ver  version    v         stamp (µs) of the last visible change:
+                                     version and ETag
     tenant    queue   prio                      attempt   number of the current or last attempt
-    payload   JSON as it came                   token     the current (or last) claim: `<stamp>.<worker>`, the fence
+    payload   JSON as it came                   token     the current (or last) claim:
+                                                `<stamp>.<worker>`, the fence
     opts      JSON, see Options                 began     stamp of the current attempt's claim
     max       attempts allowed                  ended     stamp of the final transition
-    at        stamp of the submission           attempts  one line an ended attempt: n began ended outcome worker
+    at        stamp of the submission           attempts  one line an ended attempt: n began ended
+              outcome worker
     due       ms, the score in the queue        losses    workers lost under it
     run       ms, when it was asked to run      cancel    stamp of the request to cancel
     exp       ms, no attempt starts after it    park      why it may not run now
     idem      its idempotency key, hashed       progress result error files    JSON
-    ck cl     concurrency key and limit         o ob ot   stamp of its last output, bytes of output, those in Redis
+    ck cl     concurrency key and limit         o ob ot   stamp of its last output, bytes of output,
+              those in Redis
     sb        bytes of its steps' results       oq        number of the attempt's last report
     lk        locks that its attempt holds or waits for
 
-Every record has 14 of them (enter.lua), and scripts tell by their number whether there can be others (record.lua).
-All times are Redis `TIME`. Stamps are microseconds and grow with every visible change, also when the clock steps back.
+Every record has 14 of them (enter.lua), and scripts tell by their number whether there can be
+others (record.lua). All times are Redis `TIME`. Stamps are microseconds and grow with every visible
+change, also when the clock steps back.
 """
 
 import hashlib
@@ -37,12 +42,12 @@ FORMAT = 1  # of the record; a script that meets a newer one parks the job
 SHOWN_ATTEMPTS = 50
 
 
-# ---------------------------------------------------------------------------------------------------------------- ids
+# ---------------------------------------------------------------------------------------------- ids
 
 
 os.register_at_fork(after_in_child=_reseed)
 
-# ------------------------------------------------------------------------------------------------------- what goes in
+# ------------------------------------------------------------------------------------- what goes in
 
 
 class Options(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -81,7 +86,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(self.task.encode() + b"\0" + canonical + origin).hexdigest()[:32]
 
 
-# ---------------------------------------------------------------------------------------------------------- the record
+# --------------------------------------------------------------------------------------- the record
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,7 +206,7 @@ def parse(id: str, values: list[bytes | None]) -> Record | None:
     )
 
 
-# -------------------------------------------------------------------------------------------------- what clients see
+# --------------------------------------------------------------------------------- what clients see
 
 
 def plain(seconds: float) -> float:
@@ -271,11 +276,20 @@ def _error(record: Record) -> dict[str, Any] | None:
 def history(record: Record) -> list[tuple[int, Record]]:
     """The `state` entries of the job's stream: (stamp, the record as it then was), oldest first.
 
-    Nothing is stored for them: the submission, each attempt's begin and end, the request to cancel and the present
-    state all have their stamps in the record, so every reader of every replica derives the same entries.
+    Nothing is stored for them: the submission, each attempt's begin and end, the request to cancel
+    and the present state all have their stamps in the record, so every reader of every replica
+    derives the same entries.
     """
-    began: dict[str, Any] = {"began": None, "ended": None, "result": None, "error": None, "files": None}
-    blank = msgspec.structs.replace(record, attempt=0, attempts=(), progress=None, cancel=None, **began)
+    began: dict[str, Any] = {
+        "began": None,
+        "ended": None,
+        "result": None,
+        "error": None,
+        "files": None,
+    }
+    blank = msgspec.structs.replace(
+        record, attempt=0, attempts=(), progress=None, cancel=None, **began
+    )
     first = State.SCHEDULED if record.scheduled_for is not None else State.QUEUED
     points: list[tuple[int, dict[str, Any]]] = [(record.submitted, {"state": first})]
     for index, attempt in enumerate(record.attempts):
@@ -293,7 +307,9 @@ def history(record: Record) -> list[tuple[int, Record]]:
             )
         )
         if attempt.ended is not None:
-            state = State.QUEUED if attempt.outcome in ("released", "worker_lost") else State.RETRYING
+            state = (
+                State.QUEUED if attempt.outcome in ("released", "worker_lost") else State.RETRYING
+            )
             points.append(
                 (
                     attempt.ended,
@@ -305,12 +321,19 @@ def history(record: Record) -> list[tuple[int, Record]]:
                     },
                 )
             )
-    # While it runs the stamp also moves with progress, which has entries of its own; else it is the last transition's.
+    # While it runs the stamp also moves with progress, which has entries of its own; else it is the
+    # last transition's.
     running = record.state is State.RUNNING
     past = [(stamp, changes) for stamp, changes in points if running or stamp < record.stamp]
-    if record.cancel is not None and record.submitted < record.cancel and (running or record.cancel < record.stamp):
+    if (
+        record.cancel is not None
+        and record.submitted < record.cancel
+        and (running or record.cancel < record.stamp)
+    ):
         then = [changes for stamp, changes in past if stamp < record.cancel][-1]
         past.append((record.cancel, {**then, "cancel": record.cancel}))
         past.sort(key=lambda point: point[0])
-    entries = [(stamp, msgspec.structs.replace(blank, stamp=stamp, **changes)) for stamp, changes in past]
+    entries = [
+        (stamp, msgspec.structs.replace(blank, stamp=stamp, **changes)) for stamp, changes in past
+    ]
     return entries if running else [*entries, (record.stamp, record)]

@@ -20,11 +20,17 @@ class Material(NamedTuple):
 
 
 def again(
-    record: Record, material: Material, *, version: int, key: str | None = None, traceparent: str | None = None
+    record: Record,
+    material: Material,
+    *,
+    version: int,
+    key: str | None = None,
+    traceparent: str | None = None,
 ) -> Submission:
     """A new job with the task, payload and options of an old one. It is due at once: delays are not repeated.
 
-    `expires_in` counts from now, `version` is that of the task as it is now, `key` an idempotency key.
+    `expires_in` counts from now, `version` is that of the task as it is now, `key` an idempotency
+    key.
     """
     options = msgspec.structs.replace(
         record.options, replay_of=record.id, traceparent=traceparent or record.options.traceparent
@@ -48,6 +54,7 @@ def again(
 def key_of(record: Record) -> str:
     """The idempotency key under which a job is replayed once, however often all that match are.
 
-    No client sends one like it by accident, and none by intent gets more than its own request refused.
+    No client sends one like it by accident, and none by intent gets more than its own request
+    refused.
     """
     return f"\0replay {record.id}"

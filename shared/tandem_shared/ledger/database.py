@@ -1,7 +1,7 @@
 """The service's own database through Tortoise's clients: SQLite or PostgreSQL, connected and migrated when first used.
 
-Nothing here needs the database when a process starts, and a fault of it is Unavailable: who asks again later is served
-as soon as it answers again.
+Nothing here needs the database when a process starts, and a fault of it is Unavailable: who asks
+again later is served as soon as it answers again.
 """
 
 import asyncio
@@ -27,12 +27,16 @@ from tandem_shared.errors import Misconfigured, Unavailable
 
 CONNECT = 5.0  # seconds
 PATIENCE = 15.0  # seconds that a statement or a transaction may take
-MIGRATION = 600.0  # seconds that all migrations together may take, those of others waited for included
+MIGRATION = (
+    600.0  # seconds that all migrations together may take, those of others waited for included
+)
 LOCK = 0x7A_6E_64_6D  # PostgreSQL's advisory lock: a number that is ours
 MIGRATIONS = "tandem_shared.ledger.migrations"
 APP = "tandem"
 
-Statement = tuple[str, Sequence[Sequence[Any]]]  # with `?` for each value, and the rows to run it for
+Statement = tuple[
+    str, Sequence[Sequence[Any]]
+]  # with `?` for each value, and the rows to run it for
 
 
 class Database:
@@ -54,11 +58,20 @@ class Database:
             if isinstance(given.get("user"), str):
                 given["user"] = unquote(given["user"])
             engine = expanded["engine"]
-            options = {"timeout": CONNECT, "command_timeout": PATIENCE, "application_name": "tandem-jobs", **given}
+            options = {
+                "timeout": CONNECT,
+                "command_timeout": PATIENCE,
+                "application_name": "tandem-jobs",
+                **given,
+            }
         self._config: dict[str, Any] = {
             "connections": {APP: {"engine": engine, "credentials": options}},
             "apps": {
-                APP: {"models": ["tandem_shared.ledger.models"], "default_connection": APP, "migrations": MIGRATIONS}
+                APP: {
+                    "models": ["tandem_shared.ledger.models"],
+                    "default_connection": APP,
+                    "migrations": MIGRATIONS,
+                }
             },
         }
         self._context: TortoiseContext | None = None
@@ -98,7 +111,11 @@ class Database:
     async def read(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The rows of a query with `?` for each value. Raises Unavailable."""
         await self.open()
-        async with _faults(), asyncio.timeout(PATIENCE), self._client.acquire_connection() as connection:
+        async with (
+            _faults(),
+            asyncio.timeout(PATIENCE),
+            self._client.acquire_connection() as connection,
+        ):
             if self.sqlite:
                 return [tuple(row) for row in await connection.execute_fetchall(sql, values)]
             return [tuple(row) for row in await connection.fetch(numbered(sql), *values)]
@@ -106,7 +123,11 @@ class Database:
     async def write(self, statements: Sequence[Statement]) -> int:
         """Runs all in one transaction; how many rows the last one changed, in SQLite. Raises Unavailable."""
         await self.open()
-        async with _faults(), asyncio.timeout(PATIENCE), self._client.acquire_connection() as connection:
+        async with (
+            _faults(),
+            asyncio.timeout(PATIENCE),
+            self._client.acquire_connection() as connection,
+        ):
             if not self.sqlite:
                 async with connection.transaction():
                     for sql, rows in statements:
@@ -123,7 +144,7 @@ class Database:
                 raise
             return int(changed)
 
-    # --------------------------------------------------------------------------------------------------- migrations
+    # ----------------------------------------------------------------------------------- migrations
 
     async def _migrate(self, client: BaseDBAsyncClient) -> None:
         async with asyncio.timeout(MIGRATION):
@@ -137,7 +158,9 @@ class Database:
     async def _newest(self, client: Any) -> bool:
         known = {name for _, name, _ in iter_modules(import_module(MIGRATIONS).__path__)}
         try:
-            _, rows = await client.execute_query("SELECT name FROM tortoise_migrations WHERE app = 'tandem'")
+            _, rows = await client.execute_query(
+                "SELECT name FROM tortoise_migrations WHERE app = 'tandem'"
+            )
         except (BaseORMException, asyncpg.PostgresSyntaxError, asyncpg.UndefinedTableError):
             return False  # there is no such table yet
         return known <= {row["name"] for row in rows}
@@ -173,8 +196,9 @@ def numbered(sql: str) -> str:
     return first + "".join(f"${number}{part}" for number, part in enumerate(others, 1))
 
 
-# Classes of SQLSTATE that say that the server is there and cannot serve now, or could not just then: connection,
-# authorization, no such database, out of resources, operator, locks and deadlocks, system error, read-only.
+# Classes of SQLSTATE that say that the server is there and cannot serve now, or could not just
+# then: connection, authorization, no such database, out of resources, operator, locks and
+# deadlocks, system error, read-only.
 _AWAY = ("08", "28", "3D", "40", "53", "55", "57", "58", "25", "XX")
 
 
@@ -185,7 +209,17 @@ async def _faults() -> AsyncIterator[None]:
         yield
     except asyncpg.PostgresError as error:
         if (error.sqlstate or "").startswith(_AWAY):
-            raise Unavailable(f"the ledger's database cannot serve now ({type(error).__name__})") from error
+            raise Unavailable(
+                f"the ledger's database cannot serve now ({type(error).__name__})"
+            ) from error
         raise
-    except (OSError, TimeoutError, asyncpg.InterfaceError, sqlite3.OperationalError, BaseORMException) as error:
-        raise Unavailable(f"the ledger's database does not answer ({type(error).__name__})") from error
+    except (
+        OSError,
+        TimeoutError,
+        asyncpg.InterfaceError,
+        sqlite3.OperationalError,
+        BaseORMException,
+    ) as error:
+        raise Unavailable(
+            f"the ledger's database does not answer ({type(error).__name__})"
+        ) from error

@@ -1,7 +1,8 @@
 """The ledger: every job in SQL, for lists, search, history, and for the time after its record has left Redis.
 
-Redis remains the truth for what is not final. Rows follow it by the event stream (worker/tandem_worker/runtime/ledger.py): a
-row is replaced by one with a higher stamp only, so the same events may come twice and in any order.
+Redis remains the truth for what is not final. Rows follow it by the event stream
+(worker/tandem_worker/runtime/ledger.py): a row is replaced by one with a higher stamp only, so the
+same events may come twice and in any order.
 """
 
 import time
@@ -18,7 +19,11 @@ from tandem_shared.ledger.query import LAST, Filter, Query
 from tandem_shared.ledger.rows import COLUMNS, LASTING, Row, mark, record
 from tandem_shared.settings import Settings
 
-PORTIONS = (500, 2_000, 4_000)  # rows that are looked at, portion after portion, the last size from then on
+PORTIONS = (
+    500,
+    2_000,
+    4_000,
+)  # rows that are looked at, portion after portion, the last size from then on
 LONGEST = 0.03  # seconds after which a page is given as far as it has come
 SEARCHED = 0.25  # the same where a text is looked for, which no index helps with
 EXPORTED = 100  # rows at once
@@ -39,8 +44,8 @@ _TAG = (
     " SELECT tenant, CAST(? AS varchar(512)), id FROM tandem_jobs WHERE id = ? AND tenant = ?"
     " ON CONFLICT (tenant, tag, job) DO NOTHING"
 )
-# Nobody's, as of the end of time: no row of the job is newer, none of a tenant's questions finds it, and it goes as
-# cancelled ones do.
+# Nobody's, as of the end of time: no row of the job is newer, none of a tenant's questions finds
+# it, and it goes as cancelled ones do.
 _GRAVE: dict[str, str | int | None] = {
     **dict.fromkeys(_WRITTEN[1:]),
     **dict.fromkeys(("tenant", "task", "queue", "priority", "words"), ""),
@@ -92,7 +97,9 @@ class Ledger:
 
     async def payload(self, id: str, *, tenant: str) -> bytes | None:
         """The payload of a final job, JSON; None as with `get`."""
-        rows = await self.database.read("SELECT payload FROM tandem_jobs WHERE id = ? AND tenant = ?", [id, tenant])
+        rows = await self.database.read(
+            "SELECT payload FROM tandem_jobs WHERE id = ? AND tenant = ?", [id, tenant]
+        )
         return rows[0][0].encode() if rows and rows[0][0] is not None else None
 
     async def materials(self, ids: Sequence[str], *, tenant: str) -> dict[str, Material]:
@@ -106,7 +113,9 @@ class Ledger:
 
     async def replayed(self, ids: Sequence[str], *, tenant: str) -> set[str]:
         """Which of these have a replay."""
-        text = f"SELECT tag FROM tandem_tags WHERE tenant = ? AND tag IN ({', '.join('?' * len(ids))})"  # noqa: S608 - likewise
+        text = (
+            f"SELECT tag FROM tandem_tags WHERE tenant = ? AND tag IN ({', '.join('?' * len(ids))})"  # noqa: S608 - likewise
+        )
         rows = await self.database.read(text, [tenant, *map(mark, ids)]) if ids else []
         return {row[0].removeprefix(mark("")) for row in rows}
 
@@ -135,7 +144,8 @@ class Ledger:
     async def bury(self, id: str) -> None:
         """Forgets a job for good: what is still on its way to the ledger does not bring it back.
 
-        For that something of it stays, for as long as cancelled jobs are kept, in which nothing of it can be seen.
+        For that something of it stays, for as long as cancelled jobs are kept, in which nothing of
+        it can be seen.
         """
         grave = {**_GRAVE, "ended": int(time.time() * 1e6)}
         statements: list[Statement] = [(_BURY, [(id, *grave.values())]), (_FORGET[0], [(id,)])]
@@ -150,7 +160,9 @@ class Ledger:
         """Removes up to `limit` final jobs that ended longer ago than their state is kept, in seconds; how many."""
         removed = 0
         now = time.time()
-        alone = _ALONE.format("" if self.database.sqlite else ' COLLATE "C"')  # as ids are in PostgreSQL
+        alone = _ALONE.format(
+            "" if self.database.sqlite else ' COLLATE "C"'
+        )  # as ids are in PostgreSQL
         for tenant in (*await self._tenants(), _GRAVE["tenant"]):
             for state, seconds in keep.items():
                 if state not in FINAL or removed >= limit:
@@ -165,7 +177,9 @@ class Ledger:
                 removed += len(rows)
         return removed
 
-    async def unfinished(self, states: Sequence[State], many: int) -> AsyncIterator[list[tuple[str, int]]]:
+    async def unfinished(
+        self, states: Sequence[State], many: int
+    ) -> AsyncIterator[list[tuple[str, int]]]:
         """Every job in one of these states, `many` at a time: (id, stamp)."""
         text = (
             "SELECT id, stamp FROM tandem_jobs WHERE tenant = ? AND (state, id) > (?, ?) AND (state, id) < (?, ?)"  # noqa: S608 - ours
@@ -174,7 +188,9 @@ class Ledger:
         for tenant in await self._tenants():
             for state in states:
                 last = ""
-                while rows := await self.database.read(text, [tenant, state.value, last, state.value, LAST]):
+                while rows := await self.database.read(
+                    text, [tenant, state.value, last, state.value, LAST]
+                ):
                     yield [(id, int(stamp)) for id, stamp in rows]
                     last = rows[-1][0]
 
@@ -191,17 +207,24 @@ class Ledger:
             "UPDATE tandem_jobs SET state = 'failed', stamp = stamp + 1, ended = ?, error = ?, words = words || ?"
             " WHERE id = ? AND stamp = ?"
         )
-        await self.database.write([(text, [(int(time.time() * 1e6), LOST, " record_lost", id, stamp)])])
+        await self.database.write(
+            [(text, [(int(time.time() * 1e6), LOST, " record_lost", id, stamp)])]
+        )
 
     async def _tenants(self) -> list[str]:
         tenants: list[str] = []
-        text = "SELECT tenant FROM tandem_jobs WHERE tenant > ? ORDER BY tenant LIMIT 1"  # one step along the index
+        # one step along the index
+        text = "SELECT tenant FROM tandem_jobs WHERE tenant > ? ORDER BY tenant LIMIT 1"
         while rows := await self.database.read(text, [tenants[-1] if tenants else ""]):
             tenants.append(rows[0][0])
         return tenants
 
     async def export(
-        self, *, since: float | None = None, until: float | None = None, states: Sequence[State] = ()
+        self,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        states: Sequence[State] = (),
     ) -> AsyncIterator[tuple[Record, bytes | None]]:
         """Every job of every tenant with its payload, the oldest first; `since` and `until` seconds since the epoch."""
         parts = ["id > ?", "tenant <> ''"]

@@ -1,8 +1,9 @@
 """Lists of jobs, newest first: a filter, the SQL that finds a page of it, and the same filter for records in hand.
 
-Every way to look for jobs begins with an index that ends in the id: (tenant, [task | queue,] state, id), a state at a
-time, merged; or (tenant, tag, job). What the index cannot say is asked of the rows that it finds, in portions, so that
-no page costs more than its portions, however rare what it looks for.
+Every way to look for jobs begins with an index that ends in the id: (tenant, [task | queue,] state,
+id), a state at a time, merged; or (tenant, tag, job). What the index cannot say is asked of the
+rows that it finds, in portions, so that no page costs more than its portions, however rare what it
+looks for.
 """
 
 from collections.abc import Sequence
@@ -70,7 +71,9 @@ class Query:
             parts.append("j.queue = ?")
             values.append(one.queue)
         for name, value in one.tags[1:]:
-            parts.append("EXISTS (SELECT 1 FROM tandem_tags t WHERE t.tenant = ? AND t.tag = ? AND t.job = j.id)")
+            parts.append(
+                "EXISTS (SELECT 1 FROM tandem_tags t WHERE t.tenant = ? AND t.tag = ? AND t.job = j.id)"
+            )
             values += [one.tenant, tag(name, value)]
         if one.since is not None:
             parts.append("j.submitted >= ?")
@@ -103,14 +106,19 @@ class Query:
         values: list[str] = []
         for state in sorted(one.states or STATES):
             branches.append(f"SELECT id FROM ({branch}) AS b{len(branches)}")  # noqa: S608 - our own words
-            values += [one.tenant, *([key] if key is not None else []), *_between(state.value, bounds)]
+            values += [
+                one.tenant,
+                *([key] if key is not None else []),
+                *_between(state.value, bounds),
+            ]
         return f"{' UNION ALL '.join(branches)} ORDER BY id DESC LIMIT {many}", values
 
     @staticmethod
     def _branch(table: str, fixed: str, column: str, id: str, many: int) -> str:
         """One run along an index; values: the tenant, the fixed one, and those of `_between`."""
-        # In pairs, and ordered by both, since for `column = ? ORDER BY id` PostgreSQL may take the primary key's
-        # index and throw away what it finds: for what is rare that is the whole table.
+        # In pairs, and ordered by both, since for `column = ? ORDER BY id` PostgreSQL may take the
+        # primary key's index and throw away what it finds: for what is rare that is the whole
+        # table.
         pair = f"({column}, {id})"
         return (
             f"SELECT {id} AS id FROM {table} WHERE tenant = ? AND {fixed}{pair} < (?, ?) AND {pair} >= (?, ?)"  # noqa: S608 - our own words

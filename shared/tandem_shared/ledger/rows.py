@@ -26,7 +26,9 @@ NUMBERS = frozenset(
 LASTING = frozenset(("tenant", "task", "queue", "priority", "submitted", "version", "options"))
 TAG_NAME, TAG_VALUE = 64, 256  # characters, as api/tandem_api/validation/submission.py has them
 
-_texts_of = itemgetter(*(KEPT.index(field) for name, field in COLUMNS.items() if name not in NUMBERS))
+_texts_of = itemgetter(
+    *(KEPT.index(field) for name, field in COLUMNS.items() if name not in NUMBERS)
+)
 _numbers_of = itemgetter(*(KEPT.index(field) for name, field in COLUMNS.items() if name in NUMBERS))
 _FIELDS = {field: name for name, field in COLUMNS.items()}
 _STAMP, _TENANT, _OPTIONS = KEPT.index("v"), KEPT.index("tenant"), KEPT.index("opts")
@@ -60,7 +62,11 @@ class Row(msgspec.Struct, frozen=True):
 
 def _text(value: str | None) -> str | None:
     # PostgreSQL has no character 0 in its texts.
-    return value if value is None or "\0" not in value else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return (
+        value
+        if value is None or "\0" not in value
+        else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    )
 
 
 def clean(text: str) -> str:
@@ -81,7 +87,8 @@ def tag(name: str, value: str) -> str:
 def mark(origin: str) -> str:
     """The tag by which the replays of a job are found.
 
-    No client's is like it: a name has a letter at least, so what begins with `=` has another one, and an id has none.
+    No client's is like it: a name has a letter at least, so what begins with `=` has another one,
+    and an id has none.
     """
     return f"={origin}"
 
@@ -89,7 +96,9 @@ def mark(origin: str) -> str:
 def row(id: str, facts: Facts) -> Row:
     """The row of a job from what `Events.facts` says of it."""
     payload, options, error = facts[len(KEPT)], facts[_OPTIONS] or "{}", facts[_ERROR]
-    given = _tags_of.decode(options) if '"tags"' in options or '"replay_of"' in options else _Tagged()
+    given = (
+        _tags_of.decode(options) if '"tags"' in options or '"replay_of"' in options else _Tagged()
+    )
     tags, origin = given.tags, given.replay_of
     values = (
         *map(_text, _texts_of(facts)),
@@ -103,7 +112,10 @@ def row(id: str, facts: Facts) -> Row:
         _number(facts[_STAMP] or "0"),
         payload is not None,
         values,
-        (*sorted(tag(name, value) for name, value in tags.items()), *([mark(origin)] if origin is not None else [])),
+        (
+            *sorted(tag(name, value) for name, value in tags.items()),
+            *([mark(origin)] if origin is not None else []),
+        ),
     )
 
 
@@ -123,7 +135,10 @@ def words(record: Record) -> str:
 def record(columns: Sequence[str], values: Sequence[Any]) -> Record:
     """The record of a row whose columns are these."""
     found = dict(zip(columns, values, strict=True))
-    raw = [None if (value := found.get(_FIELDS.get(field, ""))) is None else str(value).encode() for field in FIELDS]
+    raw = [
+        None if (value := found.get(_FIELDS.get(field, ""))) is None else str(value).encode()
+        for field in FIELDS
+    ]
     made = parse(found["id"], raw)
     if made is None:
         raise ValueError("a row without a state")

@@ -15,12 +15,13 @@ R = TypeVar("R")
 class Batch(Generic[T, R]):
     """Gathers the calls of one turn of the event loop, and those that come while a flight is under way.
 
-    A flight carries at most `limit` items and, where `size` says how large one is, about `room` bytes. At most
-    `waiting` items wait; one more is refused as Unavailable, so that a Redis that hangs does not fill the memory.
-    With `once`, an item that waits already is sent once for all who ask; one that is under way is sent again, since
-    its answer may be older than the question.
+    A flight carries at most `limit` items and, where `size` says how large one is, about `room`
+    bytes. At most `waiting` items wait; one more is refused as Unavailable, so that a Redis that
+    hangs does not fill the memory. With `once`, an item that waits already is sent once for all who
+    ask; one that is under way is sent again, since its answer may be older than the question.
 
-    `heard` is told with each flight how many answers it brought, and for how many seconds they were waited for in all.
+    `heard` is told with each flight how many answers it brought, and for how many seconds they were
+    waited for in all.
     """
 
     def __init__(
@@ -94,7 +95,8 @@ class Batch(Generic[T, R]):
                 if not future.done():
                     if isinstance(error, Exception):
                         future.set_exception(error)
-                        future.exception()  # looked at: a caller that has gone must not leave a warning behind
+                        # looked at: a caller that has gone must not leave a warning behind
+                        future.exception()
                     else:
                         future.cancel()
             if not isinstance(error, Exception):

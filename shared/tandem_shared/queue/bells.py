@@ -42,7 +42,9 @@ class Bells:
                 self._connection = await open_connection(self._redis, SPARE)
             async with asyncio.timeout(block + SPARE):
                 await self._connection.send_command("BLPOP", *self._keys, f"{max(block, 0.01):.3f}")
-                answer = await self._connection.read_response(timeout=10 * (block + SPARE), disconnect_on_error=False)
+                answer = await self._connection.read_response(
+                    timeout=10 * (block + SPARE), disconnect_on_error=False
+                )
         except (RedisError, OSError, TimeoutError) as error:
             await self.close()
             raise Unavailable(f"Redis does not answer ({type(error).__name__})") from error

@@ -33,7 +33,8 @@ def pool(url: str, *, timeout: float = 5.0, connections: int = 32) -> BlockingCo
 class _Packed:
     socket_timeout: float | None
 
-    # redis-py's asyncio client packs commands in Python, which takes seven times as long for a script's arguments.
+    # redis-py's asyncio client packs commands in Python, which takes seven times as long for a
+    # script's arguments.
     def pack_command(self, *args: Arg) -> list[bytes]:
         words: Any = (*str(args[0]).split(), *args[1:])  # "SCRIPT FLUSH" is two words to Redis
         return [hiredis.pack_command(words)]
@@ -41,14 +42,17 @@ class _Packed:
     async def send_packed_command(self, *args: Any, **options: Any) -> None:
         """Sends within the socket's timeout; a connection that was closed meanwhile is a ConnectionError.
 
-        Given a timeout, redis-py sends through `wait_for`: a task more each time, and in Python 3.11 a cancellation
-        that comes as it ends is swallowed, so that whoever is to give up waits on.
+        Given a timeout, redis-py sends through `wait_for`: a task more each time, and in Python
+        3.11 a cancellation that comes as it ends is swallowed, so that whoever is to give up waits
+        on.
         """
         limit, self.socket_timeout = self.socket_timeout, None
         try:
             async with asyncio.timeout(limit):
                 await super().send_packed_command(*args, **options)  # type: ignore[misc] # the class beside this one has it
-        except RuntimeError as error:  # uvloop's word for a transport that is closed, which redis-py does not know
+        except (
+            RuntimeError
+        ) as error:  # uvloop's word for a transport that is closed, which redis-py does not know
             raise ConnectionError(str(error)) from error
         finally:
             self.socket_timeout = limit

@@ -1,7 +1,8 @@
 """The events as the ledger reads them: a stream with one consumer group, read at the readers' own pace.
 
-An entry holds up to 500 transitions, a line each: id, state, stamp, attempt. Whoever reads it looks at the records as
-they then are, so an entry may be read late, twice and out of order. What no consumer holds any more is cut off.
+An entry holds up to 500 transitions, a line each: id, state, stamp, attempt. Whoever reads it looks
+at the records as they then are, so an entry may be read late, twice and out of order. What no
+consumer holds any more is cut off.
 """
 
 from collections.abc import Sequence
@@ -60,21 +61,27 @@ class Events:
     async def _read(self, consumer: str, after: str, block: int | None) -> Taken | None:
         async def call() -> Any:
             try:
-                return await self._redis.xreadgroup(GROUP, consumer, {self._key: after}, count=READ, block=block)
+                return await self._redis.xreadgroup(
+                    GROUP, consumer, {self._key: after}, count=READ, block=block
+                )
             except exceptions.ResponseError as error:
                 if str(error).startswith("NOGROUP"):
                     return None
                 raise
 
         found = await reach(call)
-        return None if found is None else _taken([entry for _, entries in found for entry in entries])
+        return (
+            None if found is None else _taken([entry for _, entries in found for entry in entries])
+        )
 
     async def inherit(self, consumer: str, *, idle: float) -> Taken:
         """Entries that another consumer has held for `idle` seconds without a sign of life; they are ours now."""
 
         async def call() -> Any:
             try:
-                return await self._redis.xautoclaim(self._key, GROUP, consumer, int(idle * 1000), count=READ)
+                return await self._redis.xautoclaim(
+                    self._key, GROUP, consumer, int(idle * 1000), count=READ
+                )
             except exceptions.ResponseError as error:
                 if str(error).startswith("NOGROUP"):
                     return [b"0-0", []]
@@ -85,20 +92,25 @@ class Events:
     async def facts(self, ids: Sequence[str], *, room: int, entry: str = "") -> list[Facts | None]:
         """What is to be kept of these jobs, None of one that is gone; fewer than asked once `room` bytes are read.
 
-        `entry` is the oldest one that tells of them: None also stands for what the ledger has to the end already.
+        `entry` is the oldest one that tells of them: None also stands for what the ledger has to
+        the end already.
         """
         found = await self._scripts.run("facts", [room, entry, len(KEPT), *KEPT, *ids])
         facts: list[Facts | None] = []
         for id, packed in zip(ids, found, strict=False):
             try:
-                facts.append(packed and [None if value is False else value for value in _unpack(packed)])
+                facts.append(
+                    packed and [None if value is False else value for value in _unpack(packed)]
+                )
             except UnicodeDecodeError:
                 facts.append(await self._legible(id))
         return facts
 
     async def _legible(self, id: str) -> Facts | None:
         """The same of a record with bytes in it that are no text."""
-        values: Any = await reach(lambda: self._redis.hmget(f"{self._prefix}job:{id}", [*KEPT, "payload"]))
+        values: Any = await reach(
+            lambda: self._redis.hmget(f"{self._prefix}job:{id}", [*KEPT, "payload"])
+        )
         *facts, payload = [value and value.decode(errors="replace") for value in values]
         return [*facts, payload if facts[0] in FINAL else None] if facts[0] else None
 
@@ -141,6 +153,8 @@ class Events:
 def _taken(entries: Sequence[tuple[bytes, dict[bytes, bytes] | None]]) -> Taken:
     jobs: dict[str, None] = {}
     for _, fields in entries:
-        text = (fields or {}).get(b"e", b"").decode()  # no fields: cut off, although somebody held it
+        text = (
+            (fields or {}).get(b"e", b"").decode()
+        )  # no fields: cut off, although somebody held it
         jobs.update(dict.fromkeys([line.partition(" ")[0] for line in text.splitlines()]))
     return Taken([id.decode() for id, _ in entries if id is not None], list(jobs))

@@ -16,9 +16,10 @@ PORTION = 500
 class Heart(threading.Thread):
     """Beats every third of the lease for the jobs in `held`, until `stop`.
 
-    `held` maps a job's id to its token and the monotonic time at which it is no longer beaten for (its timeout and the
-    grace of a cancel): code that cannot be stopped must not keep its job for ever. `on_beat(lost, cancelled)` is called
-    in this thread with ids; `on_unknown()` when Redis does not know the worker.
+    `held` maps a job's id to its token and the monotonic time at which it is no longer beaten for
+    (its timeout and the grace of a cancel): code that cannot be stopped must not keep its job for
+    ever. `on_beat(lost, cancelled)` is called in this thread with ids; `on_unknown()` when Redis
+    does not know the worker.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class Heart(threading.Thread):
         super().__init__(name="heart", daemon=True)
         self.held: dict[str, tuple[str, float]] = {}
         self.draining = False
-        self._redis = blocking_client(url, socket_timeout=max(1.0, lease / 3), socket_connect_timeout=2)
+        self._redis = blocking_client(
+            url, socket_timeout=max(1.0, lease / 3), socket_connect_timeout=2
+        )
         self._head = (1, prefix, int(lease * 1000), 0, 0)
         self._worker, self._catalogue, self._lease = worker, catalogue, lease
         self._on_beat, self._on_unknown = on_beat, on_unknown
@@ -72,7 +75,9 @@ class Heart(threading.Thread):
                 answer = send(self._redis, "EVAL", text, *args)
             words = [word.decode() for word in answer[1:]]
             lost = [id for word, id in zip(words[::2], words[1::2], strict=True) if word == "lost"]
-            cancelled = [id for word, id in zip(words[::2], words[1::2], strict=True) if word == "cancel"]
+            cancelled = [
+                id for word, id in zip(words[::2], words[1::2], strict=True) if word == "cancel"
+            ]
             if lost or cancelled:
                 self._on_beat(lost, cancelled)
             if not answer[0]:

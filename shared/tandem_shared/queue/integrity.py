@@ -1,7 +1,8 @@
 """Whether what must hold in a shard does hold, looked at in portions while it lives: see doctor.lua and census.lua.
 
-Keys are listed by SCAN, and each is judged by a script of its own moment, so nothing is blocked for long. What does not
-hold is told as `Fault`; whoever mends it has it judged again in the same moment.
+Keys are listed by SCAN, and each is judged by a script of its own moment, so nothing is blocked for
+long. What does not hold is told as `Fault`; whoever mends it has it judged again in the same
+moment.
 """
 
 import asyncio
@@ -85,7 +86,8 @@ class Checkup:
     async def again(self, faults: Iterable[Fault], *, mend: bool = False) -> list[Fault]:
         """Those that are still there, and mends them if asked to."""
         faults = list(faults)
-        # A key that nobody holds is free only if nobody has been called for it either, which takes a look at all.
+        # A key that nobody holds is free only if nobody has been called for it either, which takes
+        # a look at all.
         keys = [fault for fault in faults if fault.word == "key-free"]
         free = await self._uncalled(keys) if keys else []
         kinds: dict[str, dict[str, None]] = {}
@@ -109,7 +111,9 @@ class Checkup:
         after = {one.subject: one for one in await self.judge("park", list(now))}
         # Whoever was called meanwhile has left the place.
         return [
-            one for one in keys if one.subject not in called and one == now.get(one.subject) == after.get(one.subject)
+            one
+            for one in keys
+            if one.subject not in called and one == now.get(one.subject) == after.get(one.subject)
         ]
 
     async def census(self, mend: Sequence[Census] = ()) -> list[Census]:
@@ -127,7 +131,11 @@ class Checkup:
         async for kind, ids in self._subjects(("job",)):
             if kind == "job":
                 records = await self.records(ids)
-                yield [(one, segments) for one, segments in records if one.files is not None or segments]
+                yield [
+                    (one, segments)
+                    for one, segments in records
+                    if one.files is not None or segments
+                ]
 
     async def records(self, ids: Sequence[str]) -> list[tuple[Record, list[Segment]]]:
         """Those of these jobs that there are, each with the index of its output in the file store."""
@@ -144,7 +152,9 @@ class Checkup:
         for index, id in enumerate(ids):
             record = parse(id, rows[2 * index])
             if record is not None:
-                found.append((record, [_segment(last, fields) for last, fields in rows[2 * index + 1]]))
+                found.append(
+                    (record, [_segment(last, fields) for last, fields in rows[2 * index + 1]])
+                )
         return found
 
     async def there(self, ids: Sequence[str]) -> set[str]:
@@ -163,7 +173,7 @@ class Checkup:
         seconds, micros = await reach(self._redis.time)
         return float(seconds + micros / 1e6)
 
-    # --------------------------------------------------------------------------------------------------------- listing
+    # -------------------------------------------------------------------------------------- listing
 
     async def _keys(self, kinds: Sequence[str] = ()) -> AsyncIterator[list[str]]:
         """The keys without the prefix, in portions; some may come twice."""
@@ -207,7 +217,9 @@ class Checkup:
             if not cursor:
                 return
 
-    async def _scan_members(self, name: str, cursor: int, *, ordered: bool) -> tuple[int, list[Any]]:
+    async def _scan_members(
+        self, name: str, cursor: int, *, ordered: bool
+    ) -> tuple[int, list[Any]]:
         scan = self._redis.zscan if ordered else self._redis.sscan
         return await reach(lambda: scan(name, cursor, count=LISTED))  # type: ignore[no-any-return] # redis-py's
 

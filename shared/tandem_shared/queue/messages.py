@@ -53,8 +53,8 @@ class Claim(NamedTuple):
 class Finish(NamedTuple):
     """How an attempt ended: `to` is the next state, `queued` hands the job back uncharged.
 
-    `body` is the JSON of the result or of the failure, `delay` seconds until a retry, `files` JSON of what
-    is published.
+    `body` is the JSON of the result or of the failure, `delay` seconds until a retry, `files` JSON
+    of what is published.
     """
 
     id: str
@@ -69,7 +69,8 @@ class Finish(NamedTuple):
 class Report(NamedTuple):
     """What a running job says: `type` is progress, log or output; `body` JSON, one value a line for the latter two.
 
-    `number` is 1 for the first report of an attempt, and grows by one: a repeated one is written once.
+    `number` is 1 for the first report of an attempt, and grows by one: a repeated one is written
+    once.
     """
 
     id: str
@@ -82,7 +83,8 @@ class Report(NamedTuple):
 class Chunk(NamedTuple):
     """One entry of a job's output stream; its items share the stamp.
 
-    `body` holds the items, one a line; `before` is the stamp of the entry before this one, 0 for the first.
+    `body` holds the items, one a line; `before` is the stamp of the entry before this one, 0 for
+    the first.
     """
 
     stamp: int
@@ -169,16 +171,22 @@ def _kind(job: Submission, options: bytes) -> tuple[Arg, ...]:
 def submitted(reply: list[bytes], jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
     """The answers in a reply of submit.lua to these jobs."""
     answers: list[Submitted | Refusal] = []
-    for job, id, replayed, stamp, word in zip(jobs, reply[::4], reply[1::4], reply[2::4], reply[3::4], strict=True):
+    for job, id, replayed, stamp, word in zip(
+        jobs, reply[::4], reply[1::4], reply[2::4], reply[3::4], strict=True
+    ):
         state = STATES.get(word)
         if state is not None:
             answers.append(Submitted(id.decode(), bool(replayed), int(stamp), state))
         elif word == b"reused":
             answers.append(KeyReused())
         elif word == b"full":
-            answers.append(Full(f"the queue {job.queue!r} has as many unfinished jobs as it may have"))
+            answers.append(
+                Full(f"the queue {job.queue!r} has as many unfinished jobs as it may have")
+            )
         else:
-            answers.append(Full("Redis is nearly out of memory: only jobs that were accepted go on"))
+            answers.append(
+                Full("Redis is nearly out of memory: only jobs that were accepted go on")
+            )
     return answers
 
 

@@ -1,8 +1,8 @@
 """News of jobs: one pub/sub connection a process, however many wait.
 
-A message says only that something changed: who waits reads again. So nothing is lost when one is: after each
-(re)subscription everybody reads again, and every 5 s one look at the versions of all watched records finds those whose
-news did not arrive.
+A message says only that something changed: who waits reads again. So nothing is lost when one is:
+after each (re)subscription everybody reads again, and every 5 s one look at the versions of all
+watched records finds those whose news did not arrive.
 """
 
 import asyncio
@@ -86,7 +86,9 @@ class Watch:
         while self._wanted:
             wanted, self._wanted = self._wanted, {}
             for command in ("UNSUBSCRIBE", "SUBSCRIBE"):
-                names = [f"{self._prefix}news:{id}" for id, last in wanted.items() if last == command]
+                names = [
+                    f"{self._prefix}news:{id}" for id, last in wanted.items() if last == command
+                ]
                 for start in range(0, len(names), PORTION):
                     await self._send(command, names[start : start + PORTION])
 
@@ -94,7 +96,9 @@ class Watch:
         connection = self._connection
         if connection is None:
             return  # the next connection subscribes to all that is then watched
-        with contextlib.suppress(RedisError, OSError, TimeoutError):  # the listener meets the same fault and reconnects
+        with contextlib.suppress(
+            RedisError, OSError, TimeoutError
+        ):  # the listener meets the same fault and reconnects
             async with self._sending, asyncio.timeout(AGAIN):
                 await connection.send_command(command, *names)
 
@@ -104,7 +108,9 @@ class Watch:
             try:
                 self._connection = connection = await open_connection(self._redis, AGAIN)
                 async with asyncio.timeout(AGAIN):
-                    await connection.send_command("SUBSCRIBE", f"{self._prefix}news", *self._channels())
+                    await connection.send_command(
+                        "SUBSCRIBE", f"{self._prefix}news", *self._channels()
+                    )
                 self._mark_all()
                 delay = 0.05
                 await self._read(connection)
@@ -126,7 +132,9 @@ class Watch:
             for start in range(0, portions * PORTION, PORTION):
                 await asyncio.sleep(LOOK / portions)
                 portion = [id for id in ids[start : start + PORTION] if id in self._changes]
-                with contextlib.suppress(RedisError, OSError, TimeoutError):  # the listener tells of the same fault
+                with contextlib.suppress(
+                    RedisError, OSError, TimeoutError
+                ):  # the listener tells of the same fault
                     for id, version in zip(portion, await self._versions(portion), strict=True):
                         if id in self._changes and self._seen.get(id) != version:
                             self._seen[id] = version
@@ -151,7 +159,9 @@ class Watch:
         while True:
             try:
                 async with asyncio.timeout(AGAIN):
-                    message = await connection.read_response(timeout=10 * AGAIN, disconnect_on_error=False)
+                    message = await connection.read_response(
+                        timeout=10 * AGAIN, disconnect_on_error=False
+                    )
             except TimeoutError:
                 silent += 1
                 if silent > 1:

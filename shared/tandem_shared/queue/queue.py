@@ -1,24 +1,33 @@
 """The queue: Redis is the truth for everything that is not final yet.
 
-Only this package touches the queue's keys, and only its scripts change them (see the .lua files, one a transition):
+Only this package touches the queue's keys, and only its scripts change them (see the .lua files,
+one a transition):
 
-    job:<id>                the record                      park:<reason>    jobs that may not run now
-    q:<queue>:<priority>    due jobs, by due ms             parked           the reasons, keys aside
-    later                   scheduled and retrying ones     suspects         due jobs that lost two workers
-    leases                  running ones, by lease end      expiries         of jobs that have not started
-    key:<tenant>:<key>      holders of a concurrency key    idem:<hash>      idempotency key → id and content
-    slots:<task>            holders of a task's slots       limit:<task>     what limits a task, where its rate stands
-    limited:<task>          where jobs wait for them        gates            when to look at such tasks again
-    out:<id>                progress, logs and output       events           every transition, for the ledger
-    steps:<id>              results of its steps            lock:<tenant>:<name>   holder and fence of a lock
-    waits:<tenant>:<name>   who waits for a lock            news:<id>:<number>     channel: a lock is handed on
-    cold:<id>               index of what has left out:<id> for the file store, by last stamp
-    bell:<queue or worker>  doorbells                       news:<id>        channel of a job's changes
-    worker:<incarnation>    a live worker, `workers`        tasks:<digest>   what workers can run
+    job:<id>                the record                      park:<reason>    jobs that may not run
+    now q:<queue>:<priority>    due jobs, by due ms             parked           the reasons, keys
+    aside
+    later                   scheduled and retrying ones     suspects         due jobs that lost two
+                            workers
+    leases                  running ones, by lease end      expiries         of jobs that have not
+                            started key:<tenant>:<key>      holders of a concurrency key
+                            idem:<hash>      idempotency key → id and content slots:<task>
+                            holders of a task's slots       limit:<task>     what limits a task,
+                            where its rate stands limited:<task>          where jobs wait for them
+                            gates            when to look at such tasks again out:<id>
+                            progress, logs and output       events           every transition, for
+                            the ledger steps:<id>              results of its steps
+                            lock:<tenant>:<name>   holder and fence of a lock waits:<tenant>:<name>
+                            who waits for a lock            news:<id>:<number>     channel: a lock
+                            is handed on cold:<id>               index of what has left out:<id> for
+                            the file store, by last stamp bell:<queue or worker>  doorbells
+                            news:<id>        channel of a job's changes worker:<incarnation>    a
+                            live worker, `workers`        tasks:<digest>   what workers can run
     paused                  queues that are, or whose jobs are on their way back
-    catalogue, versions     what tasks there are            counts, clock    of jobs by queue and state; of the shard
+    catalogue, versions     what tasks there are            counts, clock    of jobs by queue and
+                            state; of the shard
 
-Final records expire (TANDEM_KEEP), where a ledger follows the events once it has them; what it has read is cut off.
+Final records expire (TANDEM_KEEP), where a ledger follows the events once it has them; what it has
+read is cut off.
 
 Every record that is not final stands in exactly one of q, later, leases, park and suspects.
 """
@@ -62,7 +71,9 @@ from tandem_shared.queue.steps import Steps
 
 MOST = 500  # jobs a script call
 ROOM = 1 << 20  # bytes a script call, about
-LONG = 2 << 20  # bytes of a job's stream in Redis from which on its oldest part should move to the file store
+LONG = (
+    2 << 20
+)  # bytes of a job's stream in Redis from which on its oldest part should move to the file store
 TAIL = 3 << 20  # bytes that it holds at most
 PLACES = 32  # of streams, read together
 
@@ -70,8 +81,9 @@ PLACES = 32  # of streams, read together
 class Queue:
     """One shard of the queue. Every method raises Unavailable when Redis does not answer; repeating one is safe.
 
-    `backlog`: how many jobs of one queue may be not final for more to enter, 0: any number. `heard` is told how many
-    answers came together to "submit", "read" (records) or "output", and the seconds that these were waited for in all.
+    `backlog`: how many jobs of one queue may be not final for more to enter, 0: any number. `heard`
+    is told how many answers came together to "submit", "read" (records) or "output", and the
+    seconds that these were waited for in all.
     """
 
     def __init__(
@@ -90,7 +102,9 @@ class Queue:
         self.lease, self.grace = lease, grace
         self._backlog = backlog
         self._redis = redis
-        self._scripts = Scripts(redis, self.prefix, lease=lease, keep=keep, grace=grace, clock=clock)
+        self._scripts = Scripts(
+            redis, self.prefix, lease=lease, keep=keep, grace=grace, clock=clock
+        )
         self.events = Events(redis, self.prefix, self._scripts)  # for the ledger
         self._watch = Watch(redis, self.prefix)
         self.steps = Steps(self._scripts)
@@ -98,7 +112,11 @@ class Queue:
         self.checkup = Checkup(redis, self.prefix, self._scripts)
         told = [heard and partial(heard, call) for call in ("submit", "read", "output")]
         self._submits = Batch(
-            self._submit, limit=MOST, room=ROOM, size=lambda job: len(job.payload) + 512, heard=told[0]
+            self._submit,
+            limit=MOST,
+            room=ROOM,
+            size=lambda job: len(job.payload) + 512,
+            heard=told[0],
         )
         self._gets = Batch(self._read, limit=MOST, once=True, heard=told[1])
         self._outputs = Batch(self._read_output, limit=PLACES, flights=4, once=True, heard=told[2])
@@ -107,7 +125,7 @@ class Queue:
         """Ends the watch; the client belongs to who opened it."""
         await self._watch.close()
 
-    # ------------------------------------------------------------------------------------------------- for clients
+    # ---------------------------------------------------------------------------------- for clients
 
     async def submit(self, job: Submission) -> Submitted:
         """Enqueues one job; calls that come together go together. Raises KeyReused, and Full."""
@@ -132,7 +150,9 @@ class Queue:
         return answers
 
     async def _submit(self, jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
-        return submitted(await self._scripts.run("submit", [self._backlog, *submit_args(jobs)]), jobs)
+        return submitted(
+            await self._scripts.run("submit", [self._backlog, *submit_args(jobs)]), jobs
+        )
 
     async def get(self, id: str, *, tenant: str = "default") -> Record | None:
         """The job; None if there is none, or if it is another tenant's."""
@@ -147,7 +167,8 @@ class Queue:
         return [one if one is not None and one.tenant == tenant else None for one in found]
 
     async def _read(self, ids: Sequence[str]) -> list[Record | None]:
-        # By a script: the client takes longer for each answer of a pipeline than Redis for all of this.
+        # By a script: the client takes longer for each answer of a pipeline than Redis for all of
+        # this.
         found = await self._scripts.run("look", [len(FIELDS), *FIELDS, *ids])
         return [parse(id, values) for id, values in zip(ids, found, strict=True)]
 
@@ -161,10 +182,14 @@ class Queue:
         return values[0] if values[1] == tenant.encode() else None
 
     async def _get(self, key: str, *fields: str) -> list[bytes | None]:
-        values: list[bytes | None] = await reach(lambda: self._redis.hmget(f"{self.prefix}{key}", list(fields)))
+        values: list[bytes | None] = await reach(
+            lambda: self._redis.hmget(f"{self.prefix}{key}", list(fields))
+        )
         return values
 
-    async def materials(self, ids: Sequence[str], *, tenant: str = "default") -> list[Material | None]:
+    async def materials(
+        self, ids: Sequence[str], *, tenant: str = "default"
+    ) -> list[Material | None]:
         """What replays of these jobs need, at most 500; None for each as with `get`."""
 
         async def call() -> list[list[bytes | None]]:
@@ -176,7 +201,11 @@ class Queue:
         return [
             None
             if payload is None or owner != tenant.encode()
-            else Material(payload, None if key is None else key.decode(), None if limit is None else int(limit))
+            else Material(
+                payload,
+                None if key is None else key.decode(),
+                None if limit is None else int(limit),
+            )
             for owner, payload, key, limit in await reach(call)
         ]
 
@@ -218,13 +247,18 @@ class Queue:
         key = f"{self.prefix}cold:{id}"
         return [
             Segment(int(fields[b"f"]), int(last.partition(b"-")[0]), int(fields[b"s"]))
-            for last, fields in await reach(lambda: self._redis.xrange(key, min=_above(after), count=limit))
+            for last, fields in await reach(
+                lambda: self._redis.xrange(key, min=_above(after), count=limit)
+            )
         ]
 
-    # ------------------------------------------------------------------------------------------------- for workers
+    # ---------------------------------------------------------------------------------- for workers
 
     async def register(
-        self, worker: WorkerInfo, entries: Sequence[catalogue.Entry], hidden: Sequence[catalogue.Entry] = ()
+        self,
+        worker: WorkerInfo,
+        entries: Sequence[catalogue.Entry],
+        hidden: Sequence[catalogue.Entry] = (),
     ) -> None:
         """Says who the worker is and publishes what it can run; `hidden` tasks it can run but does not publish."""
         facts: list[Arg] = []
@@ -254,7 +288,9 @@ class Queue:
         room: int = ROOM,
     ) -> Claim:
         """Takes up to `slots` due jobs; `number` grows by one a call, and a repeated one gets the same jobs again."""
-        reply = await self._scripts.run("claim", [worker, number, min(slots, MOST), room, tasks, *queues])
+        reply = await self._scripts.run(
+            "claim", [worker, number, min(slots, MOST), room, tasks, *queues]
+        )
         known, more, due, settled, foreign, *flat = reply
         jobs = [
             Claimed(
@@ -281,11 +317,14 @@ class Queue:
             ]  # fmt: skip
         return [word.decode() for word in await self._scripts.run("finish", args)]
 
-    async def report(self, reports: Sequence[Report], *, limit: int, long: int = LONG, most: int = TAIL) -> list[str]:
+    async def report(
+        self, reports: Sequence[Report], *, limit: int, long: int = LONG, most: int = TAIL
+    ) -> list[str]:
         """Progress, logs and output; 'ok', 'lost', or 'full' when the job has said more than `limit` bytes.
 
-        'long' is ok, and the oldest part of the job's stream should be archived: `long` bytes or more stand in Redis.
-        'wait' is not written, nor are the job's next ones, before that is done: more than `most` bytes would.
+        'long' is ok, and the oldest part of the job's stream should be archived: `long` bytes or
+        more stand in Redis. 'wait' is not written, nor are the job's next ones, before that is
+        done: more than `most` bytes would.
         """
         args: list[Arg] = [limit, long, most]
         for one in reports:
@@ -295,7 +334,8 @@ class Queue:
     async def archive(self, id: str, token: str, segment: Segment, weight: int) -> int | None:
         """The job's oldest entries, of that weight together, are in the file store now: Redis drops them.
 
-        Returns the weight of those that are left, None for a job that is no longer held under this token.
+        Returns the weight of those that are left, None for a job that is no longer held under this
+        token.
         """
         args: list[Arg] = [id, token, *segment, weight]
         left = int(await self._scripts.run("archive", args))
@@ -324,12 +364,18 @@ class Queue:
         """A connection to sleep on, until one of these queues or workers is rung."""
         return Bells(self._redis, self.prefix, names)
 
-    async def foreign(self, limit: int = 100, skip: Collection[str] = ()) -> list[tuple[str, float, bytes | None]]:
+    async def foreign(
+        self, limit: int = 100, skip: Collection[str] = ()
+    ) -> list[tuple[str, float, bytes | None]]:
         """Jobs that plain arq clients enqueued, `skip` aside: (arq's id, due time in seconds, its bytes)."""
 
         async def call() -> list[tuple[str, float, bytes | None]]:
             found = await self._redis.zrange("arq:queue", 0, limit + len(skip) - 1, withscores=True)
-            wanted = [(name, due) for id, due in found if (name := id.decode(errors="replace")) not in skip]
+            wanted = [
+                (name, due)
+                for id, due in found
+                if (name := id.decode(errors="replace")) not in skip
+            ]
             bodies = await self._redis.mget([f"arq:job:{id}" for id, _ in wanted]) if wanted else []
             return [(id, due / 1000, body) for (id, due), body in zip(wanted, bodies, strict=True)]
 
@@ -338,10 +384,14 @@ class Queue:
 
     async def adopt(self, jobs: Sequence[tuple[str, Submission]]) -> list[str]:
         """Moves plain arq jobs over, atomically: our id for each, '' if another worker was first."""
-        args = [len(jobs), *(foreign for foreign, _ in jobs), *submit_args([job for _, job in jobs])]
+        args = [
+            len(jobs),
+            *(foreign for foreign, _ in jobs),
+            *submit_args([job for _, job in jobs]),
+        ]
         return [id.decode() for id in await self._scripts.run("adopt", args)]
 
-    # ----------------------------------------------------------------------------------------------- for operators
+    # -------------------------------------------------------------------------------- for operators
 
     async def tick(self) -> int:
         """Lets time pass: ended leases, due jobs, expiries. Returns how many leases were settled."""

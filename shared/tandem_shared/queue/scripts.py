@@ -1,7 +1,7 @@
 """The Lua scripts: one file a transition, put together from the files they share, sent by their SHA1.
 
-The legal transitions come from `tandem_shared.jobs.states.NEXT`; each text starts with that table, so Lua and Python cannot
-differ.
+The legal transitions come from `tandem_shared.jobs.states.NEXT`; each text starts with that table,
+so Lua and Python cannot differ.
 """
 
 import hashlib
@@ -19,7 +19,8 @@ from tandem_shared.jobs.states import FINAL, NEXT
 
 ENTRY = 64  # bytes that an entry of a stream counts as, besides its body
 
-# What each script is made of, in order; its own file comes last. Without `spare` it is refused while Redis is full.
+# What each script is made of, in order; its own file comes last. Without `spare` it is refused
+# while Redis is full.
 PARTS = {
     "submit": ("record", "enter"),
     "claim": ("spare", "record", "limits", "locks", "leave", "upkeep", "admit"),
@@ -53,7 +54,9 @@ Arg = str | bytes | int | float
 
 
 def _table() -> str:
-    rows = (f"{state} = {{{', '.join(f'{to} = true' for to in sorted(NEXT[state]))}}}" for state in NEXT)
+    rows = (
+        f"{state} = {{{', '.join(f'{to} = true' for to in sorted(NEXT[state]))}}}" for state in NEXT
+    )
     return f"local NEXT = {{{', '.join(rows)}}}"
 
 
@@ -123,7 +126,8 @@ async def reach(call: Callable[[], Any]) -> Any:
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError, TimeoutError) as error:
         raise Unavailable(f"Redis does not answer ({type(error).__name__})") from error
     except exceptions.RedisError as error:
-        # BUSY, LOADING, READONLY, OOM, MISCONF: Redis is there and cannot serve now. Anything else is a bug of ours.
+        # BUSY, LOADING, READONLY, OOM, MISCONF: Redis is there and cannot serve now. Anything else
+        # is a bug of ours.
         word = str(error).partition(" ")[0]
         if isinstance(error, exceptions.OutOfMemoryError) or "OOM " in str(error):
             raise Unavailable("Redis has no memory left") from error

@@ -1,8 +1,10 @@
 """The master behind Redis Sentinel: asked for anew at each connection, so that a failover needs no restart here.
 
-    redis+sentinel://[user:password@]host:26379,host:26379,…/<master name>[/<db>][?sentinel_password=…]
+    redis+sentinel://[user:password@]host:26379,host:26379,…/<master
+    name>[/<db>][?sentinel_password=…]
 
-User and password are Redis's own. A connection to a master that was demoted ends with its first write (READONLY).
+User and password are Redis's own. A connection to a master that was demoted ends with its first
+write (READONLY).
 """
 
 from typing import Any

@@ -60,7 +60,9 @@ async def read_workers(redis: "Redis", prefix: str) -> list[WorkerInfo]:
             pipe.hget(f"{prefix}job:{id.decode()}", "token")
         found = await pipe.execute()
         holders = [(token or b"").partition(b".")[2] for token in found[len(seen) :]]
-        return list(zip(seen, found[: len(seen)], strict=True)), list(zip(holders, ids, strict=True))
+        return list(zip(seen, found[: len(seen)], strict=True)), list(
+            zip(holders, ids, strict=True)
+        )
 
     workers, held = await reach(call)
     return [

@@ -32,7 +32,9 @@ class Steps:
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
-        self._keeps = Batch(self._keep, limit=100, room=1 << 20, size=lambda step: len(step.body) + 256)
+        self._keeps = Batch(
+            self._keep, limit=100, room=1 << 20, size=lambda step: len(step.body) + 256
+        )
 
     async def load(self, id: str, token: str) -> dict[str, bytes] | None:
         """What earlier attempts have kept, by name; None: this attempt is no longer the job's."""
@@ -50,4 +52,7 @@ class Steps:
         for step in steps:
             args += step
         reply = await self._scripts.run("step", args)
-        return [Kept(reply[2 * i].decode(), reply[2 * i + 1] or step.body) for i, step in enumerate(steps)]
+        return [
+            Kept(reply[2 * i].decode(), reply[2 * i + 1] or step.body)
+            for i, step in enumerate(steps)
+        ]

@@ -1,8 +1,9 @@
 """A job's stream: one order for what happened to it and what it said, the same from every reader and every replica.
 
-Nothing is stored for the stream itself: `state` entries follow from the record, `progress`, `log` and `output` stand
-under stamps of the same clock, the newest few MiB in Redis and all before them in segments in the file store. An
-entry's id is its stamp and its index below that stamp, wherever it stands.
+Nothing is stored for the stream itself: `state` entries follow from the record, `progress`, `log`
+and `output` stand under stamps of the same clock, the newest few MiB in Redis and all before them
+in segments in the file store. An entry's id is its stamp and its index below that stamp, wherever
+it stands.
 """
 
 import re
@@ -99,7 +100,8 @@ class Group(NamedTuple):
 
 
 def _json(place: Position, type: str, attempt: int, at: str, data: Sequence[bytes]) -> list[bytes]:
-    # What entries of one stamp share is written once: a flood of small ones costs little more than their own bytes.
+    # What entries of one stamp share is written once: a flood of small ones costs little more than
+    # their own bytes.
     stamp, first = place
     head = b'{"id":"%016d-' % stamp
     rest = f'","type":"{type}","attempt":{attempt},"at":"{at}","data":'.encode()
@@ -153,7 +155,9 @@ def _at(stamp: int) -> str:
 class Reader:
     """One reader's way through one job's stream: it remembers only where it is."""
 
-    def __init__(self, source: Source, id: str, *, after: Position = START, types: frozenset[str]) -> None:
+    def __init__(
+        self, source: Source, id: str, *, after: Position = START, types: frozenset[str]
+    ) -> None:
         self.place = after
         self._source, self._id = source, id
         self._states = "state" in types
@@ -165,7 +169,8 @@ class Reader:
     async def groups(self, record: Record) -> AsyncGenerator[Group, None]:
         """What is new as of this record, in order; the last entry is `end` if the job is final.
 
-        The record says up to which stamp anything was said, so no entry is passed over that is written meanwhile.
+        The record says up to which stamp anything was said, so no entry is passed over that is
+        written meanwhile.
         """
         states = iter(state_groups(record, self.place) if self._states else ())
         state = next(states, None)
@@ -207,7 +212,8 @@ class Reader:
                     yield chunk
                 continue
             chunks = await self._source.tail.output(self._id, self._read, limit)
-            # An entry names the one before it. If that is not the last one read, those between have left Redis.
+            # An entry names the one before it. If that is not the last one read, those between have
+            # left Redis.
             if not chunks or chunks[0].before > self._read:
                 self._segments.extend(await self._source.tail.segments(self._id, self._read))
                 if self._segments:
@@ -223,7 +229,9 @@ class Reader:
     async def _archived(self) -> AsyncIterator[Chunk]:
         """The rest of the first segment, which then is done with."""
         segment = self._segments[0]
-        async for chunk, offset in read_segment(self._source.store, self._id, segment, self._offset):
+        async for chunk, offset in read_segment(
+            self._source.store, self._id, segment, self._offset
+        ):
             if chunk.stamp > self._read:
                 yield chunk
             self._offset = offset

@@ -1,6 +1,7 @@
 """Segments: the older part of what a job has said, in the file store.
 
-An object `jobs/<job id>/output/<first stamp>-<last stamp>` holds consecutive entries of the job's stream, whole:
+An object `jobs/<job id>/output/<first stamp>-<last stamp>` holds consecutive entries of the job's
+stream, whole:
 
     the 16 bytes of MAGIC, then of each entry
     stamp    8 bytes, unsigned, big-endian as all of them: µs
@@ -9,8 +10,9 @@ An object `jobs/<job id>/output/<first stamp>-<last stamp>` holds consecutive en
     length   4 bytes, unsigned: of the body
     body     its items as JSON, one a line
 
-Entries never change, so two writers of one name write the same bytes. What Redis lists in the job's index is part of
-the stream; an object that is not listed is a leftover of a worker that died, and is swept with the job's other files.
+Entries never change, so two writers of one name write the same bytes. What Redis lists in the job's
+index is part of the stream; an object that is not listed is a leftover of a worker that died, and
+is swept with the job's other files.
 """
 
 import struct
@@ -37,7 +39,9 @@ async def write_segment(store: FileStore, job: str, chunks: Sequence[Chunk]) -> 
     """Stores consecutive entries of the job, at least one. Raises Unavailable."""
     parts = [MAGIC]
     for chunk in chunks:
-        parts.append(_HEAD.pack(chunk.stamp, chunk.attempt, _TYPES.index(chunk.type), len(chunk.body)))
+        parts.append(
+            _HEAD.pack(chunk.stamp, chunk.attempt, _TYPES.index(chunk.type), len(chunk.body))
+        )
         parts.append(chunk.body)
     segment = Segment(chunks[0].stamp, chunks[-1].stamp, sum(map(len, parts)))
     await store.put(segment_path(job, segment), b"".join(parts))
@@ -49,9 +53,12 @@ async def read_segment(
 ) -> AsyncIterator[tuple[Chunk, int]]:
     """Its entries from the byte `offset` on (0, or one that came before), each with the offset behind it.
 
-    Holds a piece and an entry at a time. Raises Unavailable, also for an object that is missing or damaged.
+    Holds a piece and an entry at a time. Raises Unavailable, also for an object that is missing or
+    damaged.
     """
-    fetched = offset or len(MAGIC)  # the store's bytes up to here are in `data`, those before `at` are done with
+    fetched = offset or len(
+        MAGIC
+    )  # the store's bytes up to here are in `data`, those before `at` are done with
     data, at = b"", 0
     path = segment_path(job, segment)
     while fetched - len(data) + at < segment.size:

@@ -71,7 +71,9 @@ async def path(client: httpx2.AsyncClient) -> str:
         ("BYTES= 1048570-1048580", 1048570, 1048581),
     ],
 )
-async def test_ranges(client: httpx2.AsyncClient, path: str, asked: str, start: int, end: int) -> None:
+async def test_ranges(
+    client: httpx2.AsyncClient, path: str, asked: str, start: int, end: int
+) -> None:
     answer = await client.get(path, headers={"Range": asked})
     assert answer.status_code == 206
     assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{SIZE}"
@@ -81,7 +83,8 @@ async def test_ranges(client: httpx2.AsyncClient, path: str, asked: str, start: 
 
 
 @pytest.mark.parametrize(
-    "asked", [f"bytes={SIZE}-", f"bytes={SIZE + 5}-{SIZE + 9}", "bytes=-0", "bytes=9" + "9" * 99 + "-"]
+    "asked",
+    [f"bytes={SIZE}-", f"bytes={SIZE + 5}-{SIZE + 9}", "bytes=-0", "bytes=9" + "9" * 99 + "-"],
 )
 async def test_ranges_outside(client: httpx2.AsyncClient, path: str, asked: str) -> None:
     answer = await client.get(path, headers={"Range": asked})
@@ -89,7 +92,8 @@ async def test_ranges_outside(client: httpx2.AsyncClient, path: str, asked: str)
 
 
 @pytest.mark.parametrize(
-    "asked", ["bytes=0-1,5-6", "bytes=9-5", "bytes=-", "bytes=", "lines=0-1", "bytes=a-b", "bytes=1"]
+    "asked",
+    ["bytes=0-1,5-6", "bytes=9-5", "bytes=-", "bytes=", "lines=0-1", "bytes=a-b", "bytes=1"],
 )
 async def test_what_is_no_single_range_is_answered_by_the_whole(
     client: httpx2.AsyncClient, path: str, asked: str
@@ -119,7 +123,9 @@ async def test_what_is_no_single_range_is_answered_by_the_whole(
         ({"If-Range": "Sat, 01 Jan 2000 00:00:00 GMT", "Range": "bytes=0-1"}, 200),
     ],
 )
-async def test_conditions(client: httpx2.AsyncClient, path: str, headers: dict[str, str], status: int) -> None:
+async def test_conditions(
+    client: httpx2.AsyncClient, path: str, headers: dict[str, str], status: int
+) -> None:
     answer = await client.get(path, headers=headers)
     assert answer.status_code == status
     if status != 412:
@@ -146,7 +152,9 @@ async def test_unknown_uploads(client: httpx2.AsyncClient, id: str) -> None:
     assert problem(await client.get(f"/v1/files/{id}"))[0] == 404
 
 
-async def test_what_is_anothers_or_expired_is_not_there(client: httpx2.AsyncClient, store: FileStore) -> None:
+async def test_what_is_anothers_or_expired_is_not_there(
+    client: httpx2.AsyncClient, store: FileStore
+) -> None:
     anothers = await save_upload(store, b"x", tenant="another", keep=60)
     expired = await save_upload(store, b"x", tenant="default", keep=-1)
     for one in (anothers, expired):
@@ -174,20 +182,28 @@ async def test_many_at_once_in_bounded_pieces(client: httpx2.AsyncClient, path: 
 # Files of jobs.
 
 
-async def produce(queue: Queue, store: FileStore, files: dict[str, bytes], tenant: str = "default") -> str:
+async def produce(
+    queue: Queue, store: FileStore, files: dict[str, bytes], tenant: str = "default"
+) -> str:
     """A job that succeeded and published these files; its id."""
     entry = catalogue.Entry(name="t", payload_schema={}, result_schema={}, defaults={})
     await queue.register(WorkerInfo("w", "host", 1, ("q",), 1, "1", time.time()), [entry])
     options = Options(timeout=30)
-    await queue.submit(Submission(id=new_id(), task="t", payload=b"{}", options=options, tenant=tenant, queue="q"))
-    claim = await queue.claim("w", next(calls), slots=1, tasks=catalogue.digest([entry]), queues=["q"])
+    await queue.submit(
+        Submission(id=new_id(), task="t", payload=b"{}", options=options, tenant=tenant, queue="q")
+    )
+    claim = await queue.claim(
+        "w", next(calls), slots=1, tasks=catalogue.digest([entry]), queues=["q"]
+    )
     (job,) = claim.jobs
     views = []
     for name, data in files.items():
         written = await store.write(job_path(job.id, int(job.token.partition(".")[0]), name), data)
         url = f"/v1/jobs/{job.id}/files/{name}"
         views.append({"name": name, **written._asdict(), "content_type": "text/x-own", "url": url})
-    finish = Finish(job.id, job.token, State.SUCCEEDED, "succeeded", files=msgspec.json.encode(views))
+    finish = Finish(
+        job.id, job.token, State.SUCCEEDED, "succeeded", files=msgspec.json.encode(views)
+    )
     assert await queue.finish([finish]) == ["ok"]
     return job.id
 
@@ -202,14 +218,18 @@ async def test_files_of_a_job(client: httpx2.AsyncClient, queue: Queue, store: F
         assert answer.headers["etag"] == f'"{hashlib.sha256(data).hexdigest()}"'
         assert answer.headers["content-type"] == "text/x-own"
         assert (await client.head(path)).headers["content-length"] == str(len(data))
-    answer = await client.get(f"/v1/jobs/{job}/files/out/%C3%BC%20%231%3F.bin", headers={"Range": "bytes=-5"})
+    answer = await client.get(
+        f"/v1/jobs/{job}/files/out/%C3%BC%20%231%3F.bin", headers={"Range": "bytes=-5"}
+    )
     assert (answer.status_code, answer.content) == (206, DATA[-5:])
     assert answer.headers["content-disposition"] == (
         "attachment; filename=\"_ #1?.bin\"; filename*=UTF-8''%C3%BC%20%231%3F.bin"
     )
 
 
-async def test_files_that_a_job_does_not_have(client: httpx2.AsyncClient, queue: Queue, store: FileStore) -> None:
+async def test_files_that_a_job_does_not_have(
+    client: httpx2.AsyncClient, queue: Queue, store: FileStore
+) -> None:
     job = await produce(queue, store, {"a": b"1"})
     anothers = await produce(queue, store, {"a": b"1"}, tenant="another")
     none = await produce(queue, store, {})

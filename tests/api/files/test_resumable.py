@@ -26,7 +26,9 @@ PARTIAL = "application/partial-upload"
 
 @pytest.fixture(params=["file", "s3"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    url: str = f"file://{tmp_path}/store" if request.param == "file" else request.getfixturevalue("s3_url")
+    url: str = (
+        f"file://{tmp_path}/store" if request.param == "file" else request.getfixturevalue("s3_url")
+    )
     return url
 
 
@@ -59,9 +61,19 @@ async def begin(client: httpx2.AsyncClient, data: bytes = b"", **options: Any) -
 
 
 async def send(
-    client: httpx2.AsyncClient, path: str, offset: int, data: Any, *, last: bool = False, more: Mapping[str, str] = {}
+    client: httpx2.AsyncClient,
+    path: str,
+    offset: int,
+    data: Any,
+    *,
+    last: bool = False,
+    more: Mapping[str, str] = {},
 ) -> httpx2.Response:
-    headers = {"Content-Type": PARTIAL, "Upload-Offset": str(offset), "Upload-Complete": "?1" if last else "?0"}
+    headers = {
+        "Content-Type": PARTIAL,
+        "Upload-Offset": str(offset),
+        "Upload-Complete": "?1" if last else "?0",
+    }
     return await client.patch(path, content=data, headers={**headers, **more})
 
 
@@ -72,7 +84,10 @@ async def test_a_file_comes_in_parts_through_two_apis(
     path = await begin(
         one,
         DATA[:1000],
-        headers={"Content-Disposition": "inline; filename*=UTF-8''%c3%bc.csv", "Content-Type": "text/csv"},
+        headers={
+            "Content-Disposition": "inline; filename*=UTF-8''%c3%bc.csv",
+            "Content-Type": "text/csv",
+        },
     )
     answer = await two.head(path)
     assert (answer.status_code, answer.headers["upload-offset"]) == (204, "1000")
@@ -84,7 +99,11 @@ async def test_a_file_comes_in_parts_through_two_apis(
     assert answer.headers["upload-complete"] == "?0"
     assert problem(await one.get(path))[0] == 409
     answer = await send(one, path, 2 * MIB, DATA[2 * MIB :], last=True)
-    assert (answer.status_code, answer.headers["location"], answer.headers["upload-complete"]) == (201, path, "?1")
+    assert (answer.status_code, answer.headers["location"], answer.headers["upload-complete"]) == (
+        201,
+        path,
+        "?1",
+    )
     assert answer.json() == {
         "id": path.rpartition("/")[2],
         "name": "ü.csv",
@@ -95,14 +114,19 @@ async def test_a_file_comes_in_parts_through_two_apis(
     }
     assert (await two.get(path)).content == DATA
     head = await two.head(path)
-    assert (head.headers["upload-complete"], head.headers["upload-offset"]) == ("?1", str(len(DATA)))
+    assert (head.headers["upload-complete"], head.headers["upload-offset"]) == (
+        "?1",
+        str(len(DATA)),
+    )
     # An answer that was lost is given again.
     assert (await send(two, path, len(DATA), b"", last=True)).json() == answer.json()
     assert problem(await send(two, path, len(DATA), b"x"))[0] == 409
     assert problem(await send(two, path, 5, b"", last=True))[0] == 409
 
 
-async def test_of_two_at_one_place_one_wins(pair: tuple[httpx2.AsyncClient, httpx2.AsyncClient]) -> None:
+async def test_of_two_at_one_place_one_wins(
+    pair: tuple[httpx2.AsyncClient, httpx2.AsyncClient],
+) -> None:
     path = await begin(pair[0], b"start")
     gate = asyncio.Barrier(2)
 
@@ -119,7 +143,9 @@ async def test_of_two_at_one_place_one_wins(pair: tuple[httpx2.AsyncClient, http
     assert (await pair[0].get(path)).content == b"start" + winner * (MIB + 1)
 
 
-async def test_another_place_is_a_problem_that_tells_the_right_one(client: httpx2.AsyncClient) -> None:
+async def test_another_place_is_a_problem_that_tells_the_right_one(
+    client: httpx2.AsyncClient,
+) -> None:
     path = await begin(client, b"12345")
     answer = await send(client, path, 3, b"x")
     assert problem(answer) == (409, "the upload goes on at byte 5, not at 3")
@@ -158,12 +184,19 @@ async def test_an_api_that_is_killed_keeps_what_it_had_written(
     client: httpx2.AsyncClient, redis_url: str, tmp_path: Path
 ) -> None:
     path = await begin(client)
-    async with api(tmp_path / "store", redis_url, "--port", "0", TANDEM_MAX_UPLOAD=str(LIMIT)) as other:
+    async with api(
+        tmp_path / "store", redis_url, "--port", "0", TANDEM_MAX_UPLOAD=str(LIMIT)
+    ) as other:
         url = await address(other)
         await ready(url)
         _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
-        head = f"PATCH {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {PARTIAL}\r\nUpload-Offset: 0\r\n"
-        writer.write(f"{head}Upload-Complete: ?1\r\nContent-Length: {len(DATA)}\r\n\r\n".encode() + DATA[: 2 * MIB + 5])
+        head = (
+            f"PATCH {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {PARTIAL}\r\nUpload-Offset: 0\r\n"
+        )
+        writer.write(
+            f"{head}Upload-Complete: ?1\r\nContent-Length: {len(DATA)}\r\n\r\n".encode()
+            + DATA[: 2 * MIB + 5]
+        )
 
         async def offset() -> int:
             return int((await client.head(path)).headers["upload-offset"])
@@ -203,7 +236,9 @@ async def test_delete_gives_it_up(client: httpx2.AsyncClient, tmp_path: Path) ->
     assert problem(await send(client, path, 5, b"x"))[0] == 404
 
 
-async def test_it_is_no_file_that_a_job_could_read(client: httpx2.AsyncClient, tmp_path: Path) -> None:
+async def test_it_is_no_file_that_a_job_could_read(
+    client: httpx2.AsyncClient, tmp_path: Path
+) -> None:
     path = await begin(client, b"12345")
     async with open_store(f"file://{tmp_path}/store") as store:
         with pytest.raises(NotFound):
@@ -216,7 +251,9 @@ async def test_limits_are_told(client: httpx2.AsyncClient) -> None:
     assert answer.headers["upload-limit"] == f"max-size={LIMIT}"
     path = await begin(client, b"12345")
     for refused in (
-        await client.post("/v1/files", headers={"Upload-Complete": "?0", "Upload-Length": str(LIMIT + 1)}),
+        await client.post(
+            "/v1/files", headers={"Upload-Complete": "?0", "Upload-Length": str(LIMIT + 1)}
+        ),
         await client.post("/v1/files", content=bytes(LIMIT + 1), headers={"Upload-Complete": "?0"}),
         await send(client, path, 5, bytes(LIMIT - 4)),
     ):
@@ -250,7 +287,9 @@ async def test_the_length_that_was_announced(client: httpx2.AsyncClient) -> None
         ({"Upload-Complete": ""}, 400),
     ],
 )
-async def test_parts_that_are_refused(client: httpx2.AsyncClient, headers: dict[str, str], status: int) -> None:
+async def test_parts_that_are_refused(
+    client: httpx2.AsyncClient, headers: dict[str, str], status: int
+) -> None:
     path = await begin(client)
     answer = await send(client, path, 0, b"x", more=headers)
     assert problem(answer)[0] == status
@@ -271,7 +310,9 @@ async def test_the_length_of_an_upload_at_once(client: httpx2.AsyncClient, tmp_p
         headers = {"Upload-Complete": "?1", "Upload-Length": length}
         assert problem(await client.post("/v1/files", content=b"123", headers=headers))[0] == 400
     assert stored(tmp_path / "store") == []
-    answer = await client.post("/v1/files", content=b"123", headers={"Upload-Complete": "?1", "Upload-Length": "3"})
+    answer = await client.post(
+        "/v1/files", content=b"123", headers={"Upload-Complete": "?1", "Upload-Length": "3"}
+    )
     assert (answer.status_code, answer.json()["size"]) == (201, 3)
 
 

@@ -18,7 +18,9 @@ from tests.conftest import s3_environment
 from tests.shared.files.test_store import nobody
 
 MIB = 1 << 20
-DATA = random.Random(9).randbytes(20 * MIB + 99)  # more parts than one of the store's own multipart upload
+DATA = random.Random(9).randbytes(
+    20 * MIB + 99
+)  # more parts than one of the store's own multipart upload
 DIGEST = hashlib.sha256(DATA).hexdigest()
 
 
@@ -52,14 +54,18 @@ async def test_a_large_upload_comes_back_whole_and_by_ranges_and_goes(
     path = f"/v1/files/{view['id']}"
     assert (await client.get(path)).content == DATA
     for start, end in [(0, 1), (8 * MIB - 1, 8 * MIB + 1), (5 * MIB, len(DATA))]:
-        answer = await client.get(path, headers={"Range": f"bytes={start}-{end - 1}", "If-Range": f'"{DIGEST}"'})
+        answer = await client.get(
+            path, headers={"Range": f"bytes={start}-{end - 1}", "If-Range": f'"{DIGEST}"'}
+        )
         assert (answer.status_code, answer.content) == (206, DATA[start:end])
     assert (await client.delete(path)).status_code == 204
     assert await paths(store) == []
     assert problem(await client.get(path))[0] == 404
 
 
-async def test_what_is_refused_leaves_nothing(redis_url: str, redis: Redis, s3_url: str, store: FileStore) -> None:
+async def test_what_is_refused_leaves_nothing(
+    redis_url: str, redis: Redis, s3_url: str, store: FileStore
+) -> None:
     async with serving(redis_url, s3_url, max_upload=MIB) as client:
         assert problem(await client.post("/v1/files", content=_pieces(9 * MIB)))[0] == 413
     assert await paths(store) == []
@@ -80,13 +86,18 @@ async def test_a_download_is_sent_to_the_store_that_signs_it(signing: httpx2.Asy
     async with httpx2.AsyncClient(trust_env=False) as outside:
         whole = await outside.get(there)
         assert (whole.status_code, whole.content) == (200, b"0123456789")
-        assert whole.headers["content-disposition"] == "attachment; filename=\"_.txt\"; filename*=UTF-8''%C3%BC.txt"
+        assert (
+            whole.headers["content-disposition"]
+            == "attachment; filename=\"_.txt\"; filename*=UTF-8''%C3%BC.txt"
+        )
         assert whole.headers["content-type"].startswith("text/plain")
         part = await outside.get(there, headers={"Range": "bytes=3-4"})
         assert (part.status_code, part.content) == (206, b"34")
     # What is about what the client has is answered here, where its tags are known.
     assert (await signing.head(path)).status_code == 200
-    assert (await signing.get(path, headers={"If-None-Match": f'"{view["sha256"]}"'})).status_code == 304
+    assert (
+        await signing.get(path, headers={"If-None-Match": f'"{view["sha256"]}"'})
+    ).status_code == 304
     answer = await signing.get(path, headers={"If-Match": f'"{view["sha256"]}"'})
     assert (answer.status_code, answer.content) == (200, b"0123456789")
     assert problem(await signing.get(path, headers={"Range": "bytes=10-"}))[0] == 416
@@ -118,7 +129,9 @@ def away_url(monkeypatch: pytest.MonkeyPatch) -> str:
     return "s3://tests/away"
 
 
-async def test_a_store_that_is_away_is_unavailable(redis_url: str, redis: Redis, away_url: str) -> None:
+async def test_a_store_that_is_away_is_unavailable(
+    redis_url: str, redis: Redis, away_url: str
+) -> None:
     async with serving(redis_url, away_url) as client:
         for answer in (
             await client.post("/v1/files", content=b"x"),

@@ -36,7 +36,12 @@ async def client(redis_url: str, redis: Redis, root: Path) -> AsyncIterator[http
 
 def form(*parts: tuple[str, bytes], end: bytes = b"--B--\r\n") -> bytes:
     """A multipart body of parts: the headers' lines and the content."""
-    return b"".join(b"--B\r\n" + head.encode() + b"\r\n\r\n" + content + b"\r\n" for head, content in parts) + end
+    return (
+        b"".join(
+            b"--B\r\n" + head.encode() + b"\r\n\r\n" + content + b"\r\n" for head, content in parts
+        )
+        + end
+    )
 
 
 async def pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
@@ -75,13 +80,18 @@ async def test_a_raw_body_comes_back_byte_for_byte(client: httpx2.AsyncClient) -
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 70_000, 10 * MIB])
-async def test_a_form_is_taken_apart_wherever_it_is_cut(client: httpx2.AsyncClient, size: int) -> None:
+async def test_a_form_is_taken_apart_wherever_it_is_cut(
+    client: httpx2.AsyncClient, size: int
+) -> None:
     # Content that looks like boundaries, and fields before and after the file.
     data = (b"\r\n--B\r\n--" * 3 + b"\r\n--C--\r\n-")[10:] + (DATA[:50_000] if size > 7 else b"")
     data = data.replace(b"\r\n--B", b"\r\n--b")
     body = form(
         ('Content-Disposition: form-data; name="a"', b"1"),
-        ('Content-Disposition: form-data; name="f"; filename="../ü/x y.csv"\r\nContent-Type: text/x-own', data),
+        (
+            'Content-Disposition: form-data; name="f"; filename="../ü/x y.csv"\r\nContent-Type: text/x-own',
+            data,
+        ),
         ('Content-Disposition: form-data; name="b"', b"2"),
     )
     answer = await client.post("/v1/files", content=pieces(body, size), headers=FORM)
@@ -95,11 +105,19 @@ async def test_a_form_is_taken_apart_wherever_it_is_cut(client: httpx2.AsyncClie
 async def test_an_empty_file_is_a_file(client: httpx2.AsyncClient) -> None:
     for view in (
         await upload(client, b""),
-        await upload(client, form(('Content-Disposition: form-data; name="f"; filename=""', b"")), headers=FORM),
+        await upload(
+            client,
+            form(('Content-Disposition: form-data; name="f"; filename=""', b"")),
+            headers=FORM,
+        ),
     ):
         assert (view["size"], view["name"]) == (0, None)
         answer = await client.get(f"/v1/files/{view['id']}")
-        assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", "0")
+        assert (answer.status_code, answer.content, answer.headers["content-length"]) == (
+            200,
+            b"",
+            "0",
+        )
         answer = await client.get(f"/v1/files/{view['id']}", headers={"Range": "bytes=0-"})
         assert (problem(answer)[0], answer.headers["content-range"]) == (416, "bytes */0")
 
@@ -125,15 +143,21 @@ async def test_names_come_from_the_disposition_and_go_into_one(
     view = await upload(client, b"x", headers={"Content-Disposition": header.encode()})
     assert view["name"] == name
     answer = await client.get(f"/v1/files/{view['id']}")
-    assert answer.headers["content-disposition"] == "attachment; " + (attachment or f'filename="{view["id"]}"')
+    assert answer.headers["content-disposition"] == "attachment; " + (
+        attachment or f'filename="{view["id"]}"'
+    )
 
 
-async def test_a_name_in_the_query_wins_and_is_one_line_of_bounded_length(client: httpx2.AsyncClient) -> None:
+async def test_a_name_in_the_query_wins_and_is_one_line_of_bounded_length(
+    client: httpx2.AsyncClient,
+) -> None:
     header = {"Content-Disposition": 'attachment; filename="x"'}
     assert (await upload(client, b"x", params={"name": "y"}, headers=header))["name"] == "y"
     assert (await upload(client, b"x", params={"name": "a\r\n\0b"}))["name"] == "ab"
     assert (await upload(client, b"x", params={"name": "n" * 900}))["name"] == "n" * 255
-    assert problem(await client.post("/v1/files", content=b"x", params={"name": "n" * 2000}))[0] == 422
+    assert (
+        problem(await client.post("/v1/files", content=b"x", params={"name": "n" * 2000}))[0] == 422
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,7 +189,9 @@ async def test_the_content_type_is_kept_and_never_shown_as_a_page(
 # Refusals.
 
 
-async def test_too_much_is_refused_before_it_is_sent(client: httpx2.AsyncClient, root: Path) -> None:
+async def test_too_much_is_refused_before_it_is_sent(
+    client: httpx2.AsyncClient, root: Path
+) -> None:
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     try:
         head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: {LIMIT + 1}\r\nExpect: 100-continue\r\n\r\n"
@@ -182,7 +208,9 @@ async def test_too_much_is_refused_while_it_is_read(
     client: httpx2.AsyncClient, root: Path, headers: dict[str, str]
 ) -> None:
     data = bytes(LIMIT + 1)
-    body = form(('Content-Disposition: form-data; name="f"; filename="x"', data)) if headers else data
+    body = (
+        form(('Content-Disposition: form-data; name="f"; filename="x"', data)) if headers else data
+    )
     answer = await client.post("/v1/files", content=pieces(body, 100_000), headers=headers)
     assert problem(answer) == (413, f"the file exceeds the limit of {LIMIT} bytes")
     await eventually(lambda: stored(root) == [])
@@ -193,7 +221,9 @@ async def test_too_much_is_refused_while_it_is_read(
 async def test_an_upload_that_is_cut_leaves_nothing(
     client: httpx2.AsyncClient, root: Path, headers: dict[str, str]
 ) -> None:
-    body = form(('Content-Disposition: form-data; name="f"; filename="x"', DATA)) if headers else DATA
+    body = (
+        form(('Content-Disposition: form-data; name="f"; filename="x"', DATA)) if headers else DATA
+    )
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\n{lines}Content-Length: {len(body)}\r\n\r\n"
@@ -210,7 +240,9 @@ async def test_an_upload_that_stalls_is_given_up(
 ) -> None:
     monkeypatch.setattr("tandem_api.files.uploads.IDLE", 0.05)
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
-    writer.write(f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: {SIZE}\r\n\r\n".encode() + DATA[:-1])
+    writer.write(
+        f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: {SIZE}\r\n\r\n".encode() + DATA[:-1]
+    )
     async with asyncio.timeout(10):
         assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
     writer.close()

@@ -48,7 +48,9 @@ async def queued(queue: Queue) -> int:
     return sum(one.queued for one in await queue.stats())
 
 
-async def test_each_item_of_an_array_stands_for_itself(client: httpx2.AsyncClient, queue: Queue) -> None:
+async def test_each_item_of_an_array_stands_for_itself(
+    client: httpx2.AsyncClient, queue: Queue
+) -> None:
     answer = await client.post("/v1/jobs/bulk", json=ITEMS)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
@@ -84,7 +86,9 @@ async def test_the_trace_goes_with_every_item(client: httpx2.AsyncClient, hand: 
     assert (await hand.record(told[0]["id"])).options.traceparent == trace
 
 
-async def test_ten_thousand_fit_and_one_more_does_not(client: httpx2.AsyncClient, queue: Queue) -> None:
+async def test_ten_thousand_fit_and_one_more_does_not(
+    client: httpx2.AsyncClient, queue: Queue
+) -> None:
     told = (await client.post("/v1/jobs/bulk", json=[JOB] * 10_000)).json()
     assert len({one["id"] for one in told}) == 10_000
     assert await queued(queue) == 10_000
@@ -93,7 +97,9 @@ async def test_ten_thousand_fit_and_one_more_does_not(client: httpx2.AsyncClient
     assert await queued(queue) == 10_000
 
 
-async def test_an_array_above_64_mebibytes_is_too_large_before_it_is_read(client: httpx2.AsyncClient) -> None:
+async def test_an_array_above_64_mebibytes_is_too_large_before_it_is_read(
+    client: httpx2.AsyncClient,
+) -> None:
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     size = (64 << 20) + 1
     writer.write(b"POST /v1/jobs/bulk HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
@@ -106,10 +112,22 @@ async def test_an_array_above_64_mebibytes_is_too_large_before_it_is_read(client
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [(b"", 400), (b"[", 400), (b"[{},]", 400), (b"{}", 422), (b'"x"', 422), (b"7", 422), (b"[" * 100_000, 422)],
+    [
+        (b"", 400),
+        (b"[", 400),
+        (b"[{},]", 400),
+        (b"{}", 422),
+        (b'"x"', 422),
+        (b"7", 422),
+        (b"[" * 100_000, 422),
+    ],
 )
-async def test_what_is_no_array_is_refused_whole(client: httpx2.AsyncClient, body: bytes, status: int) -> None:
-    answer = await client.post("/v1/jobs/bulk", content=body, headers={"content-type": "application/json"})
+async def test_what_is_no_array_is_refused_whole(
+    client: httpx2.AsyncClient, body: bytes, status: int
+) -> None:
+    answer = await client.post(
+        "/v1/jobs/bulk", content=body, headers={"content-type": "application/json"}
+    )
     assert problem(answer)[0] == status
 
 
@@ -119,13 +137,17 @@ async def test_nothing_is_answered_by_nothing(client: httpx2.AsyncClient) -> Non
     assert lines(await client.post("/v1/jobs/bulk", content=b"\n \n", headers=LINES)) == []
 
 
-async def test_a_key_for_the_whole_is_refused_since_it_would_do_nothing(client: httpx2.AsyncClient) -> None:
+async def test_a_key_for_the_whole_is_refused_since_it_would_do_nothing(
+    client: httpx2.AsyncClient,
+) -> None:
     answer = await client.post("/v1/jobs/bulk", json=[JOB], headers={"Idempotency-Key": "k"})
     assert problem(answer)[0] == 400
 
 
 @asynccontextmanager
-async def piecemeal(client: httpx2.AsyncClient) -> AsyncIterator[tuple[asyncio.StreamReader, Callable[[bytes], None]]]:
+async def piecemeal(
+    client: httpx2.AsyncClient,
+) -> AsyncIterator[tuple[asyncio.StreamReader, Callable[[bytes], None]]]:
     """A request of lines whose answer is read while it is sent: where to read, and what sends a chunk."""
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     writer.write(
@@ -146,7 +168,9 @@ async def test_lines_are_answered_while_they_come(client: httpx2.AsyncClient) ->
         assert (await reader.readuntil(b"0\r\n\r\n")).endswith(b"0\r\n\r\n")
 
 
-async def test_lines_that_come_without_redis_are_told_each_once_the_answer_has_begun(tmp_path: Path) -> None:
+async def test_lines_that_come_without_redis_are_told_each_once_the_answer_has_begun(
+    tmp_path: Path,
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # nobody listens there
         async with (
@@ -162,7 +186,9 @@ async def test_lines_that_come_without_redis_are_told_each_once_the_answer_has_b
             assert (await reader.readuntil(b"0\r\n\r\n")).endswith(b"0\r\n\r\n")
 
 
-async def test_a_client_that_reads_last_is_answered_whole(client: httpx2.AsyncClient, queue: Queue) -> None:
+async def test_a_client_that_reads_last_is_answered_whole(
+    client: httpx2.AsyncClient, queue: Queue
+) -> None:
     """Its answers are more than what the sockets between hold: they wait, and nobody waits for anybody."""
     count = 60_000
     bad = b'{"task":"t.any","this_field_is_unknown":1}\n'

@@ -28,7 +28,11 @@ from tests.api.serving import problem, serving, stored
 @pytest.fixture
 async def rich(client: httpx2.AsyncClient, hand: Hand, tmp_path: Path) -> tuple[str, Path]:
     """Id and store of a job that has everything a job can have, in Redis and in the store."""
-    body = {"task": "t.any", "payload": {"n": 1}, "options": {"tags": {"a": "b"}, "concurrency_key": "k"}}
+    body = {
+        "task": "t.any",
+        "payload": {"n": 1},
+        "options": {"tags": {"a": "b"}, "concurrency_key": "k"},
+    }
     answer = await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "mine"})
     claimed = await hand.take()
     await hand.say(claimed, "output", 1)
@@ -42,8 +46,23 @@ async def rich(client: httpx2.AsyncClient, hand: Hand, tmp_path: Path) -> tuple[
         await store.write(job_path(claimed.id, began, "rows.csv"), b"a,b")
         await store.write(job_path("another", began, "rows.csv"), b"a,b")
     assert await hand.queue.archive(claimed.id, claimed.token, segment, first.weight) is not None
-    files = [{"name": "rows.csv", "size": 3, "sha256": "0" * 64, "url": f"/v1/jobs/{claimed.id}/files/rows.csv"}]
-    done = Finish(claimed.id, claimed.token, State.SUCCEEDED, "succeeded", b"1", 0.0, msgspec.json.encode(files))
+    files = [
+        {
+            "name": "rows.csv",
+            "size": 3,
+            "sha256": "0" * 64,
+            "url": f"/v1/jobs/{claimed.id}/files/rows.csv",
+        }
+    ]
+    done = Finish(
+        claimed.id,
+        claimed.token,
+        State.SUCCEEDED,
+        "succeeded",
+        b"1",
+        0.0,
+        msgspec.json.encode(files),
+    )
     assert await hand.queue.finish([done]) == ["ok"]
     return answer.json()["id"], tmp_path
 
@@ -58,7 +77,9 @@ async def test_nothing_is_left_of_it(
         await follower.follow()
     if place == "ledger":
         await follower.forget(redis, id)
-    assert len([key for key in await redis.keys("*") if id.encode() in key]) == (3 if place == "ledger" else 4)
+    assert len([key for key in await redis.keys("*") if id.encode() in key]) == (
+        3 if place == "ledger" else 4
+    )
     assert len(stored(root)) == 3
     answer = await client.delete(f"/v1/jobs/{id}")
     assert (answer.status_code, answer.content) == (204, b"")
@@ -81,12 +102,19 @@ async def test_nothing_is_left_of_it(
     assert problem(await client.post(f"/v1/jobs/{id}/replay"))[0] == 404
     if place != "ledger":
         body = {"task": "t.any", "payload": {"n": 2}}  # its key is free, for other content too
-        assert (await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "mine"})).status_code == 202
+        assert (
+            await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "mine"})
+        ).status_code == 202
 
 
-async def test_only_final_jobs_of_ones_own_are_forgotten(client: httpx2.AsyncClient, hand: Hand, redis: Any) -> None:
+async def test_only_final_jobs_of_ones_own_are_forgotten(
+    client: httpx2.AsyncClient, hand: Hand, redis: Any
+) -> None:
     id = await submit(client)
-    assert problem(await client.delete(f"/v1/jobs/{id}")) == (409, "the job is queued: cancel it first")
+    assert problem(await client.delete(f"/v1/jobs/{id}")) == (
+        409,
+        "the job is queued: cancel it first",
+    )
     claimed = await hand.take()
     assert problem(await client.delete(f"/v1/jobs/{id}"))[0] == 409
     await hand.fail(claimed, State.RETRYING)
@@ -119,23 +147,33 @@ async def test_a_projection_that_is_late_brings_nothing_back(
     await follower.queue.events.projected([], [(id, late.stamp)])
     assert problem(await client.get(f"/v1/jobs/{id}"))[0] == 404
     assert problem(await client.delete(f"/v1/jobs/{id}"))[0] == 404
-    assert await listed(client) == await listed(client, tag__a="b") == await listed(client, q="card") == []
+    assert (
+        await listed(client)
+        == await listed(client, tag__a="b")
+        == await listed(client, q="card")
+        == []
+    )
     assert (await follower.ledger.find(Filter(tags=(("a", "b"),)), limit=5)).records == []
     assert await follower.ledger.database.read("SELECT job FROM tandem_tags") == []
     assert [record.id async for record, _ in follower.ledger.export()] == []
 
 
 @BOTH
-async def test_forgetting_and_projecting_at_once(client: httpx2.AsyncClient, hand: Hand, follower: Follower) -> None:
+async def test_forgetting_and_projecting_at_once(
+    client: httpx2.AsyncClient, hand: Hand, follower: Follower
+) -> None:
     await follower.queue.events.join(100_000)
     ids = [await failed(client, hand, tags={"a": "b"}) for _ in range(12)]
     facts = await follower.queue.events.facts(ids, room=1 << 30)
     rows = [row(id, one) for id, one in zip(ids, facts, strict=True) if one is not None]
     gone = ids[::2]
     done = await asyncio.gather(
-        *(client.delete(f"/v1/jobs/{id}") for id in gone), *(follower.ledger.save(rows) for _ in range(6))
+        *(client.delete(f"/v1/jobs/{id}") for id in gone),
+        *(follower.ledger.save(rows) for _ in range(6)),
     )
-    assert [one.status_code for one in done if isinstance(one, httpx2.Response)] == [204] * len(gone)
+    assert [one.status_code for one in done if isinstance(one, httpx2.Response)] == [204] * len(
+        gone
+    )
     await follower.follow()
     assert await listed(client, tag__a="b") == await listed(client) == ids[1::2][::-1]
 
@@ -149,7 +187,9 @@ async def test_what_was_replayed_is_known_for_as_long_as_what_is_replayed(
     await hand.drain()
     await follower.follow()
     keep = dict.fromkeys((State.SUCCEEDED, State.CANCELLED), 3600.0)
-    await follower.ledger.database.write([("UPDATE tandem_jobs SET ended = 1, id = '00' || id", [()])])
+    await follower.ledger.database.write(
+        [("UPDATE tandem_jobs SET ended = 1, id = '00' || id", [()])]
+    )
     await follower.ledger.database.write(
         [("UPDATE tandem_tags SET job = '00' || job, tag = '=00' || substr(tag, 2)", [()])]
     )

@@ -13,22 +13,31 @@ from tests.conftest import eventually
 JOB = {"task": "t.any", "payload": {}}
 
 
-async def test_a_full_queue_says_when_to_come_back(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+async def test_a_full_queue_says_when_to_come_back(
+    redis_url: str, hand: Hand, tmp_path: Path
+) -> None:
     async with serving(redis_url, tmp_path, max_backlog=1) as client:
         first = await client.post("/v1/jobs", json=JOB)
         assert first.status_code == 202
         answer = await client.post("/v1/jobs", json=JOB)
-        assert problem(answer) == (503, "the queue 'default' has as many unfinished jobs as it may have")
+        assert problem(answer) == (
+            503,
+            "the queue 'default' has as many unfinished jobs as it may have",
+        )
         assert answer.json()["type"] == "/problems/backlog-full"
         assert int(answer.headers["retry-after"]) > 0
-        refused, accepted = (await client.post("/v1/jobs/bulk", json=[JOB, {**JOB, "options": {"queue": "b"}}])).json()
+        refused, accepted = (
+            await client.post("/v1/jobs/bulk", json=[JOB, {**JOB, "options": {"queue": "b"}}])
+        ).json()
         assert refused["error"]["type"] == "/problems/backlog-full"
         assert accepted["id"]
         await hand.succeed(await hand.take())
         assert (await client.post("/v1/jobs", json=JOB)).status_code == 202
 
 
-async def test_a_redis_without_memory_is_survived(redis: Redis, client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_redis_without_memory_is_survived(
+    redis: Redis, client: httpx2.AsyncClient, hand: Hand
+) -> None:
     used = (await redis.info("memory"))["used_memory"]
     await redis.config_set("maxmemory", used + (2 << 20))
     try:
@@ -38,7 +47,9 @@ async def test_a_redis_without_memory_is_survived(redis: Redis, client: httpx2.A
             accepted.append(answer.json()["id"])
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) > 0
-        assert (await client.get("/readyz")).status_code == 200  # what is known is served, and may be cancelled
+        assert (
+            await client.get("/readyz")
+        ).status_code == 200  # what is known is served, and may be cancelled
         assert (await client.post(f"/v1/jobs/{accepted.pop()}/cancel")).status_code == 202
         assert (await client.get(f"/v1/jobs/{accepted[0]}")).json()["state"] == "queued"
         while accepted:

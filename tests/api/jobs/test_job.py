@@ -19,8 +19,12 @@ JOB_FIELDS = (
 ).split()
 
 
-async def submit(client: httpx2.AsyncClient, job: dict[str, Any] | None = None, **headers: str) -> httpx2.Response:
-    return await client.post("/v1/jobs", json=job or {"task": "t.any", "payload": {}}, headers=headers)
+async def submit(
+    client: httpx2.AsyncClient, job: dict[str, Any] | None = None, **headers: str
+) -> httpx2.Response:
+    return await client.post(
+        "/v1/jobs", json=job or {"task": "t.any", "payload": {}}, headers=headers
+    )
 
 
 async def submitted(client: httpx2.AsyncClient, job: dict[str, Any] | None = None) -> str:
@@ -30,10 +34,12 @@ async def submitted(client: httpx2.AsyncClient, job: dict[str, Any] | None = Non
     return id
 
 
-# --------------------------------------------------------------------------------------------------------------- submit
+# ------------------------------------------------------------------------------------------- submit
 
 
-async def test_a_job_is_accepted_and_is_what_redis_then_holds(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_job_is_accepted_and_is_what_redis_then_holds(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     answer = await submit(client, {"task": "t.strict", "payload": {"url": "https://example.org/"}})
     assert answer.status_code == 202
     job = answer.json()
@@ -45,11 +51,18 @@ async def test_a_job_is_accepted_and_is_what_redis_then_holds(client: httpx2.Asy
     assert list(job) == JOB_FIELDS
     assert (job["state"], job["done"], job["attempt"], job["attempts"]) == ("queued", False, 0, [])
     # The task's own defaults.
-    assert (job["queue"], job["priority"], job["timeout"], job["max_attempts"]) == ("slow", "low", 60, 5)
+    assert (job["queue"], job["priority"], job["timeout"], job["max_attempts"]) == (
+        "slow",
+        "low",
+        60,
+        5,
+    )
     assert (await client.get(answer.headers["location"])).json() == job
 
 
-async def test_options_win_over_the_tasks_defaults_field_by_field(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_options_win_over_the_tasks_defaults_field_by_field(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     job = {
         "task": "t.strict",
         "payload": {"url": "abc"},
@@ -79,22 +92,30 @@ async def test_options_win_over_the_tasks_defaults_field_by_field(client: httpx2
     assert options.traceparent == f"00-{'a' * 32}-{'b' * 16}-01"
 
 
-@pytest.mark.parametrize("options", [None, {}, {"queue": None, "retry": None, "tags": None, "timeout": None}])
+@pytest.mark.parametrize(
+    "options", [None, {}, {"queue": None, "retry": None, "tags": None, "timeout": None}]
+)
 async def test_null_means_left_out(client: httpx2.AsyncClient, options: Any) -> None:
     answer = await submit(client, {"task": "t.any", "payload": {}, "options": options})
     assert answer.status_code == 202
     assert (answer.json()["queue"], answer.json()["timeout"]) == ("default", 30)
 
 
-async def test_a_payload_may_be_left_out_where_nothing_is_required(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_payload_may_be_left_out_where_nothing_is_required(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     await submitted(client, {"task": "t.any"})
     assert (await hand.take()).payload == b"{}"
 
 
-async def test_the_payload_passes_through_as_it_came(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_the_payload_passes_through_as_it_came(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     payload = b'{"big": 123456789012345678901234567890, "exact": 0.10, "text": "\\u00e4\xc3\xa4" }'
     body = b'{"payload" : ' + payload + b' , "task":"t.any"}'
-    answer = await client.post("/v1/jobs", content=body, headers={"content-type": "application/json; charset=UTF-8"})
+    answer = await client.post(
+        "/v1/jobs", content=body, headers={"content-type": "application/json; charset=UTF-8"}
+    )
     assert answer.status_code == 202
     assert (await hand.take()).payload == payload
     shown = await client.get(answer.headers["location"], params={"payload": "true"})
@@ -103,10 +124,17 @@ async def test_the_payload_passes_through_as_it_came(client: httpx2.AsyncClient,
 
 
 @pytest.mark.parametrize(
-    "content_type", ["Application/JSON", 'application/json; charset="utf-8"', "application/json;odata=x; charset=utf-8"]
+    "content_type",
+    [
+        "Application/JSON",
+        'application/json; charset="utf-8"',
+        "application/json;odata=x; charset=utf-8",
+    ],
 )
 async def test_json_by_any_of_its_names(client: httpx2.AsyncClient, content_type: str) -> None:
-    answer = await client.post("/v1/jobs", content=b'{"task":"t.any"}', headers={"content-type": content_type})
+    answer = await client.post(
+        "/v1/jobs", content=b'{"task":"t.any"}', headers={"content-type": content_type}
+    )
     assert answer.status_code == 202
 
 
@@ -129,15 +157,23 @@ async def test_a_job_for_a_time_is_scheduled_for_it_in_any_zone(client: httpx2.A
 
 
 async def test_a_time_in_the_past_is_now(client: httpx2.AsyncClient) -> None:
-    job = (await submit(client, {"task": "t.any", "options": {"run_at": "2001-01-01T00:00:00Z"}})).json()
+    job = (
+        await submit(client, {"task": "t.any", "options": {"run_at": "2001-01-01T00:00:00Z"}})
+    ).json()
     assert (job["state"], job["scheduled_for"]) == ("queued", None)
 
 
-# ---------------------------------------------------------------------------------------------------------- idempotency
+# -------------------------------------------------------------------------------------- idempotency
 
 
 @pytest.mark.parametrize(
-    "spellings", [('"invoice-4711"', "invoice-4711"), (r'"a\"b"', 'a"b'), ('"a";p=1', "a"), ('"a"; p="b;c" ;d', '"a"')]
+    "spellings",
+    [
+        ('"invoice-4711"', "invoice-4711"),
+        (r'"a\"b"', 'a"b'),
+        ('"a";p=1', "a"),
+        ('"a"; p="b;c" ;d', '"a"'),
+    ],
 )
 async def test_a_key_that_comes_again_gives_the_first_job(
     client: httpx2.AsyncClient, hand: Hand, spellings: tuple[str, str]
@@ -163,16 +199,23 @@ async def test_a_key_that_comes_again_gives_the_first_job(
 
 async def test_a_key_for_something_else_is_refused(client: httpx2.AsyncClient) -> None:
     await submit(client, {"task": "t.any", "payload": {"a": 1}}, **{"Idempotency-Key": "k"})
-    answer = await submit(client, {"task": "t.any", "payload": {"a": 2}}, **{"Idempotency-Key": "k"})
+    answer = await submit(
+        client, {"task": "t.any", "payload": {"a": 2}}, **{"Idempotency-Key": "k"}
+    )
     assert problem(answer)[0] == 422
     assert answer.json()["type"].endswith("/idempotency-key-reused")
 
 
 async def test_two_at_once_are_one_job(client: httpx2.AsyncClient) -> None:
-    answers = await asyncio.gather(*(submit(client, None, **{"Idempotency-Key": "both"}) for _ in range(8)))
+    answers = await asyncio.gather(
+        *(submit(client, None, **{"Idempotency-Key": "both"}) for _ in range(8))
+    )
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["id"] for answer in answers}) == 1
-    assert sorted(answer.headers.get("idempotent-replayed", "") for answer in answers) == ["", *["true"] * 7]
+    assert sorted(answer.headers.get("idempotent-replayed", "") for answer in answers) == [
+        "",
+        *["true"] * 7,
+    ]
 
 
 @pytest.mark.parametrize("key", ['"open', '""', "x" * 256, '"a" b'])
@@ -180,10 +223,12 @@ async def test_a_key_that_is_none_is_malformed(client: httpx2.AsyncClient, key: 
     assert problem(await submit(client, None, **{"Idempotency-Key": key}))[0] == 400
 
 
-# --------------------------------------------------------------------------------------------------------- Prefer: wait
+# ------------------------------------------------------------------------------------- Prefer: wait
 
 
-async def test_a_job_that_is_final_in_time_is_answered_whole(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_job_that_is_final_in_time_is_answered_whole(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     waiting = asyncio.create_task(submit(client, None, Prefer="respond-async, wait=20"))
     claimed = await eventually(hand_takes(hand))
     await hand.succeed(claimed, {"x": 1})
@@ -206,7 +251,13 @@ def hand_takes(hand: Hand) -> Any:
 
 @pytest.mark.parametrize(
     ("prefer", "applied"),
-    [("wait=0", "wait=0"), ("wait=1", "wait=1"), ('WAIT="1"; x=y', "wait=1"), ("wait=x", None), ("wait=-1", None)],
+    [
+        ("wait=0", "wait=0"),
+        ("wait=1", "wait=1"),
+        ('WAIT="1"; x=y', "wait=1"),
+        ("wait=x", None),
+        ("wait=-1", None),
+    ],
 )
 async def test_a_job_that_is_not_final_in_time_is_accepted(
     client: httpx2.AsyncClient, prefer: str, applied: str | None
@@ -222,10 +273,12 @@ async def test_a_longer_wait_is_thirty_seconds(client: httpx2.AsyncClient, hand:
     assert (await waiting).headers["preference-applied"] == "wait=30"
 
 
-# --------------------------------------------------------------------------------------------------------------- status
+# ------------------------------------------------------------------------------------------- status
 
 
-async def test_the_etag_changes_with_all_that_can_be_seen(client: httpx2.AsyncClient, hand: Hand, queue: Queue) -> None:
+async def test_the_etag_changes_with_all_that_can_be_seen(
+    client: httpx2.AsyncClient, hand: Hand, queue: Queue
+) -> None:
     url = f"/v1/jobs/{await submitted(client)}"
     seen: list[str] = []
 
@@ -252,7 +305,9 @@ async def test_the_etag_changes_with_all_that_can_be_seen(client: httpx2.AsyncCl
     await look()
 
 
-async def test_a_long_poll_waits_for_the_final_state(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_long_poll_waits_for_the_final_state(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     id = await submitted(client)
     claimed = await hand.take()
     waiting = asyncio.create_task(client.get(f"/v1/jobs/{id}?wait=25s"))
@@ -262,11 +317,15 @@ async def test_a_long_poll_waits_for_the_final_state(client: httpx2.AsyncClient,
     assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
 
 
-async def test_a_long_poll_with_an_etag_waits_for_any_change(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_long_poll_with_an_etag_waits_for_any_change(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     id = await submitted(client)
     claimed = await hand.take()
     etag = (await client.get(f"/v1/jobs/{id}")).headers["etag"]
-    waiting = asyncio.create_task(client.get(f"/v1/jobs/{id}?wait=25", headers={"If-None-Match": etag}))
+    waiting = asyncio.create_task(
+        client.get(f"/v1/jobs/{id}?wait=25", headers={"If-None-Match": etag})
+    )
     await hand.say(claimed, "progress", {"current": 1, "total": 2, "message": "half"})
     answer = await waiting
     assert (answer.status_code, answer.json()["progress"]["message"]) == (200, "half")
@@ -287,7 +346,9 @@ async def test_a_long_poll_at_its_limit_is_the_job_as_it_is(client: httpx2.Async
 
 
 @pytest.mark.parametrize("query", ["wait=abc", "wait=-1", "wait=", "wait=1e400", "payload=perhaps"])
-async def test_a_parameter_that_is_none_is_malformed(client: httpx2.AsyncClient, query: str) -> None:
+async def test_a_parameter_that_is_none_is_malformed(
+    client: httpx2.AsyncClient, query: str
+) -> None:
     status, detail = problem(await client.get(f"/v1/jobs/{await submitted(client)}?{query}"))
     assert status == 400
     assert detail.startswith(query.partition("=")[0])
@@ -300,7 +361,7 @@ async def test_head_is_get_without_the_body(client: httpx2.AsyncClient) -> None:
     assert head.headers["content-length"] == got.headers["content-length"]
 
 
-# --------------------------------------------------------------------------------------------------------------- result
+# ------------------------------------------------------------------------------------------- result
 
 
 async def test_the_result_is_bare(client: httpx2.AsyncClient, hand: Hand) -> None:
@@ -320,7 +381,12 @@ async def test_without_a_result_there_is_a_conflict(client: httpx2.AsyncClient, 
     answer = await client.get(f"/v1/jobs/{failed}/result")
     assert problem(answer) == (409, "the job failed (card): no")
     assert answer.json()["type"] == "/problems/job-failed"
-    assert answer.json()["error"] == {"type": "card", "message": "no", "retryable": True, "attempt": 1}
+    assert answer.json()["error"] == {
+        "type": "card",
+        "message": "no",
+        "retryable": True,
+        "attempt": 1,
+    }
     cancelled = await submitted(client)
     await client.post(f"/v1/jobs/{cancelled}/cancel")
     answer = await client.get(f"/v1/jobs/{cancelled}/result")
@@ -328,7 +394,9 @@ async def test_without_a_result_there_is_a_conflict(client: httpx2.AsyncClient, 
 
 
 @pytest.mark.parametrize("name", ["result.json", "result-0.json"])
-async def test_a_result_kept_as_a_file_is_elsewhere(client: httpx2.AsyncClient, hand: Hand, name: str) -> None:
+async def test_a_result_kept_as_a_file_is_elsewhere(
+    client: httpx2.AsyncClient, hand: Hand, name: str
+) -> None:
     id = await submitted(client)
     await hand.succeed(await hand.take(), {"file": {"file": f"{id}/{name}", "size": 300_000}})
     answer = await client.get(f"/v1/jobs/{id}/result")
@@ -346,17 +414,21 @@ async def test_a_result_kept_as_a_file_is_elsewhere(client: httpx2.AsyncClient, 
         None,
     ],
 )
-async def test_a_result_that_only_names_a_file_is_itself(client: httpx2.AsyncClient, hand: Hand, result: Any) -> None:
+async def test_a_result_that_only_names_a_file_is_itself(
+    client: httpx2.AsyncClient, hand: Hand, result: Any
+) -> None:
     id = await submitted(client)
     await hand.succeed(await hand.take(), result)
     answer = await client.get(f"/v1/jobs/{id}/result")
     assert (answer.status_code, answer.json()) == (200, result)
 
 
-# --------------------------------------------------------------------------------------------------------------- cancel
+# ------------------------------------------------------------------------------------------- cancel
 
 
-async def test_cancel_ends_what_has_not_begun_and_asks_what_has(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_cancel_ends_what_has_not_begun_and_asks_what_has(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     id = await submitted(client)
     for _ in range(2):
         answer = await client.post(f"/v1/jobs/{id}/cancel")
@@ -364,7 +436,11 @@ async def test_cancel_ends_what_has_not_begun_and_asks_what_has(client: httpx2.A
     running = await submitted(client)
     claimed = await hand.take()
     answer = await client.post(f"/v1/jobs/{running}/cancel")
-    assert (answer.status_code, answer.json()["state"], answer.json()["cancel_requested"]) == (202, "running", True)
+    assert (answer.status_code, answer.json()["state"], answer.json()["cancel_requested"]) == (
+        202,
+        "running",
+        True,
+    )
     await hand.succeed(claimed)  # too late: the request wins
     assert (await hand.record(running)).state is State.CANCELLED
 
@@ -388,5 +464,7 @@ async def test_a_final_job_stays_as_it_is(client: httpx2.AsyncClient, hand: Hand
         ("GET", "/files/x"),
     ],
 )
-async def test_an_unknown_job_is_not_found(client: httpx2.AsyncClient, method: str, path: str) -> None:
+async def test_an_unknown_job_is_not_found(
+    client: httpx2.AsyncClient, method: str, path: str
+) -> None:
     assert problem(await client.request(method, f"/v1/jobs/01JC8XW3T4Z5{path}"))[0] == 404

@@ -28,9 +28,13 @@ class Follower:
         taken = await self.queue.events.take("one", block=0.01)
         assert taken is not None
         found = await self.queue.events.facts(taken.jobs, room=1 << 30)
-        rows = [row(id, facts) for id, facts in zip(taken.jobs, found, strict=True) if facts is not None]
+        rows = [
+            row(id, facts) for id, facts in zip(taken.jobs, found, strict=True) if facts is not None
+        ]
         await self.ledger.save(rows)
-        await self.queue.events.projected(taken.entries, [(one.id, one.stamp) for one in rows if one.final])
+        await self.queue.events.projected(
+            taken.entries, [(one.id, one.stamp) for one in rows if one.final]
+        )
 
     async def forget(self, redis: Any, id: str) -> None:
         """As when the record has expired."""
@@ -46,14 +50,18 @@ async def follower(queue: Queue) -> AsyncIterator[Follower]:
 async def submit(client: httpx2.AsyncClient, **options: Any) -> str:
     task = options.pop("task", "t.any")
     payload = {"url": "https://x.example"} if task == "t.strict" else {"n": 1}
-    answer = await client.post("/v1/jobs", json={"task": task, "payload": payload, "options": options})
+    answer = await client.post(
+        "/v1/jobs", json={"task": task, "payload": payload, "options": options}
+    )
     assert answer.status_code == 202, answer.text
     return str(answer.json()["id"])
 
 
 async def listed(client: httpx2.AsyncClient, **params: Any) -> list[str]:
     """The ids of all pages, which are followed by their links."""
-    answer = await client.get("/v1/jobs", params={name.replace("__", "."): value for name, value in params.items()})
+    answer = await client.get(
+        "/v1/jobs", params={name.replace("__", "."): value for name, value in params.items()}
+    )
     assert answer.status_code == 200, answer.text
     ids = [item["id"] for item in answer.json()["items"]]
     while answer.json()["next_cursor"] is not None:
@@ -65,7 +73,9 @@ async def listed(client: httpx2.AsyncClient, **params: Any) -> list[str]:
     return ids
 
 
-async def test_a_job_is_listed_as_soon_as_it_is_accepted(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_job_is_listed_as_soon_as_it_is_accepted(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     assert (await client.get("/v1/jobs")).json() == {"items": [], "next_cursor": None}
     first, second = await submit(client), await submit(client)
     assert await listed(client) == [second, first]
@@ -75,7 +85,9 @@ async def test_a_job_is_listed_as_soon_as_it_is_accepted(client: httpx2.AsyncCli
     assert await listed(client, state="cancelled,failed") == [second]
 
 
-async def test_the_list_is_the_same_however_far_the_ledger_is(client: httpx2.AsyncClient, follower: Follower) -> None:
+async def test_the_list_is_the_same_however_far_the_ledger_is(
+    client: httpx2.AsyncClient, follower: Follower
+) -> None:
     ids: list[str] = []
     for number in range(9):
         ids.insert(0, await submit(client, tags={"n": str(number % 2)}))
@@ -87,7 +99,9 @@ async def test_the_list_is_the_same_however_far_the_ledger_is(client: httpx2.Asy
             odd = [id for at, id in enumerate(reversed(ids)) if at % 2][::-1]
             assert await listed(client, limit=limit, tag__n="1") == odd
         cancelled = set(await listed(client, state="cancelled", limit=2))
-        assert cancelled == {item["id"] for item in (await client.get("/v1/jobs")).json()["items"] if item["done"]}
+        assert cancelled == {
+            item["id"] for item in (await client.get("/v1/jobs")).json()["items"] if item["done"]
+        }
     await follower.follow()
     assert await listed(client, limit=2) == ids
 
@@ -98,7 +112,9 @@ async def test_items_are_the_jobs_as_each_shows_itself(
     id = await submit(client, tags={"a": "ü"})
     claimed = await hand.take()
     await follower.follow()
-    await hand.say(claimed, "progress", {"current": 1, "total": 2, "message": None})  # no event tells of it
+    await hand.say(
+        claimed, "progress", {"current": 1, "total": 2, "message": None}
+    )  # no event tells of it
     for _ in range(2):
         alone = (await client.get(f"/v1/jobs/{id}")).json()
         assert (await client.get("/v1/jobs")).json()["items"] == [alone]
@@ -111,9 +127,15 @@ async def test_items_are_the_jobs_as_each_shows_itself(
 FILTERS: list[tuple[dict[str, str], Callable[[dict[str, Any]], bool]]] = [
     ({"task": "t.strict"}, lambda job: job["task"] == "t.strict"),
     ({"queue": "mail"}, lambda job: job["queue"] == "mail"),
-    ({"queue": "mail", "task": "t.any"}, lambda job: (job["queue"], job["task"]) == ("mail", "t.any")),
+    (
+        {"queue": "mail", "task": "t.any"},
+        lambda job: (job["queue"], job["task"]) == ("mail", "t.any"),
+    ),
     ({"tag.customer": "17"}, lambda job: job["tags"].get("customer") == "17"),
-    ({"tag.customer": "17", "tag.kind": "a b"}, lambda job: job["tags"] == {"customer": "17", "kind": "a b"}),
+    (
+        {"tag.customer": "17", "tag.kind": "a b"},
+        lambda job: job["tags"] == {"customer": "17", "kind": "a b"},
+    ),
     ({"q": "STRICT"}, lambda job: job["task"] == "t.strict"),
     ({"q": "kind=A"}, lambda job: "kind" in job["tags"]),
     ({"state": "scheduled"}, lambda job: job["state"] == "scheduled"),
@@ -122,13 +144,17 @@ FILTERS: list[tuple[dict[str, str], Callable[[dict[str, Any]], bool]]] = [
 
 
 @pytest.mark.parametrize("projected", [True, False])
-async def test_every_filter_and_their_times(client: httpx2.AsyncClient, follower: Follower, projected: bool) -> None:
+async def test_every_filter_and_their_times(
+    client: httpx2.AsyncClient, follower: Follower, projected: bool
+) -> None:
     for number in range(12):
         options: dict[str, Any] = {"task": "t.strict" if number % 3 else "t.any"}
         if number % 2:
             options["queue"] = "mail"
         if number % 4 < 2:
-            options["tags"] = {"customer": "17"} if number < 6 else {"customer": "17", "kind": "a b"}
+            options["tags"] = (
+                {"customer": "17"} if number < 6 else {"customer": "17", "kind": "a b"}
+            )
         if number > 9:
             options["delay"] = "1h"
         await submit(client, **options)
@@ -141,10 +167,12 @@ async def test_every_filter_and_their_times(client: httpx2.AsyncClient, follower
     middle = jobs[5]["submitted_at"]
     later = [job["id"] for job in jobs if job["submitted_at"] >= middle]
     assert set(await listed(client, since=middle)) >= set(later)
-    assert sorted(await listed(client, since=middle) + await listed(client, until=middle)) == sorted(
-        job["id"] for job in jobs
+    assert sorted(
+        await listed(client, since=middle) + await listed(client, until=middle)
+    ) == sorted(job["id"] for job in jobs)
+    assert await listed(client, since=middle.replace("Z", "+00:00")) == await listed(
+        client, since=middle
     )
-    assert await listed(client, since=middle.replace("Z", "+00:00")) == await listed(client, since=middle)
 
 
 @pytest.mark.parametrize(
@@ -163,14 +191,18 @@ async def test_every_filter_and_their_times(client: httpx2.AsyncClient, follower
         ("q=" + "x" * 300, "/q"),
     ],
 )
-async def test_what_no_filter_is_is_refused_by_its_name(client: httpx2.AsyncClient, query: str, pointer: str) -> None:
+async def test_what_no_filter_is_is_refused_by_its_name(
+    client: httpx2.AsyncClient, query: str, pointer: str
+) -> None:
     answer = await client.get(f"/v1/jobs?{query}")
     assert problem(answer)[0] == 422
     assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "%00", "AAAA", "é", "a" * 200])
-async def test_a_cursor_of_ones_own_making_is_malformed(client: httpx2.AsyncClient, cursor: str) -> None:
+async def test_a_cursor_of_ones_own_making_is_malformed(
+    client: httpx2.AsyncClient, cursor: str
+) -> None:
     assert problem(await client.get("/v1/jobs", params={"cursor": cursor}))[0] == 400
 
 
@@ -185,7 +217,7 @@ async def test_a_tenant_lists_its_own(
     assert await listed(client) == [mine]
 
 
-# ------------------------------------------------------------------------------------------------- after its record
+# --------------------------------------------------------------------------------- after its record
 
 
 async def test_a_final_job_is_known_when_its_record_has_expired(
@@ -196,7 +228,9 @@ async def test_a_final_job_is_known_when_its_record_has_expired(
     await hand.succeed(claimed, {"rows": 3})
     await follower.follow()
     before = await client.get(f"/v1/jobs/{id}?payload=true")
-    entry = (await client.get(f"/v1/jobs/{id}/stream", headers={"Accept": "application/x-ndjson"})).text.splitlines()
+    entry = (
+        await client.get(f"/v1/jobs/{id}/stream", headers={"Accept": "application/x-ndjson"})
+    ).text.splitlines()
     await follower.forget(redis, id)
     after = await client.get(f"/v1/jobs/{id}?payload=true")
     assert (after.json(), after.headers["etag"]) == (before.json(), before.headers["etag"])
@@ -205,7 +239,9 @@ async def test_a_final_job_is_known_when_its_record_has_expired(
     assert (await client.get(f"/v1/jobs/{id}?wait=20", headers=same)).status_code == 304
     assert (await client.get(f"/v1/jobs/{id}/result")).json() == {"rows": 3}
     assert (await client.post(f"/v1/jobs/{id}/cancel")).json()["state"] == "succeeded"
-    told = (await client.get(f"/v1/jobs/{id}/stream", headers={"Accept": "application/x-ndjson"})).text.splitlines()
+    told = (
+        await client.get(f"/v1/jobs/{id}/stream", headers={"Accept": "application/x-ndjson"})
+    ).text.splitlines()
     assert told == entry
     assert await listed(client, state="succeeded") == [id]
 
@@ -220,22 +256,29 @@ async def test_a_failed_one_says_why_and_shows_its_attempts(
     await follower.follow()
     await follower.forget(redis, id)
     job = (await client.get(f"/v1/jobs/{id}")).json()
-    assert (job["error"]["type"], [one["outcome"] for one in job["attempts"]]) == ("card", ["failed", "failed"])
+    assert (job["error"]["type"], [one["outcome"] for one in job["attempts"]]) == (
+        "card",
+        ["failed", "failed"],
+    )
     assert problem(await client.get(f"/v1/jobs/{id}/result"))[0] == 409
     assert await listed(client, q="card") == [id]
 
 
-async def test_nobody_is_known_who_never_was(client: httpx2.AsyncClient, follower: Follower) -> None:
+async def test_nobody_is_known_who_never_was(
+    client: httpx2.AsyncClient, follower: Follower
+) -> None:
     await follower.follow()
     for id in ("nobody", "0" * 22, "é"):
         assert problem(await client.get(f"/v1/jobs/{id}"))[0] == 404
         assert problem(await client.post(f"/v1/jobs/{id}/cancel"))[0] == 404
 
 
-# ------------------------------------------------------------------------------------------------------------- outages
+# ------------------------------------------------------------------------------------------ outages
 
 
-async def test_without_sql_only_what_needs_it_suffers(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+async def test_without_sql_only_what_needs_it_suffers(
+    redis_url: str, hand: Hand, tmp_path: Path
+) -> None:
     away = "postgres://me:hunter2@127.0.0.1:1/nowhere"
     async with serving(redis_url, tmp_path, database_url=away) as client:
         id = await submit(client)

@@ -23,7 +23,11 @@ from tests.conftest import eventually
 @pytest.fixture
 def database(request: pytest.FixtureRequest, ledger_url: str) -> str:
     """The ledger's, SQLite unless a test names another."""
-    return ledger_url if getattr(request, "param", "sqlite") == "sqlite" else str(request.getfixturevalue("postgres"))
+    return (
+        ledger_url
+        if getattr(request, "param", "sqlite") == "sqlite"
+        else str(request.getfixturevalue("postgres"))
+    )
 
 
 BOTH = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
@@ -36,7 +40,9 @@ async def follower(queue: Queue, database: str) -> AsyncIterator[Follower]:
 
 
 @pytest.fixture
-async def client(redis_url: str, hand: Hand, tmp_path: Path, database: str) -> AsyncIterator[httpx2.AsyncClient]:
+async def client(
+    redis_url: str, hand: Hand, tmp_path: Path, database: str
+) -> AsyncIterator[httpx2.AsyncClient]:
     async with serving(redis_url, tmp_path, database_url=database) as client:
         yield client
 
@@ -57,11 +63,14 @@ async def replay(client: httpx2.AsyncClient, **body: Any) -> dict[str, Any]:
     answer = await client.post("/v1/jobs/replay", json=body)
     assert answer.status_code == 200, answer.text
     told: dict[str, Any] = answer.json()
-    assert told["matched"] == told["already_replayed"] + told["refused"] + told["replayed"] or told["dry_run"]
+    assert (
+        told["matched"] == told["already_replayed"] + told["refused"] + told["replayed"]
+        or told["dry_run"]
+    )
     return told
 
 
-# ------------------------------------------------------------------------------------------------------------ one job
+# ------------------------------------------------------------------------------------------ one job
 
 
 @BOTH
@@ -92,7 +101,9 @@ async def test_a_replay_is_a_new_job_like_the_old_one(
     assert (await client.get(f"/v1/jobs/{id}?payload=true")).json() == old
 
 
-async def test_only_what_failed_or_was_cancelled_is_replayed(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_only_what_failed_or_was_cancelled_is_replayed(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     id = await submit(client)
     for state in ("queued", "running", "succeeded"):
         answer = await client.post(f"/v1/jobs/{id}/replay")
@@ -103,7 +114,9 @@ async def test_only_what_failed_or_was_cancelled_is_replayed(client: httpx2.Asyn
             await hand.succeed(claimed)
     cancelled = await submit(client, delay="1h")
     await client.post(f"/v1/jobs/{cancelled}/cancel")
-    assert (await client.post(f"/v1/jobs/{cancelled}/replay")).json()["state"] == "queued"  # its delay is over
+    assert (await client.post(f"/v1/jobs/{cancelled}/replay")).json()[
+        "state"
+    ] == "queued"  # its delay is over
     for unknown in ("nobody", "0" * 22):
         assert problem(await client.post(f"/v1/jobs/{unknown}/replay"))[0] == 404
 
@@ -111,7 +124,9 @@ async def test_only_what_failed_or_was_cancelled_is_replayed(client: httpx2.Asyn
 async def test_an_idempotency_key_makes_one_replay(client: httpx2.AsyncClient, hand: Hand) -> None:
     id, other = await failed(client, hand), await failed(client, hand)
     headers = {"Idempotency-Key": '"once"'}
-    first, *others = await asyncio.gather(*(client.post(f"/v1/jobs/{id}/replay", headers=headers) for _ in range(5)))
+    first, *others = await asyncio.gather(
+        *(client.post(f"/v1/jobs/{id}/replay", headers=headers) for _ in range(5))
+    )
     answers = [first, *others]
     assert {one.status_code for one in answers} == {202}
     assert len({one.json()["id"] for one in answers}) == 1
@@ -129,7 +144,9 @@ async def test_an_idempotency_key_makes_one_replay(client: httpx2.AsyncClient, h
 
 async def test_a_replay_may_be_waited_for(client: httpx2.AsyncClient, hand: Hand) -> None:
     id = await failed(client, hand)
-    waiting = asyncio.create_task(client.post(f"/v1/jobs/{id}/replay", headers={"Prefer": "wait=20"}))
+    waiting = asyncio.create_task(
+        client.post(f"/v1/jobs/{id}/replay", headers={"Prefer": "wait=20"})
+    )
 
     async def there() -> bool:
         return bool((await client.get("/v1/queues")).json()["items"][0]["queued"])
@@ -140,7 +157,9 @@ async def test_a_replay_may_be_waited_for(client: httpx2.AsyncClient, hand: Hand
     assert (answer.status_code, answer.json()["result"], answer.json()["replay_of"]) == (200, 5, id)
 
 
-async def test_the_task_as_it_is_now_decides(client: httpx2.AsyncClient, hand: Hand, redis: Any) -> None:
+async def test_the_task_as_it_is_now_decides(
+    client: httpx2.AsyncClient, hand: Hand, redis: Any
+) -> None:
     id = await failed(client, hand)
     narrow = {"type": "object", "properties": {"n": {"type": "string"}}}
     hand.entries.remove(ANY)
@@ -159,7 +178,7 @@ async def test_the_task_as_it_is_now_decides(client: httpx2.AsyncClient, hand: H
     assert answer.json()["type"] == "/problems/unknown-task"
 
 
-# -------------------------------------------------------------------------------------------------- all that match
+# ----------------------------------------------------------------------------------- all that match
 
 
 @BOTH
@@ -178,7 +197,12 @@ async def test_every_failed_job_is_replayed_once_however_often_it_is_asked(
         for id in ids:
             await follower.forget(redis, id)
     counted = await replay(client, dry_run=True)
-    assert (counted["matched"], counted["replayed"], counted["items"], counted["next_cursor"]) == (7, 0, [], None)
+    assert (counted["matched"], counted["replayed"], counted["items"], counted["next_cursor"]) == (
+        7,
+        0,
+        [],
+        None,
+    )
     both = await asyncio.gather(replay(client), replay(client))
     items = [item for one in both for item in one["items"]]
     assert sorted(item["replay_of"] for item in items) == ids
@@ -195,7 +219,9 @@ async def test_every_failed_job_is_replayed_once_however_often_it_is_asked(
             await follower.follow()
 
 
-async def test_a_replay_that_fails_is_a_dead_letter_of_its_own(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_replay_that_fails_is_a_dead_letter_of_its_own(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     first = await failed(client, hand)
     of = [first]
     for _ in range(3):
@@ -248,7 +274,12 @@ KEYS = st.sampled_from(["task", "queue", "tag.a", "tag.b", "q", "since", "until"
 
 
 @BOTH
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(names=st.sets(KEYS, max_size=4), turns=st.lists(st.integers(0, 999), min_size=4, max_size=4))
 async def test_a_filter_finds_what_the_list_finds(
     client: httpx2.AsyncClient, hand: Hand, follower: Follower, names: set[str], turns: list[int]
@@ -256,10 +287,14 @@ async def test_a_filter_finds_what_the_list_finds(
     if not await listed(client):
         for number in range(14):
             task, kind = (
-                ("t.strict", "cancel") if number % 3 == 1 else ("t.any", ("fail", "cancel", "wait")[number % 3])
+                ("t.strict", "cancel")
+                if number % 3 == 1
+                else ("t.any", ("fail", "cancel", "wait")[number % 3])
             )
             tags = {"a": str(number % 2), **({"b": "x y"} if number % 5 == 0 else {})}
-            id = await submit(client, task=task, tags=tags, queue=("default", "slow")[number % 4 // 2])
+            id = await submit(
+                client, task=task, tags=tags, queue=("default", "slow")[number % 4 // 2]
+            )
             if kind == "fail":
                 await hand.fail(await hand.take())
             elif kind == "cancel":
@@ -274,7 +309,10 @@ async def test_a_filter_finds_what_the_list_finds(
         "tag.b": ["x y"], "q": ["STRICT", "card", "b=X", "nothing"], "since": times, "until": times,
         "state": ["failed", "cancelled", "cancelled,failed"],
     }  # fmt: skip
-    query = {name: values[name][turn % len(values[name])] for name, turn in zip(sorted(names), turns, strict=False)}
+    query = {
+        name: values[name][turn % len(values[name])]
+        for name, turn in zip(sorted(names), turns, strict=False)
+    }
     body: dict[str, Any] = {name: value for name, value in query.items() if "." not in name}
     if tags := {name[4:]: value for name, value in query.items() if "." in name}:
         body["tags"] = tags
@@ -315,20 +353,40 @@ async def test_what_is_no_filter_is_refused_by_its_pointer(
     assert (await client.get(f"/v1/jobs/{id}")).json()["state"] == "failed"
 
 
-@pytest.mark.parametrize(("content", "status"), [(b"", 400), (b"{", 400), (b'{"cursor": "x"}', 400)])
-async def test_what_cannot_be_read_is_malformed(client: httpx2.AsyncClient, content: bytes, status: int) -> None:
-    answer = await client.post("/v1/jobs/replay", content=content, headers={"Content-Type": "application/json"})
+@pytest.mark.parametrize(
+    ("content", "status"), [(b"", 400), (b"{", 400), (b'{"cursor": "x"}', 400)]
+)
+async def test_what_cannot_be_read_is_malformed(
+    client: httpx2.AsyncClient, content: bytes, status: int
+) -> None:
+    answer = await client.post(
+        "/v1/jobs/replay", content=content, headers={"Content-Type": "application/json"}
+    )
     assert problem(answer)[0] == status
 
 
 @BOTH
-async def test_odd_texts_match_nothing_and_null_is_left_out(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_odd_texts_match_nothing_and_null_is_left_out(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     await failed(client, hand)
     for name in ("task", "queue", "q"):
         assert (await replay(client, **{name: "\0%_!"}))["matched"] == 0
     assert (await replay(client, tags={"a\0": "=b"}))["matched"] == 0
     assert (await replay(client, ids=["nobody"]))["matched"] == 0
-    names = ("state", "task", "queue", "tags", "since", "until", "q", "ids", "limit", "cursor", "dry_run")
+    names = (
+        "state",
+        "task",
+        "queue",
+        "tags",
+        "since",
+        "until",
+        "q",
+        "ids",
+        "limit",
+        "cursor",
+        "dry_run",
+    )
     assert (await replay(client, **dict.fromkeys(names)))["replayed"] == 1
 
 
@@ -339,7 +397,9 @@ async def test_a_tenants_are_its_own(client: httpx2.AsyncClient, hand: Hand, red
     assert problem(await client.post(f"/v1/jobs/{id}/replay"))[0] == 404
 
 
-async def test_without_sql_one_job_is_replayed_and_a_filter_is_not(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+async def test_without_sql_one_job_is_replayed_and_a_filter_is_not(
+    redis_url: str, hand: Hand, tmp_path: Path
+) -> None:
     away = "postgres://me:hunter2@127.0.0.1:1/nowhere"
     async with serving(redis_url, tmp_path, database_url=away) as client:
         id = await failed(client, hand)

@@ -17,7 +17,11 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 def samples(text: str) -> Samples:
     families = text_string_to_metric_families(text)
-    return {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
+    return {
+        (one.name, frozenset(one.labels.items())): one.value
+        for family in families
+        for one in family.samples
+    }
 
 
 def sample(found: Samples, name: str, **labels: str) -> float | None:
@@ -33,7 +37,9 @@ async def scrape(client: httpx2.AsyncClient) -> Samples:
 
 async def test_queues_by_state_and_age(client: httpx2.AsyncClient, hand: Hand) -> None:
     await client.post("/v1/jobs", json={"task": "t.any"})
-    await client.post("/v1/jobs", json={"task": "t.any", "options": {"delay": "1h", "queue": "other"}})
+    await client.post(
+        "/v1/jobs", json={"task": "t.any", "options": {"delay": "1h", "queue": "other"}}
+    )
     found = await scrape(client)
     assert sample(found, "tandem_queue_jobs", queue="default", state="queued") == 1
     assert sample(found, "tandem_queue_jobs", queue="default", state="scheduled") == 0
@@ -54,9 +60,13 @@ async def test_requests_by_route_method_and_status(client: httpx2.AsyncClient, h
     job = "/v1/jobs/{id}"
     assert sample(found, "tandem_http_requests_total", method="GET", route=job, status="200") == 3
     assert sample(found, "tandem_http_requests_total", method="GET", route=job, status="404") == 1
-    assert sample(found, "tandem_http_requests_total", method="GET", route="other", status="404") == 1
+    assert (
+        sample(found, "tandem_http_requests_total", method="GET", route="other", status="404") == 1
+    )
     assert sample(found, "tandem_http_request_seconds_count", method="GET", route=job) == 4
-    assert not [key for key in found if id in str(key) or "BREW" in str(key) or "not/a/route" in str(key)]
+    assert not [
+        key for key in found if id in str(key) or "BREW" in str(key) or "not/a/route" in str(key)
+    ]
 
 
 async def test_how_long_requests_wait_for_redis(client: httpx2.AsyncClient, hand: Hand) -> None:
@@ -70,27 +80,37 @@ async def test_how_long_requests_wait_for_redis(client: httpx2.AsyncClient, hand
 
 
 async def test_openmetrics_to_who_asks_for_it(client: httpx2.AsyncClient) -> None:
-    answer = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    answer = await client.get(
+        "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
+    )
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.text.endswith("# EOF\n")
 
 
-async def test_without_redis_the_rest_is_told(redis_url: str, tmp_path: Path, unused_tcp_port: int) -> None:
+async def test_without_redis_the_rest_is_told(
+    redis_url: str, tmp_path: Path, unused_tcp_port: int
+) -> None:
     async with serving(f"redis://127.0.0.1:{unused_tcp_port}/0", tmp_path) as client:
         await client.get("/livez")
         found = await scrape(client)
     assert sample(found, "tandem_redis_up") == 0
-    assert sample(found, "tandem_http_requests_total", method="GET", route="/livez", status="200") == 1
+    assert (
+        sample(found, "tandem_http_requests_total", method="GET", route="/livez", status="200") == 1
+    )
 
 
 @pytest.mark.parametrize("key", ["tk_main_0123456789abcdef"])
 async def test_a_key_is_needed_where_keys_are(redis_url: str, tmp_path: Path, key: str) -> None:
     async with serving(redis_url, tmp_path, keys=(key,)) as client:
         assert (await client.get("/metrics")).status_code == 401
-        assert (await client.get("/metrics", headers={"Authorization": f"Bearer {key}"})).status_code == 200
+        assert (
+            await client.get("/metrics", headers={"Authorization": f"Bearer {key}"})
+        ).status_code == 200
 
 
-async def test_processes_that_serve_together_add_up(redis_url: str, redis: Redis, hand: Hand, tmp_path: Path) -> None:
+async def test_processes_that_serve_together_add_up(
+    redis_url: str, redis: Redis, hand: Hand, tmp_path: Path
+) -> None:
     async with api(tmp_path, redis_url, "--port", "0", "--processes", "2") as process:
         url = await address(process)
         await ready(url)
@@ -102,6 +122,11 @@ async def test_processes_that_serve_together_add_up(redis_url: str, redis: Redis
         async def told() -> bool:
             async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
                 found = await scrape(client)
-            return sample(found, "tandem_http_requests_total", method="GET", route="/livez", status="200") == 20
+            return (
+                sample(
+                    found, "tandem_http_requests_total", method="GET", route="/livez", status="200"
+                )
+                == 20
+            )
 
         await eventually(told)

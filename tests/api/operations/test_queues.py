@@ -7,19 +7,28 @@ from tests.api.fake_worker import Hand
 from tests.api.serving import problem
 
 
-async def test_a_paused_queue_says_so_and_its_jobs_wait(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_paused_queue_says_so_and_its_jobs_wait(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     answer = await client.post("/v1/queues/default/pause")
     assert (answer.status_code, answer.json()["paused"]) == (200, True)
     job = (await client.post("/v1/jobs", json={"task": "t.any"})).json()
     assert job["state"] == "waiting"
     (item,) = (await client.get("/v1/queues")).json()["items"]
-    assert (item["name"], item["paused"], item["waiting"], item["queued"]) == ("default", True, 1, 0)
+    assert (item["name"], item["paused"], item["waiting"], item["queued"]) == (
+        "default",
+        True,
+        1,
+        0,
+    )
     answer = await client.post("/v1/queues/default/resume")
     assert (answer.status_code, answer.json()["paused"]) == (200, False)
     assert (await client.get(f"/v1/jobs/{job['id']}")).json()["state"] == "queued"
 
 
-async def test_pausing_again_and_before_the_first_job_changes_nothing_else(client: httpx2.AsyncClient) -> None:
+async def test_pausing_again_and_before_the_first_job_changes_nothing_else(
+    client: httpx2.AsyncClient,
+) -> None:
     for _ in range(2):
         answer = await client.post("/v1/queues/new/pause")
         assert answer.json() == {

@@ -16,7 +16,9 @@ CLOSE = b"Connection: close\r\n\r\n"
 
 
 @asynccontextmanager
-async def connected(client: httpx2.AsyncClient) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connected(
+    client: httpx2.AsyncClient,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     try:
         async with asyncio.timeout(30):
@@ -46,10 +48,16 @@ def head(size: int) -> bytes:
 
 
 def refused(answer: bytes) -> bool:
-    return answer.startswith(b"HTTP/1.1 431 ") and b"application/problem+json" in answer and b'"status":431' in answer
+    return (
+        answer.startswith(b"HTTP/1.1 431 ")
+        and b"application/problem+json" in answer
+        and b'"status":431' in answer
+    )
 
 
-async def test_a_head_of_64_kibibytes_is_taken_and_one_byte_more_is_not(client: httpx2.AsyncClient) -> None:
+async def test_a_head_of_64_kibibytes_is_taken_and_one_byte_more_is_not(
+    client: httpx2.AsyncClient,
+) -> None:
     assert len(head(LIMIT)) == LIMIT
     assert (await told(client, [head(LIMIT)])).startswith(b"HTTP/1.1 200 ")
     assert refused(await told(client, [head(LIMIT + 1)]))
@@ -72,11 +80,15 @@ def endless(*, start: bytes, line: bytes) -> Iterable[bytes]:
     ],
     ids=["line", "lines", "url", "blank"],
 )
-async def test_a_head_without_end_is_refused(client: httpx2.AsyncClient, start: bytes, line: bytes) -> None:
+async def test_a_head_without_end_is_refused(
+    client: httpx2.AsyncClient, start: bytes, line: bytes
+) -> None:
     assert refused(await told(client, endless(start=start, line=line)))
 
 
-async def test_the_heads_of_one_connection_are_counted_each_for_itself(client: httpx2.AsyncClient) -> None:
+async def test_the_heads_of_one_connection_are_counted_each_for_itself(
+    client: httpx2.AsyncClient,
+) -> None:
     one = head(LIMIT // 2).replace(CLOSE, b"X-Close: no-not-yet\r\n\r\n")
     async with connected(client) as (reader, writer):
         for _ in range(5):
@@ -110,7 +122,7 @@ async def test_trailers_without_end_are_cut(client: httpx2.AsyncClient) -> None:
     assert b" 201 " not in answer
 
 
-# ---------------------------------------------------------------------------------------------------------------- time
+# --------------------------------------------------------------------------------------------- time
 
 
 @pytest.fixture
@@ -135,7 +147,8 @@ async def test_a_connection_on_which_nothing_comes_is_closed(client: httpx2.Asyn
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
-    ("part", "together"), [(b"GET /li", False), (b"\r\n", False), (b"GET /li", True), (GET + b"X: ", True)]
+    ("part", "together"),
+    [(b"GET /li", False), (b"\r\n", False), (b"GET /li", True), (GET + b"X: ", True)],
 )
 async def test_so_is_one_whose_next_head_does_not_end(
     client: httpx2.AsyncClient, part: bytes, *, together: bool
@@ -163,7 +176,9 @@ async def test_nobody_is_hurried_between_requests_or_in_a_body(client: httpx2.As
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_an_answer_under_way_is_not_cut_for_the_next_head(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_an_answer_under_way_is_not_cut_for_the_next_head(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
     async with connected(client) as (reader, writer):
         writer.write(b"GET /v1/jobs/%s?wait=20 HTTP/1.1\r\nHost: x\r\n\r\nGET /li" % id.encode())

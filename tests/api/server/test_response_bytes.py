@@ -51,7 +51,9 @@ class Wire:
     async def next(self, *, bare: bool = False) -> bytes:
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"content-length: (\d+)", head)
-        answer = head + (await self._reader.readexactly(int(length[1])) if length and not bare else b"")
+        answer = head + (
+            await self._reader.readexactly(int(length[1])) if length and not bare else b""
+        )
         for pattern, word in VARYING:
             answer = pattern.sub(word, answer)
         return answer
@@ -85,19 +87,28 @@ def post(path: bytes, body: bytes = BODY, more: bytes = JSON) -> bytes:
     return get(path, b"Content-Length: %d\r\n%b" % (len(body), more), b"POST") + body
 
 
-def answer(status: bytes, headers: bytes, body: bytes, kind: bytes = b"application/json", last: bytes = b"") -> bytes:
+def answer(
+    status: bytes, headers: bytes, body: bytes, kind: bytes = b"application/json", last: bytes = b""
+) -> bytes:
     size = b"content-length: %d\r\ncontent-type: %b\r\n" % (len(body), kind)
     return b"HTTP/1.1 %b\r\ndate: now\r\n%b%b%b\r\n%b" % (status, headers, size, last, body)
 
 
-def problem(status: bytes, title: tuple[bytes, bytes], detail: bytes, at: bytes, headers: bytes = b"") -> bytes:
+def problem(
+    status: bytes, title: tuple[bytes, bytes], detail: bytes, at: bytes, headers: bytes = b""
+) -> bytes:
     body = b'{"type":"/problems/%b","title":"%b","status":%b,"detail":"%b","instance":"%b"}'
     body %= (*title, status[:3], detail, at)
-    return answer(status, b"cache-control: no-store\r\n" + headers, body, b"application/problem+json")
+    return answer(
+        status, b"cache-control: no-store\r\n" + headers, body, b"application/problem+json"
+    )
 
 
 def refused(method: bytes, at: bytes, allowed: bytes) -> bytes:
-    detail, title = b"%b is not among them: %b" % (method, allowed), b"The method is not allowed here"
+    detail, title = (
+        b"%b is not among them: %b" % (method, allowed),
+        b"The method is not allowed here",
+    )
     allow = b"allow: %b\r\n" % allowed
     return problem(b"405 Method Not Allowed", (b"method-not-allowed", title), detail, at, allow)
 
@@ -107,7 +118,9 @@ def nothing(detail: bytes, at: bytes) -> bytes:
 
 
 def malformed(detail: bytes) -> bytes:
-    return problem(b"400 Bad Request", (b"malformed", b"The request is malformed"), detail, b"/v1/jobs")
+    return problem(
+        b"400 Bad Request", (b"malformed", b"The request is malformed"), detail, b"/v1/jobs"
+    )
 
 
 ACCEPTED = answer(b"202 Accepted", LOCATION + b"retry-after: 1\r\n", FRESH)
@@ -191,7 +204,9 @@ async def test_what_is_answered_about_a_job(wire: Wire, client: httpx2.AsyncClie
         assert await wire.ask(get(path, b"If-None-Match: *\r\n", method)) == unchanged
     early = answer(b"202 Accepted", PRIVATE + b"retry-after: 1\r\n", FRESH)
     assert await wire.ask(get(path + b"/result")) == early
-    assert await wire.ask(get(path, method=b"PATCH")) == refused(b"PATCH", told, b"DELETE, GET, HEAD")
+    assert await wire.ask(get(path, method=b"PATCH")) == refused(
+        b"PATCH", told, b"DELETE, GET, HEAD"
+    )
     assert await wire.ask(get(path + b"/nothing")) == nothing(
         b"there is nothing at " + told + b"/nothing", told + b"/nothing"
     )
@@ -199,13 +214,20 @@ async def test_what_is_answered_about_a_job(wire: Wire, client: httpx2.AsyncClie
     assert await wire.ask(get(path, method=b"DELETE")) == problem(
         *conflict, b"the job is queued: cancel it first", told
     )
-    assert (await wire.ask(get(path + b"/cancel", method=b"POST"))).startswith(b"HTTP/1.1 202 Accepted\r\n")
-    assert await wire.ask(get(path, method=b"DELETE")) == b"HTTP/1.1 204 No Content\r\ndate: now\r\n\r\n"
+    assert (await wire.ask(get(path + b"/cancel", method=b"POST"))).startswith(
+        b"HTTP/1.1 202 Accepted\r\n"
+    )
+    assert (
+        await wire.ask(get(path, method=b"DELETE"))
+        == b"HTTP/1.1 204 No Content\r\ndate: now\r\n\r\n"
+    )
     gone = nothing(b"no job with the id '" + ID + b"'", told)
     assert await wire.ask(get(path)) == gone
 
 
-async def test_a_result_is_answered_bare(wire: Wire, hand: Hand, client: httpx2.AsyncClient) -> None:
+async def test_a_result_is_answered_bare(
+    wire: Wire, hand: Hand, client: httpx2.AsyncClient
+) -> None:
     await client.post("/v1/jobs", content=BODY)
     await hand.succeed(job := await hand.take(), {"a": [1]})
     path = b"/v1/jobs/" + job.id.encode()
@@ -222,17 +244,26 @@ async def test_without_a_key_nothing_is_told(redis_url: str, hand: Hand, tmp_pat
         (b"unauthenticated", b"An API key is needed"),
         "give an API key: Authorization: Bearer tk_…".encode(),
     )
-    async with serving(redis_url, tmp_path, keys=("tk_first_0123456789abcdef",)) as client, wired(client) as wire:
+    async with (
+        serving(redis_url, tmp_path, keys=("tk_first_0123456789abcdef",)) as client,
+        wired(client) as wire,
+    ):
         assert await wire.ask(post(b"/v1/jobs")) == problem(
             b"401 Unauthorized", title, detail, b"/v1/jobs", b"www-authenticate: Bearer\r\n"
         )
 
 
-# ------------------------------------------------------------------------------------------------- how a request comes
+# ------------------------------------------------------------------------------ how a request comes
 
 
 async def test_requests_that_come_together_are_answered_in_order(wire: Wire) -> None:
-    asked = [post(b"/v1/jobs"), get(b"/livez"), get(b"/v1/nothing"), post(b"/v1/jobs"), get(b"/livez")]
+    asked = [
+        post(b"/v1/jobs"),
+        get(b"/livez"),
+        get(b"/v1/nothing"),
+        post(b"/v1/jobs"),
+        get(b"/livez"),
+    ]
     answers = [await wire.ask(b"".join(asked))] + [await wire.next() for _ in asked[1:]]
     missing = nothing(b"there is nothing at /v1/nothing", b"/v1/nothing")
     assert answers == [ACCEPTED, ALIVE, missing, ACCEPTED, ALIVE]
@@ -243,13 +274,17 @@ async def test_a_body_may_come_in_chunks_and_late(wire: Wire) -> None:
     chunks = [b"%x\r\n%b\r\n" % (len(part), part) for part in (BODY[:5], BODY[5:])] + [b"0\r\n\r\n"]
     assert await wire.ask(head + b"".join(chunks)) == ACCEPTED
     waiting = head.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")
-    assert await wire.ask(waiting) == b"HTTP/1.1 100 Continue\r\n\r\n"  # it waits for the body by now
+    assert (
+        await wire.ask(waiting) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    )  # it waits for the body by now
     assert await wire.ask(b"".join(chunks)) == ACCEPTED
 
 
 @pytest.mark.parametrize("at_once", [True, False])
 async def test_who_waits_to_be_asked_for_the_body_is_asked(wire: Wire, *, at_once: bool) -> None:
-    head = get(b"/v1/jobs", JSON + b"Content-Length: %d\r\nExpect: 100-continue\r\n" % len(BODY), b"POST")
+    head = get(
+        b"/v1/jobs", JSON + b"Content-Length: %d\r\nExpect: 100-continue\r\n" % len(BODY), b"POST"
+    )
     assert await wire.ask(head + (BODY if at_once else b"")) == b"HTTP/1.1 100 Continue\r\n\r\n"
     assert (await wire.next() if at_once else await wire.ask(BODY)) == ACCEPTED
     assert await wire.ask(get(b"/livez")) == ALIVE
@@ -268,7 +303,7 @@ async def test_a_connection_that_is_not_kept_is_closed(wire: Wire, sent: bytes) 
     assert await wire.rest() == b""
 
 
-# ------------------------------------------------------------------------------------------------------------ the ways
+# ----------------------------------------------------------------------------------------- the ways
 
 
 def test_a_shortcut_leads_where_the_router_does() -> None:
@@ -291,5 +326,8 @@ def test_a_shortcut_leads_where_the_router_does() -> None:
             found += 1
             matches = (route.matches({**scope, "path_params": {}}) for route in app.routes)
             child = next(child for match, child in matches if match is Match.FULL)
-            assert (plain, scope["path_params"]) == (child["endpoint"], child["path_params"]), (method, path)
+            assert (plain, scope["path_params"]) == (child["endpoint"], child["path_params"]), (
+                method,
+                path,
+            )
     assert found >= 25  # else this compares nothing

@@ -23,7 +23,9 @@ KEY = "tk_main_0123456789abcdef"
 
 
 @asynccontextmanager
-async def api(tmp_path: Path, redis_url: str, *options: str, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def api(
+    tmp_path: Path, redis_url: str, *options: str, **env: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
     given = {
         "TANDEM_REDIS_URL": redis_url,
         "TANDEM_STORE_URL": f"file://{tmp_path}",
@@ -106,7 +108,9 @@ async def test_without_keys_it_says_that_it_is_open(redis_url: str, tmp_path: Pa
         async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
             await ready(url)
             assert (await client.get("/v1/tasks")).status_code == 401
-            assert (await client.get("/v1/tasks", headers={"Authorization": f"Bearer {KEY}"})).status_code == 200
+            assert (
+                await client.get("/v1/tasks", headers={"Authorization": f"Bearer {KEY}"})
+            ).status_code == 200
         process.terminate()
         _, said = await process.communicate()
         assert b"TANDEM_KEYS" not in said
@@ -141,7 +145,9 @@ async def several(process: asyncio.subprocess.Process, count: int) -> list[psuti
     return await eventually(children)
 
 
-async def test_several_processes_share_the_port_and_end_together(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+async def test_several_processes_share_the_port_and_end_together(
+    redis_url: str, hand: Hand, tmp_path: Path
+) -> None:
     async with api(tmp_path, redis_url, "--port", "0", "--processes", "2") as process:
         url = await address(process)
         await ready(url)
@@ -149,7 +155,9 @@ async def test_several_processes_share_the_port_and_end_together(redis_url: str,
         first.kill()  # one that dies is started again, and the other serves meanwhile
         await eventually(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE)
         await ready(url)
-        await eventually(lambda: second.is_running() and len(psutil.Process(process.pid).children()) == 2)
+        await eventually(
+            lambda: second.is_running() and len(psutil.Process(process.pid).children()) == 2
+        )
         children = psutil.Process(process.pid).children()
         process.terminate()
         async with asyncio.timeout(20):
@@ -177,7 +185,9 @@ def alive(child: psutil.Process) -> bool:
     return bool(status != psutil.STATUS_ZOMBIE)
 
 
-async def test_after_sigterm_it_is_unready_and_still_serves(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+async def test_after_sigterm_it_is_unready_and_still_serves(
+    redis_url: str, hand: Hand, tmp_path: Path
+) -> None:
     async with api(tmp_path, redis_url, "--port", "0", TANDEM_LINGER="50s") as process:
         url = await address(process)
         await ready(url)
@@ -214,7 +224,8 @@ async def test_who_waits_for_a_redis_that_hangs_is_told_to_come_back_when_the_pr
                 relay.stall()
                 asked = asyncio.create_task(client.get(f"/v1/jobs/{id}{path}"))
                 await eventually(lambda: relay.held)
-                process.terminate()  # for a second more it takes what comes, also what was not asked yet
+                # for a second more it takes what comes, also what was not asked yet
+                process.terminate()
                 async with asyncio.timeout(30):
                     answer = await asked
             assert answer.status_code == 503
@@ -242,7 +253,10 @@ async def test_who_goes_before_all_of_several_answers_leaves_no_error_behind(
                 writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
             async def subscribers(wanted: int) -> bool:
-                return bool(sum(count for _, count in await redis.pubsub_numsub(f"tandem:{{a}}:news:{id}")) == wanted)
+                return bool(
+                    sum(count for _, count in await redis.pubsub_numsub(f"tandem:{{a}}:news:{id}"))
+                    == wanted
+                )
 
             await eventually(lambda: subscribers(1))  # the second is being answered
             writer.transport.abort()

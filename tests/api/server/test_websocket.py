@@ -73,10 +73,15 @@ async def test_what_is_no_handshake_is_a_problem(
     assert msgspec.json.decode(body)["status"] == status
 
 
-async def test_an_upgrade_does_not_cut_the_answer_before_it(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_an_upgrade_does_not_cut_the_answer_before_it(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
     answer = asyncio.create_task(
-        said(client, b"GET /v1/jobs/%s?wait=20 HTTP/1.1\r\nHost: x\r\n\r\n%s\r\n" % (id.encode(), HANDSHAKE))
+        said(
+            client,
+            b"GET /v1/jobs/%s?wait=20 HTTP/1.1\r\nHost: x\r\n\r\n%s\r\n" % (id.encode(), HANDSHAKE),
+        )
     )
     claimed = await hand.take()
     await hand.succeed(claimed, "done")
@@ -106,7 +111,11 @@ async def test_pages_of_other_origins_are_refused(
 ) -> None:
     allowed = ("https://app.example", "https://App.example:8443")
     async with serving(redis_url, tmp_path, origins=allowed) as client:
-        headers = {} if origin is None else {"Origin": origin.format(host=f"127.0.0.1:{client.base_url.port}")}
+        headers = (
+            {}
+            if origin is None
+            else {"Origin": origin.format(host=f"127.0.0.1:{client.base_url.port}")}
+        )
         if status == 101:
             async with opened(client, additional_headers=headers) as socket:
                 assert socket.response is not None

@@ -29,7 +29,9 @@ OUTPUT = frozenset({"output"})
         ("application/jsonl;q=x, text/csv", OUTPUT, "text/csv"),
     ],
 )
-def test_the_reader_gets_what_it_likes_best(accept: str, types: frozenset[str], media_type: str) -> None:
+def test_the_reader_gets_what_it_likes_best(
+    accept: str, types: frozenset[str], media_type: str
+) -> None:
     assert negotiate(accept, types).media_type.partition(";")[0] == media_type
 
 
@@ -103,7 +105,9 @@ def test_a_final_state_is_not_taken_from_what_a_job_returned() -> None:
         ({"uniqueItems": True}, [1, 1], [("", "must not have an item twice")]),
     ],
 )  # fmt: skip
-def test_a_refusal_is_a_sentence_at_its_place(schema: dict[str, Any], value: Any, expected: Any) -> None:
+def test_a_refusal_is_a_sentence_at_its_place(
+    schema: dict[str, Any], value: Any, expected: Any
+) -> None:
     found = explain(Draft202012Validator(schema).iter_errors(value))
     assert [(at, text[: len(expected[0][1])]) for at, text in found] == expected
 

@@ -52,7 +52,9 @@ async def finished(client: httpx2.AsyncClient, hand: Hand) -> str:
 KINDS = ["state", "state", "output", "output", "progress", "log", "output", "state", "end"]
 
 
-async def test_lines_tell_everything_in_order_and_end(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_lines_tell_everything_in_order_and_end(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     id = await finished(client, hand)
     entries = await told(client, id)
     assert [entry["type"] for entry in entries] == KINDS
@@ -69,7 +71,9 @@ async def test_lines_tell_everything_in_order_and_end(client: httpx2.AsyncClient
 
 
 @pytest.mark.parametrize("accept", [None, "*/*", "text/event-stream", "text/*;q=0.5, image/png"])
-async def test_events_are_as_browsers_want_them(client: httpx2.AsyncClient, hand: Hand, accept: str | None) -> None:
+async def test_events_are_as_browsers_want_them(
+    client: httpx2.AsyncClient, hand: Hand, accept: str | None
+) -> None:
     id = await finished(client, hand)
     headers = {} if accept is None else {"Accept": accept}
     answer = await client.get(f"/v1/jobs/{id}/stream", headers=headers)
@@ -86,33 +90,50 @@ async def test_events_are_as_browsers_want_them(client: httpx2.AsyncClient, hand
         assert (data[0], msgspec.json.decode(data[2])) == ("data", entry)
 
 
-@pytest.mark.parametrize("accept", ["application/jsonl", "application/x-ndjson, */*;q=0.1", "application/*"])
+@pytest.mark.parametrize(
+    "accept", ["application/jsonl", "application/x-ndjson, */*;q=0.1", "application/*"]
+)
 async def test_lines_have_either_name(client: httpx2.AsyncClient, hand: Hand, accept: str) -> None:
-    answer = await client.get(f"/v1/jobs/{await finished(client, hand)}/stream", headers={"Accept": accept})
+    answer = await client.get(
+        f"/v1/jobs/{await finished(client, hand)}/stream", headers={"Accept": accept}
+    )
     assert answer.headers["content-type"] in ("application/jsonl", "application/x-ndjson")
     assert answer.content.splitlines()[-1].startswith(b'{"id":')
 
 
-async def test_any_place_is_gone_on_from_in_each_way(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_any_place_is_gone_on_from_in_each_way(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     id = await finished(client, hand)
     entries = await told(client, id)
     for number, entry in enumerate(entries[:-1]):
         assert await told(client, id, after=entry["id"]) == entries[number + 1 :]
     headers = {"Last-Event-ID": entries[3]["id"]}
-    answer = await client.get(f"/v1/jobs/{id}/stream", params={"after": entries[0]["id"]}, headers=headers)
+    answer = await client.get(
+        f"/v1/jobs/{id}/stream", params={"after": entries[0]["id"]}, headers=headers
+    )
     assert answer.text.count("\nid: ") == len(entries) - 4, "what a browser has seen since counts"
     for accept in ("text/event-stream", "application/jsonl", "text/csv"):
         answer = await client.get(
-            f"/v1/jobs/{id}/stream", params={"after": entries[-1]["id"], "types": "output"}, headers={"Accept": accept}
+            f"/v1/jobs/{id}/stream",
+            params={"after": entries[-1]["id"], "types": "output"},
+            headers={"Accept": accept},
         )
         assert (answer.status_code, answer.content) == (204, b"")
 
 
-@pytest.mark.parametrize("after", ["nope", "0000000000000001-00000", "9999999999999999-00000", "x" * 100])
-async def test_an_unknown_place_is_malformed(client: httpx2.AsyncClient, hand: Hand, after: str) -> None:
+@pytest.mark.parametrize(
+    "after", ["nope", "0000000000000001-00000", "9999999999999999-00000", "x" * 100]
+)
+async def test_an_unknown_place_is_malformed(
+    client: httpx2.AsyncClient, hand: Hand, after: str
+) -> None:
     id = await finished(client, hand)
     assert problem(await client.get(f"/v1/jobs/{id}/stream", params={"after": after}))[0] == 400
-    assert problem(await client.get(f"/v1/jobs/{id}/stream", headers={"Last-Event-ID": after}))[0] == 400
+    assert (
+        problem(await client.get(f"/v1/jobs/{id}/stream", headers={"Last-Event-ID": after}))[0]
+        == 400
+    )
 
 
 async def test_types_are_chosen(client: httpx2.AsyncClient, hand: Hand) -> None:
@@ -124,7 +145,8 @@ async def test_types_are_chosen(client: httpx2.AsyncClient, hand: Hand) -> None:
 
 
 @pytest.mark.parametrize(
-    ("accept", "query"), [("image/png", ""), ("text/csv", ""), ("text/csv", "?types=output,log"), ("*/*;q=0", "")]
+    ("accept", "query"),
+    [("image/png", ""), ("text/csv", ""), ("text/csv", "?types=output,log"), ("*/*;q=0", "")],
 )
 async def test_a_format_that_is_not_there_is_not_acceptable(
     client: httpx2.AsyncClient, hand: Hand, accept: str, query: str
@@ -139,7 +161,9 @@ async def test_output_as_a_table(client: httpx2.AsyncClient, hand: Hand) -> None
     id = await finished(client, hand)
     answer = await client.get(f"/v1/jobs/{id}/stream?types=output", headers=CSV)
     assert answer.headers["content-type"].startswith("text/csv")
-    assert answer.text == ('a,b\r\n1,"x,y"\r\n,"two\nlines"\r\n12345678901234567890123,"{""deep"":[1,true]}"\r\n')
+    assert answer.text == (
+        'a,b\r\n1,"x,y"\r\n,"two\nlines"\r\n12345678901234567890123,"{""deep"":[1,true]}"\r\n'
+    )
     place = (await told(client, id))[3]["id"]
     answer = await client.get(f"/v1/jobs/{id}/stream?types=output&after={place}", headers=CSV)
     assert problem(answer)[0] == 400
@@ -149,14 +173,18 @@ async def test_a_table_that_is_not_whole_is_cut(client: httpx2.AsyncClient, hand
     claimed = await begun(client, hand)
     await hand.say(claimed, "output", {"a": 1})
     await hand.fail(claimed)
-    async with client.stream("GET", f"/v1/jobs/{claimed.id}/stream?types=output", headers=CSV) as answer:
+    async with client.stream(
+        "GET", f"/v1/jobs/{claimed.id}/stream?types=output", headers=CSV
+    ) as answer:
         rows = answer.aiter_bytes()
         assert await anext(rows) == b"a\r\n1\r\n"
         with pytest.raises(httpx2.RemoteProtocolError):
             await anext(rows)
 
 
-async def test_a_table_has_only_the_rows_of_the_attempt_that_counts(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_table_has_only_the_rows_of_the_attempt_that_counts(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     claimed = await begun(client, hand)
     await hand.say(claimed, "output", {"a": 1})
     await hand.fail(claimed, State.RETRYING)
@@ -164,15 +192,24 @@ async def test_a_table_has_only_the_rows_of_the_attempt_that_counts(client: http
     again = await hand.take()
     await hand.say(again, "output", {"a": 2})
     await hand.succeed(again)
-    assert (await client.get(f"/v1/jobs/{claimed.id}/stream?types=output", headers=CSV)).text == "a\r\n2\r\n"
-    attempts = [(entry["attempt"], entry["data"]) for entry in await told(client, claimed.id, types="output")]
+    assert (
+        await client.get(f"/v1/jobs/{claimed.id}/stream?types=output", headers=CSV)
+    ).text == "a\r\n2\r\n"
+    attempts = [
+        (entry["attempt"], entry["data"])
+        for entry in await told(client, claimed.id, types="output")
+    ]
     assert attempts[:2] == [(1, {"a": 1}), (2, {"a": 2})]
 
 
-async def test_a_table_that_has_begun_does_not_survive_another_attempt(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_table_that_has_begun_does_not_survive_another_attempt(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     claimed = await begun(client, hand)
     await hand.say(claimed, "output", {"a": 1})
-    async with client.stream("GET", f"/v1/jobs/{claimed.id}/stream?types=output", headers=CSV) as answer:
+    async with client.stream(
+        "GET", f"/v1/jobs/{claimed.id}/stream?types=output", headers=CSV
+    ) as answer:
         rows = answer.aiter_bytes()
         assert await anext(rows) == b"a\r\n1\r\n"
         await hand.fail(claimed, State.RETRYING)
@@ -186,7 +223,9 @@ async def test_what_is_said_arrives_as_it_is_said(client: httpx2.AsyncClient, ha
     claimed = await begun(client, hand)
     async with (
         asyncio.timeout(20),
-        client.stream("GET", f"/v1/jobs/{claimed.id}/stream?types=output,log", headers=NDJSON) as answer,
+        client.stream(
+            "GET", f"/v1/jobs/{claimed.id}/stream?types=output,log", headers=NDJSON
+        ) as answer,
     ):
         lines = answer.aiter_lines()
         for number in range(5):
@@ -200,12 +239,16 @@ async def test_what_is_said_arrives_as_it_is_said(client: httpx2.AsyncClient, ha
             await anext(lines)
 
 
-async def test_live_and_late_readers_are_told_the_same(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_live_and_late_readers_are_told_the_same(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     claimed = await begun(client, hand)
     live = [asyncio.create_task(told(client, claimed.id)) for _ in range(5)]
     for number in range(300):
         kind = ("output", "log", "progress")[number % 3]
-        await hand.say(claimed, kind, *([{"n": number}] * (1 + number % 4 if kind == "output" else 1)))
+        await hand.say(
+            claimed, kind, *([{"n": number}] * (1 + number % 4 if kind == "output" else 1))
+        )
     await hand.succeed(claimed)
     late = await told(client, claimed.id)
     for entries in await asyncio.gather(*live):
@@ -219,7 +262,7 @@ async def test_head_of_a_stream_has_no_body(client: httpx2.AsyncClient, hand: Ha
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream")
 
 
-# --------------------------------------------------------------------------------------------------------------- bounds
+# ------------------------------------------------------------------------------------------- bounds
 
 
 async def channels(redis: Redis) -> int:
@@ -227,7 +270,9 @@ async def channels(redis: Redis) -> int:
     return sum(b"}:news:" in name for name in await redis.pubsub_channels())
 
 
-async def test_a_reader_that_leaves_is_noticed(client: httpx2.AsyncClient, hand: Hand, redis: Redis) -> None:
+async def test_a_reader_that_leaves_is_noticed(
+    client: httpx2.AsyncClient, hand: Hand, redis: Redis
+) -> None:
     claimed = await begun(client, hand)
 
     async def watched() -> bool:
@@ -242,7 +287,9 @@ async def test_a_reader_that_leaves_is_noticed(client: httpx2.AsyncClient, hand:
     await eventually(unwatched)
 
 
-async def test_a_reader_that_does_not_read_holds_up_nobody(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_reader_that_does_not_read_holds_up_nobody(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     claimed = await begun(client, hand)
     async with client.stream("GET", f"/v1/jobs/{claimed.id}/stream") as idle:
         assert idle.status_code == 200
@@ -257,7 +304,9 @@ async def test_a_reader_that_does_not_read_holds_up_nobody(client: httpx2.AsyncC
 
 
 @asynccontextmanager
-async def draining(redis_url: str, root: Path) -> AsyncIterator[tuple[httpx2.AsyncClient, Any, asyncio.Task[None]]]:
+async def draining(
+    redis_url: str, root: Path
+) -> AsyncIterator[tuple[httpx2.AsyncClient, Any, asyncio.Task[None]]]:
     settings = load(redis_url=redis_url, store_url=f"file://{root}", keys=(), linger=0)
     server, sockets = make_server(create_app(settings), settings), listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
@@ -269,18 +318,26 @@ async def draining(redis_url: str, root: Path) -> AsyncIterator[tuple[httpx2.Asy
     await running
 
 
-async def test_the_end_of_the_service_ends_streams_and_waits(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+async def test_the_end_of_the_service_ends_streams_and_waits(
+    redis_url: str, hand: Hand, tmp_path: Path
+) -> None:
     async with draining(redis_url, tmp_path) as (client, server, running):
         claimed = await begun(client, hand)
         stream = asyncio.create_task(told(client, claimed.id))
-        table = asyncio.create_task(client.get(f"/v1/jobs/{claimed.id}/stream?types=output", headers=CSV))
+        table = asyncio.create_task(
+            client.get(f"/v1/jobs/{claimed.id}/stream?types=output", headers=CSV)
+        )
         poll = asyncio.create_task(client.get(f"/v1/jobs/{claimed.id}?wait=30"))
-        wait = asyncio.create_task(client.post("/v1/jobs", json={"task": "t.any"}, headers={"Prefer": "wait=30"}))
+        wait = asyncio.create_task(
+            client.post("/v1/jobs", json={"task": "t.any"}, headers={"Prefer": "wait=30"})
+        )
         await eventually(lambda: len(server.server_state.tasks) == 4)
         await hand.say(claimed, "output", {"a": 1})
         server.should_exit = True
         async with asyncio.timeout(20):
-            assert [entry["type"] for entry in await stream][-1] != "end", "it may be gone on with elsewhere"
+            assert [entry["type"] for entry in await stream][-1] != "end", (
+                "it may be gone on with elsewhere"
+            )
             assert (await poll).json()["state"] == "running"
             assert (await wait).status_code == 202
             with pytest.raises(httpx2.RemoteProtocolError):
@@ -288,7 +345,9 @@ async def test_the_end_of_the_service_ends_streams_and_waits(redis_url: str, han
             await running
 
 
-async def test_readiness_ends_before_the_service(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+async def test_readiness_ends_before_the_service(
+    redis_url: str, hand: Hand, tmp_path: Path
+) -> None:
     settings = load(redis_url=redis_url, store_url=f"file://{tmp_path}", keys=(), linger=0)
     app = create_app(settings)
     server, sockets = make_server(app, settings), listen("127.0.0.1", 0)

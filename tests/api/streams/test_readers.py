@@ -21,12 +21,16 @@ async def calls(redis: Redis, command: str) -> int:
     return int(stats.get(f"cmdstat_{command}", {}).get("calls", 0))
 
 
-async def test_what_many_wait_for_is_read_once(client: httpx2.AsyncClient, hand: Hand, redis: Redis) -> None:
+async def test_what_many_wait_for_is_read_once(
+    client: httpx2.AsyncClient, hand: Hand, redis: Redis
+) -> None:
     job = await begun(client, hand)
     heard: list[int] = [0] * READERS
 
     async def read(number: int) -> None:
-        async with client.stream("GET", f"/v1/jobs/{job.id}/stream?types=output", headers=NDJSON) as answer:
+        async with client.stream(
+            "GET", f"/v1/jobs/{job.id}/stream?types=output", headers=NDJSON
+        ) as answer:
             async for line in answer.aiter_lines():
                 heard[number] += bool(line)
 
@@ -53,5 +57,7 @@ def test_a_low_limit_of_open_files_is_raised_to_what_is_allowed() -> None:
         "print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] >= 700
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert said.stdout.split() == ["700", "700"]

@@ -28,7 +28,9 @@ V1 = [Subprotocol("tandem.v1")]
 async def opened(client: httpx2.AsyncClient, **options: Any) -> AsyncIterator[ClientConnection]:
     """A socket that speaks tandem.v1."""
     url = f"ws://{client.base_url.host}:{client.base_url.port}/v1/stream"
-    async with connect(url, **{"subprotocols": V1, "proxy": None, "close_timeout": 1, **options}) as socket:
+    async with connect(
+        url, **{"subprotocols": V1, "proxy": None, "close_timeout": 1, **options}
+    ) as socket:
         yield socket
 
 
@@ -80,7 +82,9 @@ async def test_a_socket_tells_what_the_stream_tells(client: httpx2.AsyncClient, 
         assert await until_ends(socket) == {id: await told(client, id, types="output")}
 
 
-async def test_many_jobs_are_told_live_and_each_in_order(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_many_jobs_are_told_live_and_each_in_order(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     jobs = [await begun(client, hand) for _ in range(30)]
     async with opened(client) as socket:
         for job in jobs:
@@ -104,10 +108,14 @@ async def test_any_place_is_gone_on_from(client: httpx2.AsyncClient, hand: Hand)
             await ask(socket, subscribe=id, after=entry["id"])
             assert await until_ends(socket) == {id: entries[number + 1 :]}
         await ask(socket, subscribe=id, after=entries[-1]["id"])
-        assert await until_ends(socket) == {id: entries[-1:]}, "else nothing would say that nothing follows"
+        assert await until_ends(socket) == {id: entries[-1:]}, (
+            "else nothing would say that nothing follows"
+        )
 
 
-async def test_one_socket_after_another_misses_and_repeats_nothing(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_one_socket_after_another_misses_and_repeats_nothing(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     job = await begun(client, hand)
     seen: list[dict[str, Any]] = []
     for number in range(10):
@@ -120,10 +128,14 @@ async def test_one_socket_after_another_misses_and_repeats_nothing(client: httpx
     async with opened(client) as socket:
         await ask(socket, subscribe=job.id, after=seen[-1]["id"])
         seen += (await until_ends(socket))[job.id]
-    assert [{name: entry[name] for name in entry if name != "job"} for entry in seen] == await told(client, job.id)
+    assert [{name: entry[name] for name in entry if name != "job"} for entry in seen] == await told(
+        client, job.id
+    )
 
 
-async def test_what_cannot_be_told_costs_only_itself(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_what_cannot_be_told_costs_only_itself(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     job = await begun(client, hand)
     async with opened(client) as socket:
         await ask(socket, subscribe=job.id, types=["output"])
@@ -135,13 +147,19 @@ async def test_what_cannot_be_told_costs_only_itself(client: httpx2.AsyncClient,
         ):
             await ask(socket, **wish)
             error = await heard(socket)
-            assert (error["job"], error["type"], error["data"]["status"]) == (wish["subscribe"], "error", status)
+            assert (error["job"], error["type"], error["data"]["status"]) == (
+                wish["subscribe"],
+                "error",
+                status,
+            )
             assert error["data"]["type"].startswith("/problems/")
         await hand.say(job, "output", 1)
         assert (await heard(socket))["data"] == 1
 
 
-async def test_a_job_that_goes_is_told_so(client: httpx2.AsyncClient, hand: Hand, redis: Redis) -> None:
+async def test_a_job_that_goes_is_told_so(
+    client: httpx2.AsyncClient, hand: Hand, redis: Redis
+) -> None:
     job = await begun(client, hand)
     async with opened(client) as socket:
         await ask(socket, subscribe=job.id, types=["output"])
@@ -160,7 +178,9 @@ async def unwatched(redis: Redis) -> bool:
     return await channels(redis) == 0
 
 
-async def test_an_unsubscribed_job_is_not_told_of(client: httpx2.AsyncClient, hand: Hand, redis: Redis) -> None:
+async def test_an_unsubscribed_job_is_not_told_of(
+    client: httpx2.AsyncClient, hand: Hand, redis: Redis
+) -> None:
     job, other = await begun(client, hand), await begun(client, hand)
     async with opened(client) as socket:
         await ask(socket, unsubscribe="nobody")
@@ -178,7 +198,9 @@ async def test_an_unsubscribed_job_is_not_told_of(client: httpx2.AsyncClient, ha
     await eventually(lambda: unwatched(redis))
 
 
-async def test_who_subscribes_again_goes_on_from_there(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_who_subscribes_again_goes_on_from_there(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     job = await begun(client, hand)
     async with opened(client) as socket:
         await ask(socket, subscribe=job.id, types=["output"])
@@ -187,7 +209,8 @@ async def test_who_subscribes_again_goes_on_from_there(client: httpx2.AsyncClien
         for after in (None, None, first["id"]):
             await ask(socket, subscribe=job.id, types=["output"], after=after)
         await hand.say(job, "output", 2)
-        # What the first of them told before the next took its place comes first; the last one begins behind it.
+        # What the first of them told before the next took its place comes first; the last one
+        # begins behind it.
         while (entry := await heard(socket))["data"] == 1:
             pass
         await hand.succeed(job)
@@ -206,7 +229,9 @@ async def test_who_subscribes_again_goes_on_from_there(client: httpx2.AsyncClien
     ],
     ids=lambda message: message[:30],
 )  # fmt: skip
-async def test_a_bad_message_ends_the_socket(client: httpx2.AsyncClient, hand: Hand, message: str | bytes) -> None:
+async def test_a_bad_message_ends_the_socket(
+    client: httpx2.AsyncClient, hand: Hand, message: str | bytes
+) -> None:
     async with opened(client) as socket:
         await socket.send(message)
         code, reason = await closed(socket)
@@ -246,14 +271,18 @@ async def test_subscriptions_are_bounded(
         assert set(await until_ends(socket)) == {jobs[0].id}
         await ask(socket, subscribe=jobs[4].id, types=["output"])
         await hand.say(jobs[4], "output", 1)
-        assert (await heard(socket))["job"] == jobs[4].id, "a job that is told to its end makes room"
+        assert (await heard(socket))["job"] == jobs[4].id, (
+            "a job that is told to its end makes room"
+        )
         for _ in range(20):
             await ask(socket, subscribe=jobs[4].id, types=["output"])
         await hand.succeed(jobs[4])
         assert set(await until_ends(socket)) == {jobs[4].id}
 
 
-async def test_one_that_says_much_leaves_room_for_others(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_one_that_says_much_leaves_room_for_others(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     loud = [await begun(client, hand) for _ in range(websocket.TURNS + 1)]
     quiet = await begun(client, hand)
     for job in loud:
@@ -274,7 +303,9 @@ async def test_one_that_says_much_leaves_room_for_others(client: httpx2.AsyncCli
             before += (await heard(socket))["type"] == "end"
 
 
-async def test_one_that_reads_slowly_misses_nothing_and_holds_up_nobody(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_one_that_reads_slowly_misses_nothing_and_holds_up_nobody(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     job = await begun(client, hand)
     async with opened(client, max_queue=1) as slow, opened(client) as quick:
         await ask(slow, subscribe=job.id, types=["output"])
@@ -301,7 +332,9 @@ async def test_one_that_does_not_read_at_all_is_given_up(
         assert await closed(socket) == (1006, "")
 
 
-async def test_one_that_leaves_is_noticed(client: httpx2.AsyncClient, hand: Hand, redis: Redis) -> None:
+async def test_one_that_leaves_is_noticed(
+    client: httpx2.AsyncClient, hand: Hand, redis: Redis
+) -> None:
     job = await begun(client, hand)
     async with opened(client) as socket:
         await ask(socket, subscribe=job.id)
@@ -324,8 +357,11 @@ async def test_the_end_of_the_service_is_told(redis_url: str, hand: Hand, tmp_pa
             await running
 
 
-async def test_who_comes_while_the_service_ends_is_sent_on(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+async def test_who_comes_while_the_service_ends_is_sent_on(
+    redis_url: str, hand: Hand, tmp_path: Path
+) -> None:
     async with draining(redis_url, tmp_path) as (client, server, _):
-        server.config.app.state.drain.begin()  # as a proxy may still send somebody once readiness has failed
+        # as a proxy may still send somebody once readiness has failed
+        server.config.app.state.drain.begin()
         async with opened(client) as socket:
             assert await closed(socket) == (1012, "the service is ending")

@@ -29,7 +29,9 @@ async def test_the_catalogue_is_shown(client: httpx2.AsyncClient) -> None:
     assert (await client.get("/v1/tasks/t.strict")).json() == items[1]
 
 
-async def test_a_new_task_appears_everywhere_at_once(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_new_task_appears_everywhere_at_once(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     new = msgspec.structs.replace(ANY, name="t.new", example={"x": 1})
     assert problem(await client.get("/v1/tasks/t.new"))[0] == 404
     assert problem(await client.post("/v1/jobs", json={"task": "t.new"}))[0] == 422
@@ -50,13 +52,20 @@ async def test_a_changed_schema_is_obeyed(client: httpx2.AsyncClient, hand: Hand
 
 
 @pytest.mark.parametrize(
-    "schema", [{"$ref": "https://elsewhere.invalid/schema"}, {"type": "nonsense"}, {"$ref": "#/$defs/Missing"}]
+    "schema",
+    [
+        {"$ref": "https://elsewhere.invalid/schema"},
+        {"type": "nonsense"},
+        {"$ref": "#/$defs/Missing"},
+    ],
 )
 async def test_a_schema_that_cannot_be_used_leaves_the_check_to_the_worker(
     client: httpx2.AsyncClient, hand: Hand, schema: dict[str, Any]
 ) -> None:
     await hand.publish(msgspec.structs.replace(ANY, name="t.odd", payload_schema=schema))
-    assert (await client.post("/v1/jobs", json={"task": "t.odd", "payload": {"a": 1}})).status_code == 202
+    assert (
+        await client.post("/v1/jobs", json={"task": "t.odd", "payload": {"a": 1}})
+    ).status_code == 202
     assert problem(await client.post("/v1/jobs", json={"task": "t.odd", "foo": 1}))[0] == 422
     assert (await client.post("/v1/jobs", json={"task": "t.odd"})).status_code == 202
     shown = (await client.get("/openapi.json")).json()["components"]["schemas"]
@@ -64,32 +73,46 @@ async def test_a_schema_that_cannot_be_used_leaves_the_check_to_the_worker(
 
 
 async def test_a_payload_schema_may_refer_to_itself(client: httpx2.AsyncClient, hand: Hand) -> None:
-    schema = {"type": "object", "properties": {"next": {"$ref": "#"}}, "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"next": {"$ref": "#"}},
+        "additionalProperties": False,
+    }
     await hand.publish(msgspec.structs.replace(ANY, name="t.loop", payload_schema=schema))
     assert (
         await client.post("/v1/jobs", json={"task": "t.loop", "payload": {"next": {"next": {}}}})
     ).status_code == 202
-    answer = await client.post("/v1/jobs", json={"task": "t.loop", "payload": {"next": {"nxt": {}}}})
+    answer = await client.post(
+        "/v1/jobs", json={"task": "t.loop", "payload": {"next": {"nxt": {}}}}
+    )
     assert answer.json()["errors"][0]["pointer"] == "/payload/next/nxt"
     schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
-    assert schemas["t.loop.payload"]["properties"]["next"] == {"$ref": "#/components/schemas/t.loop.payload"}
+    assert schemas["t.loop.payload"]["properties"]["next"] == {
+        "$ref": "#/components/schemas/t.loop.payload"
+    }
 
 
 async def test_queues_and_workers_are_shown(client: httpx2.AsyncClient, hand: Hand) -> None:
     assert (await client.get("/v1/queues")).json() == {"items": []}
-    for job in ({"task": "t.any"}, {"task": "t.any"}, {"task": "t.any", "options": {"delay": "1h"}}):
+    for job in (
+        {"task": "t.any"},
+        {"task": "t.any"},
+        {"task": "t.any", "options": {"delay": "1h"}},
+    ):
         assert (await client.post("/v1/jobs", json=job)).status_code == 202
     (queue,) = (await client.get("/v1/queues")).json()["items"]
     assert queue.pop("oldest_age") >= 0
     counts = {"waiting": 0, "scheduled": 1, "queued": 2, "running": 0, "retrying": 0}
     assert queue == {"name": "default", "paused": False, **counts}
     (worker,) = (await client.get("/v1/workers")).json()["items"]
-    assert list(worker) == ("id host pid queues concurrency running started_at last_seen version draining".split())
+    assert list(worker) == (
+        "id host pid queues concurrency running started_at last_seen version draining".split()
+    )
     assert (worker["id"], worker["pid"], worker["queues"]) == ("hand-1", 4711, ["default", "slow"])
     assert worker["started_at"] == "2001-09-09T01:46:40.000Z"
 
 
-# -------------------------------------------------------------------------------------------------------------- OpenAPI
+# ------------------------------------------------------------------------------------------ OpenAPI
 
 
 def references(value: Any) -> Iterator[str]:
@@ -111,12 +134,18 @@ async def test_the_document_holds_together(client: httpx2.AsyncClient) -> None:
         for part in reference.removeprefix("#/").split("/"):
             found = found[part]
         assert found
-    ids = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    ids = [
+        operation["operationId"]
+        for path in document["paths"].values()
+        for operation in path.values()
+    ]
     assert len(ids) == len(set(ids))
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
 
 
-async def test_every_task_is_one_of_the_jobs_with_its_schema_and_example(client: httpx2.AsyncClient) -> None:
+async def test_every_task_is_one_of_the_jobs_with_its_schema_and_example(
+    client: httpx2.AsyncClient,
+) -> None:
     document = (await client.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]
     assert schemas["NewJob"]["oneOf"] == [
@@ -127,7 +156,9 @@ async def test_every_task_is_one_of_the_jobs_with_its_schema_and_example(client:
     example = content["examples"]["t.strict"]["value"]
     assert example == {"task": "t.strict", "payload": {"url": "https://example.org/"}}
     # The schema that is shown is the one that is obeyed.
-    shown = Draft202012Validator({"$ref": "#/components/schemas/NewJob", "components": document["components"]})
+    shown = Draft202012Validator(
+        {"$ref": "#/components/schemas/NewJob", "components": document["components"]}
+    )
     for job, status in (
         (example, 202),
         ({"task": "t.strict", "payload": {}}, 422),
@@ -144,7 +175,9 @@ async def test_every_task_is_one_of_the_jobs_with_its_schema_and_example(client:
         assert shown.is_valid(job) is (status == 202)
 
 
-async def test_what_is_answered_is_what_the_document_says(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_what_is_answered_is_what_the_document_says(
+    client: httpx2.AsyncClient, hand: Hand
+) -> None:
     document = (await client.get("/openapi.json")).json()
 
     def check(name: str, value: Any) -> None:
@@ -184,7 +217,11 @@ async def test_the_document_names_every_route(client: httpx2.AsyncClient) -> Non
 UPLOAD = {"method": "POST", "url": "/v1/files", "content": b"x"}
 PART: dict[str, Any] = {
     "method": "PATCH",
-    "headers": {"content-type": "application/partial-upload", "upload-offset": "0", "upload-complete": "?1"},
+    "headers": {
+        "content-type": "application/partial-upload",
+        "upload-offset": "0",
+        "upload-complete": "?1",
+    },
 }
 
 
@@ -210,7 +247,11 @@ PART: dict[str, Any] = {
         ("/v1/files/{id}", {**PART, "headers": {**PART["headers"], "upload-offset": "1"}}, 201),
         ("/v1/files/{id}", PART, 409),
         ("/v1/files/{id}", {**PART, "headers": {}}, 415),
-        ("/v1/files/{id}", {**PART, "headers": {"content-type": "application/partial-upload"}}, 400),
+        (
+            "/v1/files/{id}",
+            {**PART, "headers": {"content-type": "application/partial-upload"}},
+            400,
+        ),
         ("/v1/files/{id}", {**PART, "url": "/v1/files/nothing"}, 404),
         ("/v1/files", {"method": "OPTIONS", "url": "/v1/files"}, 204),
         ("/v1/files/{id}", {"method": "DELETE", "url": "/v1/files/nothing"}, 404),
@@ -232,7 +273,9 @@ async def test_the_document_has_none_that_cannot_come(client: httpx2.AsyncClient
     paths = (await client.get("/openapi.json")).json()["paths"]
     assert "404" not in paths["/v1/files"]["post"]["responses"]
     assert "422" not in paths["/v1/files/{id}"]["get"]["responses"]
-    reading = {path for path, one in paths.items() if "408" in one.get("post", {}).get("responses", {})}
+    reading = {
+        path for path, one in paths.items() if "408" in one.get("post", {}).get("responses", {})
+    }
     assert reading == {"/v1/jobs", "/v1/jobs/bulk", "/v1/jobs/replay", "/v1/files"}
     for path in ("/v1/files/{id}", "/v1/jobs/{id}/files/{name}"):
         assert {"412", "416"} <= paths[path]["get"]["responses"].keys()

@@ -20,9 +20,17 @@ def explained(schema: Any, value: Any) -> list[tuple[str, str]]:
     [
         ({"not": {**X, "description": "has no x in it"}}, {"x": 1}, ("", "has no x in it")),
         ({"allOf": [{"not": X, "description": "has no x"}]}, {"x": 1}, ("", "has no x")),
-        ({"not": X, "type": "object", "description": "A thing."}, {"x": 1}, ("/x", "must not be there")),
+        (
+            {"not": X, "type": "object", "description": "A thing."},
+            {"x": 1},
+            ("/x", "must not be there"),
+        ),
         ({"not": X}, {"x": 1}, ("/x", "must not be there")),
-        ({"not": {"required": ["a", "b/c"]}}, {"a": 1, "b/c": 2}, ("/b~1c", "must not be there together with a")),
+        (
+            {"not": {"required": ["a", "b/c"]}},
+            {"a": 1, "b/c": 2},
+            ("/b~1c", "must not be there together with a"),
+        ),
         ({"properties": {"a": {"not": X}}}, {"a": {"x": 1}}, ("/a/x", "must not be there")),
         ({"not": {"maxProperties": 3}}, {"x": 1}, ("", "has what must not be there")),
         ({"not": {"minLength": 3}}, "abc", ("", "is not allowed")),
@@ -33,7 +41,11 @@ def explained(schema: Any, value: Any) -> list[tuple[str, str]]:
         ({"not": {"type": ["string", "null"]}}, "x", ("", "must not be a string")),
         ({"not": {"pattern": "^a"}}, "ab", ("", "must not match ^a")),
         ({"propertyNames": {"not": {"const": "x"}}}, {"x": 1}, ("/x", "must not be x")),
-        ({"propertyNames": {"minLength": 2}}, {"x": 1}, ("", "has a field whose name must have at least 2 characters")),
+        (
+            {"propertyNames": {"minLength": 2}},
+            {"x": 1},
+            ("", "has a field whose name must have at least 2 characters"),
+        ),
         (
             {"allOf": [{"not": {"not": {"properties": {"x": {"type": "null"}}}}}]},
             {"x": 1},
@@ -50,13 +62,18 @@ def test_what_must_not_be_is_named(schema: Any, value: Any, expected: tuple[str,
     ("more", "expected"),
     [
         ({"json": 1, "body": "x"}, ("", "give one of json, body and body_file")),
-        ({"json": 1, "body": "x", "body_file": {"file": "f"}}, ("", "give one of json, body and body_file")),
+        (
+            {"json": 1, "body": "x", "body_file": {"file": "f"}},
+            ("", "give one of json, body and body_file"),
+        ),
         (
             {"headers": {"Accept": "*/*", "Host": "x"}},
             ("/headers/Host", "cannot be set: it is for connections, proxies or metadata services"),
         ),
     ],
 )
-def test_http_request_refuses_in_the_workers_words(more: dict[str, Any], expected: tuple[str, str]) -> None:
+def test_http_request_refuses_in_the_workers_words(
+    more: dict[str, Any], expected: tuple[str, str]
+) -> None:
     schema = load_tasks([])["http.request"].entry.payload_schema
     assert explained(schema, {"url": "https://example.org/", **more}) == [expected]

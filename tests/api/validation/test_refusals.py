@@ -27,7 +27,7 @@ def errors(answer: httpx2.Response) -> dict[str, str]:
     return {one["pointer"]: one["detail"] for one in answer.json()["errors"]}
 
 
-# ------------------------------------------------------------------------------------------------------------ malformed
+# ---------------------------------------------------------------------------------------- malformed
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,13 @@ async def test_other_content_types_and_encodings_are_not_supported(
     client: httpx2.AsyncClient, headers: dict[str, str]
 ) -> None:
     assert problem(await post(client, {"task": "t.any"}, **headers))[0] == 415
-    assert problem(await client.post("/v1/jobs/bulk", content=b"[]", headers={**JSON, **headers}))[0] == 415
+    assert (
+        problem(await client.post("/v1/jobs/bulk", content=b"[]", headers={**JSON, **headers}))[0]
+        == 415
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------- the schema
+# --------------------------------------------------------------------------------------- the schema
 
 
 @pytest.mark.parametrize(
@@ -91,39 +94,84 @@ async def test_other_content_types_and_encodings_are_not_supported(
         ({"task": "t.strict", "payload": {}}, {"/payload/url": "is required"}),
         ({"task": "t.strict", "payload": None}, {"/payload": "must be an object"}),
         ({"task": "t.strict", "payload": {"url": 5}}, {"/payload/url": "must be a string"}),
-        ({"task": "t.strict", "payload": {"url": "ab"}}, {"/payload/url": "must have at least 3 characters"}),
-        ({"task": "t.strict", "payload": {"url": URL, "a/b~": 1}}, {"/payload/a~1b~0": "is not a known field"}),
-        ({"task": "t.strict", "payload": {"url": URL, "size": 0}}, {"/payload/size": "must be at least 1"}),
-        ({"task": "t.strict", "payload": {"url": URL, "size": "x"}}, {"/payload/size": "must be an integer"}),
-        ({"task": "t.strict", "payload": {"url": URL, "method": "X"}}, {"/payload/method": "must be one of GET, POST"}),
         (
-            {"task": "t.strict", "payload": {"url": URL, "node": {"next": {"next": {"value": "x"}}}}},
+            {"task": "t.strict", "payload": {"url": "ab"}},
+            {"/payload/url": "must have at least 3 characters"},
+        ),
+        (
+            {"task": "t.strict", "payload": {"url": URL, "a/b~": 1}},
+            {"/payload/a~1b~0": "is not a known field"},
+        ),
+        (
+            {"task": "t.strict", "payload": {"url": URL, "size": 0}},
+            {"/payload/size": "must be at least 1"},
+        ),
+        (
+            {"task": "t.strict", "payload": {"url": URL, "size": "x"}},
+            {"/payload/size": "must be an integer"},
+        ),
+        (
+            {"task": "t.strict", "payload": {"url": URL, "method": "X"}},
+            {"/payload/method": "must be one of GET, POST"},
+        ),
+        (
+            {
+                "task": "t.strict",
+                "payload": {"url": URL, "node": {"next": {"next": {"value": "x"}}}},
+            },
             {"/payload/node/next/next/value": "must be an integer"},
         ),
-        ({"task": "t.any", "foo": 1, "bar": 2}, {"/foo": "is not a known field", "/bar": "is not a known field"}),
+        (
+            {"task": "t.any", "foo": 1, "bar": 2},
+            {"/foo": "is not a known field", "/bar": "is not a known field"},
+        ),
         (
             {"task": "t.any", "idempotency_key": "k"},
             {"/idempotency_key": "is not a known field: send the header Idempotency-Key"},
         ),
         ({"task": "t.any", "options": []}, {"/options": "must be an object"}),
         ({"task": "t.any", "options": {"foo": 1}}, {"/options/foo": "is not a known field"}),
-        ({"task": "t.any", "options": {"timeout": "abc"}}, {"/options/timeout": f"'abc' {DURATION}"}),
+        (
+            {"task": "t.any", "options": {"timeout": "abc"}},
+            {"/options/timeout": f"'abc' {DURATION}"},
+        ),
         ({"task": "t.any", "options": {"timeout": True}}, {"/options/timeout": f"True {DURATION}"}),
         (
             {"task": "t.any", "options": {"delay": -1}},
             {"/options/delay": "a duration is finite and not negative, -1 is not"},
         ),
-        ({"task": "t.any", "options": {"timeout": 0}}, {"/options/timeout": "must be more than 0 and at most 24h"}),
-        ({"task": "t.any", "options": {"timeout": "25h"}}, {"/options/timeout": "must be more than 0 and at most 24h"}),
-        ({"task": "t.any", "options": {"delay": 1e300}}, {"/options/delay": "must be at most 3650d"}),
-        ({"task": "t.any", "options": {"expires_in": "9999d"}}, {"/options/expires_in": "must be at most 3650d"}),
-        ({"task": "t.any", "options": {"retry": {"cap": 1e300}}}, {"/options/retry/cap": "must be at most 3650d"}),
-        ({"task": "t.any", "options": {"retry": {"base": "x"}}}, {"/options/retry/base": f"'x' {DURATION}"}),
+        (
+            {"task": "t.any", "options": {"timeout": 0}},
+            {"/options/timeout": "must be more than 0 and at most 24h"},
+        ),
+        (
+            {"task": "t.any", "options": {"timeout": "25h"}},
+            {"/options/timeout": "must be more than 0 and at most 24h"},
+        ),
+        (
+            {"task": "t.any", "options": {"delay": 1e300}},
+            {"/options/delay": "must be at most 3650d"},
+        ),
+        (
+            {"task": "t.any", "options": {"expires_in": "9999d"}},
+            {"/options/expires_in": "must be at most 3650d"},
+        ),
+        (
+            {"task": "t.any", "options": {"retry": {"cap": 1e300}}},
+            {"/options/retry/cap": "must be at most 3650d"},
+        ),
+        (
+            {"task": "t.any", "options": {"retry": {"base": "x"}}},
+            {"/options/retry/base": f"'x' {DURATION}"},
+        ),
         (
             {"task": "t.any", "options": {"retry": {"max_attempts": 0}}},
             {"/options/retry/max_attempts": "must be at least 1"},
         ),
-        ({"task": "t.any", "options": {"retry": {"x": 0}}}, {"/options/retry/x": "is not a known field"}),
+        (
+            {"task": "t.any", "options": {"retry": {"x": 0}}},
+            {"/options/retry/x": "is not a known field"},
+        ),
         (
             {"task": "t.any", "options": {"priority": "urgent"}},
             {"/options/priority": "must be one of high, normal, low"},
@@ -169,18 +217,29 @@ async def test_what_the_schema_refuses_has_a_pointer_to_the_field(
 
 
 @pytest.mark.parametrize("place", ["payload", "payload/node"])
-async def test_a_rule_is_told_in_the_words_of_its_schema(client: httpx2.AsyncClient, hand: Hand, place: str) -> None:
+async def test_a_rule_is_told_in_the_words_of_its_schema(
+    client: httpx2.AsyncClient, hand: Hand, place: str
+) -> None:
     rule = {"not": {"required": ["x", "y"]}, "description": "give one of x and y"}
-    schema = {"properties": {"node": {"$ref": "#/$defs/Node"}}, "allOf": [rule], "$defs": {"Node": {"allOf": [rule]}}}
+    schema = {
+        "properties": {"node": {"$ref": "#/$defs/Node"}},
+        "allOf": [rule],
+        "$defs": {"Node": {"allOf": [rule]}},
+    }
     await hand.publish(msgspec.structs.replace(ANY, name="t.rule", payload_schema=schema))
     both = {"x": 1, "y": 2}
-    answer = await post(client, {"task": "t.rule", "payload": both if place == "payload" else {"node": both}})
+    answer = await post(
+        client, {"task": "t.rule", "payload": both if place == "payload" else {"node": both}}
+    )
     assert errors(answer) == {f"/{place}": "give one of x and y"}
 
 
 async def test_what_has_no_place_is_told_as_it_is(client: httpx2.AsyncClient) -> None:
     assert problem(await post(client, [])) == (422, "must be a JSON object")
-    assert problem(await client.post("/v1/jobs/bulk", json={})) == (422, "must be a JSON array of jobs")
+    assert problem(await client.post("/v1/jobs/bulk", json={})) == (
+        422,
+        "must be a JSON array of jobs",
+    )
     form = {"name": (None, "value")}
     told = "the form has no file: send one part with a filename"
     assert problem(await client.post("/v1/files", files=form)) == (422, told)
@@ -188,7 +247,9 @@ async def test_what_has_no_place_is_told_as_it_is(client: httpx2.AsyncClient) ->
 
 @pytest.mark.parametrize("name", ["", "a b", "-x", "x" * 65, "a/b"])
 async def test_a_queue_name_has_its_form(client: httpx2.AsyncClient, name: str) -> None:
-    assert list(errors(await post(client, {"task": "t.any", "options": {"queue": name}}))) == ["/options/queue"]
+    assert list(errors(await post(client, {"task": "t.any", "options": {"queue": name}}))) == [
+        "/options/queue"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -203,17 +264,32 @@ async def test_a_queue_name_has_its_form(client: httpx2.AsyncClient, name: str) 
     ],
 )
 async def test_a_time_has_its_form_and_its_zone(client: httpx2.AsyncClient, text: str) -> None:
-    assert list(errors(await post(client, {"task": "t.any", "options": {"run_at": text}}))) == ["/options/run_at"]
+    assert list(errors(await post(client, {"task": "t.any", "options": {"run_at": text}}))) == [
+        "/options/run_at"
+    ]
 
 
 async def test_all_errors_come_at_once_but_not_endlessly(client: httpx2.AsyncClient) -> None:
-    job = {"task": "t.strict", "payload": {"zip": 1}, "options": {"foo": 1, "timeout": "x"}, "bar": 2}
+    job = {
+        "task": "t.strict",
+        "payload": {"zip": 1},
+        "options": {"foo": 1, "timeout": "x"},
+        "bar": 2,
+    }
     found = errors(await post(client, job))
-    assert set(found) == {"/payload/url", "/payload/zip", "/options/foo", "/options/timeout", "/bar"}
+    assert set(found) == {
+        "/payload/url",
+        "/payload/zip",
+        "/options/foo",
+        "/options/timeout",
+        "/bar",
+    }
     many = {"task": "t.any", **{f"x{n}": 1 for n in range(500)}}
     assert len(errors(await post(client, many))) == 20
     large = {"task": "t.strict", "payload": {"url": URL, **{f"x{n}": 1 for n in range(50_000)}}}
-    assert len(errors(await post(client, large))) == 1  # the first, since nobody is to wait for all of them
+    assert (
+        len(errors(await post(client, large))) == 1
+    )  # the first, since nobody is to wait for all of them
 
 
 async def test_an_unknown_task_has_a_type_of_its_own(client: httpx2.AsyncClient) -> None:
@@ -223,7 +299,9 @@ async def test_an_unknown_task_has_a_type_of_its_own(client: httpx2.AsyncClient)
 
 
 @pytest.mark.parametrize("depth", [64, 65, 500, 5000])
-async def test_json_is_nested_at_most_64_levels_deep(client: httpx2.AsyncClient, depth: int) -> None:
+async def test_json_is_nested_at_most_64_levels_deep(
+    client: httpx2.AsyncClient, depth: int
+) -> None:
     inner = depth - 2  # the job and the payload are two
     body = b'{"task":"t.any","payload":{"a":' + b"[" * inner + b"]" * inner + b"}}"
     answer = await post(client, body)
@@ -233,11 +311,13 @@ async def test_json_is_nested_at_most_64_levels_deep(client: httpx2.AsyncClient,
         assert errors(answer) == {"": "is nested more than 64 levels deep"}
 
 
-# ---------------------------------------------------------------------------------------------------------------- size
+# --------------------------------------------------------------------------------------------- size
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_body_above_one_mebibyte_is_too_large(client: httpx2.AsyncClient, *, streamed: bool) -> None:
+async def test_a_body_above_one_mebibyte_is_too_large(
+    client: httpx2.AsyncClient, *, streamed: bool
+) -> None:
     body = msgspec.json.encode({"task": "t.any", "payload": {"a": "x" * (2 << 20)}})
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -255,7 +335,7 @@ async def test_a_body_of_one_mebibyte_is_not(client: httpx2.AsyncClient) -> None
     assert (await post(client, body)).status_code == 202
 
 
-# ------------------------------------------------------------------------------------------------ methods and addresses
+# ---------------------------------------------------------------------------- methods and addresses
 
 
 @pytest.mark.parametrize(
@@ -293,7 +373,9 @@ async def test_a_method_that_is_missing_names_those_that_are_there(
         ("GET", "/v1/streams"),
     ],
 )
-async def test_what_is_not_there_is_not_found(client: httpx2.AsyncClient, method: str, path: str) -> None:
+async def test_what_is_not_there_is_not_found(
+    client: httpx2.AsyncClient, method: str, path: str
+) -> None:
     answer = await client.request(method, path)
     assert problem(answer)[0] == 404
     assert answer.json()["instance"] == path
@@ -327,7 +409,9 @@ async def test_http_1_0_needs_no_host(client: httpx2.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("place", ["timeout", "delay", "expires_in", "retry/base", "retry/cap"])
-async def test_a_number_beyond_all_durations_is_refused(client: httpx2.AsyncClient, place: str) -> None:
+async def test_a_number_beyond_all_durations_is_refused(
+    client: httpx2.AsyncClient, place: str
+) -> None:
     options: Any = b"1" * 400
     for name in reversed(place.split("/")):
         options = b'{"%s": %s}' % (name.encode(), options)

@@ -15,9 +15,16 @@ OUTCOMES = {"succeeded", "failed", "timeout", "cancelled", "worker_lost", "relea
 CHARGED = {"failed", "timeout", "worker_lost"}
 LOSSES = 3  # that end a job
 AFTERMATH = 10.0  # seconds for which a fault may still be felt
-STAMPED = {"chaos.quick", "chaos.slow", "chaos.flaky", "chaos.locked"}  # whose result is the stamp of their attempt
+STAMPED = {
+    "chaos.quick",
+    "chaos.slow",
+    "chaos.flaky",
+    "chaos.locked",
+}  # whose result is the stamp of their attempt
 # The fates that a kind of work may have; a job that was cancelled may also be cancelled.
-FATES: Mapping[str, set[str]] = {  # an OSError: the effects log could not be written either when the disk was full
+FATES: Mapping[
+    str, set[str]
+] = {  # an OSError: the effects log could not be written either when the disk was full
     "chaos.refuses": {"refused", "worker_lost", "exception:OSError"},
     "chaos.late": {"timeout", "worker_lost", "exception:OSError"},
     "chaos.poison": {"worker_lost", "exception:OSError"},
@@ -30,7 +37,14 @@ def check(evidence: Evidence) -> list[str]:
     """Every broken promise, in words."""
     parts = (
         *(accepted, keys_of, states, seen, lives, starts, policies, losses, leftovers, ledger),
-        *(traces.effects, traces.steps, traces.locks, traces.holders, traces.applied, traces.streams),
+        *(
+            traces.effects,
+            traces.steps,
+            traces.locks,
+            traces.holders,
+            traces.applied,
+            traces.streams,
+        ),
     )
     broken = [sentence for part in parts for sentence in part(evidence)]
     return [*broken, *(f"a log says: {line}" for line in evidence.logged)]
@@ -82,7 +96,10 @@ def states(evidence: Evidence) -> Iterator[str]:
     for id, record in evidence.records.items():
         if record["state"] in FINAL and id not in ends:
             yield f"{id}: {record['state']}, and no event says so"
-        elif id in ends and (record["state"], int(record["v"])) != (ends[id][-1].state, ends[id][-1].stamp):
+        elif id in ends and (record["state"], int(record["v"])) != (
+            ends[id][-1].state,
+            ends[id][-1].stamp,
+        ):
             yield f"{id}: the event says {ends[id][-1].state}, the record {record['state']}"
 
 
@@ -91,7 +108,9 @@ def seen(evidence: Evidence) -> Iterator[str]:
     for told in evidence.told:
         views = [view for view in told.finals if not evidence.forgotten(view.asked, view.answered)]
         record = evidence.records.get(told.ids[0]) if told.ids else None
-        found = {view.state for view in views} | ({record["state"]} if record is not None else set())
+        found = {view.state for view in views} | (
+            {record["state"]} if record is not None else set()
+        )
         tags = {view.tag for view in views if view.tag}
         if views and (len(found) > 1 or len(tags) > 1):
             yield f"{told.key}: seen final as {sorted(found)} with {sorted(tags)}"
@@ -122,7 +141,9 @@ def starts(evidence: Evidence) -> Iterator[str]:
     pauses = [
         (begun, end)
         for begun, end in evidence.pauses
-        if not any(begun <= crash <= end for crash in evidence.crashes)  # which may have forgotten the pause
+        if not any(
+            begun <= crash <= end for crash in evidence.crashes
+        )  # which may have forgotten the pause
     ]
     for id, record in evidence.records.items():
         for one in attempts(record):

@@ -23,7 +23,9 @@ class Told:
 
     key: str
     task: str
-    ids: list[str] = field(default_factory=list)  # of every acceptance: all the same, if all is well
+    ids: list[str] = field(
+        default_factory=list
+    )  # of every acceptance: all the same, if all is well
     asked: float = 0.0  # when the request was made that was accepted first
     answered: float = 0.0
     finals: list[View] = field(default_factory=list)
@@ -60,13 +62,21 @@ class Evidence:
     events: Sequence[Event] = ()
     records: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     keys: Mapping[str, int] = field(default_factory=dict)
-    members: Mapping[str, int] = field(default_factory=dict)  # of the places in which jobs stand that are not final
+    members: Mapping[str, int] = field(
+        default_factory=dict
+    )  # of the places in which jobs stand that are not final
     counts: Mapping[str, int] = field(default_factory=dict)  # of jobs by queue and state
     applied: Sequence[str] = ()  # keys, a row each
     ledger: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # state and stamp by job id
-    faults: Sequence[tuple[float, float]] = ()  # when something was hurt, in seconds since the epoch
-    pauses: Sequence[tuple[float, float]] = ()  # when the queue was paused: from the answer to the next request
-    crashes: Sequence[float] = ()  # of a Redis that may forget what it was told in the last LOST seconds
+    faults: Sequence[
+        tuple[float, float]
+    ] = ()  # when something was hurt, in seconds since the epoch
+    pauses: Sequence[
+        tuple[float, float]
+    ] = ()  # when the queue was paused: from the answer to the next request
+    crashes: Sequence[
+        float
+    ] = ()  # of a Redis that may forget what it was told in the last LOST seconds
     logged: Sequence[str] = ()  # lines of logs that no fault explains
 
     def forgotten(self, asked: float, answered: float) -> bool:
@@ -97,7 +107,9 @@ def attempts(record: Mapping[str, str]) -> list[Attempt]:
 
 def summary(evidence: Evidence) -> dict[str, Any]:
     """Figures of the run."""
-    outcomes = Counter(one.outcome for record in evidence.records.values() for one in attempts(record))
+    outcomes = Counter(
+        one.outcome for record in evidence.records.values() for one in attempts(record)
+    )
     return {
         "jobs": len(evidence.records),
         "states": dict(Counter(record["state"] for record in evidence.records.values())),

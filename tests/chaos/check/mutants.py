@@ -38,7 +38,13 @@ def finish_before_commit() -> None:
         going = asyncio.get_running_loop().create_task(original(self))
         kept.add(going)
         going.add_done_callback(kept.discard)
-        return Finish(self.claimed.id, self.claimed.token, State.SUCCEEDED, "succeeded", str(self.job.stamp).encode())
+        return Finish(
+            self.claimed.id,
+            self.claimed.token,
+            State.SUCCEEDED,
+            "succeeded",
+            str(self.job.stamp).encode(),
+        )
 
     Run._outcome = outcome  # type: ignore[method-assign] # what a mutant is
 

@@ -106,7 +106,9 @@ def changed(id: str, **fields: str) -> Callable[[Evidence], None]:
         evidence.records = {**evidence.records, id: {**evidence.records[id], **fields}}
         one = evidence.records[id]
         evidence.events = [
-            Event(id, one["state"], int(one["v"]), 1) if event.id == id and event.state != "running" else event
+            Event(id, one["state"], int(one["v"]), 1)
+            if event.id == id and event.state != "running"
+            else event
             for event in evidence.events
         ]
         evidence.ledger = {**evidence.ledger, id: (one["state"], int(one["v"]))}
@@ -130,7 +132,11 @@ def more(name: str, *found: Any) -> Callable[[Evidence], None]:
 
     def change(evidence: Evidence) -> None:
         before = getattr(evidence, name)
-        setattr(evidence, name, {**before, **dict(found)} if isinstance(before, dict) else [*before, *found])
+        setattr(
+            evidence,
+            name,
+            {**before, **dict(found)} if isinstance(before, dict) else [*before, *found],
+        )
 
     return change
 
@@ -139,7 +145,9 @@ def without(name: str, leave_out: Callable[[Any], bool]) -> Callable[[Evidence],
     def change(evidence: Evidence) -> None:
         before = getattr(evidence, name)
         if isinstance(before, dict):
-            setattr(evidence, name, {key: value for key, value in before.items() if not leave_out(key)})
+            setattr(
+                evidence, name, {key: value for key, value in before.items() if not leave_out(key)}
+            )
         else:
             setattr(evidence, name, [one for one in before if not leave_out(one)])
 
@@ -290,7 +298,9 @@ def test_of_a_zombie_in_a_lock_nothing_is_said() -> None:
     [(2.9, True), (0.95, True), (3.1, False), (0.8, False)],
     ids=["within two seconds", "while it was asked", "later", "earlier"],
 )
-def test_only_what_was_accepted_just_before_a_crash_may_be_forgotten(crash: float, *, forgiven: bool) -> None:
+def test_only_what_was_accepted_just_before_a_crash_may_be_forgotten(
+    crash: float, *, forgiven: bool
+) -> None:
     evidence = good()
     both(lost("refused"), of("k-refused", gone=True))(evidence)
     evidence.crashes = [T + crash]
@@ -301,7 +311,9 @@ def test_only_what_was_accepted_just_before_a_crash_may_be_forgotten(crash: floa
 
 def test_an_end_that_a_crash_took_back_may_be_seen_again_otherwise() -> None:
     evidence = good()
-    of("k-sql", finals=[OTHER, OTHER._replace(state="succeeded", asked=T + 9.0, answered=T + 9.0)])(evidence)
+    of("k-sql", finals=[OTHER, OTHER._replace(state="succeeded", asked=T + 9.0, answered=T + 9.0)])(
+        evidence
+    )
     assert any("seen final" in sentence for sentence in check(evidence))
     evidence.crashes = [T + 7.5]
     assert check(evidence) == []

@@ -9,7 +9,8 @@ import msgspec
 
 from tests.chaos.check.evidence import Evidence, attempts
 
-MOMENT = 1000  # µs by which a record's stamps may be ahead of the clock, after several transitions at once
+# µs by which a record's stamps may be ahead of the clock, after several transitions at once
+MOMENT = 1000
 
 
 def effects(evidence: Evidence) -> Iterator[str]:
@@ -48,7 +49,11 @@ def steps(evidence: Evidence) -> Iterator[str]:
 
 def locks(evidence: Evidence) -> Iterator[str]:
     """While an attempt that was accepted holds a lock nobody takes it after it; and no two holders have one fence."""
-    ends = {id: attempts(record)[-1].began for id, record in evidence.records.items() if record["state"] == "succeeded"}
+    ends = {
+        id: attempts(record)[-1].began
+        for id, record in evidence.records.items()
+        if record["state"] == "succeeded"
+    }
     inside: dict[str, Mapping[str, Any]] = {}  # the holder whose attempt counts, by lock
     fences: set[tuple[str, int]] = set()
     for effect in evidence.effects:
@@ -92,7 +97,9 @@ def applied(evidence: Evidence) -> Iterator[str]:
         if told.task == "sql.execute":
             count = rows.pop(told.key, 0)
             states = {evidence.records[id]["state"] for id in told.ids if id in evidence.records}
-            most = 1 + len(forgiven.intersection(told.ids))  # a job that was forgotten may have come a second time
+            most = 1 + len(
+                forgiven.intersection(told.ids)
+            )  # a job that was forgotten may have come a second time
             if count > most or (count == 0 and "succeeded" in states):
                 yield f"{told.key}: {states}, applied {count} times"
     for key in rows:

@@ -49,7 +49,10 @@ def test_each_wrong_variable_is_a_line_and_no_traceback(command: list[str]) -> N
     done = tandem(*command, TANDEM_PORT="x", TANDEM_LEASE="soon")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["TANDEM_LEASE", "TANDEM_PORT"]
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [
+        "TANDEM_LEASE",
+        "TANDEM_PORT",
+    ]
 
 
 @pytest.mark.parametrize("command", [["dev", "--no-demo"], ["api"]])
@@ -123,7 +126,10 @@ def test_the_doctor_says_what_it_finds_and_mends_it(redis_url: str, tmp_path: Pa
         redis.zadd("tandem:{a}:later", {"nobody": 1e15})
         found = tandem("doctor", **environment)
         assert found.returncode == 1
-        assert "entry-without-record: later nobody\n    a place in the queue names a job that has no" in found.stdout
+        assert (
+            "entry-without-record: later nobody\n    a place in the queue names a job that has no"
+            in found.stdout
+        )
         assert "1 found" in found.stdout
         mended = tandem("doctor", "--fix", "--json", **environment)
         assert mended.returncode == 1

@@ -19,10 +19,21 @@ from tandem_jobs.client.transport import Lost, Request
 from tandem_shared.errors import Malformed, Misconfigured, Unavailable
 
 ENTRIES = [
-    {"id": f"{n}-0", "type": "output", "attempt": 1, "at": "2026-01-01T00:00:00.000Z", "data": {"n": n, "é": "\u2028"}}
+    {
+        "id": f"{n}-0",
+        "type": "output",
+        "attempt": 1,
+        "at": "2026-01-01T00:00:00.000Z",
+        "data": {"n": n, "é": "\u2028"},
+    }
     for n in range(8)
 ]
-STREAM = b"\n".join(msgspec.json.encode(entry) + (b"\n" if entry["id"] == "3-0" else b"") for entry in ENTRIES) + b"\n"
+STREAM = (
+    b"\n".join(
+        msgspec.json.encode(entry) + (b"\n" if entry["id"] == "3-0" else b"") for entry in ENTRIES
+    )
+    + b"\n"
+)
 
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=20))
@@ -58,7 +69,9 @@ def test_a_line_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         (200, {"etag": '"a"'}, 5),
     ],
 )
-def test_what_has_come_already_is_skipped(status: int, headers: dict[str, str], skipped: int) -> None:
+def test_what_has_come_already_is_skipped(
+    status: int, headers: dict[str, str], skipped: int
+) -> None:
     digest = Digest()
     assert digest.resumption() == {}
     assert digest.begin(200, {"etag": '"a"', "content-length": "10"}) == 0
@@ -120,7 +133,9 @@ def test_a_part_becomes_the_file_or_nothing(tmp_path: Path) -> None:
 )
 async def test_the_key_goes_to_the_api_alone(path: str, url: str, *, given: bool) -> None:
     async with httpx2.AsyncClient(trust_env=False) as client:
-        request = _request(client, "http://here.example/tandem", "tk_abcd_secret", Request("GET", path))
+        request = _request(
+            client, "http://here.example/tandem", "tk_abcd_secret", Request("GET", path)
+        )
     assert ("authorization" in request.headers) == given
     assert str(request.url) == url
 
@@ -143,5 +158,9 @@ def test_url_and_key_are_taken_from_the_environment(monkeypatch: pytest.MonkeyPa
 
 def test_an_answer_of_somebody_on_the_way_is_a_problem_too() -> None:
     problem = problem_of(502, "text/html", b"<h1>Bad\n\n gateway</h1>")
-    assert (problem.status, problem.type, str(problem)) == (502, "about:blank", "HTTP status 502: <h1>Bad gateway</h1>")
+    assert (problem.status, problem.type, str(problem)) == (
+        502,
+        "about:blank",
+        "HTTP status 502: <h1>Bad gateway</h1>",
+    )
     assert problem_of(500, "application/problem+json", b"[]").title == "HTTP status 500"

@@ -20,7 +20,8 @@ async def test_redis_keeps_what_a_queue_needs(redis: Redis) -> None:
     assert await redis.config_get("appendonly") == {"appendonly": "yes"}
     assert await redis.config_get("appendfsync") == {"appendfsync": "everysec"}
     await redis.execute_command("HSET", "record", "payload", b"x" * 1000)  # type: ignore[no-untyped-call]  # hset's type is none to await
-    # Redis 7 calls the compact form and its setting listpack; the setting's former name still works.
+    # Redis 7 calls the compact form and its setting listpack; the setting's former name still
+    # works.
     assert await redis.object("encoding", "record") in (b"listpack", b"ziplist")
 
 
@@ -69,7 +70,9 @@ async def test_a_tied_child_ends_with_its_killed_parent(watch: bool) -> None:
         f"child = subprocess.Popen(tied(['sleep', '600'], watch={watch}), stdin=subprocess.PIPE, process_group=0)\n"
         "print(child.pid, flush=True); child.wait()"
     )
-    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", starter, stdout=subprocess.PIPE)
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", starter, stdout=subprocess.PIPE
+    )
     assert parent.stdout is not None
     child = int(await parent.stdout.readline())
     try:
@@ -84,7 +87,9 @@ async def test_a_tied_child_ends_with_its_killed_parent(watch: bool) -> None:
 
 
 def test_a_missing_program_is_named() -> None:
-    done = subprocess.run(tied(["no-such-program"]), check=False, capture_output=True, text=True, process_group=0)
+    done = subprocess.run(
+        tied(["no-such-program"]), check=False, capture_output=True, text=True, process_group=0
+    )
     assert done.returncode == 1
     assert done.stderr.strip() == "no-such-program: No such file or directory"
 
@@ -92,6 +97,9 @@ def test_a_missing_program_is_named() -> None:
 def alive(pid: int) -> bool:
     """Whether a process runs; one that nobody has waited for yet does not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+        return (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+            != "Z"
+        )
     except FileNotFoundError:
         return False

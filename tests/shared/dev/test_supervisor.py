@@ -19,9 +19,7 @@ from tests.conftest import eventually
 from tests.shared.dev.test_servers import alive
 
 SERVES = "import signal; print('up', flush=True); signal.pause()"
-STUBBORN = (
-    "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)\nwhile True: signal.pause()"
-)
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)\nwhile True: signal.pause()"
 WITH_A_CHILD = (
     "import signal, subprocess, sys\n"
     "print(subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()']).pid, flush=True); signal.pause()"
@@ -41,7 +39,9 @@ class Lines:
         return [line.partition("| ")[2] for line in self.text.splitlines() if line.startswith(name)]
 
 
-def program(code: str, *, ready_after: str | None = "up", lines: Lines, quiet: bool = False) -> Program:
+def program(
+    code: str, *, ready_after: str | None = "up", lines: Lines, quiet: bool = False
+) -> Program:
     async def ready(_pid: int) -> bool:
         return ready_after is not None and ready_after in lines.of("it")
 
@@ -49,7 +49,9 @@ def program(code: str, *, ready_after: str | None = "up", lines: Lines, quiet: b
 
 
 @asynccontextmanager
-async def supervised(program: Program, lines: Lines) -> AsyncIterator[tuple[Child, "asyncio.Task[None]"]]:
+async def supervised(
+    program: Program, lines: Lines
+) -> AsyncIterator[tuple[Child, "asyncio.Task[None]"]]:
     output = Output(lines.write, lambda: None)
     child = Child(program, output)
     task = asyncio.create_task(child.supervise())
@@ -75,22 +77,40 @@ async def test_one_that_was_ready_is_started_again_at_once_however_often() -> No
             await eventually(said(lines, "starting it again", restart))
         await eventually(child.ready.is_set)
         assert not task.done()
-    assert lines.of("tandem").count("it: was ended by SIGKILL; starting it again") == supervisor.CRASH_LOOP + 1
+    assert (
+        lines.of("tandem").count("it: was ended by SIGKILL; starting it again")
+        == supervisor.CRASH_LOOP + 1
+    )
 
 
-async def test_five_deaths_before_readiness_are_a_crash_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_five_deaths_before_readiness_are_a_crash_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(supervisor, "BACKOFF", 0.001)
     lines = Lines()
-    broken = program("import sys; print('the port is taken'); sys.exit(3)", ready_after=None, lines=lines, quiet=True)
+    broken = program(
+        "import sys; print('the port is taken'); sys.exit(3)",
+        ready_after=None,
+        lines=lines,
+        quiet=True,
+    )
     async with supervised(broken, lines) as (_, task):
-        with pytest.raises(CrashLoop, match=r"(?s)it ended with exit code 3 5 times .*\n  the port is taken$"):
+        with pytest.raises(
+            CrashLoop, match=r"(?s)it ended with exit code 3 5 times .*\n  the port is taken$"
+        ):
             await task
-    assert sum("starting it again in" in line for line in lines.of("tandem")) == supervisor.CRASH_LOOP - 1
+    assert (
+        sum("starting it again in" in line for line in lines.of("tandem"))
+        == supervisor.CRASH_LOOP - 1
+    )
 
 
 async def test_output_is_prefixed_line_by_line_and_its_end_is_not_lost() -> None:
     lines = Lines()
-    code = "import sys; sys.stdout.write('one\\ntwo\\n' + 'x' * 40000 + '\\nlast'); sys.stdout.flush(); " + SERVES
+    code = (
+        "import sys; sys.stdout.write('one\\ntwo\\n' + 'x' * 40000 + '\\nlast'); sys.stdout.flush(); "
+        + SERVES
+    )
     async with supervised(program(code, ready_after="lastup", lines=lines), lines) as (child, _):
         await child.ready.wait()
     written = lines.of("it")

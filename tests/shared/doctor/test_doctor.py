@@ -45,7 +45,9 @@ class Broken:
     async def final(self, **given: Any) -> str:
         """A job that has ended, with output."""
         claimed = await self.run(**given)
-        await self.shard.queue.report([Report(claimed.id, claimed.token, 1, "output", b"1")], limit=100)
+        await self.shard.queue.report(
+            [Report(claimed.id, claimed.token, 1, "output", b"1")], limit=100
+        )
         await self.shard.queue.steps.keep(Step(claimed.id, claimed.token, "s", b"1"))
         await self.worker.end(claimed)
         return claimed.id
@@ -81,7 +83,14 @@ async def an_expiry_that_nobody_watches(it: Broken) -> None:
 
 
 async def entries_without_a_record(it: Broken) -> None:
-    for name in ("q:default:normal", "later", "leases", "suspects", "park:key:default:k", "park:task:default:2:t"):
+    for name in (
+        "q:default:normal",
+        "later",
+        "leases",
+        "suspects",
+        "park:key:default:k",
+        "park:task:default:2:t",
+    ):
         await it.redis.zadd(it.key(name), {"nobody": it.shard.ms + 100_000})
     await it.redis.zadd(it.key("expiries"), {"nobody": it.shard.ms + 100_000})
     await it.redis.sadd(it.key("parked"), "task:default:2:t")
@@ -193,7 +202,9 @@ async def a_limit_that_is_gone(it: Broken) -> None:
     for _ in range(3):
         await it.add()
     assert not await it.worker.claim()
-    await it.redis.delete(it.key("limit:t"), it.key("limited:t"), it.key("gates"), it.key("slots:t"))
+    await it.redis.delete(
+        it.key("limit:t"), it.key("limited:t"), it.key("gates"), it.key("slots:t")
+    )
     for id in it.worker.held:
         await it.redis.hdel(it.key(f"job:{id}"), "slot")
 
@@ -203,7 +214,8 @@ async def a_lock_of_an_attempt_that_ended(it: Broken) -> None:
     holder = f"nobody 1.{it.worker.id} 1"
     await it.redis.hset(it.key("lock:default:l"), mapping={"holder": holder, "fence": 1})
     await it.redis.zadd(
-        it.key("waits:default:l"), {f"{claimed.id} {claimed.token} 1": 1, f"nobody 2.{it.worker.id} 1": 2}
+        it.key("waits:default:l"),
+        {f"{claimed.id} {claimed.token} 1": 1, f"nobody 2.{it.worker.id} 1": 2},
     )
     await it.field(claimed.id, lk="1 l\n")
 
@@ -270,7 +282,9 @@ async def end_all(shard: Shard) -> None:
     for _ in range(40):
         for one in await worker.claim(50):
             assert await worker.end(one) == "ok"
-        if all(State(record["state"]) in FINAL for record in (await shard.snapshot()).jobs.values()):
+        if all(
+            State(record["state"]) in FINAL for record in (await shard.snapshot()).jobs.values()
+        ):
             return
         await shard.wait(3)
     raise AssertionError(f"never final: {(await shard.snapshot()).zsets}")
@@ -291,7 +305,9 @@ async def test_what_is_broken_is_found_mended_and_every_job_ends(
     assert again.findings == found.findings, "looking has changed something"
 
     mended = await examine(shard.queue, fix=True)
-    assert {one.word for one in mended.findings} >= {one.word for one in found.findings} - {"counts-differ"}
+    assert {one.word for one in mended.findings} >= {one.word for one in found.findings} - {
+        "counts-differ"
+    }
     assert all(one.mended for one in mended.findings), mended.findings
     healthy = await examine(shard.queue)
     assert (healthy.findings, healthy.code) == ([], 0)
@@ -333,7 +349,9 @@ async def keyed() -> None:
     await asyncio.sleep(0.002)
 
 
-async def test_a_system_under_load_gives_no_false_alarm(redis: Redis, redis_url: str, tmp_path: Path) -> None:
+async def test_a_system_under_load_gives_no_false_alarm(
+    redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
     assert await redis.dbsize() == 0
 
     async def submit(queue: Queue) -> int:
@@ -359,7 +377,8 @@ async def test_a_system_under_load_gives_no_false_alarm(redis: Redis, redis_url:
         submitting = asyncio.create_task(submit(client.queue))
         looks = 0
         while not submitting.done() or any(
-            one.queued + one.scheduled + one.waiting + one.running for one in await client.queue.stats()
+            one.queued + one.scheduled + one.waiting + one.running
+            for one in await client.queue.stats()
         ):
             found = await Doctor(client.queue, ledger=None, store=None, pause=0.05).examine()
             looks += 1

@@ -41,10 +41,14 @@ class House:
 
     def __init__(self, queue: Queue, redis: Any, ledger: Ledger, store: FileStore) -> None:
         self.queue, self.redis, self.ledger, self.store = queue, redis, ledger, store
-        self.projection = Projection(queue.events, ledger, load(), consumer="one", busy=lambda: False)
+        self.projection = Projection(
+            queue.events, ledger, load(), consumer="one", busy=lambda: False
+        )
         self._calls = 0
 
-    async def examine(self, *, fix: bool = False, late: float = 60.0, store: FileStore | None = None) -> Diagnosis:
+    async def examine(
+        self, *, fix: bool = False, late: float = 60.0, store: FileStore | None = None
+    ) -> Diagnosis:
         ledger = LedgerCheck(self.ledger, self.queue, late=late, margin=0)
         files = StoreCheck(store or self.store, self.queue, ledger, young=-1)
         return await Doctor(self.queue, ledger=ledger, store=files, pause=0).examine(fix=fix)
@@ -64,10 +68,14 @@ class House:
     async def claim(self) -> Claimed:
         self._calls += 1
         digest = catalogue.digest([ENTRY])
-        return (await self.queue.claim("w", self._calls, slots=1, tasks=digest, queues=["default"])).jobs[0]
+        return (
+            await self.queue.claim("w", self._calls, slots=1, tasks=digest, queues=["default"])
+        ).jobs[0]
 
     async def end(self, claimed: Claimed, files: bytes = b"") -> str:
-        await self.queue.finish([Finish(claimed.id, claimed.token, State.SUCCEEDED, "succeeded", b"1", files=files)])
+        await self.queue.finish(
+            [Finish(claimed.id, claimed.token, State.SUCCEEDED, "succeeded", b"1", files=files)]
+        )
         return claimed.id
 
     async def project(self) -> None:
@@ -86,7 +94,9 @@ class House:
 @asynccontextmanager
 async def opened(redis: Redis, url: str, store: FileStore) -> AsyncIterator[House]:
     queue = Queue(redis)
-    info = WorkerInfo(id="w", host="h", pid=7, queues=("default",), concurrency=1, version="1", started_at=1.5)
+    info = WorkerInfo(
+        id="w", host="h", pid=7, queues=("default",), concurrency=1, version="1", started_at=1.5
+    )
     await queue.register(info, [ENTRY])
     await queue.tick()
     await queue.events.join(1000)
@@ -114,7 +124,7 @@ async def house(redis: Redis, ledger_url: str, store: FileStore) -> AsyncIterato
         yield house
 
 
-# --------------------------------------------------------------------------------------------------------------- ledger
+# ------------------------------------------------------------------------------------------- ledger
 
 
 async def test_a_row_that_missed_the_end_of_its_job(ledgered: House) -> None:
@@ -149,12 +159,16 @@ async def test_a_row_of_a_job_that_redis_has_lost(ledgered: House) -> None:
     assert (await ledgered.claim()).id == kept
 
 
-async def test_nothing_is_ended_on_the_word_of_a_redis_that_never_saw_this_ledger(house: House) -> None:
+async def test_nothing_is_ended_on_the_word_of_a_redis_that_never_saw_this_ledger(
+    house: House,
+) -> None:
     id = new_id()
     await house.ledger.save([row(id, facts())])
     await house.redis.hdel(house.key("clock"), "ledger")
     findings = (await house.examine(fix=True)).findings
-    assert [(one.word, one.subject, one.mended) for one in findings] == [("row-without-record", id, False)]
+    assert [(one.word, one.subject, one.mended) for one in findings] == [
+        ("row-without-record", id, False)
+    ]
     assert (await house.row(id)).state is State.QUEUED
 
 
@@ -187,7 +201,9 @@ async def test_a_ledger_that_is_minutes_behind(house: House) -> None:
     assert not await behind()
 
 
-async def test_a_database_that_is_away_is_said_and_hides_nothing_else(house: House, tmp_path: Path) -> None:
+async def test_a_database_that_is_away_is_said_and_hides_nothing_else(
+    house: House, tmp_path: Path
+) -> None:
     await house.redis.zadd(house.key("later"), {"nobody": 1e15})
     (tmp_path / "file").touch()
     async with open_ledger(load(database_url=f"sqlite://{tmp_path}/file/tandem.db")) as away:
@@ -200,7 +216,7 @@ async def test_a_database_that_is_away_is_said_and_hides_nothing_else(house: Hou
     assert "the ledger" in found.unchecked[0]
 
 
-# ---------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 async def produced(house: House) -> str:
@@ -226,7 +242,9 @@ async def test_files_of_a_job_that_nobody_knows(house: House) -> None:
     assert left == {known, remembered}
 
 
-async def test_what_was_written_just_now_may_be_of_somebody_who_has_not_told_yet(house: House) -> None:
+async def test_what_was_written_just_now_may_be_of_somebody_who_has_not_told_yet(
+    house: House,
+) -> None:
     await house.store.write(job_path(new_id(), 1, "a.txt"), b"1")
     await house.store.write(f"uploads/{new_upload_id()}/data", b"1")
     ledger = LedgerCheck(house.ledger, house.queue)
@@ -244,7 +262,10 @@ async def test_half_uploads(house: House) -> None:
     await house.store.write(f"uploads/{half}/data", b"1")
     await house.store.write(joined, b"1")
     before = {stat.path async for stat in house.store.list("uploads")}
-    assert set(await house.found()) == {("half-upload", f"uploads/{half}/data"), ("half-upload", joined)}
+    assert set(await house.found()) == {
+        ("half-upload", f"uploads/{half}/data"),
+        ("half-upload", joined),
+    }
     assert all(one.mended for one in await house.heal())
     after = {stat.path async for stat in house.store.list("uploads")}
     assert before - after == {f"uploads/{half}/data", joined}
@@ -259,7 +280,9 @@ async def test_a_published_file_that_is_missing_or_cut(house: House, content: by
     if content is not None:
         await house.store.write(stat.path, content)
     findings = (await house.examine(fix=True)).findings
-    assert [(one.word, one.subject, one.mended) for one in findings] == [("file-missing", f"{id}/a.txt", False)]
+    assert [(one.word, one.subject, one.mended) for one in findings] == [
+        ("file-missing", f"{id}/a.txt", False)
+    ]
     await house.store.write(stat.path, b"hello")
     assert not await house.found()
 
@@ -268,7 +291,9 @@ async def test_output_that_left_redis_and_is_not_there(house: House) -> None:
     await house.add()
     claimed = await house.claim()
     for number in (1, 2):
-        await house.queue.report([Report(claimed.id, claimed.token, number, "output", b"1")], limit=100)
+        await house.queue.report(
+            [Report(claimed.id, claimed.token, number, "output", b"1")], limit=100
+        )
     first, _ = await house.queue.output(claimed.id)
     segment = await write_segment(house.store, claimed.id, [first])
     await house.queue.archive(claimed.id, claimed.token, segment, first.weight)

@@ -32,7 +32,9 @@ LIMIT = 64 * MIB
 DATA = random.Random(3).randbytes(3 * MIB + 777)
 
 
-async def chunks(data: bytes, size: int = 64 << 10, failure: Exception | None = None) -> AsyncIterator[bytes]:
+async def chunks(
+    data: bytes, size: int = 64 << 10, failure: Exception | None = None
+) -> AsyncIterator[bytes]:
     for start in range(0, len(data), size):
         yield data[start : start + size]
     if failure is not None:
@@ -44,7 +46,12 @@ async def begun(store: FileStore, **given: Any) -> Unfinished:
 
 
 async def names(store: FileStore, upload: Unfinished) -> list[str]:
-    return sorted([stat.path.partition(upload.id + "/")[2] async for stat in store.list(f"uploads/{upload.id}")])
+    return sorted(
+        [
+            stat.path.partition(upload.id + "/")[2]
+            async for stat in store.list(f"uploads/{upload.id}")
+        ]
+    )
 
 
 async def test_parts_become_one_file(any_store: FileStore) -> None:
@@ -71,17 +78,27 @@ async def test_an_empty_one(any_store: FileStore) -> None:
     assert (await finish(any_store, upload, 0, keep=60)).size == 0
 
 
-async def test_what_came_before_the_failure_is_kept_and_the_failure_raised(any_store: FileStore) -> None:
+async def test_what_came_before_the_failure_is_kept_and_the_failure_raised(
+    any_store: FileStore,
+) -> None:
     upload = await begun(any_store)
     with pytest.raises(ConnectionResetError):
-        await append(any_store, upload, 0, chunks(DATA[: MIB + 5], 1000, ConnectionResetError()), limit=LIMIT)
+        await append(
+            any_store, upload, 0, chunks(DATA[: MIB + 5], 1000, ConnectionResetError()), limit=LIMIT
+        )
     assert (await held(any_store, upload.id)).offset == MIB + 5
-    assert await append(any_store, upload, MIB + 5, chunks(DATA[MIB + 5 :]), limit=LIMIT) == len(DATA)
-    assert (await finish(any_store, upload, len(DATA), keep=60)).sha256 == hashlib.sha256(DATA).hexdigest()
+    assert await append(any_store, upload, MIB + 5, chunks(DATA[MIB + 5 :]), limit=LIMIT) == len(
+        DATA
+    )
+    assert (await finish(any_store, upload, len(DATA), keep=60)).sha256 == hashlib.sha256(
+        DATA
+    ).hexdigest()
 
 
 @pytest.mark.parametrize("offset", [0, 4, 6, 10**14])
-async def test_another_place_is_refused_and_the_right_one_told(any_store: FileStore, offset: int) -> None:
+async def test_another_place_is_refused_and_the_right_one_told(
+    any_store: FileStore, offset: int
+) -> None:
     upload = await begun(any_store)
     await append(any_store, upload, 0, chunks(b"12345"), limit=LIMIT)
     with pytest.raises(OffsetMismatch) as error:
@@ -102,7 +119,8 @@ async def test_of_many_at_one_place_one_is_first(any_store: FileStore) -> None:
 
     sent = [bytes([48 + number]) * (number + 1) for number in range(5)]
     ends = await asyncio.gather(
-        *(append(any_store, upload, 0, held_up(data), limit=LIMIT) for data in sent), return_exceptions=True
+        *(append(any_store, upload, 0, held_up(data), limit=LIMIT) for data in sent),
+        return_exceptions=True,
     )
     (winner,) = (number for number, end in enumerate(ends) if isinstance(end, int))
     lost = [end for end in ends if isinstance(end, OffsetMismatch)]
@@ -157,7 +175,9 @@ async def test_limits(any_store: FileStore, monkeypatch: pytest.MonkeyPatch) -> 
     await append(any_store, upload, 0, chunks(b"1234"), limit=6)
     with pytest.raises(TooLarge):
         await append(any_store, upload, 4, chunks(b"567", 1), limit=6)
-    assert (await held(any_store, upload.id)).offset == 6  # what fits is kept, as of any body that breaks off
+    assert (
+        await held(any_store, upload.id)
+    ).offset == 6  # what fits is kept, as of any body that breaks off
     monkeypatch.setattr(resumable, "MAX_PARTS", 3)
     await append(any_store, upload, 6, chunks(b"7"), limit=10)
     with pytest.raises(TooLarge, match="3 parts"):

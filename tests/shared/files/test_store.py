@@ -13,7 +13,14 @@ import pytest
 from tandem_shared.errors import Misconfigured, NotFound, TooLarge, Unavailable
 from tandem_shared.files.names import job_path, refuse_name
 from tandem_shared.files.store import PIECE, FileStore, open_store
-from tandem_shared.files.uploads import STALE, delete_upload, find_upload, new_upload_id, save_upload, sweep
+from tandem_shared.files.uploads import (
+    STALE,
+    delete_upload,
+    find_upload,
+    new_upload_id,
+    save_upload,
+    sweep,
+)
 from tests.conftest import eventually
 
 MIB = 1 << 20
@@ -41,7 +48,11 @@ def files(root: Path) -> list[str]:
 @pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 12345])
 async def test_what_was_written_in_any_chunks_is_read_back(any_store: FileStore, size: int) -> None:
     data = random.Random(size).randbytes(size)
-    ways: list[bytes | AsyncIterator[bytes]] = [data, chunks(data, 70_000), chunks(data, 2 * MIB + 3)]
+    ways: list[bytes | AsyncIterator[bytes]] = [
+        data,
+        chunks(data, 70_000),
+        chunks(data, 2 * MIB + 3),
+    ]
     for number, given in enumerate(ways):
         written = await any_store.write(f"a/{number}", given)
         assert written == (size, hashlib.sha256(data).hexdigest())
@@ -58,7 +69,9 @@ async def test_ranges_are_read_and_none_is_larger_than_a_piece(any_store: FileSt
         assert all(0 < len(piece) <= 4 * PIECE for piece in pieces)
 
 
-async def test_a_write_that_fails_leaves_nothing_and_keeps_what_was_there(store: FileStore, tmp_path: Path) -> None:
+async def test_a_write_that_fails_leaves_nothing_and_keeps_what_was_there(
+    store: FileStore, tmp_path: Path
+) -> None:
     async def breaks() -> AsyncIterator[bytes]:
         yield b"x" * (3 * MIB)
         raise ConnectionResetError("the sender is gone")
@@ -146,13 +159,18 @@ async def test_what_is_missing(any_store: FileStore) -> None:
 async def test_lists_and_deletes_by_prefix_of_whole_segments(any_store: FileStore) -> None:
     for path in ("a/1", "a/b/2", "ab/3"):
         await any_store.write(path, path.encode())
-    assert sorted([(stat.path, stat.size) async for stat in any_store.list("a")]) == [("a/1", 3), ("a/b/2", 5)]
+    assert sorted([(stat.path, stat.size) async for stat in any_store.list("a")]) == [
+        ("a/1", 3),
+        ("a/b/2", 5),
+    ]
     await any_store.delete_tree("a")
     assert [stat.path async for stat in any_store.list("a")] == []
     assert await any_store.size("ab/3") == 4
 
 
-async def test_a_file_cut_by_others_is_an_error_and_no_endless_loop(store: FileStore, tmp_path: Path) -> None:
+async def test_a_file_cut_by_others_is_an_error_and_no_endless_loop(
+    store: FileStore, tmp_path: Path
+) -> None:
     await store.write("a", b"x" * (2 * MIB))
     os.truncate(tmp_path / "a store" / "a", MIB)
     with pytest.raises(Unavailable):
@@ -201,12 +219,23 @@ async def test_a_wrong_url_does_not_show_its_password() -> None:
     assert "hunter" not in str(error.value)
 
 
-# -------------------------------------------------------------------------------------------------- names of job files
+# ------------------------------------------------------------------------------- names of job files
 
 
 @pytest.mark.parametrize(
     "name",
-    ["a.csv", "a/b/c.txt", "ü 語.txt", "...", "a#1", "100%", "%2e%2e/x", "~", "x" * 200, "/".join(["y" * 99] * 7)],
+    [
+        "a.csv",
+        "a/b/c.txt",
+        "ü 語.txt",
+        "...",
+        "a#1",
+        "100%",
+        "%2e%2e/x",
+        "~",
+        "x" * 200,
+        "/".join(["y" * 99] * 7),
+    ],
 )
 async def test_valid_names_of_job_files_are_stored_apart(store: FileStore, name: str) -> None:
     assert refuse_name(name) is None
@@ -225,11 +254,13 @@ def test_invalid_names_of_job_files_are_refused(name: str) -> None:
     assert refuse_name(name)
 
 
-# -------------------------------------------------------------------------------------------------------------- uploads
+# ------------------------------------------------------------------------------------------ uploads
 
 
 async def test_an_upload_is_found_by_its_tenant_alone(any_store: FileStore) -> None:
-    saved = await save_upload(any_store, b"hello", tenant="a", keep=60, name="../x", content_type="text/plain", limit=5)
+    saved = await save_upload(
+        any_store, b"hello", tenant="a", keep=60, name="../x", content_type="text/plain", limit=5
+    )
     assert saved.view() | {"expires_at": None} == {
         "id": saved.id,
         "name": "../x",
@@ -277,7 +308,7 @@ async def test_upload_ids_are_unguessable_and_sort_by_time() -> None:
     assert all(len(id) == 30 and id.isalnum() for id in ids)
 
 
-# --------------------------------------------------------------------------------------------------------------- sweep
+# -------------------------------------------------------------------------------------------- sweep
 
 
 def age(path: Path, seconds: float) -> None:
@@ -290,7 +321,9 @@ async def nobody(_id: str) -> bool:
     return False
 
 
-async def test_sweep_removes_what_nobody_can_ask_for_and_nothing_else(store: FileStore, tmp_path: Path) -> None:
+async def test_sweep_removes_what_nobody_can_ask_for_and_nothing_else(
+    store: FileStore, tmp_path: Path
+) -> None:
     root = tmp_path / "a store"
     keep = 3600.0
     live = await save_upload(store, b"live", tenant="a", keep=keep)
@@ -318,36 +351,57 @@ async def test_sweep_removes_what_nobody_can_ask_for_and_nothing_else(store: Fil
     removed = await sweep(store, keep=keep, alive=nobody)
 
     gone = set(before) - set(files(root))
-    assert gone == {f"uploads/{old_id}/data", f"uploads/{old_id}/meta.json", forgotten, "jobs/K/1/old", "jobs/J/1/x#2"}
+    assert gone == {
+        f"uploads/{old_id}/data",
+        f"uploads/{old_id}/meta.json",
+        forgotten,
+        "jobs/K/1/old",
+        "jobs/J/1/x#2",
+    }
     assert removed == 4  # an upload counts once
     assert await sweep(store, keep=keep, alive=nobody) == 0
     assert await find_upload(store, live.id, tenant="a") == live
 
 
-async def test_sweep_spares_what_jobs_said_as_long_as_they_are_known(store: FileStore, tmp_path: Path) -> None:
+async def test_sweep_spares_what_jobs_said_as_long_as_they_are_known(
+    store: FileStore, tmp_path: Path
+) -> None:
     asked: list[str] = []
 
     async def alive(id: str) -> bool:
         asked.append(id)
         return id == "J"
 
-    for path in ("jobs/J/output/1-2", "jobs/J/output/3-4", "jobs/K/output/1-2", "jobs/L/output/1-2"):
+    for path in (
+        "jobs/J/output/1-2",
+        "jobs/J/output/3-4",
+        "jobs/K/output/1-2",
+        "jobs/L/output/1-2",
+    ):
         await store.write(path, b"1")
         if "L" not in path:
             age(tmp_path / "a store" / path, 60 + STALE + 60)
     assert await sweep(store, keep=60, alive=alive) == 1
-    assert files(tmp_path / "a store") == ["jobs/J/output/1-2", "jobs/J/output/3-4", "jobs/L/output/1-2"]
+    assert files(tmp_path / "a store") == [
+        "jobs/J/output/1-2",
+        "jobs/J/output/3-4",
+        "jobs/L/output/1-2",
+    ]
     assert sorted(asked) == ["J", "K"]
 
 
-async def test_sweep_stops_at_its_limit_and_goes_on_the_next_time(store: FileStore, tmp_path: Path) -> None:
+async def test_sweep_stops_at_its_limit_and_goes_on_the_next_time(
+    store: FileStore, tmp_path: Path
+) -> None:
     for number in range(5):
         await store.write(f"jobs/J/1/{number}", b"1")
         age(tmp_path / "a store" / f"jobs/J/1/{number}", 2 * STALE)
     assert [await sweep(store, keep=60, limit=2, alive=nobody) for _ in range(4)] == [2, 2, 1, 0]
 
 
-async def test_sweeps_beside_each_other_and_beside_writers_do_no_harm(store: FileStore, tmp_path: Path) -> None:
+async def test_sweeps_beside_each_other_and_beside_writers_do_no_harm(
+    store: FileStore, tmp_path: Path
+) -> None:
     root = tmp_path / "a store"
     for number in range(50):
         await store.write(f"jobs/{number}/1/x", b"1")
@@ -364,15 +418,21 @@ async def test_sweeps_beside_each_other_and_beside_writers_do_no_harm(store: Fil
     assert files(root) == sorted(f"jobs/{number}/2/y" for number in range(50))
 
 
-async def test_a_sweep_that_meets_what_it_cannot_look_at_says_so(store: FileStore, tmp_path: Path) -> None:
+async def test_a_sweep_that_meets_what_it_cannot_look_at_says_so(
+    store: FileStore, tmp_path: Path
+) -> None:
     directory = tmp_path / "a store" / "uploads"
     directory.mkdir()
     (directory / "x#1").symlink_to("x#1")
-    with pytest.raises(Unavailable, match=r"^the file store failed \(Too many levels of symbolic links\)$"):
+    with pytest.raises(
+        Unavailable, match=r"^the file store failed \(Too many levels of symbolic links\)$"
+    ):
         await sweep(store, keep=60, alive=nobody)
 
 
-async def test_sweep_drops_empty_directories_of_failed_writes(store: FileStore, tmp_path: Path) -> None:
+async def test_sweep_drops_empty_directories_of_failed_writes(
+    store: FileStore, tmp_path: Path
+) -> None:
     async def breaks() -> AsyncIterator[bytes]:
         yield b"x" * (2 * MIB)
         raise ConnectionResetError

@@ -23,7 +23,7 @@ from tests.shared.queue.model.shard import Shard
 
 laws = settings(derandomize=True, database=None, deadline=None)
 
-# ---------------------------------------------------------------------------------------------------------------- ids
+# ---------------------------------------------------------------------------------------------- ids
 
 
 def test_ids_are_unique_sort_by_time_and_end_with_the_shard() -> None:
@@ -33,7 +33,9 @@ def test_ids_are_unique_sort_by_time_and_end_with_the_shard() -> None:
     assert len(set(ids)) == 5000
     assert all(re.fullmatch(r"[0-9A-HJKMNP-TV-Z]{21}c", id) for id in ids)
     times = [id_time(id) for id in ids]
-    assert all(moment is not None and int(before * 1000) / 1000 <= moment <= after for moment in times)
+    assert all(
+        moment is not None and int(before * 1000) / 1000 <= moment <= after for moment in times
+    )
     assert [id[:10] for id in ids] == sorted(id[:10] for id in ids)
 
 
@@ -43,24 +45,30 @@ def test_a_forked_child_makes_other_ids() -> None:
         "os.write(1, b''.join(new_id()[10:].encode() + b'\\n' for _ in range(100)))\n"
         "os._exit(0) if pid == 0 else os.waitpid(pid, 0)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
     lines = done.stdout.split()
     assert len(set(lines)) == len(lines) == 200
 
 
-@pytest.mark.parametrize("id", ["", "short", "nobody-at-all", "01jc8xw3t4z5", "ILOU000000aaaaaaaaaaaa"])
+@pytest.mark.parametrize(
+    "id", ["", "short", "nobody-at-all", "01jc8xw3t4z5", "ILOU000000aaaaaaaaaaaa"]
+)
 def test_what_is_no_id_of_ours_has_no_time(id: str) -> None:
     assert id_time(id) is None
 
 
-# ------------------------------------------------------------------------------------------------------------- states
+# ------------------------------------------------------------------------------------------- states
 
 
 def test_the_table_is_whole() -> None:
     assert set(NEXT) == set(State)
     assert {state for state, after in NEXT.items() if not after} == FINAL
     assert all(State.CANCELLED in after for state, after in NEXT.items() if state not in FINAL)
-    assert all(State.FAILED in after for state, after in NEXT.items() if state not in FINAL)  # expired, if not failed
+    assert all(
+        State.FAILED in after for state, after in NEXT.items() if state not in FINAL
+    )  # expired, if not failed
     reached, todo = {State.QUEUED, State.SCHEDULED}, [State.QUEUED, State.SCHEDULED]
     while todo:
         new = NEXT[todo.pop()] - reached
@@ -69,7 +77,7 @@ def test_the_table_is_whole() -> None:
     assert reached == set(State)
 
 
-# ------------------------------------------------------------------------------------------------------------ the view
+# ----------------------------------------------------------------------------------------- the view
 
 NOON = 1_800_000_000_000_000
 
@@ -109,9 +117,20 @@ def test_a_job_that_is_done_as_clients_see_it() -> None:
         ),
         payload=b"[1, 2]",
     )  # fmt: skip
-    assert (job["done"], job["result"], job["payload"]) == (True, {"big": 123456789012345678901}, [1, 2])
-    assert (job["started_at"], job["finished_at"]) == ("2027-01-15T08:00:01.000Z", "2027-01-15T08:00:02.500Z")
-    assert (job["files"], job["progress"], job["timeout"]) == ([{"name": "a"}], {"current": 1}, 0.25)
+    assert (job["done"], job["result"], job["payload"]) == (
+        True,
+        {"big": 123456789012345678901},
+        [1, 2],
+    )
+    assert (job["started_at"], job["finished_at"]) == (
+        "2027-01-15T08:00:01.000Z",
+        "2027-01-15T08:00:02.500Z",
+    )
+    assert (job["files"], job["progress"], job["timeout"]) == (
+        [{"name": "a"}],
+        {"current": 1},
+        0.25,
+    )
     assert job["replay_of"] == "j0"
     assert job["attempts"] == [
         {
@@ -129,19 +148,25 @@ def test_an_error_is_shown_only_where_it_explains_something(state: State) -> Non
     error = seen(record(state=state, error=ERROR, result=b"1"))["error"]
     if state in (State.FAILED, State.RETRYING, State.QUEUED, State.WAITING):
         told = {"type": "timeout", "message": "too slow", "retryable": True, "attempt": 1}
-        assert error == told | {"next_attempt_at": None if state is State.FAILED else "2027-01-15T08:00:00.000Z"}
+        assert error == told | {
+            "next_attempt_at": None if state is State.FAILED else "2027-01-15T08:00:00.000Z"
+        }
     else:
         assert error is None
 
 
 @pytest.mark.parametrize("state", list(State))
 def test_a_result_is_shown_only_of_what_succeeded(state: State) -> None:
-    assert seen(record(state=state, result=b"1"))["result"] == (1 if state is State.SUCCEEDED else None)
+    assert seen(record(state=state, result=b"1"))["result"] == (
+        1 if state is State.SUCCEEDED else None
+    )
 
 
 def test_fifty_attempts_are_shown() -> None:
     attempts = tuple(Attempt(n, NOON + n, NOON + n, "failed", "w") for n in range(1, 61))
-    assert [one["attempt"] for one in seen(record(attempts=attempts))["attempts"]] == list(range(11, 61))
+    assert [one["attempt"] for one in seen(record(attempts=attempts))["attempts"]] == list(
+        range(11, 61)
+    )
 
 
 def test_the_entity_tag_is_the_stamp() -> None:
@@ -157,12 +182,14 @@ def test_whole_seconds_are_whole_numbers() -> None:
     assert isinstance(plain(30.0), int)
 
 
-# -------------------------------------------------------------------------------------------------------- the history
+# -------------------------------------------------------------------------------------- the history
 
 
 async def told(shard: Shard, id: str) -> list[tuple[int, str]]:
     """(stamp, state) as the events told them."""
-    lines = [line.split() for _, text in (await shard.snapshot()).events for line in text.splitlines()]
+    lines = [
+        line.split() for _, text in (await shard.snapshot()).events for line in text.splitlines()
+    ]
     return [(int(words[2]), words[1]) for words in lines if words[0] == id]
 
 
@@ -192,7 +219,8 @@ async def test_the_history_is_what_was_told(shard: Shard) -> None:
         assert entries == sorted(entries)
         assert set(entries) <= set(events)
         assert all(stamp == one.stamp for stamp, one in reading)
-    # What a reader has been given stays, except the present state of one that waited, which only passes.
+    # What a reader has been given stays, except the present state of one that waited, which only
+    # passes.
     for before, after in pairwise(readings):
         kept = [(stamp, one.state) for stamp, one in after]
         gone = [one.state for stamp, one in before if (stamp, one.state) not in kept]
@@ -205,7 +233,7 @@ async def test_the_history_is_what_was_told(shard: Shard) -> None:
     ]  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------------- durations
+# ---------------------------------------------------------------------------------------- durations
 
 
 @laws
@@ -235,7 +263,22 @@ def test_a_text_is_a_duration_as_the_schema_says_or_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [-1, -0.1, float("nan"), float("inf"), 10**400, "9" * 400 + "s", True, None, [], "", "5", "5 m", "-5s", "1e3s"],
+    [
+        -1,
+        -0.1,
+        float("nan"),
+        float("inf"),
+        10**400,
+        "9" * 400 + "s",
+        True,
+        None,
+        [],
+        "",
+        "5",
+        "5 m",
+        "-5s",
+        "1e3s",
+    ],
 )
 def test_what_is_no_duration_is_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match="duration"):

@@ -25,7 +25,9 @@ def facts(state: State = State.QUEUED, stamp: int = BEGAN, **given: Any) -> Fact
         "opts": msgspec.json.encode(options).decode(), "ended": stamp if final else None, **given,
     }  # fmt: skip
     payload = '{"n": 1}' if final else None
-    return [None if (value := values.get(name)) is None else str(value) for name in KEPT] + [payload]
+    return [None if (value := values.get(name)) is None else str(value) for name in KEPT] + [
+        payload
+    ]
 
 
 def many(count: int, *, seed: int = 1) -> list[Row]:
@@ -35,7 +37,12 @@ def many(count: int, *, seed: int = 1) -> list[Row]:
     for number in range(count):
         state = chance.choice(list(State))
         tags = {"customer": str(chance.randrange(5)), "odd": "ja" if number % 2 else "nein"}
-        error = {"type": "card", "message": f"No. {number} 100%_of!it", "retryable": True, "attempt": 1}
+        error = {
+            "type": "card",
+            "message": f"No. {number} 100%_of!it",
+            "retryable": True,
+            "attempt": 1,
+        }
         rows.append(
             row(
                 id_of(BEGAN / 1e6 + number) + new_id()[10:],

@@ -39,12 +39,14 @@ async def whole(ledger: Ledger, wanted: Filter, limit: int = 7) -> list[Record]:
     return found
 
 
-# ----------------------------------------------------------------------------------------------------------------- rows
+# --------------------------------------------------------------------------------------------- rows
 
 
 async def test_a_job_comes_back_as_it_was_written(ledger: Ledger) -> None:
     id = new_id()
-    attempts = f"1 {BEGAN} {BEGAN + 5} failed host-1-ab\n2 {BEGAN + 9} {BEGAN + 10} succeeded host-2-cd\n"
+    attempts = (
+        f"1 {BEGAN} {BEGAN + 5} failed host-1-ab\n2 {BEGAN + 9} {BEGAN + 10} succeeded host-2-cd\n"
+    )
     values = facts(
         State.SUCCEEDED, BEGAN + 10, result='{"a": "\\u0000 ü"}', attempts=attempts, run=12, cancel=BEGAN + 3,
         tags={"customer": "17"}, progress='{"current": 1}', files='[{"name": "x"}]', began=BEGAN + 9, ck="k", cl=2,
@@ -58,7 +60,11 @@ async def test_a_job_comes_back_as_it_was_written(ledger: Ledger) -> None:
         ("succeeded", "host-2-cd"),
     ]
     assert record.result == '{"a": "\\u0000 ü"}'.encode()
-    assert (record.scheduled_for, record.cancel, record.files) == (0.012, BEGAN + 3, b'[{"name": "x"}]')
+    assert (record.scheduled_for, record.cancel, record.files) == (
+        0.012,
+        BEGAN + 3,
+        b'[{"name": "x"}]',
+    )
     assert record.options.tags == {"customer": "17"}
     assert await ledger.payload(id, tenant="default") == b'{"n": 1}'
     assert await ledger.get(id, tenant="acme") is None
@@ -68,36 +74,51 @@ async def test_a_job_comes_back_as_it_was_written(ledger: Ledger) -> None:
 
 async def test_what_a_text_cannot_hold_is_no_obstacle(ledger: Ledger) -> None:
     id = new_id()
-    values = facts(State.FAILED, tags={"a\0b": "c\0"}, error='{"type":"x","message":"a\\u0000b"}', token="\0")
+    values = facts(
+        State.FAILED, tags={"a\0b": "c\0"}, error='{"type":"x","message":"a\\u0000b"}', token="\0"
+    )
     await ledger.save([row(id, values)])
-    assert [one.id for one in (await ledger.find(Filter(tags=(("a\0b", "c\0"),)), limit=5)).records] == [id]
+    assert [
+        one.id for one in (await ledger.find(Filter(tags=(("a\0b", "c\0"),)), limit=5)).records
+    ] == [id]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
-async def test_any_order_and_repetition_of_batches_gives_the_same_rows(ledger: Ledger, data: st.DataObject) -> None:
+async def test_any_order_and_repetition_of_batches_gives_the_same_rows(
+    ledger: Ledger, data: st.DataObject
+) -> None:
     states = [State.QUEUED, State.RUNNING, State.RETRYING, State.RUNNING, State.SUCCEEDED]
     lives = {new_id(): data.draw(st.integers(1, len(states))) for _ in range(3)}
     versions = [(id, number) for id, length in lives.items() for number in range(length)]
-    order = data.draw(st.permutations(versions)) + data.draw(st.lists(st.sampled_from(versions), max_size=6))
+    order = data.draw(st.permutations(versions)) + data.draw(
+        st.lists(st.sampled_from(versions), max_size=6)
+    )
     at = 0
     while at < len(order):
         size = data.draw(st.integers(1, 4))
         # A batch has a job once, as it was when the batch was read.
         batch = dict(order[at : at + size])
         await ledger.save(
-            [row(id, facts(states[number], BEGAN + number, tags={"n": id})) for id, number in batch.items()]
+            [
+                row(id, facts(states[number], BEGAN + number, tags={"n": id}))
+                for id, number in batch.items()
+            ]
         )
         at += size
         missed = [one for one in order[at - size : at] if batch[one[0]] != one[1]]
-        await asyncio.gather(*(ledger.save([row(id, facts(states[n], BEGAN + n))]) for id, n in missed))
+        await asyncio.gather(
+            *(ledger.save([row(id, facts(states[n], BEGAN + n))]) for id, n in missed)
+        )
     for id, length in lives.items():
         record = await ledger.get(id, tenant="default")
         assert record is not None
         assert (record.state, record.stamp) == (states[length - 1], BEGAN + length - 1)
 
 
-# ---------------------------------------------------------------------------------------------------------------- lists
+# -------------------------------------------------------------------------------------------- lists
 
 FILTERS = [
     Filter(),
@@ -129,10 +150,16 @@ FILTERS = [
 async def test_every_filter_finds_the_same_as_looking_at_each_job(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, portions: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr("tandem_shared.ledger.ledger.PORTIONS", portions)  # so that a list takes many, or one
+    monkeypatch.setattr(
+        "tandem_shared.ledger.ledger.PORTIONS", portions
+    )  # so that a list takes many, or one
     rows = many(300)
     await ledger.save(rows)
-    jobs = [record for one in rows if (record := await ledger.get(one.id, tenant=one.tenant)) is not None]
+    jobs = [
+        record
+        for one in rows
+        if (record := await ledger.get(one.id, tenant=one.tenant)) is not None
+    ]
     assert len(jobs) == 300
     for wanted in FILTERS:
         expected = sorted((one.id for one in jobs if wanted.fits(one)), reverse=True)
@@ -150,7 +177,9 @@ async def test_a_page_is_stable_while_new_jobs_arrive(ledger: Ledger) -> None:
     assert [one.id for one in first.records + second.records] == ids[:10]
 
 
-async def test_a_list_that_would_take_long_is_given_in_parts(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_list_that_would_take_long_is_given_in_parts(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tandem_shared.ledger.ledger.PORTIONS", (10,))
     monkeypatch.setattr("tandem_shared.ledger.ledger.SEARCHED", 0.0)
     await ledger.save(many(100))
@@ -184,21 +213,27 @@ async def test_no_list_reads_the_whole_table(ledger: Ledger) -> None:
     explain = "EXPLAIN QUERY PLAN " if ledger.database.sqlite else "EXPLAIN "
     for wanted, index in PLANS:
         text, values = Query(wanted, ("id", "state")).page(id_of(BEGAN / 1e6 + 400), 51, 51)
-        plan = "\n".join(str(line[-1]) for line in await ledger.database.read(explain + text, values))
+        plan = "\n".join(
+            str(line[-1]) for line in await ledger.database.read(explain + text, values)
+        )
         assert index in plan, plan
         assert "Seq Scan" not in plan, plan
         assert "Backward using tandem_jobs_pkey" not in plan, plan
         assert "SCAN tandem" not in plan, plan
 
 
-# ------------------------------------------------------------------------------------------------- retention and export
+# ----------------------------------------------------------------------------- retention and export
 
 
 async def test_jobs_go_by_state_and_age_in_portions(ledger: Ledger) -> None:
     rows = many(200)
     await ledger.save(rows)
     records = {one.id: await ledger.get(one.id, tenant=one.tenant) for one in rows}
-    gone = {id for id, one in records.items() if one is not None and one.state in (State.SUCCEEDED, State.CANCELLED)}
+    gone = {
+        id
+        for id, one in records.items()
+        if one is not None and one.state in (State.SUCCEEDED, State.CANCELLED)
+    }
     # They ended in 2027: of the past by a negative age only.
     keep = dict.fromkeys((State.SUCCEEDED, State.CANCELLED), -1e9)
     removed = [await ledger.expire({State.SUCCEEDED: 0.0, State.CANCELLED: 0.0})]
@@ -209,7 +244,9 @@ async def test_jobs_go_by_state_and_age_in_portions(ledger: Ledger) -> None:
     assert sum(removed) == len(gone)
     left = {one.id async for one, _ in ledger.export()}
     assert left == set(records) - gone
-    assert {tag[0] for tag in await ledger.database.read("SELECT DISTINCT job FROM tandem_tags")} <= left
+    assert {
+        tag[0] for tag in await ledger.database.read("SELECT DISTINCT job FROM tandem_tags")
+    } <= left
 
 
 async def test_everything_is_exported_oldest_first_by_time_and_state(
@@ -227,11 +264,13 @@ async def test_everything_is_exported_oldest_first_by_time_and_state(
     ]
     assert some
     assert dict(some) == {State.FAILED: b'{"n": 1}', State.QUEUED: None}
-    between = [one.id async for one, _ in ledger.export(since=BEGAN / 1e6 + 10, until=BEGAN / 1e6 + 50)]
+    between = [
+        one.id async for one, _ in ledger.export(since=BEGAN / 1e6 + 10, until=BEGAN / 1e6 + 50)
+    ]
     assert between == [one.id for one in rows[10:50]]
 
 
-# --------------------------------------------------------------------------------------------------------- the database
+# ------------------------------------------------------------------------------------- the database
 
 
 async def test_many_start_at_once_and_migrate_once(any_ledger_url: str) -> None:
@@ -244,7 +283,9 @@ async def test_many_start_at_once_and_migrate_once(any_ledger_url: str) -> None:
         rows = many(40)
         await asyncio.gather(*(one.save(rows) for one in ledgers))
         assert len([1 async for _ in ledgers[0].export()]) == 40
-        assert await databases[0].read("SELECT app, name FROM tortoise_migrations") == [("tandem", "m0001_jobs")]
+        assert await databases[0].read("SELECT app, name FROM tortoise_migrations") == [
+            ("tandem", "m0001_jobs")
+        ]
 
 
 async def test_a_database_that_is_not_there_is_unavailable_and_says_no_secret() -> None:

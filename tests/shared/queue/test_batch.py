@@ -34,7 +34,9 @@ async def tens(items: list[int]) -> Sequence[int]:
     return [10 * item for item in items]
 
 
-def counted(send: Callable[[list[int]], Awaitable[Sequence[int]]]) -> tuple[Batch[int, int], list[list[int]]]:
+def counted(
+    send: Callable[[list[int]], Awaitable[Sequence[int]]],
+) -> tuple[Batch[int, int], list[list[int]]]:
     flights: list[list[int]] = []
 
     async def counting(items: list[int]) -> Sequence[int]:
@@ -112,7 +114,9 @@ async def test_a_fault_is_told_to_each_of_its_callers_and_to_no_other() -> None:
     assert await batch.call(4) == 4
 
 
-async def test_a_fault_of_callers_that_have_gone_leaves_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_fault_of_callers_that_have_gone_leaves_no_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     sent = asyncio.Event()
 
     async def send(items: list[int]) -> Sequence[int]:
@@ -179,7 +183,9 @@ async def test_no_more_wait_than_may() -> None:
 
 async def test_what_was_waited_for_is_told_once_it_has_come() -> None:
     line, told = Line(), list[tuple[int, float]]()
-    batch = Batch(line.send, limit=2, flights=1, heard=lambda count, seconds: told.append((count, seconds)))
+    batch = Batch(
+        line.send, limit=2, flights=1, heard=lambda count, seconds: told.append((count, seconds))
+    )
     calls = [asyncio.ensure_future(batch.call(n)) for n in range(3)]
     await line.land(0)
     assert await calls[1] == 10

@@ -10,7 +10,9 @@ from tandem_shared.queue.queue import Queue
 
 
 @pytest.mark.parametrize("turns", range(16))
-async def test_a_cancellation_is_obeyed_at_every_moment(redis: Redis, redis_url: str, turns: int) -> None:
+async def test_a_cancellation_is_obeyed_at_every_moment(
+    redis: Redis, redis_url: str, turns: int
+) -> None:
     # redis-py sends through `asyncio.wait_for`, which in Python 3.11 may swallow a cancellation.
     client = connect(redis_url)
     bells = Queue(client).bells("one")

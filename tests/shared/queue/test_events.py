@@ -94,7 +94,9 @@ async def test_the_entries_of_a_consumer_that_died_are_inherited(shard: Shard) -
     assert await events.lag() == (0, 0.0)
 
 
-async def test_only_final_jobs_are_read_with_their_payload_and_only_as_many_as_there_is_room(shard: Shard) -> None:
+async def test_only_final_jobs_are_read_with_their_payload_and_only_as_many_as_there_is_room(
+    shard: Shard,
+) -> None:
     worker = await shard.worker()
     final = await ended(shard, worker)
     waiting = await shard.add(payload=b'{"x": "' + b"y" * 1000 + b'"}')
@@ -115,9 +117,13 @@ async def test_what_the_ledger_has_to_the_end_is_not_read_again(shard: Shard) ->
     (facts,) = await events.facts([written], room=1 << 20, entry=taken.entries[0])
     assert facts is not None
     await events.projected([], [(written, int(facts[KEPT.index("v")] or 0))])
-    found = await events.facts([written, waiting, unconfirmed], room=1 << 20, entry=taken.entries[0])
+    found = await events.facts(
+        [written, waiting, unconfirmed], room=1 << 20, entry=taken.entries[0]
+    )
     assert [one is not None for one in found] == [False, True, True]
-    assert await events.facts([written], room=1 << 20) == [facts]  # who asks without an entry wants to know
+    assert await events.facts([written], room=1 << 20) == [
+        facts
+    ]  # who asks without an entry wants to know
 
 
 async def test_what_expires_since_before_a_ledger_joined_is_read(shard: Shard) -> None:
@@ -128,13 +134,17 @@ async def test_what_expires_since_before_a_ledger_joined_is_read(shard: Shard) -
     after = await ended(shard, worker)
     taken = await read(shard, "one")
     assert taken.jobs == [before, after]
-    assert None not in await shard.queue.events.facts(taken.jobs, room=1 << 20, entry=taken.entries[0])
+    assert None not in await shard.queue.events.facts(
+        taken.jobs, room=1 << 20, entry=taken.entries[0]
+    )
     # A group that is made anew may be for a ledger that has none of them.
     await shard.redis.xgroup_destroy(f"{shard.queue.prefix}events", "ledger")
     await shard.queue.events.join(BACKLOG)
     again = await read(shard, "one")
     assert again.jobs == [before, after]
-    assert None not in await shard.queue.events.facts(again.jobs, room=1 << 20, entry=again.entries[0])
+    assert None not in await shard.queue.events.facts(
+        again.jobs, room=1 << 20, entry=again.entries[0]
+    )
 
 
 async def test_bytes_that_are_no_text_are_read_as_well_as_they_can_be(shard: Shard) -> None:
@@ -146,10 +156,15 @@ async def test_bytes_that_are_no_text_are_read_as_well_as_they_can_be(shard: Sha
     facts = await shard.queue.events.facts([id, waiting], room=1 << 20)
     for key in keys:
         await shard.redis.hdel(key, "ck")
-    assert [one and (one[KEPT.index("ck")], one[-1]) for one in facts] == [("\ufffd!", "{}"), ("\ufffd!", None)]
+    assert [one and (one[KEPT.index("ck")], one[-1]) for one in facts] == [
+        ("\ufffd!", "{}"),
+        ("\ufffd!", None),
+    ]
 
 
-async def test_a_ledger_that_is_too_far_behind_stops_submissions_until_it_has_read(shard: Shard) -> None:
+async def test_a_ledger_that_is_too_far_behind_stops_submissions_until_it_has_read(
+    shard: Shard,
+) -> None:
     await shard.queue.events.join(2)
     await shard.add()
     await shard.add()

@@ -65,7 +65,9 @@ async def test_without_redis_every_call_says_so() -> None:
     answers = await calls(Queue(redis))
     await redis.aclose()
     assert [type(answer) for answer in answers] == [Unavailable] * len(answers)
-    assert not [answer for answer in answers if "SECRET" in str(answer) or "127.0.0.1" in str(answer)]
+    assert not [
+        answer for answer in answers if "SECRET" in str(answer) or "127.0.0.1" in str(answer)
+    ]
 
 
 async def test_a_redis_that_hangs_is_not_waited_for(redis: Redis, redis_url: str) -> None:
@@ -119,7 +121,7 @@ async def test_a_ping_takes_no_time_and_is_a_write(shard: Shard) -> None:
     assert (await shard.redis.info("commandstats"))["cmdstat_hdel"]["calls"] == 1
 
 
-# ------------------------------------------------------------------------------------------------- plain arq's own jobs
+# ----------------------------------------------------------------------------- plain arq's own jobs
 
 
 async def enqueue(shard: Shard, foreign: str, due: int, **kwargs: object) -> None:
@@ -152,7 +154,10 @@ async def test_they_are_adopted_once(shard: Shard) -> None:
     jobs = [ours("one"), ours("two", run_at=(shard.ms + 5000) / 1000)]
     first = await shard.queue.adopt(jobs)
     assert first == [job.id for _, job in jobs]
-    assert await shard.queue.adopt([ours("one"), ours("two")]) == ["", ""]  # another worker was first
+    assert await shard.queue.adopt([ours("one"), ours("two")]) == [
+        "",
+        "",
+    ]  # another worker was first
     assert await shard.redis.keys("arq:*") == []
     assert [await shard.state(id) for id in first] == [State.QUEUED, State.SCHEDULED]
     worker = await shard.worker()

@@ -41,7 +41,9 @@ async def fill(shard: Shard) -> list[str]:
     return ids
 
 
-async def test_jobs_that_were_accepted_go_on_without_memory_until_there_is_some(small: Shard) -> None:
+async def test_jobs_that_were_accepted_go_on_without_memory_until_there_is_some(
+    small: Shard,
+) -> None:
     ids = await fill(small)
     await small.redis.config_set("maxmemory", 1)  # however far above
     worker = await small.worker()
@@ -56,7 +58,9 @@ async def test_jobs_that_were_accepted_go_on_without_memory_until_there_is_some(
     await worker.loses()
     await small.queue.retire(worker.id)
 
-    await small.redis.config_set("maxmemory", (await small.redis.info("memory"))["used_memory"] + ROOM)
+    await small.redis.config_set(
+        "maxmemory", (await small.redis.info("memory"))["used_memory"] + ROOM
+    )
 
     async def gone() -> bool:  # their second is over
         return not any(await small.queue.get_many(ids))
@@ -86,7 +90,9 @@ async def test_what_would_fill_redis_more_waits_for_memory(small: Shard) -> None
     with pytest.raises(Unavailable, match="no memory left"):
         await small.queue.report([Report(one.id, one.token, 1, "output", b"1")], limit=1000)
     await small.redis.config_set("maxmemory", 0)
-    assert await small.queue.report([Report(one.id, one.token, 1, "output", b"1")], limit=1000) == ["ok"]
+    assert await small.queue.report([Report(one.id, one.token, 1, "output", b"1")], limit=1000) == [
+        "ok"
+    ]
 
 
 async def test_nothing_enters_the_last_tenth_of_the_memory(small: Shard) -> None:
@@ -106,7 +112,9 @@ async def test_a_queue_takes_so_many_jobs_and_others_are_not_in_its_way(redis: R
     shard = Shard(redis, backlog=3)
     await shard.turn(0)
     await shard.silence()
-    jobs = [job(queue="a", idempotency_key=str(n), delay=n % 2) for n in range(5)] + [job(queue="b")]
+    jobs = [job(queue="a", idempotency_key=str(n), delay=n % 2) for n in range(5)] + [
+        job(queue="b")
+    ]
     answers = await shard.queue.submit_many(jobs)
     assert [isinstance(answer, Full) for answer in answers] == [False] * 3 + [True] * 2 + [False]
     assert "'a'" in str(answers[3])
@@ -123,5 +131,8 @@ async def test_a_queue_takes_so_many_jobs_and_others_are_not_in_its_way(redis: R
     await shard.queue.submit(job(queue="a"))
     with pytest.raises(Full):
         await shard.queue.submit(job(queue="a"))
-    assert len([one for one in (await shard.snapshot()).jobs.values() if one["state"] not in FINAL]) == 4
+    assert (
+        len([one for one in (await shard.snapshot()).jobs.values() if one["state"] not in FINAL])
+        == 4
+    )
     await shard.queue.close()

@@ -47,7 +47,9 @@ class Bench:
         self.unknown += 1
 
     async def register(self) -> None:
-        await self.queue.register(WorkerInfo("w", "host", 1, ("default",), 10, "1", 0.0), [entry("t")])
+        await self.queue.register(
+            WorkerInfo("w", "host", 1, ("default",), 10, "1", 0.0), [entry("t")]
+        )
 
     async def hold(self, number: int = 1) -> list[str]:
         """So many running jobs."""
@@ -114,7 +116,9 @@ async def test_a_job_is_beaten_for_until_its_time_is_over(redis: Redis, redis_ur
         assert await one.leases() == before
 
 
-async def test_it_tells_what_is_lost_and_what_is_to_be_cancelled(redis: Redis, redis_url: str) -> None:
+async def test_it_tells_what_is_lost_and_what_is_to_be_cancelled(
+    redis: Redis, redis_url: str
+) -> None:
     with bench(redis, redis_url) as one:
         ids = await one.hold(2)
         await one.queue.cancel(ids[0])

@@ -75,10 +75,16 @@ async def test_a_fast_rate_has_a_burst(shard: Shard) -> None:
     await many(shard, 20)
     assert len(await worker.claim()) == 5
     assert len(await worker.claim()) == 0
-    assert (await worker.call()).next_due == 0.05  # not 0.02: no worker comes by for every single start
+    assert (
+        await worker.call()
+    ).next_due == 0.05  # not 0.02: no worker comes by for every single start
     await shard.turn(0.05)
     await shard.queue.tick()
-    assert (await shard.snapshot()).counts == {"default running": 5, "default queued": 2, "default waiting": 13}
+    assert (await shard.snapshot()).counts == {
+        "default running": 5,
+        "default queued": 2,
+        "default waiting": 13,
+    }
     assert len(await worker.claim()) == 2
     await shard.turn(5)
     assert len(await worker.claim()) == 5
@@ -115,7 +121,9 @@ async def test_a_backlog_is_set_aside_once_and_left_alone(shard: Shard) -> None:
     assert (claim.more, before.jobs, before.zsets) == (False, after.jobs, after.zsets)
     await shard.wait(60)
     again = await shard.snapshot()
-    assert [id for id in ids if again.jobs[id] != after.jobs[id]] == ids[:2]  # the lost one, and the next
+    assert [id for id in ids if again.jobs[id] != after.jobs[id]] == ids[
+        :2
+    ]  # the lost one, and the next
 
 
 async def test_what_waits_for_limits_hides_nothing_else(shard: Shard) -> None:
@@ -138,7 +146,10 @@ async def test_priorities_hold_among_what_waits(shard: Shard) -> None:
 
 
 async def test_a_free_slot_rings(shard: Shard) -> None:
-    worker, other = await shard.worker(queues=["a"], concurrency=1), await shard.worker(queues=["b"], concurrency=1)
+    worker, other = (
+        await shard.worker(queues=["a"], concurrency=1),
+        await shard.worker(queues=["b"], concurrency=1),
+    )
     await shard.submit(*(job(queue=queue) for queue in ("a", "b")))
     claimed = await worker.take()
     assert await other.claim() == []
@@ -249,7 +260,9 @@ async def test_a_raised_limit_wakes_what_waits(shard: Shard) -> None:
     assert [one.id for one in await newer.claim()] == ids[1:3]
     assert [one.id for one in await (await shard.worker()).claim()] == ids[3:]
     left = await shard.snapshot()
-    assert not [key for key in (*left.zsets, *left.values) if key.startswith(("park", "limit", "gates"))]
+    assert not [
+        key for key in (*left.zsets, *left.values) if key.startswith(("park", "limit", "gates"))
+    ]
 
 
 async def test_a_raised_rate_counts_at_once(shard: Shard) -> None:

@@ -62,18 +62,31 @@ async def test_fences_grow_though_the_clock_steps_back_and_redis_forgets(shard: 
 
 
 async def test_names_and_tenants_do_not_meet(shard: Shard) -> None:
-    jobs = [one(await start(shard)), one(await start(shard), name="gate"), one(await start(shard, tenant="other"))]
+    jobs = [
+        one(await start(shard)),
+        one(await start(shard), name="gate"),
+        one(await start(shard, tenant="other")),
+    ]
     assert None not in [await fence(shard, job) for job in jobs]
 
 
-@pytest.mark.parametrize("to", [State.SUCCEEDED, State.FAILED, State.CANCELLED, State.RETRYING, State.QUEUED])
-async def test_the_end_of_an_attempt_frees_what_it_held_and_waited_for(shard: Shard, to: State) -> None:
+@pytest.mark.parametrize(
+    "to", [State.SUCCEEDED, State.FAILED, State.CANCELLED, State.RETRYING, State.QUEUED]
+)
+async def test_the_end_of_an_attempt_frees_what_it_held_and_waited_for(
+    shard: Shard, to: State
+) -> None:
     worker, other = await shard.worker(), await shard.worker()
     holder, second = await start(shard, worker), await start(shard, other)
     third = await start(shard, other)
     assert await fence(shard, one(holder, 1))
     assert await fence(shard, one(second, 1, "gate"))
-    for acquisition in (one(holder, 2, "gate"), one(second, 2), one(third, 1, "gate"), one(third, 2)):
+    for acquisition in (
+        one(holder, 2, "gate"),
+        one(second, 2),
+        one(third, 1, "gate"),
+        one(third, 2),
+    ):
         await shard.turn(0.001)
         assert await fence(shard, acquisition) is None
     assert await worker.end(holder, to) == "ok"
@@ -137,7 +150,9 @@ async def test_acquisitions_of_one_attempt_wait_for_each_other(shard: Shard) -> 
     assert await fence(shard, one(job, 2))
 
 
-async def test_a_call_that_arrives_after_its_acquisition_was_given_up_takes_nothing(shard: Shard) -> None:
+async def test_a_call_that_arrives_after_its_acquisition_was_given_up_takes_nothing(
+    shard: Shard,
+) -> None:
     worker = await shard.worker()
     job, other = await start(shard, worker), await start(shard, worker)
     for number in (1, 2):

@@ -96,7 +96,11 @@ async def test_a_suspect_that_cannot_run_here_waits_and_stays_one(shard: Shard) 
         assert await ignorant.claim() == []
     assert [(await shard.place(id))[0][:4] for id in ids] == ["park"] * 3
     worker, other = await shard.worker(), await shard.worker()
-    assert [len(await worker.claim()), len(await other.claim()), len(await worker.claim())] == [1, 1, 0]
+    assert [len(await worker.claim()), len(await other.claim()), len(await worker.claim())] == [
+        1,
+        1,
+        0,
+    ]
 
 
 async def test_heartbeats_keep_what_is_held(shard: Shard) -> None:
@@ -183,7 +187,9 @@ async def test_a_short_silence_is_no_stall(shard: Shard) -> None:
 
 
 @pytest.mark.parametrize("lease", [1.0, 2.0])
-async def test_a_lease_as_short_as_the_ticks_are_apart_still_ends(shard: Shard, lease: float) -> None:
+async def test_a_lease_as_short_as_the_ticks_are_apart_still_ends(
+    shard: Shard, lease: float
+) -> None:
     short = Shard(shard.redis, letter="b", lease=lease)
     await short.turn(0)
     await short.silence()
@@ -225,7 +231,9 @@ async def test_a_clock_that_steps_back_keeps_holders(shard: Shard) -> None:
     assert await worker.beat() == (True, [], [])
     await shard.wait(5)
     before = (await shard.get(id)).stamp
-    assert await shard.queue.finish([Finish(id, worker.held[id], State.SUCCEEDED, "succeeded")]) == ["ok"]
+    assert await shard.queue.finish(
+        [Finish(id, worker.held[id], State.SUCCEEDED, "succeeded")]
+    ) == ["ok"]
     assert (await shard.get(id)).stamp > before  # the order of changes outlives the step
 
 

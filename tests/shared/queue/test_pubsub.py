@@ -35,7 +35,9 @@ async def quiet(shard: Shard, change: Change) -> None:
 
 
 async def marked(change: Change) -> None:
-    await asyncio.wait_for(change._event.wait(), 4)  # less than the 5 s after which everybody reads again
+    await asyncio.wait_for(
+        change._event.wait(), 4
+    )  # less than the 5 s after which everybody reads again
     await change.wait()
 
 
@@ -71,7 +73,17 @@ async def test_every_visible_change_is_told_and_nothing_else(shard: Shard) -> No
                 assert message["channel"].decode().endswith(f":{id}")
                 told.append(message["data"].decode())
     assert told == [
-        *("scheduled", "queued", "running", "progress", "output", "log", "running", "cancelled", "that is all")
+        *(
+            "scheduled",
+            "queued",
+            "running",
+            "progress",
+            "output",
+            "log",
+            "running",
+            "cancelled",
+            "that is all",
+        )
     ]
 
 
@@ -160,7 +172,9 @@ async def test_a_wait_ends_after_its_time_and_says_whether_it_was_marked(shard: 
             assert await change.wait(timeout) is True
 
 
-async def test_a_change_whose_news_were_lost_is_found(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_change_whose_news_were_lost_is_found(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(watch, "LOOK", 0.05)
     monkeypatch.setattr(watch, "PORTION", 2)
     ids = [await shard.add() for _ in range(5)]
@@ -172,7 +186,9 @@ async def test_a_change_whose_news_were_lost_is_found(shard: Shard, monkeypatch:
         await quiet(shard, change)
     for field in ("v", "o"):
         for id, change in zip(ids, changes, strict=True):
-            await shard.redis.hset(f"{shard.queue.prefix}job:{id}", field, "1790000000000000")  # and nobody tells
+            await shard.redis.hset(
+                f"{shard.queue.prefix}job:{id}", field, "1790000000000000"
+            )  # and nobody tells
             await marked(change)
     for context in contexts:
         await context.__aexit__(None, None, None)
@@ -194,7 +210,9 @@ async def test_closing_lets_go_of_who_waits_and_of_the_connection(redis: Redis) 
     await queue.close()  # twice does no harm
 
 
-async def test_many_that_come_and_go_at_once_are_told_right(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_that_come_and_go_at_once_are_told_right(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(watch, "PORTION", 7)
     look = shard.queue._watch
     async with shard.queue.watch("first") as change:

@@ -8,7 +8,9 @@ from tandem_shared.settings import load, mask
 
 
 def test_a_url_names_sentinels_master_and_database() -> None:
-    found = watched("redis+sentinel://me:s%40fe@one:26380,[::1]:26381,two/main/3?sentinel_password=x%26y")
+    found = watched(
+        "redis+sentinel://me:s%40fe@one:26380,[::1]:26381,two/main/3?sentinel_password=x%26y"
+    )
     assert found is not None
     assert found.sentinels == [("one", 26380), ("::1", 26381), ("two", 26379)]
     assert (found.master, found.db) == ("main", 3)
@@ -17,7 +19,10 @@ def test_a_url_names_sentinels_master_and_database() -> None:
 
 
 def test_a_password_alone_and_no_credentials() -> None:
-    for url, credentials in (("redis+sentinel://:pw@h/m", {"password": "pw"}), ("redis+sentinel://h/m", {})):
+    for url, credentials in (
+        ("redis+sentinel://:pw@h/m", {"password": "pw"}),
+        ("redis+sentinel://h/m", {}),
+    ):
         found = watched(url)
         assert found is not None
         assert found.credentials == credentials

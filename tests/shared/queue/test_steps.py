@@ -14,7 +14,10 @@ async def test_a_later_attempt_gets_what_an_earlier_one_kept(shard: Shard) -> No
     first = await worker.take()
     before = await shard.get(id)
     assert await shard.queue.steps.load(id, first.token) == {}
-    assert await shard.queue.steps.keep(Step(id, first.token, "a ü", b'{"n":1}')) == ("ok", b'{"n":1}')
+    assert await shard.queue.steps.keep(Step(id, first.token, "a ü", b'{"n":1}')) == (
+        "ok",
+        b'{"n":1}',
+    )
     assert (await shard.get(id)).etag == before.etag  # nothing that clients see
     await worker.end(first, State.RETRYING)
     await shard.wait(1)

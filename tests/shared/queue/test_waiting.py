@@ -84,7 +84,9 @@ def newer(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
     shard.queue = Queue(shard.redis, clock=f"{CLOCK} --[[ newer ]]")
 
 
-async def test_a_newer_format_waits_for_newer_scripts(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_newer_format_waits_for_newer_scripts(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     id = await shard.add()
     await shard.redis.hset(f"{shard.queue.prefix}job:{id}", "f", 2)
     worker = await shard.worker()
@@ -153,13 +155,16 @@ async def test_a_woken_job_that_expires_wakes_the_next(shard: Shard) -> None:
 
 async def test_a_woken_job_that_cannot_run_wakes_the_next(shard: Shard) -> None:
     ids = await shard.submit(
-        job(concurrency_key="k"), job("u", concurrency_key="k"), job(concurrency_key="k", priority="low")
+        job(concurrency_key="k"),
+        job("u", concurrency_key="k"),
+        job(concurrency_key="k", priority="low"),
     )
     both, worker = await shard.worker({"t": 1, "u": 1}), await shard.worker()
     claimed = await both.take()
     await both.end(claimed)
     assert [await shard.state(id) for id in ids[1:]] == [State.QUEUED, State.WAITING]
-    # One claim sets the last one aside for the key, and brings it back as the other turns out not to need the slot.
+    # One claim sets the last one aside for the key, and brings it back as the other turns out not
+    # to need the slot.
     assert [one.id for one in await worker.claim()] == [ids[2]]
 
 
@@ -167,7 +172,9 @@ async def test_a_job_set_aside_and_woken_in_one_claim_is_not_lost(shard: Shard) 
     ids, worker = await keyed(shard, 2)
     await worker.claim(slots=1)
     unknown = await shard.add(task="u", concurrency_key="k", priority="low")
-    assert await worker.claim() == []  # sets ids[1] aside for the key, and `unknown`, which wakes it, for its task
+    assert (
+        await worker.claim() == []
+    )  # sets ids[1] aside for the key, and `unknown`, which wakes it, for its task
     assert [await shard.state(ids[1]), await shard.state(unknown)] == [State.QUEUED, State.WAITING]
     assert await shard.place(ids[1]) == ["q:default:normal"]
     await worker.claim()

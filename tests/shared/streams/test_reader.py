@@ -43,7 +43,9 @@ def record(**given: Any) -> Record:
 
 def final(stamp: int = T + 1000, **given: Any) -> Record:
     attempts = (Attempt(1, T + 10, stamp, "succeeded", "w"),)
-    return record(state=State.SUCCEEDED, stamp=stamp, ended=stamp, attempts=attempts, result=b"1", **given)
+    return record(
+        state=State.SUCCEEDED, stamp=stamp, ended=stamp, attempts=attempts, result=b"1", **given
+    )
 
 
 def said(stamp: int, *items: bytes, type: str = "output", attempt: int = 1) -> Chunk:
@@ -115,8 +117,12 @@ async def test_entries_of_one_stamp_are_told_together_and_gone_on_from_one_by_on
     groups = [group async for group in reading(log, "J", types=frozenset({"output"})).groups(now)]
     assert [len(group.data) for group in groups] == [TOGETHER, 44, 1]
     entries = await read(reading(log, "J", types=frozenset({"output"})), now)
-    assert [line for group in groups for line in group.json()] == [entry.json() for entry in entries]
-    assert [group.last for group in groups] == [entries[at].place for at in (TOGETHER - 1, TOGETHER + 43, -1)]
+    assert [line for group in groups for line in group.json()] == [
+        entry.json() for entry in entries
+    ]
+    assert [group.last for group in groups] == [
+        entries[at].place for at in (TOGETHER - 1, TOGETHER + 43, -1)
+    ]
     reader = reading(log, "J", types=frozenset({"output"}))
     async with aclosing(reader.entries(now)) as some:
         assert [await anext(some) for _ in range(TOGETHER + 3)] == entries[: TOGETHER + 3]
@@ -129,14 +135,20 @@ async def test_what_is_not_wanted_is_left_out_but_never_the_end(wanted: str) -> 
     log = Log(*LOG.chunks)
     entries = await read(reading(log, "J", types=frozenset(types)), final(output=T + 50))
     assert told(entries) == [one for one in WHOLE if one[0] in types | {"end"}]
-    assert bool(log.asked) is bool(types & {"output", "log", "progress"}), "what nobody wants is not read"
+    assert bool(log.asked) is bool(types & {"output", "log", "progress"}), (
+        "what nobody wants is not read"
+    )
 
 
 async def test_what_is_newer_than_the_record_waits_for_a_newer_record() -> None:
     """Else a state could come too late for its place: here the second attempt, which the old record does not have."""
     log = Log(said(T + 20, b"1"), said(T + 200, b"2", attempt=2))
     reader = reading(log, "J", types=ALL)
-    assert told(await read(reader, record(output=T + 20))) == [("state", 0), ("state", 10), ("output", 20)]
+    assert told(await read(reader, record(output=T + 20))) == [
+        ("state", 0),
+        ("state", 10),
+        ("output", 20),
+    ]
     assert await read(reader, record(output=T + 20)) == []
     attempts = (Attempt(1, T + 10, T + 100, "failed", "w"), Attempt(2, T + 150, None, None, "w"))
     later = record(attempt=2, stamp=T + 150, began=T + 150, attempts=attempts, output=T + 200)
@@ -155,10 +167,15 @@ async def test_chunks_are_read_once_and_few_at_a_time_where_they_are_large() -> 
 
 
 async def test_output_that_is_gone_holds_nothing_up() -> None:
-    assert told(await read(reading(Log(), "J", types=ALL), final(output=T + 50)))[-1] == ("end", 1000)
+    assert told(await read(reading(Log(), "J", types=ALL), final(output=T + 50)))[-1] == (
+        "end",
+        1000,
+    )
 
 
-@pytest.mark.parametrize("text", ["", "x", "1-1", f"{T}-1", f"{T}-000001", f" {T}-00001", f"{T}-0000１", f"-{T}-00001"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "1-1", f"{T}-1", f"{T}-000001", f" {T}-00001", f"{T}-0000１", f"-{T}-00001"]
+)
 def test_an_id_has_its_form(text: str) -> None:
     with pytest.raises(BadCursor):
         position(text)

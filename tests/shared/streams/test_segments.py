@@ -51,7 +51,13 @@ async def test_the_format_is_the_documented_one(store: FileStore) -> None:
     segment = await write_segment(store, "J", [Chunk(258, "log", 3, b"{}")])
     data = await store.load("jobs/J/output/258-258", 100)
     assert (
-        data == MAGIC + bytes([0, 0, 0, 0, 0, 0, 1, 2]) + bytes([0, 0, 0, 3]) + bytes([1]) + bytes([0, 0, 0, 2]) + b"{}"
+        data
+        == MAGIC
+        + bytes([0, 0, 0, 0, 0, 0, 1, 2])
+        + bytes([0, 0, 0, 3])
+        + bytes([1])
+        + bytes([0, 0, 0, 2])
+        + b"{}"
     )
     assert len(data) == segment.size
 
@@ -102,7 +108,8 @@ class Life:
         firsts: dict[int, int] = {}
         for chunk in self.said[: self.told]:
             firsts.setdefault(chunk.attempt, chunk.stamp)
-        # An attempt is lost 8 µs before the next one says its first word, which is 4 µs after it began.
+        # An attempt is lost 8 µs before the next one says its first word, which is 4 µs after it
+        # began.
         ends = [*(first - 8 for first in list(firsts.values())[1:]), None]
         attempts = [
             Attempt(number, first - 4, ended, None if ended is None else "worker_lost", "w")
@@ -128,7 +135,9 @@ def chunks(draw: st.DrawFn) -> list[Chunk]:
     stamp, before = T + 10, 0
     for attempt in range(1, draw(st.integers(1, 3)) + 1):
         stamp += 10
-        for kind, items in draw(st.lists(st.tuples(st.sampled_from(TYPES[1:4]), st.integers(1, 4)), max_size=8)):
+        for kind, items in draw(
+            st.lists(st.tuples(st.sampled_from(TYPES[1:4]), st.integers(1, 4)), max_size=8)
+        ):
             stamp += draw(st.integers(1, 5))
             size = draw(st.sampled_from((1, 10, 200)))
             body = b"\n".join(b'"%d %s"' % (number, b"x" * size) for number in range(items))
@@ -146,7 +155,9 @@ async def test_readers_get_everything_once_and_in_order_wherever_it_stands(
     plain = Life(said)
     await plain.go_on(len(said), 0)
     expected = [entry async for entry in plain.reader().entries(plain.record())]
-    assert [one.data for one in expected if one.type in SAID] == [item for chunk in said for item in chunk.items]
+    assert [one.data for one in expected if one.type in SAID] == [
+        item for chunk in said for item in chunk.items
+    ]
     assert [entry.place for entry in expected] == sorted({entry.place for entry in expected})
 
     life = Life(said)
@@ -154,7 +165,9 @@ async def test_readers_get_everything_once_and_in_order_wherever_it_stands(
     piece, segments.PIECE = segments.PIECE, data.draw(st.sampled_from((1, 30, 1000)), "piece")
     try:
         while not got or got[-1].type != "end":
-            await life.go_on(data.draw(st.integers(1, 5), "said"), data.draw(st.integers(0, 6), "moved"))
+            await life.go_on(
+                data.draw(st.integers(1, 5), "said"), data.draw(st.integers(0, 6), "moved")
+            )
             now = life.record()
             leaves = data.draw(st.none() | st.integers(0, 12), "leaves after")
             async for entry in reader.entries(now):

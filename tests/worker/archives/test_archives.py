@@ -46,12 +46,18 @@ def run(program: str, *arguments: str | Path, cwd: Path | None = None) -> str:
     path = shutil.which(program)
     if path is None:
         pytest.skip(f"{program} is not here")
-    return subprocess.run([path, *arguments], check=True, cwd=cwd, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [path, *arguments], check=True, cwd=cwd, capture_output=True, text=True
+    ).stdout
 
 
 def pool() -> list[psutil.Process]:
     """The processes of the pool; other children of this one are servers of other tests."""
-    return [child for child in psutil.Process().children() if "tandem_worker.executors.child" in child.cmdline()]
+    return [
+        child
+        for child in psutil.Process().children()
+        if "tandem_worker.executors.child" in child.cmdline()
+    ]
 
 
 async def fetched(bench: Bench, ref: dict[str, Any], stamp: int = 0) -> bytes:
@@ -69,10 +75,17 @@ async def unpacked(bench: Bench, data: bytes, **options: Any) -> dict[str, bytes
 
 
 @pytest.mark.parametrize("format", ["zip", "tar", "tar.gz", "tar.zst"])
-async def test_the_systems_programs_open_what_was_packed(bench: Bench, tmp_path: Path, format: str) -> None:
-    wanted = {"rows.csv": TEXT, "rows-2.csv": b"", "Straße.bin": random.Random(3).randbytes(MIB + 1)}
+async def test_the_systems_programs_open_what_was_packed(
+    bench: Bench, tmp_path: Path, format: str
+) -> None:
+    wanted = {
+        "rows.csv": TEXT,
+        "rows-2.csv": b"",
+        "Straße.bin": random.Random(3).randbytes(MIB + 1),
+    }
     given = [
-        await bench.upload("rows.csv" if name == "rows-2.csv" else name, data, OCTETS) for name, data in wanted.items()
+        await bench.upload("rows.csv" if name == "rows-2.csv" else name, data, OCTETS)
+        for name, data in wanted.items()
     ]
     payload = {"sources": [{"file": id} for id in given], "format": format}
     result = await bench.run(archive, payload)
@@ -100,8 +113,16 @@ async def test_the_systems_programs_open_what_was_packed(bench: Bench, tmp_path:
 
 
 @pytest.mark.parametrize("how", ["tar", "tar z", "tar zstd", "zip", "zip -0"])
-async def test_what_the_systems_programs_packed_is_unpacked(bench: Bench, tmp_path: Path, how: str) -> None:
-    wanted = {"a/b/rows.csv": TEXT, "a/empty": b"", "x" * 150: b"long", "ü.txt": b"u", "z.bin": os.urandom(3 * MIB)}
+async def test_what_the_systems_programs_packed_is_unpacked(
+    bench: Bench, tmp_path: Path, how: str
+) -> None:
+    wanted = {
+        "a/b/rows.csv": TEXT,
+        "a/empty": b"",
+        "x" * 150: b"long",
+        "ü.txt": b"u",
+        "z.bin": os.urandom(3 * MIB),
+    }
     root = tmp_path / "in"
     for name, data in wanted.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +134,16 @@ async def test_what_the_systems_programs_packed_is_unpacked(bench: Bench, tmp_pa
     if how == "tar z":
         run("tar", "-C", root, "-czf", path, "a", "none", "x" * 150, "ü.txt", "z.bin")
     elif how.startswith("tar"):
-        run("tar", "-C", root, "--format=pax", *(["--zstd"] if how == "tar zstd" else []), "-cf", path, ".")
+        run(
+            "tar",
+            "-C",
+            root,
+            "--format=pax",
+            *(["--zstd"] if how == "tar zstd" else []),
+            "-cf",
+            path,
+            ".",
+        )
     else:
         run("zip", "-qr0" if how == "zip -0" else "-qr", f"{path}.zip", ".", cwd=root)
     data = Path(f"{path}.zip" if how.startswith("zip") else path).read_bytes()
@@ -125,9 +155,20 @@ def test_names_in_an_archive_are_each_there_once() -> None:
     def names(*given: str | None) -> list[str]:
         return entry_names([FileRef(file="J/fall", name=name) for name in given])
 
-    assert names("a.csv", "a.csv", "a-2.csv", "a.csv") == ["a.csv", "a-2.csv", "a-2-2.csv", "a-3.csv"]
+    assert names("a.csv", "a.csv", "a-2.csv", "a.csv") == [
+        "a.csv",
+        "a-2.csv",
+        "a-2-2.csv",
+        "a-3.csv",
+    ]
     assert names("d/a", "d", "d/a/b", "a") == ["d/a", "d-2", "b", "a"]
-    assert names("/etc/passwd", "../../x.y", "C:\\a\\b.txt", None, "..") == ["passwd", "x.y", "b.txt", "fall", "file"]
+    assert names("/etc/passwd", "../../x.y", "C:\\a\\b.txt", None, "..") == [
+        "passwd",
+        "x.y",
+        "b.txt",
+        "fall",
+        "file",
+    ]
     assert names(".env", ".env", "v1.2/x", "v1.2/x") == [".env", ".env-2", "v1.2/x", "v1.2/x-2"]
 
 
@@ -187,7 +228,13 @@ def pax(records: bytes) -> bytes:
     header = tarfile.TarInfo("././@PaxHeader")
     header.type, header.size = tarfile.XHDTYPE, len(records)
     padding = bytes(-len(records) % 512)
-    return header.tobuf(tarfile.USTAR_FORMAT) + records + padding + info.tobuf(tarfile.USTAR_FORMAT) + bytes(1024)
+    return (
+        header.tobuf(tarfile.USTAR_FORMAT)
+        + records
+        + padding
+        + info.tobuf(tarfile.USTAR_FORMAT)
+        + bytes(1024)
+    )
 
 
 def in_gzip(data: bytes) -> bytes:
@@ -204,7 +251,9 @@ UNSAFE: dict[str, Callable[[], bytes]] = {
     "zip: drive": lambda: zipped(("C:/x", b"")),
     "zip: drive-relative": lambda: zipped(("C:x", b"")),
     "zip: backslashes": lambda: zipped(("..\\..\\x", b"")),
-    "zip: NUL in a name": lambda: altered(zipped(("abc", b"")), (LOCAL, 31, b"\0"), (CENTRAL, 47, b"\0")),
+    "zip: NUL in a name": lambda: altered(
+        zipped(("abc", b"")), (LOCAL, 31, b"\0"), (CENTRAL, 47, b"\0")
+    ),
     "zip: empty part": lambda: zipped(("a//x", b"")),
     "zip: parent directory": lambda: zipped(("../d/", b"")),
     "zip: link": zip_link,
@@ -244,7 +293,9 @@ TOO_LARGE: dict[str, Callable[[], bytes]] = {
     "tar: entries": lambda: tarred(*(f"{number}" for number in range(101)), content=b""),
     "tar: bomb in gzip": lambda: in_gzip(tarred("zeros", content=BIG[: 24 * MIB])),
     "tar: bomb in zstd": lambda: zstd.compress(tarred("zeros", content=BIG[: 24 * MIB])),
-    "tar: header as bomb": lambda: in_gzip(pax(b"15728640 comment=" + bytes(15 * MIB - 18) + b"\n")),
+    "tar: header as bomb": lambda: in_gzip(
+        pax(b"15728640 comment=" + bytes(15 * MIB - 18) + b"\n")
+    ),
     "tar: bomb behind the end": lambda: in_gzip(tarred("a") + BIG),
 }
 INVALID: dict[str, Callable[[], bytes]] = {
@@ -253,8 +304,12 @@ INVALID: dict[str, Callable[[], bytes]] = {
     "noise": lambda: random.Random(4).randbytes(10_000),
     "zip: encrypted": lambda: altered(zipped(("a", b"x")), (LOCAL, 6, b"\1"), (CENTRAL, 8, b"\1")),
     "zip: bzip2": lambda: altered(zipped(("a", b"x")), (LOCAL, 8, b"\x0c"), (CENTRAL, 10, b"\x0c")),
-    "zip: says less": lambda: altered(zipped(("a", b"x" * 99)), (CENTRAL, 24, struct.pack("<I", 9))),
-    "zip: says more": lambda: altered(zipped(("a", b"x" * 99)), (CENTRAL, 24, struct.pack("<I", 999))),
+    "zip: says less": lambda: altered(
+        zipped(("a", b"x" * 99)), (CENTRAL, 24, struct.pack("<I", 9))
+    ),
+    "zip: says more": lambda: altered(
+        zipped(("a", b"x" * 99)), (CENTRAL, 24, struct.pack("<I", 999))
+    ),
     "zip: checksum": lambda: altered(zipped(("a", b"x" * 99)), (CENTRAL, 16, b"\1\2\3\4")),
     "zip: damaged": lambda: altered(zipped(("a", TEXT)), (LOCAL, 500, os.urandom(500))),
     "zip: cut": lambda: zipped(("a", TEXT))[:-30],
@@ -262,7 +317,9 @@ INVALID: dict[str, Callable[[], bytes]] = {
     "tar: cut": lambda: tarred("a", content=TEXT)[:5000],
     "tar: header damaged": lambda: altered(tarred("a"), (b"ustar", -100, b"9")),
     "gzip: cut": lambda: in_gzip(tarred("a", content=TEXT))[:-20],
-    "gzip: checksum": lambda: altered(in_gzip(tarred("a")), (in_gzip(tarred("a"))[-8:], 0, b"\1\2\3\4")),
+    "gzip: checksum": lambda: altered(
+        in_gzip(tarred("a")), (in_gzip(tarred("a"))[-8:], 0, b"\1\2\3\4")
+    ),
     "zstd: cut": lambda: zstd.compress(tarred("a", content=TEXT))[:-20],
     "zstd: damaged": lambda: zstd.compress(tarred("a", content=TEXT))[:100] + os.urandom(500),
     "gzip: of text": lambda: in_gzip(TEXT),
@@ -272,7 +329,11 @@ INVALID: dict[str, Callable[[], bytes]] = {
 async def test_archives_that_mean_harm_are_refused_for_good(bench: Bench) -> None:
     wanted: dict[str, Any] = {}
     found: dict[str, Any] = {}
-    for type, table in (("unsafe_archive", UNSAFE), ("too_large", TOO_LARGE), ("invalid_archive", INVALID)):
+    for type, table in (
+        ("unsafe_archive", UNSAFE),
+        ("too_large", TOO_LARGE),
+        ("invalid_archive", INVALID),
+    ):
         for name, make in table.items():
             wanted[name] = (type, False)
             source = await bench.upload("x", make(), OCTETS)
@@ -293,7 +354,9 @@ async def test_a_bomb_is_met_in_bounded_memory(bench: Bench) -> None:
     file = tarfile.TarInfo("x")
     file.size = 2 << 30
     for info in (header, file):
-        source = await bench.upload("x", zstd.compress(info.tobuf(tarfile.GNU_FORMAT)) + bomb, OCTETS)
+        source = await bench.upload(
+            "x", zstd.compress(info.tobuf(tarfile.GNU_FORMAT)) + bomb, OCTETS
+        )
         with pytest.raises(TaskError) as error:
             await bench.run(extract, {"source": {"file": source}, "max_bytes": 4 << 30})
         assert (error.value.type, error.value.retryable) == ("too_large", False)

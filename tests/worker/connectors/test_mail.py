@@ -30,7 +30,12 @@ from tests.conftest import eventually
 from tests.worker.bench import Bench, open_bench
 
 SCHEMA = jsonschema_rs.validator_for(of(send).entry.payload_schema)
-MAIL = {"from": "Orders <orders@example.org>", "to": "ada@example.org", "subject": "Hello", "text": "It works."}
+MAIL = {
+    "from": "Orders <orders@example.org>",
+    "to": "ada@example.org",
+    "subject": "Hello",
+    "text": "It works.",
+}
 
 
 class Post:
@@ -69,7 +74,9 @@ class Post:
         return parsed
 
 
-def authenticate(server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: Any) -> AuthResult:
+def authenticate(
+    server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: Any
+) -> AuthResult:
     good = isinstance(data, LoginPassword) and (data.login, data.password) == (b"ann", b"p@ss")
     return AuthResult(success=good, handled=False)  # the server answers
 
@@ -88,7 +95,9 @@ def serving(post: Post, **more: Any) -> Iterator[int]:
 
 
 @asynccontextmanager
-async def opened(tmp_path: Path, post: Post, query: str = "tls=none", **more: Any) -> AsyncIterator[Bench]:
+async def opened(
+    tmp_path: Path, post: Post, query: str = "tls=none", **more: Any
+) -> AsyncIterator[Bench]:
     with serving(post, **more) as port:
         async with open_bench(tmp_path, smtp_url=f"smtp://127.0.0.1:{port}?{query}") as bench:
             yield bench
@@ -137,7 +146,11 @@ async def test_a_mail_arrives(bench: Bench, post: Post) -> None:
     mail = post.message()
     assert mail["From"] == "Orders <orders@example.org>"
     assert mail["To"] == "Ada Ünal <ada@example.org>, bob@example.org"
-    assert (mail["Cc"], mail["Reply-To"], mail["Bcc"]) == ("carol@example.org", "help@example.org", None)
+    assert (mail["Cc"], mail["Reply-To"], mail["Bcc"]) == (
+        "carol@example.org",
+        "help@example.org",
+        None,
+    )
     assert mail["Subject"] == subject
     assert mail["Message-ID"] == f"<{id}@example.org>"
     text, html = mail.get_body(("plain",)), mail.get_body(("html",))
@@ -178,7 +191,9 @@ async def test_attachments_have_a_limit(bench: Bench, post: Post) -> None:
     assert (error.type, error.retryable, post.got) == ("too_large", False, [])
 
 
-@pytest.mark.parametrize("text", ["a\r\nBcc: x@example.org", "a\nb", "a\rb", "a\x00b", "a\x85b", "a\u2028b"])
+@pytest.mark.parametrize(
+    "text", ["a\r\nBcc: x@example.org", "a\nb", "a\rb", "a\x00b", "a\x85b", "a\u2028b"]
+)
 @pytest.mark.parametrize("field", ["subject", "to", "cc", "bcc", "from", "reply_to"])
 async def test_headers_cannot_be_injected(bench: Bench, post: Post, field: str, text: str) -> None:
     value = text if field == "subject" else f"{text} <ada@example.org>"
@@ -191,8 +206,22 @@ async def test_headers_cannot_be_injected(bench: Bench, post: Post, field: str, 
 @pytest.mark.parametrize(
     "address",
     [
-        *("", "ada", "@example.org", "ada@", "ada@@example.org", "a b@example.org", "a@example.org, b@example.org"),
-        *("ada@example.org\n", "ada@-x", "<ada@example.org", "a..b@example.org", "x <a@example.org> <b@example.org>"),
+        *(
+            "",
+            "ada",
+            "@example.org",
+            "ada@",
+            "ada@@example.org",
+            "a b@example.org",
+            "a@example.org, b@example.org",
+        ),
+        *(
+            "ada@example.org\n",
+            "ada@-x",
+            "<ada@example.org",
+            "a..b@example.org",
+            "x <a@example.org> <b@example.org>",
+        ),
     ],
 )
 async def test_what_is_no_address_is_refused(bench: Bench, address: str) -> None:
@@ -211,7 +240,9 @@ async def test_a_name_of_a_file_is_no_header_either(bench: Bench, post: Post) ->
 async def test_recipients_that_are_refused(bench: Bench) -> None:
     result = await deliver(bench, {"to": ["ada@example.org", "nobody@example.org"]})
     assert result["accepted"] == ["ada@example.org"]
-    assert result["refused"] == [{"address": "nobody@example.org", "code": 550, "message": "no such user"}]
+    assert result["refused"] == [
+        {"address": "nobody@example.org", "code": 550, "message": "no such user"}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +254,9 @@ async def test_recipients_that_are_refused(bench: Bench) -> None:
         ({"text": "later please"}, True),
     ],
 )
-async def test_refusals_say_whether_to_try_again(bench: Bench, change: dict[str, Any], retryable: bool) -> None:
+async def test_refusals_say_whether_to_try_again(
+    bench: Bench, change: dict[str, Any], retryable: bool
+) -> None:
     error = await failure(bench, change)
     assert (error.type, error.retryable) == ("mail_refused", retryable)
 
@@ -238,7 +271,7 @@ async def test_a_cancelled_job_does_not_wait_for_the_server(bench: Bench, post: 
     post.over.set()
 
 
-# ---------------------------------------------------------------------------------------------------------- the server
+# --------------------------------------------------------------------------------------- the server
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +283,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tls") / "both.pem"
     command = [program, *"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost".split()]
     names = ["-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*command, *names, "-keyout", f"{path}.key", "-out", path], check=True, capture_output=True)
+    subprocess.run(
+        [*command, *names, "-keyout", f"{path}.key", "-out", path], check=True, capture_output=True
+    )
     return path
 
 
@@ -279,13 +314,17 @@ async def test_starttls_and_login(
                 assert post.message()["From"] == "shop@example.org"
 
 
-async def test_a_certificate_that_nobody_vouches_for(tmp_path: Path, post: Post, certificate: Path) -> None:
+async def test_a_certificate_that_nobody_vouches_for(
+    tmp_path: Path, post: Post, certificate: Path
+) -> None:
     async with opened(tmp_path, post, "", tls_context=server_context(certificate)) as bench:
         error = await failure(bench, {})
         assert (error.type, error.retryable, post.got) == ("mail_connection", False, [])
 
 
-async def test_without_tls_nothing_is_sent_unless_the_settings_say_so(tmp_path: Path, post: Post) -> None:
+async def test_without_tls_nothing_is_sent_unless_the_settings_say_so(
+    tmp_path: Path, post: Post
+) -> None:
     async with opened(tmp_path, post, "") as bench:
         error = await failure(bench, {})
         assert (error.type, error.retryable, post.got) == ("mail_connection", False, [])
@@ -305,7 +344,8 @@ async def test_no_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["smtp://", "smtp://h:port", "smtp://u:hunter2@h?tls=maybe", "smtp://h/path", "smtps://h?x=1"]
+    "url",
+    ["smtp://", "smtp://h:port", "smtp://u:hunter2@h?tls=maybe", "smtp://h/path", "smtps://h?x=1"],
 )
 async def test_a_wrong_url_stops_the_start(url: str) -> None:
     with pytest.raises(Misconfigured, match="TANDEM_SMTP_URL") as caught:

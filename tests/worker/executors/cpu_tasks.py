@@ -50,7 +50,16 @@ def deep(payload: list[int]) -> Deep:
 
 @task("cpu.facts", cpu=True)
 def facts(job: SyncJob) -> list[object]:
-    return [job.id, job.attempt, job.max_attempts, job.task, job.tenant, job.traceparent, job.deadline, job.cancelled]
+    return [
+        job.id,
+        job.attempt,
+        job.max_attempts,
+        job.task,
+        job.tenant,
+        job.traceparent,
+        job.deadline,
+        job.cancelled,
+    ]
 
 
 @task("cpu.report", cpu=True)

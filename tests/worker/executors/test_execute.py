@@ -16,7 +16,9 @@ from tandem_worker.testing import Recorder, run
 from tests.conftest import eventually
 
 
-@pytest.mark.parametrize("type_", ["Card Declined", "", "card-declined", "exception:", "exception:a b", "9lives", "_a"])
+@pytest.mark.parametrize(
+    "type_", ["Card Declined", "", "card-declined", "exception:", "exception:a b", "9lives", "_a"]
+)
 def test_an_error_type_is_a_lower_case_word(type_: str) -> None:
     with pytest.raises(ValueError, match="is no error type"):
         Permanent(type_, "no")
@@ -24,8 +26,15 @@ def test_an_error_type_is_a_lower_case_word(type_: str) -> None:
 
 def test_what_errors_advise() -> None:
     assert (Retry(after="1m").after, Retry(after=0.5).after, Retry().after) == (60, 0.5, None)
-    assert (Retry().type, Retry().retryable, str(Retry(message="later"))) == ("retry", True, "later")
-    assert (Permanent("card_declined", "no").retryable, str(Permanent("card_declined", "no"))) == (False, "no")
+    assert (Retry().type, Retry().retryable, str(Retry(message="later"))) == (
+        "retry",
+        True,
+        "later",
+    )
+    assert (Permanent("card_declined", "no").retryable, str(Permanent("card_declined", "no"))) == (
+        False,
+        "no",
+    )
     assert isinstance(Retry(), TaskError)
     with pytest.raises(ValueError, match="is not a duration"):
         Retry(after="soon")

@@ -38,14 +38,18 @@ def gone(pid: int) -> bool:
         return True
 
 
-def start(function: Callable[..., Any], payload: Any, bench: Bench, seen: Recorder) -> "asyncio.Task[Any]":
+def start(
+    function: Callable[..., Any], payload: Any, bench: Bench, seen: Recorder
+) -> "asyncio.Task[Any]":
     return asyncio.create_task(run(function, payload, resources=bench, sink=seen))
 
 
-# ---------------------------------------------------------------------------------------------------------------- work
+# --------------------------------------------------------------------------------------------- work
 
 
-async def test_results_and_reports_come_in_order(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_results_and_reports_come_in_order(
+    bench: Bench, capfd: pytest.CaptureFixture[str]
+) -> None:
     seen = Recorder()
     assert await run(cpu_tasks.report, 3000, resources=bench, sink=seen) is None
     assert seen.items == list(range(3000))
@@ -56,7 +60,9 @@ async def test_results_and_reports_come_in_order(bench: Bench, capfd: pytest.Cap
 
 
 async def test_results_of_the_authors_types(bench: Bench) -> None:
-    assert await run(cpu_tasks.deep, [1, 2], resources=bench) == cpu_tasks.Deep(inner={"numbers": [1, 2]})
+    assert await run(cpu_tasks.deep, [1, 2], resources=bench) == cpu_tasks.Deep(
+        inner={"numbers": [1, 2]}
+    )
 
 
 async def test_the_child_knows_its_job(bench: Bench) -> None:
@@ -86,7 +92,7 @@ async def test_all_processes_end_with_the_pool(tmp_path: Path) -> None:
     assert gone(seen.items[0])
 
 
-# -------------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 async def test_what_the_code_raises_comes_out(bench: Bench) -> None:
@@ -101,7 +107,12 @@ async def test_what_the_code_raises_comes_out(bench: Bench) -> None:
         with pytest.raises(TaskError) as caught:
             await run(cpu_tasks.raises, payload, resources=bench)
         error = caught.value
-        assert (error.type, error.message, error.retryable, error.after) == (type_, message, retryable, after)
+        assert (error.type, error.message, error.retryable, error.after) == (
+            type_,
+            message,
+            retryable,
+            after,
+        )
         assert "cpu_tasks.py" in "".join(error.__notes__)  # for the worker's log
     with pytest.raises(TaskError) as caught:
         await run(cpu_tasks.not_json, resources=bench)
@@ -137,7 +148,9 @@ def test_a_retry_survives_the_pipe() -> None:
         ("SIGKILL", "was killed (SIGKILL)"),
     ],
 )
-async def test_a_process_that_dies_hurts_only_its_own_job(bench: Bench, tmp_path: Path, how: str, words: str) -> None:
+async def test_a_process_that_dies_hurts_only_its_own_job(
+    bench: Bench, tmp_path: Path, how: str, words: str
+) -> None:
     other = Recorder()
     waiting = start(cpu_tasks.wait, {"path": tmp_path / "go"}, bench, other)
     await eventually(lambda: other.items)
@@ -166,10 +179,12 @@ async def test_a_task_of_the_script_itself_is_refused_in_words(bench: Bench) -> 
         await run(namespace["work"], resources=bench)
 
 
-# --------------------------------------------------------------------------------------------------------- cancellation
+# ------------------------------------------------------------------------------------- cancellation
 
 
-async def test_a_cancelled_process_runs_its_finally_blocks_and_is_replaced(bench: Bench, tmp_path: Path) -> None:
+async def test_a_cancelled_process_runs_its_finally_blocks_and_is_replaced(
+    bench: Bench, tmp_path: Path
+) -> None:
     seen = Recorder()
     running = start(cpu_tasks.spin, {"path": tmp_path / "left"}, bench, seen)
     await eventually(lambda: seen.items)
@@ -182,7 +197,9 @@ async def test_a_cancelled_process_runs_its_finally_blocks_and_is_replaced(bench
 
 
 @pytest.mark.parametrize("function", [cpu_tasks.deaf, cpu_tasks.stubborn, cpu_tasks.emit_for_ever])
-async def test_a_process_that_does_not_listen_is_killed(bench: Bench, function: Callable[..., Any]) -> None:
+async def test_a_process_that_does_not_listen_is_killed(
+    bench: Bench, function: Callable[..., Any]
+) -> None:
     seen = Recorder()
     before = {child.pid for child in psutil.Process().children()}
     running = start(function, {}, bench, seen)
@@ -210,7 +227,9 @@ async def test_cancelling_twice_still_gives_the_slots_back(tmp_path: Path) -> No
         assert await run(cpu_tasks.double, 2, resources=resources) == 4
 
 
-async def test_a_signal_for_the_whole_group_leaves_the_job_to_the_worker(bench: Bench, tmp_path: Path) -> None:
+async def test_a_signal_for_the_whole_group_leaves_the_job_to_the_worker(
+    bench: Bench, tmp_path: Path
+) -> None:
     seen = Recorder()
     running = start(cpu_tasks.wait, {"path": tmp_path / "go"}, bench, seen)
     await eventually(lambda: seen.items)

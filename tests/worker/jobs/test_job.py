@@ -30,10 +30,12 @@ from tests.worker.executors import cpu_tasks
 
 def job_of(function: Callable[..., Any], bench: Bench, sink: Any) -> Job:
     kind = of(function)
-    return local_job(bench, sink, bench.pools, id="one", task=kind.name, deadline=time.time() + 60, stamp=1)
+    return local_job(
+        bench, sink, bench.pools, id="one", task=kind.name, deadline=time.time() + 60, stamp=1
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- reports
+# ------------------------------------------------------------------------------------------ reports
 
 
 async def test_progress_in_all_its_forms() -> None:
@@ -91,8 +93,17 @@ class Unprintable:
 FIELDS = st.dictionaries(
     st.text(max_size=20),
     st.recursive(
-        st.none() | st.floats() | st.integers() | st.text() | st.binary() | st.builds(object) | st.builds(Unprintable),
-        lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.integers() | st.text(), inner, max_size=5),
+        st.none()
+        | st.floats()
+        | st.integers()
+        | st.text()
+        | st.binary()
+        | st.builds(object)
+        | st.builds(Unprintable),
+        lambda inner: (
+            st.lists(inner, max_size=5)
+            | st.dictionaries(st.integers() | st.text(), inner, max_size=5)
+        ),
         max_leaves=10,
     ),
     max_size=5,
@@ -130,7 +141,7 @@ async def test_log_entries_have_level_message_and_fields() -> None:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------- out of a thread
+# ---------------------------------------------------------------------------------- out of a thread
 
 
 class Slow(Recorder):
@@ -169,7 +180,9 @@ async def test_a_thread_waits_for_a_slow_sink() -> None:
     async with open_bench() as resources:
         sink = Slow()
         sink.given_out = lambda: given_out[0]
-        running = asyncio.create_task(execute(of(fast), job_of(fast, resources, sink), {}, resources.pools))
+        running = asyncio.create_task(
+            execute(of(fast), job_of(fast, resources, sink), {}, resources.pools)
+        )
         await eventually(lambda: given_out[0] > MAX_UNDER_WAY)
         sink.opened.set()
         await running
@@ -182,8 +195,11 @@ async def test_a_result_comes_after_all_reports(function: Callable[..., Any]) ->
     async with open_bench() as resources:
         sink = Slow()
         job = job_of(function, resources, sink)
-        running = asyncio.create_task(execute(of(function), job, of(function).decode(b"{}"), resources.pools))
-        # Twenty others of the same kind are through, one after the other: this one had the time too.
+        running = asyncio.create_task(
+            execute(of(function), job, of(function).decode(b"{}"), resources.pools)
+        )
+        # Twenty others of the same kind are through, one after the other: this one had the time
+        # too.
         for _ in range(20):
             await run(function, resources=resources)
         assert not running.done()
@@ -197,7 +213,9 @@ async def test_a_failure_comes_after_all_reports(function: Callable[..., Any]) -
     async with open_bench() as resources:
         sink = Slow()
         job = job_of(function, resources, sink)
-        running = asyncio.create_task(execute(of(function), job, of(function).decode(b"{}"), resources.pools))
+        running = asyncio.create_task(
+            execute(of(function), job, of(function).decode(b"{}"), resources.pools)
+        )
         for _ in range(20):
             with pytest.raises(Permanent):
                 await run(function, resources=resources)
@@ -271,7 +289,9 @@ async def test_more_tasks_than_threads_wait_for_each_other() -> None:
         return payload
 
     async with open_bench(concurrency=3) as resources:
-        results = await asyncio.gather(*(run(counted, number, resources=resources) for number in range(50)))
+        results = await asyncio.gather(
+            *(run(counted, number, resources=resources) for number in range(50))
+        )
     assert results == list(range(50))
     assert most[0] <= 3
 
@@ -290,7 +310,7 @@ async def test_job_http_and_sql_are_for_async_code() -> None:
             await run(function)
 
 
-# --------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 DATA = bytes(range(256)) * 12_000  # 3 MB: several pieces
 
@@ -300,13 +320,17 @@ async def test_plain_code_reads_and_writes_files(function: Callable[..., Any]) -
     async with open_bench() as resources:
         seen = Recorder()
         source = await upload(resources, DATA, "data.bin")
-        result = await run(function, {"source": source}, resources=resources, sink=seen, job_id="one")
+        result = await run(
+            function, {"source": source}, resources=resources, sink=seen, job_id="one"
+        )
     assert (result.file, result.size, result.sha256) == ("one/copy.bin", len(DATA), source.sha256)
     assert seen.files == {"copy.bin": DATA, "head.bin": DATA[:10]}
 
 
 @pytest.mark.parametrize("function", [cpu_tasks.copy, cpu_tasks.copy_in_a_thread])
-async def test_a_file_that_is_not_there_is_told_where_the_code_asks(function: Callable[..., Any]) -> None:
+async def test_a_file_that_is_not_there_is_told_where_the_code_asks(
+    function: Callable[..., Any],
+) -> None:
     seen = Recorder()
     with pytest.raises(Permanent, match="there is no file") as caught:
         await run(function, {"source": {"file": "0" * 30}}, sink=seen)
@@ -315,7 +339,9 @@ async def test_a_file_that_is_not_there_is_told_where_the_code_asks(function: Ca
 
 
 @pytest.mark.parametrize("function", [cpu_tasks.write_badly, cpu_tasks.write_badly_in_a_thread])
-async def test_a_name_that_no_file_may_have_is_refused_while_it_is_written(function: Callable[..., Any]) -> None:
+async def test_a_name_that_no_file_may_have_is_refused_while_it_is_written(
+    function: Callable[..., Any],
+) -> None:
     with pytest.raises(Permanent) as caught:
         await run(function)
     assert caught.value.type == "invalid_file_name"
@@ -344,7 +370,14 @@ async def test_files_of_other_jobs_are_looked_up_for_the_jobs_tenant() -> None:
 
     async with open_bench() as resources:
         job = local_job(
-            resources, Recorder(), resources.pools, id="one", task="t", deadline=0, tenant="acme", find=find
+            resources,
+            Recorder(),
+            resources.pools,
+            id="one",
+            task="t",
+            deadline=0,
+            tenant="acme",
+            find=find,
         )
         with pytest.raises(Permanent, match="there is no file"):
             await job.files.read(FileRef(file="other/rows.csv"))
@@ -353,4 +386,9 @@ async def test_files_of_other_jobs_are_looked_up_for_the_jobs_tenant() -> None:
 
 async def test_a_job_that_touched_no_file_has_written_none() -> None:
     async with open_bench() as resources:
-        assert local_job(resources, Recorder(), resources.pools, id="one", task="t", deadline=0).written == []
+        assert (
+            local_job(
+                resources, Recorder(), resources.pools, id="one", task="t", deadline=0
+            ).written
+            == []
+        )

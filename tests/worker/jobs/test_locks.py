@@ -38,12 +38,14 @@ async def waiting(client: Client, name: str = "door") -> int:
     return int(await client.redis.zcard(f"{client.queue.prefix}waits:default:{name}"))
 
 
-# ------------------------------------------------------------------------------------------------------- without Redis
+# ------------------------------------------------------------------------------------ without Redis
 
 
 async def test_one_at_a_time_without_redis(tmp_path: Path) -> None:
     door, locks = Door(notes=tmp_path / "notes", holds=0.01), LocalLocks()
-    fences = await asyncio.gather(*(run(kind, door, locks=locks) for kind in KINDS for _ in range(2)))
+    fences = await asyncio.gather(
+        *(run(kind, door, locks=locks) for kind in KINDS for _ in range(2))
+    )
     assert door.fences() == sorted(fences) == [1, 2, 3, 4, 5, 6]
 
 
@@ -55,7 +57,9 @@ async def test_waiting_ends_without_redis(tmp_path: Path) -> None:
             await run(kind, Door(notes=tmp_path / "notes", wait=0), locks=locks)
         assert (refused.value.type, refused.value.retryable) == ("lock_timeout", True)
     await locks.free(number)
-    assert await run(lock_tasks.asynchronous, Door(notes=tmp_path / "notes", wait=0), locks=locks) == 2
+    assert (
+        await run(lock_tasks.asynchronous, Door(notes=tmp_path / "notes", wait=0), locks=locks) == 2
+    )
 
 
 async def test_what_is_no_lock() -> None:
@@ -75,10 +79,12 @@ async def test_what_is_no_lock() -> None:
     await run(wrong)
 
 
-# ---------------------------------------------------------------------------------------------------------- with Redis
+# --------------------------------------------------------------------------------------- with Redis
 
 
-async def test_one_at_a_time_and_fences_that_grow(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_one_at_a_time_and_fences_that_grow(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     door = Door(notes=tmp_path / "notes", holds=0.002)
     async with (
         working(redis_url, tmp_path, *KINDS, lease=LONG),
@@ -140,10 +146,14 @@ async def test_whatever_ends_the_holder_the_next_one_follows(
             await eventually(lambda: waiting(client))
             await client.queue.cancel(first)
         assert await client.result(second)
-        assert (await client.end(first)).state is (State.CANCELLED if way == "cancel" else State.FAILED)
+        assert (await client.end(first)).state is (
+            State.CANCELLED if way == "cancel" else State.FAILED
+        )
 
 
-async def test_code_under_a_lost_lock_is_cancelled(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_code_under_a_lost_lock_is_cancelled(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     cancelled: list[int] = []
 
     @task("holds")
@@ -169,7 +179,9 @@ async def test_code_under_a_lost_lock_is_cancelled(client: Client, redis_url: st
         assert outcomes(await client.record(id)) == ["worker_lost", "succeeded"]
 
 
-async def test_the_end_of_a_lost_lock_is_an_error(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_the_end_of_a_lost_lock_is_an_error(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     told: list[str] = []
     begun, go = asyncio.Event(), asyncio.Event()
 
@@ -199,7 +211,9 @@ async def test_the_end_of_a_lost_lock_is_an_error(client: Client, redis_url: str
         assert worker.jobs_failed == 0
 
 
-async def test_the_acquisitions_of_one_job_wait_for_each_other(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_the_acquisitions_of_one_job_wait_for_each_other(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     @task("several")
     async def several(job: Job) -> list[int]:
         inside: list[int] = []
@@ -222,7 +236,9 @@ async def test_the_acquisitions_of_one_job_wait_for_each_other(client: Client, r
     assert len(set(fences)) == 10
 
 
-async def test_a_job_has_so_many_locks_and_no_more(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_a_job_has_so_many_locks_and_no_more(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     @task("greedy")
     async def greedy(job: Job) -> str:
         locks = [job.lock(f"lock {number}") for number in range(MOST_LOCKS + 1)]
@@ -238,7 +254,9 @@ async def test_a_job_has_so_many_locks_and_no_more(client: Client, redis_url: st
         assert await client.result(await client.submit(greedy)) == "ok"
 
 
-async def test_a_wait_that_is_given_up_takes_nothing_later(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_a_wait_that_is_given_up_takes_nothing_later(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     go = asyncio.Event()
 
     @task("impatient")

@@ -65,7 +65,9 @@ async def test_each_kind_of_task_is_heard_in_order(kind: Any, lines: list[str]) 
     sink = Recorder()
     await run(kind, "x", sink=sink)
     assert said(sink) == lines
-    (line,) = [line for line in sink.lines if line["message"] == lines[-1 if kind is cpu_tasks.logs else 0]]
+    (line,) = [
+        line for line in sink.lines if line["message"] == lines[-1 if kind is cpu_tasks.logs else 0]
+    ]
     if kind is chatty:
         assert line == {"level": "info", "message": "first x", "logger": "shop.orders", "order": 17}
     if kind is cpu_tasks.logs:
@@ -142,11 +144,17 @@ def test_an_exception_is_its_class_and_words(lines: list[dict[str, Any]]) -> Non
 
 
 def test_secrets_are_masked(lines: list[dict[str, Any]]) -> None:
-    log.info("connect to %s", "postgres://user:hunter2@host/db", extra={"password": "hunter2", "at": {"cookie": "x1x"}})
+    log.info(
+        "connect to %s",
+        "postgres://user:hunter2@host/db",
+        extra={"password": "hunter2", "at": {"cookie": "x1x"}},
+    )
     log.info("Authorization: Bearer abcdefghijklmnop", extra={"key": "tk_abcd_0123456789abcdef"})
     text = str(lines)
     assert len(lines) == 2
-    assert not [word for word in ("hunter2", "x1x", "abcdefghijklmnop", "0123456789abcdef") if word in text]
+    assert not [
+        word for word in ("hunter2", "x1x", "abcdefghijklmnop", "0123456789abcdef") if word in text
+    ]
 
 
 def test_what_the_worker_and_its_libraries_log_is_not_the_jobs(lines: list[dict[str, Any]]) -> None:
@@ -194,11 +202,28 @@ def test_structlog_is_heard_too(lines: list[dict[str, Any]]) -> None:
 
 
 def test_levels_are_the_four_of_a_job(lines: list[dict[str, Any]]) -> None:
-    for level in (5, logging.DEBUG, logging.INFO, 25, logging.WARNING, logging.ERROR, logging.CRITICAL):
+    for level in (
+        5,
+        logging.DEBUG,
+        logging.INFO,
+        25,
+        logging.WARNING,
+        logging.ERROR,
+        logging.CRITICAL,
+    ):
         log.log(level, "%d", level)
     told = [(line["message"], line["level"]) for line in lines]
-    assert told == [("20", "info"), ("25", "info"), ("30", "warning"), ("40", "error"), ("50", "error")]
-    assert msgspec.json.decode(body_of(logging.makeLogRecord({"levelno": 10, "msg": "x"})))["level"] == "debug"
+    assert told == [
+        ("20", "info"),
+        ("25", "info"),
+        ("30", "warning"),
+        ("40", "error"),
+        ("50", "error"),
+    ]
+    assert (
+        msgspec.json.decode(body_of(logging.makeLogRecord({"levelno": 10, "msg": "x"})))["level"]
+        == "debug"
+    )
 
 
 @pytest.mark.parametrize(("limit", "value"), [("LINES", 5), ("BYTES", 330)])

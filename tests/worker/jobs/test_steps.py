@@ -65,7 +65,9 @@ FUNCTIONS: list[tuple[Callable[..., Any], Any]] = [
 
 
 @pytest.mark.parametrize(("function", "value"), FUNCTIONS)
-async def test_a_step_gives_the_same_value_the_first_time_and_later(function: Callable[..., Any], value: Any) -> None:
+async def test_a_step_gives_the_same_value_the_first_time_and_later(
+    function: Callable[..., Any], value: Any
+) -> None:
     got = []
 
     @task("t")
@@ -114,7 +116,9 @@ async def test_plain_functions_do_not_block_the_loop() -> None:
 
     @task("t")
     async def waits(job: Job) -> str:
-        name, _ = await asyncio.gather(job.step("wait", wait), job.step("go", asyncio.to_thread, go.set))
+        name, _ = await asyncio.gather(
+            job.step("wait", wait), job.step("go", asyncio.to_thread, go.set)
+        )
         return name
 
     assert (await run(waits)).startswith("task-")
@@ -223,7 +227,11 @@ async def test_plain_code_has_steps_too(function: Callable[..., Any], tmp_path: 
     seen = Recorder()
     notes = tmp_path / "notes"
     for attempt in (1, 2):
-        assert await run(function, {"notes": notes}, sink=seen, attempt=attempt) == [3, "2030-01-02", "Permanent"]
+        assert await run(function, {"notes": notes}, sink=seen, attempt=attempt) == [
+            3,
+            "2030-01-02",
+            "Permanent",
+        ]
     assert notes.read_text() == "add\nday\n"
     assert seen.steps == {"add": 3, "day": "2030-01-02"}
 
@@ -238,7 +246,7 @@ async def test_a_coroutine_function_is_no_step_of_plain_code() -> None:
         await run(plain)
 
 
-# ---------------------------------------------------------------------------------------------------------- with Redis
+# --------------------------------------------------------------------------------------- with Redis
 
 
 @pytest.mark.parametrize("function", [step_tasks.asynchronous, step_tasks.plain, step_tasks.cpu])
@@ -266,7 +274,11 @@ async def test_too_many_steps_end_the_job(
 
     @task("many")
     async def many(job: Job, payload: int) -> int:
-        return sum(await asyncio.gather(*(job.step(f"step {number}", int, number) for number in range(payload))))
+        return sum(
+            await asyncio.gather(
+                *(job.step(f"step {number}", int, number) for number in range(payload))
+            )
+        )
 
     async with working(redis_url, tmp_path, many, lease=60.0):
         ids = [await client.submit(many, count) for count in (50, 51)]

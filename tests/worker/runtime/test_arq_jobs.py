@@ -22,7 +22,9 @@ from tests.worker.workers import Client, make_worker, working
 @asynccontextmanager
 async def plain_client(url: str, **serializers: Any) -> AsyncIterator[ArqRedis]:
     """As a program that only knows arq makes it."""
-    pool = await create_pool(RedisSettings(unix_socket_path=unquote(urlsplit(url).path)), **serializers)
+    pool = await create_pool(
+        RedisSettings(unix_socket_path=unquote(urlsplit(url).path)), **serializers
+    )
     try:
         yield pool
     finally:
@@ -31,7 +33,9 @@ async def plain_client(url: str, **serializers: Any) -> AsyncIterator[ArqRedis]:
 
 @pytest.fixture
 async def plain(client: Client, redis_url: str) -> AsyncIterator[ArqRedis]:
-    async with plain_client(redis_url, job_serializer=serialize, job_deserializer=deserialize) as pool:
+    async with plain_client(
+        redis_url, job_serializer=serialize, job_deserializer=deserialize
+    ) as pool:
         yield pool
 
 
@@ -70,7 +74,9 @@ async def test_a_plain_clients_job_runs_as_ours(
     ]
     assert sorted(ran, key=str) == sorted(expected, key=str)
     found = await records(client, redis)
-    assert {(record.task, record.state, record.queue) for record in found} == {("keep", State.SUCCEEDED, "side")}
+    assert {(record.task, record.state, record.queue) for record in found} == {
+        ("keep", State.SUCCEEDED, "side")
+    }
     assert await redis.keys("arq:*") == []
 
 
@@ -156,8 +162,21 @@ def test_what_a_submission_takes_over() -> None:
     body = msgspec.json.encode({"f": "keep", "a": [], "k": {"n": 1}, "t": None, "et": 1})
     job = submission("mine", 1234.5, body, {"keep": entry})
     assert job is not None
-    assert (job.task, job.queue, job.run_at, job.idempotency_key) == ("keep", "side", 1234.5, "arq:mine")
-    assert (job.payload, job.options.timeout, job.options.retry["max_attempts"]) == (b'{"n":1}', 30.0, 3)
+    assert (job.task, job.queue, job.run_at, job.idempotency_key) == (
+        "keep",
+        "side",
+        1234.5,
+        "arq:mine",
+    )
+    assert (job.payload, job.options.timeout, job.options.retry["max_attempts"]) == (
+        b'{"n":1}',
+        30.0,
+        3,
+    )
     tick = msgspec.json.encode({"f": "cron:x", "a": [], "k": {}})
-    keys = {made.idempotency_key for due in (5.1, 5.9, 6.1) if (made := submission("same", due, tick, {}))}
+    keys = {
+        made.idempotency_key
+        for due in (5.1, 5.9, 6.1)
+        if (made := submission("same", due, tick, {}))
+    }
     assert keys == {"arq:same:5", "arq:same:6"}

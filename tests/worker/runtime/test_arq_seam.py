@@ -63,17 +63,40 @@ def test_what_is_used_has_its_signature(name: str) -> None:
 
 def test_no_more_is_overridden_than_is_written_down() -> None:
     ours = {name for name in vars(Worker) if hasattr(arq.worker.Worker, name)}
-    assert {name for name in ours if name in OVERRIDDEN or not name.startswith("__")} == OVERRIDDEN | {"_jobs_started"}
+    assert {
+        name for name in ours if name in OVERRIDDEN or not name.startswith("__")
+    } == OVERRIDDEN | {"_jobs_started"}
 
 
 def test_arqs_worker_takes_what_is_given_to_it() -> None:
     taken = set(inspect.signature(arq.worker.Worker).parameters)
-    given = {"functions", "redis_pool", "max_jobs", "job_completion_wait", "job_serializer", "job_deserializer"}
-    given |= {"health_check_interval", "log_results", "handle_signals", "burst", "max_burst_jobs", "cron_jobs", "ctx"}
+    given = {
+        "functions",
+        "redis_pool",
+        "max_jobs",
+        "job_completion_wait",
+        "job_serializer",
+        "job_deserializer",
+    }
+    given |= {
+        "health_check_interval",
+        "log_results",
+        "handle_signals",
+        "burst",
+        "max_burst_jobs",
+        "cron_jobs",
+        "ctx",
+    }
     given |= {"on_startup", "on_shutdown", "on_job_start", "on_job_end", "after_job_end"}
     assert given <= taken
-    assert {"name", "coroutine", "timeout_s", "max_tries", "job_id"} <= set(CronJob.__dataclass_fields__)
-    assert list(inspect.signature(ArqRedis).parameters)[:3] == ["pool_or_conn", "job_serializer", "job_deserializer"]
+    assert {"name", "coroutine", "timeout_s", "max_tries", "job_id"} <= set(
+        CronJob.__dataclass_fields__
+    )
+    assert list(inspect.signature(ArqRedis).parameters)[:3] == [
+        "pool_or_conn",
+        "job_serializer",
+        "job_deserializer",
+    ]
 
 
 async def test_arqs_attributes_are_there(client: Client, redis_url: str, tmp_path: Path) -> None:
@@ -141,7 +164,9 @@ async def test_async_run_leaves_the_connections_and_close_ends_them(
     await worker.close()
 
 
-async def test_close_ends_a_worker_that_runs(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_close_ends_a_worker_that_runs(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     begun = asyncio.Event()
     stops: list[Any] = []
 
@@ -173,7 +198,8 @@ async def test_a_worker_that_is_stopped_before_it_runs_takes_nothing(
 
 
 def test_run_obeys_signals_and_closes(redis_url: str, tmp_path: Path) -> None:
-    # As the main program runs it: a loop of its own, arq's signal handlers on it, nobody who awaits anything.
+    # As the main program runs it: a loop of its own, arq's signal handlers on it, nobody who awaits
+    # anything.
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     stops: list[Any] = []
@@ -187,7 +213,9 @@ def test_run_obeys_signals_and_closes(redis_url: str, tmp_path: Path) -> None:
         calls.append("ended")
 
     try:
-        worker = make_worker(redis_url, tmp_path, number, handle_signals=True, on_startup=started, on_shutdown=ended)
+        worker = make_worker(
+            redis_url, tmp_path, number, handle_signals=True, on_startup=started, on_shutdown=ended
+        )
         worker.on_stop = stops.append
         worker.run()
         assert stops == [signal.SIGTERM]

@@ -58,7 +58,9 @@ async def live(shard: Shard, count: int, chance: random.Random) -> list[str]:
 
 
 async def agrees(shard: Shard, ledger: Ledger, ids: list[str]) -> bool:
-    return [await ledger.get(id, tenant="default") for id in ids] == [await shard.get(id) for id in ids]
+    return [await ledger.get(id, tenant="default") for id in ids] == [
+        await shard.get(id) for id in ids
+    ]
 
 
 async def test_rows_are_what_the_records_are(shard: Shard, ledger: Ledger) -> None:
@@ -82,7 +84,9 @@ async def test_portions_are_bounded_by_jobs_and_by_bytes(
     assert await agrees(shard, ledger, ids)
 
 
-async def test_two_project_at_once_and_one_dies_with_what_it_holds(shard: Shard, ledger: Ledger) -> None:
+async def test_two_project_at_once_and_one_dies_with_what_it_holds(
+    shard: Shard, ledger: Ledger
+) -> None:
     one, two = projection(shard.queue, ledger), projection(shard.queue, ledger, "two")
     chance, ids = random.Random(3), []
     for _ in range(4):
@@ -102,11 +106,15 @@ async def test_two_project_at_once_and_one_dies_with_what_it_holds(shard: Shard,
     assert await agrees(shard, ledger, ids)
 
 
-async def test_what_was_written_and_not_acknowledged_is_written_again(shard: Shard, ledger: Ledger) -> None:
+async def test_what_was_written_and_not_acknowledged_is_written_again(
+    shard: Shard, ledger: Ledger
+) -> None:
     ids = await live(shard, 5, random.Random(4))
     taken = await shard.queue.events.take("one", block=0.01)
     assert taken is not None
-    running = asyncio.create_task(projection(shard.queue, ledger).run())  # the same consumer, begun anew
+    running = asyncio.create_task(
+        projection(shard.queue, ledger).run()
+    )  # the same consumer, begun anew
 
     async def followed() -> bool:
         lag = await shard.queue.events.lag()
@@ -142,7 +150,7 @@ async def test_old_rows_go_and_young_ones_stay(shard: Shard, ledger: Ledger) -> 
     assert left.isdisjoint({State.SUCCEEDED, State.CANCELLED})
 
 
-# ------------------------------------------------------------------------------------------------------------- outages
+# ------------------------------------------------------------------------------------------ outages
 
 
 @task("ledger.hello")
@@ -158,7 +166,10 @@ async def test_jobs_go_on_without_sql_and_the_ledger_catches_up(
     place.mkdir(mode=0o711)
     server = await asyncio.to_thread(postgres_server, place)
     settings = Settings(database_url=server.url)
-    async with working(redis_url, tmp_path, hello, database_url=server.url), open_ledger(settings) as ledger:
+    async with (
+        working(redis_url, tmp_path, hello, database_url=server.url),
+        open_ledger(settings) as ledger,
+    ):
 
         async def known(id: str) -> bool:
             try:

@@ -35,7 +35,11 @@ async def said(job: Job, payload: int) -> None:
 def scrape(port: int) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         families = text_string_to_metric_families(answer.read().decode())
-        return {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
+        return {
+            (one.name, frozenset(one.labels.items())): one.value
+            for family in families
+            for one in family.samples
+        }
 
 
 async def test_attempts_by_task_and_outcome(
@@ -58,7 +62,9 @@ async def test_attempts_by_task_and_outcome(
     assert (told("process_resident_memory_bytes") or 0) > 0
 
 
-async def test_where_the_time_goes(client: Client, redis_url: str, tmp_path: Path, unused_tcp_port: int) -> None:
+async def test_where_the_time_goes(
+    client: Client, redis_url: str, tmp_path: Path, unused_tcp_port: int
+) -> None:
     async with working(redis_url, tmp_path, number, said, metrics_port=unused_tcp_port):
         await client.result(await client.submit(number, 1))
         await client.result(await client.submit(said, 100))
@@ -75,7 +81,13 @@ async def test_where_the_time_goes(client: Client, redis_url: str, tmp_path: Pat
 
     assert found["tandem_attempt_write_seconds_count", frozenset()] == 2
     assert found["tandem_attempt_write_seconds_sum", frozenset()] > 0
-    for phase, items in (("claim", 2), ("finish", 2), ("report", 100), ("ledger_read", 2), ("ledger_write", 2)):
+    for phase, items in (
+        ("claim", 2),
+        ("finish", 2),
+        ("report", 100),
+        ("ledger_read", 2),
+        ("ledger_write", 2),
+    ):
         assert told("tandem_worker_phase_seconds_count", phase) >= 1
         assert told("tandem_worker_phase_seconds_sum", phase) > 0
         assert told("tandem_worker_phase_items_total", phase) >= items

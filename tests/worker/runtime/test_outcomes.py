@@ -40,7 +40,9 @@ class Told:
         self.queue = Answering()
         self.held: dict[str, tuple[str, float]] = {}
         self.away = self.room = 0
-        self.outcomes = Outcomes(self.queue, self.held, away=self._away, room=self._room, tally=Tally([], 1))
+        self.outcomes = Outcomes(
+            self.queue, self.held, away=self._away, room=self._room, tally=Tally([], 1)
+        )
 
     def _away(self) -> None:
         self.away += 1
@@ -85,7 +87,9 @@ async def test_while_redis_is_away_they_are_kept(told: Told) -> None:
     assert (told.away, told.held, len(told.queue.written)) == (2, {}, 1)
 
 
-async def test_what_cannot_be_written_at_all_is_left_to_its_lease(told: Told, caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_cannot_be_written_at_all_is_left_to_its_lease(
+    told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
     told.queue.faults = [ValueError("a fault of ours")]
     told.queue.open.set()
     told.put("a")

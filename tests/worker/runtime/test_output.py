@@ -56,7 +56,9 @@ async def test_kinds_keep_their_order_among_each_other(said: Said) -> None:
     await said.output.drain()
     chunks = await said.chunks()
     flat = [(chunk.type, item) for chunk in chunks for item in chunk.items]
-    assert flat == [pair for n in range(20) for pair in (("output", b"%d" % n), ("log", b'{"n":%d}' % n))]
+    assert flat == [
+        pair for n in range(20) for pair in (("output", b"%d" % n), ("log", b'{"n":%d}' % n))
+    ]
 
 
 async def test_an_item_of_several_lines_stays_one(said: Said) -> None:
@@ -78,7 +80,9 @@ async def test_the_newest_progress_is_what_counts_and_the_last_is_written(said: 
     assert (await said.client.record(said.job.id)).progress == b"999"
 
 
-async def test_progress_that_waits_for_its_time_holds_nothing_up(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_progress_that_waits_for_its_time_holds_nothing_up(
+    said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(output, "PACE", 3600.0)
     await said.output.progress(b"1")
     await eventually(lambda: said.items("progress"))
@@ -190,7 +194,9 @@ async def test_what_is_abandoned_is_not_written(said: Said) -> None:
     assert said.lost == 0
 
 
-async def test_an_error_that_is_not_redis_being_away_reaches_the_attempt(redis: Redis, said: Said) -> None:
+async def test_an_error_that_is_not_redis_being_away_reaches_the_attempt(
+    redis: Redis, said: Said
+) -> None:
     await redis.set(f"{said.client.queue.prefix}out:{said.job.id}", "no stream")
     await said.output.output(b"1")
     with pytest.raises(Exception, match="WRONGTYPE"):

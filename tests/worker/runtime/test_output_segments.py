@@ -48,7 +48,9 @@ async def told(client: Client, store: FileStore, id: str) -> list[int]:
     """The numbers of all items, as readers get them."""
     reader = Reader(Source(client.queue, store), id, types=frozenset({"output"}))
     record = await client.record(id)
-    return [int(entry.data[1:7]) async for entry in reader.entries(record) if entry.type == "output"]
+    return [
+        int(entry.data[1:7]) async for entry in reader.entries(record) if entry.type == "output"
+    ]
 
 
 async def held(client: Client, redis: Redis, id: str) -> int:
@@ -82,13 +84,17 @@ async def test_small_output_stays_in_redis(said: Said) -> None:
     assert await told(said.client, said.store, said.job.id) == list(range(5))
 
 
-async def test_a_segment_whose_writer_died_before_redis_knew_is_written_again(said: Said, client: Client) -> None:
+async def test_a_segment_whose_writer_died_before_redis_knew_is_written_again(
+    said: Said, client: Client
+) -> None:
     await say(said, 0, 60)
     await eventually(lambda: client.queue.output(said.job.id, 0, 100))
     chunks = await client.queue.output(said.job.id, 0, 1000)
     left = await write_segment(said.store, said.job.id, chunks)  # and here it dies
     said.output.abandon()
-    assert await client.queue.finish([Finish(said.job.id, said.job.token, State.QUEUED, "released")]) == ["ok"]
+    assert await client.queue.finish(
+        [Finish(said.job.id, said.job.token, State.QUEUED, "released")]
+    ) == ["ok"]
     before = await told(client, said.store, said.job.id)
     assert before == list(range(len(before)))
     again = Said(client, await claimed(client, submit=False), said.store)
@@ -104,7 +110,9 @@ async def test_a_zombie_moves_nothing(said: Said, client: Client) -> None:
     await say(said, 0, 30)
     await eventually(lambda: client.queue.output(said.job.id, 0, 100))
     # The job is taken from it without its knowledge.
-    assert await client.queue.finish([Finish(said.job.id, said.job.token, State.QUEUED, "released")]) == ["ok"]
+    assert await client.queue.finish(
+        [Finish(said.job.id, said.job.token, State.QUEUED, "released")]
+    ) == ["ok"]
     before = await client.queue.output(said.job.id, 0, 1000)
     assert await said.output._outbox.move(said.job.id, said.job.token) is None
     assert await client.queue.output(said.job.id, 0, 1000) == before
@@ -114,7 +122,9 @@ async def test_a_zombie_moves_nothing(said: Said, client: Client) -> None:
     assert said.lost == 1
 
 
-async def test_writers_wait_for_the_store_and_go_on(said: Said, tmp_path: Path, redis: Redis) -> None:
+async def test_writers_wait_for_the_store_and_go_on(
+    said: Said, tmp_path: Path, redis: Redis
+) -> None:
     with away(tmp_path):
         saying = asyncio.create_task(say(said, 0, 400))
         await eventually(lambda: said.output.stuck)
@@ -167,7 +177,9 @@ async def test_a_job_waits_for_the_store_until_its_timeout_and_says_so(
 ) -> None:
     async with working(redis_url, tmp_path, floods):
         with away(tmp_path):
-            id = await client.submit(floods, 400, retry={"max_attempts": 20, "base": 0.01, "cap": 0.1})
+            id = await client.submit(
+                floods, 400, retry={"max_attempts": 20, "base": 0.01, "cap": 0.1}
+            )
 
             async def once() -> bool:
                 return "timeout" in outcomes(await client.record(id))

@@ -27,7 +27,11 @@ class Line:
     """One of `slots` with what it wrote and holds."""
 
     def __init__(self, slots: int = 10, *, quick: bool = True) -> None:
-        self.clock, self.held, self.written = Clock(), dict[str, tuple[str, float]](), list[Finish]()
+        self.clock, self.held, self.written = (
+            Clock(),
+            dict[str, tuple[str, float]](),
+            list[Finish](),
+        )
         self.ahead = Ahead(slots, self.clock, self.held, self.written.append)
         if quick:
             self.ran(0.001)
@@ -47,7 +51,8 @@ def test_as_many_as_will_start_within_a_moment(slots: int, seconds: float) -> No
     line.ran(seconds)
     room = line.ahead.room
     assert room <= min(MOST, SHARE * slots)
-    # So many slots, each of which is free after so long: the last of them waits for room / slots of that.
+    # So many slots, each of which is free after so long: the last of them waits for room / slots of
+    # that.
     assert room * seconds / slots <= 0.021
 
 
@@ -113,18 +118,22 @@ def test_who_waits_too_long_is_handed_back_and_no_more_are_claimed_for_a_while()
     line.clock.turn(PATIENCE + 0.01)
     assert line.written == []
     line.clock.turn(3 * PATIENCE)
-    assert [(one.id, one.to, one.outcome) for one in line.written] == [("j1", State.QUEUED, "released")]
+    assert [(one.id, one.to, one.outcome) for one in line.written] == [
+        ("j1", State.QUEUED, "released")
+    ]
     assert line.ahead.room == 0
     line.ran(0.001)
     assert line.ahead.room > 0
     assert not line.clock.waiting  # nobody waits, so nobody looks
 
 
-# ------------------------------------------------------------------------------------------------------- in a worker
+# -------------------------------------------------------------------------------------- in a worker
 
 
 @pytest.mark.parametrize("ends", ["by itself", "by a cancel"])
-async def test_short_jobs_then_long_ones(client: Client, redis_url: str, tmp_path: Path, ends: str) -> None:
+async def test_short_jobs_then_long_ones(
+    client: Client, redis_url: str, tmp_path: Path, ends: str
+) -> None:
     most = running = 0
     go = asyncio.Event()
 
@@ -148,7 +157,8 @@ async def test_short_jobs_then_long_ones(client: Client, redis_url: str, tmp_pat
         assert most <= 10
 
         async def settled() -> list[str]:
-            # What was claimed ahead has gone back: as many run as there are slots, and no other one is held.
+            # What was claimed ahead has gone back: as many run as there are slots, and no other one
+            # is held.
             records = [await client.record(id) for id in slow]
             held = [one.id for one in records if one.state is State.RUNNING]
             return held if len(held) == len(worker.runs) == 10 else []

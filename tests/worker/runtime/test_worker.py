@@ -33,7 +33,9 @@ async def add(payload: list[int]) -> int:
     return sum(payload)
 
 
-async def test_a_job_is_claimed_run_and_finished(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_a_job_is_claimed_run_and_finished(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     @task("a")
     async def says(job: Job, payload: dict[str, Any]) -> dict[str, Any]:
         await job.progress(1, 2, "half")
@@ -47,12 +49,21 @@ async def test_a_job_is_claimed_run_and_finished(client: Client, redis_url: str,
         record = await client.record(id)
         assert outcomes(record) == ["succeeded"]
         assert record.attempts[0].worker == worker.id
-        assert msgspec.json.decode(record.progress or b"") == {"current": 1, "total": 2, "message": "half"}
+        assert msgspec.json.decode(record.progress or b"") == {
+            "current": 1,
+            "total": 2,
+            "message": "half",
+        }
         assert await client.items(id) == [{"n": 1}]
         assert await client.items(id, "log") == [{"level": "info", "message": "told", "page": 1}]
         assert (worker.jobs_complete, worker.jobs_failed, worker.jobs_retried) == (1, 0, 0)
         (info,) = await client.queue.workers()
-        assert (info.id, info.concurrency, info.queues, info.draining) == (worker.id, 100, ("default",), False)
+        assert (info.id, info.concurrency, info.queues, info.draining) == (
+            worker.id,
+            100,
+            ("default",),
+            False,
+        )
     assert await client.queue.workers() == []
 
 
@@ -88,13 +99,20 @@ async def test_a_failure_is_retried_by_the_policy_until_it_is_final(
         passes, fails = await client.submit(flaky, 2), await client.submit(flaky, 3)
         assert await client.result(passes) == 3
         assert outcomes(await client.record(passes)) == ["failed", "failed", "succeeded"]
-        expected = {"type": "exception:ValueError", "message": "attempt 3", "retryable": True, "attempt": 3}
+        expected = {
+            "type": "exception:ValueError",
+            "message": "attempt 3",
+            "retryable": True,
+            "attempt": 3,
+        }
         assert await client.error(fails) == expected
         assert outcomes(await client.record(fails)) == ["failed"] * 3
         assert (worker.jobs_complete, worker.jobs_failed, worker.jobs_retried) == (1, 1, 4)
 
 
-async def test_the_other_sides_wish_is_the_floor_of_the_delay(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_the_other_sides_wish_is_the_floor_of_the_delay(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     @task("busy", retry=AT_ONCE)
     async def busy() -> None:
         raise Retry(after="1h", message="busy")
@@ -120,7 +138,9 @@ async def test_the_backoff_grows(client: Client, redis_url: str, tmp_path: Path)
     assert third.began - (second.ended or 0) >= 99_000
 
 
-async def test_what_is_permanent_is_not_retried(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_what_is_permanent_is_not_retried(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     @task("card", retry=AT_ONCE)
     async def card() -> None:
         raise Permanent("card_declined", "no")
@@ -146,13 +166,19 @@ async def test_a_payload_that_does_not_fit_fails_without_a_retry(
     async with working(redis_url, tmp_path, sized):
         id = await client.submit(sized, {"width": 0, "inner": {"a/b": "hunter2"}})
         error = await client.error(id)
-        assert (error["type"], error["retryable"], error["attempt"]) == ("invalid_payload", False, 1)
+        assert (error["type"], error["retryable"], error["attempt"]) == (
+            "invalid_payload",
+            False,
+            1,
+        )
         assert "/payload/width: " in error["message"]
         assert "/payload/inner/a~1b: " in error["message"]
         assert "hunter2" not in error["message"]
 
 
-async def test_a_timeout_is_told_from_the_codes_own(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_a_timeout_is_told_from_the_codes_own(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     @task("slow", timeout=0.05, retry=ONCE)
     async def slow() -> None:
         await asyncio.Event().wait()
@@ -176,7 +202,9 @@ async def test_a_timeout_is_told_from_the_codes_own(client: Client, redis_url: s
             assert outcomes(await client.record(id)) == [outcome]
 
 
-async def test_a_timeout_is_one_whatever_the_code_makes_of_it(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_a_timeout_is_one_whatever_the_code_makes_of_it(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     @task("cut")
     async def cut(payload: str) -> str:
         cancels = 0
@@ -207,7 +235,9 @@ async def test_a_timed_out_job_is_retried(client: Client, redis_url: str, tmp_pa
         assert await client.result(await client.submit(slow)) == 2
 
 
-async def test_a_large_result_becomes_a_file(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_a_large_result_becomes_a_file(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     @task("large")
     async def large(job: Job, payload: int) -> str:
         await job.files.write("result.json", b"the task's own")
@@ -225,10 +255,15 @@ async def test_a_large_result_becomes_a_file(client: Client, redis_url: str, tmp
     name = result["file"]["file"].partition("/")[2]
     async with open_store(f"file://{tmp_path}/store") as store:
         assert await store.load(job_path(id, record.attempts[-1].began, name), 1 << 20) == body
-        assert await store.load(job_path(id, record.attempts[-1].began, "result.json"), 100) == b"the task's own"
+        assert (
+            await store.load(job_path(id, record.attempts[-1].began, "result.json"), 100)
+            == b"the task's own"
+        )
 
 
-async def test_only_the_accepted_attempt_publishes_its_files(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_only_the_accepted_attempt_publishes_its_files(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     @task("writes", retry=AT_ONCE)
     async def writes(job: Job, payload: int) -> None:
         await job.files.write(f"{job.attempt}.txt", b"x")
@@ -239,12 +274,17 @@ async def test_only_the_accepted_attempt_publishes_its_files(client: Client, red
         passes, fails = await client.submit(writes, 2), await client.submit(writes, 9)
         await client.result(passes)
         await client.error(fails)
-        names = [view["name"] for view in msgspec.json.decode((await client.record(passes)).files or b"[]")]
+        names = [
+            view["name"]
+            for view in msgspec.json.decode((await client.record(passes)).files or b"[]")
+        ]
         assert names == ["2.txt"]
         assert (await client.record(fails)).files is None
 
 
-async def test_a_job_reads_the_files_of_another(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_a_job_reads_the_files_of_another(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     @task("writes")
     async def writes(job: Job) -> dict[str, Any]:
         return (await job.files.write("a.txt", b"hello")).model_dump()
@@ -274,7 +314,10 @@ async def test_a_thousand_jobs_run_once_each_and_slots_are_never_exceeded(
         now -= 1
         return payload
 
-    jobs = [Submission(id=new_id(), task="count", payload=b"%d" % n, options=Options(timeout=30)) for n in range(1000)]
+    jobs = [
+        Submission(id=new_id(), task="count", payload=b"%d" % n, options=Options(timeout=30))
+        for n in range(1000)
+    ]
     async with working(redis_url, tmp_path, count, concurrency=100) as worker:
         await client.queue.submit_many(jobs)
         await eventually(lambda: worker.jobs_complete == 1000, 30)
@@ -299,7 +342,9 @@ async def test_an_outcome_frees_its_slot_only_when_less_than_a_bound_is_unwritte
         await worker.close()
 
 
-async def test_an_error_of_the_workers_own_is_charged_like_any(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_an_error_of_the_workers_own_is_charged_like_any(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     # A policy that no validation let through: without a charge it would come back for ever.
     @task("failing")
     async def failing() -> None:
@@ -326,7 +371,10 @@ async def test_what_a_failure_says_holds_no_secret_no_path_and_no_traceback(
         raise KeyboardInterruptLike
 
     async with working(redis_url, tmp_path, url, opens, silent):
-        told = [(await client.error(await client.submit(one)))["message"] for one in (url, opens, silent)]
+        told = [
+            (await client.error(await client.submit(one)))["message"]
+            for one in (url, opens, silent)
+        ]
     assert told[0] == "cannot reach postgres://app:***@db/x with Bearer ***"
     assert told[1] == "No such file or directory"
     assert told[2] == "the task raised KeyboardInterruptLike without a message"

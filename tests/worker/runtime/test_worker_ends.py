@@ -91,7 +91,7 @@ async def take_away(client: Client, id: str) -> None:
     await eventually(settled)
 
 
-# ---------------------------------------------------------------------------------------------------------- cancelled
+# ---------------------------------------------------------------------------------------- cancelled
 
 
 async def test_a_cancel_reaches_the_code(
@@ -153,7 +153,8 @@ async def test_a_cancel_holds_without_its_code(
         await eventually(lambda: seen.begun)
         await client.queue.cancel(id)
         assert (await client.end(id)).state is State.CANCELLED
-        # The code goes on. Once its job is over it is told again, and what it returns at last is nobody's.
+        # The code goes on. Once its job is over it is told again, and what it returns at last is
+        # nobody's.
         await eventually(lambda: len(seen.cancelled) == 2)
         assert worker.runs
         seen.go_on.set()
@@ -165,10 +166,14 @@ async def test_a_cancel_holds_without_its_code(
 async def test_a_worker_settles_what_does_not_obey_its_cancel(
     client: Client, redis_url: str, tmp_path: Path, seen: Seen, deaf: Callable[..., Any]
 ) -> None:
-    async with working(redis_url, tmp_path, deaf, concurrency=1):  # so it claims nothing, which would settle too
+    async with working(
+        redis_url, tmp_path, deaf, concurrency=1
+    ):  # so it claims nothing, which would settle too
         id = await client.submit(deaf)
         await eventually(lambda: seen.begun)
-        await client.redis.hset(f"{client.queue.prefix}clock", "grace", "0")  # as if ticks had gone on for long
+        await client.redis.hset(
+            f"{client.queue.prefix}clock", "grace", "0"
+        )  # as if ticks had gone on for long
         await client.queue.cancel(id)
         assert outcomes(await client.reaches(id, State.CANCELLED)) == ["cancelled"]
         seen.go_on.set()
@@ -212,7 +217,7 @@ async def test_a_thread_that_is_cancelled_frees_its_job_and_learns_of_it(
         await eventually(told.is_set)
 
 
-# --------------------------------------------------------------------------------------------------------------- lost
+# --------------------------------------------------------------------------------------------- lost
 
 
 async def test_a_worker_that_lost_a_job_says_nothing_of_it_any_more(
@@ -236,7 +241,10 @@ async def test_a_worker_that_lost_a_job_says_nothing_of_it_any_more(
         job.log.info("late")
         return "first"
 
-    async with working(redis_url, tmp_path, talks, queues="none") as other, working(redis_url, tmp_path, talks):
+    async with (
+        working(redis_url, tmp_path, talks, queues="none") as other,
+        working(redis_url, tmp_path, talks),
+    ):
         id = await client.submit(talks)
         await eventually(lambda: seen.begun == [1])
         await take_away(client, id)
@@ -279,7 +287,7 @@ async def test_code_that_cannot_be_stopped_does_not_keep_its_job(
         await eventually(lambda: not worker.runs)
 
 
-# ----------------------------------------------------------------------------------------------------------- shutdown
+# ----------------------------------------------------------------------------------------- shutdown
 
 
 async def test_shutdown_hands_back_at_once_and_charges_nothing(

@@ -37,10 +37,12 @@ async def burst(worker: Worker) -> None:
         await worker.close()
 
 
-# -------------------------------------------------------------------------------------------------------------- burst
+# -------------------------------------------------------------------------------------------- burst
 
 
-async def test_a_burst_ends_when_nothing_is_left(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_a_burst_ends_when_nothing_is_left(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     @task("flaky", retry=AT_ONCE)
     async def flaky(job: Job) -> int:
         if job.attempt < 3:
@@ -66,7 +68,9 @@ async def test_a_burst_waits_for_the_jobs_it_started_even_long_ones(
     assert await client.result(id) == "done"
 
 
-async def test_a_burst_runs_no_more_jobs_than_it_may(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_a_burst_runs_no_more_jobs_than_it_may(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     ids = [await client.submit(number, n) for n in range(20)]
     worker = make_worker(redis_url, tmp_path, number, burst=True, max_burst_jobs=7)
     assert await run_check(worker) == 7
@@ -103,10 +107,12 @@ async def test_a_signal_ends_a_burst(client: Client, redis_url: str, tmp_path: P
     assert outcomes(await client.record(id)) == ["released"]
 
 
-# -------------------------------------------------------------------------------------------------------------- hooks
+# -------------------------------------------------------------------------------------------- hooks
 
 
-async def test_hooks_are_called_around_each_job(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_hooks_are_called_around_each_job(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     calls: list[Any] = []
 
     def hook(name: str) -> Any:
@@ -118,7 +124,9 @@ async def test_hooks_are_called_around_each_job(client: Client, redis_url: str, 
         return call
 
     names = ("on_startup", "on_job_start", "on_job_end", "after_job_end", "on_shutdown")
-    async with working(redis_url, tmp_path, number, ctx={"mine": 1}, **{name: hook(name) for name in names}):
+    async with working(
+        redis_url, tmp_path, number, ctx={"mine": 1}, **{name: hook(name) for name in names}
+    ):
         id = await client.submit(number, 5)
         assert await client.result(id) == 5
     assert calls == [
@@ -129,7 +137,9 @@ async def test_hooks_are_called_around_each_job(client: Client, redis_url: str, 
 
 
 @pytest.mark.parametrize("name", ["on_job_start", "on_job_end", "after_job_end"])
-async def test_a_hook_that_fails_harms_nothing(client: Client, redis_url: str, tmp_path: Path, name: str) -> None:
+async def test_a_hook_that_fails_harms_nothing(
+    client: Client, redis_url: str, tmp_path: Path, name: str
+) -> None:
     async def fails(ctx: dict[Any, Any]) -> None:
         raise RuntimeError("a hook")
 
@@ -202,7 +212,7 @@ async def test_a_cancellation_ends_a_worker_at_every_moment(
         await worker.close()
 
 
-# --------------------------------------------------------------------------------------------------------------- cron
+# --------------------------------------------------------------------------------------------- cron
 
 
 async def test_a_cron_job_is_ticked_adopted_and_run(
@@ -219,7 +229,9 @@ async def test_a_cron_job_is_ticked_adopted_and_run(
         await eventually(lambda: len(ticks) >= 2)
         assert set(ticks) == {(1, 1, 22)}
         await eventually(lambda: worker.jobs_complete >= 2)
-        assert [entry.name for entry in await client.queue.entries()] == ["number"]  # crons are nobody else's business
+        assert [entry.name for entry in await client.queue.entries()] == [
+            "number"
+        ]  # crons are nobody else's business
     await assert_only_our_own_keys(redis)
 
 
@@ -239,7 +251,9 @@ async def test_a_cron_job_that_fails_is_not_retried_and_the_next_tick_comes(
     assert set(ticks) == {1}
 
 
-async def test_a_cron_job_of_a_fixed_id_runs_at_each_tick(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_a_cron_job_of_a_fixed_id_runs_at_each_tick(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
     ticks: list[str] = []
 
     async def tick(ctx: dict[Any, Any]) -> None:
@@ -250,7 +264,9 @@ async def test_a_cron_job_of_a_fixed_id_runs_at_each_tick(client: Client, redis_
         await eventually(lambda: len(set(ticks)) >= 2)
 
 
-async def test_two_workers_tick_once(client: Client, redis: Redis, redis_url: str, tmp_path: Path) -> None:
+async def test_two_workers_tick_once(
+    client: Client, redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
     ticks: list[str] = []
 
     async def tick(ctx: dict[Any, Any]) -> None:
@@ -264,7 +280,8 @@ async def test_two_workers_tick_once(client: Client, redis: Redis, redis_url: st
         working(redis_url, tmp_path, cron_jobs=[every()]) as two,
     ):
         await eventually(lambda: one.jobs_complete + two.jobs_complete >= 2)
-    # One key a tick, whoever enqueued and whoever adopted it; the newest tick may not have been due yet.
+    # One key a tick, whoever enqueued and whoever adopted it; the newest tick may not have been due
+    # yet.
     keys = await redis.keys(f"{client.queue.prefix}idem:*")
     assert len(keys) - 2 <= len(ticks) <= len(keys)
     assert len(set(ticks)) == len(ticks)
@@ -274,4 +291,7 @@ async def assert_only_our_own_keys(redis: Redis) -> None:
     """None of those that arq's own loop would leave: arq:in-progress:…, arq:retry:…, arq:result:…."""
     keys = {key.decode() for key in await redis.keys("*")}
     foreign = {key for key in keys if not key.startswith("tandem:{a}:")}
-    assert {key for key in foreign if not key.startswith("arq:job:")} <= {"arq:queue", "arq:queue:health-check"}
+    assert {key for key in foreign if not key.startswith("arq:job:")} <= {
+        "arq:queue",
+        "arq:queue:health-check",
+    }

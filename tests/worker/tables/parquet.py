@@ -24,7 +24,9 @@ def rows(data: bytes) -> list[dict[str, Any]]:
     with tempfile.NamedTemporaryFile(suffix=".parquet") as file, duckdb.connect() as database:
         file.write(data)
         file.flush()
-        cursor = database.execute(f"SELECT * {f'REPLACE ({list_})' if zoned else ''} FROM read_parquet(?)", [file.name])
+        cursor = database.execute(
+            f"SELECT * {f'REPLACE ({list_})' if zoned else ''} FROM read_parquet(?)", [file.name]
+        )
         names = [column[0] for column in cursor.description]
         read = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
     for row in read:
@@ -37,5 +39,7 @@ def compression(data: bytes) -> set[str]:
     with tempfile.NamedTemporaryFile(suffix=".parquet") as file, duckdb.connect() as database:
         file.write(data)
         file.flush()
-        found = database.execute("SELECT DISTINCT compression FROM parquet_metadata(?)", [file.name]).fetchall()
+        found = database.execute(
+            "SELECT DISTINCT compression FROM parquet_metadata(?)", [file.name]
+        ).fetchall()
         return {row[0] for row in found}

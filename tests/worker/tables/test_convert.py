@@ -28,7 +28,14 @@ from tests.worker.tables.parquet import rows
 
 MIB = 1 << 20
 ROWS: list[dict[str, Any]] = [
-    {"id": 1, "name": 'Ada, "Countess"', "rate": 1.5, "ok": True, "zip": "01234", "note": "two\nlines"},
+    {
+        "id": 1,
+        "name": 'Ada, "Countess"',
+        "rate": 1.5,
+        "ok": True,
+        "zip": "01234",
+        "note": "two\nlines",
+    },
     {"id": -2, "name": "Grace", "rate": 2.0, "ok": False, "zip": "99999", "note": ""},
     {"id": None, "name": "Zoë", "rate": None, "ok": None, "zip": "1", "note": "x"},
 ]
@@ -49,7 +56,9 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 calls = itertools.count()
 
 
-async def converted(bench: Bench, data: bytes, name: str = "rows", **options: Any) -> tuple[bytes, str, int]:
+async def converted(
+    bench: Bench, data: bytes, name: str = "rows", **options: Any
+) -> tuple[bytes, str, int]:
     """The bytes, name and row count of what file.convert makes of the data."""
     source = await bench.upload(name, data, "application/octet-stream")
     result = await bench.run(convert, {"source": {"file": source}, **options}, id=f"J{next(calls)}")
@@ -83,16 +92,22 @@ def read(format: str, data: bytes) -> list[dict[str, Any]]:
             return msgspec.json.Decoder(dict[str, Any]).decode_lines(data)
         case "json":
             return msgspec.json.decode(data, type=list[dict[str, Any]])
-    return rows(data) if pq.read_schema(io.BytesIO(data)).names else []  # DuckDB reads no table without columns
+    return (
+        rows(data) if pq.read_schema(io.BytesIO(data)).names else []
+    )  # DuckDB reads no table without columns
 
 
 @pytest.mark.parametrize("to", ["csv", "ndjson", "json", "parquet"])
 async def test_rows_survive_in_every_direction(bench: Bench, to: str) -> None:
-    wanted: list[dict[str, Any]] = ROWS if to != "csv" else list(csv.DictReader(io.StringIO(CSV, newline="")))
+    wanted: list[dict[str, Any]] = (
+        ROWS if to != "csv" else list(csv.DictReader(io.StringIO(CSV, newline="")))
+    )
     for format in ("csv", "ndjson", "json", "parquet"):
         data, name, count = await converted(bench, made(format, ROWS), f"my.{format}", to=to)
         assert (read(to, data), name, count) == (wanted, f"my.{to}", 3), format
-        told, _, _ = await converted(bench, made(format, ROWS), "unnamed", **{"from": format, "to": to})
+        told, _, _ = await converted(
+            bench, made(format, ROWS), "unnamed", **{"from": format, "to": to}
+        )
         assert read(to, told) == wanted
         found, _, _ = await converted(bench, made(format, ROWS), "unnamed", to=to)
         assert read(to, found) == wanted
@@ -101,14 +116,23 @@ async def test_rows_survive_in_every_direction(bench: Bench, to: str) -> None:
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 async def test_compression_in_and_out(bench: Bench, tmp_path: Path, compression: str) -> None:
     packed = gzip.compress if compression == "gzip" else zstd.compress
-    for format, to in (("csv", "ndjson"), ("json", "csv"), ("ndjson", "json"), ("parquet", "ndjson")):
+    for format, to in (
+        ("csv", "ndjson"),
+        ("json", "csv"),
+        ("ndjson", "json"),
+        ("parquet", "ndjson"),
+    ):
         source = packed(made(format, ROWS))
-        data, name, _ = await converted(bench, source, f"my.{format}.gz", to=to, compression=compression)
+        data, name, _ = await converted(
+            bench, source, f"my.{format}.gz", to=to, compression=compression
+        )
         assert name == f"my.{to}." + {"gzip": "gz", "zstd": "zst"}[compression]
         (tmp_path / name).write_bytes(data)
         plain = run(compression, "-dc", tmp_path / name).encode()
         assert len(read(to, plain)) == 3
-    data, name, _ = await converted(bench, made("csv", ROWS), "my.csv", to="parquet", compression=compression)
+    data, name, _ = await converted(
+        bench, made("csv", ROWS), "my.csv", to="parquet", compression=compression
+    )
     assert compression_of(data) == {compression.upper()}
     assert (read("parquet", data), name) == (ROWS, "my.parquet")
     with pytest.raises(TaskError) as error:
@@ -117,12 +141,20 @@ async def test_compression_in_and_out(bench: Bench, tmp_path: Path, compression:
 
 
 async def test_dialect_and_encoding_are_told_by_the_file(bench: Bench) -> None:
-    rows = [["Straße", "Größe", "Preis"], *(["Müllerstraße, Köln", f"{number},5", "über 10 €"] for number in range(50))]
-    for delimiter, encoding in itertools.product(",;\t|", ["utf-8", "utf-8-sig", "utf-16", "cp1252"]):
+    rows = [
+        ["Straße", "Größe", "Preis"],
+        *(["Müllerstraße, Köln", f"{number},5", "über 10 €"] for number in range(50)),
+    ]
+    for delimiter, encoding in itertools.product(
+        ",;\t|", ["utf-8", "utf-8-sig", "utf-16", "cp1252"]
+    ):
         text = io.StringIO()
         csv.writer(text, delimiter=delimiter).writerows(rows)
         data, _, count = await converted(bench, text.getvalue().encode(encoding), "x.csv", to="csv")
-        assert (list(csv.reader(io.StringIO(data.decode()))), count) == (rows, 50), (delimiter, encoding)
+        assert (list(csv.reader(io.StringIO(data.decode()))), count) == (rows, 50), (
+            delimiter,
+            encoding,
+        )
     cyrillic = "имя,город\n" + "Анна,Москва и всё остальное\n" * 50
     data, _, _ = await converted(bench, cyrillic.encode("cp1251"), "x.csv", to="csv")
     assert data.decode() == cyrillic
@@ -151,7 +183,10 @@ async def test_a_column_has_the_type_that_all_its_fields_have(bench: Bench) -> N
         "empty": ("", "", str),
         "inf": ("1.0", "inf", str),
     }
-    first, last = (",".join(texts) for texts in zip(*((one, other) for one, other, _ in columns.values()), strict=True))
+    first, last = (
+        ",".join(texts)
+        for texts in zip(*((one, other) for one, other, _ in columns.values()), strict=True)
+    )
     data = f"{','.join(columns)}\n" + f"{first}\n" * 9000 + f"{last}\n"
     made, _, count = await converted(bench, data.encode(), "x.csv", to="ndjson")
     rows = read("ndjson", made)
@@ -168,7 +203,13 @@ async def test_a_column_has_the_type_that_all_its_fields_have(bench: Bench) -> N
 
 
 async def test_objects_of_many_shapes(bench: Bench) -> None:
-    rows = [{"a": 1}, {"b": [1, {"c": None}], "a": 2.5}, {"mixed": "text"}, {"mixed": 5, "a": None}, {"big": 1 << 70}]
+    rows = [
+        {"a": 1},
+        {"b": [1, {"c": None}], "a": 2.5},
+        {"mixed": "text"},
+        {"mixed": 5, "a": None},
+        {"big": 1 << 70},
+    ]
     source = b"\n\n".join(map(msgspec.json.encode, rows))
     made, _, count = await converted(bench, source, "x.jsonl", to="parquet")
     assert count == 5
@@ -202,9 +243,14 @@ async def test_what_parquet_has_and_json_has_not(bench: Bench) -> None:
          "deep": {"x": [1, None]}}
     ]  # fmt: skip
     made, _, _ = await converted(bench, data, to="csv")
-    assert made.decode().splitlines()[1] == '2026-01-02T03:04:05.000678Z,2026-01-02,1.10,AP8=,NaN,"{""x"":[1,null]}"'
+    assert (
+        made.decode().splitlines()[1]
+        == '2026-01-02T03:04:05.000678Z,2026-01-02,1.10,AP8=,NaN,"{""x"":[1,null]}"'
+    )
     made, _, _ = await converted(bench, data, to="parquet", compression="gzip")
-    assert pq.read_table(io.BytesIO(made)).equals(pq.read_table(io.BytesIO(data))) is False  # a NaN is not itself
+    assert (
+        pq.read_table(io.BytesIO(made)).equals(pq.read_table(io.BytesIO(data))) is False
+    )  # a NaN is not itself
     assert pq.read_schema(io.BytesIO(made)) == pq.read_schema(io.BytesIO(data))
     nanos = pa.table({"t": pa.array([1, 1000], pa.timestamp("ns"))})
     out = io.BytesIO()
@@ -242,7 +288,11 @@ WRONG: dict[str, tuple[bytes, str, str]] = {
     "nested": (b"[" * 100_000, "x.json", "invalid_file"),
     "lone surrogate": (b'[{"a": "\\ud800"}]', "x.json", "invalid_file"),
     "Parquet cut": (parquet(ROWS)[:-20], "x", "invalid_file"),
-    "Parquet damaged": (parquet(ROWS)[:20] + b"\xff" * 60 + parquet(ROWS)[80:], "x", "invalid_file"),
+    "Parquet damaged": (
+        parquet(ROWS)[:20] + b"\xff" * 60 + parquet(ROWS)[80:],
+        "x",
+        "invalid_file",
+    ),
     "no Parquet": (b"hello", "x.parquet", "invalid_file"),
     "long line": (b"a\n" + b"x" * (17 * MIB), "x.csv", "too_large"),
     "long element": (b'["' + b"x" * (40 * MIB), "x.json", "too_large"),
@@ -254,15 +304,32 @@ async def test_what_cannot_be_converted_fails_for_good(bench: Bench) -> None:
     found: dict[str, Any] = {}
     for name, (data, file, _) in WRONG.items():
         try:
-            found[name] = await converted(bench, data, file, to="parquet" if name != "Parquet cut" else "csv")
+            found[name] = await converted(
+                bench, data, file, to="parquet" if name != "Parquet cut" else "csv"
+            )
         except TaskError as error:
             found[name] = (error.type, error.retryable)
     assert found == {name: (type, False) for name, (*_, type) in WRONG.items()}
 
 
 def test_an_array_is_read_in_any_portions() -> None:
-    values = [1, -2.5e10, 'a]\\"[,', [], {}, [[1, 2], {"x": "}"}], None, True, "ü" * 100, {"a": [1, {"b": "\\"}]}, 0]
-    for text in (msgspec.json.encode(values).decode(), msgspec.json.format(msgspec.json.encode(values)).decode()):
+    values = [
+        1,
+        -2.5e10,
+        'a]\\"[,',
+        [],
+        {},
+        [[1, 2], {"x": "}"}],
+        None,
+        True,
+        "ü" * 100,
+        {"a": [1, {"b": "\\"}]},
+        0,
+    ]
+    for text in (
+        msgspec.json.encode(values).decode(),
+        msgspec.json.format(msgspec.json.encode(values)).decode(),
+    ):
         for size in (1, 2, 7, 1000):
             source = (text[start : start + size] for start in range(0, len(text), size))
 
@@ -275,7 +342,8 @@ def test_an_array_is_read_in_any_portions() -> None:
 
 async def test_a_large_table_is_converted_in_bounded_memory(bench: Bench) -> None:
     text = "".join(
-        f'{number},"name {number}",{number / 8},text that takes some room in the file\n' for number in range(10_000)
+        f'{number},"name {number}",{number / 8},text that takes some room in the file\n'
+        for number in range(10_000)
     )
     data = b"id,name,rate,text\n" + text.encode() * 12
     peak = 0
@@ -302,7 +370,10 @@ async def test_a_large_table_is_converted_in_bounded_memory(bench: Bench) -> Non
 def test_wrong_payloads() -> None:
     task = of(convert)
     source = {"source": {"file": "x"}, "to": "csv"}
-    for good in ({"delimiter": ";", "encoding": "latin-1", "from": "csv"}, {"compression": "zstd", "encoding": None}):
+    for good in (
+        {"delimiter": ";", "encoding": "latin-1", "from": "csv"},
+        {"compression": "zstd", "encoding": None},
+    ):
         task.decode(msgspec.json.encode(source | good))
     for bad in (
         {"delimiter": "ab"},

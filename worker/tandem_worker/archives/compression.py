@@ -32,10 +32,13 @@ def compression_of(start: bytes) -> Compression | None:
     return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
 
 
-def inflated(pieces: Iterable[bytes], compression: Compression | None) -> Generator[bytes, None, None]:
+def inflated(
+    pieces: Iterable[bytes], compression: Compression | None
+) -> Generator[bytes, None, None]:
     """The data behind the compressed pieces, in pieces of at most STEP bytes; several streams in a row are one.
 
-    None gives the pieces as they are. Raises Permanent `invalid_file` for data that is damaged or ends too early.
+    None gives the pieces as they are. Raises Permanent `invalid_file` for data that is damaged or
+    ends too early.
     """
     if compression is None:
         yield from pieces
@@ -99,7 +102,9 @@ class Deflating:
         self._sink = sink
         self._stream: Any = None
         if compression is not None:
-            self._stream = zlib.compressobj(wbits=_GZIP) if compression == "gzip" else zstd.ZstdCompressor()
+            self._stream = (
+                zlib.compressobj(wbits=_GZIP) if compression == "gzip" else zstd.ZstdCompressor()
+            )
 
     def write(self, data: bytes, /) -> int:
         out = data if self._stream is None else self._stream.compress(data)

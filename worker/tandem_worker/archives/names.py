@@ -22,8 +22,8 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 def entry_names(sources: list[FileRef]) -> list[str]:
     """What the files (as `stat` gives them) are called in an archive: their own names, each once.
 
-    A name that no file could be unpacked to becomes its last part or, failing that, `file`; of the second file of a
-    name it is `name-2.csv`.
+    A name that no file could be unpacked to becomes its last part or, failing that, `file`; of the
+    second file of a name it is `name-2.csv`.
     """
     names: list[str] = []
     taken, folders = set[str](), set[str]()

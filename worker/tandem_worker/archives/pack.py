@@ -39,7 +39,9 @@ def pack(files: SyncFiles, sources: list[FileRef], format: Format, progress: Pro
     return out.commit()
 
 
-def _pack_zip(files: SyncFiles, entries: list[tuple[str, FileRef]], out: Sink, progress: Progress) -> None:
+def _pack_zip(
+    files: SyncFiles, entries: list[tuple[str, FileRef]], out: Sink, progress: Progress
+) -> None:
     done = 0
     # Without `seek` and `tell` the sizes are written behind each entry.
     with zipfile.ZipFile(cast("IO[bytes]", out), "w") as archive:
@@ -55,14 +57,20 @@ def _pack_zip(files: SyncFiles, entries: list[tuple[str, FileRef]], out: Sink, p
                     progress(done)
 
 
-def _pack_tar(files: SyncFiles, entries: list[tuple[str, FileRef]], out: Sink, progress: Progress) -> None:
+def _pack_tar(
+    files: SyncFiles, entries: list[tuple[str, FileRef]], out: Sink, progress: Progress
+) -> None:
     done = 0
-    with tarfile.open(fileobj=cast("IO[bytes]", out), mode="w|", format=tarfile.PAX_FORMAT) as archive:
+    with tarfile.open(
+        fileobj=cast("IO[bytes]", out), mode="w|", format=tarfile.PAX_FORMAT
+    ) as archive:
         for name, source in entries:
             entry = tarfile.TarInfo(name)
             entry.size = source.size or 0
             with closing(files.open(source)) as pieces:
-                archive.addfile(entry, cast("IO[bytes]", _Stream(pieces, partial(_add, progress, done))))
+                archive.addfile(
+                    entry, cast("IO[bytes]", _Stream(pieces, partial(_add, progress, done)))
+                )
             done += entry.size
 
 

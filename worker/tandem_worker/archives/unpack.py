@@ -1,8 +1,9 @@
 """zip and tar archives of stored files, written and unpacked as streams; nothing is taken from one on trust.
 
-For unpacking, whatever an archive says of itself may be a lie: sizes are those that really come out, and every name is
-judged before a byte is stored under it. Errors are Permanent: `invalid_archive` for one that is damaged or of no kind
-known here, `unsafe_archive` for an entry that no plain archive of files has, `too_large` for a cap exceeded.
+For unpacking, whatever an archive says of itself may be a lie: sizes are those that really come
+out, and every name is judged before a byte is stored under it. Errors are Permanent:
+`invalid_archive` for one that is damaged or of no kind known here, `unsafe_archive` for an entry
+that no plain archive of files has, `too_large` for a cap exceeded.
 """
 
 import stat
@@ -21,15 +22,18 @@ from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.sync import SyncFiles
 
 PIECE = 256 << 10  # bytes inflated at once
-RATIO, FREE = 200, 16 << 20  # what comes out may be so many times what went in, and this many bytes in any case
+RATIO, FREE = (
+    200,
+    16 << 20,
+)  # what comes out may be so many times what went in, and this many bytes in any case
 HEADERS = 1 << 20  # bytes of a tar's headers before one entry
 DIRECTORY = 8 << 20  # bytes of a zip's list of entries
 
 
-# ------------------------------------------------------------------------------------------------------------- writing
+# ------------------------------------------------------------------------------------------ writing
 
 
-# ----------------------------------------------------------------------------------------------------------- unpacking
+# ---------------------------------------------------------------------------------------- unpacking
 
 
 class _Guard:
@@ -85,7 +89,8 @@ class _Guard:
         self._out += size
         if self._out > self._most:
             raise Permanent(
-                "too_large", f"the archive inflates to more than {RATIO} times its size, as no plain archive does"
+                "too_large",
+                f"the archive inflates to more than {RATIO} times its size, as no plain archive does",
             )
 
     def stored(self, size: int) -> None:
@@ -103,7 +108,8 @@ def unpack(
 ) -> Iterator[FileRef]:
     """Store the archive's files (`source` as `stat` gives it) under their names in it, in its order.
 
-    Directories are left out. What an archive is, its first bytes say: a zip, or a tar in gzip, in Zstandard or bare.
+    Directories are left out. What an archive is, its first bytes say: a zip, or a tar in gzip, in
+    Zstandard or bare.
     """
     with closing(files.open(source)) as pieces:
         start = next(pieces, b"")
@@ -130,8 +136,13 @@ def unpack(
         raise _invalid(f"{type(error).__name__}: {error}") from None
 
 
-def _unpack_zip(files: SyncFiles, source: FileRef, guard: _Guard, progress: Progress) -> Iterator[FileRef]:
-    with files.seek(source) as file, zipfile.ZipFile(cast("IO[bytes]", _Directory(file))) as archive:
+def _unpack_zip(
+    files: SyncFiles, source: FileRef, guard: _Guard, progress: Progress
+) -> Iterator[FileRef]:
+    with (
+        files.seek(source) as file,
+        zipfile.ZipFile(cast("IO[bytes]", _Directory(file))) as archive,
+    ):
         entries = archive.infolist()
         guard.count(len(entries))
         named = [(_zip_entry(entry, guard), entry) for entry in entries]
@@ -160,7 +171,8 @@ def _unpack_zip(files: SyncFiles, source: FileRef, guard: _Guard, progress: Prog
 def _zip_entry(entry: zipfile.ZipInfo, guard: _Guard) -> str:
     name = entry.orig_filename
     if not entry.flag_bits & 0x800:
-        # Many write UTF-8 and do not say so; what is none stays in the code page that zip began with.
+        # Many write UTF-8 and do not say so; what is none stays in the code page that zip began
+        # with.
         with suppress(UnicodeError):
             name = name.encode("cp437").decode()
     plain = guard.entry(name, folder=entry.is_dir(), size=0 if entry.is_dir() else entry.file_size)
@@ -171,7 +183,9 @@ def _zip_entry(entry: zipfile.ZipInfo, guard: _Guard) -> str:
         raise Permanent("invalid_archive", f"the entry {name[:100]!r} is encrypted")
     # The others' decompressors do not stop after a number of bytes.
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise _invalid(f"the entry {name[:100]!r} is compressed in a way that is not supported (deflate is)")
+        raise _invalid(
+            f"the entry {name[:100]!r} is compressed in a way that is not supported (deflate is)"
+        )
     return plain
 
 
@@ -183,7 +197,9 @@ class _Directory:
 
     def read(self, size: int = -1) -> bytes:
         if size > DIRECTORY:
-            raise Permanent("too_large", f"the archive's list of entries has more than {DIRECTORY} bytes")
+            raise Permanent(
+                "too_large", f"the archive's list of entries has more than {DIRECTORY} bytes"
+            )
         return self._file.read(DIRECTORY if size < 0 else size)
 
     def __getattr__(self, name: str) -> Any:
@@ -191,7 +207,11 @@ class _Directory:
 
 
 def _unpack_tar(
-    files: SyncFiles, source: FileRef, guard: _Guard, compression: Compression | None, progress: Progress
+    files: SyncFiles,
+    source: FileRef,
+    guard: _Guard,
+    compression: Compression | None,
+    progress: Progress,
 ) -> Iterator[FileRef]:
     read = 0
 
@@ -247,7 +267,9 @@ class _Headers(_Stream):
         if self._left is not None:
             self._left -= len(data)
             if self._left < 0:
-                raise Permanent("too_large", f"the archive has a header of more than {HEADERS} bytes")
+                raise Permanent(
+                    "too_large", f"the archive has a header of more than {HEADERS} bytes"
+                )
         return data
 
 

@@ -5,10 +5,10 @@
     ?tls=none                         no TLS: for a server on this machine or network
     ?from=orders@example.org          the sender of mails that name none
 
-Failures are TaskErrors: `mail_connection` (no server in the settings, none that answers, one that refuses the user or
-has no TLS) and `mail_refused` (the server refuses the sender, every recipient, or the message). Answers of 4xx and lost
-connections are retried; a server that has taken the message and could not say so then gets it again, with the same
-Message-ID.
+Failures are TaskErrors: `mail_connection` (no server in the settings, none that answers, one that
+refuses the user or has no TLS) and `mail_refused` (the server refuses the sender, every recipient,
+or the message). Answers of 4xx and lost connections are retried; a server that has taken the
+message and could not say so then gets it again, with the same Message-ID.
 """
 
 import asyncio
@@ -66,7 +66,9 @@ class Mailer:
         """Hand the message over; the recipients that the server refused, unless it refused all. Raises TaskError."""
         server = self._server
         if server is None:
-            raise TaskError("mail_connection", "the worker's settings name no mail server", retryable=False)
+            raise TaskError(
+                "mail_connection", "the worker's settings name no mail server", retryable=False
+            )
         async with self._free:
             try:
                 client = aiosmtplib.SMTP(
@@ -77,19 +79,24 @@ class Mailer:
                     timeout=TIMEOUT,
                     use_tls=server.tls == "whole",
                     start_tls=server.tls == "start",
-                    tls_context=None if server.tls == "none" else await asyncio.to_thread(ssl.create_default_context),
+                    tls_context=None
+                    if server.tls == "none"
+                    else await asyncio.to_thread(ssl.create_default_context),
                 )
                 try:
                     await client.connect()
                     refused, _ = await client.sendmail(sender, recipients, message)
-                    # The message is taken: how the server says good-bye is no reason to send it again.
+                    # The message is taken: how the server says good-bye is no reason to send it
+                    # again.
                     with suppress(errors.SMTPException, OSError):
                         await client.quit(timeout=QUIT_TIMEOUT)
                 finally:
                     client.close()
             except (errors.SMTPException, OSError, ValueError) as error:
                 raise _explained(error) from None
-        return [Refusal(address, answer.code, answer.message) for address, answer in refused.items()]
+        return [
+            Refusal(address, answer.code, answer.message) for address, answer in refused.items()
+        ]
 
 
 @asynccontextmanager
@@ -107,7 +114,13 @@ def _server(url: str) -> MailServer:
     options = dict(parse_qsl(parts.query))
     tls = options.pop("tls", "start")
     sender = options.pop("from", None)
-    if not port or not parts.hostname or options or tls not in ("start", "none") or parts.path not in ("", "/"):
+    if (
+        not port
+        or not parts.hostname
+        or options
+        or tls not in ("start", "none")
+        or parts.path not in ("", "/")
+    ):
         raise Misconfigured(
             "TANDEM_SMTP_URL: give smtp://user:password@host:587 or smtps://…, with tls=none or from=… after a ?"
         )
@@ -125,7 +138,11 @@ def _explained(error: Exception) -> TaskError:
     if isinstance(error, errors.SMTPRecipientsRefused):
         first = error.recipients[0]
         passing = any(400 <= one.code < 500 for one in error.recipients)
-        return TaskError("mail_refused", f"no recipient was accepted: {first.code} {first.message}", retryable=passing)
+        return TaskError(
+            "mail_refused",
+            f"no recipient was accepted: {first.code} {first.message}",
+            retryable=passing,
+        )
     if isinstance(error, errors.SMTPAuthenticationError):
         message = "the mail server refuses the user of the settings"
         return TaskError("mail_connection", message, retryable=400 <= error.code < 500)
@@ -144,6 +161,10 @@ def _unanswered(error: BaseException) -> TaskError:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return TaskError("mail_connection", "the mail server's certificate is not trusted", retryable=False)
+            return TaskError(
+                "mail_connection", "the mail server's certificate is not trusted", retryable=False
+            )
         cause = cause.__cause__
-    return TaskError("mail_connection", "the mail server does not answer, or broke off", retryable=True)
+    return TaskError(
+        "mail_connection", "the mail server does not answer, or broke off", retryable=True
+    )

@@ -1,9 +1,9 @@
 """A child of the process pool: `python -m tandem_worker.executors.child <pid of the worker> <level of logs>`.
 
-Its frames are those of worker/tandem_worker/executors/processes.py. It runs one job after the other on its main thread, while a
-second thread reads. What the task's code prints goes to stderr. SIGINT and SIGTERM are left to the worker, which may
-still want the running job's result when the whole group is told to stop; the child ends when told to, or when the
-worker is gone.
+Its frames are those of worker/tandem_worker/executors/processes.py. It runs one job after the other
+on its main thread, while a second thread reads. What the task's code prints goes to stderr. SIGINT
+and SIGTERM are left to the worker, which may still want the running job's result when the whole
+group is told to stop; the child ends when told to, or when the worker is gone.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class Pipe:
         self._over = False
         self.running = False
 
-    # ---------------------------------------------------------------------------------------------- the main thread
+    # ------------------------------------------------------------------------------ the main thread
 
     def next(self) -> tuple[dict[str, Any], bytes]:
         """The next frame from the worker, whenever it comes."""
@@ -77,7 +77,7 @@ class Pipe:
         if self._over and self.running:
             raise asyncio.CancelledError("the job is over")
 
-    # ------------------------------------------------------------------------------------------- the reading thread
+    # --------------------------------------------------------------------------- the reading thread
 
     def serve(self) -> None:
         """Read until the worker is gone, which ends this process whatever runs in it."""

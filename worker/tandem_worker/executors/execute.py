@@ -14,9 +14,10 @@ from tandem_worker.task import Task
 async def execute(task: Task, job: Job, payload: Any, pools: Pools) -> Any:
     """Run the task's function where it belongs, and return its result (for a generator None, items having streamed).
 
-    Raises what the function raises. On cancellation the job is marked `cancelled` and CancelledError raised: at once
-    for code on the loop and in threads (a thread cannot be stopped: its next report ends it), after the end of
-    the process for `cpu=True`. Code that calls sys.exit() or cancels itself fails like any other.
+    Raises what the function raises. On cancellation the job is marked `cancelled` and
+    CancelledError raised: at once for code on the loop and in threads (a thread cannot be stopped:
+    its next report ends it), after the end of the process for `cpu=True`. Code that calls
+    sys.exit() or cancels itself fails like any other.
     """
     try:
         match task.signature.kind:
@@ -41,4 +42,6 @@ async def execute(task: Task, job: Job, payload: Any, pools: Pools) -> Any:
         raise
     except SystemExit:
         # It would end the event loop, and with it every other job of the worker.
-        raise TaskError("exception:SystemExit", "the task's code called sys.exit()", retryable=True) from None
+        raise TaskError(
+            "exception:SystemExit", "the task's code called sys.exit()", retryable=True
+        ) from None

@@ -90,7 +90,9 @@ class Desk:
         del self._writers[handle]
         return ref.model_dump(mode="json"), b""
 
-    async def _put(self, queue: asyncio.Queue[bytes], writer: "asyncio.Task[FileRef]", piece: bytes) -> None:
+    async def _put(
+        self, queue: asyncio.Queue[bytes], writer: "asyncio.Task[FileRef]", piece: bytes
+    ) -> None:
         # A writer that failed takes nothing any more: its error is the answer.
         putting = asyncio.create_task(queue.put(piece))
         try:

@@ -1,14 +1,16 @@
 """Processes for tasks with `cpu=True`: a bounded number, started when needed, used again, and killed without harm.
 
-Worker and child talk over the child's stdin and stdout in frames (no pickle): the lengths of a JSON header and of a
-body of bytes (4 bytes each, big-endian), then both. A header has one key:
+Worker and child talk over the child's stdin and stdout in frames (no pickle): the lengths of a JSON
+header and of a body of bytes (4 bytes each, big-endian), then both. A header has one key:
 
     to the child    {"hello": {"path"}}  {"start": {"module", "task", "job"}} + payload
                     {"answer": …} + bytes  {"raise": Raised}  {"cancel": null}
     to the worker   {"ready": pid}  {"begun": null}  {"report": "progress"|"output"|"log"} + JSON
-                    {"call": [operation, argument]} + bytes  {"result": null} + JSON  {"failed": Raised}
+                    {"call": [operation, argument]} + bytes  {"result": null} + JSON  {"failed":
+                    Raised}
 
-The pipe itself is the bound on what is under way: while the worker's buffer is full nobody reads, and the child waits.
+The pipe itself is the bound on what is under way: while the worker's buffer is full nobody reads,
+and the child waits.
 """
 
 import asyncio
@@ -50,7 +52,11 @@ class Raised(msgspec.Struct, frozen=True, kw_only=True):
         trace = "".join(traceback.format_exception(error))
         if isinstance(error, TaskError):
             return cls(
-                type=error.type, message=error.message, retryable=error.retryable, after=error.after, trace=trace
+                type=error.type,
+                message=error.message,
+                retryable=error.retryable,
+                after=error.after,
+                trace=trace,
             )
         return cls(type=f"exception:{type(error).__name__}", message=str(error), trace=trace)
 
@@ -78,7 +84,8 @@ class EndedIdle(Exception):
 class ProcessPool:
     """At most `limit` child processes (by default one per core); tasks beyond wait, within their own timeouts.
 
-    A child that dies, or whose job was cancelled, is replaced. Children end when the worker ends, however it does.
+    A child that dies, or whose job was cancelled, is replaced. Children end when the worker ends,
+    however it does.
     """
 
     def __init__(self, limit: int | None = None, *, log: Level = "info") -> None:
@@ -91,11 +98,14 @@ class ProcessPool:
     async def run(self, task: "Task", job: Job, payload: Any) -> msgspec.Raw:
         """Run the task in a child and return the JSON of its result, see `Task.decode` for the payload.
 
-        Raises TaskError: what the code raised (`exception:<Class>` for what is none), or `process_died`. When it is
-        cancelled, CancelledError comes after the child's end, GRACE later at the most.
+        Raises TaskError: what the code raised (`exception:<Class>` for what is none), or
+        `process_died`. When it is cancelled, CancelledError comes after the child's end, GRACE
+        later at the most.
         """
         if task.module == "__main__":
-            raise TypeError(f"{task.name} has cpu=True and is in the script being run: put it into a module of its own")
+            raise TypeError(
+                f"{task.name} has cpu=True and is in the script being run: put it into a module of its own"
+            )
         start = {"start": {"module": task.module, "task": task.name, "job": facts(job)}}
         body = bytes(payload) if isinstance(payload, msgspec.Raw) else encode(payload)
         while True:
@@ -166,7 +176,9 @@ class Child:
     async def start(cls, log: Level = "info") -> "Child":
         command = (sys.executable, "-m", "tandem_worker.executors.child", str(os.getpid()), log)
         pipe = asyncio.subprocess.PIPE
-        return cls(await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=256 << 10))
+        return cls(
+            await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=256 << 10)
+        )
 
     def alive(self) -> bool:
         return self._process.returncode is None and not self._out.at_eof()

@@ -30,8 +30,9 @@ _PATIENCE = 1.0  # seconds after which a waiting thread looks whether the loop i
 class Threads:
     """At most `limit` threads, started when needed and kept.
 
-    They are daemon threads: code that was given up (cancelled, timed out) cannot be stopped and keeps its thread
-    until it ends, but it does not keep the process alive. Tasks beyond the limit wait, within their own timeouts.
+    They are daemon threads: code that was given up (cancelled, timed out) cannot be stopped and
+    keeps its thread until it ends, but it does not keep the process alive. Tasks beyond the limit
+    wait, within their own timeouts.
     """
 
     def __init__(self, limit: int = 100) -> None:
@@ -115,10 +116,13 @@ class Threads:
 class ThreadChannel:
     """Carries one job's reports from its thread (or threads that its code started) to the loop, in order.
 
-    Thread and loop share no lock: a thread that holds one while it waits for its turn would hold up every other job.
+    Thread and loop share no lock: a thread that holds one while it waits for its turn would hold up
+    every other job.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, job: Job, done: "asyncio.Future[Any]") -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, job: Job, done: "asyncio.Future[Any]"
+    ) -> None:
         self._loop = loop
         self._job = job
         self._done = done
@@ -134,7 +138,7 @@ class ThreadChannel:
         self._error: Exception | None = None
         self._calls: set[Future[tuple[Any, bytes]]] = set()
 
-    # ------------------------------------------------------------------------------------------------- in the thread
+    # -------------------------------------------------------------------------------- in the thread
 
     def is_over(self) -> bool:
         return self._over or self._job.cancelled
@@ -155,7 +159,9 @@ class ThreadChannel:
 
     def call(self, operation: str, argument: Any, body: bytes = b"") -> tuple[Any, bytes]:
         self._check()
-        answer = asyncio.run_coroutine_threadsafe(self._desk.answer(operation, argument, body), self._loop)
+        answer = asyncio.run_coroutine_threadsafe(
+            self._desk.answer(operation, argument, body), self._loop
+        )
         self._calls.add(answer)
         try:
             while True:
@@ -197,7 +203,7 @@ class ThreadChannel:
             self._over = True
             raise asyncio.CancelledError("the job is over") from None
 
-    # --------------------------------------------------------------------------------------------------- on the loop
+    # ---------------------------------------------------------------------------------- on the loop
 
     def _wake(self) -> None:
         if not self._over and not self._carrying():

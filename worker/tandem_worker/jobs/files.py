@@ -25,7 +25,9 @@ class FileRef(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    file: str = Field(min_length=1, max_length=1000, description="an upload's id, or `<job id>/<name>`")
+    file: str = Field(
+        min_length=1, max_length=1000, description="an upload's id, or `<job id>/<name>`"
+    )
     name: str | None = None
     size: int | None = Field(default=None, description="bytes")
     sha256: str | None = Field(default=None, description="hexadecimal")
@@ -52,9 +54,9 @@ _views = msgspec.json.Decoder(list[_View])
 class JobFiles:
     """One attempt's way to the file store: it reads what its tenant may read and writes in a place of its own.
 
-    `find` looks another job of the same tenant up, for references of the form `<job id>/<name>`. Errors are the kind
-    that no further attempt helps: `file_not_found`, `invalid_file_name`, `too_large`; a store that does not answer
-    raises shared.errors.Unavailable.
+    `find` looks another job of the same tenant up, for references of the form `<job id>/<name>`.
+    Errors are the kind that no further attempt helps: `file_not_found`, `invalid_file_name`,
+    `too_large`; a store that does not answer raises shared.errors.Unavailable.
     """
 
     def __init__(
@@ -73,7 +75,9 @@ class JobFiles:
         self._find = find
         self._names: set[str] = set()
         self._folders: set[str] = set()  # every part of a name before a slash of it
-        self._last: tuple[str, tuple[str, FileRef]] | None = None  # where the file is that `range` read last
+        self._last: tuple[str, tuple[str, FileRef]] | None = (
+            None  # where the file is that `range` read last
+        )
         self._views: dict[str, _View] = {}
 
     @property
@@ -126,18 +130,24 @@ class JobFiles:
     ) -> FileRef:
         """Store a file that this job produces; it is published when the job succeeds. `name` may have `/` in it.
 
-        A second write of a name replaces the first. Without a `content_type` the name's extension tells it. More than
-        `limit` bytes are `too_large`.
+        A second write of a name replaces the first. Without a `content_type` the name's extension
+        tells it. More than `limit` bytes are `too_large`.
         """
         if not isinstance(data, bytes | bytearray | memoryview | AsyncIterable):
-            raise TypeError(f"a file is made of bytes or of an async iterable of bytes, not of {type(data).__name__}")
+            raise TypeError(
+                f"a file is made of bytes or of an async iterable of bytes, not of {type(data).__name__}"
+            )
         self._claim(name)
         if isinstance(data, bytearray | memoryview):
             data = bytes(data)
         content_type = content_type or mimetypes.guess_type(name)[0] or OCTETS
         try:
             stored: Written = await self._store.write(
-                job_path(self._job, self._stamp, name), data, limit=limit, name=name, content_type=content_type
+                job_path(self._job, self._stamp, name),
+                data,
+                limit=limit,
+                name=name,
+                content_type=content_type,
             )
         except TooLarge as error:
             raise Permanent("too_large", f"{error}: {name}") from None
@@ -157,7 +167,11 @@ class JobFiles:
             # Local stores have directories: no name can be both a file and a part of another name.
             parents = {name[:end] for end, letter in enumerate(name) if letter == "/"}
             clash = name in self._folders or not parents.isdisjoint(self._names)
-            reason = "is a part of another file's name, or has another file's as a part" if clash else None
+            reason = (
+                "is a part of another file's name, or has another file's as a part"
+                if clash
+                else None
+            )
         if reason is not None:
             raise Permanent("invalid_file_name", f"the file name {name[:100]!r} {reason}")
         if name not in self._names and len(self._names) >= MAX_FILES:
@@ -174,7 +188,11 @@ class JobFiles:
         if job == self._job and name in self._views:
             return job_path(job, self._stamp, name), _reference(job, self._views[name])
         # What is no id of ours is not asked for: it would become part of a key.
-        record = await self._find(job) if self._find is not None and job.isalnum() and job.isascii() else None
+        record = (
+            await self._find(job)
+            if self._find is not None and job.isalnum() and job.isascii()
+            else None
+        )
         if record is None or not record.files or not record.attempts:
             raise _missing(ref.file)
         view = next((one for one in _views.decode(record.files) if one.name == name), None)

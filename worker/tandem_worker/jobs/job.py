@@ -101,7 +101,9 @@ class Job:
         """Uploads and other jobs' files to read, and this job's own to write."""
         if self._files is None:
             find = None if self._find is None else partial(self._find, tenant=self.tenant)
-            self._files = JobFiles(self.resources.files, self.id, self.stamp, tenant=self.tenant, find=find)
+            self._files = JobFiles(
+                self.resources.files, self.id, self.stamp, tenant=self.tenant, find=find
+            )
         return self._files
 
     @property
@@ -117,26 +119,35 @@ class Job:
         return self._steps
 
     @overload
-    async def step(self, name: str, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+    async def step(
+        self, name: str, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
     @overload
-    async def step(self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
-    async def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    async def step(
+        self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+    async def step(
+        self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
         """What `function(*args, **kwargs)` returns: called once a job, a later attempt gets the kept result instead.
 
-        It is `async def`, or a plain function, which is called in a thread. The result is JSON of at most 256 KiB, and
-        comes back as that JSON says, in the type that the function is annotated to return. What it raises is raised,
-        and nothing kept. Raises TypeError for a result that is no JSON, Permanent `too_large` and, for a name that
-        this attempt has used, `step_repeated`.
+        It is `async def`, or a plain function, which is called in a thread. The result is JSON of
+        at most 256 KiB, and comes back as that JSON says, in the type that the function is
+        annotated to return. What it raises is raised, and nothing kept. Raises TypeError for a
+        result that is no JSON, Permanent `too_large` and, for a name that this attempt has used,
+        `step_repeated`.
         """
         result = Result(name, function)
-        return await run(self.steps, name, result, partial(function, *args, **kwargs), self._in_thread)
+        return await run(
+            self.steps, name, result, partial(function, *args, **kwargs), self._in_thread
+        )
 
     def lock(self, name: str, *, wait: Duration | None = None) -> Lock:
         """`async with job.lock("name") as lock`: no other job of the tenant is inside of that name meanwhile.
 
-        Waits for at most `wait`, or as long as the job may run, in order of arrival; then raises TaskError
-        `lock_timeout`, which is retried. Not reentrant. When the lock is lost, so is the attempt: its code is
-        cancelled.
+        Waits for at most `wait`, or as long as the job may run, in order of arrival; then raises
+        TaskError `lock_timeout`, which is retried. Not reentrant. When the lock is lost, so is the
+        attempt: its code is cancelled.
         """
         return Lock(self._keeper, name, wait)
 
@@ -157,13 +168,16 @@ class Job:
         """Inside of `async with job.models():` Tortoise models work that connections name (`models=<module>`)."""
         return self.resources.sql.models()
 
-    async def progress(self, current: float, total: float | None = None, message: str | None = None) -> None:
+    async def progress(
+        self, current: float, total: float | None = None, message: str | None = None
+    ) -> None:
         """Tell how far the job is. Cheap to call often: clients see the newest state, not each one."""
         await self.sink.progress(progress_body(current, total, message))
 
     async def emit(self, item: Any) -> None:
         """Stream one item to the clients; waits while they have many to fetch.
 
-        Raises TypeError for what JSON cannot hold, and TaskError `too_large` for an item above 1 MiB.
+        Raises TypeError for what JSON cannot hold, and TaskError `too_large` for an item above 1
+        MiB.
         """
         await self.sink.output(item_body(item))

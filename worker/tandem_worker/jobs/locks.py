@@ -23,8 +23,8 @@ class Keeper(Protocol):
 class Lock:
     """A lock of the job, held within `async with`; made anew for each.
 
-    `fence` is a number that is larger than that of every earlier holder: a store that refuses smaller ones than it
-    has seen is safe from a holder that lost its lock and does not know.
+    `fence` is a number that is larger than that of every earlier holder: a store that refuses
+    smaller ones than it has seen is safe from a holder that lost its lock and does not know.
     """
 
     __slots__ = ("_keeper", "_number", "_wait", "fence", "name")
@@ -37,12 +37,17 @@ class Lock:
 
     async def __aenter__(self) -> Self:
         if self.fence:
-            raise RuntimeError(f"the lock {self.name!r} was entered before: call job.lock for each `with`")
+            raise RuntimeError(
+                f"the lock {self.name!r} was entered before: call job.lock for each `with`"
+            )
         self._number, self.fence = await self._keeper.take(self.name, self._wait)
         return self
 
     async def __aexit__(
-        self, type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.free(told=error is None)
 
@@ -58,18 +63,26 @@ def check(name: str, wait: Duration | None) -> tuple[str, float | None]:
     if not isinstance(name, str):
         raise TypeError(f"a lock is named by a string, {name!r} is none")
     if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
-        raise ValueError(f"a lock's name has 1 to {LONGEST_NAME} printable characters, {name[:50]!r} has not")
+        raise ValueError(
+            f"a lock's name has 1 to {LONGEST_NAME} printable characters, {name[:50]!r} has not"
+        )
     return name, None if wait is None else seconds(wait)
 
 
 def timed_out(name: str, wait: float | None) -> TaskError:
     """The lock was not free in time: a later attempt may be luckier."""
-    return TaskError("lock_timeout", f"the lock {name!r} was not free within {wait or 0:g} s", retryable=True)
+    return TaskError(
+        "lock_timeout", f"the lock {name!r} was not free within {wait or 0:g} s", retryable=True
+    )
 
 
 def lost(name: str) -> TaskError:
     """Somebody else may have held the lock while the code went on."""
-    return TaskError("lock_lost", f"the lock {name!r} was lost before the code under it had ended", retryable=True)
+    return TaskError(
+        "lock_lost",
+        f"the lock {name!r} was lost before the code under it had ended",
+        retryable=True,
+    )
 
 
 class LocalLocks:

@@ -1,8 +1,9 @@
 """What the standard library's logging says within a job's run, as lines of the job's stream.
 
-One handler finds the job by the context in which a line is logged: that of its coroutine, of what that starts
-(`create_task`, `asyncio.to_thread`), of its thread (`def`) or its process (`cpu=True`). What the worker itself and its
-own libraries log is none of the job's business and stays in the worker's log alone.
+One handler finds the job by the context in which a line is logged: that of its coroutine, of what
+that starts (`create_task`, `asyncio.to_thread`), of its thread (`def`) or its process (`cpu=True`).
+What the worker itself and its own libraries log is none of the job's business and stays in the
+worker's log alone.
 """
 
 import logging
@@ -20,14 +21,17 @@ Level = Literal["debug", "info", "warning", "error", "off"]
 
 LINES = 10_000  # of one attempt
 BYTES = 4 << 20  # of one attempt's lines
-# Loggers of this program and of the libraries that it is made of; a warning's text names a file of the server.
+# Loggers of this program and of the libraries that it is made of; a warning's text names a file of
+# the server.
 OWN = frozenset(
     "aiohttp aiosmtplib aiosqlite arq asyncio asyncpg charset_normalizer concurrent motor obstore py pymongo redis"
     " tandem_api tandem_jobs tandem_shared tandem_worker tortoise uvicorn uvloop".split()
 )
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "message", "taskName"}
 # What structlog's processors add to a line of its own; a traceback is among it.
-_ADDED = frozenset({"event", "exc_info", "exception", "level", "logger", "stack", "stack_info", "timestamp"})
+_ADDED = frozenset(
+    {"event", "exc_info", "exception", "level", "logger", "stack", "stack_info", "timestamp"}
+)
 _LEVELS = ((logging.ERROR, "error"), (logging.WARNING, "warning"), (logging.INFO, "info"))
 
 _lines: ContextVar["Lines | None"] = ContextVar("lines", default=None)
@@ -36,12 +40,26 @@ _lines: ContextVar["Lines | None"] = ContextVar("lines", default=None)
 class Lines:
     """What one attempt may log: `write` takes JSON of a line, in the thread in which this was made.
 
-    Every attempt has one and most log nothing, so it is a context by itself: a generator costs five times as much.
+    Every attempt has one and most log nothing, so it is a context by itself: a generator costs five
+    times as much.
     """
 
-    __slots__ = ("_bytes", "_count", "_counting", "_dropped", "_outer", "_soon", "_thread", "_write")
+    __slots__ = (
+        "_bytes",
+        "_count",
+        "_counting",
+        "_dropped",
+        "_outer",
+        "_soon",
+        "_thread",
+        "_write",
+    )
 
-    def __init__(self, write: Callable[[bytes], None], soon: Callable[[Callable[[], None]], Any] | None = None) -> None:
+    def __init__(
+        self,
+        write: Callable[[bytes], None],
+        soon: Callable[[Callable[[], None]], Any] | None = None,
+    ) -> None:
         self._write: Callable[[bytes], None] | None = write
         self._soon = soon  # has something done in that thread
         self._thread = threading.get_ident()
@@ -86,7 +104,9 @@ class Lines:
         self._write = None
 
 
-def following(write: Callable[[bytes], None], soon: Callable[[Callable[[], None]], Any] | None = None) -> Lines:
+def following(
+    write: Callable[[bytes], None], soon: Callable[[Callable[[], None]], Any] | None = None
+) -> Lines:
     """Inside, what is logged goes to `write`. Without `soon` that may be called from any thread."""
     return Lines(write, soon)
 
@@ -94,7 +114,8 @@ def following(write: Callable[[bytes], None], soon: Callable[[Callable[[], None]
 class JobHandler(logging.Handler):
     """Hands each line of a job's code to the job in whose context it is logged.
 
-    It raises nothing but the CancelledError that every report of a thread or process raises once its job is over.
+    It raises nothing but the CancelledError that every report of a thread or process raises once
+    its job is over.
     """
 
     def __init__(self, level: int) -> None:
@@ -113,17 +134,27 @@ class JobHandler(logging.Handler):
         lines = _lines.get()
         if lines is None or record.name.partition(".")[0] in OWN:
             return
-        with suppress(Exception):  # a line is never worth a job, and who logs from within would come here again
+        with suppress(
+            Exception
+        ):  # a line is never worth a job, and who logs from within would come here again
             lines.put(body_of(record))
 
 
 def body_of(record: logging.LogRecord) -> bytes:
     """The JSON of a log entry: level, message, logger, the fields of `extra`, class and words of an exception."""
-    fields = {name: value for name, value in vars(record).items() if name not in _STANDARD and name[0] != "_"}
+    fields = {
+        name: value
+        for name, value in vars(record).items()
+        if name not in _STANDARD and name[0] != "_"
+    }
     message = ""
     if isinstance(record.msg, dict) and "event" in record.msg:  # structlog's
         message = str(record.msg["event"])
-        fields |= {name: value for name, value in record.msg.items() if name not in _ADDED and name[0] != "_"}
+        fields |= {
+            name: value
+            for name, value in record.msg.items()
+            if name not in _ADDED and name[0] != "_"
+        }
     else:
         try:
             message = record.getMessage()
@@ -164,7 +195,9 @@ def installed(level: Level) -> Iterator[None]:
 
 def _install(root: logging.Logger, level: Level) -> JobHandler:
     if not root.handlers and logging.lastResort is not None:
-        root.addHandler(logging.lastResort)  # what prints warnings as long as there is no handler at all
+        root.addHandler(
+            logging.lastResort
+        )  # what prints warnings as long as there is no handler at all
     handler = JobHandler(getattr(logging, level.upper()))
     handler.before, handler.others = root.level, [(one, one.level) for one in root.handlers]
     for one, least in handler.others:

@@ -62,18 +62,25 @@ def item_body(item: Any) -> bytes:
     """The JSON of one output item, see `Job.emit`."""
     body = encode(item)
     if len(body) > MAX_ITEM:
-        raise TaskError("too_large", f"an output item has {len(body)} bytes, the limit is {MAX_ITEM}", retryable=False)
+        raise TaskError(
+            "too_large",
+            f"an output item has {len(body)} bytes, the limit is {MAX_ITEM}",
+            retryable=False,
+        )
     return body
 
 
 def log_body(level: str, message: str, fields: dict[str, Any]) -> bytes:
     """The JSON of one log entry, whatever is in it; cut to MAX_LOG bytes with `"truncated": true`.
 
-    A field named `level` or `message` gets an underscore appended, since those two are the entry's own.
+    A field named `level` or `message` gets an underscore appended, since those two are the entry's
+    own.
     """
     text = _readable(_text(message))
     entry = {"level": level, "message": text}
-    entry.update({f"{key}_" if key in entry else _readable(key): value for key, value in fields.items()})
+    entry.update(
+        {f"{key}_" if key in entry else _readable(key): value for key, value in fields.items()}
+    )
     try:
         body = to_json(entry, inf_nan_mode="strings", fallback=_text)
     except Exception:  # noqa: BLE001 - a log call must not end a job, and a foreign __str__ may raise anything

@@ -1,7 +1,7 @@
 """`job.step("name", fn, …)`: what is done once a job, however many attempts it takes.
 
-The result is kept as JSON, and given as what that JSON says, the first time and every later one: decoded to the type
-that `fn` says it returns, where pydantic can, else to plain values.
+The result is kept as JSON, and given as what that JSON says, the first time and every later one:
+decoded to the type that `fn` says it returns, where pydantic can, else to plain values.
 """
 
 import asyncio
@@ -44,7 +44,9 @@ class Steps:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._known: dict[str, bytes] | None = None  # kept by earlier attempts, and not asked for yet
+        self._known: dict[str, bytes] | None = (
+            None  # kept by earlier attempts, and not asked for yet
+        )
         self._taken: set[str] = set()
         self._loading = asyncio.Lock()
 
@@ -84,11 +86,15 @@ class Result:
         if not isinstance(name, str):
             raise TypeError(f"a step is named by a string, {name!r} is none")
         if not 0 < len(name) <= LONGEST_NAME:
-            raise ValueError(f"a step's name has 1 to {LONGEST_NAME} characters, {name[:50]!r} has {len(name)}")
+            raise ValueError(
+                f"a step's name has 1 to {LONGEST_NAME} characters, {name[:50]!r} has {len(name)}"
+            )
         if inspect.iscoroutine(function):
             function.close()
         if not callable(function):
-            raise TypeError(f"job.step({name!r}, …) takes a function and its arguments, not what it returned")
+            raise TypeError(
+                f"job.step({name!r}, …) takes a function and its arguments, not what it returned"
+            )
         self._name = name
         self._adapter = _returned(function)
 
@@ -110,11 +116,17 @@ class Result:
         try:
             return self._adapter.validate_json(body)
         except ValidationError as error:
-            reason = error.errors(include_url=False, include_context=False, include_input=False)[0]["msg"]
-            raise TypeError(f"the result of the step {self._name!r} is not of its declared type: {reason}") from None
+            reason = error.errors(include_url=False, include_context=False, include_input=False)[0][
+                "msg"
+            ]
+            raise TypeError(
+                f"the result of the step {self._name!r} is not of its declared type: {reason}"
+            ) from None
 
 
-async def run(steps: Steps, name: str, result: Result, call: Callable[[], Any], in_thread: InThread) -> Any:
+async def run(
+    steps: Steps, name: str, result: Result, call: Callable[[], Any], in_thread: InThread
+) -> Any:
     """One step of code on the loop, see `Job.step`."""
     kept = await steps.take(name)
     if kept is not None:
@@ -148,13 +160,18 @@ def run_here(channel: "Channel", name: str, result: Result, call: Callable[[], A
 
 def too_many() -> Permanent:
     """A job keeps no more than this."""
-    return Permanent("too_large", f"the steps of a job are at most {MOST_STEPS}, of {ALL_STEPS >> 20} MiB together")
+    return Permanent(
+        "too_large",
+        f"the steps of a job are at most {MOST_STEPS}, of {ALL_STEPS >> 20} MiB together",
+    )
 
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether a call of it gives something to await."""
     function = function.func if isinstance(function, partial) else function
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - not whether it is callable, but what its class defines
+    # What its class defines decides, not whether the object is callable.
+    method = getattr(type(function), "__call__", None)  # noqa: B004 - see above
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(method)
 
 
 def _returned(function: Any) -> TypeAdapter[Any] | None:

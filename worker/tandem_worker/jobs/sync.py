@@ -44,7 +44,8 @@ class SyncFiles:
             while chunk := self._channel.call("next", handle)[1]:
                 yield chunk
         finally:
-            # No call: this may run whenever the interpreter collects garbage, inside of another call or another job.
+            # No call: this may run whenever the interpreter collects garbage, inside of another
+            # call or another job.
             self._left.append(handle)
 
     def seek(self, ref: Any) -> io.BufferedReader:
@@ -52,7 +53,9 @@ class SyncFiles:
         found = self.stat(ref)
         return io.BufferedReader(_Source(self._channel, _plain(found), found.size or 0), PIECE)
 
-    def write(self, name: str, data: bytes | Iterable[bytes], content_type: str | None = None) -> "FileRef":
+    def write(
+        self, name: str, data: bytes | Iterable[bytes], content_type: str | None = None
+    ) -> "FileRef":
         """Write a file of the job from bytes, or from chunks as they come; returns its reference."""
         made = self.create(name, content_type)
         for chunk in (data,) if isinstance(data, bytes | bytearray | memoryview) else data:
@@ -134,8 +137,9 @@ class _Source(io.RawIOBase):
 class SyncJob:
     """One attempt of one job for plain `def` code; see `Job`. `http`, `sql` and `mongo` need an `async def` task.
 
-    Once the job is over (`cancelled`), every report raises asyncio.CancelledError, so that a loop which reports now
-    and then ends by itself. A thread cannot be stopped otherwise: long loops should report or look at `cancelled`.
+    Once the job is over (`cancelled`), every report raises asyncio.CancelledError, so that a loop
+    which reports now and then ends by itself. A thread cannot be stopped otherwise: long loops
+    should report or look at `cancelled`.
     """
 
     __slots__ = (
@@ -179,7 +183,9 @@ class SyncJob:
         """The attempt is over: whatever this code still does counts no more."""
         return self._channel.is_over()
 
-    def progress(self, current: float, total: float | None = None, message: str | None = None) -> None:
+    def progress(
+        self, current: float, total: float | None = None, message: str | None = None
+    ) -> None:
         """Tell how far the job is, see `Job.progress`."""
         self._channel.send("progress", progress_body(current, total, message))
 
@@ -193,7 +199,9 @@ class SyncJob:
 
         if is_async(function):
             raise TypeError("a step that is async def needs an async def task")
-        result: T = run_here(self._channel, name, Result(name, function), partial(function, *args, **kwargs))
+        result: T = run_here(
+            self._channel, name, Result(name, function), partial(function, *args, **kwargs)
+        )
         return result
 
     def lock(self, name: str, *, wait: Duration | None = None) -> "SyncLock":
@@ -202,13 +210,19 @@ class SyncJob:
 
     @property
     def http(self) -> NoReturn:
-        raise TypeError("job.http needs an async def task: plain def code runs outside of the event loop")
+        raise TypeError(
+            "job.http needs an async def task: plain def code runs outside of the event loop"
+        )
 
     def sql(self, name: str) -> NoReturn:  # noqa: ARG002 - the call is `Job.sql`'s
-        raise TypeError("job.sql needs an async def task: plain def code runs outside of the event loop")
+        raise TypeError(
+            "job.sql needs an async def task: plain def code runs outside of the event loop"
+        )
 
     def mongo(self, name: str) -> NoReturn:  # noqa: ARG002 - likewise
-        raise TypeError("job.mongo needs an async def task: plain def code runs outside of the event loop")
+        raise TypeError(
+            "job.mongo needs an async def task: plain def code runs outside of the event loop"
+        )
 
 
 class SyncLock:
@@ -225,12 +239,17 @@ class SyncLock:
 
     def __enter__(self) -> Self:
         if self.fence:
-            raise RuntimeError(f"the lock {self.name!r} was entered before: call job.lock for each `with`")
+            raise RuntimeError(
+                f"the lock {self.name!r} was entered before: call job.lock for each `with`"
+            )
         self.fence = self._channel.call("lock", [self.name, self._wait])[0]
         return self
 
     def __exit__(
-        self, type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._channel.call("unlock", [self.fence, error is None])
 

@@ -1,7 +1,8 @@
 """Jobs that plain arq clients enqueue: `await pool.enqueue_job("http.request", url="https://…")` runs here too.
 
-The client's pool needs this JSON serializer, `create_pool(…, job_serializer=serialize, job_deserializer=deserialize)`,
-or any that writes the same as JSON. Keyword arguments are the payload; a single positional object is one too.
+The client's pool needs this JSON serializer, `create_pool(…, job_serializer=serialize,
+job_deserializer=deserialize)`, or any that writes the same as JSON. Keyword arguments are the
+payload; a single positional object is one too.
 """
 
 import asyncio
@@ -25,7 +26,8 @@ from tandem_worker.jobs.job import Job
 from tandem_worker.task import Task, of, task
 
 MOST = 1000  # jobs left alone that are remembered
-PAUSE = 0.5  # seconds to the next look, when what lies there is nothing for us, and between two of arq's ticks
+# seconds to the next look, when what lies there is nothing for us, and between two of arq's ticks
+PAUSE = 0.5
 
 log = structlog.get_logger("worker")
 
@@ -48,13 +50,17 @@ def deserialize(data: bytes) -> dict[str, Any]:
 
 
 def submission(
-    foreign: str, due: float, data: bytes, entries: Mapping[str, catalogue.Entry], crons: Collection[str] = ()
+    foreign: str,
+    due: float,
+    data: bytes,
+    entries: Mapping[str, catalogue.Entry],
+    crons: Collection[str] = (),
 ) -> Submission | None:
     """Our job for arq's; None if its bytes are no JSON of an arq job, and are left to whoever wrote them.
 
-    `due` (seconds since the epoch) is when arq would have started it. The id that arq knows it by becomes its
-    idempotency key, so a job enqueued twice under one id runs once, for as long as its record is kept; a cron job,
-    whose id may be the same each time, once a tick.
+    `due` (seconds since the epoch) is when arq would have started it. The id that arq knows it by
+    becomes its idempotency key, so a job enqueued twice under one id runs once, for as long as its
+    record is kept; a cron job, whose id may be the same each time, once a tick.
     """
     try:
         job = deserialize(data)
@@ -65,10 +71,17 @@ def submission(
         return None
     payload = kwargs
     if args:
-        # Positional arguments have no names here: the task's own schema says whether it takes what this makes of them.
-        payload = args[0] if len(args) == 1 and isinstance(args[0], dict) and not kwargs else {"args": args, **kwargs}
+        # Positional arguments have no names here: the task's own schema says whether it takes what
+        # this makes of them.
+        payload = (
+            args[0]
+            if len(args) == 1 and isinstance(args[0], dict) and not kwargs
+            else {"args": args, **kwargs}
+        )
     entry = entries.get(task)
-    defaults: dict[str, Any] = entry.defaults if entry else {"timeout": 30.0, "retry": RetryPolicy().model_dump()}
+    defaults: dict[str, Any] = (
+        entry.defaults if entry else {"timeout": 30.0, "retry": RetryPolicy().model_dump()}
+    )
     key = f"arq:{foreign}"
     if task in crons or task.startswith("cron:"):
         key = f"{key}:{int(due)}"
@@ -90,7 +103,9 @@ class Adoption:
     `needed`: there have been such jobs.
     """
 
-    def __init__(self, queue: Queue, entries: Mapping[str, catalogue.Entry], crons: Collection[str] = ()) -> None:
+    def __init__(
+        self, queue: Queue, entries: Mapping[str, catalogue.Entry], crons: Collection[str] = ()
+    ) -> None:
         self.needed = False
         self._queue, self._entries, self._crons = queue, entries, crons
         self._left_alone: set[str] = set()
@@ -111,7 +126,9 @@ class Adoption:
                 return 0
             # They are in the way of what may lie behind them.
             self._left_alone.update(strangers)
-            log.warning("jobs of another arq client are no JSON and are left alone", arq_ids=strangers)
+            log.warning(
+                "jobs of another arq client are no JSON and are left alone", arq_ids=strangers
+            )
 
     async def tick(self, heart_beat: Callable[[], Awaitable[None]]) -> None:
         """arq's cron, until it is cancelled: `heart_beat` enqueues in arq's own queue what is due, and we adopt it."""
@@ -127,7 +144,9 @@ class Adoption:
         jobs, strangers = [], []
         for foreign, due, data in await self._queue.foreign(skip=self._left_alone):
             if data is None:
-                continue  # another worker has just adopted it, or it has expired, as arq's jobs do after a day
+                # another worker has just adopted it, or it has expired, as arq's jobs do after a
+                # day
+                continue
             job = submission(foreign, due, data, self._entries, self._crons)
             if job is None:
                 strangers.append(foreign)
@@ -143,9 +162,13 @@ async def stand_in(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
 def cron_task(cron: CronJob, ctx: dict[Any, Any]) -> Task:
     """A cron job of arq as a task: its coroutine gets arq's context. Its ticks come through arq's own queue."""
 
-    @task("cron", timeout=cron.timeout_s or 300.0, retry=RetryPolicy(max_attempts=cron.max_tries or 1))
+    @task(
+        "cron", timeout=cron.timeout_s or 300.0, retry=RetryPolicy(max_attempts=cron.max_tries or 1)
+    )
     async def tick(job: Job, payload: dict[str, Any]) -> Any:  # noqa: ARG001 - a tick has no arguments
-        return await cron.coroutine({**ctx, "job_id": job.id, "job_try": job.attempt, "score": job.stamp // 1000})
+        return await cron.coroutine(
+            {**ctx, "job_id": job.id, "job_try": job.attempt, "score": job.stamp // 1000}
+        )
 
     made = of(tick)
     return dataclasses.replace(made, entry=msgspec.structs.replace(made.entry, name=cron.name))

@@ -40,14 +40,15 @@ class Fenced:
 
     @cached_property
     def _held(self) -> dict[int, Acquisition]:
-        # And those that wait. Most jobs take no lock, so it is made for the first one; so is the next.
+        # And those that wait. Most jobs take no lock, so it is made for the first one; so is the
+        # next.
         return {}
 
     @cached_property
     def _freeing(self) -> set[asyncio.Task[bool]]:
         return set()
 
-    # -------------------------------------------------------------------------------------------------------- steps
+    # ---------------------------------------------------------------------------------------- steps
 
     async def load(self) -> dict[str, bytes]:
         kept = await patiently(lambda: self._queue.steps.load(self._tenure.id, self._tenure.token))
@@ -69,13 +70,15 @@ class Fenced:
         await asyncio.sleep(PATIENCE)
         raise asyncio.CancelledError("the attempt is lost")
 
-    # -------------------------------------------------------------------------------------------------------- locks
+    # ---------------------------------------------------------------------------------------- locks
 
     async def take(self, name: str, wait: float | None) -> tuple[int, int]:
         if len(self._held) >= MOST_LOCKS:
             raise Permanent("too_large", f"a job may hold or wait for {MOST_LOCKS} locks at a time")
         self._number += 1
-        one = self._held[self._number] = Acquisition(self._tenure.id, self._tenure.token, self._number, name)
+        one = self._held[self._number] = Acquisition(
+            self._tenure.id, self._tenure.token, self._number, name
+        )
         clock = asyncio.get_running_loop().time
         until = None if wait is None else clock() + wait
         try:

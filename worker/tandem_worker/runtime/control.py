@@ -1,7 +1,9 @@
 """What a worker hears besides jobs: cancels, leases that it lost, and that Redis has forgotten it.
 
-bell:   this worker's own, rung for a cancel, or for a job that was set aside for want of a worker like it
-heart:  a thread that keeps the leases (shared/tandem_shared/queue/heartbeat.py) and brings the same news, should the bell
+bell:   this worker's own, rung for a cancel, or for a job that was set aside for want of a worker
+        like it
+heart:  a thread that keeps the leases (shared/tandem_shared/queue/heartbeat.py) and brings the same
+        news, should the bell
         be missed
 """
 
@@ -18,7 +20,8 @@ from tandem_shared.queue.heartbeat import Heart
 from tandem_shared.queue.queue import Queue
 from tandem_worker.runtime.run import Cause, Run
 
-SILENCE = 15.0  # seconds that the bell may be silent before it is waited for again; beats bring the news as well
+# seconds that the bell may be silent before it is waited for again; beats bring the news as well
+SILENCE = 15.0
 FORGET = 5.0  # seconds for a registration that is under way at the end
 
 log = structlog.get_logger("worker")
@@ -29,7 +32,9 @@ class Calls(NamedTuple):
 
     claim: Callable[[], Awaitable[Any]]  # a job waits for this worker alone
     register: Callable[[], Awaitable[Any]]  # Redis does not know it (any more)
-    unstarted: Callable[[str, Cause], None]  # a job that does not run, and perhaps is not here either, is not to start
+    unstarted: Callable[
+        [str, Cause], None
+    ]  # a job that does not run, and perhaps is not here either, is not to start
 
 
 class News:
@@ -68,7 +73,9 @@ class News:
 
     def _from_thread(self, function: Callable[..., None]) -> Callable[..., None]:
         def call(*args: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it what the news were about
+            with contextlib.suppress(
+                RuntimeError
+            ):  # the loop has ended, and with it what the news were about
                 self._loop.call_soon_threadsafe(function, *args)
 
         return call
@@ -129,7 +136,8 @@ class News:
         self._stop(cancelled, "cancel")
 
     def _stop(self, ids: Iterable[str], cause: Cause) -> None:
-        # Every beat repeats its news until the code has obeyed: only the first of a kind cancels it.
+        # Every beat repeats its news until the code has obeyed: only the first of a kind cancels
+        # it.
         for id in ids:
             run = self._runs.get(id)
             if run is None:
@@ -140,8 +148,8 @@ class News:
                     self._loop.call_later(self._queue.grace, self._overdue, run)
 
     def _overdue(self, run: Run) -> None:
-        # Code that did not obey has just lost its lease. Settled now, the job is cancelled when its grace ends, and not
-        # up to a second later, by the next tick.
+        # Code that did not obey has just lost its lease. Settled now, the job is cancelled when its
+        # grace ends, and not up to a second later, by the next tick.
         if self._ended or self._runs.get(run.claimed.id) is not run:
             return
         if self._settling is None or self._settling.done():

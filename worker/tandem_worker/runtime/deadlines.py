@@ -34,8 +34,9 @@ class Timed(Protocol):
 class Deadlines:
     """Calls `overdue` of each in its time, unless it is dropped before.
 
-    Most are: so the timer is not touched when one is added or dropped, but for one that is due before all others. When
-    it rings it may find nothing due, and then looks for the next one among those that are left.
+    Most are: so the timer is not touched when one is added or dropped, but for one that is due
+    before all others. When it rings it may find nothing due, and then looks for the next one among
+    those that are left.
     """
 
     def __init__(self, clock: Clock) -> None:

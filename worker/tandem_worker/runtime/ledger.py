@@ -1,8 +1,9 @@
 """The projection: what happens in the queue is written to the ledger, beside the jobs and at a pace of its own.
 
-Workers share the work as one consumer group. Entries are taken, the records that they tell of are read as they now
-are, written in one transaction, and only then acknowledged; so whatever dies in between is done again, by whoever
-finds it. While SQL is away the entries wait in Redis, and the jobs go on.
+Workers share the work as one consumer group. Entries are taken, the records that they tell of are
+read as they now are, written in one transaction, and only then acknowledged; so whatever dies in
+between is done again, by whoever finds it. While SQL is away the entries wait in Redis, and the
+jobs go on.
 """
 
 import asyncio
@@ -24,11 +25,17 @@ from tandem_worker.runtime.metrics import Spent, untold
 PACE = 0.2  # seconds between two batches
 BUSY_PACE = 1.0  # while jobs run: a short one then comes as one row and not as three
 SHARE = 9.0  # of a busy worker's time the jobs have this many times what the projection takes
-LATE, LATE_SHARE = 10.0, 2.0  # seconds behind from which on they have less: about what keeps up with any load
-BLOCK = 4.0  # seconds that an idle reader waits for the next entry; less than an answer of Redis may take
+LATE, LATE_SHARE = (
+    10.0,
+    2.0,
+)  # seconds behind from which on they have less: about what keeps up with any load
+# seconds that an idle reader waits for the next entry; less than an answer of Redis may take
+BLOCK = 4.0
 MANY, ROOM = 500, 4 << 20  # jobs and bytes, about, in one transaction
 AT_ONCE = 100  # jobs of one call to Redis, which does nothing else meanwhile
-IDLE = 6.0  # leases after which the entries that another consumer holds are taken over; one is between two looks
+# leases after which the entries that another consumer holds are taken over; one is between two
+# looks
+IDLE = 6.0
 LONGEST = 5.0  # seconds between two tries while something is away
 SWEEP = 600.0  # seconds between two looks for rows that are old enough to go, about
 GONE = 500  # of those at once
@@ -54,7 +61,9 @@ class Projection:
         self._consumer, self._busy = consumer, busy
         self.idle, self.look = IDLE * settings.lease, settings.lease
         self._looked = 0.0
-        self._more = False  # the last read brought so much that the next one need not wait for more to come
+        self._more = (
+            False  # the last read brought so much that the next one need not wait for more to come
+        )
         self._swept = time.monotonic() - SWEEP * random.random()  # not all workers at once
 
     async def run(self) -> None:
@@ -69,7 +78,9 @@ class Projection:
                     await self._ledger.database.open()
                     await self._events.join(self._settings.ledger_backlog)
                     # What was ours when something failed comes first.
-                    while (held := await self._events.held(self._consumer)) is not None and held.entries:
+                    while (
+                        held := await self._events.held(self._consumer)
+                    ) is not None and held.entries:
                         await self._project(held)
                         again = False
                 again = not await self.step(BLOCK)
@@ -77,7 +88,11 @@ class Projection:
             except Exception as error:
                 known = isinstance(error, TandemError | RedisError)
                 if not away:
-                    log.warning("the ledger is behind", error=str(error)[:300], exc_info=None if known else error)
+                    log.warning(
+                        "the ledger is behind",
+                        error=str(error)[:300],
+                        exc_info=None if known else error,
+                    )
                 again = away = True
                 await asyncio.sleep(pause * random.uniform(0.5, 1))
                 pause = min(2 * pause, LONGEST)
@@ -119,7 +134,9 @@ class Projection:
             self._spent("ledger_acknowledge", time.monotonic() - saved, len(rows))
             at += len(facts)
             if self._busy():
-                await asyncio.sleep(_share(taken.entries[0]) * min(time.monotonic() - begun, LONGEST))
+                await asyncio.sleep(
+                    _share(taken.entries[0]) * min(time.monotonic() - begun, LONGEST)
+                )
         await self._events.projected(taken.entries, [])
 
     async def _facts(self, ids: Sequence[str], entry: str) -> list[Facts | None]:
@@ -142,7 +159,9 @@ class Projection:
             raise
         except Exception as error:
             if len(rows) == 1:
-                log.exception("a job cannot be written to the ledger", job_id=rows[0].id, exc_info=error)
+                log.exception(
+                    "a job cannot be written to the ledger", job_id=rows[0].id, exc_info=error
+                )
                 return
             for one in rows:
                 await self._save([one])

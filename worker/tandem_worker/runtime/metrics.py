@@ -1,6 +1,7 @@
 """What a worker counts, for Prometheus: plain numbers while jobs run, made into families when somebody asks.
 
-The library's own counters take a lock and some microseconds an observation; a job takes tens of them in all.
+The library's own counters take a lock and some microseconds an observation; a job takes tens of
+them in all.
 """
 
 import contextlib
@@ -9,19 +10,37 @@ from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import start_wsgi_server
 from prometheus_client.registry import Collector
 
 from tandem_shared.errors import Misconfigured
 from tandem_shared.queue.messages import Finish
 
-# What a worker does for many jobs at once: round trips to Redis, segments of output on their way to the file store, and
-# the ledger's batches: what is read from Redis, written to SQL, and then acknowledged.
-Phase = Literal["claim", "finish", "report", "archive", "ledger_read", "ledger_write", "ledger_acknowledge"]
+# What a worker does for many jobs at once: round trips to Redis, segments of output on their way to
+# the file store, and the ledger's batches: what is read from Redis, written to SQL, and then
+# acknowledged.
+Phase = Literal[
+    "claim", "finish", "report", "archive", "ledger_read", "ledger_write", "ledger_acknowledge"
+]
 Spent = Callable[[Phase, float, int], None]  # see `Tally.spent`
 
-BOUNDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 600.0)  # seconds, the upper ends of the buckets
+BOUNDS = (
+    0.001,
+    0.005,
+    0.02,
+    0.1,
+    0.5,
+    2.0,
+    10.0,
+    60.0,
+    600.0,
+)  # seconds, the upper ends of the buckets
 
 
 class Times:
@@ -89,27 +108,41 @@ class Tally(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The families."""
-        yield GaugeMetricFamily("tandem_worker_running", "Attempts that run on this worker.", len(self._running))
-        yield GaugeMetricFamily("tandem_worker_concurrency", "Jobs this worker runs at once.", self._capacity)
+        yield GaugeMetricFamily(
+            "tandem_worker_running", "Attempts that run on this worker.", len(self._running)
+        )
+        yield GaugeMetricFamily(
+            "tandem_worker_concurrency", "Jobs this worker runs at once.", self._capacity
+        )
         attempts = CounterMetricFamily(
-            "tandem_attempts", "Attempts that ended, by outcome; lost: with the lease.", labels=("task", "outcome")
+            "tandem_attempts",
+            "Attempts that ended, by outcome; lost: with the lease.",
+            labels=("task", "outcome"),
         )
         for (task, outcome), count in list(self._outcomes.items()):
             attempts.add_metric((task, outcome), count)
         yield attempts
-        yield _histogram("tandem_attempt_wait_seconds", "From when a job was due to its start.", self._waits)
+        yield _histogram(
+            "tandem_attempt_wait_seconds", "From when a job was due to its start.", self._waits
+        )
         yield _histogram("tandem_attempt_run_seconds", "How long attempts ran.", self._runs)
         writes = "From an attempt's end to its outcome in Redis."
-        yield HistogramMetricFamily("tandem_attempt_write_seconds", writes, self._writes.buckets(), self._writes.total)
+        yield HistogramMetricFamily(
+            "tandem_attempt_write_seconds", writes, self._writes.buckets(), self._writes.total
+        )
         phases = "What the worker does for many jobs at once, a batch each."
         yield _histogram("tandem_worker_phase_seconds", phases, self._phases, label="phase")
-        items = CounterMetricFamily("tandem_worker_phase_items", "What those batches held.", labels=("phase",))
+        items = CounterMetricFamily(
+            "tandem_worker_phase_items", "What those batches held.", labels=("phase",)
+        )
         for phase, count in self._items.items():
             items.add_metric((phase,), count)
         yield items
 
 
-def _histogram(name: str, text: str, times: Mapping[Any, Times], *, label: str = "task") -> HistogramMetricFamily:
+def _histogram(
+    name: str, text: str, times: Mapping[Any, Times], *, label: str = "task"
+) -> HistogramMetricFamily:
     family = HistogramMetricFamily(name, text, labels=(label,))
     for value, one in list(times.items()):
         family.add_metric((value,), one.buckets(), one.total)

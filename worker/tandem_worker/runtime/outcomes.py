@@ -21,7 +21,8 @@ log = structlog.get_logger("worker")
 class Outcomes:
     """Writes outcomes. A job stays in `held`, and so keeps its lease, until its outcome is written.
 
-    `away` is called at every fault of Redis, `room` when so much is written that jobs may be claimed again.
+    `away` is called at every fault of Redis, `room` when so much is written that jobs may be
+    claimed again.
     """
 
     def __init__(
@@ -35,9 +36,19 @@ class Outcomes:
     ) -> None:
         self.unwritten = 0
         self._none = asyncio.Event()  # nothing is unwritten any more
-        self._queue, self._held, self._away, self._room, self._tally = queue, held, away, room, tally
+        self._queue, self._held, self._away, self._room, self._tally = (
+            queue,
+            held,
+            away,
+            room,
+            tally,
+        )
         self._batch = Batch(
-            self._write, limit=500, room=1 << 20, size=lambda one: len(one[0].body) + 256, waiting=1 << 20
+            self._write,
+            limit=500,
+            room=1 << 20,
+            size=lambda one: len(one[0].body) + 256,
+            waiting=1 << 20,
         )
 
     @property
@@ -63,7 +74,8 @@ class Outcomes:
             await self._none.wait()
 
     async def _write(self, load: list[tuple[Finish, float]]) -> list[str]:
-        # What follows is done here for all of them, since a callback each takes longer than the rest of it.
+        # What follows is done here for all of them, since a callback each takes longer than the
+        # rest of it.
         outcomes = [finish for finish, _ in load]
         answers: list[str] = []
         try:
@@ -72,7 +84,12 @@ class Outcomes:
             for (finish, since), answer in zip(load, answers, strict=True):
                 self._tally.written(now - since)
                 if answer != "ok":
-                    log.warning("an outcome came too late", job_id=finish.id, outcome=finish.outcome, answer=answer)
+                    log.warning(
+                        "an outcome came too late",
+                        job_id=finish.id,
+                        outcome=finish.outcome,
+                        answer=answer,
+                    )
         except Exception:
             log.exception("outcomes could not be written", jobs=[finish.id for finish in outcomes])
             raise
@@ -100,7 +117,9 @@ class Outcomes:
                 words = await self._queue.finish(outcomes)
             except Unavailable as error:
                 self._away()
-                log.warning("Redis is away", during="finish", outcomes=len(outcomes), error=str(error))
+                log.warning(
+                    "Redis is away", during="finish", outcomes=len(outcomes), error=str(error)
+                )
                 await asyncio.sleep(pause * random.uniform(0.5, 1))
                 pause = min(2 * pause, 2.0)
             else:

@@ -1,9 +1,10 @@
 """What a running job says, on its way to Redis and on to the file store: buffered, in order, fenced, and written once.
 
-One letter of a job is under way at a time; what is said meanwhile goes together in the next. So the first item leaves
-at once, and a flood leaves in letters of a few chunks. When the job's stream in Redis is long, its oldest part moves to
-the file store as a segment, while writing goes on; at the end of an attempt the rest moves too, unless it is small.
-Writers wait while their job's buffer is full: for Redis and the file store, never for readers.
+One letter of a job is under way at a time; what is said meanwhile goes together in the next. So the
+first item leaves at once, and a flood leaves in letters of a few chunks. When the job's stream in
+Redis is long, its oldest part moves to the file store as a segment, while writing goes on; at the
+end of an attempt the rest moves too, unless it is small. Writers wait while their job's buffer is
+full: for Redis and the file store, never for readers.
 """
 
 import asyncio
@@ -31,7 +32,9 @@ from tandem_worker.runtime.waiting import patiently
 CHUNK = 64 << 10  # bytes of one report
 LETTER = 256 << 10  # bytes of the reports that go together
 REPORTS = 8  # of a letter
-BUFFER = 512 << 10  # bytes a job may have said without their being written: a letter under way, and the next one
+BUFFER = (
+    512 << 10
+)  # bytes a job may have said without their being written: a letter under way, and the next one
 SEGMENT = 2 << 20  # bytes that move to the file store at once
 KEPT = 256 << 10  # bytes that an ended attempt leaves in Redis
 MOVES = 4  # that a worker makes at once: each holds a segment twice
@@ -50,7 +53,9 @@ class Outbox:
     `limit`: bytes that a job may say in all; `spent` is told of each round trip and each move.
     """
 
-    def __init__(self, queue: Queue, store: FileStore, *, limit: int, spent: Spent = untold) -> None:
+    def __init__(
+        self, queue: Queue, store: FileStore, *, limit: int, spent: Spent = untold
+    ) -> None:
         async def send(letters: list[list[Report]]) -> list[list[str]]:
             reports, began = [report for letter in letters for report in letter], time.monotonic()
             words = iter(await queue.report(reports, limit=limit))
@@ -60,7 +65,9 @@ class Outbox:
         self.limit, self._spent = limit, spent
         self.clock = asyncio.get_running_loop().time
         self._queue, self._store = queue, store
-        self._batch = Batch(send, limit=50, room=1 << 20, size=lambda letter: sum(len(one.body) for one in letter))
+        self._batch = Batch(
+            send, limit=50, room=1 << 20, size=lambda letter: sum(len(one.body) for one in letter)
+        )
         self._moves = asyncio.Semaphore(MOVES)
 
     async def send(self, letter: list[Report]) -> list[str]:
@@ -70,7 +77,8 @@ class Outbox:
     async def move(self, id: str, token: str) -> int | None:
         """Moves the oldest part of a job's stream, about a segment, to the file store; what is left in Redis, bytes.
 
-        None: the job is no longer held under this token. Raises Unavailable for a store that fails; waits for Redis.
+        None: the job is no longer held under this token. Raises Unavailable for a store that fails;
+        waits for Redis.
         """
         async with self._moves:
             began = time.monotonic()
@@ -86,7 +94,9 @@ class Outbox:
     async def _oldest(self, id: str) -> list[Chunk]:
         found: list[Chunk] = []
         size, count = 0, 32
-        while size < SEGMENT and (more := await self._queue.output(id, found[-1].stamp if found else 0, count)):
+        while size < SEGMENT and (
+            more := await self._queue.output(id, found[-1].stamp if found else 0, count)
+        ):
             found += more
             size += sum(chunk.weight for chunk in more)
             # As many as are missing, by what the first ones weigh.
@@ -124,7 +134,15 @@ class JobOutput:
     _flight: asyncio.Task[None] | None = None
     _moving: asyncio.Task[bool] | None = None
 
-    def __init__(self, outbox: Outbox, id: str, token: str, lost: Callable[[], None] | None, *, seconds: float) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        id: str,
+        token: str,
+        lost: Callable[[], None] | None,
+        *,
+        seconds: float,
+    ) -> None:
         self.id, self.token = id, token
         self.lost = lost
         self._outbox = outbox
@@ -159,7 +177,9 @@ class JobOutput:
 
     def _put(self, kind: str, body: bytes) -> None:
         if LINE_END in body:
-            body = body.replace(b"\n", b" ")  # a report has a value a line; in JSON a raw line end is only white space
+            body = body.replace(
+                b"\n", b" "
+            )  # a report has a value a line; in JSON a raw line end is only white space
         size = len(body) + 1  # a line end, or the end
         pack = self._last
         if pack is None or pack.kind != kind or pack.size + size > CHUNK + 1:
@@ -192,7 +212,13 @@ class JobOutput:
             if word == "wait":
                 if await asyncio.shield(self._move()):
                     return letter[number:]
-                self._fail(TaskError("store_unavailable", "the file store did not take the output", retryable=True))
+                self._fail(
+                    TaskError(
+                        "store_unavailable",
+                        "the file store did not take the output",
+                        retryable=True,
+                    )
+                )
                 return []
             if word not in ("ok", "long"):
                 self._stop(word, report.type)
@@ -243,7 +269,9 @@ class JobOutput:
         self._stop("failed", "")
 
     def _stop(self, word: str, kind: str) -> None:
-        if word == "full" and (kind == "output" or any(pack.kind == "output" for pack in self._packs)):
+        if word == "full" and (
+            kind == "output" or any(pack.kind == "output" for pack in self._packs)
+        ):
             self._refused = self._too_large()
         self.full = True  # nothing more is taken, whichever way it ended
         self._packs.clear()
@@ -255,7 +283,9 @@ class JobOutput:
             self.lost()
 
     def _too_large(self) -> TaskError:
-        return TaskError("too_large", f"the output exceeds {self._outbox.limit} bytes", retryable=False)
+        return TaskError(
+            "too_large", f"the output exceeds {self._outbox.limit} bytes", retryable=False
+        )
 
     async def _next(self) -> list[Report]:
         """The reports that leave together; none: there is nothing to say."""
@@ -275,7 +305,11 @@ class JobOutput:
         size = 0
         if self._progress is not None and self._due <= loop.time():
             letter.append(self._take_progress())  # a flood of output must not hold it up
-        while self._packs and len(letter) < REPORTS and (not letter or size + self._packs[0].size <= LETTER):
+        while (
+            self._packs
+            and len(letter) < REPORTS
+            and (not letter or size + self._packs[0].size <= LETTER)
+        ):
             pack = self._packs.popleft()
             size += pack.size
             letter.append(self._report(pack.kind, b"\n".join(pack.parts)))
@@ -302,7 +336,9 @@ class JobOutput:
         self._due = 0.0  # the last progress need not wait for its time
         if self._more is not None:
             self._more.set()
-        while not self.full and (self._pending or (self._flight is not None and not self._flight.done())):
+        while not self.full and (
+            self._pending or (self._flight is not None and not self._flight.done())
+        ):
             self._start()
             if self._flight is not None:
                 await asyncio.shield(self._flight)

@@ -1,8 +1,9 @@
 """Jobs that are claimed before there is a slot for them, so that a slot that is freed has its next job at once.
 
-Else a worker with short jobs does nothing in each of its claims, and Redis nothing in between. There are only as many
-as will start within a moment, going by how long attempts took lately: none where they take seconds. Should all slots
-turn out to be taken by longer ones, those that wait are handed back, uncharged.
+Else a worker with short jobs does nothing in each of its claims, and Redis nothing in between.
+There are only as many as will start within a moment, going by how long attempts took lately: none
+where they take seconds. Should all slots turn out to be taken by longer ones, those that wait are
+handed back, uncharged.
 """
 
 import time
@@ -58,7 +59,9 @@ class Ahead:
         if self._bytes >= ROOM:
             return 0
         most = min(MOST, SHARE * self._slots)
-        return max(0, min(most, int(self._slots * MOMENT / max(self._span, 1e-6))) - len(self._line))
+        return max(
+            0, min(most, int(self._slots * MOMENT / max(self._span, 1e-6))) - len(self._line)
+        )
 
     def ended(self, seconds: float) -> None:
         """An attempt took so long."""

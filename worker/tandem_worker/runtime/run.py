@@ -104,11 +104,14 @@ class Run:
         except asyncio.CancelledError:
             finish = self.interrupted()
             if finish is not None:
-                # What it said before belongs to its output. This takes a round trip; without Redis nobody waits.
+                # What it said before belongs to its output. This takes a round trip; without Redis
+                # nobody waits.
                 with contextlib.suppress(Exception):
                     async with asyncio.timeout(LAST_WORDS):
                         await self.output.drain()
-        self.output.lost = None  # it is over; else run and output would hold each other until the collector comes
+        self.output.lost = (
+            None  # it is over; else run and output would hold each other until the collector comes
+        )
         self.output.abandon()
         return finish
 
@@ -126,7 +129,8 @@ class Run:
                 raise
         except Exception as error:  # noqa: BLE001 - whatever a task raises is this attempt's failure, and no more
             failure = error
-        # Code may turn a cancellation into anything, or into nothing: why it was cancelled decides, not what it did.
+        # Code may turn a cancellation into anything, or into nothing: why it was cancelled decides,
+        # not what it did.
         if self.cause in ("cancel", "lost") or (self.cause is not None and failure is not None):
             return self.interrupted()
         if self.late:
@@ -140,7 +144,9 @@ class Run:
         if failure is not None:
             return await self._failed(fault(failure), error=failure)
         files = msgspec.json.encode(self.job.written) if self.job.written else b""
-        return Finish(self.claimed.id, self.claimed.token, State.SUCCEEDED, "succeeded", body, 0.0, files)
+        return Finish(
+            self.claimed.id, self.claimed.token, State.SUCCEEDED, "succeeded", body, 0.0, files
+        )
 
     def overdue(self) -> None:
         """Cancels the code at its timeout; code that ignores it is told once more, while its lease still holds."""
@@ -158,19 +164,26 @@ class Run:
         finally:
             self.deadlines.drop(self)
             if self.late and self.handle is not None:
-                self.handle.uncancel()  # that was the timeout; what follows is not to be cut short by it
+                # that was the timeout; what follows is not to be cut short by it
+                self.handle.uncancel()
 
     async def _keep(self, body: bytes) -> bytes:
         """A large result becomes a file of the job, and the result names it."""
         taken = {view["name"] for view in self.job.written}
         name = next(
-            name for name in ("result.json", *map("result-{}.json".format, range(len(taken)))) if name not in taken
+            name
+            for name in ("result.json", *map("result-{}.json".format, range(len(taken))))
+            if name not in taken
         )
         ref: FileRef = await self.job.files.write(name, body, content_type="application/json")
         return msgspec.json.encode({"file": ref.model_dump(mode="json", exclude_none=True)})
 
     async def _failed(
-        self, what: Fault, outcome: Literal["failed", "timeout"] = "failed", *, error: Exception | None = None
+        self,
+        what: Fault,
+        outcome: Literal["failed", "timeout"] = "failed",
+        *,
+        error: Exception | None = None,
     ) -> Finish:
         log.info(
             "attempt failed",
@@ -186,11 +199,17 @@ class Run:
         except Exception as refused:  # noqa: BLE001 - what was said is refused too; the first failure says more
             log.debug("output refused", job_id=self.claimed.id, error=str(refused))
         policy = RetryPolicy.model_validate(
-            {**self.task.retry.model_dump(), **self.options.retry, "max_attempts": self.claimed.max_attempts}
+            {
+                **self.task.retry.model_dump(),
+                **self.options.retry,
+                "max_attempts": self.claimed.max_attempts,
+            }
         )
         return self._finish(what, policy, outcome)
 
-    def _finish(self, what: Fault, policy: RetryPolicy, outcome: Literal["failed", "timeout"]) -> Finish:
+    def _finish(
+        self, what: Fault, policy: RetryPolicy, outcome: Literal["failed", "timeout"]
+    ) -> Finish:
         wait = delay(policy, self.claimed.attempt, retryable=what.retryable, after=what.after)
         to = State.FAILED if wait is None else State.RETRYING
         body = msgspec.json.encode(what.of(self.claimed.attempt))
@@ -208,7 +227,8 @@ class Run:
             return Finish(self.claimed.id, self.claimed.token, State.CANCELLED, "cancelled")
         if self.cause == "lost":
             return None
-        # Shutdown: handed back, uncharged. A cancellation that nobody gave a cause is the event loop's own end.
+        # Shutdown: handed back, uncharged. A cancellation that nobody gave a cause is the event
+        # loop's own end.
         return self.handed_back()
 
     def handed_back(self) -> Finish:

@@ -23,7 +23,8 @@ async def first(*awaitables: Any, timeout: float | None = None) -> None:
 
 async def ended(task: "asyncio.Future[Any]") -> None:
     """Cancels it until it is done, for 5 s at most."""
-    # More than once: in Python 3.11 `asyncio.wait_for`, which libraries wait with, may swallow a cancellation.
+    # More than once: in Python 3.11 `asyncio.wait_for`, which libraries wait with, may swallow a
+    # cancellation.
     for _ in range(50):
         task.cancel()
         await asyncio.wait({task}, timeout=0.1)

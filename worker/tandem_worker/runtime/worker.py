@@ -1,6 +1,7 @@
 """The worker: arq gives the process shell, hooks, cron, burst and signals; loop, claim and run are ours.
 
-claims:  sleep on the bells → claim a batch → a task a job ─▶ run.py ─▶ outcomes, written many a round trip
+claims:  sleep on the bells → claim a batch → a task a job ─▶ run.py ─▶ outcomes, written many a
+         round trip
 news:   cancels, lost leases, jobs that only this worker can run (news.py)
 """
 
@@ -55,7 +56,8 @@ log = structlog.get_logger("worker")
 class Worker(arq.worker.Worker):
     """One process of workers' side. Everything that arq's own Worker takes besides is passed on to it.
 
-    `resources` opens what tasks use; it is entered before the first claim and left after the last job.
+    `resources` opens what tasks use; it is entered before the first claim and left after the last
+    job.
     """
 
     def __init__(
@@ -66,9 +68,13 @@ class Worker(arq.worker.Worker):
         resources: Callable[[], contextlib.AbstractAsyncContextManager[Resources]],
         **shell: Any,
     ) -> None:
-        self.id = f"{socket.gethostname().partition('.')[0][:32]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.id = (
+            f"{socket.gethostname().partition('.')[0][:32]}-{os.getpid()}-{secrets.token_hex(4)}"
+        )
         self.settings = settings
-        redis = ArqRedis(pool(settings.redis_url), job_serializer=serialize, job_deserializer=deserialize)
+        redis = ArqRedis(
+            pool(settings.redis_url), job_serializer=serialize, job_deserializer=deserialize
+        )
         super().__init__(
             functions=[arq.worker.func(stand_in, name=name) for name in tasks],
             redis_pool=redis,
@@ -101,20 +107,26 @@ class Worker(arq.worker.Worker):
         self._changed = asyncio.Event()  # a slot is free, or the end has come
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()  # hand back now
-        self._fault: BaseException | None = None  # what ended a part of this worker, and so ends it all
+        self._fault: BaseException | None = (
+            None  # what ended a part of this worker, and so ends it all
+        )
         self._started_at = time.time()
         self._ahead: Ahead  # made when it is known for what the heart beats
         unstarted = lambda one, cause: self._ahead.stop(one, cause)  # noqa: E731, PLW0108 - see above
         calls = Calls(self._claim, self._register, unstarted)
         url = settings.redis_url
-        self.news = News(self.queue, url, self.runs, self._claiming, calls, worker=self.id, tasks=self.digest)
+        self.news = News(
+            self.queue, url, self.runs, self._claiming, calls, worker=self.id, tasks=self.digest
+        )
         held, away, room = self.news.heart.held, self.news.distrust, self._changed.set
         self._outcomes = Outcomes(self.queue, held, away=away, room=room, tally=self.tally)
         self._ahead = Ahead(self.max_jobs, self.loop, held, self._outcomes.put)
         crons = {job.name for job in self.cron_jobs}
-        self._adoption = Adoption(self.queue, {name: task.entry for name, task in self.known.items()}, crons)
+        self._adoption = Adoption(
+            self.queue, {name: task.entry for name, task in self.known.items()}, crons
+        )
 
-    # ---------------------------------------------------------------------------------------------------- the shell
+    # ------------------------------------------------------------------------------------ the shell
 
     async def main(self) -> None:
         """From registration to retirement; arq's `run` and `async_run` call it. A worker runs once."""
@@ -122,14 +134,21 @@ class Worker(arq.worker.Worker):
             raise RuntimeError("this worker has been run: make another one")
         self.ctx["redis"] = self.pool
         async with AsyncExitStack() as stack:
-            stack.enter_context(serving(self.tally, self.settings.metrics_host, self.settings.metrics_port))
+            stack.enter_context(
+                serving(self.tally, self.settings.metrics_host, self.settings.metrics_port)
+            )
             self._pools = await stack.enter_async_context(open_pools(self.settings))
             self._opened = await stack.enter_async_context(self._resources())
             limit, spent = self.settings.max_output, self.tally.spent
             self._outbox = Outbox(self.queue, self._opened.files, limit=limit, spent=spent)
             ledger = await stack.enter_async_context(open_ledger(self.settings))
             projection = Projection(
-                self.queue.events, ledger, self.settings, consumer=self.id, busy=lambda: bool(self.runs), spent=spent
+                self.queue.events,
+                ledger,
+                self.settings,
+                consumer=self.id,
+                busy=lambda: bool(self.runs),
+                spent=spent,
             )
             if self.on_startup:
                 await self.on_startup(self.ctx)
@@ -140,8 +159,15 @@ class Worker(arq.worker.Worker):
             stack.push_async_callback(ended, self._part(self.news.listen(), "news"))
             stack.push_async_callback(ended, self._part(projection.run(), "ledger"))
             if self.cron_jobs:
-                stack.push_async_callback(ended, self._part(self._adoption.tick(self.heart_beat), "crons"))
-            log.info("worker is ready", worker=self.id, queues=",".join(self.settings.queues), tasks=len(self.known))
+                stack.push_async_callback(
+                    ended, self._part(self._adoption.tick(self.heart_beat), "crons")
+                )
+            log.info(
+                "worker is ready",
+                worker=self.id,
+                queues=",".join(self.settings.queues),
+                tasks=len(self.known),
+            )
             self.ready.set()
             await self._loop()
             await self._drain()
@@ -189,7 +215,12 @@ class Worker(arq.worker.Worker):
         if self._stopping.is_set():
             self._hurry.set()
         else:
-            log.info("draining", signal=Signals(signum).name, running=len(self.runs), seconds=self.settings.drain)
+            log.info(
+                "draining",
+                signal=Signals(signum).name,
+                running=len(self.runs),
+                seconds=self.settings.drain,
+            )
         self._stopping.set()
         self._changed.set()
         if self.on_stop:
@@ -204,7 +235,9 @@ class Worker(arq.worker.Worker):
         if self.runs:
             quiet = asyncio.ensure_future(self._idle())
             await first(quiet, self.news.say_draining(), timeout=1)
-            await first(quiet, self._stopping.wait())  # the last jobs of a burst take the time they need
+            await first(
+                quiet, self._stopping.wait()
+            )  # the last jobs of a burst take the time they need
             await first(quiet, self._hurry.wait(), timeout=self.settings.drain)
             quiet.cancel()
 
@@ -222,7 +255,8 @@ class Worker(arq.worker.Worker):
             run.stop("shutdown")
         await first(self._idle(), timeout=self.queue.grace)
         if self.runs:
-            # Code that does not obey: its job is handed back all the same, and what it still says is refused.
+            # Code that does not obey: its job is handed back all the same, and what it still says
+            # is refused.
             log.warning("handing back jobs whose code goes on", jobs=list(self.runs))
             for run in list(self.runs.values()):
                 run.output.abandon()
@@ -233,14 +267,23 @@ class Worker(arq.worker.Worker):
         with contextlib.suppress(Unavailable):
             await self.queue.retire(self.id)
         await self.queue.close()
-        log.info("worker has ended", complete=self.jobs_complete, failed=self.jobs_failed, retried=self.jobs_retried)
+        log.info(
+            "worker has ended",
+            complete=self.jobs_complete,
+            failed=self.jobs_failed,
+            retried=self.jobs_retried,
+        )
 
     async def _recover(self) -> None:
         """A claim whose answer was lost may have taken jobs: they are asked for once more, and handed back."""
         if self._asked:
             with contextlib.suppress(Unavailable):
                 claim = await self.queue.claim(
-                    self.id, self._claim_number + 1, slots=0, tasks=self.digest, queues=self.settings.queues
+                    self.id,
+                    self._claim_number + 1,
+                    slots=0,
+                    tasks=self.digest,
+                    queues=self.settings.queues,
                 )
                 for job in claim.jobs:
                     self._outcomes.put(Finish(job.id, job.token, State.QUEUED, "released"))
@@ -258,7 +301,7 @@ class Worker(arq.worker.Worker):
             finally:
                 await pool.aclose(close_connection_pool=True)
 
-    # ------------------------------------------------------------------------------------------------------ the loop
+    # ------------------------------------------------------------------------------------- the loop
 
     async def _loop(self) -> None:
         """Claims whenever there is room and may be something; sleeps on the bells otherwise."""
@@ -276,7 +319,12 @@ class Worker(arq.worker.Worker):
                     pause = 0.05
                     if claim is None or (claim.more and claim.jobs):
                         continue
-                    if self.burst and not self.runs and claim.next_due is None and not (claim.more or claim.foreign):
+                    if (
+                        self.burst
+                        and not self.runs
+                        and claim.next_due is None
+                        and not (claim.more or claim.foreign)
+                    ):
                         return
                     if not self._over():
                         await self._sleep(bells, claim)
@@ -300,10 +348,18 @@ class Worker(arq.worker.Worker):
     def _over(self) -> bool:
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise asyncio.CancelledError  # which may have been swallowed, see `ended`
-        return self._stopping.is_set() or (self.burst and 0 <= self.max_burst_jobs <= self._jobs_started())
+        return self._stopping.is_set() or (
+            self.burst and 0 <= self.max_burst_jobs <= self._jobs_started()
+        )
 
     def _jobs_started(self) -> int:
-        return self.jobs_complete + self.jobs_retried + self.jobs_failed + len(self.runs) + len(self._ahead)
+        return (
+            self.jobs_complete
+            + self.jobs_retried
+            + self.jobs_failed
+            + len(self.runs)
+            + len(self._ahead)
+        )
 
     async def _sleep(self, bells: Any, claim: Claim) -> None:
         block = (FOREIGN if self._adoption.needed else BLOCK) * random.uniform(0.75, 1)
@@ -330,7 +386,11 @@ class Worker(arq.worker.Worker):
             self._asked, began = True, time.monotonic()
             # The number grows only once an answer has come: a lost one is asked for again.
             claim = await self.queue.claim(
-                self.id, self._claim_number + 1, slots=slots, tasks=self.digest, queues=self.settings.queues
+                self.id,
+                self._claim_number + 1,
+                slots=slots,
+                tasks=self.digest,
+                queues=self.settings.queues,
             )
             self._asked = False
             self.tally.spent("claim", time.monotonic() - began, len(claim.jobs))
@@ -376,7 +436,9 @@ class Worker(arq.worker.Worker):
         hooks = HOOK if self._hooks else 0.0
         until = time.monotonic() + hooks + run.options.timeout + grace + self.settings.lease
         self.news.heart.held[claimed.id] = (claimed.token, until)
-        run.handle = self.loop.create_task(self._hooks.attempt(run) if self._hooks else run.attempt())
+        run.handle = self.loop.create_task(
+            self._hooks.attempt(run) if self._hooks else run.attempt()
+        )
         run.handle.add_done_callback(lambda handle: self._finished(run, handle))
 
     def _finished(self, run: Run, handle: "asyncio.Task[Finish | None]") -> None:
@@ -391,7 +453,7 @@ class Worker(arq.worker.Worker):
                 finish = handle.result()
             self._record(run, finish)
 
-    # -------------------------------------------------------------------------------------------------- the outcomes
+    # --------------------------------------------------------------------------------- the outcomes
 
     def _record(self, run: Run, finish: Finish | None) -> None:
         """Frees the slot and has the outcome written; the lease is kept until it is."""

@@ -1,9 +1,10 @@
 """Tables from one format to another, in batches: the file is read twice where all of it tells the columns' types.
 
-Types of a CSV's columns are those that all of their fields have: integer, number, boolean (`true`, `false`; an empty
-field is a null in these three), else text, as are numbers that would change (`007`, 19 digits and more).
-Objects and arrays, and columns of mixed types, become JSON text in CSV and Parquet. In JSON, bytes are base64, times
-RFC 3339, decimals strings, and what is no finite number null.
+Types of a CSV's columns are those that all of their fields have: integer, number, boolean (`true`,
+`false`; an empty field is a null in these three), else text, as are numbers that would change
+(`007`, 19 digits and more). Objects and arrays, and columns of mixed types, become JSON text in CSV
+and Parquet. In JSON, bytes are base64, times RFC 3339, decimals strings, and what is no finite
+number null.
 """
 
 import re
@@ -29,7 +30,9 @@ Kind = Literal["int64", "double", "bool", "string"]  # in Arrow's words
 BATCH_ROWS, BATCH_BYTES = 4096, 4 << 20  # of the source
 _FORMS: dict[Kind, Callable[[str], object]] = {
     "int64": re.compile(r"0|-?[1-9][0-9]{0,17}").fullmatch,
-    "double": re.compile(r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,17})?(?:[eE][+-]?[0-9]{1,2})?").fullmatch,
+    "double": re.compile(
+        r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,17})?(?:[eE][+-]?[0-9]{1,2})?"
+    ).fullmatch,
     "bool": {"true", "false", "True", "False", "TRUE", "FALSE"}.__contains__,
 }
 
@@ -43,7 +46,12 @@ class Made(NamedTuple):
 
 def passes(source: Format, to: Format) -> int:
     """How often a source is read: twice where all of it tells the columns and their types."""
-    return 2 if (source == "csv" and to != "csv") or (source in ("json", "ndjson") and to in ("csv", "parquet")) else 1
+    return (
+        2
+        if (source == "csv" and to != "csv")
+        or (source in ("json", "ndjson") and to in ("csv", "parquet"))
+        else 1
+    )
 
 
 def convert(files: SyncFiles, source: Source, to: Format, compression: Compression | None) -> Made:
@@ -54,9 +62,14 @@ def convert(files: SyncFiles, source: Source, to: Format, compression: Compressi
             if source.format == "parquet":
                 count = _from_parquet(source, to, made, compression, stack)
             elif source.format != "csv" and to in ("json", "ndjson"):
-                count = _items(source, JsonOutput(Deflating(made, outside(to, compression)), array=to == "json"))
+                count = _items(
+                    source,
+                    JsonOutput(Deflating(made, outside(to, compression)), array=to == "json"),
+                )
             else:
-                columns, batches = _of_csv(source, to) if source.format == "csv" else _of_objects(source)
+                columns, batches = (
+                    _of_csv(source, to) if source.format == "csv" else _of_objects(source)
+                )
                 count = _write(open_output(made, to, compression, columns), batches)
         except UnicodeError:
             raise Permanent("invalid_file", "a text in it is no Unicode") from None
@@ -72,7 +85,7 @@ def _write(out: Output, batches: Iterator[Batch]) -> int:
     return count
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 def _of_csv(source: Source, to: Format) -> tuple[Columns, Iterator[Batch]]:
@@ -92,8 +105,13 @@ def _of_csv(source: Source, to: Format) -> tuple[Columns, Iterator[Batch]]:
             if possible[index]:
                 values = list(filter(None, column))
                 filled[index] = filled[index] or bool(values)
-                possible[index] = [kind for kind in possible[index] if all(map(_FORMS[kind], values))]
-    kinds: list[Kind] = [kinds[0] if kinds and full else "string" for kinds, full in zip(possible, filled, strict=True)]
+                possible[index] = [
+                    kind for kind in possible[index] if all(map(_FORMS[kind], values))
+                ]
+    kinds: list[Kind] = [
+        kinds[0] if kinds and full else "string"
+        for kinds, full in zip(possible, filled, strict=True)
+    ]
     return Columns(names, kinds), _typed(source, kinds)
 
 
@@ -124,7 +142,9 @@ def _typed(source: Source, kinds: list[Kind] | list[None]) -> Iterator[Batch]:
         columns: list[list[Any]] = []
         for kind, column in zip(kinds, batch.columns, strict=True):
             typed = read.get(kind)
-            columns.append(column if typed is None else [typed(text) if text else None for text in column])
+            columns.append(
+                column if typed is None else [typed(text) if text else None for text in column]
+            )
         yield Batch(columns, batch.rows)
 
 
@@ -165,7 +185,9 @@ def _items(source: Source, out: JsonOutput) -> int:
     return count
 
 
-def _from_parquet(source: Source, to: Format, sink: Sink, compression: Compression | None, stack: ExitStack) -> int:
+def _from_parquet(
+    source: Source, to: Format, sink: Sink, compression: Compression | None, stack: ExitStack
+) -> int:
     file: IO[bytes]
     if source.compression is None:
         file = stack.enter_context(source.files.seek(source.ref))

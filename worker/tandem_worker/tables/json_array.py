@@ -15,7 +15,8 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 def elements(read: Callable[[int], str]) -> Iterator[str]:
     """The texts of an array's elements; `read` gives the next characters, at most so many, and "" at the end.
 
-    Raises Permanent: `invalid_file` for what is no array, `too_large` for an element above MAX_ELEMENT.
+    Raises Permanent: `invalid_file` for what is no array, `too_large` for an element above
+    MAX_ELEMENT.
     """
     text = _Window(read)
     if text.mark() != "[":
@@ -28,7 +29,10 @@ def elements(read: Callable[[int], str]) -> Iterator[str]:
         yield text.value()
         mark = text.mark()
         if mark not in (",", "]"):
-            raise Permanent("invalid_file", "its JSON array ends too early" if not mark else "a comma is missing in it")
+            raise Permanent(
+                "invalid_file",
+                "its JSON array ends too early" if not mark else "a comma is missing in it",
+            )
         text.skip()
     if text.mark():
         raise Permanent("invalid_file", "something follows its JSON array")
@@ -68,7 +72,10 @@ class _Window:
             if end is not None and len(self._buffer) - end > 16:
                 raise Permanent("invalid_file", "a comma is missing in its JSON array")
             if len(self._buffer) - self._at > MAX_ELEMENT:
-                raise Permanent("too_large", f"an element of its JSON array has more than {MAX_ELEMENT} characters")
+                raise Permanent(
+                    "too_large",
+                    f"an element of its JSON array has more than {MAX_ELEMENT} characters",
+                )
             if not self._more():
                 raise Permanent("invalid_file", "its JSON array ends too early")
 

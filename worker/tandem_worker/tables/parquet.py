@@ -11,7 +11,11 @@ from tandem_worker.archives.compression import Compression, Sink
 from tandem_worker.errors import Permanent
 from tandem_worker.tables.table import GROUP_BYTES, GROUP_ROWS, Batch, Columns, Misfit
 
-_TIMES = {"timestamptz": pa.timestamp("us", "UTC"), "timestamp": pa.timestamp("us"), "time": pa.time64("us")}
+_TIMES = {
+    "timestamptz": pa.timestamp("us", "UTC"),
+    "timestamp": pa.timestamp("us"),
+    "time": pa.time64("us"),
+}
 _STEP = 4096  # rows that are read at once
 
 
@@ -25,7 +29,11 @@ class ParquetOutput:
     """Row groups of at most about GROUP_ROWS rows and GROUP_BYTES. In a column of text, all values become text."""
 
     def __init__(
-        self, sink: Sink, schema: Any, compression: Compression | None, text: Callable[[Any], str] = str
+        self,
+        sink: Sink,
+        schema: Any,
+        compression: Compression | None,
+        text: Callable[[Any], str] = str,
     ) -> None:
         self._schema = schema
         self._text = text
@@ -35,7 +43,10 @@ class ParquetOutput:
 
     def write(self, batch: Batch) -> None:
         """Raises Misfit."""
-        arrays = [self._array(column, field) for column, field in zip(batch.columns, self._schema, strict=True)]
+        arrays = [
+            self._array(column, field)
+            for column, field in zip(batch.columns, self._schema, strict=True)
+        ]
         self.add(pa.record_batch(arrays, schema=self._schema))
 
     def add(self, batch: Any) -> None:
@@ -52,7 +63,10 @@ class ParquetOutput:
 
     def _array(self, values: list[Any], field: Any) -> Any:
         if pa.types.is_string(field.type):
-            values = [value if value is None or type(value) is str else self._text(value) for value in values]
+            values = [
+                value if value is None or type(value) is str else self._text(value)
+                for value in values
+            ]
         try:
             return pa.array(values, field.type)
         except UnicodeError:
@@ -62,7 +76,9 @@ class ParquetOutput:
 
     def _flush(self) -> None:
         if self._group:
-            self._file.write_table(pa.Table.from_batches(self._group, self._schema), row_group_size=GROUP_ROWS * 2)
+            self._file.write_table(
+                pa.Table.from_batches(self._group, self._schema), row_group_size=GROUP_ROWS * 2
+            )
         self._group = []
         self._rows = self._bytes = 0
 

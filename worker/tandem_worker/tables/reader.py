@@ -1,8 +1,9 @@
 """Rows out of a file: CSV, NDJSON, a JSON array and Parquet, plain or compressed, one after another with their lines.
 
-What `sql.import` and `mongo.import` read. CSV is UTF-8 with a header and commas; an empty value is null unless it is
-quoted. A row that is wrong is told of and the next ones are read; `file.convert` (worker/tandem_worker/tables/source.py)
-takes the whole file or nothing. Everything here blocks: call it in a thread.
+What `sql.import` and `mongo.import` read. CSV is UTF-8 with a header and commas; an empty value is
+null unless it is quoted. A row that is wrong is told of and the next ones are read; `file.convert`
+(worker/tandem_worker/tables/source.py) takes the whole file or nothing. Everything here blocks:
+call it in a thread.
 """
 
 import csv
@@ -60,7 +61,9 @@ def read(pieces: Iterable[bytes], format: Format, compression: Compression | Non
     return _csv(lines) if format == "csv" else _ndjson(lines)
 
 
-def items(pieces: Iterable[bytes], format: Format, compression: Compression | None) -> Iterator[Item]:
+def items(
+    pieces: Iterable[bytes], format: Format, compression: Compression | None
+) -> Iterator[Item]:
     """The same for rows that may each have other keys."""
     if format in ("csv", "parquet"):
         return _of_columns(read(pieces, format, compression))
@@ -119,7 +122,7 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
         raise Permanent("invalid_file", "the file is no UTF-8 text") from None
 
 
-# ----------------------------------------------------------------------------------------------------------------- CSV
+# ---------------------------------------------------------------------------------------------- CSV
 
 
 class _Raw:
@@ -173,10 +176,13 @@ def _nulls(cells: list[str], raw: list[str]) -> list[str | None]:
     if '""' not in text:
         return [cell or None for cell in cells]
     quoted = [match["quoted"] is not None for match in _CELL.finditer(text.rstrip("\r\n"))]
-    return [cell if cell or (number < len(quoted) and quoted[number]) else None for number, cell in enumerate(cells)]
+    return [
+        cell if cell or (number < len(quoted) and quoted[number]) else None
+        for number, cell in enumerate(cells)
+    ]
 
 
-# ----------------------------------------------------------------------------------------------------- NDJSON, Parquet
+# ---------------------------------------------------------------------------------- NDJSON, Parquet
 
 
 def _ndjson(lines: Iterator[str]) -> Records:
@@ -200,7 +206,9 @@ def _ndjson(lines: Iterator[str]) -> Records:
                 yield Record(number, len(line), [found.get(column) for column in columns])
             else:
                 other = next(name for name in found if name not in known)
-                yield Record(number, len(line), [line[:1000].rstrip("\n")], f"the first row has no {other!r}")
+                yield Record(
+                    number, len(line), [line[:1000].rstrip("\n")], f"the first row has no {other!r}"
+                )
 
     return Records(columns, rows())
 

@@ -53,7 +53,13 @@ def _kind(value: object) -> str:
         case bool():
             return "bool"
         case int():
-            return "int64" if abs(value) <= _EXACT else "long" if -(1 << 63) <= value < 1 << 63 else "mixed"
+            return (
+                "int64"
+                if abs(value) <= _EXACT
+                else "long"
+                if -(1 << 63) <= value < 1 << 63
+                else "mixed"
+            )
         case float():
             return "double"
         case bytes():

@@ -1,6 +1,7 @@
 """Stored tables as text: their compression, encoding, format and delimiter told, their rows read one by one.
 
-Errors are Permanent: `invalid_file` for what is not what it is said to be, `too_large` for a row above MAX_ROW.
+Errors are Permanent: `invalid_file` for what is not what it is said to be, `too_large` for a row
+above MAX_ROW.
 """
 
 import codecs
@@ -37,7 +38,9 @@ class Source:
     format: Format
     encoding: str
     delimiter: str
-    progress: Callable[[int], None]  # told how many bytes of the stored file were read so far, in all reads
+    progress: Callable[
+        [int], None
+    ]  # told how many bytes of the stored file were read so far, in all reads
     count: int = 0
     read: int = 0
 
@@ -62,7 +65,9 @@ class Source:
 
     def text(self) -> Iterator[str]:
         """The file's lines, each with its end."""
-        text = io.TextIOWrapper(self.open(), self.encoding, newline="" if self.format == "csv" else "\n")
+        text = io.TextIOWrapper(
+            self.open(), self.encoding, newline="" if self.format == "csv" else "\n"
+        )
         try:
             while line := text.readline(MAX_ROW + 1):
                 if len(line) > MAX_ROW:
@@ -138,7 +143,13 @@ def recognise(
     text = start.decode(encoding, errors="replace")
     found = format or _format_of(ref, start, text)
     return Source(
-        files, ref, compression, found, encoding, delimiter or (delimiter_of(text) if found == "csv" else ","), progress
+        files,
+        ref,
+        compression,
+        found,
+        encoding,
+        delimiter or (delimiter_of(text) if found == "csv" else ","),
+        progress,
     )
 
 
@@ -167,9 +178,11 @@ def _encoding_of(start: bytes) -> str:
     except UnicodeDecodeError:
         found = from_bytes(start)
         best = found.best()
-        # Where western text is about as likely as a rarer kind, it is that; so it is where nothing is likely.
+        # Where western text is about as likely as a rarer kind, it is that; so it is where nothing
+        # is likely.
         if best is None or any(
-            "cp1252" in one.could_be_from_charset and one.chaos <= best.chaos + _NEAR for one in found
+            "cp1252" in one.could_be_from_charset and one.chaos <= best.chaos + _NEAR
+            for one in found
         ):
             return "cp1252"
         return best.encoding

@@ -105,4 +105,6 @@ def file_name(source: FileRef) -> tuple[str, str]:
 
 def is_csv(source: FileRef) -> bool:
     """Whether the file's name or content type says that it is CSV."""
-    return file_name(source)[1].lower() in (".csv", ".tsv") or (source.content_type or "").startswith("text/csv")
+    return file_name(source)[1].lower() in (".csv", ".tsv") or (
+        source.content_type or ""
+    ).startswith("text/csv")

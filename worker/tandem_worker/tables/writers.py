@@ -1,8 +1,9 @@
 """Tables as they are written: CSV, NDJSON, a JSON array, Parquet; batch by batch into whatever takes bytes.
 
-The one writer of `file.convert`, `sql.export` and `mongo.export`. CSV is that of PostgreSQL's COPY: UTF-8, commas,
-line feeds, quotes only where needed, `""` for an empty text and nothing for a null. Everything here computes: call it
-in a thread or a process. A text that is no Unicode raises UnicodeError.
+The one writer of `file.convert`, `sql.export` and `mongo.export`. CSV is that of PostgreSQL's COPY:
+UTF-8, commas, line feeds, quotes only where needed, `""` for an empty text and nothing for a null.
+Everything here computes: call it in a thread or a process. A text that is no Unicode raises
+UnicodeError.
 """
 
 import re
@@ -37,7 +38,9 @@ def outside(format: Format, compression: Compression | None) -> Compression | No
 def file_name(stem: str, format: Format, compression: Compression | None) -> tuple[str, str]:
     """Name and content type of a table that is written."""
     packed = outside(format, compression)
-    return f"{stem}.{format}{_ENDINGS[packed]}", _TYPES[format] if packed is None else f"application/{packed}"
+    return f"{stem}.{format}{_ENDINGS[packed]}", _TYPES[
+        format
+    ] if packed is None else f"application/{packed}"
 
 
 def bare(name: str) -> str:
@@ -52,14 +55,20 @@ def format_of(source: FileRef) -> Format | None:
     return _READ.get(ending) or _READ.get(kind)
 
 
-def open_output(sink: Sink, format: Format, compression: Compression | None, columns: Columns) -> Output:
+def open_output(
+    sink: Sink, format: Format, compression: Compression | None, columns: Columns
+) -> Output:
     """The output of a format; compressed as a whole, but Parquet inside (Zstandard unless said)."""
     if format == "parquet":
         from tandem_worker.tables.parquet import ParquetOutput, schema  # noqa: PLC0415 - Arrow is large, and most jobs need none
 
         return ParquetOutput(sink, schema(columns), compression, columns.text)
     out = Deflating(sink, compression)
-    return CsvOutput(out, columns) if format == "csv" else JsonOutput(out, columns.names, array=format == "json")
+    return (
+        CsvOutput(out, columns)
+        if format == "csv"
+        else JsonOutput(out, columns.names, array=format == "json")
+    )
 
 
 class CsvOutput:
@@ -106,7 +115,9 @@ class JsonOutput:
 
     def write(self, batch: Batch) -> None:
         names = self._names
-        rows = [dict(zip(names, row, strict=True)) for row in zip(*batch.columns, strict=True)] or [{}] * batch.rows
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*batch.columns, strict=True)] or [
+            {}
+        ] * batch.rows
         self.add(map(msgspec.json.encode, rows))
 
     def add(self, items: Iterable[bytes]) -> None:

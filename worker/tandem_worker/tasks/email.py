@@ -41,9 +41,13 @@ def mailbox(text: str) -> Address:
         raise ValueError("this is no address: write a@example.org or Name <a@example.org>")
     name, bracket, rest = text.rpartition("<")
     try:
-        return Address(display_name=name.strip(), addr_spec=rest.removesuffix(">") if bracket else text)
+        return Address(
+            display_name=name.strip(), addr_spec=rest.removesuffix(">") if bracket else text
+        )
     except Exception:  # noqa: BLE001 - the parser raises errors of its own making, IndexError among them
-        raise ValueError("this is no address: write a@example.org or Name <a@example.org>") from None
+        raise ValueError(
+            "this is no address: write a@example.org or Name <a@example.org>"
+        ) from None
 
 
 Mailbox = Annotated[
@@ -61,12 +65,20 @@ class Mail(BaseModel):
 
     to: Mailboxes
     cc: Mailboxes | None = None
-    bcc: Annotated[Mailboxes | None, Field(description="get the mail, and nobody reads so in it")] = None
+    bcc: Annotated[
+        Mailboxes | None, Field(description="get the mail, and nobody reads so in it")
+    ] = None
     subject: Annotated[str, Field(max_length=900, pattern=rf"^[^{_CONTROL}]*$")]
     text: str | None = None
-    html: Annotated[str | None, Field(description="shown in place of the text by readers that can")] = None
-    attachments: Annotated[list[FileRef] | None, Field(max_length=100, description="at most 25 MiB together")] = None
-    from_: Annotated[Mailbox | None, Field(alias="from", description="the settings' sender if not given")] = None
+    html: Annotated[
+        str | None, Field(description="shown in place of the text by readers that can")
+    ] = None
+    attachments: Annotated[
+        list[FileRef] | None, Field(max_length=100, description="at most 25 MiB together")
+    ] = None
+    from_: Annotated[
+        Mailbox | None, Field(alias="from", description="the settings' sender if not given")
+    ] = None
     reply_to: Mailbox | None = None
 
 
@@ -88,20 +100,34 @@ class MailResult(TypedDict):
 
 @task(
     "email.send",
-    example={"to": ["Ada <ada@example.org>"], "subject": "Your invoice", "text": "It is attached.", "attachments": []},
+    example={
+        "to": ["Ada <ada@example.org>"],
+        "subject": "Your invoice",
+        "text": "It is attached.",
+        "attachments": [],
+    },
 )
 async def send(job: Job, payload: Mail) -> MailResult:
     """Send a mail, with attachments from the file store.
 
-    Its Message-ID is made of the job's id, so that a mail that had to be sent again is recognised as the same one.
+    Its Message-ID is made of the job's id, so that a mail that had to be sent again is recognised
+    as the same one.
     """
     mailer = job.resources.mail
     sender = payload.from_ or mailer.sender
     if sender is None:
-        raise TaskError("mail_refused", "the mail names no sender, nor do the worker's settings", retryable=False)
-    recipients = list(dict.fromkeys(one.addr_spec for one in _all(payload.to, payload.cc, payload.bcc)))
+        raise TaskError(
+            "mail_refused",
+            "the mail names no sender, nor do the worker's settings",
+            retryable=False,
+        )
+    recipients = list(
+        dict.fromkeys(one.addr_spec for one in _all(payload.to, payload.cc, payload.bcc))
+    )
     if len(recipients) > MAX_RECIPIENTS:
-        raise TaskError("too_large", f"a mail has at most {MAX_RECIPIENTS} recipients", retryable=False)
+        raise TaskError(
+            "too_large", f"a mail has at most {MAX_RECIPIENTS} recipients", retryable=False
+        )
     author = mailbox(sender)
     message = _message(job, payload, author)
     for reference in payload.attachments or ():
@@ -115,7 +141,9 @@ async def send(job: Job, payload: Mail) -> MailResult:
     return {
         "message_id": str(message["Message-ID"]),
         "accepted": [one for one in recipients if one not in lost],
-        "refused": [{"address": one.address, "code": one.code, "message": one.message} for one in refusals],
+        "refused": [
+            {"address": one.address, "code": one.code, "message": one.message} for one in refusals
+        ],
     }
 
 
@@ -135,7 +163,9 @@ def _message(job: Job, payload: Mail, author: Address) -> EmailMessage:
         message["Reply-To"] = mailbox(payload.reply_to)
     message["Subject"] = payload.subject
     # The job's own time: another attempt makes the same mail.
-    message["Date"] = format_datetime(datetime.fromtimestamp(int(id_time(job.id) or time.time()), UTC))
+    message["Date"] = format_datetime(
+        datetime.fromtimestamp(int(id_time(job.id) or time.time()), UTC)
+    )
     message["Message-ID"] = f"<{job.id}@{author.domain}>"
     if payload.html is None or payload.text is not None:
         message.set_content(payload.text or "")
@@ -150,10 +180,14 @@ async def _attach(job: Job, message: EmailMessage, reference: FileRef) -> None:
     file = await job.files.stat(reference)
     had = sum(len(part.get_payload()) * 3 // 4 for part in message.iter_attachments())
     if had + (file.size or 0) > MAX_BYTES:
-        raise TaskError("too_large", f"the attachments have more than {MAX_BYTES} bytes", retryable=False)
+        raise TaskError(
+            "too_large", f"the attachments have more than {MAX_BYTES} bytes", retryable=False
+        )
     data = await job.files.read(file, MAX_BYTES)
     kind = (file.content_type or OCTETS).partition(";")[0].strip()
-    if re.fullmatch(r"[a-z0-9.+-]+/[a-z0-9.+-]+", kind) is None or kind.startswith(("multipart/", "message/")):
+    if re.fullmatch(r"[a-z0-9.+-]+/[a-z0-9.+-]+", kind) is None or kind.startswith(
+        ("multipart/", "message/")
+    ):
         kind = OCTETS
     main, _, sub = kind.partition("/")
     name = re.sub(rf"[{_CONTROL}\"\\/]", "_", (file.name or "file").rpartition("/")[2]) or "file"

@@ -1,6 +1,6 @@
--- adopt(number of jobs, their arq ids, kinds and jobs, see enter.lua): jobs of plain arq clients become ours. One that
--- is no longer in arq's queue was adopted by another worker. An arq id is an idempotency key, so a job enqueued again
--- under its id is not run twice.
+-- adopt(number of jobs, their arq ids, kinds and jobs, see enter.lua): jobs of plain arq clients
+-- become ours. One that is no longer in arq's queue was adopted by another worker. An arq id is an
+-- idempotency key, so a job enqueued again under its id is not run twice.
 
 local out = {}
 local start = 5 + tonumber(ARGV[4])

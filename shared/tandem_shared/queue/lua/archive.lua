@@ -1,6 +1,7 @@
--- archive(id, token, first, last, size, weight): the oldest entries of a running job's stream, those with the stamps
--- `first` to `last`, stand in a segment of `size` bytes in the file store: it enters the index and they go. `weight` is
--- what they counted as. Fenced, and safe to repeat. Returns what is left in the stream, or -1 for 'lost'.
+-- archive(id, token, first, last, size, weight): the oldest entries of a running job's stream,
+-- those with the stamps `first` to `last`, stand in a segment of `size` bytes in the file store: it
+-- enters the index and they go. `weight` is what they counted as. Fenced, and safe to repeat.
+-- Returns what is left in the stream, or -1 for 'lost'.
 
 local id, token, first, last, size, weight = unpack(ARGV, 4, 9)
 local job, stream, index = P .. 'job:' .. id, P .. 'out:' .. id, P .. 'cold:' .. id

@@ -1,7 +1,7 @@
--- beat(worker, catalogue, draining, then id and token of each job held): renews the leases that still hold, also an
--- ended one that nobody has settled yet; never adds one. Returns known (0: register again), then 'lost' or 'cancel' and
--- the id of each job whose code should stop. A job that is to be cancelled is not renewed: its lease ends with its
--- grace.
+-- beat(worker, catalogue, draining, then id and token of each job held): renews the leases that
+-- still hold, also an ended one that nobody has settled yet; never adds one. Returns known (0:
+-- register again), then 'lost' or 'cancel' and the id of each job whose code should stop. A job
+-- that is to be cancelled is not renewed: its lease ends with its grace.
 
 local worker, catalogue = ARGV[4], ARGV[5]
 local me = P .. 'worker:' .. worker

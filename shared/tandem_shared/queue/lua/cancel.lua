@@ -1,5 +1,6 @@
--- cancel(id, tenant): whatever its state. One that has not started is cancelled at once; a running one gets `GRACE` to
--- obey, its worker is told, and its lease ends with the grace. Returns 1, or 0 if the tenant has no such job.
+-- cancel(id, tenant): whatever its state. One that has not started is cancelled at once; a running
+-- one gets `GRACE` to obey, its worker is told, and its lease ends with the grace. Returns 1, or 0
+-- if the tenant has no such job.
 
 local id = ARGV[4]
 local r = read(id)

@@ -1,7 +1,8 @@
--- census('1' to mend, most, number of differences, differences…, places…): whether `counts` is what stands in the
--- places, at this moment. Those whose names nobody else knows are given. Returns a text for each difference, '<queue>
--- <state> <kept> <counted>'; where more than `most` jobs stand in places of a kind, the queue is '*': they are only
--- added up. Mends the differences that are given, '<queue> <state> <counted - kept>', if they still are the same.
+-- census('1' to mend, most, number of differences, differences…, places…): whether `counts` is what
+-- stands in the places, at this moment. Those whose names nobody else knows are given. Returns a
+-- text for each difference, '<queue> <state> <kept> <counted>'; where more than `most` jobs stand
+-- in places of a kind, the queue is '*': they are only added up. Mends the differences that are
+-- given, '<queue> <state> <counted - kept>', if they still are the same.
 
 local mend, most, many = ARGV[4] == '1', tonumber(ARGV[5]), tonumber(ARGV[6])
 local kept, queues, counted, sums = {}, {}, {}, {}

@@ -1,6 +1,7 @@
--- claim(worker, call number, slots, bytes, catalogue, queues…): up to `slots` due jobs start on this worker.
--- Returns known (0: register first), more (due jobs are left), ms until the next due time (-1: none), settled leases,
--- foreign (jobs of plain arq clients wait), then nine values a job, see admit.lua.
+-- claim(worker, call number, slots, bytes, catalogue, queues…): up to `slots` due jobs start on
+-- this worker. Returns known (0: register first), more (due jobs are left), ms until the next due
+-- time (-1: none), settled leases, foreign (jobs of plain arq clients wait), then nine values a
+-- job, see admit.lua.
 
 local worker, number, slots, bytes, catalogue = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 local me = P .. 'worker:' .. worker
@@ -132,7 +133,8 @@ for i = 1, #aside do
   end
 end
 
--- The heads of the queues, read in portions. What starts is taken out of them at the end, all at once.
+-- The heads of the queues, read in portions. What starts is taken out of them at the end, all at
+-- once.
 local heads = { high = {}, normal = {}, low = {} }
 local function head(queue, prio)
   local h = heads[prio][queue]

@@ -1,7 +1,8 @@
--- doctor('1' to mend, kind, subjects…): whether what must hold holds for these, at this moment. Returns three values
--- for each thing that does not: a word for it, its subject, and what was seen. Mends what it reports if asked to. What
--- each word means stands in shared/tandem_shared/doctor/findings.py; a subject is an id, a key without the prefix, or a key, a
--- blank and a member.
+-- doctor('1' to mend, kind, subjects…): whether what must hold holds for these, at this moment.
+-- Returns three values for each thing that does not: a word for it, its subject, and what was seen.
+-- Mends what it reports if asked to. What each word means stands in
+-- shared/tandem_shared/doctor/findings.py; a subject is an id, a key without the prefix, or a key,
+-- a blank and a member.
 
 local mend, kind = ARGV[4] == '1', ARGV[5]
 local found = {}
@@ -11,7 +12,8 @@ local function report(word, subject, seen)
   return mend
 end
 
--- The key, without the prefix, of the place where a record should stand; nil if it should stand nowhere.
+-- The key, without the prefix, of the place where a record should stand; nil if it should stand
+-- nowhere.
 local function home(r)
   if FINAL[r.state] then
     return nil
@@ -197,7 +199,8 @@ local function look_at_park(key)
   end
 end
 
--- A job that lines up, or waits for its task's limit: when it leaves, it calls the next one of its key.
+-- A job that lines up, or waits for its task's limit: when it leaves, it calls the next one of its
+-- key.
 local function look_for_called(id)
   local r = read(id)
   if r.ck and (r.state == 'queued' or (r.state == 'waiting' and waited_for(r))) then

@@ -1,7 +1,8 @@
--- facts(room, entry, number of fields, fields…, ids…): what the ledger keeps of jobs as they are now, their payload
--- last and only of final ones. One answer an id, false without a record; it ends early, once `room` bytes are said.
--- `entry`, if given, is the oldest one of the stream that tells of them: what the ledger has to the end is then false,
--- too. Each is MessagePack: as one value instead of thirty it takes Redis less time, and who reads it much less.
+-- facts(room, entry, number of fields, fields…, ids…): what the ledger keeps of jobs as they are
+-- now, their payload last and only of final ones. One answer an id, false without a record; it ends
+-- early, once `room` bytes are said. `entry`, if given, is the oldest one of the stream that tells
+-- of them: what the ledger has to the end is then false, too. Each is MessagePack: as one value
+-- instead of thirty it takes Redis less time, and who reads it much less.
 
 local room, entry, width = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 

@@ -1,5 +1,6 @@
--- finish(outcomes…), seven values each: id, token, to, outcome, body (JSON of the result or the error), delay in ms,
--- files (JSON). Covers finish, retry and release; returns 'ok', 'lost' or 'gone' for each.
+-- finish(outcomes…), seven values each: id, token, to, outcome, body (JSON of the result or the
+-- error), delay in ms, files (JSON). Covers finish, retry and release; returns 'ok', 'lost' or
+-- 'gone' for each.
 
 -- An error half way would leave half of it done.
 for at = 4, #ARGV, 7 do

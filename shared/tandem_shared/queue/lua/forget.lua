@@ -1,5 +1,7 @@
--- forget(id, tenant): a final job goes, with all that Redis has of it. Returns 1, 0 if the tenant has no such job, or
--- -1 if it is not final. Nothing tells the ledger: a row of it that is to go, and not to come back, is its own matter.
+-- forget(id, tenant): a final job goes, with all that Redis has of it. Returns 1, 0 if the tenant
+-- has no such job, or
+-- -1 if it is not final. Nothing tells the ledger: a row of it that is to go, and not to come back,
+--   is its own matter.
 
 local id = ARGV[4]
 local r = read(id)

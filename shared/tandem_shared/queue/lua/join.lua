@@ -1,5 +1,6 @@
--- join(backlog): a ledger follows the events, from the first one that is left; `backlog` is the length of the stream
--- above which nothing more is accepted. Consumers that have long gone and hold nothing are forgotten.
+-- join(backlog): a ledger follows the events, from the first one that is left; `backlog` is the
+-- length of the stream above which nothing more is accepted. Consumers that have long gone and hold
+-- nothing are forgotten.
 
 local stream = P .. 'events'
 local made = redis.pcall('XGROUP', 'CREATE', stream, 'ledger', '0', 'MKSTREAM')

@@ -1,6 +1,6 @@
--- lock(id, token, number, name): an acquisition of a running job, fenced; `number` tells it from the others of its
--- attempt. Returns 'held' and the fence, also to a repeat; 'wait' and the ms after which to ask again, should no news
--- come before; or 'lost'.
+-- lock(id, token, number, name): an acquisition of a running job, fenced; `number` tells it from
+-- the others of its attempt. Returns 'held' and the fence, also to a repeat; 'wait' and the ms
+-- after which to ask again, should no news come before; or 'lost'.
 
 local id, token, number, name = unpack(ARGV, 4, 7)
 local job = P .. 'job:' .. id

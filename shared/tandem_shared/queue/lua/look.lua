@@ -1,4 +1,5 @@
--- look(number of fields, fields…, ids…): those fields of the jobs' records as they are now, one answer an id.
+-- look(number of fields, fields…, ids…): those fields of the jobs' records as they are now, one
+-- answer an id.
 
 local width = tonumber(ARGV[4])
 local out = {}

@@ -1,6 +1,6 @@
--- projected(number of entries, entries…, then id and stamp of final jobs…): the ledger has what these entries of the
--- stream told, and these jobs as they ended. So their records may expire, and what no consumer holds any more is cut
--- off the stream.
+-- projected(number of entries, entries…, then id and stamp of final jobs…): the ledger has what
+-- these entries of the stream told, and these jobs as they ended. So their records may expire, and
+-- what no consumer holds any more is cut off the stream.
 
 local stream, many = P .. 'events', tonumber(ARGV[4])
 for at = 5 + many, #ARGV, 2 do

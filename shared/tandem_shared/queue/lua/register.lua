@@ -1,7 +1,7 @@
--- register(worker, catalogue, number of facts, facts (name, value)…, then six values of each task: name, version,
--- entry, slots, every, burst): a worker says who it is and what it can run. An entry of an older version never replaces
--- a newer one, and a task's limits are those of its entry: `slots` attempts at once, one every `every` µs after a
--- burst; 0: none.
+-- register(worker, catalogue, number of facts, facts (name, value)…, then six values of each task:
+-- name, version, entry, slots, every, burst): a worker says who it is and what it can run. An entry
+-- of an older version never replaces a newer one, and a task's limits are those of its entry:
+-- `slots` attempts at once, one every `every` µs after a burst; 0: none.
 
 local worker, catalogue, facts = ARGV[4], ARGV[5], tonumber(ARGV[6])
 local me = P .. 'worker:' .. worker

@@ -1,8 +1,9 @@
--- report(limit, long, most, then id, token, number, type, body each): progress, log lines and output of running jobs,
--- fenced. `number` grows by one with each report of an attempt: a repeated one is not written twice. A body is JSON,
--- output and log bodies one value a line. Returns 'ok'; 'long', which is ok with `long` bytes or more in the job's
--- stream, so that archive should be called; 'wait', not written before it has been, since there would be more than
--- `most`; 'full', above `limit` bytes a job; or 'lost'.
+-- report(limit, long, most, then id, token, number, type, body each): progress, log lines and
+-- output of running jobs, fenced. `number` grows by one with each report of an attempt: a repeated
+-- one is not written twice. A body is JSON, output and log bodies one value a line. Returns 'ok';
+-- 'long', which is ok with `long` bytes or more in the job's stream, so that archive should be
+-- called; 'wait', not written before it has been, since there would be more than `most`; 'full',
+-- above `limit` bytes a job; or 'lost'.
 
 local limit, long, most = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local out, waits, told = {}, {}, {}
@@ -24,8 +25,8 @@ for at = 7, #ARGV, 5 do
     out[#out + 1] = 'wait'
   else
     local v = stamp(r)
-    -- The entry's id is the stamp, so that output, progress and states have one order. `p` is the stamp of the entry
-    -- before: it shows a reader that there is none between them.
+    -- The entry's id is the stamp, so that output, progress and states have one order. `p` is the
+    -- stamp of the entry before: it shows a reader that there is none between them.
     call('XADD', P .. 'out:' .. id, v .. '-0', 't', type, 'a', r.attempt, 'p', r.o or 0, 'd', body)
     if type == 'progress' then
       call('HSET', job, 'o', v, 'ob', size, 'oq', number, 'ot', tail, 'v', v, 'progress', body)

@@ -1,6 +1,7 @@
--- step(most, room, then id, token, name, body each): keeps results (JSON) of steps of running jobs, fenced. One that is
--- kept already stays as it is. Returns a word and a body each: 'ok' and what is kept where that is something else,
--- 'lost', or 'full' when the job would keep more than `most` results or `room` bytes.
+-- step(most, room, then id, token, name, body each): keeps results (JSON) of steps of running jobs,
+-- fenced. One that is kept already stays as it is. Returns a word and a body each: 'ok' and what is
+-- kept where that is something else, 'lost', or 'full' when the job would keep more than `most`
+-- results or `room` bytes.
 
 local most, room = tonumber(ARGV[4]), tonumber(ARGV[5])
 local out = {}

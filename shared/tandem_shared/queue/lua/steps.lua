@@ -1,4 +1,5 @@
--- steps(id, token): what a running job keeps of its steps, fenced: 'ok' and name, body each; or 'lost'.
+-- steps(id, token): what a running job keeps of its steps, fenced: 'ok' and name, body each; or
+-- 'lost'.
 
 local id, token = ARGV[4], ARGV[5]
 local r = call('HMGET', P .. 'job:' .. id, 'state', 'token')

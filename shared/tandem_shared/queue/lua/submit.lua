@@ -1,5 +1,5 @@
--- submit(limit, kinds and jobs, see enter.lua): up to 500 jobs enter, while fewer than `limit` of their queue are not
--- final (0: any number). Returns four values a job.
+-- submit(limit, kinds and jobs, see enter.lua): up to 500 jobs enter, while fewer than `limit` of
+-- their queue are not final (0: any number). Returns four values a job.
 
 if followed() and call('XLEN', P .. 'events') >= followed() then
   return redis.error_reply('BACKLOG the ledger is too far behind')

@@ -3,8 +3,8 @@
 local settled = keep_up()
 call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', MS - ALIVE)
 
--- The last tenth of Redis' memory is for the jobs that were accepted: nothing new enters while it is being used. A
--- server that does not tell is full when it says so.
+-- The last tenth of Redis' memory is for the jobs that were accepted: nothing new enters while it
+-- is being used. A server that does not tell is full when it says so.
 local memory = redis.pcall('INFO', 'memory')
 if type(memory) == 'string' then
   local used = tonumber(string.match(memory, 'used_memory:(%d+)') or 0)

@@ -1,5 +1,5 @@
--- unlock(id, token, number, name): the acquisition holds or waits no more. 'ok', also to a repeat, or 'lost': the
--- attempt is over, and what it held was given up with it.
+-- unlock(id, token, number, name): the acquisition holds or waits no more. 'ok', also to a repeat,
+-- or 'lost': the attempt is over, and what it held was given up with it.
 
 local id, token, number, name = unpack(ARGV, 4, 7)
 local job = P .. 'job:' .. id

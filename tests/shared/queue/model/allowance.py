@@ -22,7 +22,9 @@ class Allowance:
         self.published: Mapping[str, Any] = {}  # its limits
         self._limits = limits(None, None)  # the same as the queue takes them
         self._due = 0  # µs of the shard's life at which a start would be on time
-        self._slotted: set[tuple[str, str]] = set()  # attempts that began under a limit of how many there are
+        self._slotted: set[tuple[str, str]] = (
+            set()
+        )  # attempts that began under a limit of how many there are
 
     def publish(self, version: int, given: Mapping[str, Any]) -> None:
         """The limits of the newest version hold, of those the last that were published."""
@@ -45,7 +47,9 @@ class Allowance:
     def running(self, snapshot: Snapshot) -> set[tuple[str, str]]:
         """Attempts that hold a slot."""
         return self._slotted & {
-            (id, record["token"]) for id, record in snapshot.jobs.items() if record["state"] == "running"
+            (id, record["token"])
+            for id, record in snapshot.jobs.items()
+            if record["state"] == "running"
         }
 
     def startable(self, snapshot: Snapshot) -> list[str]:

@@ -49,9 +49,13 @@ class Forgetting:
         assert self.run(self.shard.queue.forget(id))
         assert not self.run(self.shard.queue.forget(id))
         after = self.look()
-        assert after.jobs == {other: record for other, record in self.now.jobs.items() if other != id}
+        assert after.jobs == {
+            other: record for other, record in self.now.jobs.items() if other != id
+        }
         assert not [key for key in after.ttl if id in key]
-        assert id not in [value.split()[0] for key, value in after.values.items() if key.startswith("idem:")]
+        assert id not in [
+            value.split()[0] for key, value in after.values.items() if key.startswith("idem:")
+        ]
         self.jobs.pop(id)
         self.final.pop(id, None)
         self.steps.pop(id, None)

@@ -90,7 +90,10 @@ class Keeping:
     def held_by(self, now: Snapshot) -> dict[str, dict[str, str]]:
         """Holder and fence of each lock."""
         found = {key: value for key, value in now.values.items() if key.startswith("lock:")}
-        return {key.rpartition(":")[2]: dict(zip(value[::2], value[1::2], strict=True)) for key, value in found.items()}
+        return {
+            key.rpartition(":")[2]: dict(zip(value[::2], value[1::2], strict=True))
+            for key, value in found.items()
+        }
 
     def check_fences(self, now: Snapshot) -> None:
         """Each holder of a lock has a larger one than every holder before."""

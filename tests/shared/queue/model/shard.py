@@ -44,17 +44,28 @@ return cjson.encode(out)
 """
 
 
-def job(task: str = "t", *, payload: bytes = b"{}", max_attempts: int = 3, **given: Any) -> Submission:
+def job(
+    task: str = "t", *, payload: bytes = b"{}", max_attempts: int = 3, **given: Any
+) -> Submission:
     """A submission with what the test is not about filled in."""
-    options = Options(timeout=30, retry={"max_attempts": max_attempts}, replay_of=given.pop("replay_of", None))
-    return Submission(**{"id": new_id(), "task": task, "payload": payload, "options": options, **given})
+    options = Options(
+        timeout=30, retry={"max_attempts": max_attempts}, replay_of=given.pop("replay_of", None)
+    )
+    return Submission(
+        **{"id": new_id(), "task": task, "payload": payload, "options": options, **given}
+    )
 
 
 def entry(name: str, version: int = 1, summary: str = "", **limits: Any) -> catalogue.Entry:
     """A task of a catalogue, with `concurrency` and `rate` if given."""
     defaults = {"timeout": 30, **limits}
     return catalogue.Entry(
-        name=name, version=version, summary=summary, payload_schema={}, result_schema={}, defaults=defaults
+        name=name,
+        version=version,
+        summary=summary,
+        payload_schema={},
+        result_schema={},
+        defaults=defaults,
     )
 
 
@@ -97,9 +108,18 @@ class Worker:
 
     async def register(self) -> "Worker":
         info = WorkerInfo(
-            id=self.id, host="host", pid=7, queues=tuple(self.queues), concurrency=10, version="1", started_at=1.5
+            id=self.id,
+            host="host",
+            pid=7,
+            queues=tuple(self.queues),
+            concurrency=10,
+            version="1",
+            started_at=1.5,
         )
-        entries = [entry(name, version, **self.limits.get(name, {})) for name, version in self.tasks.items()]
+        entries = [
+            entry(name, version, **self.limits.get(name, {}))
+            for name, version in self.tasks.items()
+        ]
         await self.shard.queue.register(info, entries)
         return self
 
@@ -108,7 +128,12 @@ class Worker:
         if number is None:
             self.calls += 1
         claim = await self.shard.queue.claim(
-            self.id, number or self.calls, slots=slots, tasks=self.digest, queues=self.queues, room=room
+            self.id,
+            number or self.calls,
+            slots=slots,
+            tasks=self.digest,
+            queues=self.queues,
+            room=room,
         )
         self.held |= {one.id: one.token for one in claim.jobs}
         return claim
@@ -124,11 +149,15 @@ class Worker:
     async def beat(self) -> tuple[bool, list[str], list[str]]:
         return await self.shard.queue.beat(self.id, self.digest, list(self.held.items()))
 
-    async def end(self, claimed: Claimed, to: State = State.SUCCEEDED, outcome: Any = None, **given: Any) -> str:
+    async def end(
+        self, claimed: Claimed, to: State = State.SUCCEEDED, outcome: Any = None, **given: Any
+    ) -> str:
         """Finishes, or hands back; what the queue answers."""
         outcome = outcome or {State.QUEUED: "released", State.RETRYING: "failed"}.get(to, to.value)
         self.held.pop(claimed.id, None)
-        return (await self.shard.queue.finish([Finish(claimed.id, claimed.token, to, outcome, **given)]))[0]
+        return (
+            await self.shard.queue.finish([Finish(claimed.id, claimed.token, to, outcome, **given)])
+        )[0]
 
     async def leaves(self, claimed: Claimed, how: str) -> None:
         """The run of its one job ends in the state `how`, or `lost`."""
@@ -148,7 +177,9 @@ class Worker:
 class Shard:
     """A queue whose clock stands still until `turn`."""
 
-    def __init__(self, redis: "Redis", *, letter: str = "a", lease: float = 10.0, **given: Any) -> None:
+    def __init__(
+        self, redis: "Redis", *, letter: str = "a", lease: float = 10.0, **given: Any
+    ) -> None:
         self.redis: Any = redis  # redis-py gives one annotation to its sync and its async methods
         self.queue = Queue(redis, shard=letter, lease=lease, clock=CLOCK, **given)
         self.lease = lease
@@ -181,11 +212,16 @@ class Shard:
         await self.wait(self.lease + 1)
 
     async def worker(
-        self, tasks: Mapping[str, int] | None = None, queues: Sequence[str] = ("default",), **limits: Any
+        self,
+        tasks: Mapping[str, int] | None = None,
+        queues: Sequence[str] = ("default",),
+        **limits: Any,
     ) -> Worker:
         """A registered worker of its own; by default it knows the task `t`, with these limits."""
         self._workers += 1
-        return await Worker(self, f"w{self._workers}", tasks or {"t": 1}, queues, {"t": limits}).register()
+        return await Worker(
+            self, f"w{self._workers}", tasks or {"t": 1}, queues, {"t": limits}
+        ).register()
 
     async def submit(self, *jobs: Submission) -> list[str]:
         answers = await self.queue.submit_many(jobs)
@@ -208,7 +244,9 @@ class Shard:
 
     async def events(self, id: str) -> list[str]:
         """The states that were told of a job."""
-        lines = [line.split() for _, text in (await self.snapshot()).events for line in text.splitlines()]
+        lines = [
+            line.split() for _, text in (await self.snapshot()).events for line in text.splitlines()
+        ]
         return [words[1] for words in lines if words[0] == id]
 
     async def field(self, id: str, name: str) -> str | None:
@@ -228,7 +266,11 @@ class Shard:
                 zsets[key] = {id: float(score) for id, score in pairs(value).items()}
             else:
                 values[key] = value
-        counts = {name: int(value) for name, value in pairs(values.get("counts", [])).items() if value != "0"}
+        counts = {
+            name: int(value)
+            for name, value in pairs(values.get("counts", [])).items()
+            if value != "0"
+        }
         return Snapshot(ttl, jobs, zsets, values, counts, events)
 
 

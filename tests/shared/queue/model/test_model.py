@@ -34,7 +34,14 @@ ROUNDS = int(os.environ.get("MODEL_ROUNDS", "20"))
 LEASE, GRACE, SILENCE = 6.0, 2.0, 3.0  # seconds; a silence of more than half a lease is a stall
 TASKS: tuple[dict[str, int], ...] = ({"t": 1, "u": 1}, {"t": 2, "u": 1}, {"t": 1}, {"t": 2})
 QUEUES = (["a", "b"], ["a", "b"], ["a"], ["b"])
-KINDS = (State.SUCCEEDED, State.FAILED, State.RETRYING, State.RETRYING, State.QUEUED, State.CANCELLED)
+KINDS = (
+    State.SUCCEEDED,
+    State.FAILED,
+    State.RETRYING,
+    State.RETRYING,
+    State.QUEUED,
+    State.CANCELLED,
+)
 
 # Each step is one of these. They are not rules of their own: of those, each life has only some.
 STEPS = (
@@ -101,7 +108,7 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
         self.data = data
         getattr(self, step)()
 
-    # ------------------------------------------------------------------------------------------------ what clients do
+    # ------------------------------------------------------------------------------ what clients do
 
     def submission(self) -> Submission:
         limit = self.pick((0, 0, 1, 1, 2))
@@ -159,7 +166,7 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
             if id in worker.held:
                 self.beat_of(worker)
 
-    # ------------------------------------------------------------------------------------------------ what workers do
+    # ------------------------------------------------------------------------------ what workers do
 
     def holds(self, claimed: Claimed) -> bool:
         record = self.now.jobs[claimed.id]
@@ -172,11 +179,18 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
         assert claim.known
         assert len(claim.jobs) <= slots
         if self.chance():  # the answer was lost
-            assert self.run(worker.call(slots=slots, room=room, number=worker.calls)).jobs == claim.jobs
+            assert (
+                self.run(worker.call(slots=slots, room=room, number=worker.calls)).jobs
+                == claim.jobs
+            )
         snapshot = self.look()
         for one in claim.jobs:
             record = snapshot.jobs[one.id]
-            assert (record["state"], record["token"], record["attempt"]) == ("running", one.token, str(one.attempt))
+            assert (record["state"], record["token"], record["attempt"]) == (
+                "running",
+                one.token,
+                str(one.attempt),
+            )
             assert record["queue"] in set(worker.queues) - self.paused
             assert worker.tasks[record["task"]] >= int(record["ver"])
             assert one.token not in {known.token for _, known in self.claims if known.id == one.id}
@@ -188,7 +202,9 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
 
     def is_suspect(self, snapshot: Snapshot, id: str, token: str) -> bool:
         record = snapshot.jobs[id]
-        return (record["state"], record["token"]) == ("running", token) and int(record.get("losses", 0)) >= 2
+        return (record["state"], record["token"]) == ("running", token) and int(
+            record.get("losses", 0)
+        ) >= 2
 
     def claim_late(self) -> None:
         """A call that took long on its way, or a second copy of one."""
@@ -233,7 +249,9 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
         answer = self.run(worker.end(claimed, to, body=b"{}", delay=delay))
         after = self.look().jobs[claimed.id]
         if not self.holds(claimed):
-            repeated = (claimed.id, claimed.token) in self.ended and before["token"] == claimed.token
+            repeated = (claimed.id, claimed.token) in self.ended and before[
+                "token"
+            ] == claimed.token
             assert answer == ("ok" if repeated else "lost")
             assert after == before
         else:
@@ -241,7 +259,9 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
             self.ended.add((claimed.id, claimed.token))
             late = "exp" in before and int(before["exp"]) <= self.shard.ms + 1000 * delay
             exhausted = to is State.RETRYING and (late or before["attempt"] == before["max"])
-            assert after["state"] == ("cancelled" if "cancel" in before else "failed" if exhausted else to)
+            assert after["state"] == (
+                "cancelled" if "cancel" in before else "failed" if exhausted else to
+            )
             refunded = to is State.QUEUED and "cancel" not in before
             assert int(after["attempt"]) == int(before["attempt"]) - refunded
         if self.chance():  # the answer was lost
@@ -259,7 +279,9 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
     def say(self, claimed: Claimed) -> None:
         number = int(self.now.jobs[claimed.id].get("oq", 0)) + 1
         before = len(self.run(self.shard.queue.output(claimed.id)))
-        reports = [Report(claimed.id, claimed.token, number, self.pick(("progress", "output")), b"1")] * 2
+        reports = [
+            Report(claimed.id, claimed.token, number, self.pick(("progress", "output")), b"1")
+        ] * 2
         answer = "ok" if self.holds(claimed) else "lost"
         assert self.run(self.shard.queue.report(reports, limit=1 << 20)) == [answer] * 2
         assert len(self.run(self.shard.queue.output(claimed.id))) == before + self.holds(claimed)
@@ -272,7 +294,7 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
         if self.chance():
             self.run(self.shard.wait(LEASE))
 
-    # ------------------------------------------------------------------------------------------------ what time brings
+    # ----------------------------------------------------------------------------- what time brings
 
     def wait(self) -> None:
         self.run(self.shard.wait(self.pick((0.001, 1.0, 2.5, LEASE))))
@@ -300,7 +322,7 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
     def forget_scripts(self) -> None:
         self.run(reach(lambda: send(self.redis, "SCRIPT", "FLUSH")))
 
-    # --------------------------------------------------------------------------------------------------------- the laws
+    # ------------------------------------------------------------------------------------- the laws
 
     @invariant()
     def laws(self) -> None:
@@ -312,9 +334,14 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
                 for line in text.splitlines():
                     self.hear(*line.split())
         self.seen = now.events[-1][0] if now.events else "-"
-        kept = {(id, token) for id, _, token in (one.partition(":") for one in now.values.get("slots:t", []))}
+        kept = {
+            (id, token)
+            for id, _, token in (one.partition(":") for one in now.values.get("slots:t", []))
+        }
         assert kept == self.allowance.running(now), "a slot of the task leaked, or was given away"
-        longest = self.shard.ms + 1500 * LEASE  # the clock may have stepped back by half a lease, unseen
+        longest = (
+            self.shard.ms + 1500 * LEASE
+        )  # the clock may have stepped back by half a lease, unseen
         assert all(end <= longest for end in now.zsets.get("leases", {}).values())
         assert set(self.jobs) == set(now.jobs), "a job is gone, or there is one too many"
         for id, record in now.jobs.items():
@@ -342,7 +369,7 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
         self.states[id] = (state, int(stamp))
         self.past.setdefault(id, set()).add((int(stamp), state))
 
-    # -------------------------------------------------------------------------------------------------- no job is lost
+    # ------------------------------------------------------------------------------- no job is lost
 
     def teardown(self) -> None:
         try:
@@ -380,7 +407,8 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
             if not snapshot.counts:
                 return
             thirst = thirst + 1 if self.allowance.startable(snapshot) else 0
-            # Twice this is longer than it takes to have a token of any rate, after a step back that nobody saw.
+            # Twice this is longer than it takes to have a token of any rate, after a step back that
+            # nobody saw.
             self.run(self.shard.turn(SILENCE - 0.1))
             self.run(self.shard.queue.tick())
         raise AssertionError(f"never final: {snapshot.counts}, {snapshot.zsets}")

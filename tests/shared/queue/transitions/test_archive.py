@@ -6,8 +6,12 @@ from tandem_shared.queue.scripts import ENTRY
 from tests.shared.queue.model.shard import Shard
 
 
-async def says(shard: Shard, claimed: Claimed, count: int, first: int = 1, **bounds: int) -> list[str]:
-    reports = [Report(claimed.id, claimed.token, first + n, "output", b"x" * 36) for n in range(count)]
+async def says(
+    shard: Shard, claimed: Claimed, count: int, first: int = 1, **bounds: int
+) -> list[str]:
+    reports = [
+        Report(claimed.id, claimed.token, first + n, "output", b"x" * 36) for n in range(count)
+    ]
     return await shard.queue.report(reports, limit=1 << 20, **bounds)
 
 
@@ -72,7 +76,10 @@ async def test_a_segment_that_is_not_the_oldest_part_is_not_taken(shard: Shard) 
     said = await shard.queue.output(claimed.id)
     weight = said[0].weight
     assert (
-        await shard.queue.archive(claimed.id, claimed.token, Segment(said[1].stamp, said[2].stamp, 7), 1) == 3 * weight
+        await shard.queue.archive(
+            claimed.id, claimed.token, Segment(said[1].stamp, said[2].stamp, 7), 1
+        )
+        == 3 * weight
     )
     assert await shard.queue.output(claimed.id) == said
     assert await shard.queue.segments(claimed.id) == []

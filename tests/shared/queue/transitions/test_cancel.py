@@ -60,7 +60,9 @@ async def test_a_running_job_is_told_and_asked_once(shard: Shard) -> None:
     assert await worker.beat() == (True, [], [id])
 
 
-@pytest.mark.parametrize("to", [State.SUCCEEDED, State.FAILED, State.RETRYING, State.QUEUED, State.CANCELLED])
+@pytest.mark.parametrize(
+    "to", [State.SUCCEEDED, State.FAILED, State.RETRYING, State.QUEUED, State.CANCELLED]
+)
 async def test_the_request_wins_over_every_outcome(shard: Shard, to: State) -> None:
     id = await shard.add()
     worker = await shard.worker()
@@ -68,7 +70,12 @@ async def test_the_request_wins_over_every_outcome(shard: Shard, to: State) -> N
     await shard.queue.cancel(id)
     assert await worker.end(claimed, to, body=b"1", files=b"[]") == "ok"
     record = await shard.get(id)
-    assert (record.state, record.result, record.error, record.files) == (State.CANCELLED, None, None, None)
+    assert (record.state, record.result, record.error, record.files) == (
+        State.CANCELLED,
+        None,
+        None,
+        None,
+    )
     assert (record.attempt, record.attempts[0].outcome) == (1, "cancelled")
     assert await worker.end(claimed, to) == "ok"  # a repeat
 

@@ -17,12 +17,22 @@ async def test_a_claimed_job_runs(shard: Shard) -> None:
     claimed = await worker.take()
     assert claimed.id == id
     assert claimed.token == f"{shard.us}.{worker.id}"
-    assert (claimed.attempt, claimed.max_attempts, claimed.task, claimed.tenant) == (1, 4, "t", "acme")
+    assert (claimed.attempt, claimed.max_attempts, claimed.task, claimed.tenant) == (
+        1,
+        4,
+        "t",
+        "acme",
+    )
     assert claimed.payload == b'{"n": 1}'
     assert b'"timeout":30' in claimed.options
     record = await shard.queue.get(id, tenant="acme")
     assert record is not None
-    assert (record.state, record.attempt, record.began, record.stamp) == (State.RUNNING, 1, shard.us, shard.us)
+    assert (record.state, record.attempt, record.began, record.stamp) == (
+        State.RUNNING,
+        1,
+        shard.us,
+        shard.us,
+    )
     assert [attempt.worker for attempt in record.attempts] == [worker.id]
     assert (await shard.snapshot()).zsets["leases"] == {id: shard.ms + 10_000}
     assert await worker.claim() == []
@@ -51,7 +61,9 @@ async def test_the_oldest_first(shard: Shard) -> None:
     for _ in range(5):
         await shard.turn(0.01)
         ids.append(await shard.add())
-    early = await shard.add(delay=1)  # due later than those, although it was scheduled before the next one
+    early = await shard.add(
+        delay=1
+    )  # due later than those, although it was scheduled before the next one
     await shard.turn(2)
     late = await shard.add()
     worker = await shard.worker()
@@ -69,7 +81,10 @@ async def test_no_priority_starves(shard: Shard, size: int) -> None:
     got: list[str] = []
     while len(got) < 48:
         got += [of[one.id] for one in await workers[len(got) % 2].claim(slots=size)]
-    want = ["low" if slot % 16 == 0 else "normal" if slot % 4 == 0 else "high" for slot in range(1, 1 + len(got))]
+    want = [
+        "low" if slot % 16 == 0 else "normal" if slot % 4 == 0 else "high"
+        for slot in range(1, 1 + len(got))
+    ]
     assert got == want
 
 
@@ -95,7 +110,9 @@ async def test_queues_take_turns_at_every_priority(shard: Shard, number: int) ->
         await worker.claim(slots=2 * number)
     got = Counter(of[id] for id in worker.held)
     assert sum(got.values()) == 16 * number
-    assert got == {(q, p): {"high": 12, "normal": 3, "low": 1}[p] for q in queues for p in PRIORITIES}
+    assert got == {
+        (q, p): {"high": 12, "normal": 3, "low": 1}[p] for q in queues for p in PRIORITIES
+    }
 
 
 async def test_only_the_queues_it_serves(shard: Shard) -> None:

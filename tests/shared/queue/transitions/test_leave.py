@@ -57,7 +57,14 @@ async def test_a_retry_waits_and_comes_back_under_a_new_token(shard: Shard) -> N
     assert await worker.end(second) == "ok"
     record = await shard.get(id)
     assert [attempt.outcome for attempt in record.attempts] == ["failed", "succeeded"]
-    assert await shard.events(id) == ["queued", "running", "retrying", "queued", "running", "succeeded"]
+    assert await shard.events(id) == [
+        "queued",
+        "running",
+        "retrying",
+        "queued",
+        "running",
+        "succeeded",
+    ]
 
 
 async def test_a_retry_at_once(shard: Shard) -> None:
@@ -118,7 +125,9 @@ async def test_a_finish_twice_in_one_call_counts_once(shard: Shard) -> None:
     assert len((await shard.get(id)).attempts) == 1
 
 
-@pytest.mark.parametrize("to", [State.SUCCEEDED, State.FAILED, State.RETRYING, State.QUEUED, State.CANCELLED])
+@pytest.mark.parametrize(
+    "to", [State.SUCCEEDED, State.FAILED, State.RETRYING, State.QUEUED, State.CANCELLED]
+)
 async def test_an_old_token_is_refused(shard: Shard, to: State) -> None:
     id = await shard.add()
     old = await shard.worker()
@@ -137,7 +146,9 @@ async def test_an_old_token_is_refused(shard: Shard, to: State) -> None:
 
 
 async def test_a_finish_for_no_record_is_told_so(shard: Shard) -> None:
-    assert await shard.queue.finish([Finish("nobody", "1.w", State.SUCCEEDED, "succeeded")]) == ["gone"]
+    assert await shard.queue.finish([Finish("nobody", "1.w", State.SUCCEEDED, "succeeded")]) == [
+        "gone"
+    ]
     assert (await shard.snapshot()).jobs == {}  # nothing is written to a record that is missing
 
 
@@ -182,7 +193,9 @@ async def test_what_is_final_is_kept_for_a_while(shard: Shard, to: State) -> Non
     id = (await shard.queue.submit(job(idempotency_key="k"))).id
     worker = await shard.worker()
     claimed = await worker.take()
-    assert await shard.queue.report([Report(id, claimed.token, 1, "output", b"1")], limit=99) == ["ok"]
+    assert await shard.queue.report([Report(id, claimed.token, 1, "output", b"1")], limit=99) == [
+        "ok"
+    ]
     before = (await shard.snapshot()).ttl
     kept = [key for key in before if key.startswith(("job:", "idem:", "out:"))]
     assert [before[key] for key in kept] == [-1, -1, -1]
@@ -193,7 +206,9 @@ async def test_what_is_final_is_kept_for_a_while(shard: Shard, to: State) -> Non
     # Nothing that comes later gives it another life.
     await shard.queue.cancel(id)
     await shard.queue.submit(job(idempotency_key="k"))
-    assert await shard.queue.report([Report(id, claimed.token, 2, "output", b"2")], limit=99) == ["lost"]
+    assert await shard.queue.report([Report(id, claimed.token, 2, "output", b"2")], limit=99) == [
+        "lost"
+    ]
     again = (await shard.snapshot()).ttl
     assert all(0 < again[key] <= after[key] for key in kept)
 
@@ -239,7 +254,12 @@ async def test_results_are_bytes(shard: Shard) -> None:
 async def test_what_few_records_have_is_seen_however_many_fields_there_are(shard: Shard) -> None:
     """A record with a key and its limit has as many fields as one that has begun: it is not taken for one."""
     worker = await shard.worker()
-    for given in ({}, {"idempotency_key": "a"}, {"idempotency_key": "b", "expires_in": 9}, {"concurrency_key": "c"}):
+    for given in (
+        {},
+        {"idempotency_key": "a"},
+        {"idempotency_key": "b", "expires_in": 9},
+        {"concurrency_key": "c"},
+    ):
         for to in (None, State.SUCCEEDED, State.FAILED, State.RETRYING, State.QUEUED):
             keys = {name: f"{value}{to}" for name, value in given.items() if name.endswith("key")}
             first = await shard.add(**given | keys)

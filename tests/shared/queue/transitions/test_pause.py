@@ -22,7 +22,9 @@ async def test_nothing_of_a_paused_queue_starts_and_what_runs_goes_on(shard: Sha
 
 async def test_a_backlog_waits_and_comes_back_in_its_order_in_portions(shard: Shard) -> None:
     worker = await shard.worker()
-    ids = await shard.submit(*(job(priority="low" if number % 2 else "high") for number in range(250)))
+    ids = await shard.submit(
+        *(job(priority="low" if number % 2 else "high") for number in range(250))
+    )
     await shard.queue.pause("default", on=True)
     assert await worker.claim() == []
     await shard.wait(3)

@@ -13,7 +13,9 @@ async def test_progress_is_a_change_that_clients_see(shard: Shard) -> None:
     worker = await shard.worker()
     claimed = await worker.take()
     await shard.turn(1)
-    assert await shard.queue.report([Report(id, claimed.token, 1, "progress", b'{"current":1}')], limit=99) == ["ok"]
+    assert await shard.queue.report(
+        [Report(id, claimed.token, 1, "progress", b'{"current":1}')], limit=99
+    ) == ["ok"]
     record = await shard.get(id)
     assert (record.progress, record.stamp, record.output) == (b'{"current":1}', shard.us, shard.us)
     assert await shard.queue.output(id) == [Chunk(shard.us, "progress", 1, b'{"current":1}')]
@@ -51,15 +53,21 @@ async def test_a_repeated_report_is_written_once(shard: Shard) -> None:
     assert [chunk.items for chunk in await shard.queue.output(id)] == [[b"1"], [b"2"]]
 
 
-async def test_each_attempt_counts_its_reports_anew_and_starts_without_progress(shard: Shard) -> None:
+async def test_each_attempt_counts_its_reports_anew_and_starts_without_progress(
+    shard: Shard,
+) -> None:
     id = await shard.add()
     worker = await shard.worker()
     for attempt in (1, 2):
         claimed = await worker.take()
         assert (await shard.get(id)).progress is None
-        assert await shard.queue.report([Report(id, claimed.token, 1, "progress", b"1")], limit=99) == ["ok"]
+        assert await shard.queue.report(
+            [Report(id, claimed.token, 1, "progress", b"1")], limit=99
+        ) == ["ok"]
         await worker.end(claimed, State.RETRYING, body=b"{}")
-        assert [chunk.attempt for chunk in await shard.queue.output(id)] == list(range(1, attempt + 1))
+        assert [chunk.attempt for chunk in await shard.queue.output(id)] == list(
+            range(1, attempt + 1)
+        )
 
 
 async def test_only_the_holder_is_heard(shard: Shard) -> None:
@@ -77,7 +85,9 @@ async def test_only_the_holder_is_heard(shard: Shard) -> None:
     assert await says(new.token) == ["ok"]
     await worker.end(new)
     assert await says(new.token) == ["lost"]
-    assert await shard.queue.report([Report("nobody", "1.w", 1, "output", b"1")], limit=99) == ["lost"]
+    assert await shard.queue.report([Report("nobody", "1.w", 1, "output", b"1")], limit=99) == [
+        "lost"
+    ]
     assert "out:nobody" not in (await shard.snapshot()).ttl
 
 
@@ -89,7 +99,10 @@ async def test_a_job_may_say_so_much_over_all_attempts(shard: Shard) -> None:
     assert await shard.queue.report([first], limit=100) == ["ok"]
     await worker.end(claimed, State.QUEUED)
     claimed = await worker.take()
-    reports = [Report(id, claimed.token, n, "output", b"x" * size) for n, size in ((1, 41), (2, 40), (3, 1))]
+    reports = [
+        Report(id, claimed.token, n, "output", b"x" * size)
+        for n, size in ((1, 41), (2, 40), (3, 1))
+    ]
     assert await shard.queue.report(reports, limit=100) == ["full", "ok", "full"]
     assert await shard.queue.report([first], limit=10) == ["lost"]
 
@@ -115,7 +128,9 @@ async def test_output_goes_on_when_the_clock_steps_back(shard: Shard) -> None:
     claimed = await (await shard.worker()).take()
     for number in (1, 2, 3):
         await shard.turn(-10)
-        assert await shard.queue.report([Report(id, claimed.token, number, "output", b"1")], limit=99) == ["ok"]
+        assert await shard.queue.report(
+            [Report(id, claimed.token, number, "output", b"1")], limit=99
+        ) == ["ok"]
     stamps = [chunk.stamp for chunk in await shard.queue.output(id)]
     assert stamps == sorted(set(stamps))
 
@@ -175,7 +190,16 @@ async def test_workers_and_what_they_run(shard: Shard) -> None:
     seen = shard.ms / 1000
     workers = {info.id: info for info in await shard.queue.workers()}
     assert workers[one.id] == WorkerInfo(
-        one.id, "host", 7, ("default",), 10, "1", 1.5, last_seen=seen, draining=False, running=tuple(sorted(ids[:2]))
+        one.id,
+        "host",
+        7,
+        ("default",),
+        10,
+        "1",
+        1.5,
+        last_seen=seen,
+        draining=False,
+        running=tuple(sorted(ids[:2])),
     )
     assert (workers[two.id].queues, workers[two.id].draining) == (("mail", "default"), True)
     assert workers[two.id].running == (ids[2],)
@@ -184,7 +208,9 @@ async def test_workers_and_what_they_run(shard: Shard) -> None:
 
 
 @pytest.mark.parametrize(("lease", "alive"), [(10.0, 60), (600.0, 1800)])
-async def test_a_worker_that_says_nothing_is_forgotten(shard: Shard, lease: float, alive: int) -> None:
+async def test_a_worker_that_says_nothing_is_forgotten(
+    shard: Shard, lease: float, alive: int
+) -> None:
     other = Shard(shard.redis, letter="b", lease=lease)
     await other.turn(0)
     await other.worker()

@@ -13,10 +13,17 @@ from tests.shared.queue.model.shard import Shard, entry, job
 
 
 async def test_a_job_is_queued_with_all_that_was_said(shard: Shard) -> None:
-    id = await shard.add(payload=b'{"n": 1}', queue="mail", priority="high", max_attempts=5, tenant="acme")
+    id = await shard.add(
+        payload=b'{"n": 1}', queue="mail", priority="high", max_attempts=5, tenant="acme"
+    )
     record = await shard.queue.get(id, tenant="acme")
     assert record is not None
-    assert (record.state, record.task, record.queue, record.priority) == (State.QUEUED, "t", "mail", "high")
+    assert (record.state, record.task, record.queue, record.priority) == (
+        State.QUEUED,
+        "t",
+        "mail",
+        "high",
+    )
     assert (record.attempt, record.max_attempts, record.tenant) == (0, 5, "acme")
     assert record.submitted == record.stamp == shard.us
     assert record.due == shard.ms
@@ -66,7 +73,9 @@ async def test_a_repeated_submission_tells_what_became_of_the_job(shard: Shard) 
 
 
 async def test_an_idempotency_key_runs_once(shard: Shard) -> None:
-    first = await shard.queue.submit(job(payload=b'{"a": 1, "b": 2}', idempotency_key="k", priority="high"))
+    first = await shard.queue.submit(
+        job(payload=b'{"a": 1, "b": 2}', idempotency_key="k", priority="high")
+    )
     # another spelling of the same content, and other options
     again = await shard.queue.submit(job(payload=b'{"b":2,"a":1}', idempotency_key="k"))
     assert again == Submitted(first.id, True, first.stamp, State.QUEUED)
@@ -75,16 +84,23 @@ async def test_an_idempotency_key_runs_once(shard: Shard) -> None:
 
 async def test_an_idempotency_key_is_kept_for_its_content(shard: Shard) -> None:
     first = await shard.queue.submit(job(payload=b'{"a": 1}', idempotency_key="k"))
-    for other in (job(payload=b'{"a": 2}', idempotency_key="k"), job("u", payload=b'{"a": 1}', idempotency_key="k")):
+    for other in (
+        job(payload=b'{"a": 2}', idempotency_key="k"),
+        job("u", payload=b'{"a": 1}', idempotency_key="k"),
+    ):
         with pytest.raises(KeyReused):
             await shard.queue.submit(other)
     assert list((await shard.snapshot()).jobs) == [first.id]
 
 
 async def test_large_numbers_are_not_taken_for_equal(shard: Shard) -> None:
-    await shard.queue.submit(job(payload=b'{"n": 123456789012345678901234567890}', idempotency_key="k"))
+    await shard.queue.submit(
+        job(payload=b'{"n": 123456789012345678901234567890}', idempotency_key="k")
+    )
     with pytest.raises(KeyReused):
-        await shard.queue.submit(job(payload=b'{"n": 123456789012345678901234567891}', idempotency_key="k"))
+        await shard.queue.submit(
+            job(payload=b'{"n": 123456789012345678901234567891}', idempotency_key="k")
+        )
 
 
 async def test_idempotency_keys_are_per_tenant(shard: Shard) -> None:
@@ -96,7 +112,9 @@ async def test_idempotency_keys_are_per_tenant(shard: Shard) -> None:
 
 
 async def test_one_key_many_times_at_once_is_one_job(shard: Shard) -> None:
-    answers = await asyncio.gather(*(shard.queue.submit(job(idempotency_key="k")) for _ in range(50)))
+    answers = await asyncio.gather(
+        *(shard.queue.submit(job(idempotency_key="k")) for _ in range(50))
+    )
     assert len({answer.id for answer in answers}) == 1
     assert sum(not answer.replayed for answer in answers) == 1
     assert len((await shard.snapshot()).jobs) == 1
@@ -104,7 +122,9 @@ async def test_one_key_many_times_at_once_is_one_job(shard: Shard) -> None:
 
 async def test_one_key_at_once_for_other_content(shard: Shard) -> None:
     jobs = [job(payload=b'{"n": %d}' % n, idempotency_key="k") for n in range(10)]
-    answers = await asyncio.gather(*(shard.queue.submit(one) for one in jobs), return_exceptions=True)
+    answers = await asyncio.gather(
+        *(shard.queue.submit(one) for one in jobs), return_exceptions=True
+    )
     assert sum(isinstance(answer, Submitted) for answer in answers) == 1
     assert sum(isinstance(answer, KeyReused) for answer in answers) == 9
 
@@ -118,7 +138,9 @@ async def test_a_key_whose_record_is_gone_is_free(shard: Shard) -> None:
     second = await shard.queue.submit(job(payload=b'{"other": 1}', idempotency_key="k"))
     assert second.id != first.id
     assert not second.replayed
-    assert (await shard.queue.submit(job(payload=b'{"other": 1}', idempotency_key="k"))).id == second.id
+    assert (
+        await shard.queue.submit(job(payload=b'{"other": 1}', idempotency_key="k"))
+    ).id == second.id
 
 
 async def test_many_at_once_keep_their_order_and_tell_of_each(shard: Shard) -> None:
@@ -136,7 +158,9 @@ async def test_many_at_once_keep_their_order_and_tell_of_each(shard: Shard) -> N
 async def test_large_payloads_go_in_several_calls(shard: Shard) -> None:
     jobs = [job(payload=b'"%s"' % (b"x" * 700_000)) for _ in range(4)]
     answers = await shard.queue.submit_many(jobs)
-    assert [answer.id for answer in answers if isinstance(answer, Submitted)] == [one.id for one in jobs]
+    assert [answer.id for answer in answers if isinstance(answer, Submitted)] == [
+        one.id for one in jobs
+    ]
     assert len(await shard.queue.submit_many([])) == 0
 
 
@@ -212,7 +236,9 @@ FAULT = b'{"type":"card","message":"say \\",\\"retryable\\":","retryable":true,"
 
 
 @pytest.mark.parametrize("how", ["too late", "in time", "lost", "released"])
-async def test_no_attempt_starts_after_the_expiry_and_the_last_failure_is_still_why(shard: Shard, how: str) -> None:
+async def test_no_attempt_starts_after_the_expiry_and_the_last_failure_is_still_why(
+    shard: Shard, how: str
+) -> None:
     id = await shard.add(expires_in=30)
     worker = await shard.worker()
     claimed = await worker.take()
@@ -222,11 +248,18 @@ async def test_no_attempt_starts_after_the_expiry_and_the_last_failure_is_still_
     elif how == "released":
         assert await worker.end(claimed, State.QUEUED) == "ok"
     else:
-        assert await worker.end(claimed, State.RETRYING, body=FAULT, delay=30 if how == "too late" else 29) == "ok"
+        assert (
+            await worker.end(
+                claimed, State.RETRYING, body=FAULT, delay=30 if how == "too late" else 29
+            )
+            == "ok"
+        )
     told = msgspec.json.decode(view(await shard.get(id)))
     if how == "too late":
         assert (told["state"], told["error"]["next_attempt_at"]) == ("failed", None)
-        assert told["error"]["message"].endswith("; there is no other attempt, as it would start after the expires_in")
+        assert told["error"]["message"].endswith(
+            "; there is no other attempt, as it would start after the expires_in"
+        )
     else:
         assert told["state"] == ("retrying" if how == "in time" else "queued")
         await shard.wait(31)
@@ -263,7 +296,10 @@ async def test_the_catalogue(shard: Shard) -> None:
     await shard.worker({"a": 1})
     assert await shard.queue.catalogue_stamp() == stamp  # nothing new
     await shard.worker({"b": 1})
-    assert [one.version for one in await shard.queue.entries()] == [1, 2]  # an older one replaces no newer one
+    assert [one.version for one in await shard.queue.entries()] == [
+        1,
+        2,
+    ]  # an older one replaces no newer one
     assert await shard.queue.catalogue_stamp() == stamp
     await shard.worker({"b": 3})
     assert [one.version for one in await shard.queue.entries()] == [1, 3]

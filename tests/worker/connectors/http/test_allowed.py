@@ -72,7 +72,9 @@ async def test_no_task_follows_a_redirect_to_one(bench: Bench, status: int) -> N
     async with serving(inner) as private:
 
         async def outer(request: web.BaseRequest) -> web.Response:
-            return web.Response(status=status, headers={"Location": f"http://127.0.0.1:{private}/inner"})
+            return web.Response(
+                status=status, headers={"Location": f"http://127.0.0.1:{private}/inner"}
+            )
 
         async with serving(outer, ONLY) as public:
             became = await each(bench, f"http://{ONLY}:{public}/")

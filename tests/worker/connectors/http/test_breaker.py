@@ -69,7 +69,9 @@ def test_an_answer_between_faults_starts_the_count_again(breaker: Breaker) -> No
     refused(breaker)
 
 
-def test_after_the_pause_one_probe_goes_through_and_its_answer_closes(breaker: Breaker, clock: Clock) -> None:
+def test_after_the_pause_one_probe_goes_through_and_its_answer_closes(
+    breaker: Breaker, clock: Clock
+) -> None:
     fail(breaker, FAULTS)
     clock.now += PAUSE - 0.001
     refused(breaker)
@@ -90,7 +92,13 @@ def test_a_probe_that_fails_opens_it_for_longer(breaker: Breaker, clock: Clock) 
         after = refused(breaker).after
         assert after is not None
         assert after == pytest.approx(pause(number) * 1.5)
-    assert [pause(number) for number in (1, 2, 3, 50, 5000)] == [PAUSE, 2 * PAUSE, 4 * PAUSE, LONGEST, LONGEST]
+    assert [pause(number) for number in (1, 2, 3, 50, 5000)] == [
+        PAUSE,
+        2 * PAUSE,
+        4 * PAUSE,
+        LONGEST,
+        LONGEST,
+    ]
 
 
 def test_a_probe_that_ends_without_a_word_leaves_its_place(breaker: Breaker, clock: Clock) -> None:
@@ -102,7 +110,9 @@ def test_a_probe_that_ends_without_a_word_leaves_its_place(breaker: Breaker, clo
     probe.over()
 
 
-def test_calls_from_before_it_opened_change_it_only_by_an_answer(breaker: Breaker, clock: Clock) -> None:
+def test_calls_from_before_it_opened_change_it_only_by_an_answer(
+    breaker: Breaker, clock: Clock
+) -> None:
     late = [breaker.enter(HOST) for _ in range(3)]
     fail(breaker, FAULTS)
     late[0].failed()
@@ -118,7 +128,9 @@ def test_calls_from_before_it_opened_change_it_only_by_an_answer(breaker: Breake
     breaker.enter(HOST)
 
 
-def test_it_remembers_a_bounded_number_of_hosts(breaker: Breaker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_remembers_a_bounded_number_of_hosts(
+    breaker: Breaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(breakers, "HOSTS", 3)
     fail(breaker, FAULTS, "a")
     for host in "bcd":
@@ -128,7 +140,9 @@ def test_it_remembers_a_bounded_number_of_hosts(breaker: Breaker, monkeypatch: p
         refused(breaker, host)
 
 
-async def test_the_client_leaves_a_failing_host_alone_until_it_answers(breaker: Breaker, clock: Clock) -> None:
+async def test_the_client_leaves_a_failing_host_alone_until_it_answers(
+    breaker: Breaker, clock: Clock
+) -> None:
     seen: list[int] = []
     healthy = False
 
@@ -136,7 +150,10 @@ async def test_the_client_leaves_a_failing_host_alone_until_it_answers(breaker: 
         seen.append(1)
         return web.json_response("fine") if healthy else web.json_response("broken", status=503)
 
-    async with serving(handler) as port, open_http(Settings(http_allow=LOOPBACK), breaker=breaker) as client:
+    async with (
+        serving(handler) as port,
+        open_http(Settings(http_allow=LOOPBACK), breaker=breaker) as client,
+    ):
         url = f"http://127.0.0.1:{port}/path?key=abc"
         for _ in range(FAULTS):
             assert await call(client, url) == "broken"
@@ -159,7 +176,10 @@ async def test_a_probe_that_is_cancelled_leaves_its_place(breaker: Breaker, cloc
             await hold.wait()
         return web.json_response("fine")
 
-    async with serving(handler) as port, open_http(Settings(http_allow=LOOPBACK), breaker=breaker) as client:
+    async with (
+        serving(handler) as port,
+        open_http(Settings(http_allow=LOOPBACK), breaker=breaker) as client,
+    ):
         fail(breaker, FAULTS, f"127.0.0.1:{port}")
         clock.now += PAUSE + 1
         probe = asyncio.create_task(call(client, f"http://127.0.0.1:{port}/slow"))
@@ -179,7 +199,9 @@ async def test_connections_that_are_refused_open_it(breaker: Breaker) -> None:
     assert types == ["connection_failed"] * FAULTS + ["circuit_open"]
 
 
-async def test_what_the_guard_refuses_and_what_takes_too_long_is_no_fault_of_the_host(breaker: Breaker) -> None:
+async def test_what_the_guard_refuses_and_what_takes_too_long_is_no_fault_of_the_host(
+    breaker: Breaker,
+) -> None:
     async with open_http(Settings(), breaker=breaker) as client:
         types = {(await refusal(client, "http://127.0.0.1:1/")).type for _ in range(FAULTS + 1)}
     assert types == {"address_refused"}

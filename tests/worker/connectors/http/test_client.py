@@ -47,7 +47,9 @@ class Names(AbstractResolver):
             raise OSError("no such name")
         address = addresses.pop(0) if len(addresses) > 1 else addresses[0]
         kind = socket.AF_INET6 if ":" in address else socket.AF_INET
-        return [ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=0)]
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=0)
+        ]
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -56,7 +58,12 @@ class Names(AbstractResolver):
 async def echo(request: web.BaseRequest) -> web.Response:
     body = await request.text()
     return web.json_response(
-        {"method": request.method, "path": request.path_qs, "headers": dict(request.headers), "body": body}
+        {
+            "method": request.method,
+            "path": request.path_qs,
+            "headers": dict(request.headers),
+            "body": body,
+        }
     )
 
 
@@ -110,7 +117,9 @@ async def test_every_spelling_is_refused_when_it_is_dialled(host: str) -> None:
     assert (error.type, error.retryable, reached) == ("address_refused", False, [])
 
 
-async def test_this_machine_is_refused_by_its_name_whether_or_not_the_name_servers_know_it() -> None:
+async def test_this_machine_is_refused_by_its_name_whether_or_not_the_name_servers_know_it() -> (
+    None
+):
     async with open_http(Settings(), resolver=Names()) as client:
         for host in ("localhost.", "LOCALHOST", "tandem.localhost"):
             error = await refusal(client, f"http://{host}/")
@@ -131,7 +140,10 @@ async def test_a_redirect_to_a_private_address_is_refused() -> None:
         async def outer(request: web.BaseRequest) -> web.Response:
             raise web.HTTPFound(f"http://127.0.0.1:{private}/inner")
 
-        async with serving(outer, "127.0.0.2") as port, open_http(Settings(http_allow=("127.0.0.2",))) as client:
+        async with (
+            serving(outer, "127.0.0.2") as port,
+            open_http(Settings(http_allow=("127.0.0.2",))) as client,
+        ):
             error = await refusal(client, f"http://127.0.0.2:{port}/")
     assert (error.type, error.retryable, reached) == ("address_refused", False, [])
 
@@ -153,7 +165,10 @@ async def test_a_name_that_resolves_differently_the_second_time_is_refused() -> 
 
 async def test_an_allowed_name_opens_its_address_to_itself_only() -> None:
     names = Names(intranet=["127.0.0.1"], other=["127.0.0.1"])
-    async with serving(echo) as port, open_http(Settings(http_allow=("Intranet.test",)), resolver=names) as client:
+    async with (
+        serving(echo) as port,
+        open_http(Settings(http_allow=("Intranet.test",)), resolver=names) as client,
+    ):
         assert (await call(client, f"http://intranet.test:{port}/a"))["path"] == "/a"
         assert (await call(client, f"http://INTRANET.test.:{port}/b"))["path"] == "/b"
         other = await refusal(client, f"http://other.test:{port}/")
@@ -167,7 +182,9 @@ async def test_of_several_addresses_the_allowed_one_is_dialled() -> None:
             self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
         ) -> list[ResolveResult]:
             return [
-                ResolveResult(hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=0)
+                ResolveResult(
+                    hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=0
+                )
                 for address in ("127.0.0.1", "127.0.0.2")
             ]
 
@@ -184,10 +201,14 @@ async def client() -> AsyncIterator[HttpClient]:
         yield opened
 
 
-async def test_it_says_who_is_calling_and_ignores_proxies(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_says_who_is_calling_and_ignores_proxies(
+    client: HttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     async with serving(echo) as port:
-        seen = await call(client, f"http://127.0.0.1:{port}/?a=1", params={"b": [1, True], "c": None, "a": "2"})
+        seen = await call(
+            client, f"http://127.0.0.1:{port}/?a=1", params={"b": [1, True], "c": None, "a": "2"}
+        )
     assert seen["headers"]["User-Agent"].startswith("tandem-jobs/")
     assert seen["path"] == "/?a=1&b=1&b=true&a=2"
 
@@ -227,7 +248,9 @@ async def test_redirects_change_the_method_as_the_rfc_says(
     async with serving(handler) as port:
         sent = b"hello" if method != "GET" else None
         headers = {"Content-Type": "text/plain", "Authorization": "Bearer kept"}
-        seen = await call(client, f"http://127.0.0.1:{port}/start", method, body=sent, headers=headers)
+        seen = await call(
+            client, f"http://127.0.0.1:{port}/start", method, body=sent, headers=headers
+        )
     assert (seen["method"], seen["path"], seen["body"]) == (then, "/end?x=1", body)
     assert seen["headers"]["Authorization"] == "Bearer kept"
     assert ("Content-Type" in seen["headers"]) is bool(body or method == "GET")
@@ -245,7 +268,9 @@ async def test_a_streamed_body_is_opened_again_for_a_redirect(client: HttpClient
         return await echo(request)
 
     async with serving(handler) as port:
-        assert (await call(client, f"http://127.0.0.1:{port}/start", "POST", body=pieces))["body"] == "hello"
+        assert (await call(client, f"http://127.0.0.1:{port}/start", "POST", body=pieces))[
+            "body"
+        ] == "hello"
 
 
 async def test_credentials_stay_with_their_origin(client: HttpClient) -> None:
@@ -276,7 +301,14 @@ async def test_redirects_have_an_end(client: HttpClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "location", ["ftp://127.0.0.1/x", "file:///etc/passwd", "http://user:pw@127.0.0.1/", "http://", "http://[::1"]
+    "location",
+    [
+        "ftp://127.0.0.1/x",
+        "file:///etc/passwd",
+        "http://user:pw@127.0.0.1/",
+        "http://",
+        "http://[::1",
+    ],
 )
 async def test_redirects_out_of_http_are_refused(client: HttpClient, location: str) -> None:
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -339,11 +371,16 @@ async def raw(answer: bytes) -> tuple[asyncio.Server, int]:
     [
         (b"", "connection_failed"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", "connection_failed"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Encoding: gzip\r\n\r\nabcde", "connection_failed"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Encoding: gzip\r\n\r\nabcde",
+            "connection_failed",
+        ),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "bad_response"),
     ],
 )
-async def test_broken_answers_are_retryable_faults(client: HttpClient, answer: bytes, type_: str) -> None:
+async def test_broken_answers_are_retryable_faults(
+    client: HttpClient, answer: bytes, type_: str
+) -> None:
     server, port = await raw(answer)
     async with server:
         with pytest.raises(TaskError) as caught:

@@ -49,11 +49,38 @@ PIPELINES: list[Any] = [
     [{"$lookup": {"from": {"db": "admin", "coll": "system.users"}, "as": "c", "pipeline": []}}],
     [{"$lookup": {"as": "c", "pipeline": [{"$documents": [{}]}]}}],
     [{"$lookup": {"from": "allowed", "as": "c", "pipeline": [{"$match": {"$where": JS}}]}}],
-    [{"$lookup": {"from": "allowed", "as": "c", "pipeline": [{"$lookup": {"from": "users", "as": "d"}}]}}],
+    [
+        {
+            "$lookup": {
+                "from": "allowed",
+                "as": "c",
+                "pipeline": [{"$lookup": {"from": "users", "as": "d"}}],
+            }
+        }
+    ],
     [{"$lookup": {"from": "allowed", "as": "c", "let": {"x": {"$function": {}}}, "pipeline": []}}],
-    [{"$graphLookup": {"from": "users", "startWith": "$a", "connectFromField": "a", "connectToField": "b", "as": "c"}}],
+    [
+        {
+            "$graphLookup": {
+                "from": "users",
+                "startWith": "$a",
+                "connectFromField": "a",
+                "connectToField": "b",
+                "as": "c",
+            }
+        }
+    ],
     [{"$graphLookup": {"from": "allowed", "startWith": {"$function": {}}, "as": "c"}}],
-    [{"$graphLookup": {"from": "allowed", "startWith": 1, "as": "c", "restrictSearchWithMatch": {"$where": JS}}}],
+    [
+        {
+            "$graphLookup": {
+                "from": "allowed",
+                "startWith": 1,
+                "as": "c",
+                "restrictSearchWithMatch": {"$where": JS},
+            }
+        }
+    ],
     [{"$unionWith": "users"}],
     [{"$unionWith": {"coll": "users", "pipeline": []}}],
     [{"$unionWith": {"coll": "allowed", "pipeline": [{"$out": "x"}]}}],
@@ -115,7 +142,12 @@ PROJECTIONS: list[Any] = [
     {"a": {"b": {"$accumulator": {}}}},
     {"$where": 1},
 ]
-DOCUMENTS: list[Any] = [{"$set": {"a": 1}}, {"a": {"$where": JS}}, {"a": [{"b": {"$gt": ""}}]}, {"a\0": 1}]
+DOCUMENTS: list[Any] = [
+    {"$set": {"a": 1}},
+    {"a": {"$where": JS}},
+    {"a": [{"b": {"$gt": ""}}]},
+    {"a\0": 1},
+]
 
 
 def pipeline(value: Any) -> None:

@@ -32,9 +32,15 @@ async def test_a_server_that_is_away(tmp_path: Path) -> None:
         assert (await failure(bench, "bare", database="db")).type == "mongo_connection"
 
 
-async def test_the_patience_of_a_url_is_enough_for_a_server_that_answers(tmp_path: Path, mongo_url: str) -> None:
-    async with open_bench(tmp_path, mongo={"main": f"{mongo_url}?serverSelectionTimeoutMS=5000"}) as bench:
-        assert (await bench.run(mongo_find, {"connection": "main", "collection": "none"})) == {"count": 0}
+async def test_the_patience_of_a_url_is_enough_for_a_server_that_answers(
+    tmp_path: Path, mongo_url: str
+) -> None:
+    async with open_bench(
+        tmp_path, mongo={"main": f"{mongo_url}?serverSelectionTimeoutMS=5000"}
+    ) as bench:
+        assert (await bench.run(mongo_find, {"connection": "main", "collection": "none"})) == {
+            "count": 0
+        }
 
 
 async def test_what_is_not_named(tmp_path: Path) -> None:
@@ -46,7 +52,14 @@ async def test_what_is_not_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://h/d", "mongodb://", "mongodb://u:hunter2@h:port/d", "mongodb://h/d?maxPoolSize=x", "mongodb:///d"]
+    "url",
+    [
+        "http://h/d",
+        "mongodb://",
+        "mongodb://u:hunter2@h:port/d",
+        "mongodb://h/d?maxPoolSize=x",
+        "mongodb:///d",
+    ],
 )
 async def test_a_wrong_url_stops_the_start(url: str) -> None:
     with pytest.raises(Misconfigured, match="TANDEM_MONGO__MAIN") as caught:

@@ -19,7 +19,10 @@ class Database:
 
     async def rows(self, text: str) -> list[tuple[Any, ...]]:
         if self.sqlite:
-            with closing(sqlite3.connect(self.url.removeprefix("sqlite://"))) as connection, connection:
+            with (
+                closing(sqlite3.connect(self.url.removeprefix("sqlite://"))) as connection,
+                connection,
+            ):
                 return connection.execute(text).fetchall()
         connection = await asyncpg.connect(self.url)
         try:

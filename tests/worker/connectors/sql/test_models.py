@@ -32,7 +32,8 @@ EXAMPLES = Path(__file__).parents[4] / "docs" / "examples"
 @pytest.fixture
 def shop(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(EXAMPLES)
-    # Tortoise keeps statements by the connection's name; here one name has two kinds of database in one process.
+    # Tortoise keeps statements by the connection's name; here one name has two kinds of database in
+    # one process.
     EXECUTOR_CACHE.clear()
     return importlib.import_module("shop")
 
@@ -64,7 +65,9 @@ async def bench(url: str, shop: Any, tables: None, tmp_path: Path) -> AsyncItera
 
 
 async def test_models_work_in_many_jobs_at_once(bench: Bench, shop: Any) -> None:
-    left = await asyncio.gather(*(bench.run(shop.sell, {"item": "cup", "amount": 2}, id=f"job{n}") for n in range(4)))
+    left = await asyncio.gather(
+        *(bench.run(shop.sell, {"item": "cup", "amount": 2}, id=f"job{n}") for n in range(4))
+    )
     assert sorted(left) == [2, 4, 6, 8]
     assert await bench.run(shop.sell, {"item": "cup", "amount": 2}, id="job0") == 2
     with pytest.raises(Permanent, match="pot"):
@@ -74,7 +77,9 @@ async def test_models_work_in_many_jobs_at_once(bench: Bench, shop: Any) -> None
     assert bench.kept.items == [{"item": "cup", "sold": 8}, {"item": "pot", "sold": 1}]
 
 
-async def test_models_of_a_read_only_connection_only_read(url: str, shop: Any, tables: None, tmp_path: Path) -> None:
+async def test_models_of_a_read_only_connection_only_read(
+    url: str, shop: Any, tables: None, tmp_path: Path
+) -> None:
     async with open_bench(tmp_path, sql={"shop": f"{url}?models=shop"}) as bench:
         assert await bench.run(shop.report, {}) == 0
         with pytest.raises(BaseORMException, match=r"read.?only"):
@@ -89,8 +94,13 @@ async def test_models_of_a_read_only_connection_only_read(url: str, shop: Any, t
         ("shop", "already"),
     ],
 )
-async def test_a_module_without_models_stops_the_start(tmp_path: Path, shop: Any, module: str, words: str) -> None:
-    urls = {"shop": f"sqlite://{tmp_path}/a.db?models=shop", "two": f"sqlite://{tmp_path}/b.db?models={module}"}
+async def test_a_module_without_models_stops_the_start(
+    tmp_path: Path, shop: Any, module: str, words: str
+) -> None:
+    urls = {
+        "shop": f"sqlite://{tmp_path}/a.db?models=shop",
+        "two": f"sqlite://{tmp_path}/b.db?models={module}",
+    }
     with pytest.raises(Misconfigured, match=f"^TANDEM_SQL__TWO: models={module}: .*{words}"):
         async with open_sql(Settings(sql=urls)):
             pass

@@ -73,12 +73,16 @@ async def test_a_named_query_runs_and_exports(bench: Bench) -> None:
     ],
 )
 async def test_params_are_those_that_are_declared(bench: Bench, params: Any) -> None:
-    assert (await failure(bench, sql_query, {"query": "cities", "params": params})).type == "invalid_params"
+    assert (
+        await failure(bench, sql_query, {"query": "cities", "params": params})
+    ).type == "invalid_params"
 
 
 async def test_a_query_of_no_name_or_another_connection(bench: Bench) -> None:
     assert (await failure(bench, sql_query, {"query": "none"})).type == "unknown_query"
-    assert (await failure(bench, sql_query, {"query": "one", "connection": "open"})).type == "unknown_query"
+    assert (
+        await failure(bench, sql_query, {"query": "one", "connection": "open"})
+    ).type == "unknown_query"
 
 
 async def test_a_connection_without_raw_sql(bench: Bench) -> None:
@@ -117,7 +121,10 @@ def test_payloads_that_are_none(payload: Any) -> None:
         ("[queries", "queries"),
         ('[queries.a]\nconnection = "main"', "sql"),
         ('[queries.a]\nconnection = "main"\nsql = "SELECT 1"\nmore = 1', "more"),
-        ('[queries.a]\nconnection = "other"\nsql = "SELECT 1"', "queries.a: there is no connection 'other'"),
+        (
+            '[queries.a]\nconnection = "other"\nsql = "SELECT 1"',
+            "queries.a: there is no connection 'other'",
+        ),
         ('[queries.a]\nconnection = "main"\nsql = "SELECT :b"', ":b"),
         ('[queries.a]\nconnection = "main"\nsql = "SELECT 1; SELECT 2"', "one statement"),
         ('[queries.a]\nconnection = "main"\nsql = "SELECT :b"\nparams = {b = "txt"}', "'txt'"),

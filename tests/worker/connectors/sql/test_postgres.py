@@ -23,7 +23,9 @@ SLEEP = "SELECT pg_sleep(600)"
 
 @pytest.fixture
 async def bench(postgres: str, tmp_path: Path) -> AsyncIterator[Bench]:
-    async with open_bench(tmp_path, sql={"main": f"{postgres}?maxsize=1", "writable": f"{postgres}?mode=rw"}) as opened:
+    async with open_bench(
+        tmp_path, sql={"main": f"{postgres}?maxsize=1", "writable": f"{postgres}?mode=rw"}
+    ) as opened:
         yield opened
 
 
@@ -35,12 +37,16 @@ async def server(postgres: str) -> AsyncIterator[Any]:
     await connection.close()
 
 
-async def query(bench: Bench, text: str, params: Any = None, connection: str = "main", **job: Any) -> Any:
+async def query(
+    bench: Bench, text: str, params: Any = None, connection: str = "main", **job: Any
+) -> Any:
     payload = {"connection": connection, "sql": text, "params": params, "as": "result"}
     return (await bench.run(sql_query, payload, **job))["rows"]
 
 
-async def failure(bench: Bench, text: str, params: Any = None, connection: str = "main", **job: Any) -> TaskError:
+async def failure(
+    bench: Bench, text: str, params: Any = None, connection: str = "main", **job: Any
+) -> TaskError:
     with pytest.raises(TaskError) as caught:
         await query(bench, text, params, connection, **job)
     return caught.value
@@ -101,7 +107,9 @@ async def test_who_is_cancelled_in_that_moment_leaves_no_transaction_behind(
     assert complaints == []
 
 
-async def test_a_cancelled_job_cancels_its_statement_on_the_server(bench: Bench, server: Any) -> None:
+async def test_a_cancelled_job_cancels_its_statement_on_the_server(
+    bench: Bench, server: Any
+) -> None:
     async with running(server, query(bench, SLEEP)) as task:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -149,7 +157,9 @@ async def test_a_statement_ends_at_the_jobs_deadline(bench: Bench, server: Any) 
         "ALTER SYSTEM SET work_mem = '1GB'",
     ],
 )
-async def test_nothing_leaves_the_read_only_transaction(bench: Bench, server: Any, text: str) -> None:
+async def test_nothing_leaves_the_read_only_transaction(
+    bench: Bench, server: Any, text: str
+) -> None:
     await server.execute(
         "CREATE TABLE notes (a int); INSERT INTO notes VALUES (1); CREATE SEQUENCE numbers;"
         " CREATE PROCEDURE forget() LANGUAGE sql AS 'DELETE FROM notes';"
@@ -158,7 +168,9 @@ async def test_nothing_leaves_the_read_only_transaction(bench: Bench, server: An
     error = await failure(bench, text)
     assert (error.type, error.retryable) == ("sql_error", False)
     assert await server.fetchval("SELECT count(*) FROM notes") == 1
-    assert await query(bench, "SELECT current_setting('transaction_read_only') AS only") == [{"only": "on"}]
+    assert await query(bench, "SELECT current_setting('transaction_read_only') AS only") == [
+        {"only": "on"}
+    ]
 
 
 async def test_what_a_function_did_all_the_same_is_rolled_back(bench: Bench, server: Any) -> None:
@@ -167,11 +179,20 @@ async def test_what_a_function_did_all_the_same_is_rolled_back(bench: Bench, ser
 
 
 async def test_a_session_keeps_nothing_of_the_job_before(bench: Bench, server: Any) -> None:
-    before = await query(bench, "SELECT pg_backend_pid() AS pid, current_setting('work_mem') AS memory")
-    await query(bench, "SELECT set_config('work_mem', '77MB', false), pg_advisory_lock(1) IS NULL AS locked")
+    before = await query(
+        bench, "SELECT pg_backend_pid() AS pid, current_setting('work_mem') AS memory"
+    )
+    await query(
+        bench, "SELECT set_config('work_mem', '77MB', false), pg_advisory_lock(1) IS NULL AS locked"
+    )
     await query(bench, "SELECT set_config('app.secret', 'mine', false)")
-    assert await query(bench, "SELECT pg_backend_pid() AS pid, current_setting('work_mem') AS memory") == before
-    assert await query(bench, "SELECT coalesce(current_setting('app.secret', true), '') AS a") == [{"a": ""}]
+    assert (
+        await query(bench, "SELECT pg_backend_pid() AS pid, current_setting('work_mem') AS memory")
+        == before
+    )
+    assert await query(bench, "SELECT coalesce(current_setting('app.secret', true), '') AS a") == [
+        {"a": ""}
+    ]
     assert await server.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
 
 
@@ -188,7 +209,9 @@ async def test_a_commit_that_fails_is_told(bench: Bench, server: Any) -> None:
 async def test_errors_of_the_block_itself_pass(bench: Bench, server: Any) -> None:
     await server.execute("CREATE TABLE notes (a int)")
     with pytest.raises(FileNotFoundError):
-        async with bench.resources.sql("writable").query("INSERT INTO notes VALUES (1) RETURNING a", timeout=5):
+        async with bench.resources.sql("writable").query(
+            "INSERT INTO notes VALUES (1) RETURNING a", timeout=5
+        ):
             raise FileNotFoundError("mine")
     assert await server.fetchval("SELECT count(*) FROM notes") == 0
 
@@ -256,13 +279,24 @@ async def test_values_in_json(bench: Bench) -> None:
         ("text", None, None),
     ],
 )
-async def test_values_go_in_and_come_out(bench: Bench, type_: str, value: Any, expected: Any) -> None:
-    assert await query(bench, f"SELECT :value::{type_} AS value", {"value": value}) == [{"value": expected}]
+async def test_values_go_in_and_come_out(
+    bench: Bench, type_: str, value: Any, expected: Any
+) -> None:
+    assert await query(bench, f"SELECT :value::{type_} AS value", {"value": value}) == [
+        {"value": expected}
+    ]
 
 
 @pytest.mark.parametrize(
     ("type_", "value"),
-    [("int4", "secret"), ("int4", 2**40), ("date", "secret"), ("bytea", "§secret"), ("uuid", "secret"), ("text", 5)],
+    [
+        ("int4", "secret"),
+        ("int4", 2**40),
+        ("date", "secret"),
+        ("bytea", "§secret"),
+        ("uuid", "secret"),
+        ("text", 5),
+    ],
 )
 async def test_values_that_do_not_fit_are_not_quoted(bench: Bench, type_: str, value: Any) -> None:
     error = await failure(bench, f"SELECT $1::{type_} AS value", [value])
@@ -273,7 +307,9 @@ async def test_values_that_do_not_fit_are_not_quoted(bench: Bench, type_: str, v
 
 async def test_a_connection_that_breaks_is_retried(bench: Bench, server: Any) -> None:
     async with running(server, query(bench, SLEEP)) as task:
-        await server.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = $1", SLEEP)
+        await server.fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = $1", SLEEP
+        )
         with pytest.raises(TaskError) as caught:
             await task
     assert (caught.value.type, caught.value.retryable) == ("sql_connection", True)
@@ -281,9 +317,12 @@ async def test_a_connection_that_breaks_is_retried(bench: Bench, server: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("state", "retryable"), [("40001", True), ("40P01", True), ("55P03", True), ("53200", True), ("P0001", False)]
+    ("state", "retryable"),
+    [("40001", True), ("40P01", True), ("55P03", True), ("53200", True), ("P0001", False)],
 )
-async def test_what_may_pass_is_retried(bench: Bench, server: Any, state: str, retryable: bool) -> None:
+async def test_what_may_pass_is_retried(
+    bench: Bench, server: Any, state: str, retryable: bool
+) -> None:
     await server.execute(
         "CREATE FUNCTION fail() RETURNS int LANGUAGE plpgsql AS"
         f" $$ BEGIN RAISE EXCEPTION 'it failed' USING ERRCODE = '{state}', DETAIL = 'more'; END $$"
@@ -292,7 +331,9 @@ async def test_what_may_pass_is_retried(bench: Bench, server: Any, state: str, r
     assert (error.type, error.retryable, error.message) == ("sql_error", retryable, "it failed")
 
 
-async def test_refused_and_absent_servers_are_named_by_their_connection_only(postgres: str, tmp_path: Path) -> None:
+async def test_refused_and_absent_servers_are_named_by_their_connection_only(
+    postgres: str, tmp_path: Path
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -312,12 +353,20 @@ async def test_refused_and_absent_servers_are_named_by_their_connection_only(pos
                 assert secret not in error.message
 
 
-async def test_a_unix_socket_and_every_scheme_work(postgres: str, server: Any, tmp_path: Path) -> None:
+async def test_a_unix_socket_and_every_scheme_work(
+    postgres: str, server: Any, tmp_path: Path
+) -> None:
     directory = str(await server.fetchval("SHOW unix_socket_directories")).partition(",")[0]
     parts = urlsplit(postgres)
     rest = f"postgres:{parts.password}@{{}}{parts.path}?port={parts.port}&host={directory}&mode=ro"
-    urls = {scheme: f"{scheme}://{rest.format('')}" for scheme in ("postgres", "postgresql", "asyncpg")}
+    urls = {
+        scheme: f"{scheme}://{rest.format('')}" for scheme in ("postgres", "postgresql", "asyncpg")
+    }
     async with open_bench(tmp_path, sql={**urls, "tls": f"{postgres}?sslmode=disable"}) as bench:
         for name in urls:
-            assert await query(bench, "SELECT inet_server_addr() AS a", connection=name) == [{"a": None}]
-        assert (await query(bench, "SELECT inet_server_addr() AS a", connection="tls"))[0]["a"].startswith("127.")
+            assert await query(bench, "SELECT inet_server_addr() AS a", connection=name) == [
+                {"a": None}
+            ]
+        assert (await query(bench, "SELECT inet_server_addr() AS a", connection="tls"))[0][
+            "a"
+        ].startswith("127.")

@@ -46,7 +46,9 @@ async def query(bench: Bench, text: str, params: Any = None, connection: str = "
     return (await bench.run(sql_query, payload))["rows"]
 
 
-async def failure(bench: Bench, text: str, params: Any = None, connection: str = "main") -> TaskError:
+async def failure(
+    bench: Bench, text: str, params: Any = None, connection: str = "main"
+) -> TaskError:
     with pytest.raises(TaskError) as caught:
         await query(bench, text, params, connection)
     return caught.value
@@ -98,25 +100,39 @@ async def test_nothing_leaves_the_file_or_outlives_the_statement(
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("ATTACH ':memory:' AS x", "ATTACH"), ("INSERT INTO notes VALUES (2)", "INSERT")]
+    ("text", "words"),
+    [("ATTACH ':memory:' AS x", "ATTACH"), ("INSERT INTO notes VALUES (2)", "INSERT")],
 )
 async def test_what_is_not_allowed_is_named(bench: Bench, text: str, words: str) -> None:
     assert (await failure(bench, text)).message == f"{words} is not allowed on this connection"
 
 
-@pytest.mark.parametrize("text", ["PRAGMA table_info(notes)", "PRAGMA user_version", "SELECT * FROM pragma_table_list"])
+@pytest.mark.parametrize(
+    "text", ["PRAGMA table_info(notes)", "PRAGMA user_version", "SELECT * FROM pragma_table_list"]
+)
 async def test_questions_about_the_schema_are_allowed(bench: Bench, text: str) -> None:
     assert len(await query(bench, text)) > 0
 
 
 @pytest.mark.parametrize("connection", ["main", "writable"])
-async def test_virtual_tables_can_be_read(bench: Bench, database: sqlite3.Connection, connection: str) -> None:
+async def test_virtual_tables_can_be_read(
+    bench: Bench, database: sqlite3.Connection, connection: str
+) -> None:
     database.execute("CREATE VIRTUAL TABLE words USING fts5(word)")
     database.execute("INSERT INTO words VALUES ('hello world')")
     database.execute("CREATE VIRTUAL TABLE boxes USING rtree(id, low, high)")
     database.execute("INSERT INTO boxes VALUES (1, 2, 3)")
-    assert len(await query(bench, "SELECT value FROM json_each('[1, 2]')", connection=connection)) == 2
-    assert len(await query(bench, "SELECT word FROM words WHERE words MATCH 'hello'", connection=connection)) == 1
+    assert (
+        len(await query(bench, "SELECT value FROM json_each('[1, 2]')", connection=connection)) == 2
+    )
+    assert (
+        len(
+            await query(
+                bench, "SELECT word FROM words WHERE words MATCH 'hello'", connection=connection
+            )
+        )
+        == 1
+    )
     assert len(await query(bench, "SELECT id FROM boxes WHERE low < 3", connection=connection)) == 1
 
 
@@ -130,7 +146,9 @@ async def test_virtual_tables_can_be_read(bench: Bench, database: sqlite3.Connec
         "INSERT INTO words(words) VALUES ('rebuild') RETURNING 1",
     ],
 )
-async def test_inner_tables_are_no_way_around(bench: Bench, database: sqlite3.Connection, text: str) -> None:
+async def test_inner_tables_are_no_way_around(
+    bench: Bench, database: sqlite3.Connection, text: str
+) -> None:
     database.execute("CREATE VIRTUAL TABLE words USING fts5(word)")
     database.execute("CREATE VIRTUAL TABLE boxes USING rtree(id, low, high)")
     before = list(database.iterdump())
@@ -151,7 +169,15 @@ async def test_values(bench: Bench) -> None:
     text = "SELECT :a AS a, :b AS b, :c AS c, :d AS d, :e AS e, x'00ff' AS bytes, 9e999 AS high"
     params = {"a": 2**53 + 1, "b": 0.1, "c": "ä\n", "d": True, "e": None}
     assert await query(bench, text, params) == [
-        {"a": 2**53 + 1, "b": 0.1, "c": "ä\n", "d": 1, "e": None, "bytes": "AP8=", "high": "Infinity"}
+        {
+            "a": 2**53 + 1,
+            "b": 0.1,
+            "c": "ä\n",
+            "d": 1,
+            "e": None,
+            "bytes": "AP8=",
+            "high": "Infinity",
+        }
     ]
 
 
@@ -164,7 +190,9 @@ async def test_types_are_those_of_the_values(bench: Bench) -> None:
 
 @pytest.mark.parametrize("params", [[2**70], [[1]], {"a": {"b": 1}}])
 async def test_values_that_do_not_fit_fail_at_once(bench: Bench, params: Any) -> None:
-    error = await failure(bench, "SELECT ? AS a" if isinstance(params, list) else "SELECT :a AS a", params)
+    error = await failure(
+        bench, "SELECT ? AS a" if isinstance(params, list) else "SELECT :a AS a", params
+    )
     assert (error.type, error.retryable) == ("sql_error", False)
 
 
@@ -173,7 +201,9 @@ async def test_a_huge_value_is_refused_before_it_takes_memory(bench: Bench) -> N
     assert (error.type, error.retryable) == ("sql_error", False)
 
 
-async def test_text_that_is_no_unicode_is_an_error(bench: Bench, database: sqlite3.Connection) -> None:
+async def test_text_that_is_no_unicode_is_an_error(
+    bench: Bench, database: sqlite3.Connection
+) -> None:
     database.execute("INSERT INTO notes VALUES (CAST(x'ff' AS text))")
     error = await failure(bench, "SELECT a FROM notes")
     assert (error.type, error.retryable) == ("sql_error", False)

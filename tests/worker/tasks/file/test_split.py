@@ -31,7 +31,10 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 async def joined(bench: Bench, *sources: bytes, **options: Any) -> bytes:
-    given = [{"file": await bench.upload(f"{number}.csv", data, CSV)} for number, data in enumerate(sources)]
+    given = [
+        {"file": await bench.upload(f"{number}.csv", data, CSV)}
+        for number, data in enumerate(sources)
+    ]
     result = await bench.run(concat, {"sources": given, **options})
     assert (result["file"]["name"], result["file"]["content_type"]) == ("0.csv", CSV)
     return await fetched(bench, result["file"])
@@ -50,16 +53,29 @@ def rows(data: bytes) -> list[list[str]]:
 
 
 async def test_files_are_joined_byte_by_byte(bench: Bench) -> None:
-    data = [random.Random(seed).randbytes(size) for seed, size in enumerate((0, 1, 700_000, 0, 2 << 20))]
+    data = [
+        random.Random(seed).randbytes(size) for seed, size in enumerate((0, 1, 700_000, 0, 2 << 20))
+    ]
     assert await joined(bench, *data) == b"".join(data)
-    assert bench.kept.progressed[-1] == {"current": sum(map(len, data)), "total": sum(map(len, data)), "message": None}
+    assert bench.kept.progressed[-1] == {
+        "current": sum(map(len, data)),
+        "total": sum(map(len, data)),
+        "message": None,
+    }
 
 
 async def test_a_common_header_is_kept_once(bench: Bench) -> None:
     bom = b"\xef\xbb\xbf"
-    assert await joined(bench, b"a,b\n1,2", b"", bom + b"a,b\r\n3,4\r\n", b"a,b", header=True) == b"a,b\n1,2\n3,4\r\n"
+    assert (
+        await joined(bench, b"a,b\n1,2", b"", bom + b"a,b\r\n3,4\r\n", b"a,b", header=True)
+        == b"a,b\n1,2\n3,4\r\n"
+    )
     quoted = b'"a\nb";c\n1;2\n'
-    assert rows(await joined(bench, quoted, quoted, header=True)) == [["a\nb", "c"], ["1", "2"], ["1", "2"]]
+    assert rows(await joined(bench, quoted, quoted, header=True)) == [
+        ["a\nb", "c"],
+        ["1", "2"],
+        ["1", "2"],
+    ]
     assert await joined(bench, bom + b"a\n1\n", b"a\n2\n", header=True) == bom + b"a\n1\n2\n"
     with pytest.raises(TaskError) as error:
         await joined(bench, b"a,b\n1,2\n", b"b,a\n1,2\n", header=True)
@@ -67,7 +83,9 @@ async def test_a_common_header_is_kept_once(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1000, 4096, 100_000, 100_001])
-async def test_parts_of_bytes_are_those_of_the_systems_split(bench: Bench, tmp_path: Path, size: int) -> None:
+async def test_parts_of_bytes_are_those_of_the_systems_split(
+    bench: Bench, tmp_path: Path, size: int
+) -> None:
     data = random.Random(5).randbytes(50 if size == 1 else 100_000)
     (tmp_path / "x").write_bytes(data)
     run("split", "-b", str(size), "-d", "-a", "5", tmp_path / "x", f"{tmp_path}/part-")
@@ -76,7 +94,9 @@ async def test_parts_of_bytes_are_those_of_the_systems_split(bench: Bench, tmp_p
 
 
 async def test_parts_of_lines_are_those_of_the_systems_split(bench: Bench, tmp_path: Path) -> None:
-    data = b"".join(msgspec.json.encode({"n": n, "text": 'a "quote'[: n % 9]}) + b"\n" for n in range(10_000))
+    data = b"".join(
+        msgspec.json.encode({"n": n, "text": 'a "quote'[: n % 9]}) + b"\n" for n in range(10_000)
+    )
     (tmp_path / "x").write_bytes(data)
     run("split", "-l", "3000", tmp_path / "x", f"{tmp_path}/part-")
     wanted = [path.read_bytes() for path in sorted(tmp_path.glob("part-*"))]
@@ -117,7 +137,9 @@ async def test_an_empty_file_has_one_part(bench: Bench) -> None:
         (gzip.compress(b"a,b\n" * 1000, mtime=0)[:-9], {"rows": 1000}, "invalid_file"),
     ],
 )
-async def test_what_cannot_be_cut(bench: Bench, data: bytes, options: dict[str, Any], type: str) -> None:
+async def test_what_cannot_be_cut(
+    bench: Bench, data: bytes, options: dict[str, Any], type: str
+) -> None:
     with pytest.raises(TaskError) as error:
         await parts(bench, data, **options)
     assert (error.value.type, error.value.retryable) == (type, False)

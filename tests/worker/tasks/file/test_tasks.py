@@ -62,21 +62,31 @@ async def queue(redis: Redis) -> AsyncIterator[Queue]:
 
 
 @asynccontextmanager
-async def attempt(queue: Queue, store: FileStore, tenant: str, to: State = State.SUCCEEDED) -> AsyncIterator[JobFiles]:
+async def attempt(
+    queue: Queue, store: FileStore, tenant: str, to: State = State.SUCCEEDED
+) -> AsyncIterator[JobFiles]:
     """The files of a job that runs for the tenant; at the end it gets to `to`, which publishes them if it succeeds."""
     worker = WorkerInfo("w", "host", 1, ("default",), 10, "1", time.time())
     await queue.register(worker, [TASK.entry])
     options = Options(timeout=30)
-    await queue.submit(Submission(id=new_id(), task=TASK.name, payload=b"{}", options=options, tenant=tenant))
+    await queue.submit(
+        Submission(id=new_id(), task=TASK.name, payload=b"{}", options=options, tenant=tenant)
+    )
     known = catalogue.digest([TASK.entry])
     claim = await queue.claim("w", next(calls), slots=1, tasks=known, queues=["default"])
     (job,) = claim.jobs
     files = JobFiles(
-        store, job.id, int(job.token.partition(".")[0]), tenant=tenant, find=partial(queue.get, tenant=tenant)
+        store,
+        job.id,
+        int(job.token.partition(".")[0]),
+        tenant=tenant,
+        find=partial(queue.get, tenant=tenant),
     )
     yield files
     published = msgspec.json.encode(files.written) if to is State.SUCCEEDED else b""
-    assert await queue.finish([Finish(job.id, job.token, to, "succeeded", files=published)]) == ["ok"]
+    assert await queue.finish([Finish(job.id, job.token, to, "succeeded", files=published)]) == [
+        "ok"
+    ]
 
 
 async def collect(pieces: AsyncIterator[bytes]) -> bytes:
@@ -97,7 +107,14 @@ def failure(error: pytest.ExceptionInfo[TaskError]) -> tuple[str, bool]:
 
 def test_on_input_only_file_counts() -> None:
     assert FileRef.model_validate({"file": "x"}) == FileRef(file="x")
-    full = {"file": "J/a", "name": "a", "size": 1, "sha256": "0", "content_type": "text/plain", "url": "/v1/x"}
+    full = {
+        "file": "J/a",
+        "name": "a",
+        "size": 1,
+        "sha256": "0",
+        "content_type": "text/plain",
+        "url": "/v1/x",
+    }
     assert FileRef.model_validate(full | {"checked_at": "today"}).model_dump() == full
     for wrong in ({}, {"file": ""}, {"file": 1}, {"name": "a"}, {"file": "x" * 1001}):
         with pytest.raises(ValidationError):
@@ -106,7 +123,9 @@ def test_on_input_only_file_counts() -> None:
 
 async def test_an_upload_is_read_by_its_tenant(store: FileStore) -> None:
     data = random.Random(1).randbytes(3 * MIB + 5)
-    saved = await save_upload(store, data, tenant="a", keep=60, name="x.bin", content_type="image/png")
+    saved = await save_upload(
+        store, data, tenant="a", keep=60, name="x.bin", content_type="image/png"
+    )
     files = JobFiles(store, "J", 1, tenant="a")
     assert await files.read(FileRef(file=saved.id)) == data
     assert await files.read({"file": saved.id}) == data
@@ -132,7 +151,9 @@ async def test_an_upload_is_read_by_its_tenant(store: FileStore) -> None:
     assert failure(error) == ("file_not_found", False)
 
 
-async def test_another_jobs_file_is_read_once_it_is_published(queue: Queue, store: FileStore) -> None:
+async def test_another_jobs_file_is_read_once_it_is_published(
+    queue: Queue, store: FileStore
+) -> None:
     async with attempt(queue, store, "a") as first:
         made = await first.write("out/räte #1.csv", b"1,2\n")
         async with attempt(queue, store, "a") as second:
@@ -153,7 +174,9 @@ async def test_another_jobs_file_is_read_once_it_is_published(queue: Queue, stor
         assert failure(error) == ("file_not_found", False)
 
 
-async def test_files_of_an_attempt_that_was_not_accepted_are_never_read(queue: Queue, store: FileStore) -> None:
+async def test_files_of_an_attempt_that_was_not_accepted_are_never_read(
+    queue: Queue, store: FileStore
+) -> None:
     async with attempt(queue, store, "a", to=State.CANCELLED) as first:
         made = await first.write("x", b"1")
     async with attempt(queue, store, "a") as second:
@@ -162,7 +185,9 @@ async def test_files_of_an_attempt_that_was_not_accepted_are_never_read(queue: Q
     assert failure(error) == ("file_not_found", False)
 
 
-@pytest.mark.parametrize("file", ["../../etc/passwd", "/etc/passwd", "x", "J/", "/", "{a}/x", "a:b/x", "\0", "J\n/x"])
+@pytest.mark.parametrize(
+    "file", ["../../etc/passwd", "/etc/passwd", "x", "J/", "/", "{a}/x", "a:b/x", "\0", "J\n/x"]
+)
 async def test_references_to_nowhere(queue: Queue, store: FileStore, file: str) -> None:
     async with attempt(queue, store, "a") as files:
         with pytest.raises(TaskError) as error:
@@ -202,8 +227,12 @@ async def test_two_attempts_do_not_write_over_each_other(store: FileStore) -> No
     assert [await store.load(job_path("J", stamp, "x"), 10) for stamp in (1, 2)] == [b"1", b"2"]
 
 
-@pytest.mark.parametrize("name", ["", "/etc/passwd", "../x", "a/../../x", "a\\b", "a\0", "x" * 300, "a//b"])
-async def test_a_wrong_name_is_refused_before_any_byte_is_taken(store: FileStore, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["", "/etc/passwd", "../x", "a/../../x", "a\\b", "a\0", "x" * 300, "a//b"]
+)
+async def test_a_wrong_name_is_refused_before_any_byte_is_taken(
+    store: FileStore, name: str
+) -> None:
     async def never() -> AsyncIterator[bytes]:
         raise AssertionError("asked for bytes")
         yield b""
@@ -242,7 +271,9 @@ async def test_a_write_that_fails_is_not_told(store: FileStore) -> None:
     assert files.written == []
 
 
-async def test_the_number_of_files_is_bounded(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_files_is_bounded(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tandem_worker.jobs.files.MAX_FILES", 2)
     files = JobFiles(store, "J", 1)
     for name in ("a", "b", "a"):
@@ -271,7 +302,9 @@ class Said:
         raise AssertionError(body)
 
 
-async def run(resources: Resources, payload: dict[str, Any], tenant: str = "a") -> tuple[dict[str, Any], Said]:
+async def run(
+    resources: Resources, payload: dict[str, Any], tenant: str = "a"
+) -> tuple[dict[str, Any], Said]:
     """file.hash as a worker runs it: JSON in, JSON out."""
     said = Said()
     async with open_pools(load()) as pools:
@@ -292,21 +325,29 @@ PROGRAMS = {
 }
 
 
-async def test_digests_are_those_of_the_systems_programs(resources: Resources, tmp_path: Path) -> None:
+async def test_digests_are_those_of_the_systems_programs(
+    resources: Resources, tmp_path: Path
+) -> None:
     path = tmp_path / "input"
     path.write_bytes(random.Random(2).randbytes(5 * MIB + 17))
     known = {name: program for name, program in PROGRAMS.items() if shutil.which(program)}
     assert known, "none of the programs is here"
     expected = {
-        name: subprocess.run([program, path], check=True, capture_output=True, text=True).stdout.split()[0]
+        name: subprocess.run(
+            [program, path], check=True, capture_output=True, text=True
+        ).stdout.split()[0]
         for name, program in known.items()
     }
     saved = await save_upload(resources.files, path.read_bytes(), tenant="a", keep=60)
-    result, said = await run(resources, {"source": {"file": saved.id}, "algorithms": [*known, "sha256"]})
+    result, said = await run(
+        resources, {"source": {"file": saved.id}, "algorithms": [*known, "sha256"]}
+    )
     assert result == {"size": 5 * MIB + 17, **expected}
     assert said.progress_told[0] == {"current": 0, "total": 5 * MIB + 17, "message": None}
     assert said.progress_told[-1]["current"] == 5 * MIB + 17
-    assert [one["current"] for one in said.progress_told] == sorted(one["current"] for one in said.progress_told)
+    assert [one["current"] for one in said.progress_told] == sorted(
+        one["current"] for one in said.progress_told
+    )
     assert len(said.progress_told) > 3
 
 
@@ -339,8 +380,15 @@ def test_wrong_payloads_are_refused_by_model_and_schema_alike(payload: dict[str,
 
 
 def test_the_schema_accepts_its_example_and_a_full_reference() -> None:
-    full = FileRef(file="J/a", name="a", size=1, sha256="0", content_type="text/plain", url="/v1/x").model_dump()
-    for payload in (TASK.entry.example, {"source": full}, {"source": full | {"more": 1}}, {"source": {"file": "x"}}):
+    full = FileRef(
+        file="J/a", name="a", size=1, sha256="0", content_type="text/plain", url="/v1/x"
+    ).model_dump()
+    for payload in (
+        TASK.entry.example,
+        {"source": full},
+        {"source": full | {"more": 1}},
+        {"source": {"file": "x"}},
+    ):
         assert jsonschema_rs.is_valid(TASK.entry.payload_schema, payload)
     assert set(PROGRAMS) <= set(TASK.entry.result_schema["properties"])
 

@@ -64,7 +64,9 @@ class Site:
         if wanted is not None and self.ranges and condition in self.headers.values():
             start, status = int(wanted.removeprefix("bytes=").removesuffix("-")), 206
             headers["Content-Range"] = f"bytes {start}-{len(self.data) - 1}/{len(self.data)}"
-        return await send(request, self.data[start:], status, headers, self.breaks.pop(0) if self.breaks else None)
+        return await send(
+            request, self.data[start:], status, headers, self.breaks.pop(0) if self.breaks else None
+        )
 
 
 async def send(
@@ -85,7 +87,9 @@ async def test_a_download_is_a_file_of_the_job(bench: Bench, tmp_path: Path) -> 
     site = Site(headers={**ETAG, "Content-Type": "text/csv; charset=utf-8"})
     async with serving(site) as port:
         url = f"http://127.0.0.1:{port}/data/ro%C3%BCws.csv?key=1"
-        result = await bench.run(http_download, {"url": url, "sha256": hashlib.sha256(DATA).hexdigest().upper()})
+        result = await bench.run(
+            http_download, {"url": url, "sha256": hashlib.sha256(DATA).hexdigest().upper()}
+        )
     assert result["status"] == 200
     assert result["file"]["name"] == "roüws.csv"
     assert result["file"]["size"] == len(DATA)
@@ -120,21 +124,31 @@ async def test_its_name(bench: Bench, path: str, disposition: str | None, name: 
 
     async with serving(handler) as port:
         result = await bench.run(http_download, {"url": f"http://127.0.0.1:{port}{path}"})
-        named = await bench.run(http_download, {"url": f"http://127.0.0.1:{port}{path}", "name": "in/my.bin"})
+        named = await bench.run(
+            http_download, {"url": f"http://127.0.0.1:{port}{path}", "name": "in/my.bin"}
+        )
     assert (result["file"]["name"], named["file"]["name"]) == (name, "in/my.bin")
 
 
 @pytest.mark.parametrize(
-    "headers", [ETAG, {"Last-Modified": "Sat, 21 Nov 2015 09:00:00 GMT"}], ids=["etag", "last-modified"]
+    "headers",
+    [ETAG, {"Last-Modified": "Sat, 21 Nov 2015 09:00:00 GMT"}],
+    ids=["etag", "last-modified"],
 )
-async def test_it_goes_on_where_it_broke_off(bench: Bench, tmp_path: Path, headers: dict[str, str]) -> None:
+async def test_it_goes_on_where_it_broke_off(
+    bench: Bench, tmp_path: Path, headers: dict[str, str]
+) -> None:
     site = Site(headers=headers)
     site.breaks = [1_000_000, 1_500_000, 1]
     async with serving(site) as port:
         result = await bench.run(http_download, {"url": f"http://127.0.0.1:{port}/a"})
     (validator,) = headers.values()
-    starts = [int((wanted or "bytes=0-").removeprefix("bytes=").removesuffix("-")) for wanted, _ in site.asked]
-    # What the client had read when the connection broke: never more than was sent, and it only goes forward.
+    starts = [
+        int((wanted or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        for wanted, _ in site.asked
+    ]
+    # What the client had read when the connection broke: never more than was sent, and it only goes
+    # forward.
     assert starts == sorted(starts)
     assert starts[1] <= 1_000_000
     assert len(site.asked) == 4
@@ -171,7 +185,9 @@ async def test_a_server_without_ranges_sends_it_all_again(bench: Bench, tmp_path
     assert stored(tmp_path) == [DATA]
 
 
-async def test_a_server_that_always_breaks_off_is_left_to_the_policy(bench: Bench, tmp_path: Path) -> None:
+async def test_a_server_that_always_breaks_off_is_left_to_the_policy(
+    bench: Bench, tmp_path: Path
+) -> None:
     site = Site()
     site.ranges, site.breaks = False, [1_000_000] * 20
     async with serving(site) as port:
@@ -192,9 +208,12 @@ async def test_faults_without_a_new_byte_have_an_end(bench: Bench, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "headers", [{}, {"ETag": 'W/"weak"'}, {"ETag": 'W/"w"', "Last-Modified": "Sat, 21 Nov 2015 09:00:00 GMT"}]
+    "headers",
+    [{}, {"ETag": 'W/"weak"'}, {"ETag": 'W/"w"', "Last-Modified": "Sat, 21 Nov 2015 09:00:00 GMT"}],
 )
-async def test_without_a_validator_nothing_is_put_together(bench: Bench, headers: dict[str, str]) -> None:
+async def test_without_a_validator_nothing_is_put_together(
+    bench: Bench, headers: dict[str, str]
+) -> None:
     site = Site(headers=headers)
     site.breaks = [1_000_000]
     async with serving(site) as port:
@@ -204,9 +223,18 @@ async def test_without_a_validator_nothing_is_put_together(bench: Bench, headers
 
 @pytest.mark.parametrize(
     "range_",
-    ["bytes 0-9/3145728", "bytes 5-3145727/3145728", "bytes */3145728", "pages 1-2/3", "", "bytes {start}-9999999/*"],
+    [
+        "bytes 0-9/3145728",
+        "bytes 5-3145727/3145728",
+        "bytes */3145728",
+        "pages 1-2/3",
+        "",
+        "bytes {start}-9999999/*",
+    ],
 )
-async def test_a_range_that_was_not_asked_for_is_not_taken(bench: Bench, tmp_path: Path, range_: str) -> None:
+async def test_a_range_that_was_not_asked_for_is_not_taken(
+    bench: Bench, tmp_path: Path, range_: str
+) -> None:
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
         wanted = request.headers.get("Range")
         if wanted is None:
@@ -214,7 +242,11 @@ async def test_a_range_that_was_not_asked_for_is_not_taken(bench: Bench, tmp_pat
         start = wanted.removeprefix("bytes=").removesuffix("-")
         # The last of the table begins where it should, but it is of something else.
         etag = {"ETag": '"two"'} if "{start}" in range_ else ETAG
-        return web.Response(status=206, body=b"x" * 10, headers={**etag, "Content-Range": range_.format(start=start)})
+        return web.Response(
+            status=206,
+            body=b"x" * 10,
+            headers={**etag, "Content-Range": range_.format(start=start)},
+        )
 
     async with serving(handler) as port:
         error = await failure(bench, {"url": f"http://127.0.0.1:{port}/a"})
@@ -237,7 +269,9 @@ async def test_what_shrank_meanwhile_begins_anew(bench: Bench, tmp_path: Path) -
     assert [wanted is not None for wanted in asked] == [False, True, False]
 
 
-async def test_a_busy_server_is_asked_again_within_the_attempt(bench: Bench, tmp_path: Path) -> None:
+async def test_a_busy_server_is_asked_again_within_the_attempt(
+    bench: Bench, tmp_path: Path
+) -> None:
     site = Site()
     site.breaks = [1_000_000]
     busy = 2
@@ -255,7 +289,9 @@ async def test_a_busy_server_is_asked_again_within_the_attempt(bench: Bench, tmp
 
 
 @pytest.mark.parametrize("said", [True, False])
-async def test_a_wrong_sha256_fails_at_once_unless_the_body_may_have_been_cut(bench: Bench, said: bool) -> None:
+async def test_a_wrong_sha256_fails_at_once_unless_the_body_may_have_been_cut(
+    bench: Bench, said: bool
+) -> None:
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
         if said:
@@ -307,14 +343,20 @@ async def test_the_cap_counts_what_is_unpacked(bench: Bench, tmp_path: Path) -> 
     assert stored(tmp_path) == [bytes(5 << 20)]
 
 
-@pytest.mark.parametrize(("status", "retryable"), [(404, False), (206, False), (304, False), (429, True), (503, True)])
+@pytest.mark.parametrize(
+    ("status", "retryable"), [(404, False), (206, False), (304, False), (429, True), (503, True)]
+)
 async def test_statuses(bench: Bench, status: int, retryable: bool) -> None:
     async def handler(request: web.BaseRequest) -> web.Response:
         return web.Response(status=status, headers={"Retry-After": "7"})
 
     async with serving(handler) as port:
         error = await failure(bench, {"url": f"http://127.0.0.1:{port}/a?key=abc"})
-    assert (error.type, error.retryable, error.after) == ("http_status", retryable, 7 if retryable else None)
+    assert (error.type, error.retryable, error.after) == (
+        "http_status",
+        retryable,
+        7 if retryable else None,
+    )
     assert "abc" not in error.message
 
 
@@ -323,14 +365,20 @@ async def test_a_server_that_says_when_to_come_back_ends_the_attempt(bench: Benc
     site.breaks = [1_000_000]
 
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(status=503, headers={"Retry-After": "7"}) if site.asked else await site(request)
+        return (
+            web.Response(status=503, headers={"Retry-After": "7"})
+            if site.asked
+            else await site(request)
+        )
 
     async with serving(handler) as port:
         error = await failure(bench, {"url": f"http://127.0.0.1:{port}/a"})
     assert (error.type, error.retryable, error.after) == ("http_status", True, 7)
 
 
-async def test_a_silent_server_counts_as_broken(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_server_counts_as_broken(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tandem_worker.tasks.http.download.STALL", 0.05)
     hold = asyncio.Event()
 
@@ -348,7 +396,9 @@ async def test_a_silent_server_counts_as_broken(bench: Bench, monkeypatch: pytes
     assert "nothing came" in error.message
 
 
-async def test_a_cancelled_download_closes_its_connection_and_stores_nothing(bench: Bench, tmp_path: Path) -> None:
+async def test_a_cancelled_download_closes_its_connection_and_stores_nothing(
+    bench: Bench, tmp_path: Path
+) -> None:
     begun, ended = asyncio.Event(), asyncio.Event()
 
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
@@ -362,7 +412,9 @@ async def test_a_cancelled_download_closes_its_connection_and_stores_nothing(ben
             ended.set()
 
     async with serving(handler) as port:
-        running = asyncio.create_task(bench.run(http_download, {"url": f"http://127.0.0.1:{port}/a"}))
+        running = asyncio.create_task(
+            bench.run(http_download, {"url": f"http://127.0.0.1:{port}/a"})
+        )
         await begun.wait()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -394,5 +446,7 @@ async def test_the_trace_goes_on_with_each_request(bench: Bench) -> None:
         return await site(request)
 
     async with serving(handler) as port:
-        await bench.run(http_download, {"url": f"http://127.0.0.1:{port}/a"}, traceparent="00-1-2-01")
+        await bench.run(
+            http_download, {"url": f"http://127.0.0.1:{port}/a"}, traceparent="00-1-2-01"
+        )
     await eventually(lambda: seen == ["00-1-2-01"] * 2)

@@ -43,7 +43,13 @@ def test_the_schema_and_the_worker_refuse_the_same(payload: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     "payload",
     [
-        {"url": URL, "name": "a/b..c/.d", "headers": {"Authorization": "x"}, "sha256": "aB" * 32, "max_bytes": 0},
+        {
+            "url": URL,
+            "name": "a/b..c/.d",
+            "headers": {"Authorization": "x"},
+            "sha256": "aB" * 32,
+            "max_bytes": 0,
+        },
         {"url": URL, "name": None, "headers": None, "sha256": None},
     ],
 )

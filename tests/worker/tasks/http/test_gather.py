@@ -81,7 +81,9 @@ async def test_results_stand_in_order_and_stream_as_they_land(bench: Bench) -> N
 
 
 @pytest.mark.parametrize(("given", "most"), [({"concurrency": 3}, 3), ({}, 10)])
-async def test_no_more_than_so_many_are_under_way(bench: Bench, given: dict[str, int], most: int) -> None:
+async def test_no_more_than_so_many_are_under_way(
+    bench: Bench, given: dict[str, int], most: int
+) -> None:
     inside = top = 0
 
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -123,7 +125,8 @@ async def test_failures_are_collected_and_none_is_tried_twice(bench: Bench) -> N
         ]
         result = await bench.run(http_gather, {"requests": requests})
     problems = [
-        (one["error"]["type"], one["error"]["retryable"]) if not one["ok"] else None for one in result["results"]
+        (one["error"]["type"], one["error"]["retryable"]) if not one["ok"] else None
+        for one in result["results"]
     ]
     assert problems == [
         None,
@@ -148,7 +151,9 @@ async def test_a_result_too_large_for_an_output_item_is_that_requests_failure(be
     assert result["results"][0]["error"]["type"] == "too_large"
 
 
-async def test_all_responses_together_have_a_limit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_responses_together_have_a_limit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tandem_worker.tasks.http.request.TOGETHER", 100_000)
 
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -160,7 +165,9 @@ async def test_all_responses_together_have_a_limit(bench: Bench, monkeypatch: py
     assert (error.type, error.retryable) == ("too_large", False)
 
 
-async def test_all_results_together_have_a_limit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_results_together_have_a_limit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tandem_worker.tasks.http.request.TOGETHER", 10_000)
 
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -193,7 +200,11 @@ async def test_with_on_error_fail_the_first_failure_ends_the_others(bench: Bench
     gates = Gates()
     async with serving(gates) as port:
         base = f"http://127.0.0.1:{port}"
-        requests = [{"url": f"{base}/slow"}, {"url": f"{base}/bad?status=503&key=abc"}, {"url": f"{base}/later"}]
+        requests = [
+            {"url": f"{base}/slow"},
+            {"url": f"{base}/bad?status=503&key=abc"},
+            {"url": f"{base}/later"},
+        ]
         payload = {"requests": requests, "on_error": "fail", "concurrency": 2}
         running = asyncio.create_task(failure(bench, http_gather, payload))
         await eventually(lambda: sorted(gates.inside) == ["bad", "slow"])
@@ -213,8 +224,13 @@ async def test_each_request_has_its_time(bench: Bench, function: Any) -> None:
         base = f"http://127.0.0.1:{port}"
         stuck = {"requests": [{"url": f"{base}/stuck"}], "timeout": "50ms"}
         if function is http_gather:
-            result = await bench.run(function, {**stuck, "requests": [*stuck["requests"], {"url": f"{base}/quick"}]})
-            assert [one.get("error", {}).get("type") for one in result["results"]] == ["timeout", None]
+            result = await bench.run(
+                function, {**stuck, "requests": [*stuck["requests"], {"url": f"{base}/quick"}]}
+            )
+            assert [one.get("error", {}).get("type") for one in result["results"]] == [
+                "timeout",
+                None,
+            ]
         else:
             error = await failure(bench, function, stuck)
             assert (error.type, error.retryable) == ("all_failed", False)
@@ -243,11 +259,21 @@ async def test_the_first_success_wins_and_the_losers_connections_are_closed(benc
     gates = Gates()
     async with serving(gates) as port:
         base = f"http://127.0.0.1:{port}"
-        urls = [f"{base}/a", f"{base}/b?status=500", f"{base}/c", "http://127.0.0.1:1/", f"{base}/d"]
-        running = asyncio.create_task(bench.run(http_race, {"requests": [{"url": url} for url in urls]}))
+        urls = [
+            f"{base}/a",
+            f"{base}/b?status=500",
+            f"{base}/c",
+            "http://127.0.0.1:1/",
+            f"{base}/d",
+        ]
+        running = asyncio.create_task(
+            bench.run(http_race, {"requests": [{"url": url} for url in urls]})
+        )
         await eventually(lambda: sorted(gates.inside) == ["a", "b", "c", "d"])
         gates.gate("b").set()
-        await eventually(lambda: bench.kept.progressed and bench.kept.progressed[-1]["current"] == 2)
+        await eventually(
+            lambda: bench.kept.progressed and bench.kept.progressed[-1]["current"] == 2
+        )
         gates.gate("c").set()
         result = await running
         await eventually(lambda: sorted(gates.gone) == ["a", "d"])

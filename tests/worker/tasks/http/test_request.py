@@ -37,7 +37,9 @@ async def failure(bench: Bench, payload: dict[str, Any], **job: Any) -> TaskErro
 
 async def test_get(bench: Bench) -> None:
     async with serving(echo) as port:
-        result = await bench.run(http_request, {"url": f"http://127.0.0.1:{port}/a?b=1#c", "params": {"d": 2}})
+        result = await bench.run(
+            http_request, {"url": f"http://127.0.0.1:{port}/a?b=1#c", "params": {"d": 2}}
+        )
     assert result["status"] == 200
     assert result["url"] == f"http://127.0.0.1:{port}/a?b=1&d=2"
     assert result["headers"]["content-type"] == "application/json; charset=utf-8"
@@ -53,21 +55,27 @@ async def test_post_json_text_and_a_file(bench: Bench) -> None:
     async def handler(request: web.BaseRequest) -> web.Response:
         body = await request.read()
         names = ("Content-Type", "Content-Length", "Transfer-Encoding")
-        return web.json_response({"headers": [request.headers.get(name) for name in names], "body": len(body)})
+        return web.json_response(
+            {"headers": [request.headers.get(name) for name in names], "body": len(body)}
+        )
 
     async with serving(handler) as port:
         url = f"http://127.0.0.1:{port}/"
         one = await bench.run(http_request, {"url": url, "method": "POST", "json": {"a": 2**70}})
         two = await bench.run(http_request, {"url": url, "method": "PUT", "body": "grüße"})
         upload = await bench.upload("body.bin", data, "image/png")
-        three = await bench.run(http_request, {"url": url, "method": "POST", "body_file": {"file": upload}})
+        three = await bench.run(
+            http_request, {"url": url, "method": "POST", "body_file": {"file": upload}}
+        )
     assert one["json"] == {"headers": ["application/json", "28", None], "body": 28}
     assert two["json"] == {"headers": ["text/plain; charset=utf-8", "7", None], "body": 7}
     assert three["json"] == {"headers": ["image/png", str(len(data)), None], "body": len(data)}
 
 
 async def test_a_missing_file_is_no_connection_fault(bench: Bench) -> None:
-    error = await failure(bench, {"url": "http://127.0.0.1:1/", "method": "POST", "body_file": {"file": "0" * 22}})
+    error = await failure(
+        bench, {"url": "http://127.0.0.1:1/", "method": "POST", "body_file": {"file": "0" * 22}}
+    )
     assert (error.type, error.retryable) == ("file_not_found", False)
 
 
@@ -75,7 +83,9 @@ async def test_the_jobs_trace_goes_on_unless_the_payload_has_one(bench: Bench) -
     async with serving(echo) as port:
         payload: dict[str, Any] = {"url": f"http://127.0.0.1:{port}/"}
         carried = await bench.run(http_request, payload, traceparent="00-1-2-01")
-        own = await bench.run(http_request, {**payload, "headers": {"Traceparent": "own"}}, traceparent="00-1-2-01")
+        own = await bench.run(
+            http_request, {**payload, "headers": {"Traceparent": "own"}}, traceparent="00-1-2-01"
+        )
     assert carried["json"]["headers"]["traceparent"] == "00-1-2-01"
     assert CIMultiDict(own["json"]["headers"]).getall("traceparent") == ["own"]
 
@@ -83,7 +93,12 @@ async def test_the_jobs_trace_goes_on_unless_the_payload_has_one(bench: Bench) -
 @pytest.mark.parametrize(
     ("content_type", "body", "key", "expected"),
     [
-        ("application/json", b'{"a": [1, 12345678901234567890123]}', "json", {"a": [1, 12345678901234567890123]}),
+        (
+            "application/json",
+            b'{"a": [1, 12345678901234567890123]}',
+            "json",
+            {"a": [1, 12345678901234567890123]},
+        ),
         ("application/problem+json", b"null", "json", None),
         ("application/json", b"{broken", "text", "{broken"),
         ("application/json", b"\xff\xfe", "base64", "//4="),
@@ -105,12 +120,16 @@ async def test_the_body_is_what_its_type_says_and_its_bytes_allow(
 
     async with serving(handler) as port:
         result = await bench.run(http_request, {"url": f"http://127.0.0.1:{port}/"})
-    assert {name: result[name] for name in ("json", "text", "base64") if name in result} == {key: expected}
+    assert {name: result[name] for name in ("json", "text", "base64") if name in result} == {
+        key: expected
+    }
 
 
 async def test_repeated_headers_are_joined(bench: Bench) -> None:
     async def handler(request: web.BaseRequest) -> web.Response:
-        return web.Response(headers=[("X-A", "1"), ("x-a", "2"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")])
+        return web.Response(
+            headers=[("X-A", "1"), ("x-a", "2"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")]
+        )
 
     async with serving(handler) as port:
         result = await bench.run(http_request, {"url": f"http://127.0.0.1:{port}/"})
@@ -162,7 +181,9 @@ async def test_unexpected_statuses(
         return web.Response(status=status)
 
     async with serving(handler) as port:
-        error = await failure(bench, {"url": f"http://127.0.0.1:{port}/p?key=secret", "method": method, **extra})
+        error = await failure(
+            bench, {"url": f"http://127.0.0.1:{port}/p?key=secret", "method": method, **extra}
+        )
     assert (error.type, error.retryable) == ("http_status", retryable)
     assert error.message == f"{method} http://127.0.0.1:{port}/p answered {status}"
 
@@ -189,10 +210,14 @@ async def test_a_status_can_be_expected(bench: Bench, pattern: int | str) -> Non
         ("Sat, 21 Nov 2026 08:59:00 GMT", 0),
     ],
 )
-async def test_retry_after_is_the_floor_of_the_delay(bench: Bench, value: str, expected: float) -> None:
+async def test_retry_after_is_the_floor_of_the_delay(
+    bench: Bench, value: str, expected: float
+) -> None:
     async def handler(request: web.BaseRequest) -> web.Response:
         # A date is meant by the server's clock, however wrong that is.
-        return web.Response(status=503, headers={"Retry-After": value, "Date": "Sat, 21 Nov 2026 09:00:00 GMT"})
+        return web.Response(
+            status=503, headers={"Retry-After": value, "Date": "Sat, 21 Nov 2026 09:00:00 GMT"}
+        )
 
     async with serving(handler) as port:
         error = await failure(bench, {"url": f"http://127.0.0.1:{port}/"})
@@ -273,7 +298,11 @@ ACCEPTED: list[dict[str, Any]] = [
     {"url": "http://127.0.0.1:8000/a b?c=d#e"},
     {"url": "http://[::1]:80?x"},
     {"url": "https://例え.テスト/"},
-    {"url": URL, "headers": {"X-A": "tab\tand ü", "hosts": "1", "X-Forwarded": "1"}, "method": "PATCH"},
+    {
+        "url": URL,
+        "headers": {"X-A": "tab\tand ü", "hosts": "1", "X-Forwarded": "1"},
+        "method": "PATCH",
+    },
     {"url": URL, "headers": None, "params": None, "json": None, "body": None, "body_file": None},
     {"url": URL, "json": None, "body": "x"},
     {"url": URL, "json": False},

@@ -55,10 +55,17 @@ def test_the_signature_is_that_of_the_standards_own_example() -> None:
 
 async def test_an_event_arrives_signed(bench: Bench) -> None:
     receiver, id = Receiver(), new_id()
-    payload = {"type": "tandem.job.succeeded", "data": {"n": 2**70, "text": "grüße"}, "secret": SECRET}
+    payload = {
+        "type": "tandem.job.succeeded",
+        "data": {"n": 2**70, "text": "grüße"},
+        "secret": SECRET,
+    }
     async with serving(receiver) as port:
         result = await bench.run(
-            http_webhook, {"url": f"http://127.0.0.1:{port}/hook", **payload}, id=id, traceparent="00-1-2-01"
+            http_webhook,
+            {"url": f"http://127.0.0.1:{port}/hook", **payload},
+            id=id,
+            traceparent="00-1-2-01",
         )
     assert result == {"status": 204}
     ((method, headers, body),) = receiver.got
@@ -97,11 +104,20 @@ async def test_every_attempt_sends_the_same_event(bench: Bench) -> None:
 async def test_an_id_and_a_subject_can_be_given_and_no_secret_is_no_signature(bench: Bench) -> None:
     receiver = Receiver()
     async with serving(receiver) as port:
-        payload = {"type": "tandem.job.failed", "data": None, "id": "job1-failed", "subject": "job1"}
+        payload = {
+            "type": "tandem.job.failed",
+            "data": None,
+            "id": "job1-failed",
+            "subject": "job1",
+        }
         await bench.run(http_webhook, {"url": f"http://127.0.0.1:{port}/", **payload})
     ((_, headers, body),) = receiver.got
     event = msgspec.json.decode(body)
-    assert (event["id"], headers["webhook-id"], event["subject"]) == ("job1-failed", "job1-failed", "job1")
+    assert (event["id"], headers["webhook-id"], event["subject"]) == (
+        "job1-failed",
+        "job1-failed",
+        "job1",
+    )
     assert event["data"] is None
     assert "webhook-signature" not in headers
 
@@ -122,7 +138,12 @@ async def test_an_id_and_a_subject_can_be_given_and_no_secret_is_no_signature(be
 async def test_what_an_answer_means(bench: Bench, status: int, type_: str, retryable: bool) -> None:
     receiver = Receiver(status, {"Location": "/elsewhere", "Retry-After": "7"})
     async with serving(receiver) as port:
-        payload = {"url": f"http://127.0.0.1:{port}/hook?key=abc", "type": "a", "data": {}, "secret": SECRET}
+        payload = {
+            "url": f"http://127.0.0.1:{port}/hook?key=abc",
+            "type": "a",
+            "data": {},
+            "secret": SECRET,
+        }
         with pytest.raises(TaskError) as caught:
             await bench.run(http_webhook, payload)
     error = caught.value
@@ -134,7 +155,9 @@ async def test_what_an_answer_means(bench: Bench, status: int, type_: str, retry
 
 async def test_a_connection_fault_is_tried_again(bench: Bench) -> None:
     with pytest.raises(TaskError) as caught:
-        await bench.run(http_webhook, {"url": "http://127.0.0.1:1/", "type": "a", "data": {}, "secret": SECRET})
+        await bench.run(
+            http_webhook, {"url": "http://127.0.0.1:1/", "type": "a", "data": {}, "secret": SECRET}
+        )
     assert (caught.value.type, caught.value.retryable) == ("connection_failed", True)
     assert "whsec" not in str(caught.value)
 
@@ -169,7 +192,9 @@ def test_the_schema_and_the_worker_refuse_the_same(payload: dict[str, Any]) -> N
 
 
 def test_a_secret_shows_nowhere() -> None:
-    payload = TASK.payload_type.validate_python({"url": URL, "type": "a", "data": 1, "secret": SECRET})
+    payload = TASK.payload_type.validate_python(
+        {"url": URL, "type": "a", "data": 1, "secret": SECRET}
+    )
     assert SECRET not in f"{payload!r} {payload} {payload.model_dump()} {payload.model_dump_json()}"
     # Right by its schema, wrong by its bytes: the worker's own word must not repeat it.
     wrong = f"whsec_{'A' * 33}"

@@ -34,12 +34,18 @@ async def exported(bench: Bench, format: str, **more: Any) -> tuple[Any, bytes]:
 
 
 @pytest.mark.parametrize("format", ["ndjson", "json"])
-async def test_an_export_is_imported_as_it_was(bench: Bench, database: Database, format: str) -> None:
+async def test_an_export_is_imported_as_it_was(
+    bench: Bench, database: Database, format: str
+) -> None:
     await fill(bench)
-    exported = await ask(bench, mongo_export, {"format": format, "sort": {"amount": 1}}, id="exporting", stamp=1)
+    exported = await ask(
+        bench, mongo_export, {"format": format, "sort": {"amount": 1}}, id="exporting", stamp=1
+    )
     assert exported["count"] == 3
     data = await bench.resources.files.load(f"jobs/exporting/1/orders.{format}", 1 << 20)
-    lines = json.loads(data) if format == "json" else [json.loads(line) for line in data.splitlines()]
+    lines = (
+        json.loads(data) if format == "json" else [json.loads(line) for line in data.splitlines()]
+    )
     assert lines == [ORDERS[1], ORDERS[0], ORDERS[2]]
     before = list(database.orders.find(sort=[("amount", 1)]))
     database.orders.delete_many({})
@@ -63,7 +69,10 @@ async def test_csv_out_and_in(bench: Bench, database: Database) -> None:
     assert list(csv.DictReader(data.decode().splitlines(keepends=True))) == text
     database.orders.delete_many({})
     source = await bench.upload("orders.csv", data, "text/csv")
-    assert await ask(bench, mongo_import_file, {"source": {"file": source}}) == {"inserted": 3, "bad_count": 0}
+    assert await ask(bench, mongo_import_file, {"source": {"file": source}}) == {
+        "inserted": 3,
+        "bad_count": 0,
+    }
     assert sorted(database.orders.find(), key=lambda one: str(one["_id"])) == text
 
 
@@ -79,12 +88,24 @@ async def test_a_table_has_the_fields_of_all_documents(bench: Bench, database: D
 
 async def test_what_parquet_has_types_for(bench: Bench, database: Database) -> None:
     at = datetime(2026, 1, 31, 12, 0, 0, 5000, UTC)
-    whole = {"n": 1, "f": 0.5, "ok": True, "at": at, "raw": b"\0\xff", "text": "ü", "mixed": 1, "o": {"a": [at]}}
+    whole = {
+        "n": 1,
+        "f": 0.5,
+        "ok": True,
+        "at": at,
+        "raw": b"\0\xff",
+        "text": "ü",
+        "mixed": 1,
+        "o": {"a": [at]},
+    }
     database.orders.insert_many(
         [{"_id": bson.ObjectId(OID), **whole}, {"_id": "x", "n": 1 << 60, "f": 2, "mixed": "a"}]
     )
     result, data = await exported(bench, "parquet")
-    assert (result["count"], result["file"]["content_type"]) == (2, "application/vnd.apache.parquet")
+    assert (result["count"], result["file"]["content_type"]) == (
+        2,
+        "application/vnd.apache.parquet",
+    )
     assert parquet.types(data) == {
         "_id": "VARCHAR", "n": "BIGINT", "f": "DOUBLE", "ok": "BOOLEAN", "at": "TIMESTAMP WITH TIME ZONE",
         "raw": "BLOB", "text": "VARCHAR", "mixed": "VARCHAR", "o": "VARCHAR",
@@ -96,13 +117,21 @@ async def test_what_parquet_has_types_for(bench: Bench, database: Database) -> N
     ]
     database.orders.delete_many({})
     source = await bench.upload("orders.parquet", data, "")
-    assert await ask(bench, mongo_import_file, {"source": {"file": source}}) == {"inserted": 2, "bad_count": 0}
+    assert await ask(bench, mongo_import_file, {"source": {"file": source}}) == {
+        "inserted": 2,
+        "bad_count": 0,
+    }
     stored = database.orders.find_one({"_id": OID})
     assert stored is not None
     assert {name: stored[name] for name in ("n", "f", "ok", "at", "raw", "text")} == {
         name: whole[name] for name in ("n", "f", "ok", "at", "raw", "text")
     }
-    assert database.orders.find_one({"_id": "x"}) == {"_id": "x", "n": 1 << 60, "f": 2.0, "mixed": "a"}
+    assert database.orders.find_one({"_id": "x"}) == {
+        "_id": "x",
+        "n": 1 << 60,
+        "f": 2.0,
+        "mixed": "a",
+    }
 
 
 def test_parquet_of_others_is_read(tmp_path: Path) -> None:
@@ -133,13 +162,17 @@ def test_parquet_of_others_is_read(tmp_path: Path) -> None:
     ],
 )
 async def test_files_that_are_none_fail_for_good(bench: Bench, name: str, data: bytes) -> None:
-    error = await failure(bench, mongo_import_file, {"source": {"file": await bench.upload(name, data, "")}})
+    error = await failure(
+        bench, mongo_import_file, {"source": {"file": await bench.upload(name, data, "")}}
+    )
     assert (error.type, error.retryable) == ("invalid_file", False)
 
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 @pytest.mark.parametrize("format", ["csv", "ndjson", "json", "parquet"])
-async def test_compressed_out_and_in(bench: Bench, database: Database, format: str, compression: str) -> None:
+async def test_compressed_out_and_in(
+    bench: Bench, database: Database, format: str, compression: str
+) -> None:
     rows = [{"_id": f"{number:04}", "name": f"line\n{number}"} for number in range(3000)]
     database.orders.insert_many(rows)
     result, data = await exported(bench, format, compression=compression, sort={"_id": 1})
@@ -151,7 +184,10 @@ async def test_compressed_out_and_in(bench: Bench, database: Database, format: s
         assert unpacked.count(b"2999") == 2
     database.orders.delete_many({})
     source = await bench.upload(result["file"]["name"], data, "")
-    assert await ask(bench, mongo_import_file, {"source": {"file": source}}) == {"inserted": 3000, "bad_count": 0}
+    assert await ask(bench, mongo_import_file, {"source": {"file": source}}) == {
+        "inserted": 3000,
+        "bad_count": 0,
+    }
     assert list(database.orders.find()) == rows
 
 
@@ -168,7 +204,10 @@ async def test_import_counts_and_tells_what_is_bad(bench: Bench, database: Datab
         "{}",
     ]
     source = await bench.upload("orders.ndjson", "\n".join(lines).encode(), "")
-    assert await ask(bench, mongo_import_file, {"source": {"file": source}}) == {"inserted": 2, "bad_count": 5}
+    assert await ask(bench, mongo_import_file, {"source": {"file": source}}) == {
+        "inserted": 2,
+        "bad_count": 5,
+    }
     assert [line["number"] for line in bench.kept.lines] == [2, 3, 6, 7, 5]
     assert database.orders.count_documents({}) == 3
 

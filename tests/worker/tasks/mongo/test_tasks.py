@@ -1,6 +1,7 @@
 """MongoDB tasks against a server over TCP: `nx-27017`, and the one that TANDEM_TEST_MONGO_URL names, if any.
 
-What only a real server has (decimals, transactions announced, unlocked time limits) is marked `real`.
+What only a real server has (decimals, transactions announced, unlocked time limits) is marked
+`real`.
 """
 
 import asyncio
@@ -33,8 +34,18 @@ real = pytest.mark.skipif(not REAL_MONGO, reason="TANDEM_TEST_MONGO_URL names no
 OID = "0123456789abcdef01234567"
 ORDERS = [
     {"_id": {"$oid": OID}, "city": "Oslo", "amount": 12.5, "at": {"$date": "2026-01-31T12:00:00Z"}},
-    {"_id": 2, "city": "Bergen", "amount": 7, "items": [{"sku": "a", "n": 1}, {"sku": "b", "n": 2}]},
-    {"_id": 3, "city": "Oslo", "amount": 1152921504606846976, "raw": {"$binary": {"base64": "AAE=", "subType": "00"}}},
+    {
+        "_id": 2,
+        "city": "Bergen",
+        "amount": 7,
+        "items": [{"sku": "a", "n": 1}, {"sku": "b", "n": 2}],
+    },
+    {
+        "_id": 3,
+        "city": "Oslo",
+        "amount": 1152921504606846976,
+        "raw": {"$binary": {"base64": "AAE=", "subType": "00"}},
+    },
 ]
 
 Database = pymongo.database.Database[dict[str, Any]]
@@ -43,13 +54,17 @@ Database = pymongo.database.Database[dict[str, Any]]
 @pytest.fixture(params=MONGOS)
 def url(request: pytest.FixtureRequest) -> str:
     """Each server, by the URL of a database that nobody else uses; it may have parameters."""
-    return mongo_database(REAL_MONGO if request.param == "real" else str(request.getfixturevalue("mongo_url")))
+    return mongo_database(
+        REAL_MONGO if request.param == "real" else str(request.getfixturevalue("mongo_url"))
+    )
 
 
 @pytest.fixture
 def database(url: str) -> Iterator[Database]:
     """The database as another client sees it."""
-    with pymongo.MongoClient[dict[str, Any]](url, tz_aware=True, serverSelectionTimeoutMS=5000) as client:
+    with pymongo.MongoClient[dict[str, Any]](
+        url, tz_aware=True, serverSelectionTimeoutMS=5000
+    ) as client:
         database = client.get_default_database()
         yield database
         client.drop_database(database.name)
@@ -58,7 +73,9 @@ def database(url: str) -> Iterator[Database]:
 @pytest.fixture
 async def bench(url: str, database: Database, tmp_path: Path) -> AsyncIterator[Bench]:
     """The connection `demo`, whose pipelines may read `cities`."""
-    async with open_bench(tmp_path, mongo={"demo": f"{url}{'&' if '?' in url else '?'}lookup=cities"}) as opened:
+    async with open_bench(
+        tmp_path, mongo={"demo": f"{url}{'&' if '?' in url else '?'}lookup=cities"}
+    ) as opened:
         yield opened
 
 
@@ -82,7 +99,7 @@ async def fill(bench: Bench) -> None:
     assert await ask(bench, mongo_insert, {"documents": ORDERS}) == {"inserted": 3}
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 async def test_what_is_inserted_is_found_with_its_types(bench: Bench, database: Database) -> None:
@@ -101,8 +118,14 @@ async def test_find_by_extended_json(bench: Bench) -> None:
     await fill(bench)
     assert await ask(bench, mongo_find, {"filter": {"_id": {"$oid": OID}}}) == {"count": 1}
     late = {"at": {"$gt": {"$date": "2026-01-01T00:00:00Z"}}}
-    assert await ask(bench, mongo_find, {"filter": late, "extended_json": "canonical"}) == {"count": 1}
-    canonical = {**ORDERS[0], "amount": {"$numberDouble": "12.5"}, "at": {"$date": {"$numberLong": "1769860800000"}}}
+    assert await ask(bench, mongo_find, {"filter": late, "extended_json": "canonical"}) == {
+        "count": 1
+    }
+    canonical = {
+        **ORDERS[0],
+        "amount": {"$numberDouble": "12.5"},
+        "at": {"$date": {"$numberLong": "1769860800000"}},
+    }
     assert bench.kept.items == [ORDERS[0], canonical]
 
 
@@ -137,7 +160,9 @@ async def test_lookup_only_where_the_connection_allows_it(bench: Bench, database
     pipeline = [{"$match": {"city": "Bergen"}}, {"$lookup": joined}]
     assert await ask(bench, mongo_aggregate, {"pipeline": pipeline}) == {"count": 1}
     assert bench.kept.items[0]["place"][0]["people"] == 291940
-    error = await failure(bench, mongo_aggregate, {"pipeline": [{"$lookup": {**joined, "from": "users"}}]})
+    error = await failure(
+        bench, mongo_aggregate, {"pipeline": [{"$lookup": {**joined, "from": "users"}}]}
+    )
     assert (error.type, error.retryable) == ("forbidden_operator", False)
 
 
@@ -155,13 +180,16 @@ async def test_lookup_only_where_the_connection_allows_it(bench: Bench, database
         (mongo_export, {"filter": {"$expr": {"$function": {}}}, "format": "csv"}),
     ],
 )
-async def test_operators_are_refused_by_every_task(bench: Bench, function: Any, payload: dict[str, Any]) -> None:
+async def test_operators_are_refused_by_every_task(
+    bench: Bench, function: Any, payload: dict[str, Any]
+) -> None:
     error = await failure(bench, function, payload)
     assert (error.type, error.retryable) == ("forbidden_operator", False)
 
 
 @pytest.mark.parametrize(
-    "place", [{"database": "admin"}, {"collection": "system.users"}, {"collection": "tandem_applied"}]
+    "place",
+    [{"database": "admin"}, {"collection": "system.users"}, {"collection": "tandem_applied"}],
 )
 async def test_the_servers_own_places_are_refused(bench: Bench, place: dict[str, str]) -> None:
     given = {"connection": "demo", "collection": "orders", **place}
@@ -172,35 +200,51 @@ async def test_the_servers_own_places_are_refused(bench: Bench, place: dict[str,
     assert not caught.value.retryable
 
 
-# ------------------------------------------------------------------------------------------------------------- writing
+# ------------------------------------------------------------------------------------------ writing
 
 
 async def test_inserts_are_applied_once(bench: Bench, database: Database) -> None:
     documents = [{"n": number} for number in range(20)]
     id = new_id()
     # The first attempt got as far as half of them before its worker was lost.
-    database.orders.insert_many([{"_id": derived_id(id, number), "n": number} for number in range(10)])
+    database.orders.insert_many(
+        [{"_id": derived_id(id, number), "n": number} for number in range(10)]
+    )
     for attempt in (2, 3):
-        assert await ask(bench, mongo_insert, {"documents": documents}, id=id, attempt=attempt) == {"inserted": 20}
+        assert await ask(bench, mongo_insert, {"documents": documents}, id=id, attempt=attempt) == {
+            "inserted": 20
+        }
     assert sorted(one["n"] for one in database.orders.find()) == list(range(20))
     assert await ask(bench, mongo_insert, {"documents": documents}) == {"inserted": 20}
     assert database.orders.count_documents({}) == 40
 
 
-async def test_a_key_that_exists_is_an_error_and_the_jobs_own_is_none(bench: Bench, database: Database) -> None:
+async def test_a_key_that_exists_is_an_error_and_the_jobs_own_is_none(
+    bench: Bench, database: Database
+) -> None:
     id = new_id()
-    assert await ask(bench, mongo_insert, {"documents": [{"_id": 1, "n": 1}]}, id=id) == {"inserted": 1}
+    assert await ask(bench, mongo_insert, {"documents": [{"_id": 1, "n": 1}]}, id=id) == {
+        "inserted": 1
+    }
     error = await failure(bench, mongo_insert, {"documents": [{"_id": 1, "n": 1}, {"_id": 2}]})
     assert (error.type, error.retryable) == ("duplicate_key", False)
-    assert error.message.startswith("1 of 2 documents were refused, the others are inserted; documents/0:")
+    assert error.message.startswith(
+        "1 of 2 documents were refused, the others are inserted; documents/0:"
+    )
     assert database.orders.count_documents({}) == 2
-    assert await ask(bench, mongo_insert, {"documents": [{"_id": 1, "n": 1}]}, id=id) == {"inserted": 1}
+    assert await ask(bench, mongo_insert, {"documents": [{"_id": 1, "n": 1}]}, id=id) == {
+        "inserted": 1
+    }
     # Somebody else's since then.
     database.orders.update_one({"_id": 1}, {"$set": {"n": 5}})
-    assert (await failure(bench, mongo_insert, {"documents": [{"_id": 1, "n": 1}]}, id=id)).type == "duplicate_key"
+    assert (
+        await failure(bench, mongo_insert, {"documents": [{"_id": 1, "n": 1}]}, id=id)
+    ).type == "duplicate_key"
 
 
-async def test_another_unique_index_is_not_taken_for_a_repeat(bench: Bench, database: Database) -> None:
+async def test_another_unique_index_is_not_taken_for_a_repeat(
+    bench: Bench, database: Database
+) -> None:
     database.orders.create_index("n", unique=True)
     database.orders.insert_one({"_id": "x", "n": 1})
     error = await failure(bench, mongo_insert, {"documents": [{"n": 1}, {"n": 2}]})
@@ -223,7 +267,9 @@ async def test_update_and_delete(bench: Bench, database: Database) -> None:
     assert await ask(bench, mongo_delete, {"filter": low, "many": True}) == {"deleted": 0}
 
 
-async def test_a_transaction_applies_updates_and_deletes_once(bench: Bench, database: Database) -> None:
+async def test_a_transaction_applies_updates_and_deletes_once(
+    bench: Bench, database: Database
+) -> None:
     # nx-27017 has transactions but does not announce them, as a replica set would.
     bench.resources.mongo("demo").transactional = True
     database.orders.insert_many([{"_id": number, "n": 0} for number in range(4)])
@@ -245,13 +291,17 @@ async def test_a_transaction_that_fails_leaves_no_note(bench: Bench, database: D
     database.orders.insert_many([{"_id": 1, "n": 1}, {"_id": 2, "n": 2}])
     database[APPLIED].insert_one({"_id": "somebody else's"})
     id = new_id()
-    error = await failure(bench, mongo_update, {"filter": {"_id": 1}, "update": {"$set": {"n": 2}}}, id=id)
+    error = await failure(
+        bench, mongo_update, {"filter": {"_id": 1}, "update": {"$set": {"n": 2}}}, id=id
+    )
     assert (error.type, error.retryable) == ("duplicate_key", False)
     assert database.orders.find_one({"_id": 1}) == {"_id": 1, "n": 1}
     assert database[APPLIED].find_one({"_id": id}) is None
 
 
-async def test_a_job_that_is_cancelled_leaves_the_connection_in_order(bench: Bench, database: Database) -> None:
+async def test_a_job_that_is_cancelled_leaves_the_connection_in_order(
+    bench: Bench, database: Database
+) -> None:
     database.orders.insert_many([{"n": number} for number in range(5000)])
     finding = asyncio.create_task(ask(bench, mongo_find, {}))
     await eventually(lambda: bench.kept.items)
@@ -266,19 +316,27 @@ async def test_a_job_that_is_cancelled_leaves_the_connection_in_order(bench: Ben
 async def test_decimals_survive(bench: Bench) -> None:
     price = {"_id": 1, "price": {"$numberDecimal": "1.10"}}
     await ask(bench, mongo_insert, {"documents": [price]})
-    assert await ask(bench, mongo_find, {"filter": {"price": {"$numberDecimal": "1.1"}}}) == {"count": 1}
+    assert await ask(bench, mongo_find, {"filter": {"price": {"$numberDecimal": "1.1"}}}) == {
+        "count": 1
+    }
     assert bench.kept.items == [price]
 
 
 @real
-async def test_a_job_that_is_late_or_cancelled_ends_its_command_on_the_server(bench: Bench, database: Database) -> None:
+async def test_a_job_that_is_late_or_cancelled_ends_its_command_on_the_server(
+    bench: Bench, database: Database
+) -> None:
     database.orders.insert_many([{"n": number} for number in range(3000)])
     joined = {"from": "cities", "pipeline": [{"$sort": {"a": 1}}], "as": "x"}
     database.cities.insert_many([{"a": number} for number in range(3000)])
-    slow = {"pipeline": [{"$lookup": joined}, {"$group": {"_id": None, "n": {"$sum": {"$size": "$x"}}}}]}
+    slow = {
+        "pipeline": [{"$lookup": joined}, {"$group": {"_id": None, "n": {"$sum": {"$size": "$x"}}}}]
+    }
 
     def works() -> bool:
-        return any("aggregate" in one.get("command", {}) and one["ns"].endswith(".orders") for one in ops())
+        return any(
+            "aggregate" in one.get("command", {}) and one["ns"].endswith(".orders") for one in ops()
+        )
 
     def ops() -> list[dict[str, Any]]:
         return list(database.client.admin.aggregate([{"$currentOp": {}}]))

@@ -25,7 +25,11 @@ SCHEMA = jsonschema_rs.validator_for(of(sql_execute).entry.payload_schema)
 async def bench(database: Database, tmp_path: Path) -> AsyncIterator[Bench]:
     await database.rows("CREATE TABLE stock (item text PRIMARY KEY, amount integer NOT NULL)")
     await database.rows("INSERT INTO stock VALUES ('cup', 10), ('pot', 20)")
-    urls = {"main": database.url, "shop": f"{database.url}?mode=rw", "one": f"{database.url}?mode=rw&maxsize=1"}
+    urls = {
+        "main": database.url,
+        "shop": f"{database.url}?mode=rw",
+        "one": f"{database.url}?mode=rw&maxsize=1",
+    }
     if database.sqlite:
         del urls["one"]
     async with open_bench(tmp_path, sql=urls) as opened:
@@ -49,7 +53,10 @@ async def test_statements_are_applied_in_order(bench: Bench, database: Database)
         {"sql": "INSERT INTO stock VALUES (:item, :n)", "params": {"item": "mug", "n": 5}},
         {"sql": "UPDATE stock SET amount = amount + 1"},
         {"sql": "DELETE FROM stock WHERE amount > 1000"},
-        {"sql": "INSERT INTO stock VALUES (:item, :n)", "rows": [{"item": "a", "n": 1}, {"item": "b", "n": 2}]},
+        {
+            "sql": "INSERT INTO stock VALUES (:item, :n)",
+            "rows": [{"item": "a", "n": 1}, {"item": "b", "n": 2}],
+        },
         "SELECT item FROM stock",
         "INSERT INTO stock SELECT item || '2', amount FROM stock RETURNING item",
     )
@@ -63,16 +70,29 @@ async def test_statements_are_applied_in_order(bench: Bench, database: Database)
 
 
 async def test_rows_in_the_databases_own_placeholders(bench: Bench, database: Database) -> None:
-    text = "INSERT INTO stock VALUES (?, ?)" if database.sqlite else "INSERT INTO stock VALUES ($1, $2)"
+    text = (
+        "INSERT INTO stock VALUES (?, ?)"
+        if database.sqlite
+        else "INSERT INTO stock VALUES ($1, $2)"
+    )
     rows = [[f"item {n}", n] for n in range(500)]
-    assert (await execute(bench, {"sql": text, "rows": rows}, {"sql": text, "rows": []}))["rowcounts"] == [500, 0]
-    assert await database.rows("SELECT count(*), sum(amount) FROM stock") == [(502, 30 + sum(range(500)))]
+    assert (await execute(bench, {"sql": text, "rows": rows}, {"sql": text, "rows": []}))[
+        "rowcounts"
+    ] == [500, 0]
+    assert await database.rows("SELECT count(*), sum(amount) FROM stock") == [
+        (502, 30 + sum(range(500)))
+    ]
 
 
-async def test_a_repeated_attempt_applies_nothing_and_gives_the_same_result(bench: Bench, database: Database) -> None:
+async def test_a_repeated_attempt_applies_nothing_and_gives_the_same_result(
+    bench: Bench, database: Database
+) -> None:
     work = "UPDATE stock SET amount = amount - 1"
     assert await execute(bench, work, id="job1", attempt=1) == {"rowcounts": [2], "applied": "now"}
-    assert await execute(bench, work, id="job1", attempt=2) == {"rowcounts": [2], "applied": "before"}
+    assert await execute(bench, work, id="job1", attempt=2) == {
+        "rowcounts": [2],
+        "applied": "before",
+    }
     assert await execute(bench, work, id="job2") == {"rowcounts": [2], "applied": "now"}
     assert await database.rows("SELECT sum(amount) FROM stock") == [(26,)]
     marks = await database.rows("SELECT job, step, result FROM tandem_applied ORDER BY job")
@@ -87,7 +107,9 @@ async def test_attempts_at_the_same_time_apply_once(bench: Bench, database: Data
     assert await database.rows("SELECT sum(amount) FROM stock") == [(28,)]
 
 
-async def test_jobs_that_all_find_the_marker_table_missing(bench: Bench, database: Database) -> None:
+async def test_jobs_that_all_find_the_marker_table_missing(
+    bench: Bench, database: Database
+) -> None:
     work = "UPDATE stock SET amount = amount - 1"
     results = await asyncio.gather(*(execute(bench, work, id=f"job{n}") for n in range(6)))
     assert [one["applied"] for one in results] == ["now"] * 6
@@ -95,7 +117,9 @@ async def test_jobs_that_all_find_the_marker_table_missing(bench: Bench, databas
 
 
 async def test_a_failure_applies_nothing(bench: Bench, database: Database) -> None:
-    error = await failure(bench, "DELETE FROM stock", "INSERT INTO stock VALUES ('cup', NULL)", id="job")
+    error = await failure(
+        bench, "DELETE FROM stock", "INSERT INTO stock VALUES ('cup', NULL)", id="job"
+    )
     assert (error.type, error.retryable) == ("sql_error", False)
     assert await database.rows("SELECT count(*) FROM stock") == [(2,)]
     assert await database.rows("SELECT count(*) FROM tandem_applied") == [(0,)]
@@ -124,7 +148,9 @@ async def test_a_read_only_connection_takes_none(bench: Bench, database: Databas
         "",
     ],
 )
-async def test_no_statement_gets_out_of_the_transaction(bench: Bench, database: Database, text: str) -> None:
+async def test_no_statement_gets_out_of_the_transaction(
+    bench: Bench, database: Database, text: str
+) -> None:
     if not text:
         with pytest.raises(ValidationError):
             await execute(bench, text)
@@ -136,16 +162,25 @@ async def test_no_statement_gets_out_of_the_transaction(bench: Bench, database: 
 
 @pytest.mark.parametrize(
     "text",
-    ["START TRANSACTION", "ABORT", "PREPARE TRANSACTION 'a'", "COPY stock TO PROGRAM 'cat'", "COPY stock FROM STDIN"],
+    [
+        "START TRANSACTION",
+        "ABORT",
+        "PREPARE TRANSACTION 'a'",
+        "COPY stock TO PROGRAM 'cat'",
+        "COPY stock FROM STDIN",
+    ],
 )
-async def test_what_only_postgresql_has_is_refused(bench: Bench, database: Database, text: str) -> None:
+async def test_what_only_postgresql_has_is_refused(
+    bench: Bench, database: Database, text: str
+) -> None:
     error = await failure(bench, "UPDATE stock SET amount = 1", text)
     assert (error.type, error.retryable) == ("sql_error", False)
     assert await database.rows("SELECT sum(amount) FROM stock") == [(30,)]
 
 
 @pytest.mark.parametrize(
-    "text", ["ATTACH ':memory:' AS x", "PRAGMA user_version = 7", "CREATE TEMP TABLE a (b)", "VACUUM"]
+    "text",
+    ["ATTACH ':memory:' AS x", "PRAGMA user_version = 7", "CREATE TEMP TABLE a (b)", "VACUUM"],
 )
 async def test_what_only_sqlite_has_is_refused(bench: Bench, database: Database, text: str) -> None:
     if database.sqlite:
@@ -182,7 +217,9 @@ async def test_a_session_is_as_new_for_the_next_job(bench: Bench, database: Data
 
 async def test_a_cancelled_job_applies_nothing(bench: Bench, database: Database) -> None:
     slow = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
-    task = asyncio.create_task(execute(bench, "UPDATE stock SET amount = 1", *["SELECT 1"] * 5000, slow, id="job"))
+    task = asyncio.create_task(
+        execute(bench, "UPDATE stock SET amount = 1", *["SELECT 1"] * 5000, slow, id="job")
+    )
     await eventually(lambda: bench.kept.progressed)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

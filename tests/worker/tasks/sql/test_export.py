@@ -48,7 +48,9 @@ async def bench(url: str, tmp_path: Path) -> AsyncIterator[Bench]:
         yield opened
 
 
-async def export(bench: Bench, text: str, format: str = "csv", params: Any = None, **more: Any) -> tuple[Any, bytes]:
+async def export(
+    bench: Bench, text: str, format: str = "csv", params: Any = None, **more: Any
+) -> tuple[Any, bytes]:
     """The result and the file's bytes, found where a published file lies."""
     payload = {"connection": "main", "sql": text, "params": params, "format": format, **more}
     result = await bench.run(sql_export, payload, stamp=7)
@@ -58,7 +60,9 @@ async def export(bench: Bench, text: str, format: str = "csv", params: Any = Non
     return result, data
 
 
-async def failure(bench: Bench, text: str, format: str = "csv", params: Any = None, **more: Any) -> TaskError:
+async def failure(
+    bench: Bench, text: str, format: str = "csv", params: Any = None, **more: Any
+) -> TaskError:
     with pytest.raises(TaskError) as caught:
         await export(bench, text, format, params, **more)
     return caught.value
@@ -79,7 +83,9 @@ async def test_every_row_is_in_the_file(bench: Bench, format: str, compression: 
         read = list(csv.DictReader(io.StringIO(data.decode())))
         assert [int(row["i"]) for row in read] == list(range(1, 30_001))
     else:
-        assert [msgspec.json.decode(line)["i"] for line in data.splitlines()] == list(range(1, 30_001))
+        assert [msgspec.json.decode(line)["i"] for line in data.splitlines()] == list(
+            range(1, 30_001)
+        )
 
 
 async def test_odd_texts_are_the_same_in_every_database(bench: Bench) -> None:
@@ -110,7 +116,9 @@ async def test_no_rows_make_a_file_too(bench: Bench, format: str) -> None:
 
 @pytest.mark.parametrize("format", ["csv", "ndjson", "parquet"])
 async def test_caps(bench: Bench, format: str) -> None:
-    assert (await export(bench, NUMBERS, format, {"last": 500}, max_rows=500))[0]["row_count"] == 500
+    assert (await export(bench, NUMBERS, format, {"last": 500}, max_rows=500))[0][
+        "row_count"
+    ] == 500
     for cap in ({"max_rows": 499}, {"max_bytes": 100}):
         error = await failure(bench, NUMBERS, format, {"last": 500}, **cap)
         assert (error.type, error.retryable) == ("too_large", False)
@@ -130,7 +138,9 @@ async def test_caps(bench: Bench, format: str) -> None:
 )
 async def test_what_is_no_single_query_is_refused(bench: Bench, url: str, text: str) -> None:
     await bench.run(
-        sql_execute, {"connection": "shop", "statements": [{"sql": "CREATE TABLE kept (a int)"}]}, id="prepare"
+        sql_execute,
+        {"connection": "shop", "statements": [{"sql": "CREATE TABLE kept (a int)"}]},
+        id="prepare",
     )
     params = {"p": "x"} if ":p" in text else None
     for connection in ("main", "shop"):
@@ -141,7 +151,9 @@ async def test_what_is_no_single_query_is_refused(bench: Bench, url: str, text: 
 
 async def test_a_connection_serves_on_after_a_refusal(bench: Bench) -> None:
     await failure(bench, NUMBERS, "csv", {"last": 300_000}, max_bytes=1000)
-    await failure(bench, "SELECT 1 / 0 AS a WHERE 1 = :one", "ndjson", {"one": "x" * 9000, "two": 2})
+    await failure(
+        bench, "SELECT 1 / 0 AS a WHERE 1 = :one", "ndjson", {"one": "x" * 9000, "two": 2}
+    )
     assert (await export(bench, NUMBERS, "csv", {"last": 3}))[1] == b"i,t\n1,x\n2,x\n3,x\n"
 
 
@@ -162,7 +174,14 @@ async def test_values_of_postgresql(bench: Bench, url: str) -> None:
     result, data = await export(bench, text, "parquet", params)
     assert result["columns"][1] == {"name": "at", "type": "timestamptz"}
     at = datetime(2026, 2, 3, 3, 5, 6, 789000, UTC)
-    row = {"day": date(2026, 2, 3), "at": at, "n": "3", "b": b"\0\xff", "j": '{"a":["\'"]}', "l": "[1,2]"}
+    row = {
+        "day": date(2026, 2, 3),
+        "at": at,
+        "n": "3",
+        "b": b"\0\xff",
+        "j": '{"a":["\'"]}',
+        "l": "[1,2]",
+    }
     row |= {"nothing": None, "f": 0.1, "yes": True, "no_param": "$1", "q": "it's"}
     assert parquet.rows(data) == [row]
     _, data = await export(bench, text, "csv", params)

@@ -31,14 +31,19 @@ NDJSON = b'{"item":"cup","amount":1,"price":4.5}\n{"price":null,"item":"pot","am
 def parquet() -> bytes:
     file = io.BytesIO()
     pq.write_table(
-        pa.table({name: [row[n] for row in ROWS] for n, name in enumerate(("item", "amount", "price"))}), file
+        pa.table(
+            {name: [row[n] for row in ROWS] for n, name in enumerate(("item", "amount", "price"))}
+        ),
+        file,
     )
     return file.getvalue()
 
 
 @pytest.fixture
 async def bench(database: Database, tmp_path: Path) -> AsyncIterator[Bench]:
-    await database.rows("CREATE TABLE stock (item text PRIMARY KEY, amount integer, price real CHECK (price < 100))")
+    await database.rows(
+        "CREATE TABLE stock (item text PRIMARY KEY, amount integer, price real CHECK (price < 100))"
+    )
     urls = {"main": database.url, "shop": f"{database.url}?mode=rw"}
     async with open_bench(tmp_path, sql=urls) as opened:
         yield opened
@@ -70,28 +75,57 @@ async def failure(bench: Bench, data: bytes, name: str = "stock.csv", **more: An
         ("a.parquet", parquet()),
     ],
 )
-async def test_every_format_gives_the_same_rows(bench: Bench, database: Database, name: str, data: bytes) -> None:
+async def test_every_format_gives_the_same_rows(
+    bench: Bench, database: Database, name: str, data: bytes
+) -> None:
     assert await imported(bench, data, name) == {"row_count": 3, "bad_count": 0}
     assert sorted(await database.rows("SELECT item, amount, price FROM stock")) == sorted(ROWS)
 
 
 async def test_what_is_exported_can_be_imported(bench: Bench, database: Database) -> None:
-    odd = ["", None, "a,b", 'say "hi"', "two\nlines", "\\N", "\\.", " ", "ünï", "\ttab\r\n", "NULL", '""', '",""']
+    odd = [
+        "",
+        None,
+        "a,b",
+        'say "hi"',
+        "two\nlines",
+        "\\N",
+        "\\.",
+        " ",
+        "ünï",
+        "\ttab\r\n",
+        "NULL",
+        '""',
+        '",""',
+    ]
     number = "integer" if database.sqlite else "bigint"
-    await database.rows(f"CREATE TABLE texts (n {number}, t text, b {'blob' if database.sqlite else 'bytea'})")
+    await database.rows(
+        f"CREATE TABLE texts (n {number}, t text, b {'blob' if database.sqlite else 'bytea'})"
+    )
     await database.rows("CREATE TABLE copies AS SELECT * FROM texts")
     await database.rows("DROP TABLE copies")
-    await database.rows(f"CREATE TABLE copies (n {number}, t text, b {'blob' if database.sqlite else 'bytea'})")
-    data = b"".join(msgspec.json.encode({"n": n, "t": t, "b": "AP8="}) + b"\n" for n, t in enumerate(odd))
+    await database.rows(
+        f"CREATE TABLE copies (n {number}, t text, b {'blob' if database.sqlite else 'bytea'})"
+    )
+    data = b"".join(
+        msgspec.json.encode({"n": n, "t": t, "b": "AP8="}) + b"\n" for n, t in enumerate(odd)
+    )
     await imported(bench, data, "texts.ndjson", table="texts")
     written = [(n, t, b"\0\xff") for n, t in enumerate(odd)]
     assert await database.rows("SELECT * FROM texts ORDER BY n") == written
     for turn, format in enumerate(("csv", "ndjson", "parquet")):
-        payload = {"connection": "main", "sql": "SELECT * FROM texts", "format": format, "compression": "zstd"}
+        payload = {
+            "connection": "main",
+            "sql": "SELECT * FROM texts",
+            "format": format,
+            "compression": "zstd",
+        }
         result = await bench.run(sql_export, payload, id=f"export{turn}", stamp=1)
         path = f"jobs/export{turn}/1/{result['file']['name']}"
         content = await bench.resources.files.load(path, 1 << 20)
-        await imported(bench, content, result["file"]["name"], table="copies", id=f"import{turn}", batch=2)
+        await imported(
+            bench, content, result["file"]["name"], table="copies", id=f"import{turn}", batch=2
+        )
         assert await database.rows("SELECT * FROM copies ORDER BY n") == written
         await database.rows("DELETE FROM copies")
 
@@ -110,7 +144,9 @@ async def test_one_text_among_nulls_that_copy_would_take_for_something_else(
 async def test_many_rows_in_batches(bench: Bench, database: Database) -> None:
     data = b"amount,item\n" + b"".join(b"%d,item %d\n" % (n, n) for n in range(20_000))
     assert await imported(bench, data, batch=999) == {"row_count": 20_000, "bad_count": 0}
-    assert await database.rows("SELECT count(*), sum(amount) FROM stock") == [(20_000, sum(range(20_000)))]
+    assert await database.rows("SELECT count(*), sum(amount) FROM stock") == [
+        (20_000, sum(range(20_000)))
+    ]
     assert bench.kept.progressed[-1]["current"] == 20_000
 
 
@@ -135,11 +171,17 @@ async def test_some_of_the_columns(bench: Bench, database: Database) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 5000])
-async def test_bad_rows_are_left_out_and_listed(bench: Bench, database: Database, batch: int) -> None:
+async def test_bad_rows_are_left_out_and_listed(
+    bench: Bench, database: Database, batch: int
+) -> None:
     data = b'item,amount,price\ncup,1,1\ncup,2,1\npot,3,200\n"two\nlines",4,1\nshort\nbox,5,1\n"open,1,1\nlast,7,7\n'
     result = await imported(bench, data, max_bad=4, batch=batch, stamp=3)
     assert (result["row_count"], result["bad_count"]) == (3, 4)
-    assert sorted(await database.rows("SELECT item FROM stock")) == [("box",), ("cup",), ("two\nlines",)]
+    assert sorted(await database.rows("SELECT item FROM stock")) == [
+        ("box",),
+        ("cup",),
+        ("two\nlines",),
+    ]
     listed = await bench.resources.files.load("jobs/job/3/bad-rows.ndjson", 1 << 20)
     bad = [msgspec.json.decode(line) for line in listed.splitlines()]
     assert sorted(row["line"] for row in bad) == [3, 4, 7, 9]
@@ -148,7 +190,9 @@ async def test_bad_rows_are_left_out_and_listed(bench: Bench, database: Database
 
 
 async def test_one_bad_row_too_many_imports_nothing(bench: Bench, database: Database) -> None:
-    data = b"item,amount,price\n" + b"".join(b"item %d,1,%d\n" % (n, 200 if n in (7, 70) else 1) for n in range(100))
+    data = b"item,amount,price\n" + b"".join(
+        b"item %d,1,%d\n" % (n, 200 if n in (7, 70) else 1) for n in range(100)
+    )
     error = await failure(bench, data, max_bad=1)
     assert (error.type, error.retryable) == ("bad_rows", False)
     assert "line 72" in error.message
@@ -157,13 +201,17 @@ async def test_one_bad_row_too_many_imports_nothing(bench: Bench, database: Data
     assert (await imported(bench, data, max_bad=2))["bad_count"] == 2
 
 
-async def test_a_repeated_attempt_imports_nothing_and_has_the_same_result(bench: Bench, database: Database) -> None:
+async def test_a_repeated_attempt_imports_nothing_and_has_the_same_result(
+    bench: Bench, database: Database
+) -> None:
     data = b"item\ncup\ncup\n"
     first = await imported(bench, data, max_bad=1, stamp=1)
     second = await imported(bench, data, max_bad=1, stamp=2)
     assert (first["row_count"], first["bad_count"]) == (1, 1)
     assert first == second
-    listed = [await bench.resources.files.load(f"jobs/job/{n}/bad-rows.ndjson", 1 << 20) for n in (1, 2)]
+    listed = [
+        await bench.resources.files.load(f"jobs/job/{n}/bad-rows.ndjson", 1 << 20) for n in (1, 2)
+    ]
     assert listed[0] == listed[1]
     assert await database.rows("SELECT count(*) FROM stock") == [(1,)]
 
@@ -201,7 +249,9 @@ async def test_an_empty_file_has_no_rows(bench: Bench, database: Database) -> No
         ("stock; DROP TABLE stock", "shop", "sql_error"),
     ],
 )
-async def test_tables_that_are_none(bench: Bench, database: Database, table: str, connection: str, type: str) -> None:
+async def test_tables_that_are_none(
+    bench: Bench, database: Database, table: str, connection: str, type: str
+) -> None:
     error = await failure(bench, CSV, table=table, connection=connection)
     assert (error.type, error.retryable) == (type, False)
     assert await database.rows("SELECT count(*) FROM stock") == [(0,)]
@@ -219,7 +269,13 @@ async def test_values_of_postgresql(bench: Bench, database: Database) -> None:
     columns = "at timestamptz, j jsonb, l text[], n numeric, yes boolean"
     await database.rows(f'CREATE TABLE "My Schema"."T" ({columns}, other text DEFAULT \'x\')')
     rows = [
-        {"at": "2026-02-03T04:05:06Z", "j": {"a": ['"']}, "l": ['a"b', "c,d", None], "n": "1.10", "yes": True},
+        {
+            "at": "2026-02-03T04:05:06Z",
+            "j": {"a": ['"']},
+            "l": ['a"b', "c,d", None],
+            "n": "1.10",
+            "yes": True,
+        },
         {"at": None, "j": "text", "l": [], "n": 2, "yes": False},
         {"at": "no time", "j": None, "l": None, "n": None, "yes": None},
         {"at": None, "j": None, "l": None, "n": "1e", "yes": None},
@@ -227,7 +283,9 @@ async def test_values_of_postgresql(bench: Bench, database: Database) -> None:
     data = b"\n".join(msgspec.json.encode(row) for row in rows)
     result = await imported(bench, data, "a.ndjson", table="My Schema.T", max_bad=2)
     assert (result["row_count"], result["bad_count"]) == (2, 2)
-    found = await database.rows('SELECT at, j::text, l, n::text, yes, other FROM "My Schema"."T" ORDER BY n')
+    found = await database.rows(
+        'SELECT at, j::text, l, n::text, yes, other FROM "My Schema"."T" ORDER BY n'
+    )
     at = datetime(2026, 2, 3, 4, 5, 6, tzinfo=UTC)
     assert found[0] == (at, '{"a": ["\\""]}', ['a"b', "c,d", None], "1.10", True, "x")
     assert found[1] == (None, '"text"', [], "2", False, "x")

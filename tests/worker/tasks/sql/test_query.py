@@ -52,11 +52,17 @@ async def bench(url: str, tmp_path: Path) -> AsyncIterator[Bench]:
         yield opened
 
 
-async def query(bench: Bench, text: str, params: Any = None, connection: str = "cities", **more: Any) -> Any:
-    return await bench.run(sql_query, {"connection": connection, "sql": text, "params": params, **more})
+async def query(
+    bench: Bench, text: str, params: Any = None, connection: str = "cities", **more: Any
+) -> Any:
+    return await bench.run(
+        sql_query, {"connection": connection, "sql": text, "params": params, **more}
+    )
 
 
-async def failure(bench: Bench, text: str, params: Any = None, connection: str = "cities", **more: Any) -> TaskError:
+async def failure(
+    bench: Bench, text: str, params: Any = None, connection: str = "cities", **more: Any
+) -> TaskError:
     with pytest.raises(TaskError) as caught:
         await query(bench, text, params, connection, **more)
     return caught.value
@@ -65,14 +71,22 @@ async def failure(bench: Bench, text: str, params: Any = None, connection: str =
 async def test_rows_stream_as_objects(bench: Bench) -> None:
     result = await query(bench, "SELECT name, people FROM cities ORDER BY people DESC")
     kind = "integer" if result["columns"][1]["type"] == "integer" else "int4"
-    assert result == {"row_count": 3, "columns": [{"name": "name", "type": "text"}, {"name": "people", "type": kind}]}
+    assert result == {
+        "row_count": 3,
+        "columns": [{"name": "name", "type": "text"}, {"name": "people", "type": kind}],
+    }
     assert bench.kept.items == [{"name": name, "people": people} for name, people in CITIES]
     assert bench.kept.progressed[-1] == {"current": 3, "total": 3, "message": None}
     jsonschema_rs.validator_for(TASK.entry.result_schema).validate(result)
 
 
 async def test_rows_can_be_the_result(bench: Bench) -> None:
-    result = await query(bench, "SELECT name FROM cities WHERE people < :limit", {"limit": 300000}, **{"as": "result"})
+    result = await query(
+        bench,
+        "SELECT name FROM cities WHERE people < :limit",
+        {"limit": 300000},
+        **{"as": "result"},
+    )
     assert result["row_count"] == 2
     assert sorted(row["name"] for row in result["rows"]) == ["Bergen", "Tromsø"]
     assert bench.kept.items == []
@@ -97,8 +111,12 @@ async def test_no_rows_are_no_error(bench: Bench) -> None:
 NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :last) SELECT i FROM n"
 
 
-@pytest.mark.parametrize(("last", "limit", "fits"), [(10, 10, True), (11, 10, False), (1, 1, True), (5000, 77, False)])
-async def test_more_than_max_rows_is_an_error(bench: Bench, last: int, limit: int, fits: bool) -> None:
+@pytest.mark.parametrize(
+    ("last", "limit", "fits"), [(10, 10, True), (11, 10, False), (1, 1, True), (5000, 77, False)]
+)
+async def test_more_than_max_rows_is_an_error(
+    bench: Bench, last: int, limit: int, fits: bool
+) -> None:
     if fits:
         assert (await query(bench, NUMBERS, {"last": last}, max_rows=limit))["row_count"] == last
         return
@@ -146,7 +164,12 @@ async def test_memory_stays_constant(bench: Bench) -> None:
     assert sink.peak - before < 50 << 20  # the rows have 100 MB
 
 
-SEVERAL = ["SELECT 1; SELECT 2", "COMMIT; DROP TABLE cities", "SELECT 1; DELETE FROM cities; --", "; SELECT 1"]
+SEVERAL = [
+    "SELECT 1; SELECT 2",
+    "COMMIT; DROP TABLE cities",
+    "SELECT 1; DELETE FROM cities; --",
+    "; SELECT 1",
+]
 
 
 @pytest.mark.parametrize("text", SEVERAL)
@@ -181,14 +204,16 @@ WRITES = [
 async def test_a_read_only_connection_writes_nothing(bench: Bench, text: str) -> None:
     error = await failure(bench, text)
     assert (error.type, error.retryable) == ("sql_error", False)
-    assert (await query(bench, "SELECT sum(people) AS people FROM cities", **{"as": "result"}))["rows"] == [
-        {"people": sum(people for _, people in CITIES)}
-    ]
+    assert (await query(bench, "SELECT sum(people) AS people FROM cities", **{"as": "result"}))[
+        "rows"
+    ] == [{"people": sum(people for _, people in CITIES)}]
 
 
 async def test_a_writable_connection_commits_what_succeeds_and_nothing_else(bench: Bench) -> None:
     insert = "INSERT INTO cities VALUES (:name, 1), (:other, 1) RETURNING name"
-    failed = await failure(bench, insert, {"name": "Bodø", "other": "Hamar"}, "writable", max_rows=1)
+    failed = await failure(
+        bench, insert, {"name": "Bodø", "other": "Hamar"}, "writable", max_rows=1
+    )
     assert failed.type == "too_large"
     assert (await query(bench, "SELECT name FROM cities"))["row_count"] == 3
     done = await query(bench, insert, {"name": "Bodø", "other": "Hamar"}, "writable")
@@ -215,7 +240,9 @@ async def test_a_statement_without_rows_is_refused_before_it_counts(bench: Bench
         ("", None),
     ],
 )
-async def test_wrong_statements_fail_at_once_and_quote_no_value(bench: Bench, text: str, params: Any) -> None:
+async def test_wrong_statements_fail_at_once_and_quote_no_value(
+    bench: Bench, text: str, params: Any
+) -> None:
     error = await failure(bench, text or "-- nothing", params)
     assert (error.type, error.retryable) == ("sql_error", False)
     assert "\n" not in error.message
@@ -225,7 +252,9 @@ async def test_wrong_statements_fail_at_once_and_quote_no_value(bench: Bench, te
 @pytest.mark.parametrize("params", [[], None, [1, 2]])
 async def test_the_number_of_values_must_be_right(bench: Bench, url: str, params: Any) -> None:
     placeholder = "?" if url.startswith("sqlite") else "$1"
-    assert (await query(bench, f"SELECT name FROM cities WHERE people > {placeholder}", [100_000]))["row_count"] == 2
+    assert (await query(bench, f"SELECT name FROM cities WHERE people > {placeholder}", [100_000]))[
+        "row_count"
+    ] == 2
     error = await failure(bench, f"SELECT name FROM cities WHERE people > {placeholder}", params)
     assert (error.type, error.retryable) == ("sql_error", False)
 
@@ -242,7 +271,9 @@ async def test_jobs_at_once_share_the_connection(bench: Bench) -> None:
 
 
 async def test_a_cancelled_job_leaves_its_stream_and_a_connection_that_works(bench: Bench) -> None:
-    running = [asyncio.create_task(query(bench, NUMBERS, {"last": 2_000_000_000})) for _ in range(12)]
+    running = [
+        asyncio.create_task(query(bench, NUMBERS, {"last": 2_000_000_000})) for _ in range(12)
+    ]
     await eventually(lambda: bench.kept.items)
     for task in running:
         task.cancel()

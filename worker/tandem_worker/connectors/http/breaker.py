@@ -2,10 +2,12 @@
 
     closed     calls go through; FAULTS failures in a row, with no answer in between, open it
     open       calls are refused until its pause is over
-    half-open  one call goes through, the probe; an answer closes the circuit, a failure opens it for longer
+    half-open  one call goes through, the probe; an answer closes the circuit, a failure opens it
+    for longer
 
-A failure is a connection that does not come about or breaks, or a 5xx. Anything else that the host says is an answer.
-That a caller's own time ran out says nothing, since another caller may give more.
+A failure is a connection that does not come about or breaks, or a 5xx. Anything else that the host
+says is an answer. That a caller's own time ran out says nothing, since another caller may give
+more.
 """
 
 import random as _random
@@ -40,7 +42,10 @@ class Breaker:
     """The circuits of one worker. `clock` counts seconds."""
 
     def __init__(
-        self, *, clock: Callable[[], float] = time.monotonic, random: Callable[[], float] = _random.random
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = _random.random,
     ) -> None:
         self._clock, self._random = clock, random
         self._circuits: dict[str, _Circuit] = {}
@@ -48,7 +53,8 @@ class Breaker:
     def enter(self, host: str) -> "Pass":
         """Leave for one call. Raises TaskError `circuit_open`, retryable `after` the pause.
 
-        Those that are refused are asked to come back spread over as long again, so that they do not all come at once.
+        Those that are refused are asked to come back spread over as long again, so that they do not
+        all come at once.
         """
         circuit = self._circuits.get(host)
         passed = Pass(self, host)

@@ -1,15 +1,18 @@
 """The worker's way out over HTTP: one pooled session, and a guard at the moment of connecting.
 
-The guard judges the very address that is about to be dialled, so literals, redirects and names that resolve to
-something else the second time are all the same to it. Failures are TaskErrors:
+The guard judges the very address that is about to be dialled, so literals, redirects and names that
+resolve to something else the second time are all the same to it. Failures are TaskErrors:
 
-    address_refused    the host is at no address that may be called (TANDEM_HTTP_ALLOW adds to the public internet)
-    connection_failed  no connection, or one that broke; retryable unless a repeat could do something twice
+    address_refused    the host is at no address that may be called (TANDEM_HTTP_ALLOW adds to the
+                       public internet)
+    connection_failed  no connection, or one that broke; retryable unless a repeat could do
+                       something twice
     tls_failed         the certificate does not hold
     redirect_refused   a redirect that leads nowhere, out of HTTP, or in circles
     bad_response       what came back is no HTTP
     invalid_url        a URL that only showed itself to be none when it was used
-    circuit_open       the host kept failing and is left alone for a while (worker/tandem_worker/connectors/http/breaker.py); retryable
+    circuit_open       the host kept failing and is left alone for a while
+                       (worker/tandem_worker/connectors/http/breaker.py); retryable
 """
 
 import asyncio
@@ -37,17 +40,28 @@ from tandem_worker.errors import TaskError
 PER_HOST = 100  # connections to one host and port
 CONNECTIONS = 1000  # in all
 CONNECT = 10.0  # seconds for each try at one address, TLS included
-KEEP_IDLE = 4.0  # seconds; below the 5 of many servers, so that they rarely close a connection as it is used again
+# seconds; below the 5 of many servers, so that they rarely close a connection as it is used again
+KEEP_IDLE = 4.0
 RESOLVED = 10  # seconds a name's addresses are kept
 REDIRECTS = 10
 TIMEOUT = 300.0  # seconds for a whole call where the caller names no time
 MAX_BYTES = 1 << 20  # of a response that is read whole, where the caller does not say
 
-SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1: a repeat does nothing twice
+SAFE = frozenset(
+    {"GET", "HEAD", "OPTIONS", "TRACE"}
+)  # RFC 9110, 9.2.1: a repeat does nothing twice
 _SECRET = ("Authorization", "Cookie", "Proxy-Authorization")
-_OF_THE_BODY = ("Content-Type", "Content-Encoding", "Content-Language", "Content-Location", "Content-Length", "Digest")
+_OF_THE_BODY = (
+    "Content-Type",
+    "Content-Encoding",
+    "Content-Language",
+    "Content-Location",
+    "Content-Length",
+    "Digest",
+)
 
-# The time for the whole call is kept around the redirects and the reading, here only that for connecting.
+# The time for the whole call is kept around the redirects and the reading, here only that for
+# connecting.
 _LIMITS = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT)
 
 Params = Mapping[str, Any] | Sequence[tuple[str, str]]
@@ -64,8 +78,8 @@ class _Dial:
     dialled: int = 0
 
 
-# Set for each hop. Tasks that aiohttp starts to try several addresses inherit it; where it were missing, no name
-# would be allowed.
+# Set for each hop. Tasks that aiohttp starts to try several addresses inherit it; where it were
+# missing, no name would be allowed.
 _dial: ContextVar[_Dial | None] = ContextVar("dial", default=None)
 
 
@@ -92,9 +106,9 @@ class HttpClient:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One call, redirects included, as `async with`; the block reads the response, whatever its status.
 
-        `timeout` is in seconds, for all from the first byte to the last. Credentials in `headers` go to the first
-        origin only. Raises TaskError (see above); a broken connection is retryable if `method` is safe, `headers`
-        have an `Idempotency-Key`, or `retry_unsafe` is set.
+        `timeout` is in seconds, for all from the first byte to the last. Credentials in `headers`
+        go to the first origin only. Raises TaskError (see above); a broken connection is retryable
+        if `method` is safe, `headers` have an `Idempotency-Key`, or `retry_unsafe` is set.
         """
         sent: CIMultiDict[str] = CIMultiDict(headers or {})
         if json is not None:
@@ -105,7 +119,9 @@ class HttpClient:
         total = asyncio.timeout(timeout)
         try:
             async with total:
-                response = await self._follow(first, REDIRECTS if follow_redirects else 0, repeatable)
+                response = await self._follow(
+                    first, REDIRECTS if follow_redirects else 0, repeatable
+                )
                 try:
                     yield response
                 except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
@@ -116,10 +132,15 @@ class HttpClient:
         except TimeoutError as error:
             if not total.expired():
                 raise
-            raise TaskError("timeout", f"{shown(first.url)} took longer than it may", repeatable) from error
+            raise TaskError(
+                "timeout", f"{shown(first.url)} took longer than it may", repeatable
+            ) from error
 
     async def read(
-        self, response: aiohttp.ClientResponse, limit: int = MAX_BYTES, taken: Callable[[int], None] | None = None
+        self,
+        response: aiohttp.ClientResponse,
+        limit: int = MAX_BYTES,
+        taken: Callable[[int], None] | None = None,
     ) -> bytes:
         """The body, decompressed piece by piece; `taken` is told the size of each.
 
@@ -135,7 +156,9 @@ class HttpClient:
                 raise TaskError("too_large", message, retryable=False)
         return bytes(data)
 
-    async def _follow(self, hop: "_Hop", redirects: int, repeatable: bool) -> aiohttp.ClientResponse:
+    async def _follow(
+        self, hop: "_Hop", redirects: int, repeatable: bool
+    ) -> aiohttp.ClientResponse:
         first = hop
         for _ in range(redirects + 1):
             response = await self._send(hop, repeatable)
@@ -145,7 +168,9 @@ class HttpClient:
             response.release()
             hop = following
         raise TaskError(
-            "redirect_refused", f"{shown(first.url)} redirects more than {redirects} times", retryable=False
+            "redirect_refused",
+            f"{shown(first.url)} redirects more than {redirects} times",
+            retryable=False,
         )
 
     async def _send(self, hop: "_Hop", repeatable: bool) -> aiohttp.ClientResponse:
@@ -155,7 +180,12 @@ class HttpClient:
         token = _dial.set(dial)
         try:
             response = await self._session.request(
-                hop.method, hop.url, headers=hop.headers, data=data, allow_redirects=False, timeout=_LIMITS
+                hop.method,
+                hop.url,
+                headers=hop.headers,
+                data=data,
+                allow_redirects=False,
+                timeout=_LIMITS,
             )
             if response.status >= 500:
                 passed.failed()
@@ -168,7 +198,9 @@ class HttpClient:
                 passed.failed()
             raise fault from error
         except UnicodeError as error:  # of a host that IDNA refuses: empty or over-long labels
-            raise TaskError("invalid_url", f"{shown(hop.url)} has no host name that can be", retryable=False) from error
+            raise TaskError(
+                "invalid_url", f"{shown(hop.url)} has no host name that can be", retryable=False
+            ) from error
         finally:
             _dial.reset(token)
             passed.over()
@@ -253,8 +285,16 @@ def _target(url: str | URL, params: Params | None) -> URL:
 def _pairs(params: Params) -> list[tuple[str, str]]:
     """Query parameters as pairs: lists repeat the name, null is left out, booleans are `true` and `false`."""
     items = params.items() if isinstance(params, Mapping) else params
-    each = ((name, one) for name, value in items for one in (value if isinstance(value, list | tuple) else [value]))
-    return [(name, str(one).lower() if isinstance(one, bool) else str(one)) for name, one in each if one is not None]
+    each = (
+        (name, one)
+        for name, value in items
+        for one in (value if isinstance(value, list | tuple) else [value])
+    )
+    return [
+        (name, str(one).lower() if isinstance(one, bool) else str(one))
+        for name, one in each
+        if one is not None
+    ]
 
 
 def unusable(url: URL) -> str | None:
@@ -282,9 +322,13 @@ def _redirect(hop: _Hop, response: aiohttp.ClientResponse) -> _Hop | None:
     except ValueError:
         problem = "it leads to no URL"
     if problem is not None:
-        raise TaskError("redirect_refused", f"{shown(hop.url)} redirects, but {problem}", retryable=False)
+        raise TaskError(
+            "redirect_refused", f"{shown(hop.url)} redirects, but {problem}", retryable=False
+        )
     method, headers, body = hop.method, CIMultiDict(hop.headers), hop.body
-    to_get = (response.status == 303 and method != "HEAD") or (response.status in (301, 302) and method == "POST")
+    to_get = (response.status == 303 and method != "HEAD") or (
+        response.status in (301, 302) and method == "POST"
+    )
     if to_get and method != "GET":
         method, body = "GET", None
         for name in _OF_THE_BODY:
@@ -301,12 +345,17 @@ def failure(error: Exception, url: URL, dial: _Dial | None, repeatable: bool) ->
     if dial is not None and dial.refused and not dial.dialled:
         return refused(url)
     if isinstance(error, aiohttp.InvalidURL):
-        # A host of digits and dots that is no IPv4 address, as 127.1 or 2130706433: libc would make one of it.
+        # A host of digits and dots that is no IPv4 address, as 127.1 or 2130706433: libc would make
+        # one of it.
         if _name(url).replace(".", "").isdigit():
             return refused(url)
         return TaskError("invalid_url", f"{where} cannot be called", retryable=False)
-    if isinstance(error, aiohttp.ClientConnectorDNSError) and f".{_name(url)}".endswith(".localhost"):
-        return refused(url)  # RFC 6761, 6.3: it is this machine, whether or not the name servers know it
+    if isinstance(error, aiohttp.ClientConnectorDNSError) and f".{_name(url)}".endswith(
+        ".localhost"
+    ):
+        return refused(
+            url
+        )  # RFC 6761, 6.3: it is this machine, whether or not the name servers know it
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return TaskError("tls_failed", f"the certificate of {where} does not hold", retryable=False)
     if isinstance(error, aiohttp.ClientResponseError):

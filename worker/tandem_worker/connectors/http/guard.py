@@ -7,7 +7,8 @@ from dataclasses import dataclass
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# `is_global` knows most special ranges, and which ones depends on the version of Python. These stand on their own.
+# `is_global` knows most special ranges, and which ones depends on the version of Python. These
+# stand on their own.
 _REFUSED: tuple[Network, ...] = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -33,7 +34,8 @@ _REFUSED: tuple[Network, ...] = tuple(
         "3fff::/20",
     )
 )
-# Nothing else in IPv6 is global unicast: this leaves out ::/96, mapped, NAT64, unique and link local, multicast.
+# Nothing else in IPv6 is global unicast: this leaves out ::/96, mapped, NAT64, unique and link
+# local, multicast.
 _GLOBAL6 = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
@@ -61,8 +63,9 @@ def parse(entries: Iterable[str]) -> Allowed:
 def allowed(address: str, networks: Collection[Network] = ()) -> bool:
     """Whether the address may be dialled: it is globally routable, or one of `networks` has it.
 
-    An IPv4 address mapped into IPv6 counts as the IPv4 address. An address behind NAT64 needs both: the operator's
-    word that such a network is at hand, and an inner address that may be dialled itself. Anything unreadable may not.
+    An IPv4 address mapped into IPv6 counts as the IPv4 address. An address behind NAT64 needs both:
+    the operator's word that such a network is at hand, and an inner address that may be dialled
+    itself. Anything unreadable may not.
     """
     try:
         ip: Address = ipaddress.ip_address(address.partition("%")[0])

@@ -1,8 +1,9 @@
 """What clients may ask of MongoDB: allow-lists of operators and stages, walked over every key at every depth.
 
-What is not listed is refused, so that a server's next version adds nothing by itself. Left out are code that runs in
-the server ($where, $function, $accumulator), writes in a pipeline ($out, $merge), the server's own state ($currentOp,
-$collStats, …), and other collections ($lookup, $graphLookup, $unionWith) unless the connection names them.
+What is not listed is refused, so that a server's next version adds nothing by itself. Left out are
+code that runs in the server ($where, $function, $accumulator), writes in a pipeline ($out, $merge),
+the server's own state ($currentOp, $collStats, …), and other collections ($lookup, $graphLookup,
+$unionWith) unless the connection names them.
 """
 
 from collections.abc import Collection, Mapping
@@ -47,14 +48,28 @@ _UPDATE_STAGES = frozenset("$addFields $project $replaceRoot $replaceWith $set $
 _UPDATE = frozenset(
     "$set $setOnInsert $unset $inc $mul $min $max $rename $currentDate $addToSet $push $pop $pull $pullAll $bit".split()
 )
-_MODIFIERS = {"$push": "$each $position $slice $sort", "$addToSet": "$each", "$currentDate": "$type"}
+_MODIFIERS = {
+    "$push": "$each $position $slice $sort",
+    "$addToSet": "$each",
+    "$currentDate": "$type",
+}
 _PLAIN: frozenset[str] = frozenset()
 
 
 def check_collection(name: str) -> None:
     """Raises TaskError `forbidden_collection` for the server's own collections, and for Tandem's."""
-    if name.startswith("system.") or name == "tandem_applied" or "$" in name or "\0" in name or not name:
-        raise TaskError("forbidden_collection", f"the collection {name[:100]!r} may not be used", retryable=False)
+    if (
+        name.startswith("system.")
+        or name == "tandem_applied"
+        or "$" in name
+        or "\0" in name
+        or not name
+    ):
+        raise TaskError(
+            "forbidden_collection",
+            f"the collection {name[:100]!r} may not be used",
+            retryable=False,
+        )
 
 
 def check_filter(filter: Any) -> None:
@@ -88,7 +103,9 @@ def check_update(update: Any) -> None:
         _walk(value, allowed, f"update/{name}")
 
 
-def check_pipeline(pipeline: list[Any], *, reach: Collection[str] = (), place: str = "pipeline", had: int = 0) -> int:
+def check_pipeline(
+    pipeline: list[Any], *, reach: Collection[str] = (), place: str = "pipeline", had: int = 0
+) -> int:
     """Every stage, also those inside of stages. `reach`: other collections that $lookup and its like may read.
 
     The number of stages.
@@ -126,12 +143,18 @@ def _check_other(name: str, value: Any, reach: Collection[str], place: str, had:
     rest = dict(_object(value, place))
     key = "coll" if name == "$unionWith" else "from"
     other = rest.pop(key, None)
-    if not isinstance(other, str):  # a $lookup without `from` reads $documents; an object names another database
+    if not isinstance(
+        other, str
+    ):  # a $lookup without `from` reads $documents; an object names another database
         raise _refused(place, f"needs {key!r}, the name of a collection")
     check_collection(other)
     if other not in reach and ANY not in reach:
-        raise _refused(place, f"reads the collection {other[:100]!r}, which this connection does not allow")
-    had = check_pipeline(_list(rest.pop("pipeline", []), place), reach=reach, place=f"{place}/pipeline", had=had)
+        raise _refused(
+            place, f"reads the collection {other[:100]!r}, which this connection does not allow"
+        )
+    had = check_pipeline(
+        _list(rest.pop("pipeline", []), place), reach=reach, place=f"{place}/pipeline", had=had
+    )
     _walk(rest.pop("restrictSearchWithMatch", {}), _QUERY, f"{place}/restrictSearchWithMatch")
     _walk(rest, _EXPRESSION, place)
     return had
@@ -165,7 +188,10 @@ def _check_value(value: Any, place: str, *, code: bool) -> None:
         _check_pattern(value.pattern, place)
     elif isinstance(value, Code | DBRef) and not code:
         raise _refused(
-            place, "is JavaScript" if isinstance(value, Code) else "is a reference, which only documents hold"
+            place,
+            "is JavaScript"
+            if isinstance(value, Code)
+            else "is a reference, which only documents hold",
         )
 
 

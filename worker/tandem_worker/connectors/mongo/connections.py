@@ -1,13 +1,15 @@
 """The MongoDB servers that tasks may name: `TANDEM_MONGO__<NAME>=mongodb://…/<database>`. All of Motor is here.
 
-One parameter of the URL is ours: `lookup=orders,customers` names the collections that $lookup and its like may read
-(`*`: all of the database). Failures are TaskErrors:
+One parameter of the URL is ours: `lookup=orders,customers` names the collections that $lookup and
+its like may read (`*`: all of the database). Failures are TaskErrors:
 
     unknown_connection    no such name in the settings
     forbidden_database    the server's own, or none is named
-    forbidden_collection, forbidden_operator    see worker/tandem_worker/connectors/mongo/allowlist.py
+    forbidden_collection, forbidden_operator    see
+    worker/tandem_worker/connectors/mongo/allowlist.py
     mongo_connection      the server does not answer (retryable), or refuses the settings
-    mongo_error           the server refuses the command or fails; retryable where the server says so
+    mongo_error           the server refuses the command or fails; retryable where the server says
+                          so
     duplicate_key         documents with these keys exist
     invalid_document      what BSON or the server cannot hold
     timeout               the server ended the command, since it took longer than the job may
@@ -15,7 +17,16 @@ One parameter of the URL is ours: `lookup=orders,customers` names the collection
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -90,10 +101,14 @@ class Rejected(NamedTuple):
 class MongoConnection:
     """A named server, `job.mongo(name)`; it connects when first used."""
 
-    def __init__(self, name: str, url: str, *, database: str | None, reach: Collection[str], patience: float) -> None:
+    def __init__(
+        self, name: str, url: str, *, database: str | None, reach: Collection[str], patience: float
+    ) -> None:
         self.name = name
         self.reach = reach  # collections that $lookup may read
-        self.transactional: bool | None = None  # whether the server has transactions; None: not asked yet
+        self.transactional: bool | None = (
+            None  # whether the server has transactions; None: not asked yet
+        )
         self._url = url
         self._patience = patience  # seconds until a server must have answered
         self._database = database
@@ -129,19 +144,25 @@ class MongoConnection:
             collection = collection.with_options(codec_options=_RAW)
         async with self._session(target.until) as session:
             with self._asking(target.until):
-                cursor = collection.find(filter, projection, session=session, limit=limit, batch_size=BATCH)
+                cursor = collection.find(
+                    filter, projection, session=session, limit=limit, batch_size=BATCH
+                )
                 if sort:
                     cursor = cursor.sort(list(sort))
             async with aclosing(self._read(cursor, target.until)) as documents:
                 yield documents
 
     @asynccontextmanager
-    async def aggregate(self, target: Target, pipeline: list[Document]) -> AsyncIterator[AsyncIterator[Document]]:
+    async def aggregate(
+        self, target: Target, pipeline: list[Document]
+    ) -> AsyncIterator[AsyncIterator[Document]]:
         """The documents that the pipeline makes; on disk it sorts and groups nothing."""
         collection = await self._collection(target)
         async with self._session(target.until) as session:
             with self._asking(target.until):
-                cursor = collection.aggregate(pipeline, session=session, batchSize=BATCH, allowDiskUse=False)
+                cursor = collection.aggregate(
+                    pipeline, session=session, batchSize=BATCH, allowDiskUse=False
+                )
             async with aclosing(self._read(cursor, target.until)) as documents:
                 yield documents
 
@@ -150,8 +171,9 @@ class MongoConnection:
     ) -> list[Rejected]:
         """Insert documents that all have an `_id`; what was not inserted, now or by an earlier attempt.
 
-        `derived` are the indexes of those whose ids are this job's own: one that exists is one that an earlier attempt
-        inserted. With `repeated` the same holds for other ids whose stored document is equal.
+        `derived` are the indexes of those whose ids are this job's own: one that exists is one that
+        an earlier attempt inserted. With `repeated` the same holds for other ids whose stored
+        document is equal.
         """
         collection = await self._collection(target)
         async with self._session(target.until) as session:
@@ -161,21 +183,29 @@ class MongoConnection:
                     return []
                 except BulkWriteError as error:
                     errors = error.details.get("writeErrors", [])
-                    if not errors:  # the write concern was not met: what has been written may be lost again
+                    if (
+                        not errors
+                    ):  # the write concern was not met: what has been written may be lost again
                         raise
             failed = {int(one["index"]): one for one in errors}
             doubles = [index for index, one in failed.items() if one.get("code") == _DUPLICATE]
             stored: dict[bytes, Document] = {}
             with self._asking(target.until):
                 ids = [documents[index]["_id"] for index in doubles]
-                async for found in collection.find({"_id": {"$in": ids}}, session=session, batch_size=BATCH):
+                async for found in collection.find(
+                    {"_id": {"$in": ids}}, session=session, batch_size=BATCH
+                ):
                     stored[_key(found)] = found
         rejected = []
         for index, one in sorted(failed.items()):
             there = stored.get(_key(documents[index])) if index in doubles else None
-            if there is not None and (index in derived or (repeated and _same(there, documents[index]))):
+            if there is not None and (
+                index in derived or (repeated and _same(there, documents[index]))
+            ):
                 continue
-            reason = "its _id exists already" if there is not None else str(one.get("errmsg", "refused"))
+            reason = (
+                "its _id exists already" if there is not None else str(one.get("errmsg", "refused"))
+            )
             rejected.append(Rejected(index, index in doubles, reason))
         return rejected
 
@@ -194,18 +224,26 @@ class MongoConnection:
     ) -> Document:
         """`{matched, modified, upserted}`; applied once where the server has transactions."""
 
-        async def work(collection: AsyncIOMotorCollection[Document], session: AsyncIOMotorClientSession) -> Document:
+        async def work(
+            collection: AsyncIOMotorCollection[Document], session: AsyncIOMotorClientSession
+        ) -> Document:
             change = collection.update_many if many else collection.update_one
             done = await change(filter, update, upsert=upsert, session=session)
             upserted = int(done.upserted_id is not None)
-            return {"matched": done.matched_count, "modified": done.modified_count, "upserted": upserted}
+            return {
+                "matched": done.matched_count,
+                "modified": done.modified_count,
+                "upserted": upserted,
+            }
 
         return await self._once(target, job, work)
 
     async def delete(self, target: Target, job: str, filter: Document, *, many: bool) -> Document:
         """`{deleted}`; applied once where the server has transactions."""
 
-        async def work(collection: AsyncIOMotorCollection[Document], session: AsyncIOMotorClientSession) -> Document:
+        async def work(
+            collection: AsyncIOMotorCollection[Document], session: AsyncIOMotorClientSession
+        ) -> Document:
             delete = collection.delete_many if many else collection.delete_one
             return {"deleted": (await delete(filter, session=session)).deleted_count}
 
@@ -217,14 +255,16 @@ class MongoConnection:
             self._client.close()
             self._client = None
 
-    # ------------------------------------------------------------------------------------------------ how it is asked
+    # ------------------------------------------------------------------------------ how it is asked
 
     async def _open(self) -> AsyncIOMotorClient[Document]:
         async with self._opening:
             client: AsyncIOMotorClient[Document] | None = self._client
             if client is None:
                 given = {key.lower() for key, _ in parse_qsl(urlsplit(self._url).query)}
-                options = {key: value for key, value in _DEFAULTS.items() if key.lower() not in given}
+                options = {
+                    key: value for key, value in _DEFAULTS.items() if key.lower() not in given
+                }
                 made: Callable[[], AsyncIOMotorClient[Document]] = partial(
                     AsyncIOMotorClient, self._url, io_loop=asyncio.get_running_loop(), **options
                 )
@@ -244,7 +284,8 @@ class MongoConnection:
     async def _session(self, until: float) -> AsyncIterator[AsyncIOMotorClientSession]:
         """A session of one job, so that its commands can be ended on the server when the job is."""
         client = await self._open()
-        # Asked first, since commands look for a server as long as they have time: a job should not wait for minutes.
+        # Asked first, since commands look for a server as long as they have time: a job should not
+        # wait for minutes.
         answer = min(until, time.monotonic() + self._patience)
         try:
             with self._asking(answer):
@@ -260,13 +301,17 @@ class MongoConnection:
         try:
             yield session
         except asyncio.CancelledError:
-            # The driver's thread goes on waiting for the reply, and the server works for it, unless it is told.
+            # The driver's thread goes on waiting for the reply, and the server works for it, unless
+            # it is told.
             with suppress(PyMongoError, TimeoutError), pymongo.timeout(KILL_TIMEOUT):
                 async with asyncio.timeout(2 * KILL_TIMEOUT):
                     await client.admin.command("killSessions", [session.session_id])
             raise
         finally:
-            with suppress(PyMongoError, InvalidOperation, TimeoutError), pymongo.timeout(KILL_TIMEOUT):
+            with (
+                suppress(PyMongoError, InvalidOperation, TimeoutError),
+                pymongo.timeout(KILL_TIMEOUT),
+            ):
                 async with asyncio.timeout(2 * KILL_TIMEOUT):
                     await session.end_session()
 
@@ -300,10 +345,13 @@ class MongoConnection:
                         await session.abort_transaction()
                         return dict(note["result"])
                     result = await work(collection, session)
-                    await applied.insert_one({"_id": job, "at": datetime.now(UTC), "result": result}, session=session)
+                    await applied.insert_one(
+                        {"_id": job, "at": datetime.now(UTC), "result": result}, session=session
+                    )
                     await session.commit_transaction()
                 except PyMongoError:
-                    # Not when the job is cancelled: the server would first wait for the command that `_session` ends.
+                    # Not when the job is cancelled: the server would first wait for the command
+                    # that `_session` ends.
                     with suppress(PyMongoError):  # it is over already
                         await session.abort_transaction()
                     raise
@@ -332,7 +380,9 @@ class MongoConnections:
         """The connection of this name, in any case. Raises TaskError `unknown_connection`."""
         connection = self._connections.get(name.lower())
         if connection is None:
-            message = f"there is no MongoDB connection named {name!r}: the worker's settings have none"
+            message = (
+                f"there is no MongoDB connection named {name!r}: the worker's settings have none"
+            )
             raise TaskError("unknown_connection", message, retryable=False)
         return connection
 
@@ -340,7 +390,9 @@ class MongoConnections:
 @asynccontextmanager
 async def open_mongo(settings: Settings) -> AsyncIterator[MongoConnections]:
     """The servers of the settings, closed at the end. Raises Misconfigured for a URL that is none."""
-    connections = {name.lower(): _connection(name.lower(), url) for name, url in settings.mongo.items()}
+    connections = {
+        name.lower(): _connection(name.lower(), url) for name, url in settings.mongo.items()
+    }
     async with AsyncExitStack() as stack:
         for connection in connections.values():
             stack.push_async_callback(connection.close)
@@ -364,11 +416,15 @@ def _connection(name: str, url: str) -> MongoConnection:
         if parts.scheme == "mongodb":  # the other one would ask the name servers
             parsed = parse_uri(plain)
             database = parsed["database"]
-            patience = parsed["options"].get("serverSelectionTimeoutMS", patience)  # which the driver made seconds
+            patience = parsed["options"].get(
+                "serverSelectionTimeoutMS", patience
+            )  # which the driver made seconds
     except (InvalidURI, ConfigurationError, ValueError, TypeError):
         # The driver's words may quote the URL, and with it a password.
         raise Misconfigured(f"{setting}: this is no URL of a MongoDB server") from None
-    return MongoConnection(name, plain, database=database, reach=frozenset(reach), patience=patience)
+    return MongoConnection(
+        name, plain, database=database, reach=frozenset(reach), patience=patience
+    )
 
 
 def _forbidden(message: str) -> TaskError:

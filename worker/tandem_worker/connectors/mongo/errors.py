@@ -15,24 +15,37 @@ from pymongo.errors import (
 from tandem_worker.errors import TaskError
 
 _AUTHENTICATION = 18  # the server's code for a wrong user or password
-# Codes after which the same command may well succeed: elections, shutdowns, lost hosts, conflicts, locks.
-_PASSING = frozenset({6, 7, 24, 89, 91, 112, 134, 189, 246, 251, 262, 9001, 10107, 11600, 11602, 13435, 13436})
-_PASSING_LABELS = ("TransientTransactionError", "UnknownTransactionCommitResult", "RetryableWriteError")
+# Codes after which the same command may well succeed: elections, shutdowns, lost hosts, conflicts,
+# locks.
+_PASSING = frozenset(
+    {6, 7, 24, 89, 91, 112, 134, 189, 246, 251, 262, 9001, 10107, 11600, 11602, 13435, 13436}
+)
+_PASSING_LABELS = (
+    "TransientTransactionError",
+    "UnknownTransactionCommitResult",
+    "RetryableWriteError",
+)
 
 
 def explained(error: Exception, connection: str) -> TaskError:
     """What a failure of the driver is to clients; `connection` is the name in the settings."""
     if isinstance(error, BSONError | OverflowError | DocumentTooLarge):
-        return TaskError("invalid_document", f"a document cannot be stored: {error}", retryable=False)
+        return TaskError(
+            "invalid_document", f"a document cannot be stored: {error}", retryable=False
+        )
     if isinstance(error, ExecutionTimeout | NetworkTimeout):
         return late()
     if isinstance(error, WaitQueueTimeoutError):
-        return TaskError("mongo_connection", f"all connections of {connection!r} are busy", retryable=True)
+        return TaskError(
+            "mongo_connection", f"all connections of {connection!r} are busy", retryable=True
+        )
     if isinstance(error, ConnectionFailure):
         # The driver's words name hosts and ports.
         return unanswered(connection)
     if isinstance(error, ConfigurationError):
-        return TaskError("mongo_connection", f"the settings of {connection!r} do not fit", retryable=False)
+        return TaskError(
+            "mongo_connection", f"the settings of {connection!r} do not fit", retryable=False
+        )
     if isinstance(error, OperationFailure):
         if error.code == _AUTHENTICATION:
             message = f"the server of {connection!r} refuses the user of the settings"
@@ -60,4 +73,6 @@ def late() -> TaskError:
 
 
 def unanswered(connection: str) -> TaskError:
-    return TaskError("mongo_connection", f"the server of {connection!r} does not answer", retryable=True)
+    return TaskError(
+        "mongo_connection", f"the server of {connection!r} does not answer", retryable=True
+    )

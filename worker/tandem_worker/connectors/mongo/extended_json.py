@@ -1,6 +1,7 @@
 """Documents between JSON and BSON: MongoDB Extended JSON v2, so that ids, dates and decimals survive the way.
 
-In, both forms are taken. Out, `relaxed` writes numbers and usual dates as people would, `canonical` keeps every type.
+In, both forms are taken. Out, `relaxed` writes numbers and usual dates as people would, `canonical`
+keeps every type.
 """
 
 import hashlib
@@ -32,7 +33,8 @@ _OPTIONS = {
     "relaxed": JSONOptions(json_mode=JSONMode.RELAXED, **_COMMON),
     "canonical": JSONOptions(json_mode=JSONMode.CANONICAL, **_COMMON),
 }
-# An object with one of these keys is a value of BSON. `$regex` is not among them: it is an operator too, and stays one.
+# An object with one of these keys is a value of BSON. `$regex` is not among them: it is an operator
+# too, and stays one.
 _WRAPPERS = frozenset(
     "$oid $ref $date $minKey $maxKey $binary $code $uuid $undefined $numberLong $timestamp $numberDecimal $dbPointer"
     " $regularExpression $symbol $numberInt $numberDouble".split()
@@ -76,11 +78,17 @@ def plain(value: Any, form: Form = "relaxed") -> Any:
         return {key: plain(below, form) for key, below in value.items()}
     if isinstance(value, list):
         return [plain(below, form) for below in value]
-    if form == "relaxed" and (kind is int or kind is Int64 or (kind is float and math.isfinite(value))):
+    if form == "relaxed" and (
+        kind is int or kind is Int64 or (kind is float and math.isfinite(value))
+    ):
         return value + 0  # of an Int64 the int
     made = json_util.default(value, _OPTIONS[form])
     # What a reference or a scope holds are values again.
-    return plain(made, form) if isinstance(made, Mapping) and ("$ref" in made or "$scope" in made) else made
+    return (
+        plain(made, form)
+        if isinstance(made, Mapping) and ("$ref" in made or "$scope" in made)
+        else made
+    )
 
 
 def derived_id(job: str, index: int) -> ObjectId:

@@ -1,10 +1,11 @@
 """Work on a database that is applied once, however often its job is started.
 
-A marker, the job's id and a step of it, is written into `tandem_applied` in the transaction of the work itself. A
-worker that dies after the commit and before it could say so leaves the marker behind; the next attempt finds it and
-gives the result that is kept in it. Two attempts at the same time (one of them lost its lease and does not know) wait
-for each other at the marker. The table is made when it is missing; its rows may be deleted once their jobs are final:
-`DELETE FROM tandem_applied WHERE applied_at < …`.
+A marker, the job's id and a step of it, is written into `tandem_applied` in the transaction of the
+work itself. A worker that dies after the commit and before it could say so leaves the marker
+behind; the next attempt finds it and gives the result that is kept in it. Two attempts at the same
+time (one of them lost its lease and does not know) wait for each other at the marker. The table is
+made when it is missing; its rows may be deleted once their jobs are final: `DELETE FROM
+tandem_applied WHERE applied_at < …`.
 """
 
 from collections.abc import Awaitable, Callable
@@ -37,11 +38,17 @@ class Applied(NamedTuple):
 
 
 async def apply_once(
-    connection: SqlConnection, job: str, step: str, work: Callable[[Transaction], Awaitable[Any]], *, timeout: float
+    connection: SqlConnection,
+    job: str,
+    step: str,
+    work: Callable[[Transaction], Awaitable[Any]],
+    *,
+    timeout: float,
 ) -> Applied:
     """Do `work` in a transaction of `connection`, unless this step of this job was done before.
 
-    Its result must be JSON. `timeout` in seconds. Raises TaskError and whatever `work` raises; then nothing is applied.
+    Its result must be JSON. `timeout` in seconds. Raises TaskError and whatever `work` raises; then
+    nothing is applied.
     """
     key = {"job": job, "step": step}
     table = await _table(connection, timeout)
@@ -60,7 +67,9 @@ async def apply_once(
             {**key, "result": msgspec.json.encode(result).decode()},
         )
         if not kept:
-            raise TaskError("sql_error", "the statements removed the marker of their own job", retryable=False)
+            raise TaskError(
+                "sql_error", "the statements removed the marker of their own job", retryable=False
+            )
     return Applied(result, "now")
 
 
@@ -71,7 +80,8 @@ async def _table(connection: SqlConnection, timeout: float) -> str:
         found = await transaction.first(find)
     if found is None:
         try:
-            # In a transaction of its own: others that find it missing do not wait for the work of this one.
+            # In a transaction of its own: others that find it missing do not wait for the work of
+            # this one.
             async with connection.transaction(timeout=timeout) as transaction:
                 await transaction.execute(_TABLE)
         except TaskError as error:
@@ -83,5 +93,7 @@ async def _table(connection: SqlConnection, timeout: float) -> str:
         async with connection.transaction(timeout=timeout) as transaction:
             found = await transaction.first(find)
     if found is None:
-        raise TaskError("sql_error", "the table tandem_applied is made and not found", retryable=False)
+        raise TaskError(
+            "sql_error", "the table tandem_applied is made and not found", retryable=False
+        )
     return str(found["name"])

@@ -1,7 +1,7 @@
 """Rows into a table, batch by batch within a transaction: PostgreSQL by COPY FROM, SQLite by INSERT.
 
-A batch is written as a whole or not at all. One whose rows the database refuses raises Refused; the caller then takes
-the row out that it names, or halves the batch to find it.
+A batch is written as a whole or not at all. One whose rows the database refuses raises Refused; the
+caller then takes the row out that it names, or halves the batch to find it.
 """
 
 import asyncio
@@ -46,7 +46,9 @@ class Loader(Protocol):
 
 
 def by_column(
-    columns: Sequence[Sequence[Any]], types: Sequence[str], convert: Callable[[Sequence[Any], str], Sequence[Any]]
+    columns: Sequence[Sequence[Any]],
+    types: Sequence[str],
+    convert: Callable[[Sequence[Any], str], Sequence[Any]],
 ) -> list[Sequence[Any]]:
     """Each column as `convert` makes it of its values and its type; of several that raise Refused the first row's."""
     made: list[Sequence[Any]] = []
@@ -88,16 +90,22 @@ def check_columns(table: str, known: Mapping[str, str], columns: Sequence[str]) 
         raise TaskError("sql_error", f"there is no table {table!r}", retryable=False)
     missing = next((name for name in columns if name not in known), None)
     if missing is not None or not columns:
-        raise TaskError("sql_error", f"the table {table!r} has no column {missing!r}", retryable=False)
+        raise TaskError(
+            "sql_error", f"the table {table!r} has no column {missing!r}", retryable=False
+        )
 
 
 def on_conflict(columns: Sequence[str], key: Sequence[str]) -> str:
     """What makes an INSERT an upsert."""
-    sets = ", ".join(f"{column_list([name])} = excluded.{column_list([name])}" for name in columns if name not in key)
+    sets = ", ".join(
+        f"{column_list([name])} = excluded.{column_list([name])}"
+        for name in columns
+        if name not in key
+    )
     return f"ON CONFLICT ({column_list(key)}) DO {f'UPDATE SET {sets}' if sets else 'NOTHING'}"
 
 
-# ---------------------------------------------------------------------------------------------------------- PostgreSQL
+# --------------------------------------------------------------------------------------- PostgreSQL
 
 
 class PostgresLoader:
@@ -138,7 +146,9 @@ class PostgresLoader:
                     await self._copy(data)
         except TaskError as error:
             cause = error.__cause__
-            if isinstance(cause, asyncpg.PostgresError) and (cause.sqlstate or "").startswith(_ROWS_FAULT):
+            if isinstance(cause, asyncpg.PostgresError) and (cause.sqlstate or "").startswith(
+                _ROWS_FAULT
+            ):
                 line = _LINE.search(getattr(cause, "context", None) or "")
                 raise Refused(str(cause.args[0]), int(line[1]) - 1 if line else None) from None
             raise
@@ -147,14 +157,21 @@ class PostgresLoader:
         connection = self._connection
         if not self._key:
             await connection.copy_to_table(
-                self._table, schema_name=self._schema or None, columns=self._columns, source=_once(data)
+                self._table,
+                schema_name=self._schema or None,
+                columns=self._columns,
+                source=_once(data),
             )
             return
         columns, key = column_list(self._columns), column_list(self._key)
         await connection.copy_to_table(
-            "tandem_staging", schema_name="pg_temp", columns=["tandem number", *self._columns], source=_once(data)
+            "tandem_staging",
+            schema_name="pg_temp",
+            columns=["tandem number", *self._columns],
+            source=_once(data),
         )
-        # Of the rows of one key the last counts: PostgreSQL does not update a row twice in one statement.
+        # Of the rows of one key the last counts: PostgreSQL does not update a row twice in one
+        # statement.
         await connection.execute(
             f"INSERT INTO {self._full} ({columns}) SELECT {columns} FROM (SELECT DISTINCT ON ({key}) * FROM {_STAGING}"  # noqa: S608 - likewise
             f' ORDER BY {key}, "tandem number" DESC) AS rows ORDER BY "tandem number"'
@@ -198,7 +215,9 @@ def _postgres_text(value: Any, type: str) -> str:
         case str() if type not in _READ:
             return value
         case str() if type == "bytea":
-            return value if value.startswith("\\x") else "\\x" + b64decode(value, validate=True).hex()
+            return (
+                value if value.startswith("\\x") else "\\x" + b64decode(value, validate=True).hex()
+            )
         case str():  # JSON, which it may be already
             try:
                 msgspec.json.decode(value)
@@ -230,7 +249,7 @@ POSTGRES_COLUMNS = """SELECT attname AS name, format_type(atttypid, NULL) AS typ
     WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped"""
 
 
-# -------------------------------------------------------------------------------------------------------------- SQLite
+# ------------------------------------------------------------------------------------------- SQLite
 
 
 _KEPT = {str, int, float, bool, bytes, NoneType}  # by SQLite as they are

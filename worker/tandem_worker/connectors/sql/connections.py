@@ -7,7 +7,8 @@ A connection is read-only unless its URL says `mode=rw`. Failures are TaskErrors
     invalid_params      a named query's params are not those that it declares
     raw_sql_off         the connection's URL says raw=off: only named queries are run
     sql_connection      the database does not answer (retryable), or refuses the settings
-    sql_error           the statement is refused or fails; retryable for deadlocks, serialization failures and locks
+    sql_error           the statement is refused or fails; retryable for deadlocks, serialization
+                        failures and locks
     read_only           a write on a connection without mode=rw
     timeout             the database ended the statement, since it took longer than the job may
 """
@@ -42,7 +43,9 @@ _SCHEMES: dict[str, type[SqliteConnection] | type[PostgresConnection]] = {
 class Transaction(Protocol):
     """One transaction: what it runs is applied as a whole."""
 
-    async def execute(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> int:
+    async def execute(
+        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None
+    ) -> int:
         """Run one statement; how many rows it wrote, or returned. Raises TaskError."""
 
     async def first(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
@@ -65,8 +68,8 @@ class SqlConnection(Protocol):
     ) -> AbstractAsyncContextManager[Rows]:
         """Run one statement that returns rows, and read them in portions inside the block.
 
-        `params` is a list for the database's own placeholders (`?`, `$1`) or an object for `:name`; values are always
-        bound. `timeout` in seconds. Raises TaskError.
+        `params` is a list for the database's own placeholders (`?`, `$1`) or an object for `:name`;
+        values are always bound. `timeout` in seconds. Raises TaskError.
         """
 
     def csv(
@@ -121,9 +124,13 @@ class SqlConnections:
     def named(self, name: str, connection: str | None = None) -> NamedQuery:
         """The query that the operator declared by this name, for `connection` if one is given."""
         query = self._queries.get(name)
-        if query is None or (connection is not None and connection.lower() != query.connection.lower()):
+        if query is None or (
+            connection is not None and connection.lower() != query.connection.lower()
+        ):
             where = "" if connection is None else f" of the connection {connection!r}"
-            raise TaskError("unknown_query", f"there is no query named {name!r}{where}", retryable=False)
+            raise TaskError(
+                "unknown_query", f"there is no query named {name!r}{where}", retryable=False
+            )
         return query
 
 
@@ -167,7 +174,9 @@ def _connection(name: str, url: str, own: Mapping[str, str]) -> SqlConnection:
     scheme = url.partition("://")[0]
     kind = _SCHEMES.get(scheme)
     if kind is None:
-        raise Misconfigured(f"{_setting(name)}: give sqlite://path, postgres://…, postgresql://… or asyncpg://…")
+        raise Misconfigured(
+            f"{_setting(name)}: give sqlite://path, postgres://…, postgresql://… or asyncpg://…"
+        )
     try:
         return kind(name, expand_db_url(url)["credentials"], writable=own.get("mode") == "rw")
     except (ValueError, TypeError, ConfigurationError) as error:

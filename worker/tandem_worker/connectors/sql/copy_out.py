@@ -1,8 +1,9 @@
 """PostgreSQL's COPY TO STDOUT: a query's rows as CSV, as the server writes them.
 
-COPY knows no parameters and goes through the simple protocol, which takes several statements. So the values are set,
-bound, as settings of the transaction, and the text has `current_setting('tandem.p1')::int4` in their places; and the
-server itself has to read the whole text as one statement before it is sent.
+COPY knows no parameters and goes through the simple protocol, which takes several statements. So
+the values are set, bound, as settings of the transaction, and the text has
+`current_setting('tandem.p1')::int4` in their places; and the server itself has to read the whole
+text as one statement before it is sent.
 """
 
 import asyncio
@@ -76,7 +77,9 @@ async def copy_out(
 
     async def copy() -> str:
         try:
-            status: str = await connection.copy_from_query(query, output=put, format="csv", header=True)
+            status: str = await connection.copy_from_query(
+                query, output=put, format="csv", header=True
+            )
             await pieces.put(bytes(waiting))
         except Exception:
             await pieces.put(None)
@@ -98,7 +101,9 @@ async def copy_out(
 async def _settings(connection: Connection, arguments: Sequence[Any], statement: Any) -> list[str]:
     """What stands in the text for each parameter; its value is then in a setting of the transaction."""
     found = []
-    for number, (value, type_) in enumerate(zip(arguments, statement.get_parameters(), strict=True), 1):
+    for number, (value, type_) in enumerate(
+        zip(arguments, statement.get_parameters(), strict=True), 1
+    ):
         name = await connection.fetchval("SELECT format_type($1::oid, NULL)", type_.oid)
         if value is None:
             found.append(f"(NULL::{name})")

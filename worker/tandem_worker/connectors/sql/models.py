@@ -1,7 +1,8 @@
 """Tortoise models for tasks of one's own: a connection's URL names their module, `models=shop`.
 
-All such modules share one context of Tortoise, opened when first used; inside of `async with job.models():` their
-models work on the connections that name them, read-only unless the URL says `mode=rw`.
+All such modules share one context of Tortoise, opened when first used; inside of `async with
+job.models():` their models work on the connections that name them, read-only unless the URL says
+`mode=rw`.
 """
 
 import asyncio
@@ -20,10 +21,15 @@ from tandem_worker.errors import TaskError
 class Models:
     """The models of one worker. `connections` has each one's `engine` and `credentials`, `modules` its module."""
 
-    def __init__(self, connections: Mapping[str, Mapping[str, Any]], modules: Mapping[str, str]) -> None:
+    def __init__(
+        self, connections: Mapping[str, Mapping[str, Any]], modules: Mapping[str, str]
+    ) -> None:
         self._config = {
             "connections": {name: dict(connections[name]) for name in modules},
-            "apps": {name: {"models": [module], "default_connection": name} for name, module in modules.items()},
+            "apps": {
+                name: {"models": [module], "default_connection": name}
+                for name, module in modules.items()
+            },
         }
         self._context: TortoiseContext | None = None
         self._opening = asyncio.Lock()
@@ -32,7 +38,11 @@ class Models:
     async def __call__(self) -> AsyncIterator[None]:
         """Inside of the block, and in the tasks it starts, the models are at work."""
         if not self._config["apps"]:
-            raise TaskError("unknown_connection", "no SQL connection of this worker names models", retryable=False)
+            raise TaskError(
+                "unknown_connection",
+                "no SQL connection of this worker names models",
+                retryable=False,
+            )
         async with self._opening:
             if self._context is None:
                 context = TortoiseContext()
@@ -60,8 +70,14 @@ def check_modules(modules: Mapping[str, str]) -> None:
         try:
             found = vars(importlib.import_module(module)).values()
         except (Exception, SystemExit) as error:
-            raise Misconfigured(f"{setting}: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
-        if not any(isinstance(one, type) and issubclass(one, Model) and one is not Model for one in found):
+            raise Misconfigured(
+                f"{setting}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            ) from error
+        if not any(
+            isinstance(one, type) and issubclass(one, Model) and one is not Model for one in found
+        ):
             raise Misconfigured(f"{setting}: it defines no Tortoise model")
         if owners.setdefault(module, name) != name:
-            raise Misconfigured(f"{setting}: the models are those of the connection {owners[module]!r} already")
+            raise Misconfigured(
+                f"{setting}: the models are those of the connection {owners[module]!r} already"
+            )

@@ -5,8 +5,8 @@
     sql = "SELECT * FROM sales WHERE city = :city AND day >= :since"
     params = { city = "text", since = "date" }
 
-A job gives the name and the params, all of them, and each of its type: text, integer, number, boolean, date or datetime
-(both as ISO 8601 texts), uuid, json (anything); null is of every type.
+A job gives the name and the params, all of them, and each of its type: text, integer, number,
+boolean, date or datetime (both as ISO 8601 texts), uuid, json (anything); null is of every type.
 """
 
 import tomllib
@@ -65,7 +65,9 @@ def load_queries(path: str, connections: Collection[str]) -> dict[str, NamedQuer
             raise Misconfigured(f"{where}: there is no connection {query.connection!r}")
         unknown = next((type for type in query.params.values() if type not in _TYPES), None)
         if unknown is not None:
-            raise Misconfigured(f"{where}: {unknown!r} is no type of a parameter: {', '.join(_TYPES)} are")
+            raise Misconfigured(
+                f"{where}: {unknown!r} is no type of a parameter: {', '.join(_TYPES)} are"
+            )
         try:
             bind(query.sql, dict.fromkeys(query.params), "postgresql")
         except TaskError as error:

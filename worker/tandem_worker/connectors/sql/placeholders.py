@@ -1,7 +1,7 @@
 """Reading SQL just far enough: where its placeholders are, and whether it is one statement.
 
-Quotes, quoted names, dollar quotes and comments are passed over as PostgreSQL and SQLite read them. Values are never
-written into the text: a misread text is one that the database refuses.
+Quotes, quoted names, dollar quotes and comments are passed over as PostgreSQL and SQLite read them.
+Values are never written into the text: a misread text is one that the database refuses.
 """
 
 import re
@@ -27,18 +27,21 @@ _TOKENS: dict[Dialect, re.Pattern[str]] = {
         re.DOTALL,
     ),
     "sqlite": re.compile(
-        rf"{_SPACE}|{_COMMENT}|{_QUOTED}|`(?:[^`]|``)*`|\[[^\]]*\]|{_WORD}|{_NAMED}|{_REST}", re.DOTALL
+        rf"{_SPACE}|{_COMMENT}|{_QUOTED}|`(?:[^`]|``)*`|\[[^\]]*\]|{_WORD}|{_NAMED}|{_REST}",
+        re.DOTALL,
     ),
 }
 _IN_COMMENT = re.compile(r"/\*|\*/")
 
 
-def bind(sql: str, params: Sequence[Any] | Mapping[str, Any] | None, dialect: Dialect) -> tuple[str, list[Any]]:
+def bind(
+    sql: str, params: Sequence[Any] | Mapping[str, Any] | None, dialect: Dialect
+) -> tuple[str, list[Any]]:
     """The text as the database takes it, with the values in its order.
 
-    Values in a list belong to the database's own placeholders (`$1`, `?`) and leave the text as it is; in an object
-    they belong to `:name`. Raises TaskError `sql_error` for several statements, none, a name without a value or a
-    value without its name.
+    Values in a list belong to the database's own placeholders (`$1`, `?`) and leave the text as it
+    is; in an object they belong to `:name`. Raises TaskError `sql_error` for several statements,
+    none, a name without a value or a value without its name.
     """
     parts: list[str] = []
     order: dict[str, int] = {}
@@ -55,7 +58,10 @@ def bind(sql: str, params: Sequence[Any] | Mapping[str, Any] | None, dialect: Di
         name = match["named"]
         if name is not None and named:
             number = order.setdefault(name, len(order) + 1)
-            parts += [sql[done : match.start()], f"{'$' if dialect == 'postgresql' else '?'}{number}"]
+            parts += [
+                sql[done : match.start()],
+                f"{'$' if dialect == 'postgresql' else '?'}{number}",
+            ]
             done = match.end()
     if not found:
         raise _wrong("there is no statement in it")

@@ -1,9 +1,9 @@
 """PostgreSQL for tasks: Tortoise's asyncpg client, and each statement in a transaction that it cannot leave.
 
-The boundary of what a statement may do is the role in the connection's URL. On top of that, unless the URL says
-`mode=rw`, every transaction is read-only, and the caller's text goes through the extended protocol, which takes one
-statement: there is no second one to switch that off. A query runs only statements that return rows, a transaction none
-that would end it.
+The boundary of what a statement may do is the role in the connection's URL. On top of that, unless
+the URL says `mode=rw`, every transaction is read-only, and the caller's text goes through the
+extended protocol, which takes one statement: there is no second one to switch that off. A query
+runs only statements that return rows, a transaction none that would end it.
 """
 
 import asyncio
@@ -22,7 +22,13 @@ import msgspec
 from tortoise.backends.asyncpg.client import AsyncpgDBClient
 
 from tandem_worker.connectors.sql import rows
-from tandem_worker.connectors.sql.bulk_load import POSTGRES_COLUMNS, Loader, PostgresLoader, check_columns, quoted
+from tandem_worker.connectors.sql.bulk_load import (
+    POSTGRES_COLUMNS,
+    Loader,
+    PostgresLoader,
+    check_columns,
+    quoted,
+)
 from tandem_worker.connectors.sql.copy_out import Copied, copy_out
 from tandem_worker.connectors.sql.placeholders import Dialect, bind, first_word
 from tandem_worker.connectors.sql.rows import Column, Row
@@ -32,11 +38,24 @@ CONNECTIONS = 10  # to one database, unless the URL says maxsize
 CONNECT = 10.0  # seconds
 RELEASE = 5.0  # seconds for the end of a transaction and the reset of the session
 LOCK = 30.0  # seconds that a statement waits for another's lock
-# What pooling leaves behind of a session that could write: a role, temporary tables, the last value of a sequence.
+# What pooling leaves behind of a session that could write: a role, temporary tables, the last value
+# of a sequence.
 _RESET = "RESET SESSION AUTHORIZATION; DISCARD TEMP; DISCARD SEQUENCES"
-# They would end the transaction, and with it the promise that all is applied or nothing; COPY moves files.
+# They would end the transaction, and with it the promise that all is applied or nothing; COPY moves
+# files.
 _CONTROL = frozenset(
-    {"abort", "begin", "commit", "copy", "end", "prepare", "release", "rollback", "savepoint", "start"}
+    {
+        "abort",
+        "begin",
+        "commit",
+        "copy",
+        "end",
+        "prepare",
+        "release",
+        "rollback",
+        "savepoint",
+        "start",
+    }
 )
 _SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
@@ -60,7 +79,12 @@ class PostgresConnection:
             given["ssl"] = mode
         if isinstance(given.get("user"), str):
             given["user"] = unquote(given["user"])
-        self._options = {"maxsize": CONNECTIONS, "timeout": CONNECT, "application_name": "tandem-jobs", **given}
+        self._options = {
+            "maxsize": CONNECTIONS,
+            "timeout": CONNECT,
+            "application_name": "tandem-jobs",
+            **given,
+        }
         self._client = AsyncpgDBClient(connection_name=name, init=_prepare, **self._options)
 
     def config(self, expanded: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,8 +103,9 @@ class PostgresConnection:
     ) -> AsyncIterator["PostgresRows"]:
         """Run one statement and read its rows in portions; leaving the block early stops it on the server.
 
-        `timeout` (seconds) is also the server's `statement_timeout`. With `mode=rw` the end of the block commits, an
-        exception rolls back. Raises TaskError, see worker/tandem_worker/connectors/sql/connections.py.
+        `timeout` (seconds) is also the server's `statement_timeout`. With `mode=rw` the end of the
+        block commits, an exception rolls back. Raises TaskError, see
+        worker/tandem_worker/connectors/sql/connections.py.
         """
         text, values = bind(sql, params, "postgresql")
         async with self._begun(timeout, readonly=not self.writable) as connection:
@@ -107,7 +132,8 @@ class PostgresConnection:
     async def transaction(self, *, timeout: float) -> AsyncIterator["PostgresTransaction"]:
         """Run statements that are all applied at the end of the block, or not at all after an exception.
 
-        `timeout` (seconds) is also the server's, of each statement. Raises TaskError, `read_only` without `mode=rw`.
+        `timeout` (seconds) is also the server's, of each statement. Raises TaskError, `read_only`
+        without `mode=rw`.
         """
         if not self.writable:
             raise rows.read_only(self.name)
@@ -140,7 +166,11 @@ class PostgresConnection:
         """Around everything that speaks with the server: its errors as TaskErrors."""
         try:
             yield
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        except (
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+        ) as error:
             raise failure(error, self.name) from error
         except (OSError, EOFError) as error:
             raise _lost(self.name) from error
@@ -162,7 +192,8 @@ class PostgresConnection:
                         await connection.execute(_RESET)
                     await pooled.__aexit__(None, None, None)
             except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                # A server that does not even take its connection back; terminating frees its place in the pool.
+                # A server that does not even take its connection back; terminating frees its place
+                # in the pool.
                 _drop(connection)
 
 
@@ -170,7 +201,10 @@ class PostgresRows:
     """The rows of a running statement, through a cursor of the server."""
 
     def __init__(
-        self, cursor: Any, columns: list[Column], explained: Callable[[], AbstractContextManager[None]]
+        self,
+        cursor: Any,
+        columns: list[Column],
+        explained: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.columns = columns
         self._cursor = cursor
@@ -191,15 +225,23 @@ class PostgresRows:
 class PostgresTransaction:
     """Statements between BEGIN and COMMIT."""
 
-    def __init__(self, connection: Connection, explained: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(
+        self, connection: Connection, explained: Callable[[], AbstractContextManager[None]]
+    ) -> None:
         self._connection = connection
         self._explained = explained
         self._prepared: tuple[str, Any] = ("", None)
 
-    async def execute(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> int:
+    async def execute(
+        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None
+    ) -> int:
         """Run one statement; how many rows it wrote, or returned. Raises TaskError."""
         if (word := first_word(sql, "postgresql")) in _CONTROL:
-            raise TaskError("sql_error", f"{word.upper()} is not allowed in a transaction of tasks", retryable=False)
+            raise TaskError(
+                "sql_error",
+                f"{word.upper()} is not allowed in a transaction of tasks",
+                retryable=False,
+            )
         statement, arguments = await self._bound(sql, params)
         with self._explained():
             if not statement.get_attributes():
@@ -234,7 +276,9 @@ class PostgresTransaction:
         await made.begin()
         return made
 
-    async def _bound(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None) -> tuple[Any, list[Any]]:
+    async def _bound(
+        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None
+    ) -> tuple[Any, list[Any]]:
         text, values = bind(sql, params, "postgresql")
         if self._prepared[0] != text:
             with self._explained():
@@ -249,7 +293,9 @@ async def _asked(connection: Connection, text: str, values: Sequence[Any]) -> tu
     arguments = _arguments(values, statement.get_parameters())
     attributes = statement.get_attributes()
     if not attributes:
-        raise TaskError("sql_error", "this statement returns no rows, a query does", retryable=False)
+        raise TaskError(
+            "sql_error", "this statement returns no rows, a query does", retryable=False
+        )
     rows.distinct([attribute.name for attribute in attributes])
     return statement, arguments
 
@@ -262,7 +308,9 @@ def _affected(status: str) -> int:
 
 async def _prepare(connection: Connection) -> None:
     """What asyncpg's own types would lose: months in intervals; and JSON as values instead of text."""
-    await connection.set_type_codec("interval", schema="pg_catalog", encoder=str, decoder=str, format="text")
+    await connection.set_type_codec(
+        "interval", schema="pg_catalog", encoder=str, decoder=str, format="text"
+    )
     for name in ("json", "jsonb"):
         await connection.set_type_codec(
             name, schema="pg_catalog", encoder=_json, decoder=msgspec.json.decode, format="text"
@@ -292,18 +340,26 @@ async def _roll_back(transaction: Any, connection: Connection) -> None:
     try:
         async with asyncio.timeout(RELEASE):
             await transaction.rollback()
-    except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
+    except (
+        TimeoutError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+        OSError,
+    ):
         _drop(connection)
 
 
-# ------------------------------------------------------------------------------------------------------ values for it
+# ------------------------------------------------------------------------------------ values for it
 
 
 def _arguments(values: Sequence[Any], types: Sequence[asyncpg.Type]) -> list[Any]:
     """JSON values as asyncpg wants them for the types that the server expects."""
     if len(values) != len(types):
         raise TaskError(
-            "sql_error", f"the statement has {len(types)} placeholders, params {len(values)}", retryable=False
+            "sql_error",
+            f"the statement has {len(types)} placeholders, params {len(values)}",
+            retryable=False,
         )
     arguments = []
     for number, (value, type_) in enumerate(zip(values, types, strict=True), 1):
@@ -332,7 +388,7 @@ _PARSED: dict[str, Callable[[str], Any]] = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------------ failures
+# ----------------------------------------------------------------------------------------- failures
 
 
 def unreachable(error: Exception, name: str) -> TaskError:
@@ -346,24 +402,33 @@ def unreachable(error: Exception, name: str) -> TaskError:
         | TypeError,
     ) or isinstance(error.__cause__, asyncpg.InvalidCatalogNameError)
     what = "refuses its settings" if final else "does not answer"
-    return TaskError("sql_connection", f"the database of the connection {name!r} {what}", retryable=not final)
+    return TaskError(
+        "sql_connection", f"the database of the connection {name!r} {what}", retryable=not final
+    )
 
 
 def _lost(name: str) -> TaskError:
     return TaskError("sql_connection", f"the connection {name!r} broke", retryable=True)
 
 
-# By SQLSTATE class or code: connection, rollback (serialization, deadlock), resources, lock timeout, shutdown.
+# By SQLSTATE class or code: connection, rollback (serialization, deadlock), resources, lock
+# timeout, shutdown.
 _PASSING = ("08", "40", "53", "55P03", "57P01", "57P02", "57P03")
 
 
 def failure(error: Exception, name: str) -> TaskError:
     """The database's own short message, and whether the statement may succeed the next time."""
     if isinstance(error, asyncpg.QueryCanceledError):
-        return TaskError("timeout", "the database cancelled the statement: it took longer than it may", retryable=True)
+        return TaskError(
+            "timeout",
+            "the database cancelled the statement: it took longer than it may",
+            retryable=True,
+        )
     if misfit := re.match(r"invalid input for query argument (\$[0-9]+)", str(error)):
         # asyncpg's own words, which quote the value.
-        return TaskError("sql_error", f"the value of {misfit[1]} does not fit its type", retryable=False)
+        return TaskError(
+            "sql_error", f"the value of {misfit[1]} does not fit its type", retryable=False
+        )
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
         if state.startswith(("08", "57P")):
@@ -372,5 +437,9 @@ def failure(error: Exception, name: str) -> TaskError:
         return TaskError("sql_error", message, retryable=state.startswith(_PASSING))
     if isinstance(error, asyncpg.InterfaceError):
         closed = "closed" in str(error)
-        return _lost(name) if closed else TaskError("sql_error", str(error).partition("\n")[0], retryable=False)
+        return (
+            _lost(name)
+            if closed
+            else TaskError("sql_error", str(error).partition("\n")[0], retryable=False)
+        )
     return _lost(name)

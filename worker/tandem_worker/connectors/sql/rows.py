@@ -3,7 +3,14 @@
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import date, datetime
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 from typing import Any, Protocol
 
 import msgspec
@@ -51,7 +58,9 @@ def distinct(names: Sequence[str]) -> None:
     for name in names:
         if name in seen:
             raise TaskError(
-                "sql_error", f"two columns are named {name!r}: give one another name (AS …)", retryable=False
+                "sql_error",
+                f"two columns are named {name!r}: give one another name (AS …)",
+                retryable=False,
             )
         seen.add(name)
 
@@ -81,15 +90,16 @@ def _weight(row: Row) -> int:
     return sum(len(value) if isinstance(value, str | bytes) else 16 for value in row.values())
 
 
-# ------------------------------------------------------------------------------------------------------------ as JSON
+# ------------------------------------------------------------------------------------------ as JSON
 
 
 def to_json(row: Row) -> msgspec.Raw:
     """The row as a JSON object that loses nothing.
 
-    Integers of any size and finite floats are numbers; decimals are strings (`"19.90"`), as are NaN and the
-    infinities; times are RFC 3339 (without an offset where the database knows none), intervals ISO 8601 durations,
-    bytes base64, UUIDs and network addresses their usual text; arrays are arrays, ranges and composites objects.
+    Integers of any size and finite floats are numbers; decimals are strings (`"19.90"`), as are NaN
+    and the infinities; times are RFC 3339 (without an offset where the database knows none),
+    intervals ISO 8601 durations, bytes base64, UUIDs and network addresses their usual text; arrays
+    are arrays, ranges and composites objects.
     """
     for value in row.values():
         kind = type(value)
@@ -144,7 +154,9 @@ _CONVERSIONS: dict[type, Callable[[Any], Any]] = {
     float: _float,
     date: _day,
     datetime: _moment,
-    **dict.fromkeys((IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network), str),
+    **dict.fromkeys(
+        (IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network), str
+    ),
     str: str,
     int: int,
 }

@@ -1,9 +1,9 @@
 """SQLite for tasks: Tortoise's aiosqlite client, opened read-only, with an authorizer before every statement.
 
-The authorizer is asked by SQLite itself while it compiles a statement, so no spelling gets around it: no ATTACH, no
-load_extension, no PRAGMA but harmless questions, nothing that outlives the statement in the session; and no writes
-unless the connection's URL says `mode=rw`. Tables, indexes, views and triggers are made, changed and dropped only by a
-transaction, not by a query.
+The authorizer is asked by SQLite itself while it compiles a statement, so no spelling gets around
+it: no ATTACH, no load_extension, no PRAGMA but harmless questions, nothing that outlives the
+statement in the session; and no writes unless the connection's URL says `mode=rw`. Tables, indexes,
+views and triggers are made, changed and dropped only by a transaction, not by a query.
 """
 
 import asyncio
@@ -43,7 +43,15 @@ _DEFINES = {
     for verb in ("CREATE", "DROP")
     for what in ("TABLE", "INDEX", "VIEW", "TRIGGER")
 } | {sqlite3.SQLITE_ALTER_TABLE, sqlite3.SQLITE_REINDEX}
-_ASKING = {"table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo", "foreign_key_list"}
+_ASKING = {
+    "table_info",
+    "table_xinfo",
+    "table_list",
+    "index_list",
+    "index_info",
+    "index_xinfo",
+    "foreign_key_list",
+}
 _ASKING_BARE = {
     "data_version",
     "user_version",
@@ -53,8 +61,9 @@ _ASKING_BARE = {
     "page_count",
     "page_size",
 }
-# SQLite declares a virtual table (json_each, fts5) by what looks like an update of its schema, which it lets nobody
-# really make; an rtree prepares the writes of its own tables when it is read. Where the file is read-only they fail.
+# SQLite declares a virtual table (json_each, fts5) by what looks like an update of its schema,
+# which it lets nobody really make; an rtree prepares the writes of its own tables when it is read.
+# Where the file is read-only they fail.
 _INNER = re.compile(r"sqlite_(temp_)?(master|schema)|.*_(node|rowid|parent)")
 _ACTIONS = {
     getattr(sqlite3, name): name.removeprefix("SQLITE_").replace("_", " ")
@@ -88,7 +97,11 @@ class _Guarded(Client):
         self.denied = ""
         if not writable:
             # Of a database that it may not write, a connection cannot choose how it is written.
-            self.pragmas = {name: value for name, value in self.pragmas.items() if not name.startswith("journal_")}
+            self.pragmas = {
+                name: value
+                for name, value in self.pragmas.items()
+                if not name.startswith("journal_")
+            }
 
     def connect(self) -> sqlite3.Connection:
         mode = "rwc" if self._writable else "ro"
@@ -111,7 +124,9 @@ class _Guarded(Client):
             raise RuntimeError("not connected")
         return self._connection
 
-    def _authorize(self, action: int, first: str | None, second: str | None, _database: Any, _trigger: Any) -> int:
+    def _authorize(
+        self, action: int, first: str | None, second: str | None, _database: Any, _trigger: Any
+    ) -> int:
         """Called by SQLite in the connection's thread."""
         if not self.guarding or action in _READS:
             return sqlite3.SQLITE_OK
@@ -122,7 +137,9 @@ class _Guarded(Client):
         if action == sqlite3.SQLITE_FUNCTION and second != "load_extension":
             return sqlite3.SQLITE_OK
         asked = (first or "").lower()
-        if action == sqlite3.SQLITE_PRAGMA and (asked in _ASKING or (asked in _ASKING_BARE and second is None)):
+        if action == sqlite3.SQLITE_PRAGMA and (
+            asked in _ASKING or (asked in _ASKING_BARE and second is None)
+        ):
             return sqlite3.SQLITE_OK
         self.denied = _ACTIONS.get(action, "this")
         return sqlite3.SQLITE_DENY
@@ -173,7 +190,9 @@ class SqliteConnection:
                 client.guarding, client.denied = True, ""
                 cursor = await connection.execute(text, [_value(value) for value in values])
                 if cursor.description is None:
-                    raise TaskError("sql_error", "this statement returns no rows, a query does", retryable=False)
+                    raise TaskError(
+                        "sql_error", "this statement returns no rows, a query does", retryable=False
+                    )
                 names = [description[0] for description in cursor.description]
                 rows.distinct(names)
             yield SqliteRows(client, cursor, names)
@@ -258,7 +277,9 @@ class SqliteRows:
             portion: list[Row] = [dict(zip(self._names, row, strict=True)) for row in fetched]
             unknown = [name for name, type_ in self._types.items() if type_ == "null"]
             for name in unknown:
-                self._types[name] = next((_class(row[name]) for row in portion if row[name] is not None), "null")
+                self._types[name] = next(
+                    (_class(row[name]) for row in portion if row[name] is not None), "null"
+                )
             if portion:
                 yield portion
             if len(portion) < size:
@@ -272,7 +293,9 @@ class SqliteTransaction:
     def __init__(self, client: _Guarded) -> None:
         self._client = client
 
-    async def execute(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> int:
+    async def execute(
+        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None
+    ) -> int:
         """Run one statement; how many rows it wrote, or returned. Raises TaskError."""
         async with self._run(sql, params) as cursor:
             if cursor.description is None:
@@ -300,10 +323,14 @@ class SqliteTransaction:
             )
         types = {str(row[1]): str(row[2]) for row in found}
         check_columns(table, types, [*columns, *key])
-        return SqliteLoader(self._client, sqlite_insert(table, columns, key), [types[name] for name in columns])
+        return SqliteLoader(
+            self._client, sqlite_insert(table, columns, key), [types[name] for name in columns]
+        )
 
     @asynccontextmanager
-    async def _run(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None) -> AsyncIterator[aiosqlite.Cursor]:
+    async def _run(
+        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None
+    ) -> AsyncIterator[aiosqlite.Cursor]:
         text, values = bind(sql, params, "sqlite")
         client = self._client
         with _explained(client):
@@ -377,14 +404,18 @@ def _class(value: Any) -> str:
 
 def _value(value: Any) -> Any:
     if isinstance(value, dict | list):
-        raise TaskError("sql_error", "SQLite takes numbers, text, booleans and null as params", retryable=False)
+        raise TaskError(
+            "sql_error", "SQLite takes numbers, text, booleans and null as params", retryable=False
+        )
     return value
 
 
 def failure(error: Exception, denied: str) -> TaskError:
     """SQLite's own short message, and whether the statement may succeed the next time."""
     if denied:
-        return TaskError("sql_error", f"{denied} is not allowed on this connection", retryable=False)
+        return TaskError(
+            "sql_error", f"{denied} is not allowed on this connection", retryable=False
+        )
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     retryable = code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
     return TaskError("sql_error", str(error).partition("\n")[0], retryable)

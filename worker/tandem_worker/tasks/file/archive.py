@@ -58,9 +58,10 @@ class Extracted(TypedDict):
 def extract(job: SyncJob, payload: ExtractPayload) -> Extracted:
     """Unpack a zip or a tar (bare, gzip or Zstandard), which its content tells. All of it or nothing.
 
-    Links, devices, absolute and parent paths, names that stand in it twice or clash, and names more than 32 directories
-    deep fail as `unsafe_archive`; too many entries or bytes, or more than 200 times the archive's size (16 MiB are
-    always allowed), as `too_large`; damaged or encrypted ones as `invalid_archive`.
+    Links, devices, absolute and parent paths, names that stand in it twice or clash, and names more
+    than 32 directories deep fail as `unsafe_archive`; too many entries or bytes, or more than 200
+    times the archive's size (16 MiB are always allowed), as `too_large`; damaged or encrypted ones
+    as `invalid_archive`.
     """
     source = job.files.stat(payload.source)
     job.progress(0, source.size)

@@ -20,11 +20,15 @@ class ConvertPayload(BaseModel):
     source: FileRef
     from_: Format | None = Field(default=None, alias="from", description="the source's format")
     to: Format
-    compression: Compression | None = Field(default=None, description="of the result; inside of the file for Parquet")
+    compression: Compression | None = Field(
+        default=None, description="of the result; inside of the file for Parquet"
+    )
     delimiter: str | None = Field(
         default=None, min_length=1, max_length=1, pattern=r'^[^"\r\n\x00]$', description="of CSV"
     )
-    encoding: str | None = Field(default=None, min_length=1, max_length=40, description="of CSV and JSON: latin-1, …")
+    encoding: str | None = Field(
+        default=None, min_length=1, max_length=40, description="of CSV and JSON: latin-1, …"
+    )
 
     @field_validator("encoding")
     @classmethod
@@ -43,10 +47,11 @@ class Converted(TypedDict):
 def convert(job: SyncJob, payload: ConvertPayload) -> Converted:
     """Convert a table between CSV, NDJSON, a JSON array and Parquet. A source in gzip or Zstandard is inflated.
 
-    CSV has a header, and is written in UTF-8 with commas. Its columns become integers, numbers or booleans where every
-    field of the whole file is one, with nulls for empty fields, and text otherwise; numbers that would not keep their
-    digits (007) stay text. In CSV and Parquet, objects and arrays are JSON text. JSON to JSON leaves values as they
-    are. What is not what it is said to be fails as `invalid_file`.
+    CSV has a header, and is written in UTF-8 with commas. Its columns become integers, numbers or
+    booleans where every field of the whole file is one, with nulls for empty fields, and text
+    otherwise; numbers that would not keep their digits (007) stay text. In CSV and Parquet, objects
+    and arrays are JSON text. JSON to JSON leaves values as they are. What is not what it is said to
+    be fails as `invalid_file`.
     """
     from tandem_worker.tables import convert  # noqa: PLC0415 - Arrow is large, and only this task needs it
 

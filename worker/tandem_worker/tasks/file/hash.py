@@ -53,7 +53,9 @@ class Digests(TypedDict):
 )
 async def hash_file(job: Job, payload: HashPayload) -> Digests:
     """Hash an uploaded or produced file: its size in bytes and one hexadecimal digest per algorithm."""
-    digests = {name: hashlib.new(name, usedforsecurity=False) for name in dict.fromkeys(payload.algorithms)}
+    digests = {
+        name: hashlib.new(name, usedforsecurity=False) for name in dict.fromkeys(payload.algorithms)
+    }
 
     def update(piece: bytes) -> None:
         for digest in digests.values():
@@ -62,8 +64,8 @@ async def hash_file(job: Job, payload: HashPayload) -> Digests:
     total = (await job.files.stat(payload.source)).size
     done = 0
     await job.progress(0, total)
-    # A thread of its own, since all algorithms together may take milliseconds for a piece of about 1 MiB. The next ones
-    # are read meanwhile, so that it always has something to do.
+    # A thread of its own, since all algorithms together may take milliseconds for a piece of about
+    # 1 MiB. The next ones are read meanwhile, so that it always has something to do.
     thread = ThreadPoolExecutor(1, thread_name_prefix="hash")
     pieces: deque[asyncio.Future[None]] = deque()
     try:

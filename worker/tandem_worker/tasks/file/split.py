@@ -10,7 +10,17 @@ from tandem_worker.archives.compression import compression_of, inflated
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.files import MAX_FILES, FileRef
 from tandem_worker.jobs.sync import SyncFiles, SyncJob, Writer
-from tandem_worker.tables.text import SAMPLE, Progress, Rows, as_file, delimiter_of, file_name, is_csv, lines, records
+from tandem_worker.tables.text import (
+    SAMPLE,
+    Progress,
+    Rows,
+    as_file,
+    delimiter_of,
+    file_name,
+    is_csv,
+    lines,
+    records,
+)
 from tandem_worker.tables.writers import bare
 from tandem_worker.task import task
 from tandem_worker.tasks.file.payloads import EXAMPLE
@@ -24,13 +34,14 @@ def _refuse_wide(start: bytes) -> None:
         raise Permanent("invalid_file", "it is UTF-16: convert it first, with file.convert")
 
 
-# ------------------------------------------------------------------------------------------------------------ joining
+# ------------------------------------------------------------------------------------------ joining
 
 
 def _join(files: SyncFiles, sources: list[FileRef], *, header: bool, progress: Progress) -> FileRef:
     """Join the sources (as `stat` gives them) in their order, under the first one's name.
 
-    With `header` each of them starts with the same CSV record, which is kept once, and each ends with a line's end.
+    With `header` each of them starts with the same CSV record, which is kept once, and each ends
+    with a line's end.
     """
     stem, ending = file_name(sources[0])
     out = files.create(f"{stem}{ending}", sources[0].content_type)
@@ -47,7 +58,9 @@ def _join(files: SyncFiles, sources: list[FileRef], *, header: bool, progress: P
                 first = plain
                 out.write(head)
             elif plain != first:
-                raise Permanent("header_mismatch", f"source {number} has another header than those before it")
+                raise Permanent(
+                    "header_mismatch", f"source {number} has another header than those before it"
+                )
         last = b"\n"
         while piece := file.read(PIECE):
             out.write(piece)
@@ -59,13 +72,15 @@ def _join(files: SyncFiles, sources: list[FileRef], *, header: bool, progress: P
     return out.commit()
 
 
-# ------------------------------------------------------------------------------------------------------------ cutting
+# ------------------------------------------------------------------------------------------ cutting
 
 
 class Parts:
     """Writes the parts of one file: `<name>-00001.<ending>` and so on."""
 
-    def __init__(self, files: SyncFiles, name: tuple[str, str], content_type: str | None, head: bytes = b"") -> None:
+    def __init__(
+        self, files: SyncFiles, name: tuple[str, str], content_type: str | None, head: bytes = b""
+    ) -> None:
         self._files = files
         self._name = name
         self._content_type = content_type
@@ -76,7 +91,9 @@ class Parts:
     def write(self, data: bytes) -> None:
         if self._out is None:
             stem, ending = self._name
-            self._out = self._files.create(f"{stem}-{len(self.made) + 1:05d}{ending}", self._content_type)
+            self._out = self._files.create(
+                f"{stem}-{len(self.made) + 1:05d}{ending}", self._content_type
+            )
             self._out.write(self._head)
         self._out.write(data)
 
@@ -151,7 +168,9 @@ def _split_rows(
             parts.end()
             count = 0
         if size is not None and len(head) + len(row) > size:
-            raise Permanent("too_large", f"a row with its header has more than the {size} bytes of a part")
+            raise Permanent(
+                "too_large", f"a row with its header has more than the {size} bytes of a part"
+            )
         parts.write(row)
         count += 1
         if count == rows:
@@ -178,16 +197,21 @@ class Joined(TypedDict):
     file: FileRef
 
 
-@task("file.concat", timeout="10m", cpu=True, example={"sources": [EXAMPLE, EXAMPLE], "header": True})
+@task(
+    "file.concat", timeout="10m", cpu=True, example={"sources": [EXAMPLE, EXAMPLE], "header": True}
+)
 def concat(job: SyncJob, payload: ConcatPayload) -> Joined:
     """Join files in their order, byte by byte; with `header`, CSV files whose common header is kept once.
 
-    With `header` a source that does not end with a line's end gets one, and another header fails as `header_mismatch`.
+    With `header` a source that does not end with a line's end gets one, and another header fails as
+    `header_mismatch`.
     """
     sources = [job.files.stat(source) for source in payload.sources]
     total = sum(source.size or 0 for source in sources)
     job.progress(0, total)
-    made = _join(job.files, sources, header=payload.header, progress=lambda done: job.progress(done, total))
+    made = _join(
+        job.files, sources, header=payload.header, progress=lambda done: job.progress(done, total)
+    )
     job.progress(total, total)
     return {"file": made}
 
@@ -199,16 +223,22 @@ def _only(name: str) -> dict[str, Any]:
 class SplitPayload(BaseModel):
     """What to cut, and where: after so many `rows`, or so that no part has more than so many `bytes`.
 
-    `format` says what a row is: a CSV record (which may have line ends in quotes) or, with `ndjson`, a line. Without it
-    the file's name (`.csv`, `.tsv`) or content type tells, and `header` means CSV.
+    `format` says what a row is: a CSV record (which may have line ends in quotes) or, with
+    `ndjson`, a line. Without it the file's name (`.csv`, `.tsv`) or content type tells, and
+    `header` means CSV.
     """
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"oneOf": [_only("rows"), _only("bytes")]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"oneOf": [_only("rows"), _only("bytes")]}
+    )
 
     source: FileRef
     rows: int | None = Field(default=None, ge=1)
     bytes: int | None = Field(default=None, ge=1)
-    header: bool = Field(default=False, description="the first row stands in each part, and parts end with whole rows")
+    header: bool = Field(
+        default=False,
+        description="the first row stands in each part, and parts end with whole rows",
+    )
     format: Rows | None = None
 
     @model_validator(mode="after")
@@ -224,12 +254,17 @@ class Parted(TypedDict):
     files: list[FileRef]
 
 
-@task("file.split", timeout="10m", cpu=True, example={"source": EXAMPLE, "rows": 100_000, "header": True})
+@task(
+    "file.split",
+    timeout="10m",
+    cpu=True,
+    example={"source": EXAMPLE, "rows": 100_000, "header": True},
+)
 def split(job: SyncJob, payload: SplitPayload) -> Parted:
     """Cut a file into parts of so many rows, or of at most so many bytes.
 
-    Parts of `bytes` without `header` are cut anywhere; joined they are the source. All others have whole rows, and a
-    compressed source is inflated for them.
+    Parts of `bytes` without `header` are cut anywhere; joined they are the source. All others have
+    whole rows, and a compressed source is inflated for them.
     """
     source = job.files.stat(payload.source)
     job.progress(0, source.size)

@@ -1,6 +1,7 @@
 """A body that is too large to begin again: read over as many connections as it takes.
 
-After a fault the rest is asked for by Range, and If-Range sees to it that it is the rest of the same thing (RFC 9110,
+After a fault the rest is asked for by Range, and If-Range sees to it that it is the rest of the
+same thing (RFC 9110,
 13.1.5 and 14). Without a validator that can say so, a fault is the attempt's failure.
 """
 
@@ -45,7 +46,9 @@ class Download:
 
     response: aiohttp.ClientResponse
 
-    def __init__(self, job: Job, url: str, headers: CIMultiDict[str], limit: int, connection: AsyncExitStack) -> None:
+    def __init__(
+        self, job: Job, url: str, headers: CIMultiDict[str], limit: int, connection: AsyncExitStack
+    ) -> None:
         self.received = 0
         self.total: int | None = None
         self._job, self._url, self._limit = job, url, limit
@@ -88,7 +91,9 @@ class Download:
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
                 fault = failure(error, self.response.url, None, repeatable=True)
             except TimeoutError:
-                message = f"no response from {shown(self.response.url)}: nothing came for {STALL:g} s"
+                message = (
+                    f"no response from {shown(self.response.url)}: nothing came for {STALL:g} s"
+                )
                 fault = TaskError("connection_failed", message, retryable=True)
             else:
                 return
@@ -103,7 +108,12 @@ class Download:
     async def _resume(self, fault: TaskError) -> None:
         while True:
             # A server that says when to come back is obeyed by the attempt that follows.
-            if self._validator is None or not fault.retryable or fault.after is not None or self._faults >= FAULTS:
+            if (
+                self._validator is None
+                or not fault.retryable
+                or fault.after is not None
+                or self._faults >= FAULTS
+            ):
                 raise fault
             await asyncio.sleep(PAUSE * 2.0**self._faults * random.random())
             self._faults += 1
@@ -123,7 +133,10 @@ class Download:
     async def _ask(self, more: dict[str, str] | None = None) -> None:
         await self._connection.aclose()  # the connection before
         call = self._job.http.request(
-            "GET", self._url, headers={**self._headers, **(more or {})}, timeout=remaining(self._job)
+            "GET",
+            self._url,
+            headers={**self._headers, **(more or {})},
+            timeout=remaining(self._job),
         )
         self.response = await self._connection.enter_async_context(call)
 
@@ -137,7 +150,9 @@ class Download:
         self.total = self.response.content_length if plain else None
         self._validator = _validator(self.response) if plain else None
         if self.total is not None and self.total > self._limit:
-            message = f"{shown(self.response.url)} has {self.total} bytes, max_bytes is {self._limit}"
+            message = (
+                f"{shown(self.response.url)} has {self.total} bytes, max_bytes is {self._limit}"
+            )
             raise TaskError("too_large", message, retryable=False)
 
     def _continues(self) -> bool:
@@ -145,16 +160,24 @@ class Download:
         if self.response.status != 206:
             return False
         match = _CONTENT_RANGE.fullmatch(self.response.headers.get("Content-Range", "").strip())
-        same = match is not None and int(match[1]) == self.received and match[2] in ("*", str(self.total or match[2]))
+        same = (
+            match is not None
+            and int(match[1]) == self.received
+            and match[2] in ("*", str(self.total or match[2]))
+        )
         etag = self.response.headers.get("ETag", "")
-        if not same or (etag and (self._validator or "").startswith('"') and etag != self._validator):
+        if not same or (
+            etag and (self._validator or "").startswith('"') and etag != self._validator
+        ):
             message = f"{shown(self.response.url)} answered another range than it was asked for"
             raise TaskError("bad_response", message, retryable=True)
         return True
 
 
 @asynccontextmanager
-async def open_download(job: Job, url: str, headers: CIMultiDict[str], limit: int) -> AsyncIterator[Download]:
+async def open_download(
+    job: Job, url: str, headers: CIMultiDict[str], limit: int
+) -> AsyncIterator[Download]:
     """The download, its first response at hand. Raises TaskError, `too_large` if it says so of itself."""
     async with AsyncExitStack() as connection:
         download = Download(job, url, headers, limit, connection)
@@ -169,7 +192,9 @@ def _validator(response: aiohttp.ClientResponse) -> str | None:
         return etag
     modified = response.headers.get("Last-Modified", "").strip()
     try:
-        age = parsedate_to_datetime(response.headers.get("Date", "")) - parsedate_to_datetime(modified)
+        age = parsedate_to_datetime(response.headers.get("Date", "")) - parsedate_to_datetime(
+            modified
+        )
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
     return modified if age >= timedelta(seconds=1) and not etag else None
@@ -183,7 +208,9 @@ def _text(value: str) -> str:
 DOWNLOAD = 10 << 30  # bytes, if the payload does not say
 
 
-LARGEST_DOWNLOAD = 64 << 30  # bytes that a payload may ask for: a remote store takes so many parts and no more
+LARGEST_DOWNLOAD = (
+    64 << 30
+)  # bytes that a payload may ask for: a remote store takes so many parts and no more
 
 
 REPORT_EVERY = 4 << 20  # bytes
@@ -214,13 +241,18 @@ class HttpDownload(BaseModel):
 
     url: Url
     headers: WholeHeaders = Field(
-        None, description="without those that belong to the connection, and without Range and If-Range"
+        None,
+        description="without those that belong to the connection, and without Range and If-Range",
     )
-    name: FileName | None = Field(None, description="of the file; else as the server calls it, or as the URL ends")
-    max_bytes: Annotated[int, Field(ge=0, le=LARGEST_DOWNLOAD, description="above, the job fails as too_large")] = (
-        DOWNLOAD
+    name: FileName | None = Field(
+        None, description="of the file; else as the server calls it, or as the URL ends"
     )
-    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = Field(None, description="the file's, in hex")
+    max_bytes: Annotated[
+        int, Field(ge=0, le=LARGEST_DOWNLOAD, description="above, the job fails as too_large")
+    ] = DOWNLOAD
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = Field(
+        None, description="the file's, in hex"
+    )
 
 
 class HttpDownloaded(TypedDict):
@@ -237,15 +269,21 @@ class HttpDownloaded(TypedDict):
 )
 async def download(job: Job, payload: HttpDownload) -> HttpDownloaded:
     """Download a URL to the file store. After a fault it goes on where it broke off, if the server can do that."""
-    async with open_download(job, payload.url, sent_headers(job, payload.headers), payload.max_bytes) as body:
+    async with open_download(
+        job, payload.url, sent_headers(job, payload.headers), payload.max_bytes
+    ) as body:
         name, kind = payload.name or body.name, body.content_type
         file = await _stored(job, body, name, kind, payload.max_bytes)
         if payload.sha256 is not None and file.sha256 != payload.sha256.lower():
             message = f"{name} has the sha256 {file.sha256}, not the one that was asked for"
-            # A body that did not say its length may have been cut off; one that did came whole, and is another.
+            # A body that did not say its length may have been cut off; one that did came whole, and
+            # is another.
             raise TaskError("sha256_mismatch", message, retryable=body.total is None)
         await job.progress(body.received, body.received)
-        return {"file": file, "status": 200 if body.response.status == 206 else body.response.status}
+        return {
+            "file": file,
+            "status": 200 if body.response.status == 206 else body.response.status,
+        }
 
 
 async def _stored(job: Job, body: Download, name: str, kind: str | None, limit: int) -> FileRef:
@@ -254,7 +292,9 @@ async def _stored(job: Job, body: Download, name: str, kind: str | None, limit: 
             return await job.files.write(name, _reported(job, body), kind, limit=limit)
         except Changed:
             job.log.info("the download starts over: the URL gives something else, or no ranges")
-    raise TaskError("connection_failed", f"{name} broke off and changed {RESTARTS + 1} times", retryable=True)
+    raise TaskError(
+        "connection_failed", f"{name} broke off and changed {RESTARTS + 1} times", retryable=True
+    )
 
 
 async def _reported(job: Job, body: Download) -> AsyncIterator[bytes]:

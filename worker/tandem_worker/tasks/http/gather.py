@@ -21,7 +21,9 @@ from tandem_worker.tasks.http.request import HttpRequest, HttpResult, Room, call
 MOST_REQUESTS = 10_000
 MOST_RUNNERS = 100
 EACH = 30.0  # seconds for one of several requests
-RACING = 20.0  # the same in a race: below the job's own 30 s, so that it ends by its requests and not by its timeout
+# the same in a race: below the job's own 30 s, so that it ends by its requests and not by its
+# timeout
+RACING = 20.0
 MESSAGES = 10  # that the failure of a whole race repeats
 
 Timeout = Annotated[
@@ -38,10 +40,10 @@ Timeout = Annotated[
 ]
 
 
-# ------------------------------------------------------------------------------------------------------------ download
+# ----------------------------------------------------------------------------------------- download
 
 
-# -------------------------------------------------------------------------------------------------------- gather, race
+# ------------------------------------------------------------------------------------- gather, race
 
 
 class HttpGather(BaseModel):
@@ -49,11 +51,16 @@ class HttpGather(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    requests: Annotated[list[HttpRequest], Field(max_length=MOST_REQUESTS, description="payloads of http.request")]
-    concurrency: Annotated[int, Field(ge=1, le=MOST_RUNNERS, description="requests under way at once")] = 10
+    requests: Annotated[
+        list[HttpRequest], Field(max_length=MOST_REQUESTS, description="payloads of http.request")
+    ]
+    concurrency: Annotated[
+        int, Field(ge=1, le=MOST_RUNNERS, description="requests under way at once")
+    ] = 10
     timeout: Annotated[Timeout, Field(description="of each request")] = EACH
     on_error: Annotated[
-        Literal["collect", "fail"], Field(description="collect failures among the results, or fail with the first")
+        Literal["collect", "fail"],
+        Field(description="collect failures among the results, or fail with the first"),
     ] = "collect"
 
 
@@ -108,12 +115,18 @@ async def gather(job: Job, payload: HttpGather) -> HttpGathered:
         for index, one in waiting:
             try:
                 item = item_body(
-                    {"ok": True, "index": index, **await call(job, one, timeout=payload.timeout, room=bodies)}
+                    {
+                        "ok": True,
+                        "index": index,
+                        **await call(job, one, timeout=payload.timeout, room=bodies),
+                    }
                 )
             except (TaskError, TandemError) as error:
                 what = fault(error)
                 if bodies.full or payload.on_error == "fail":
-                    raise TaskError(what.type, f"request {index}: {what.message}", retryable=False) from error
+                    raise TaskError(
+                        what.type, f"request {index}: {what.message}", retryable=False
+                    ) from error
                 item = encode({"ok": False, "index": index, "error": _problem(what)})
             results.take(len(item))
             landed[index] = item
@@ -147,7 +160,8 @@ class HttpRace(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     requests: Annotated[
-        list[HttpRequest], Field(min_length=1, max_length=MOST_RUNNERS, description="payloads of http.request")
+        list[HttpRequest],
+        Field(min_length=1, max_length=MOST_RUNNERS, description="payloads of http.request"),
     ]
     timeout: Annotated[Timeout, Field(description="of each request")] = RACING
 
@@ -189,8 +203,10 @@ async def race(job: Job, payload: HttpRace) -> HttpRaced:
             one.cancel()
         # Cancelled, each closes its connection.
         await asyncio.gather(*running, return_exceptions=True)
-    shown = "; ".join(f"request {index}: {failures[index].message}" for index in sorted(failures)[:MESSAGES])
+    shown = "; ".join(
+        f"request {index}: {failures[index].message}" for index in sorted(failures)[:MESSAGES]
+    )
     raise TaskError("all_failed", f"none of {total} requests succeeded: {shown}", retryable=False)
 
 
-# ------------------------------------------------------------------------------------------------------------- webhook
+# ------------------------------------------------------------------------------------------ webhook

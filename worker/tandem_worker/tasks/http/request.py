@@ -31,8 +31,25 @@ _PASSING = frozenset({408, 425, 429})
 
 # What belongs to the connection, speaks for a proxy, or opens a cloud's metadata service.
 _FORBIDDEN = (
-    *("host", "content-length", "transfer-encoding", "connection", "te", "trailer", "upgrade", "keep-alive", "expect"),
-    *("http2-settings", "forwarded", "via", "metadata", "metadata-flavor", "x-google-metadata-request"),
+    *(
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "te",
+        "trailer",
+        "upgrade",
+        "keep-alive",
+        "expect",
+    ),
+    *(
+        "http2-settings",
+        "forwarded",
+        "via",
+        "metadata",
+        "metadata-flavor",
+        "x-google-metadata-request",
+    ),
 )
 _FORBIDDEN_FAMILIES = ("proxy-", "x-forwarded-", "x-metadata-", "x-aws-ec2-metadata-token")
 
@@ -51,7 +68,11 @@ _NAME = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
 
 
 def _any_of(*words: str, families: tuple[str, ...] = ()) -> str:
-    return "^(" + "|".join([*map(_any_case, words), *(f"{_any_case(family)}.*" for family in families)]) + ")$"
+    return (
+        "^("
+        + "|".join([*map(_any_case, words), *(f"{_any_case(family)}.*" for family in families)])
+        + ")$"
+    )
 
 
 _NOT_ALLOWED = _any_of(*_FORBIDDEN, families=_FORBIDDEN_FAMILIES)
@@ -68,7 +89,9 @@ def _schema(*refused: tuple[str, str]) -> WithJsonSchema:
             "maxProperties": 100,
             "propertyNames": {
                 "pattern": _NAME,
-                "allOf": [{"not": {"pattern": names, "description": why}} for names, why in refused],
+                "allOf": [
+                    {"not": {"pattern": names, "description": why}} for names, why in refused
+                ],
             },
             "additionalProperties": {"type": "string", "maxLength": 8192, "pattern": _VALUE},
         }
@@ -105,7 +128,9 @@ Url = Annotated[
     Field(pattern=_URL, max_length=8192, description="http or https, without user or password"),
     AfterValidator(_callable),
 ]
-Headers = Annotated[dict[str, str] | None, AfterValidator(_plain_headers), _schema((_NOT_ALLOWED, _HEADER_REFUSED))]
+Headers = Annotated[
+    dict[str, str] | None, AfterValidator(_plain_headers), _schema((_NOT_ALLOWED, _HEADER_REFUSED))
+]
 # For what asks for ranges itself.
 WholeHeaders = Annotated[
     dict[str, str] | None,
@@ -118,7 +143,13 @@ Scalar = str | int | float | bool | None
 
 _SET = {"not": {"type": "null"}}
 _AT_MOST_ONE: list[Any] = [
-    {"not": {"required": [one, other], "properties": {one: _SET, other: _SET}, "description": _BODIES_REFUSED}}
+    {
+        "not": {
+            "required": [one, other],
+            "properties": {one: _SET, other: _SET},
+            "description": _BODIES_REFUSED,
+        }
+    }
     for one, other in (("json", "body"), ("json", "body_file"), ("body", "body_file"))
 ]
 
@@ -126,23 +157,34 @@ _AT_MOST_ONE: list[Any] = [
 class HttpRequest(BaseModel):
     """What `http.request` takes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"allOf": _AT_MOST_ONE})
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, json_schema_extra={"allOf": _AT_MOST_ONE}
+    )
 
     url: Url
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] = "GET"
     headers: Headers = Field(None, description="without those that belong to the connection")
-    params: dict[str, Scalar | list[Scalar]] | None = Field(None, description="added to the URL's query")
+    params: dict[str, Scalar | list[Scalar]] | None = Field(
+        None, description="added to the URL's query"
+    )
     json_: Any = Field(None, alias="json", description="sent as application/json")
     body: str | None = Field(None, description="sent as UTF-8")
     body_file: FileRef | None = Field(None, description="a file, streamed")
-    follow_redirects: Annotated[bool, Field(description="at most 10; credentials go to the first origin only")] = True
+    follow_redirects: Annotated[
+        bool, Field(description="at most 10; credentials go to the first origin only")
+    ] = True
     expect_status: Annotated[
         list[Annotated[int, Field(ge=100, le=599)] | Annotated[str, Field(pattern=_STATUS)]],
         Field(min_length=1, max_length=100, description='such as 204, "404", "2xx", "200-299"'),
     ] = ["2xx"]
-    max_bytes: Annotated[int, Field(ge=0, le=MOST_BYTES, description="of the response, decompressed")] = MAX_BYTES
+    max_bytes: Annotated[
+        int, Field(ge=0, le=MOST_BYTES, description="of the response, decompressed")
+    ] = MAX_BYTES
     retry_unsafe: Annotated[
-        bool, Field(description="retry POST, PUT, PATCH and DELETE too; an Idempotency-Key header does as well")
+        bool,
+        Field(
+            description="retry POST, PUT, PATCH and DELETE too; an Idempotency-Key header does as well"
+        ),
     ] = False
 
     @model_validator(mode="after")
@@ -178,7 +220,11 @@ class Room:
     def take(self, size: int) -> None:
         self._left -= size
         if self.full:
-            raise TaskError("too_large", f"{self._what} have more than {TOGETHER >> 20} MiB together", retryable=False)
+            raise TaskError(
+                "too_large",
+                f"{self._what} have more than {TOGETHER >> 20} MiB together",
+                retryable=False,
+            )
 
 
 def remaining(job: Job) -> float:
@@ -194,7 +240,9 @@ def sent_headers(job: Job, headers: dict[str, str] | None) -> CIMultiDict[str]:
     return sent
 
 
-async def call(job: Job, payload: HttpRequest, *, timeout: float, room: Room | None = None) -> HttpResult:
+async def call(
+    job: Job, payload: HttpRequest, *, timeout: float, room: Room | None = None
+) -> HttpResult:
     """Make the call and read the response, in at most `timeout` seconds; `room` is for all calls of the job together.
 
     Raises TaskError, for a status that is not expected as well.
@@ -224,7 +272,9 @@ async def call(job: Job, payload: HttpRequest, *, timeout: float, room: Room | N
         retry_unsafe=payload.retry_unsafe,
     ) as response:
         if not _expected(response.status, payload.expect_status):
-            repeatable = payload.method in SAFE or payload.retry_unsafe or "Idempotency-Key" in headers
+            repeatable = (
+                payload.method in SAFE or payload.retry_unsafe or "Idempotency-Key" in headers
+            )
             raise unexpected(payload.method, response, repeatable)
         data = await job.http.read(response, payload.max_bytes, None if room is None else room.take)
     result: HttpResult = {
@@ -252,7 +302,9 @@ def unexpected(method: str, response: aiohttp.ClientResponse, repeatable: bool) 
     status = response.status
     message = f"{method} {shown(response.url)} answered {status}"
     retryable = repeatable and (status in _PASSING or status >= 500)
-    return TaskError("http_status", message, retryable, after=retry_after(response) if retryable else None)
+    return TaskError(
+        "http_status", message, retryable, after=retry_after(response) if retryable else None
+    )
 
 
 def retry_after(response: aiohttp.ClientResponse) -> float | None:
@@ -316,11 +368,16 @@ def _put(result: HttpResult, data: bytes, response: aiohttp.ClientResponse) -> N
 
 @task(
     "http.request",
-    example={"url": "https://example.org/", "headers": {"Accept": "text/html"}, "expect_status": ["2xx"]},
+    example={
+        "url": "https://example.org/",
+        "headers": {"Accept": "text/html"},
+        "expect_status": ["2xx"],
+    },
 )
 async def request(job: Job, payload: HttpRequest) -> HttpResult:
     """Call a URL and keep the response: status, headers and body.
 
-    Header names of the result are in lower case; repeated ones are joined by ", ", Set-Cookie by a line feed.
+    Header names of the result are in lower case; repeated ones are joined by ", ", Set-Cookie by a
+    line feed.
     """
     return await call(job, payload, timeout=remaining(job))

@@ -82,13 +82,17 @@ class HttpWebhook(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     url: Url
-    type: Annotated[str, Field(pattern=_WORD, max_length=256, description="of the event, such as order.paid")]
+    type: Annotated[
+        str, Field(pattern=_WORD, max_length=256, description="of the event, such as order.paid")
+    ]
     data: Annotated[Any, Field(description="of the event")]
     secret: Secret | None = Field(
-        None, description="whsec_ and the base64 of 24 to 64 bytes; without it the event is not signed"
+        None,
+        description="whsec_ and the base64 of 24 to 64 bytes; without it the event is not signed",
     )
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=128)] | None = Field(
-        None, description="of the event and its webhook-id, the same in every attempt; else the job's id and the type"
+        None,
+        description="of the event and its webhook-id, the same in every attempt; else the job's id and the type",
     )
     subject: Annotated[str, Field(pattern=_WORD, max_length=256)] | None = Field(
         None, description="of the event; else the job's id"
@@ -112,7 +116,12 @@ async def webhook(job: Job, payload: HttpWebhook) -> HttpDelivered:
     Any 2xx is a delivery. A redirect fails at once, 410 as `gone`; everything else is tried again.
     """
     now = time.time()
-    event = payload.id or "".join(c if c.isascii() and c.isalnum() else "-" for c in f"{job.id}-{payload.type}")[:128]
+    event = (
+        payload.id
+        or "".join(c if c.isascii() and c.isalnum() else "-" for c in f"{job.id}-{payload.type}")[
+            :128
+        ]
+    )
     body = cloud_event(
         id=event,
         type=payload.type,

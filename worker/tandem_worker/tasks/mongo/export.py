@@ -1,8 +1,9 @@
 """Documents in files, both ways: NDJSON (one Extended JSON document a line), a JSON array, CSV, Parquet.
 
-CSV and Parquet have the keys of all documents as columns. Numbers, booleans, dates and bytes have types of their own in
-Parquet where all values of a column have the same; ids, decimals and (in CSV) dates are plain text, and what else is no
-text is Extended JSON. What is read from CSV is text, an empty value no field.
+CSV and Parquet have the keys of all documents as columns. Numbers, booleans, dates and bytes have
+types of their own in Parquet where all values of a column have the same; ids, decimals and (in CSV)
+dates are plain text, and what else is no text is Extended JSON. What is read from CSV is text, an
+empty value no field.
 """
 
 import asyncio
@@ -75,7 +76,12 @@ class _Table:
     """What has columns must know them all first: the documents wait in a file until the last one was seen."""
 
     def __init__(
-        self, spool: Any, format: Format, compression: Compression | None, form: Form, fields: Sequence[str]
+        self,
+        spool: Any,
+        format: Format,
+        compression: Compression | None,
+        form: Form,
+        fields: Sequence[str],
     ) -> None:
         self._spool = spool
         self._format, self._compression, self._form = format, compression, form
@@ -123,14 +129,16 @@ def _text(value: Any, form: Form) -> str:
     return made if isinstance(made, str) else msgspec.json.encode(made).decode()
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 class MongoExport(_Read):
     """What `mongo.export` takes."""
 
     format: Format
-    compression: Annotated[Compression | None, Field(description="of the file; of Parquet, inside of it")] = None
+    compression: Annotated[
+        Compression | None, Field(description="of the file; of Parquet, inside of it")
+    ] = None
 
 
 class MongoExported(TypedDict):
@@ -143,14 +151,22 @@ class MongoExported(TypedDict):
 @task(
     "mongo.export",
     timeout="10m",
-    example={"connection": "demo", "collection": "orders", "filter": {"city": "Oslo"}, "format": "ndjson"},
+    example={
+        "connection": "demo",
+        "collection": "orders",
+        "filter": {"city": "Oslo"},
+        "format": "ndjson",
+    },
 )
 async def export(job: Job, payload: MongoExport) -> MongoExported:
     """Write the documents that a query finds to a file: NDJSON or a JSON array of Extended JSON, CSV, or Parquet.
 
-    CSV and Parquet have the fields of all documents as columns; ids, decimals and what is mixed in them are text.
+    CSV and Parquet have the fields of all documents as columns; ids, decimals and what is mixed in
+    them are text.
     """
-    wanted = [name for name, value in (payload.projection or {}).items() if value and "." not in name]
+    wanted = [
+        name for name, value in (payload.projection or {}).items() if value and "." not in name
+    ]
     if wanted and "_id" not in (payload.projection or {}):
         wanted.insert(0, "_id")
     count = 0

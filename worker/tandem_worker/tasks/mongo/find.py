@@ -36,7 +36,13 @@ class MongoCount(TypedDict):
 @task(
     "mongo.find",
     timeout="10m",
-    example={"connection": "demo", "collection": "orders", "filter": {"city": "Oslo"}, "sort": {"_id": 1}, "limit": 10},
+    example={
+        "connection": "demo",
+        "collection": "orders",
+        "filter": {"city": "Oslo"},
+        "sort": {"_id": 1},
+        "limit": 10,
+    },
 )
 async def find(job: Job, payload: MongoFind) -> MongoCount:
     """Find documents in MongoDB and stream them as Extended JSON."""
@@ -50,7 +56,10 @@ async def find(job: Job, payload: MongoFind) -> MongoCount:
     example={
         "connection": "demo",
         "collection": "orders",
-        "pipeline": [{"$match": {"paid": True}}, {"$group": {"_id": "$city", "total": {"$sum": "$amount"}}}],
+        "pipeline": [
+            {"$match": {"paid": True}},
+            {"$group": {"_id": "$city", "total": {"$sum": "$amount"}}},
+        ],
     },
 )
 async def aggregate(job: Job, payload: MongoAggregate) -> MongoCount:

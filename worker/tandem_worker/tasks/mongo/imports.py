@@ -30,8 +30,12 @@ class MongoImport(_Place):
     """What `mongo.import` takes."""
 
     source: FileRef
-    format: Annotated[Format | None, Field(description="told by the file's name if not given, else ndjson")] = None
-    compression: Annotated[Compression | None, Field(description="may be left out: the file's start says it")] = None
+    format: Annotated[
+        Format | None, Field(description="told by the file's name if not given, else ndjson")
+    ] = None
+    compression: Annotated[
+        Compression | None, Field(description="may be left out: the file's start says it")
+    ] = None
 
 
 class MongoImported(TypedDict):
@@ -44,12 +48,17 @@ class MongoImported(TypedDict):
 @task(
     "mongo.import",
     timeout="10m",
-    example={"connection": "demo", "collection": "orders", "source": {"file": "01JC8XW3T4Z5PC3V8M2G7QK9RN4HDA"}},
+    example={
+        "connection": "demo",
+        "collection": "orders",
+        "source": {"file": "01JC8XW3T4Z5PC3V8M2G7QK9RN4HDA"},
+    },
 )
 async def import_file(job: Job, payload: MongoImport) -> MongoImported:
     """Insert the documents of a file into MongoDB, applied once: NDJSON, a JSON array, CSV, Parquet, also compressed.
 
-    Documents that cannot be read, or that the server refuses, are counted and logged, and the others inserted.
+    Documents that cannot be read, or that the server refuses, are counted and logged, and the
+    others inserted.
     """
     source = await job.files.stat(payload.source)
     stored = Stored(job, source)
@@ -66,7 +75,9 @@ async def import_file(job: Job, payload: MongoImport) -> MongoImported:
     return {"inserted": inserts.inserted, "bad_count": inserts.bad}
 
 
-def entries(pieces: Iterable[bytes], format: Format, compression: Compression | None) -> Iterator[Entry]:
+def entries(
+    pieces: Iterable[bytes], format: Format, compression: Compression | None
+) -> Iterator[Entry]:
     """The documents of a file, read in a thread. Raises Permanent for a file that is not what it is said to be."""
     for number, found, problem, size in items(pieces, format, compression):
         if found is None:

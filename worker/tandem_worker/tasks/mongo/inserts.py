@@ -41,7 +41,9 @@ class Inserts:
         self._target = target
         self._job = job
         self._refuse = refuse
-        self._repeated: bool | None = None  # whether an earlier attempt has begun; None: nobody needed to know
+        self._repeated: bool | None = (
+            None  # whether an earlier attempt has begun; None: nobody needed to know
+        )
 
     async def insert(self, entries: Sequence[Entry]) -> list[Rejected]:
         """Insert the documents at once; those that were refused."""

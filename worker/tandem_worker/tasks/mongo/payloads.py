@@ -31,13 +31,17 @@ _DATABASE = {"not": {"type": "string", "pattern": r"^(admin|config|local)$", "de
 Query = Annotated[dict[str, Any], Field(description="a MongoDB query; Extended JSON")]
 
 
-Extended = Annotated[Form, Field(description="the documents' form: canonical keeps every number's type")]
+Extended = Annotated[
+    Form, Field(description="the documents' form: canonical keeps every number's type")
+]
 
 
 class _Place(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    connection: Annotated[str, Field(min_length=1, max_length=128, description="a name from the worker's settings")]
+    connection: Annotated[
+        str, Field(min_length=1, max_length=128, description="a name from the worker's settings")
+    ]
     database: Annotated[
         str | None,
         Field(
@@ -51,9 +55,12 @@ class _Place(BaseModel):
 
 class _Read(_Place):
     filter: Query = {}
-    projection: Annotated[dict[str, Any] | None, Field(description="the fields wanted, {name: 1}")] = None
+    projection: Annotated[
+        dict[str, Any] | None, Field(description="the fields wanted, {name: 1}")
+    ] = None
     sort: Annotated[
-        dict[str, Literal[1, -1] | dict[str, Any]] | None, Field(description="1 is ascending, -1 descending")
+        dict[str, Literal[1, -1] | dict[str, Any]] | None,
+        Field(description="1 is ascending, -1 descending"),
     ] = None
     limit: Annotated[int, Field(ge=1, le=(1 << 31) - 1)] | None = None
     extended_json: Extended = "relaxed"
@@ -69,13 +76,17 @@ def _found(job: Job, payload: _Read, *, raw: bool = False) -> Any:
     filter = _document(to_bson(payload.filter, "filter"), "filter")
     allowlist.check_filter(filter)
     projection = (
-        None if payload.projection is None else _document(to_bson(payload.projection, "projection"), "projection")
+        None
+        if payload.projection is None
+        else _document(to_bson(payload.projection, "projection"), "projection")
     )
     allowlist.check_projection(projection or {})
     sort = payload.sort or {}
     for name, direction in sort.items():
         if isinstance(direction, dict) and direction != {"$meta": "textScore"}:
-            raise TaskError("forbidden_operator", f"sort/{name[:100]} is 1, -1 or textScore", retryable=False)
+            raise TaskError(
+                "forbidden_operator", f"sort/{name[:100]} is 1, -1 or textScore", retryable=False
+            )
     return job.mongo(payload.connection).find(
         _target(job, payload),
         filter,
@@ -88,5 +99,7 @@ def _found(job: Job, payload: _Read, *, raw: bool = False) -> Any:
 
 def _document(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise TaskError("invalid_document", f"{place} is a single value, not an object", retryable=False)
+        raise TaskError(
+            "invalid_document", f"{place} is a single value, not an object", retryable=False
+        )
     return value

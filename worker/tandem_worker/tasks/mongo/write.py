@@ -25,7 +25,8 @@ class MongoUpdate(_Place):
 
     filter: Query
     update: Annotated[
-        dict[str, Any] | list[dict[str, Any]], Field(description="operators such as $set, or a pipeline", min_length=1)
+        dict[str, Any] | list[dict[str, Any]],
+        Field(description="operators such as $set, or a pipeline", min_length=1),
     ]
     many: Annotated[bool, Field(description="all that match, not just one")] = False
     upsert: Annotated[bool, Field(description="insert a document if none matches")] = False
@@ -64,14 +65,20 @@ class MongoDeleted(TypedDict):
     example={
         "connection": "demo",
         "collection": "orders",
-        "documents": [{"city": "Oslo", "amount": {"$numberDecimal": "9.90"}, "at": {"$date": "2026-01-31T12:00:00Z"}}],
+        "documents": [
+            {
+                "city": "Oslo",
+                "amount": {"$numberDecimal": "9.90"},
+                "at": {"$date": "2026-01-31T12:00:00Z"},
+            }
+        ],
     },
 )
 async def insert(job: Job, payload: MongoInsert) -> MongoInserted:
     """Insert documents into MongoDB, applied once.
 
-    Documents without an `_id` get one that is derived from the job, so that another attempt inserts none twice. Those
-    that the server refuses fail the job; the others are inserted.
+    Documents without an `_id` get one that is derived from the job, so that another attempt inserts
+    none twice. Those that the server refuses fail the job; the others are inserted.
     """
     entries = []
     for number, one in enumerate(payload.documents):
@@ -87,7 +94,9 @@ async def insert(job: Job, payload: MongoInsert) -> MongoInserted:
             f"{len(rejected)} of {len(entries)} documents were refused, the others are inserted;"
             f" documents/{first.place}: {first.reason}"
         )
-        raise TaskError("duplicate_key" if first.duplicate else "mongo_error", message, retryable=False)
+        raise TaskError(
+            "duplicate_key" if first.duplicate else "mongo_error", message, retryable=False
+        )
     return {"inserted": inserts.inserted}
 
 
@@ -110,7 +119,9 @@ async def update(job: Job, payload: MongoUpdate) -> MongoUpdated:
     done = await connection.update(
         _target(job, payload), job.id, filter, change, many=payload.many, upsert=payload.upsert
     )
-    return MongoUpdated(matched=done["matched"], modified=done["modified"], upserted=done["upserted"])
+    return MongoUpdated(
+        matched=done["matched"], modified=done["modified"], upserted=done["upserted"]
+    )
 
 
 @task(

@@ -15,11 +15,15 @@ from tandem_worker.tasks.sql.payloads import REPORT_EVERY, Connection, Params, S
 class SqlStatement(BaseModel):
     """One statement, run once with `params` or once for each of `rows`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"not": {"required": ["params", "rows"]}})
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, json_schema_extra={"not": {"required": ["params", "rows"]}}
+    )
 
     sql: Sql
     params: Params = None
-    rows: Annotated[list[list[Any] | dict[str, Any]], Field(description="params of each run")] | None = None
+    rows: (
+        Annotated[list[list[Any] | dict[str, Any]], Field(description="params of each run")] | None
+    ) = None
 
     @model_validator(mode="after")
     def _either(self) -> Self:
@@ -50,16 +54,22 @@ class SqlExecuted(TypedDict):
     example={
         "connection": "shop",
         "statements": [
-            {"sql": "UPDATE stock SET left = left - :n WHERE item = :item", "params": {"n": 1, "item": "cup"}},
-            {"sql": "INSERT INTO sales (item, price) VALUES ($1, $2)", "rows": [["cup", 4.5], ["cup", 4.0]]},
+            {
+                "sql": "UPDATE stock SET left = left - :n WHERE item = :item",
+                "params": {"n": 1, "item": "cup"},
+            },
+            {
+                "sql": "INSERT INTO sales (item, price) VALUES ($1, $2)",
+                "rows": [["cup", 4.5], ["cup", 4.0]],
+            },
         ],
     },
 )
 async def execute(job: Job, payload: SqlExecute) -> SqlExecuted:
     """Run SQL statements in one transaction, applied once however often the job is started.
 
-    The connection must say `mode=rw`. A marker in its table `tandem_applied` is written in the same transaction; a
-    later attempt finds it and gives the same row counts, with `applied: before`.
+    The connection must say `mode=rw`. A marker in its table `tandem_applied` is written in the same
+    transaction; a later attempt finds it and gives the same row counts, with `applied: before`.
     """
     total = sum(1 if one.rows is None else len(one.rows) for one in payload.statements)
 

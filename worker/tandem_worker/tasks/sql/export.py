@@ -36,7 +36,9 @@ class Source(NamedTuple):
 class Export:
     """One export. After `run`, `count` and `columns` say what is in the file."""
 
-    def __init__(self, job: Job, source: Source, format: Format, compression: Compression | None) -> None:
+    def __init__(
+        self, job: Job, source: Source, format: Format, compression: Compression | None
+    ) -> None:
         self._job, self._source, self._format, self._compression = job, source, format, compression
         self.count = 0
         self.columns: list[Column] = []
@@ -53,7 +55,9 @@ class Export:
     async def _encoded(self) -> AsyncGenerator[bytes, None]:
         source = self._source
         encoding = Encoder(self._format, self._compression)
-        async with source.connection.query(source.sql, source.params, timeout=source.timeout) as result:
+        async with source.connection.query(
+            source.sql, source.params, timeout=source.timeout
+        ) as result:
             async for portion in result:
                 await self._counted(self.count + len(portion))
                 if piece := await asyncio.to_thread(encoding.write, portion, result.columns):
@@ -89,7 +93,9 @@ class SqlExport(SqlSource):
     """What `sql.export` takes."""
 
     format: Format
-    compression: Literal["gzip", "zstd"] | None = Field(None, description="of the file; of Parquet, inside of it")
+    compression: Literal["gzip", "zstd"] | None = Field(
+        None, description="of the file; of Parquet, inside of it"
+    )
     max_rows: MaxRows = None
     max_bytes: MaxBytes = None
 
@@ -105,14 +111,19 @@ class SqlExported(TypedDict):
 @task(
     "sql.export",
     timeout="10m",
-    example={"connection": "shop", "sql": "SELECT * FROM sales", "format": "csv", "compression": "gzip"},
+    example={
+        "connection": "shop",
+        "sql": "SELECT * FROM sales",
+        "format": "csv",
+        "compression": "gzip",
+    },
 )
 async def export(job: Job, payload: SqlExport) -> SqlExported:
     """Write the rows of one SQL query into a file: CSV, NDJSON or Parquet.
 
-    CSV of PostgreSQL has the server's own words for values (COPY), and like all CSV here nothing for NULL and `""` for
-    an empty text. NDJSON has them as `sql.query` does; Parquet has types of its own for numbers, booleans, dates, times
-    and bytes.
+    CSV of PostgreSQL has the server's own words for values (COPY), and like all CSV here nothing
+    for NULL and `""` for an empty text. NDJSON has them as `sql.query` does; Parquet has types of
+    its own for numbers, booleans, dates, times and bytes.
     """
     connection, text, params = payload.asked(job)
     source = Source(connection, text, params, payload.max_rows, _timeout(job))
@@ -169,7 +180,9 @@ class Encoder:
         if self._output is None:
             types = [_ARROW.get(column.type, "string") for column in columns]
             names = [column.name for column in columns]
-            self._output = open_output(self._buffer, self._format, self._compression, Columns(names, types, _text))
+            self._output = open_output(
+                self._buffer, self._format, self._compression, Columns(names, types, _text)
+            )
         return self._output
 
     def _values(self, rows: Sequence[Row], column: Column) -> list[Any]:

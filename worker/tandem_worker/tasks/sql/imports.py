@@ -65,7 +65,9 @@ class Import:
     async def run(self, transaction: Transaction) -> Imported:
         """Raises TaskError, `bad_rows` if there are more than `max_bad`."""
         plan = self._plan
-        records = await asyncio.to_thread(read, Stored(self._job, plan.source), plan.format, plan.compression)
+        records = await asyncio.to_thread(
+            read, Stored(self._job, plan.source), plan.format, plan.compression
+        )
         if not records.columns:
             return Imported(0, 0, 0)
         self._columns = records.columns
@@ -182,11 +184,19 @@ class SqlImport(BaseModel):
 
     connection: Connection
     table: Annotated[
-        str, Field(pattern=r'^[^\u0000".]{1,128}(\.[^\u0000".]{1,128})?$', description="its name, or schema.name")
+        str,
+        Field(
+            pattern=r'^[^\u0000".]{1,128}(\.[^\u0000".]{1,128})?$',
+            description="its name, or schema.name",
+        ),
     ]
     source: FileRef
-    format: Literal["csv", "ndjson", "parquet"] | None = Field(None, description="else the file's name says it")
-    compression: Literal["gzip", "zstd"] | None = Field(None, description="may be left out: the file's start says it")
+    format: Literal["csv", "ndjson", "parquet"] | None = Field(
+        None, description="else the file's name says it"
+    )
+    compression: Literal["gzip", "zstd"] | None = Field(
+        None, description="may be left out: the file's start says it"
+    )
     columns: Annotated[list[Name], Field(min_length=1, max_length=1600)] | None = Field(
         None, description="of the file's columns those to import; all of them if left out"
     )
@@ -195,7 +205,9 @@ class SqlImport(BaseModel):
         None, description="of an upsert: the columns of a unique index"
     )
     batch: int = Field(5000, ge=1, le=100_000, description="rows written at once")
-    max_bad: int = Field(0, ge=0, le=1_000_000, description="more rows that are refused fail the job as bad_rows")
+    max_bad: int = Field(
+        0, ge=0, le=1_000_000, description="more rows that are refused fail the job as bad_rows"
+    )
 
     @model_validator(mode="after")
     def _keyed(self) -> Self:
@@ -228,8 +240,9 @@ class SqlImported(TypedDict):
 async def import_(job: Job, payload: SqlImport) -> SqlImported:
     """Write a file's rows (CSV, NDJSON, Parquet; plain, gzip or zstd) into a table, applied once.
 
-    All in one transaction, in batches; the connection must say `mode=rw`. Of several rows of one key an upsert keeps
-    the last. Rows that the database refuses are left out and listed in a file, as long as they are at most `max_bad`.
+    All in one transaction, in batches; the connection must say `mode=rw`. Of several rows of one
+    key an upsert keeps the last. Rows that the database refuses are left out and listed in a file,
+    as long as they are at most `max_bad`.
     """
     source = await job.files.stat(payload.source)
     format = payload.format or format_of(source)
@@ -247,7 +260,9 @@ async def import_(job: Job, payload: SqlImport) -> SqlImported:
         max_bad=payload.max_bad,
     )
     importing = Import(job, plan)
-    applied = await apply_once(job.sql(payload.connection), job.id, "sql.import", importing.run, timeout=_timeout(job))
+    applied = await apply_once(
+        job.sql(payload.connection), job.id, "sql.import", importing.run, timeout=_timeout(job)
+    )
     imported = Imported(*applied.result)
     done: SqlImported = {"row_count": imported.row_count, "bad_count": imported.bad_count}
     if (file := await bad_file(job, imported)) is not None:

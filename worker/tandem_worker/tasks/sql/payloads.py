@@ -15,10 +15,14 @@ REPORT_EVERY = 5000  # rows
 GRACE = 1.0  # seconds after the job's deadline: its own timeout comes first
 
 
-Connection = Annotated[str, Field(min_length=1, max_length=128, description="a name from the worker's settings")]
+Connection = Annotated[
+    str, Field(min_length=1, max_length=128, description="a name from the worker's settings")
+]
 
 
-Sql = Annotated[str, Field(pattern=r"^[^\u0000]*[^\s\u0000][^\u0000]*$", description="one statement")]
+Sql = Annotated[
+    str, Field(pattern=r"^[^\u0000]*[^\s\u0000][^\u0000]*$", description="one statement")
+]
 
 
 Params = Annotated[
@@ -27,11 +31,14 @@ Params = Annotated[
 ]
 
 
-MaxRows = Annotated[Annotated[int, Field(ge=1)] | None, Field(description="more rows fail the job as too_large")]
+MaxRows = Annotated[
+    Annotated[int, Field(ge=1)] | None, Field(description="more rows fail the job as too_large")
+]
 
 
 MaxBytes = Annotated[
-    Annotated[int, Field(ge=1)] | None, Field(description="more bytes of output or of the file fail it likewise")
+    Annotated[int, Field(ge=1)] | None,
+    Field(description="more bytes of output or of the file fail it likewise"),
 ]
 
 
@@ -50,7 +57,10 @@ class SqlSource(BaseModel):
                     "required": ["connection", "sql"],
                     "properties": {key: {"type": kind} for key, kind in _OF_SQL.items()},
                 },
-                {"required": ["query"], "properties": {"query": {"type": "string"}, "sql": {"type": "null"}}},
+                {
+                    "required": ["query"],
+                    "properties": {"query": {"type": "string"}, "sql": {"type": "null"}},
+                },
             ]
         },
     )

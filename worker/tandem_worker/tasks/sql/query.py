@@ -10,7 +10,14 @@ from tandem_worker.connectors.sql import rows
 from tandem_worker.errors import TaskError
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
-from tandem_worker.tasks.sql.payloads import REPORT_EVERY, MaxBytes, MaxRows, SqlColumn, SqlSource, _timeout
+from tandem_worker.tasks.sql.payloads import (
+    REPORT_EVERY,
+    MaxBytes,
+    MaxRows,
+    SqlColumn,
+    SqlSource,
+    _timeout,
+)
 
 MAX_RESULT_ROWS = 1000
 MAX_RESULT_BYTES = 16 << 20
@@ -37,12 +44,17 @@ class SqlResult(TypedDict):
 @task(
     "sql.query",
     timeout="10m",
-    example={"connection": "analytics", "sql": "SELECT * FROM orders WHERE city = :city", "params": {"city": "Oslo"}},
+    example={
+        "connection": "analytics",
+        "sql": "SELECT * FROM orders WHERE city = :city",
+        "params": {"city": "Oslo"},
+    },
 )
 async def query(job: Job, payload: SqlQuery) -> SqlResult:
     """Run one SQL query and stream its rows.
 
-    Rows are objects; decimals are strings, times RFC 3339, intervals ISO 8601 durations, bytes base64.
+    Rows are objects; decimals are strings, times RFC 3339, intervals ISO 8601 durations, bytes
+    base64.
     """
     connection, text, params = payload.asked(job)
     kept: list[msgspec.Raw] = []

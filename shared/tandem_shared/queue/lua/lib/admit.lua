@@ -1,4 +1,5 @@
--- The entry to `running`, twin of `leave`: what a job takes hold of when it starts, and why it may not start now.
+-- The entry to `running`, twin of `leave`: what a job takes hold of when it starts, and why it may
+-- not start now.
 
 -- What a claim needs to know of a record: all of it but for its stamp of submission, see `read`.
 local function read_whole(id)
@@ -18,7 +19,8 @@ local function read_whole(id)
   return r
 end
 
--- A reason names all that a worker has to be, so that of the jobs set aside for one it may take all or none.
+-- A reason names all that a worker has to be, so that of the jobs set aside for one it may take all
+-- or none.
 local function obstacle(r, knows)
   if r.f ~= FORM and tonumber(r.f) > FORMAT then
     return 'format:' .. r.queue .. ':' .. r.f
@@ -51,8 +53,8 @@ local function suits(worker, r)
   return version and version >= tonumber(r.ver)
 end
 
--- Sets a job aside for a reason; whatever lifts the reason brings it back. The caller has taken it out of where it
--- stood: before, since what happens here may bring it back at once.
+-- Sets a job aside for a reason; whatever lifts the reason brings it back. The caller has taken it
+-- out of where it stood: before, since what happens here may bring it back at once.
 local function park(id, r, why)
   if r.state == 'queued' then
     local v = stamp(r)

@@ -1,9 +1,10 @@
 -- How a job enters: the record, its idempotency key, the event, and the place where it waits.
--- Jobs that come together mostly differ in nothing but id and payload: what several have in common is sent once, as a
--- kind of KIND values. ARGV has from `start` on how many kinds there are, these, and three values a job: the number of
--- its kind, from 0 on, its id and its payload. Returns id, whether another submission was first, stamp, state; 'reused'
--- as the state when the idempotency key belongs to other content. `has_room(queue)`, if given, is asked of what is new:
--- false and a word that stands for the state, and nothing enters.
+-- Jobs that come together mostly differ in nothing but id and payload: what several have in common
+-- is sent once, as a kind of KIND values. ARGV has from `start` on how many kinds there are, these,
+-- and three values a job: the number of its kind, from 0 on, its id and its payload. Returns id,
+-- whether another submission was first, stamp, state; 'reused' as the state when the idempotency
+-- key belongs to other content. `has_room(queue)`, if given, is asked of what is new: false and a
+-- word that stands for the state, and nothing enters.
 
 local KIND, JOB = 14, 3
 local NOW_MS = int(MS)

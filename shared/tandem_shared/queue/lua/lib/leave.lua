@@ -1,6 +1,6 @@
--- The exits. `leave` is the only way out of `running`, `drop` the only way from any waiting place to a final state;
--- both end in `close`. What a running job holds (its lease, its slots of a key and of its task, its locks) is given
--- back here and nowhere else.
+-- The exits. `leave` is the only way out of `running`, `drop` the only way from any waiting place
+-- to a final state; both end in `close`. What a running job holds (its lease, its slots of a key
+-- and of its task, its locks) is given back here and nowhere else.
 
 local function explain(type, message, attempt)
   local retryable = type == 'expired' and 'false' or 'true'
@@ -8,8 +8,8 @@ local function explain(type, message, attempt)
     .. ',"attempt":' .. attempt .. '}'
 end
 
--- The same failure with more in its message. No JSON is decoded: within a string every quote has a backslash before it,
--- so what is looked for ends the message.
+-- The same failure with more in its message. No JSON is decoded: within a string every quote has a
+-- backslash before it, so what is looked for ends the message.
 local function but(body, more)
   local at = string.find(body, '","retryable":', 1, true)
   return at and string.sub(body, 1, at - 1) .. '; ' .. more .. string.sub(body, at) or body
@@ -22,9 +22,9 @@ end
 
 local LOOKED = 16 -- jobs that wait for a key, of which one is called
 
--- A slot of a concurrency key is free: the job that has waited longest for it may line up again. While the job that was
--- called for it waits for its task's limit, no other job of such a task is called in its place: they would all move
--- from here to there, and back.
+-- A slot of a concurrency key is free: the job that has waited longest for it may line up again.
+-- While the job that was called for it waits for its task's limit, no other job of such a task is
+-- called in its place: they would all move from here to there, and back.
 local function wake_key(r, limited)
   local place = P .. 'park:key:' .. r.tenant .. ':' .. r.ck
   local ids = call('ZRANGE', place, 0, LOOKED - 1)
@@ -60,8 +60,8 @@ local function wake(r)
   wake_task(r)
 end
 
--- The final transition sets the TTLs, of the record and of what belongs to it, unless a ledger is yet to read it. Names
--- and values of other fields that it writes come last.
+-- The final transition sets the TTLs, of the record and of what belongs to it, unless a ledger is
+-- yet to read it. Names and values of other fields that it writes come last.
 local function close(id, r, v, ...)
   call('HSET', P .. 'job:' .. id, 'state', r.state, 'v', v, 'ended', v, ...)
   if not followed() then
@@ -71,7 +71,8 @@ end
 
 -- Ends a job that does not run: cancelled, or failed with an error.
 local function drop(id, r, to, why)
-  -- Perhaps, for a slot that the next one may use; who waits for its task's limit was called by its key.
+  -- Perhaps, for a slot that the next one may use; who waits for its task's limit was called by its
+  -- key.
   local woken = r.state == 'queued' or r.state == 'waiting' and waited_for(r)
   call('ZREM', place(r), id)
   if r.exp then
@@ -104,10 +105,10 @@ local function remember(r, v, outcome)
   return lines
 end
 
--- Out of `running`. `token` nil: the holder is gone, and its lease with it. `to`: succeeded, failed, cancelled,
--- retrying (after `delay` ms), queued (handed back, uncharged) or lost. `body`: JSON of the result or the error,
--- `files` of what is published. Returns what the caller may tell: 'ok' (also for a repeat, which the record's last
--- token gives away), 'lost' or 'gone'.
+-- Out of `running`. `token` nil: the holder is gone, and its lease with it. `to`: succeeded,
+-- failed, cancelled, retrying (after `delay` ms), queued (handed back, uncharged) or lost. `body`:
+-- JSON of the result or the error, `files` of what is published. Returns what the caller may tell:
+-- 'ok' (also for a repeat, which the record's last token gives away), 'lost' or 'gone'.
 local leases_left = {}
 
 local function leave(id, token, to, outcome, body, delay, files)

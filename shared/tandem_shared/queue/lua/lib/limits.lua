@@ -1,12 +1,13 @@
--- The limits of tasks: how many attempts run at once, and how many start in a time. What one keeps from starting waits
--- in `park:limit:<queue>:<priority>:<task>`, by due time; `limited:<task>` names these places. They come back by
--- `serve`: one job for each slot that is given back, and when `gates`, which says when to look at a task again, is due.
+-- The limits of tasks: how many attempts run at once, and how many start in a time. What one keeps
+-- from starting waits in `park:limit:<queue>:<priority>:<task>`, by due time; `limited:<task>`
+-- names these places. They come back by `serve`: one job for each slot that is given back, and when
+-- `gates`, which says when to look at a task again, is due.
 
 local PACE = 50 -- ms between two looks at one task, at least; a rate's burst covers them
 local AGAIN = 1000 -- ms after which others are called if those that were did not start
 
--- Every 4th turn has normal first and every 16th low first, so that nothing starves. Each kind of turn counts on its
--- own: else, of two queues, one would have all the turns that have low first.
+-- Every 4th turn has normal first and every 16th low first, so that nothing starves. Each kind of
+-- turn counts on its own: else, of two queues, one would have all the turns that have low first.
 local NORMAL_FIRST, LOW_FIRST = { 'normal', 'high', 'low' }, { 'low', 'normal', 'high' }
 local function ranks(turn)
   local fourths, sixteenths = math.floor(turn / 4), math.floor(turn / 16)
@@ -18,8 +19,9 @@ local function ranks(turn)
   return HIGH_FIRST, turn - fourths
 end
 
--- What limits a task; false if nothing does. `tat` (GCRA): the µs at which a start would be exactly on time. One that
--- is further off than starts can bring it is of another rate, or from before the clock stepped back.
+-- What limits a task; false if nothing does. `tat` (GCRA): the µs at which a start would be exactly
+-- on time. One that is further off than starts can bring it is of another rate, or from before the
+-- clock stepped back.
 local limits = {}
 local function limit(task)
   local l = limits[task]
@@ -39,7 +41,8 @@ local function limit(task)
   return l
 end
 
--- How many attempts of the task may start now and, if it is only time that is in the way, the ms at which one may.
+-- How many attempts of the task may start now and, if it is only time that is in the way, the ms at
+-- which one may.
 local function room(task, l)
   local free = 1e9
   if l.slots > 0 then
@@ -60,7 +63,8 @@ local function full(task)
   return l and room(task, l) <= 0
 end
 
--- Sets down when to look at the task again, if anything waits for it. A slot that is given back needs no time.
+-- Sets down when to look at the task again, if anything waits for it. A slot that is given back
+-- needs no time.
 local function watch(task, l)
   local free, at = room(task, l)
   if call('EXISTS', P .. 'limited:' .. task) == 0 or (free <= 0 and not at) then
@@ -72,8 +76,8 @@ local function watch(task, l)
   end
 end
 
--- Lines up as many of the jobs that wait for the task as may start now, at most `most`: by priority, in each the one
--- that is due first.
+-- Lines up as many of the jobs that wait for the task as may start now, at most `most`: by
+-- priority, in each the one that is due first.
 local function serve(task, most)
   local l = limit(task)
   if not l then

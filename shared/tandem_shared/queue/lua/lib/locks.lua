@@ -1,9 +1,10 @@
--- Who holds a lock, and who waits for it in order. A holder is an acquisition, '<id> <token> <number>', and it holds
--- for no longer than its attempt runs: the job's own lease is the lock's. What an attempt holds or waits for stands in
--- `lk` of its record, '<number> <name>' a line; '<number> ' alone is an acquisition that was given up before it came
--- here.
+-- Who holds a lock, and who waits for it in order. A holder is an acquisition, '<id> <token>
+-- <number>', and it holds for no longer than its attempt runs: the job's own lease is the lock's.
+-- What an attempt holds or waits for stands in `lk` of its record, '<number> <name>' a line;
+-- '<number> ' alone is an acquisition that was given up before it came here.
 
--- Fences grow over all locks of the shard, and with the clock: also after Redis has lost what it knew.
+-- Fences grow over all locks of the shard, and with the clock: also after Redis has lost what it
+-- knew.
 local function grant(tenant, name, holder)
   local fence = int(math.max(US, tonumber(call('HGET', P .. 'clock', 'fence') or 0) + 1))
   call('HSET', P .. 'clock', 'fence', fence)

@@ -1,7 +1,7 @@
--- What every transition shares: the clock, the stamps, the one place where a state changes, and what follows from it.
--- `NEXT`, `FINAL` and `FORMAT` stand before this text and come from shared/tandem_shared/jobs/record.py; `CLOCK()` is Redis
--- TIME. Arguments of every script: KEYS[1] the prefix with the shard's hash tag, ARGV[1..3] as below, then its own from
--- 4 on.
+-- What every transition shares: the clock, the stamps, the one place where a state changes, and
+-- what follows from it. `NEXT`, `FINAL` and `FORMAT` stand before this text and come from
+-- shared/tandem_shared/jobs/record.py; `CLOCK()` is Redis TIME. Arguments of every script: KEYS[1]
+-- the prefix with the shard's hash tag, ARGV[1..3] as below, then its own from 4 on.
 
 local P = KEYS[1]
 local LEASE, KEEP, GRACE = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]) -- ms
@@ -12,14 +12,15 @@ local now = CLOCK()
 local US = now[1] * 1000000 + now[2]
 local MS = math.floor(US / 1000)
 
--- Lua writes large numbers as 1.7e+15 when it joins them to text, and Redis takes long to write a number for a command.
+-- Lua writes large numbers as 1.7e+15 when it joins them to text, and Redis takes long to write a
+-- number for a command.
 local function int(number)
   return string.format('%.0f', number)
 end
 local NOW, LEASE_END, FORM = int(US), int(MS + LEASE), int(FORMAT)
 
--- The next version of a record, as text: now, or just above its last one where the clock has not moved on or stepped
--- back.
+-- The next version of a record, as text: now, or just above its last one where the clock has not
+-- moved on or stepped back.
 local function stamp(r)
   local last = tonumber(r.v or 0)
   if r.o then
@@ -28,10 +29,11 @@ local function stamp(r)
   return US > last and NOW or int(last + 1)
 end
 
--- What a transition needs to know of a record. Redis looks for a field from the first one on, so what few records have
--- is looked for only where the number of fields says that there is more than what all have: 14 as it is submitted, two
--- more as an attempt begins (began, token), three more as it succeeds (attempts, result, ended). To end a job (`ends`)
--- one need not know where it would stand again.
+-- What a transition needs to know of a record. Redis looks for a field from the first one on, so
+-- what few records have is looked for only where the number of fields says that there is more than
+-- what all have: 14 as it is submitted, two more as an attempt begins (began, token), three more as
+-- it succeeds (attempts, result, ended). To end a job (`ends`) one need not know where it would
+-- stand again.
 local SUBMITTED, BEGUN, SUCCEEDED = 14, 16, 19
 local COMMON = { [SUBMITTED] = true, [BEGUN] = true, [SUCCEEDED] = true }
 
@@ -76,7 +78,8 @@ local function tell(id, r, v)
   call('PUBLISH', P .. 'news:' .. id, r.state)
 end
 
--- The one place where a state changes. The caller writes the record, and the place the job then stands in.
+-- The one place where a state changes. The caller writes the record, and the place the job then
+-- stands in.
 local function move(id, r, to, v)
   if r.state then
     local next = NEXT[r.state]
@@ -181,7 +184,8 @@ local function place(r)
   return P .. 'later'
 end
 
--- Whether a ledger follows the events: how many may wait for it, or false. They are then cut off as it has read them.
+-- Whether a ledger follows the events: how many may wait for it, or false. They are then cut off as
+-- it has read them.
 local backlog
 local function followed()
   if backlog == nil then
@@ -190,7 +194,8 @@ local function followed()
   return backlog
 end
 
--- A final record and what belongs to it are known for a while. Where a ledger follows, that begins once it has them.
+-- A final record and what belongs to it are known for a while. Where a ledger follows, that begins
+-- once it has them.
 local function fade(id, r)
   call('PEXPIRE', P .. 'job:' .. id, ARGV[2])
   if r.idem then
@@ -205,7 +210,8 @@ local function fade(id, r)
   end
 end
 
--- Every script ends with this: what the transitions above gathered goes out in as few commands as it can.
+-- Every script ends with this: what the transitions above gathered goes out in as few commands as
+-- it can.
 local function commit()
   for queue, of in pairs(counts) do
     for state, by in pairs(of) do

@@ -1,9 +1,10 @@
--- What time brings about, done by whoever comes by: ended leases, due jobs, expiries. Needs no worker and no queue.
+-- What time brings about, done by whoever comes by: ended leases, due jobs, expiries. Needs no
+-- worker and no queue.
 
--- Processes refresh a stamp, an API once a second. One that is older than half a lease says that Redis was away, or
--- that its clock has jumped: holders could not renew, so no lease is settled before they had the time to. Where leases
--- are so short that each second would be a silence, it has to last a little longer. Returns whether leases may be
--- settled.
+-- Processes refresh a stamp, an API once a second. One that is older than half a lease says that
+-- Redis was away, or that its clock has jumped: holders could not renew, so no lease is settled
+-- before they had the time to. Where leases are so short that each second would be a silence, it
+-- has to last a little longer. Returns whether leases may be settled.
 local SILENCE = math.max(LEASE / 2, 2500)
 
 local function pulse(c)
@@ -56,8 +57,9 @@ local function fall_due(limit)
   end
 end
 
--- Whether a job that waits, for its first attempt or for another, has expired; it is then final, and what the last
--- attempt failed with is still why. A claim asks too, since `expire` works in portions.
+-- Whether a job that waits, for its first attempt or for another, has expired; it is then final,
+-- and what the last attempt failed with is still why. A claim asks too, since `expire` works in
+-- portions.
 local function expired(id, r)
   local over = late(r, MS)
   if over then
