@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
@@ -27,6 +27,7 @@ from tandem_api.state import State
 from tandem_api.streams import http, websocket
 from tandem_api.validation.catalogue import Catalogue
 from tandem_api.validation.submission import Submissions
+from tandem_shared.cancellation import cancel_and_wait
 from tandem_shared.errors import TandemError, Unavailable
 from tandem_shared.files.resumable import Joins
 from tandem_shared.files.store import FileStore, open_store
@@ -78,9 +79,9 @@ def create_app(settings: Settings) -> FastAPI:
             clock = asyncio.create_task(
                 keep_time(queue, catalogue, min(1.0, settings.lease / 4)), name="clock"
             )
-            stack.push_async_callback(_end, clock)
+            stack.push_async_callback(cancel_and_wait, clock)
             broom = asyncio.create_task(keep_clean(store, queue, settings.keep), name="broom")
-            stack.push_async_callback(_end, broom)
+            stack.push_async_callback(cancel_and_wait, broom)
             yield State(
                 settings=settings,
                 queue=queue,
@@ -160,13 +161,3 @@ async def keep_clean(store: FileStore, queue: Queue, keep: float) -> None:
             log.warning("the file store could not be swept", error=str(error))
         else:
             log.info("the file store is swept", removed=removed)
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    # More than once: in Python 3.11 `asyncio.wait_for`, which libraries wait with, may swallow a
-    # cancellation.
-    while not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=0.1)
-    with suppress(asyncio.CancelledError):
-        task.result()

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import Connection
 from redis.exceptions import RedisError
 
+from tandem_shared.backoff import Backoff
 from tandem_shared.queue.bells import open_connection
 
 AGAIN = 5.0  # seconds between two pings of the connection
@@ -103,7 +104,7 @@ class Watch:
                 await connection.send_command(command, *names)
 
     async def _listen(self) -> None:
-        delay = 0.05
+        backoff = Backoff(max_seconds=1.0)
         while True:
             try:
                 self._connection = connection = await open_connection(self._redis, AGAIN)
@@ -112,12 +113,11 @@ class Watch:
                         "SUBSCRIBE", f"{self._prefix}news", *self._channels()
                     )
                 self._mark_all()
-                delay = 0.05
+                backoff.reset()
                 await self._read(connection)
             except (RedisError, OSError, TimeoutError):
                 self._mark_all()
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, 1.0)
+                await backoff.sleep()
             finally:
                 if self._connection is not None:
                     with contextlib.suppress(RedisError, OSError, TimeoutError):

@@ -70,7 +70,7 @@ async def test_what_is_no_lock() -> None:
                 job.lock(name)
         with pytest.raises(TypeError, match="named by a string"):
             job.lock(b"door")  # type: ignore[arg-type] # the mistake itself
-        with pytest.raises(ValueError, match="no duration"):
+        with pytest.raises(ValueError, match="is not a duration"):
             job.lock("door", wait="long")
         async with job.lock("door") as lock:
             with pytest.raises(RuntimeError, match=r"call job\.lock for each"):

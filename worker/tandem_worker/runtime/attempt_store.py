@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import NoReturn, Protocol, TypeVar
 
+from tandem_shared.backoff import until_available
 from tandem_shared.errors import Unavailable
 from tandem_shared.queue.locks import Acquisition, Asked
 from tandem_shared.queue.queue import Queue
@@ -13,7 +14,6 @@ from tandem_shared.queue.steps import Step
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.locks import timed_out
 from tandem_worker.jobs.steps import too_many
-from tandem_worker.runtime.waiting import patiently
 
 MOST_LOCKS = 100  # that an attempt holds or waits for
 PATIENCE = 2.0  # seconds to wait for what goes on without being waited for
@@ -51,12 +51,14 @@ class Fenced:
     # ---------------------------------------------------------------------------------------- steps
 
     async def load(self) -> dict[str, bytes]:
-        kept = await patiently(lambda: self._queue.steps.load(self._tenure.id, self._tenure.token))
+        kept = await until_available(
+            lambda: self._queue.steps.load(self._tenure.id, self._tenure.token)
+        )
         return await self._gone() if kept is None else kept
 
     async def keep(self, name: str, body: bytes) -> bytes:
         step = Step(self._tenure.id, self._tenure.token, name, body)
-        kept = await patiently(lambda: self._queue.steps.keep(step))
+        kept = await until_available(lambda: self._queue.steps.keep(step))
         if kept.word == "lost":
             await self._gone()
         elif kept.word == "full":

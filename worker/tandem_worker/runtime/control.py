@@ -9,12 +9,12 @@ heart:  a thread that keeps the leases (shared/tandem_shared/queue/heartbeat.py)
 
 import asyncio
 import contextlib
-import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import structlog
 
+from tandem_shared.backoff import Backoff
 from tandem_shared.errors import Unavailable
 from tandem_shared.queue.heartbeat import Heart
 from tandem_shared.queue.queue import Queue
@@ -87,18 +87,17 @@ class News:
     async def listen(self) -> None:
         """Follows the bell until it is cancelled."""
         bells = self._queue.bells(self._worker)
-        pause = 0.1
+        backoff = Backoff()
         try:
             while True:
                 try:
                     word = await bells.wait(SILENCE)
-                    pause = 0.1
+                    backoff.reset()
                     if word is not None:
                         await self._heard(word)
                 except Unavailable:
                     self.distrust()
-                    await asyncio.sleep(pause * random.uniform(0.5, 1))
-                    pause = min(2 * pause, 2.0)
+                    await backoff.sleep()
         finally:
             await bells.close()
 

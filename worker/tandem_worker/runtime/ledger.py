@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import structlog
 from redis.exceptions import RedisError
 
+from tandem_shared.backoff import Backoff
 from tandem_shared.errors import TandemError
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.ledger import Ledger
@@ -71,7 +72,7 @@ class Projection:
 
         What is wrong with a batch must not end the worker: the jobs do not need the ledger.
         """
-        pause, away, again = 0.05, False, True
+        backoff, away, again = Backoff(max_seconds=LONGEST), False, True
         while True:
             try:
                 if again:
@@ -94,12 +95,12 @@ class Projection:
                         exc_info=None if known else error,
                     )
                 again = away = True
-                await asyncio.sleep(pause * random.uniform(0.5, 1))
-                pause = min(2 * pause, LONGEST)
+                await backoff.sleep()
                 continue
             if away:
                 log.info("the ledger follows again")
-            pause, away = 0.05, False
+                backoff.reset()
+            away = False
             if not self._more:
                 await asyncio.sleep(BUSY_PACE if self._busy() else PACE)
 

@@ -1,12 +1,12 @@
 """How attempts ended, until Redis has it: many a round trip, and kept while Redis is away."""
 
 import asyncio
-import random
 import time
 from collections.abc import Callable
 
 import structlog
 
+from tandem_shared.backoff import Backoff
 from tandem_shared.errors import Unavailable
 from tandem_shared.queue.batch import Batch
 from tandem_shared.queue.messages import Finish
@@ -110,7 +110,7 @@ class Outcomes:
 
     async def _answers(self, outcomes: list[Finish]) -> list[str]:
         # The fence decides what an outcome is worth that comes late.
-        pause = 0.05
+        backoff = Backoff()
         while True:
             began = time.monotonic()
             try:
@@ -120,8 +120,7 @@ class Outcomes:
                 log.warning(
                     "Redis is away", during="finish", outcomes=len(outcomes), error=str(error)
                 )
-                await asyncio.sleep(pause * random.uniform(0.5, 1))
-                pause = min(2 * pause, 2.0)
+                await backoff.sleep()
             else:
                 self._tally.spent("finish", time.monotonic() - began, len(outcomes))
                 return words

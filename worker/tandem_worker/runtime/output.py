@@ -9,7 +9,6 @@ full: for Redis and the file store, never for readers.
 
 import asyncio
 import contextlib
-import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import TypeVar
 
 import structlog
 
+from tandem_shared.backoff import Backoff, until_available
 from tandem_shared.errors import Unavailable
 from tandem_shared.files.store import FileStore
 from tandem_shared.queue.batch import Batch
@@ -27,7 +27,6 @@ from tandem_shared.queue.queue import Queue
 from tandem_shared.streams.segments import write_segment
 from tandem_worker.errors import TaskError
 from tandem_worker.runtime.metrics import Spent, untold
-from tandem_worker.runtime.waiting import patiently
 
 CHUNK = 64 << 10  # bytes of one report
 LETTER = 256 << 10  # bytes of the reports that go together
@@ -72,7 +71,7 @@ class Outbox:
 
     async def send(self, letter: list[Report]) -> list[str]:
         """A word for each, see `Queue.report`. While Redis is away it is repeated; a repeat is not written twice."""
-        return await patiently(lambda: self._batch.call(letter))
+        return await until_available(lambda: self._batch.call(letter))
 
     async def move(self, id: str, token: str) -> int | None:
         """Moves the oldest part of a job's stream, about a segment, to the file store; what is left in Redis, bytes.
@@ -82,12 +81,12 @@ class Outbox:
         """
         async with self._moves:
             began = time.monotonic()
-            chunks = await patiently(lambda: self._oldest(id))
+            chunks = await until_available(lambda: self._oldest(id))
             if not chunks:
                 return 0
             segment = await write_segment(self._store, id, chunks)
             weight = sum(chunk.weight for chunk in chunks)
-            left = await patiently(lambda: self._queue.archive(id, token, segment, weight))
+            left = await until_available(lambda: self._queue.archive(id, token, segment, weight))
             self._spent("archive", time.monotonic() - began, len(chunks))
             return left
 
@@ -240,7 +239,7 @@ class JobOutput:
 
     async def _moved(self) -> bool:
         """Moves a segment, however often it takes; False: this attempt's time is over, or the attempt is."""
-        pause = 0.1
+        backoff = Backoff()
         while True:
             try:
                 async with asyncio.timeout_at(self._until):
@@ -251,8 +250,7 @@ class JobOutput:
                 if not self.stuck:
                     log.warning("output waits for the file store", job_id=self.id, error=str(error))
                 self.stuck = True
-                await asyncio.sleep(pause * random.uniform(0.5, 1))
-                pause = min(2 * pause, 2.0)
+                await backoff.sleep()
             except Exception as error:  # noqa: BLE001 - as in _fly
                 self._fail(error)
                 return False

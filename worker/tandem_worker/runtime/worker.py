@@ -23,6 +23,8 @@ import structlog
 from arq.connections import ArqRedis
 
 from tandem_shared import catalogue
+from tandem_shared.backoff import Backoff
+from tandem_shared.cancellation import cancel_and_wait
 from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.ledger import open_ledger
@@ -43,7 +45,7 @@ from tandem_worker.runtime.outcomes import Outcomes
 from tandem_worker.runtime.output import Outbox
 from tandem_worker.runtime.prefetch import Ahead
 from tandem_worker.runtime.run import Run
-from tandem_worker.runtime.waiting import ended, first
+from tandem_worker.runtime.waiting import first
 from tandem_worker.task import Task
 
 BLOCK = 4.0  # seconds of sleep at most, jittered: bells are only hints
@@ -107,9 +109,6 @@ class Worker(arq.worker.Worker):
         self._changed = asyncio.Event()  # a slot is free, or the end has come
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()  # hand back now
-        self._fault: BaseException | None = (
-            None  # what ended a part of this worker, and so ends it all
-        )
         self._started_at = time.time()
         self._ahead: Ahead  # made when it is known for what the heart beats
         unstarted = lambda one, cause: self._ahead.stop(one, cause)  # noqa: E731, PLW0108 - see above
@@ -156,11 +155,11 @@ class Worker(arq.worker.Worker):
                 return
             self.news.heart.start()
             stack.push_async_callback(self._end)
-            stack.push_async_callback(ended, self._part(self.news.listen(), "news"))
-            stack.push_async_callback(ended, self._part(projection.run(), "ledger"))
+            stack.push_async_callback(cancel_and_wait, self._part(self.news.listen(), "news"))
+            stack.push_async_callback(cancel_and_wait, self._part(projection.run(), "ledger"))
             if self.cron_jobs:
                 stack.push_async_callback(
-                    ended, self._part(self._adoption.tick(self.heart_beat), "crons")
+                    cancel_and_wait, self._part(self._adoption.tick(self.heart_beat), "crons")
                 )
             log.info(
                 "worker is ready",
@@ -171,8 +170,6 @@ class Worker(arq.worker.Worker):
             self.ready.set()
             await self._loop()
             await self._drain()
-        if self._fault is not None:
-            raise self._fault
 
     def _part(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
         """A part of the worker as a task of its own. Should it fail, the worker drains, and ends with its error."""
@@ -180,7 +177,6 @@ class Worker(arq.worker.Worker):
         def over(task: "asyncio.Task[None]") -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("a part of the worker failed", part=name, error=type(error).__name__)
-                self._fault = error
                 self._stopping.set()
                 self._changed.set()
 
@@ -198,14 +194,13 @@ class Worker(arq.worker.Worker):
             version=version("tandem-jobs"),
             started_at=self._started_at,
         )
-        pause = 0.1
+        backoff = Backoff()
         while not self._stopping.is_set():
             try:
                 await self.queue.register(info, self.entries, self.hidden)
             except Unavailable as error:
                 log.warning("Redis is away", during="register", error=str(error))
-                await first(self._stopping.wait(), timeout=pause * random.uniform(0.5, 1))
-                pause = min(2 * pause, 2.0)
+                await first(self._stopping.wait(), timeout=backoff.next())
             else:
                 return True
         return False
@@ -306,7 +301,7 @@ class Worker(arq.worker.Worker):
     async def _loop(self) -> None:
         """Claims whenever there is room and may be something; sleeps on the bells otherwise."""
         bells = self.queue.bells(*self.settings.queues)
-        pause = 0.05
+        backoff = Backoff()
         try:
             while not self._over():
                 if not self._room():
@@ -316,7 +311,7 @@ class Worker(arq.worker.Worker):
                     continue
                 try:
                     claim = await self._claim()
-                    pause = 0.05
+                    backoff.reset()
                     if claim is None or (claim.more and claim.jobs):
                         continue
                     if (
@@ -331,8 +326,7 @@ class Worker(arq.worker.Worker):
                 except Unavailable as error:
                     self.news.distrust()
                     log.warning("Redis is away", during="claim", error=str(error))
-                    await first(self._stopping.wait(), timeout=pause * random.uniform(0.5, 1))
-                    pause = min(2 * pause, 2.0)
+                    await first(self._stopping.wait(), timeout=backoff.next())
         finally:
             await bells.close()
 
@@ -347,7 +341,7 @@ class Worker(arq.worker.Worker):
 
     def _over(self) -> bool:
         if (task := asyncio.current_task()) is not None and task.cancelling():
-            raise asyncio.CancelledError  # which may have been swallowed, see `ended`
+            raise asyncio.CancelledError  # which may have been swallowed, see `cancel_and_wait`
         return self._stopping.is_set() or (
             self.burst and 0 <= self.max_burst_jobs <= self._jobs_started()
         )
@@ -371,9 +365,7 @@ class Worker(arq.worker.Worker):
         try:
             await first(ringing, self._stopping.wait())
         finally:
-            await ended(ringing)
-        if not ringing.cancelled():
-            ringing.result()
+            await cancel_and_wait(ringing)
 
     async def _claim(self) -> Claim | None:
         """Takes a batch and starts it; None: the worker was unknown and is registered again."""

@@ -23,10 +23,11 @@ from typing_extensions import TypedDict
 from tandem_shared.files.names import refuse_name
 from tandem_worker.connectors.http.client import failure, shown
 from tandem_worker.errors import TaskError
+from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
-from tandem_worker.tasks.http.request import Url, WholeHeaders, remaining, sent_headers, unexpected
+from tandem_worker.tasks.http.request import Url, WholeHeaders, sent_headers, unexpected
 
 STALL = 60.0  # seconds without a byte after which a connection counts as broken
 FAULTS = 5  # in a row, without a new byte between them
@@ -136,7 +137,7 @@ class Download:
             "GET",
             self._url,
             headers={**self._headers, **(more or {})},
-            timeout=remaining(self._job),
+            timeout=call_timeout(self._job),
         )
         self.response = await self._connection.enter_async_context(call)
 

@@ -17,6 +17,7 @@ from yarl import URL
 
 from tandem_worker.connectors.http.client import MAX_BYTES, SAFE, Body, shown, unusable
 from tandem_worker.errors import TaskError
+from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
@@ -24,7 +25,6 @@ from tandem_worker.task import task
 MOST_BYTES = 16 << 20  # that a payload may ask for: the response is held in memory
 TOGETHER = 64 << 20  # bytes of all responses of one job
 LONGEST_WAIT = 7 * 86400.0  # seconds of Retry-After that are obeyed: a job is not known longer
-GRACE = 5.0  # seconds after the job's deadline: its own timeout comes first
 
 # Statuses after which the same request may well succeed.
 _PASSING = frozenset({408, 425, 429})
@@ -227,11 +227,6 @@ class Room:
             )
 
 
-def remaining(job: Job) -> float:
-    """Seconds for a call that may take what the attempt has left; the job's own timeout comes first."""
-    return max(0.0, job.deadline - time.time()) + GRACE
-
-
 def sent_headers(job: Job, headers: dict[str, str] | None) -> CIMultiDict[str]:
     """What the payload says, and the job's trace unless it has one of its own."""
     sent: CIMultiDict[str] = CIMultiDict(headers or {})
@@ -380,4 +375,4 @@ async def request(job: Job, payload: HttpRequest) -> HttpResult:
     Header names of the result are in lower case; repeated ones are joined by ", ", Set-Cookie by a
     line feed.
     """
-    return await call(job, payload, timeout=remaining(job))
+    return await call(job, payload, timeout=call_timeout(job))

@@ -15,9 +15,10 @@ from tandem_shared.jobs.ids import id_time
 from tandem_shared.retry import RetryPolicy
 from tandem_shared.times import rfc3339
 from tandem_worker.errors import Permanent, TaskError
+from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
-from tandem_worker.tasks.http.request import Url, remaining, sent_headers, unexpected
+from tandem_worker.tasks.http.request import Url, sent_headers, unexpected
 
 PREFIX = "whsec_"
 SECRET = r"^whsec_[A-Za-z0-9+/]{32,86}={0,2}$"  # noqa: S105 - the form of one
@@ -138,7 +139,7 @@ async def webhook(job: Job, payload: HttpWebhook) -> HttpDelivered:
         headers=headers,
         body=body,
         follow_redirects=False,
-        timeout=remaining(job),
+        timeout=call_timeout(job),
         retry_unsafe=True,  # its id tells the receiver what is a repeat
     ) as response:
         status = response.status

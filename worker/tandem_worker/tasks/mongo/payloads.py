@@ -9,10 +9,8 @@ from tandem_worker.connectors.mongo import allowlist
 from tandem_worker.connectors.mongo.connections import Target
 from tandem_worker.connectors.mongo.extended_json import Form, to_bson
 from tandem_worker.errors import TaskError
+from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.job import Job
-
-GRACE = 1.0  # seconds after the job's deadline: its own timeout comes first
-
 
 _COLLECTION = {
     "not": {
@@ -68,8 +66,7 @@ class _Read(_Place):
 
 def _target(job: Job, place: _Place) -> Target:
     allowlist.check_collection(place.collection)
-    until = time.monotonic() + max(0.0, job.deadline - time.time()) + GRACE
-    return Target(place.database, place.collection, until)
+    return Target(place.database, place.collection, time.monotonic() + call_timeout(job))
 
 
 def _found(job: Job, payload: _Read, *, raw: bool = False) -> Any:

@@ -7,9 +7,10 @@ from typing_extensions import TypedDict
 
 from tandem_worker.connectors.sql.apply_once import apply_once
 from tandem_worker.connectors.sql.connections import Transaction
+from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
-from tandem_worker.tasks.sql.payloads import REPORT_EVERY, Connection, Params, Sql, _timeout
+from tandem_worker.tasks.sql.payloads import REPORT_EVERY, Connection, Params, Sql
 
 
 class SqlStatement(BaseModel):
@@ -86,6 +87,6 @@ async def execute(job: Job, payload: SqlExecute) -> SqlExecuted:
         return rowcounts
 
     connection = job.resources.sql.raw(payload.connection)
-    applied = await apply_once(connection, job.id, "sql.execute", work, timeout=_timeout(job))
+    applied = await apply_once(connection, job.id, "sql.execute", work, timeout=call_timeout(job))
     await job.progress(total, total)
     return {"rowcounts": applied.result, "applied": applied.when}

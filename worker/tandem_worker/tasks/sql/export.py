@@ -13,12 +13,13 @@ from tandem_worker.archives.compression import Compression, Deflating
 from tandem_worker.connectors.sql.connections import SqlConnection
 from tandem_worker.connectors.sql.rows import Column, Row, plain, to_json, too_many
 from tandem_worker.errors import TaskError
+from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
 from tandem_worker.tables.table import Batch, Columns, Misfit, Output, text
 from tandem_worker.tables.writers import Buffer, JsonOutput, file_name, open_output
 from tandem_worker.task import task
-from tandem_worker.tasks.sql.payloads import MaxBytes, MaxRows, SqlColumn, SqlSource, _timeout
+from tandem_worker.tasks.sql.payloads import MaxBytes, MaxRows, SqlColumn, SqlSource
 
 Format = Literal["csv", "ndjson", "parquet"]
 
@@ -126,7 +127,7 @@ async def export(job: Job, payload: SqlExport) -> SqlExported:
     its own for numbers, booleans, dates, times and bytes.
     """
     connection, text, params = payload.asked(job)
-    source = Source(connection, text, params, payload.max_rows, _timeout(job))
+    source = Source(connection, text, params, payload.max_rows, call_timeout(job))
     exporting = Export(job, source, payload.format, payload.compression)
     file = await exporting.run(payload.max_bytes)
     return {

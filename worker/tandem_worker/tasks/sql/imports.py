@@ -19,6 +19,7 @@ from tandem_worker.connectors.sql.bulk_load import Loader, Refused
 from tandem_worker.connectors.sql.connections import Transaction
 from tandem_worker.connectors.sql.rows import plain
 from tandem_worker.errors import TaskError
+from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
 from tandem_worker.tables.reader import Record, Records, read
@@ -26,7 +27,7 @@ from tandem_worker.tables.stored import Stored
 from tandem_worker.tables.writers import format_of
 from tandem_worker.task import task
 from tandem_worker.tasks.sql.export import Format
-from tandem_worker.tasks.sql.payloads import Connection, _timeout
+from tandem_worker.tasks.sql.payloads import Connection
 
 BAD_FILE = "bad-rows.ndjson"
 BATCH_BYTES = 8 << 20  # of a batch in the file, roughly
@@ -261,7 +262,7 @@ async def import_(job: Job, payload: SqlImport) -> SqlImported:
     )
     importing = Import(job, plan)
     applied = await apply_once(
-        job.sql(payload.connection), job.id, "sql.import", importing.run, timeout=_timeout(job)
+        job.sql(payload.connection), job.id, "sql.import", importing.run, timeout=call_timeout(job)
     )
     imported = Imported(*applied.result)
     done: SqlImported = {"row_count": imported.row_count, "bad_count": imported.bad_count}

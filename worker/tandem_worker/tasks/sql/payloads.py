@@ -1,6 +1,5 @@
 """What the payloads of the SQL tasks share."""
 
-import time
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -10,9 +9,6 @@ from tandem_worker.connectors.sql.connections import SqlConnection
 from tandem_worker.jobs.job import Job
 
 REPORT_EVERY = 5000  # rows
-
-
-GRACE = 1.0  # seconds after the job's deadline: its own timeout comes first
 
 
 Connection = Annotated[
@@ -94,7 +90,3 @@ class SqlColumn(TypedDict):
 
     name: str
     type: str
-
-
-def _timeout(job: Job) -> float:
-    return max(0.0, job.deadline - time.time()) + GRACE

@@ -8,6 +8,7 @@ from typing_extensions import TypedDict
 
 from tandem_worker.connectors.sql import rows
 from tandem_worker.errors import TaskError
+from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
 from tandem_worker.tasks.sql.payloads import (
@@ -16,7 +17,6 @@ from tandem_worker.tasks.sql.payloads import (
     MaxRows,
     SqlColumn,
     SqlSource,
-    _timeout,
 )
 
 MAX_RESULT_ROWS = 1000
@@ -65,7 +65,7 @@ async def query(job: Job, payload: SqlQuery) -> SqlResult:
     max_bytes = payload.max_bytes
     if payload.as_ == "result":
         max_bytes = min(MAX_RESULT_BYTES, max_bytes or MAX_RESULT_BYTES)
-    async with connection.query(text, params, timeout=_timeout(job)) as result:
+    async with connection.query(text, params, timeout=call_timeout(job)) as result:
         async for portion in result:
             for row in portion:
                 if count == limit:
