@@ -21,7 +21,7 @@ SHALLOW = (10, 10_000, 100_000)  # where there is little time
 BATCH = 100  # what a worker claims and finishes at once
 TURN = 0.25  # seconds
 PORTION = 10_000  # jobs that wait for their submission in memory
-ENTRY = catalogue.Entry(
+ENTRY = catalogue.CatalogueEntry(
     name="bench.noop", summary="", payload_schema={}, result_schema={}, defaults={}
 )
 WORKER = WorkerInfo(

@@ -25,7 +25,7 @@ from tandem_shared.jobs.ids import id_of
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.database import Database
 from tandem_shared.ledger.ledger import Ledger
-from tandem_shared.ledger.query import Filter
+from tandem_shared.ledger.query import JobFilter
 
 BEGAN = 1_790_000_000  # seconds; a row each 10 ms from then on
 TURN = 20_000  # rows by one statement
@@ -73,37 +73,45 @@ def sql(text: str, low: int, high: int, *, sqlite: bool) -> str:
     )  # fmt: skip
 
 
-def filters(rows: int) -> list[tuple[str, Filter, str | None]]:
+def filters(rows: int) -> list[tuple[str, JobFilter, str | None]]:
     """What is asked for: its name, the filter, the id to begin below."""
     end = BEGAN + rows / 100
     deep = id_of(BEGAN + rows / 200)
     day = int((end - rows / 400) * 1e6)
     return [
-        ("all, first page", Filter(), None),
-        ("all, in the middle", Filter(), deep),
-        ("state=failed", Filter(states=frozenset({State.FAILED})), None),
-        ("state=failed, in the middle", Filter(states=frozenset({State.FAILED})), deep),
-        ("state=retrying (none)", Filter(states=frozenset({State.RETRYING})), None),
-        ("task", Filter(task="shop.task7"), None),
-        ("task, in the middle", Filter(task="shop.task7"), deep),
-        ("task, state=failed", Filter(task="shop.task7", states=frozenset({State.FAILED})), None),
-        ("queue", Filter(queue="queue3"), None),
-        ("queue, state=running", Filter(queue="queue3", states=frozenset({State.RUNNING})), None),
-        ("queue and task", Filter(queue="queue3", task="shop.task3"), None),
-        ("queue and task (none)", Filter(queue="queue2", task="shop.task3"), None),
-        ("tag", Filter(tags=(("customer", "4712"),)), None),
+        ("all, first page", JobFilter(), None),
+        ("all, in the middle", JobFilter(), deep),
+        ("state=failed", JobFilter(states=frozenset({State.FAILED})), None),
+        ("state=failed, in the middle", JobFilter(states=frozenset({State.FAILED})), deep),
+        ("state=retrying (none)", JobFilter(states=frozenset({State.RETRYING})), None),
+        ("task", JobFilter(task="shop.task7"), None),
+        ("task, in the middle", JobFilter(task="shop.task7"), deep),
         (
-            "tag, state=failed",
-            Filter(tags=(("customer", "4002"),), states=frozenset({State.FAILED})),
+            "task, state=failed",
+            JobFilter(task="shop.task7", states=frozenset({State.FAILED})),
             None,
         ),
-        ("tag (none)", Filter(tags=(("customer", "x"),)), None),
-        ("since", Filter(since=day), None),
-        ("since and until", Filter(since=day, until=day + 60_000_000), None),
-        ("until, state=failed", Filter(until=day, states=frozenset({State.FAILED})), None),
-        ("q, common", Filter(q="card_declined"), None),
-        ("q and state=failed", Filter(q="declined", states=frozenset({State.FAILED})), None),
-        ("q, nowhere: one page", Filter(q="no such word"), None),
+        ("queue", JobFilter(queue="queue3"), None),
+        (
+            "queue, state=running",
+            JobFilter(queue="queue3", states=frozenset({State.RUNNING})),
+            None,
+        ),
+        ("queue and task", JobFilter(queue="queue3", task="shop.task3"), None),
+        ("queue and task (none)", JobFilter(queue="queue2", task="shop.task3"), None),
+        ("tag", JobFilter(tags=(("customer", "4712"),)), None),
+        (
+            "tag, state=failed",
+            JobFilter(tags=(("customer", "4002"),), states=frozenset({State.FAILED})),
+            None,
+        ),
+        ("tag (none)", JobFilter(tags=(("customer", "x"),)), None),
+        ("since", JobFilter(since=day), None),
+        ("since and until", JobFilter(since=day, until=day + 60_000_000), None),
+        ("until, state=failed", JobFilter(until=day, states=frozenset({State.FAILED})), None),
+        ("q, common", JobFilter(q="card_declined"), None),
+        ("q and state=failed", JobFilter(q="declined", states=frozenset({State.FAILED})), None),
+        ("q, nowhere: one page", JobFilter(q="no such word"), None),
     ]
 
 

@@ -98,7 +98,7 @@ class Bench:
 
     def __init__(self, queue: Queue, port: int, api: psutil.Process) -> None:
         self.queue, self.port, self.api = queue, port, api
-        self._entry = catalogue.Entry(
+        self._entry = catalogue.CatalogueEntry(
             name=TASK, summary="", payload_schema={}, result_schema={}, defaults={}
         )
         self._claims = 0

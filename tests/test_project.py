@@ -18,7 +18,7 @@ from packaging.version import Version
 
 from tandem_jobs.client.client import API_KEY, URL
 from tandem_shared.settings import Settings
-from tandem_shared.times import seconds
+from tandem_shared.times import parse_duration
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -201,7 +201,9 @@ def test_compose_workers_scale_and_drain() -> None:
     worker = compose()["services"]["worker"]
     assert "container_name" not in worker
     assert "ports" not in worker
-    assert seconds(worker["stop_grace_period"]) > seconds(worker["environment"]["TANDEM_DRAIN"])
+    assert parse_duration(worker["stop_grace_period"]) > parse_duration(
+        worker["environment"]["TANDEM_DRAIN"]
+    )
 
 
 def test_compose_services_wait_for_healthy_stores() -> None:

@@ -13,7 +13,7 @@ from tandem_api.server.supervisor import serve_many
 from tandem_shared import logs
 from tandem_shared.errors import Misconfigured
 from tandem_shared.files.store import open_store
-from tandem_shared.settings import Settings, load, require_keys
+from tandem_shared.settings import Settings, load_settings, require_keys
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,9 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         name: value for name in ("host", "port") if (value := getattr(options, name)) is not None
     }
     try:
-        settings = load(**given)
+        settings = load_settings(**given)
         require_keys(settings)
-        logs.configure(settings.log, "api")
+        logs.configure_logging(settings.log, "api")
         if options.fd:
             return serve(settings, [socket.socket(fileno=fd) for fd in options.fd], tied=True)
         asyncio.run(_probe(settings))

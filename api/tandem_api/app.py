@@ -29,14 +29,14 @@ from tandem_api.validation.catalogue import Catalogue
 from tandem_api.validation.submission import Submissions
 from tandem_shared.cancellation import cancel_and_wait
 from tandem_shared.errors import TandemError, Unavailable
-from tandem_shared.files.resumable import Joins
+from tandem_shared.files.resumable import UploadJoiner
 from tandem_shared.files.store import FileStore, open_store
 from tandem_shared.files.uploads import sweep
 from tandem_shared.ledger.ledger import open_ledger
 from tandem_shared.queue.connections import connect
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
-from tandem_shared.streams.reader import Source
+from tandem_shared.streams.reader import StreamSource
 
 SWEEP = 3600.0  # seconds between two sweeps of the file store, about
 
@@ -72,7 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
             )
             stack.push_async_callback(queue.close)
             store = await stack.enter_async_context(open_store(settings.store_url))
-            joins = Joins()
+            joins = UploadJoiner()
             stack.push_async_callback(joins.close)
             ledger = await stack.enter_async_context(open_ledger(settings))
             catalogue = Catalogue(queue)
@@ -88,7 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
                 catalogue=catalogue,
                 submissions=Submissions(catalogue),
                 store=store,
-                source=Source(queue, store),
+                source=StreamSource(queue, store),
                 joins=joins,
                 ledger=ledger,
                 drain=drain,

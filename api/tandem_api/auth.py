@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from tandem_shared.settings import KEY
+from tandem_shared.settings import API_KEY
 
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/openapi.json", "/docs"})
 TENANT = "default"  # of the keys in TANDEM_KEYS, which have all scopes
@@ -19,7 +19,7 @@ class Keys:
     def __init__(self, keys: Sequence[str]) -> None:
         self._hashes: dict[str, list[bytes]] = {}
         for key in keys:
-            match = KEY.fullmatch(key)
+            match = API_KEY.fullmatch(key)
             if match is None:
                 raise ValueError("a key of the settings is none")
             self._hashes.setdefault(match[1], []).append(_hash(key))  # two of one id: a rotation
@@ -32,7 +32,7 @@ class Keys:
     def tenant(self, authorization: str) -> str | None:
         """Whose request it is by its Authorization header, None if nobody's."""
         scheme, _, key = authorization.partition(" ")
-        match = KEY.fullmatch(key.strip()) if scheme.lower() == "bearer" else None
+        match = API_KEY.fullmatch(key.strip()) if scheme.lower() == "bearer" else None
         if match is None:
             return None
         given = _hash(match[0])

@@ -8,12 +8,12 @@ from tandem_api.drain import Drain
 from tandem_api.metrics import Requests
 from tandem_api.validation.catalogue import Catalogue
 from tandem_api.validation.submission import Submissions
-from tandem_shared.files.resumable import Joins
+from tandem_shared.files.resumable import UploadJoiner
 from tandem_shared.files.store import FileStore
 from tandem_shared.ledger.ledger import Ledger
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
-from tandem_shared.streams.reader import Source
+from tandem_shared.streams.reader import StreamSource
 
 
 class State(TypedDict):
@@ -24,8 +24,8 @@ class State(TypedDict):
     catalogue: Catalogue
     submissions: Submissions
     store: FileStore
-    source: Source
-    joins: Joins
+    source: StreamSource
+    joins: UploadJoiner
     ledger: Ledger
     drain: Drain
     requests: Requests

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
-from tandem_shared.times import seconds
+from tandem_shared.times import parse_duration
 
-FASTEST = 10_000  # starts a second that a rate may allow
-SLOWEST = 86_400.0  # seconds that a rate may set between two starts
-MOST = 1_000_000  # attempts at once that a limit may allow
+MAX_STARTS_PER_SECOND = 10_000  # starts a second that a rate may allow
+MAX_START_INTERVAL_SECONDS = 86_400.0  # seconds that a rate may set between two starts
+MAX_CONCURRENCY = 1_000_000  # attempts at once that a limit may allow
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class CatalogueEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One task as its worker describes it. Schemas are JSON Schema 2020-12."""
 
     name: str
@@ -34,22 +34,22 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 log = structlog.get_logger()
 
-_entry = msgspec.json.Decoder(Entry)
+_entry = msgspec.json.Decoder(CatalogueEntry)
 
 
-def encode(entry: Entry) -> bytes:
+def encode(entry: CatalogueEntry) -> bytes:
     """The entry as the catalogue holds it, in one spelling, so that equal entries have equal bytes."""
     return msgspec.json.encode(entry, order="deterministic")
 
 
-def decode(data: bytes) -> Entry:
+def decode(data: bytes) -> CatalogueEntry:
     """The inverse of `encode`."""
     return _entry.decode(data)
 
 
-def readable(rows: Mapping[bytes, bytes]) -> list[Entry]:
+def decode_all(rows: Mapping[bytes, bytes]) -> list[CatalogueEntry]:
     """The entries among a catalogue's rows, by name: one that this version cannot read costs none of the others."""
-    found: list[Entry] = []
+    found: list[CatalogueEntry] = []
     for name, data in rows.items():
         try:
             found.append(decode(data))
@@ -70,30 +70,34 @@ class Limits(NamedTuple):
 _rate = re.compile(r"([0-9]+)/((?:[0-9]+(?:\.[0-9]+)?)?(?:ms|s|m|h|d))")
 
 
-def limits(concurrency: int | None, rate: str | None) -> Limits:
+def parse_limits(concurrency: int | None, rate: str | None) -> Limits:
     """The limits as the queue takes them, of `100/m`, `5/10s`. Raises ValueError, in words for the writer.
 
     The burst is what a rate allows in a tenth of a second, so that workers need not ask for every
     start, and at least one: up to ten a second, starts are at least `every` apart.
     """
-    if concurrency is not None and not 1 <= concurrency <= MOST:
-        raise ValueError(f"concurrency={concurrency!r}: it is a number from 1 to {MOST:,}")
+    if concurrency is not None and not 1 <= concurrency <= MAX_CONCURRENCY:
+        raise ValueError(
+            f"concurrency={concurrency!r}: it is a number from 1 to {MAX_CONCURRENCY:,}"
+        )
     if rate is None:
         return Limits(concurrency or 0, 0, 0)
     match = _rate.fullmatch(rate)
     count = int(match[1]) if match else 0
     period = match[2] if match else ""
-    span = seconds(period if period[:1].isdigit() else f"1{period}") if match else 0.0
+    span = parse_duration(period if period[:1].isdigit() else f"1{period}") if match else 0.0
     if not count or not span:
         raise ValueError(
             f"rate={rate!r}: write how many may start in which time, such as 10/s, 100/m or 5/10s"
         )
-    if not 1 / FASTEST <= span / count <= SLOWEST:
-        raise ValueError(f"rate={rate!r}: it must be from one a day to {FASTEST:,} a second")
+    if not 1 / MAX_STARTS_PER_SECOND <= span / count <= MAX_START_INTERVAL_SECONDS:
+        raise ValueError(
+            f"rate={rate!r}: it must be from one a day to {MAX_STARTS_PER_SECOND:,} a second"
+        )
     return Limits(concurrency or 0, math.ceil(span * 1e6 / count), max(1, int(count / span / 10)))
 
 
-def digest(entries: list[Entry]) -> str:
+def digest(entries: list[CatalogueEntry]) -> str:
     """Names a worker's set of tasks and versions; workers with equal sets share what Redis keeps of it."""
     known = sorted(f"{entry.name}@{entry.version}" for entry in entries)
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]

@@ -16,8 +16,8 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 SECRET_NAMES = frozenset({"authorization", "api_key", "cookie", "password", "secret", "set-cookie"})
-TEXT_MAX = 8192  # characters of one value; a traceback may have more
-DEPTH_MAX = 4
+MAX_VALUE_CHARS = 8192  # characters of one value; a traceback may have more
+MAX_DEPTH = 4
 # C0, C1, and what a terminal or a reader of lines takes for the end of a line or a change of
 # direction.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -31,7 +31,7 @@ _SECRETS = (
 )
 
 
-def configure(log: Literal["console", "json"], process: str) -> None:
+def configure_logging(log: Literal["console", "json"], process: str) -> None:
     """Set up the logs of this process, once, before anything is logged: `console` for people, `json` for machines."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -58,7 +58,11 @@ def configure(log: Literal["console", "json"], process: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, clean, *last],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                clean_event,
+                *last,
+            ],
         )
     )
     root = logging.getLogger()
@@ -79,13 +83,13 @@ def configure(log: Literal["console", "json"], process: str) -> None:
     )
 
 
-def clean(_logger: WrappedLogger, _method: str, event: EventDict) -> MutableMapping[str, Any]:
+def clean_event(_logger: WrappedLogger, _method: str, event: EventDict) -> MutableMapping[str, Any]:
     """A processor: every value made of plain data, without secrets and control characters."""
     for name, value in event.items():
         if name in ("exception", "stack") and isinstance(value, str):
-            event[name] = without_secrets(_CONTROL_BUT_LINES.sub(_escape, value))
+            event[name] = mask_secrets(_CONTROL_BUT_LINES.sub(_escape, value))
         else:
-            event[name] = _plain(name, value, DEPTH_MAX)
+            event[name] = _plain(name, value, MAX_DEPTH)
     return event
 
 
@@ -120,11 +124,15 @@ def _plain(name: str, value: object, depth: int) -> object:
 
 
 def _text(text: str) -> str:
-    text = without_secrets(_CONTROL.sub(_escape, text[: TEXT_MAX * 2]))
-    return text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}… ({len(text)} characters)"
+    text = mask_secrets(_CONTROL.sub(_escape, text[: MAX_VALUE_CHARS * 2]))
+    return (
+        text
+        if len(text) <= MAX_VALUE_CHARS
+        else f"{text[:MAX_VALUE_CHARS]}… ({len(text)} characters)"
+    )
 
 
-def without_secrets(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """The text with passwords in URLs, API keys and authorization headers masked."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)

@@ -25,7 +25,7 @@ class RetryPolicy(BaseModel):
 
 # The JSON Schema of `options.retry`: every field may be left out or null, and then the task's own
 # holds.
-SCHEMA: dict[str, Any] = {
+RETRY_SCHEMA: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
@@ -40,7 +40,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def delay(
+def retry_delay(
     policy: RetryPolicy,
     attempt: int,
     *,

@@ -17,9 +17,9 @@ from tandem_shared.errors import Misconfigured
 from tandem_shared.redis_url import watched
 from tandem_shared.times import Seconds
 
-LOOPBACK = ("127.0.0.0/8", "::1")
-QUEUE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-KEY = re.compile(r"tk_([A-Za-z0-9]{4,32})_([A-Za-z0-9]{16,128})")
+LOOPBACK_NETWORKS = ("127.0.0.0/8", "::1")
+QUEUE_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+API_KEY = re.compile(r"tk_([A-Za-z0-9]{4,32})_([A-Za-z0-9]{16,128})")
 
 
 def _split(value: Any) -> Any:
@@ -30,7 +30,7 @@ def _split(value: Any) -> Any:
 
 def _queues(value: tuple[str, ...]) -> tuple[str, ...]:
     for name in value:
-        if not re.fullmatch(QUEUE_NAME, name):
+        if not re.fullmatch(QUEUE_NAME_PATTERN, name):
             raise ValueError(
                 f"{name!r} is no queue name: letters, digits, '.', '_' and '-', at most 64"
             )
@@ -41,7 +41,7 @@ def _queues(value: tuple[str, ...]) -> tuple[str, ...]:
 
 def _keys(value: tuple[str, ...]) -> tuple[str, ...]:
     for number, key in enumerate(value, 1):
-        if not KEY.fullmatch(key):
+        if not API_KEY.fullmatch(key):
             raise ValueError(
                 f"key number {number} is none: tk_<id>_<secret>, 4 to 32 and 16 to 128 letters and digits"
             )
@@ -231,7 +231,7 @@ class Settings(BaseSettings):
         return init_settings, env_settings
 
 
-def loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a service that listens on `host`."""
     if host == "localhost":
         return True
@@ -243,13 +243,13 @@ def loopback(host: str) -> bool:
 
 def require_keys(settings: Settings) -> None:
     """Raises Misconfigured for an API that would be open to others than this machine."""
-    if not settings.keys and not loopback(settings.host):
+    if not settings.keys and not is_loopback(settings.host):
         raise Misconfigured(
             f"TANDEM_KEYS: the API would be open to everybody on {settings.host}; set it, or listen on 127.0.0.1"
         )
 
 
-def load(**given: Any) -> Settings:
+def load_settings(**given: Any) -> Settings:
     """The settings from the environment, `given` ones before it. Raises Misconfigured, which names every wrong one."""
     try:
         return Settings(**given)
@@ -266,7 +266,7 @@ def _explain(error: Mapping[str, Any]) -> str:
     return f"TANDEM_{name.upper()}: {message}"
 
 
-def mask(url: str) -> str:
+def mask_url(url: str) -> str:
     """A URL without its password and without the query's values."""
     # By pattern, up to the last "@": a password that should have been quoted must not show either.
     url = re.sub(r"://([^:/?#@]*):.*@", r"://\1:***@", url)
@@ -278,7 +278,7 @@ def mask(url: str) -> str:
     )
 
 
-def shown(settings: Settings) -> dict[str, str]:
+def masked_settings(settings: Settings) -> dict[str, str]:
     """Every setting as `TANDEM_NAME` → its value as text, secrets masked."""
     lines: dict[str, str] = {}
     for name in Settings.model_fields:
@@ -288,12 +288,12 @@ def shown(settings: Settings) -> dict[str, str]:
             lines[key] = ",".join(f"{one.rpartition('_')[0]}_***" for one in value)
         elif isinstance(value, dict):
             lines.update(
-                {f"{key}__{connection.upper()}": mask(url) for connection, url in value.items()}
+                {f"{key}__{connection.upper()}": mask_url(url) for connection, url in value.items()}
             )
         elif isinstance(value, tuple):
             lines[key] = ",".join(value)
         elif name.endswith("_url"):
-            lines[key] = mask(value)
+            lines[key] = mask_url(value)
         else:
             lines[key] = str(value)
     return lines

@@ -1,6 +1,15 @@
-"""Tortoise's SQLite client with connections that are opened whole in their own thread, or not at all.
+"""Tortoise's SQLite client without its leaks when connecting or beginning a transaction fails.
 
-As an `engine` of Tortoise's configuration: `tandem_shared.sqlite`.
+Works around two upstream bugs:
+
+- Tortoise 1.1 takes the client's lock before it connects (since tortoise/tortoise-orm#1656, which
+  fixed the race of #1655) and keeps it when connecting or BEGIN fails or is cancelled, so every
+  later statement waits forever. `_Acquired` and `_Transaction` release it.
+- aiosqlite 0.22 does not wait for its thread when opening is cancelled: the thread may then report
+  to a closed event loop (omnilib/aiosqlite#241), and the file may stay open (#259).
+  `create_connection` joins the thread.
+
+Used as an engine of Tortoise's configuration: `tandem_shared.sqlite`.
 """
 
 import asyncio
@@ -21,30 +30,27 @@ from tortoise.backends.sqlite.client import (
 )
 from tortoise.connection import get_connections
 
-BUSY = 10.0  # seconds that a statement waits for another's lock
-LAST_WORD = 15.0  # seconds; more than `BUSY`, which a thread may be spending
+BUSY_TIMEOUT_SECONDS = 10.0  # how long a statement waits for another connection's lock
+JOIN_TIMEOUT_SECONDS = 15.0  # above BUSY_TIMEOUT_SECONDS, which the thread may be waiting for
 
 
-class Client(SqliteClient):
-    """Opened by `connect`; a class of its own may open otherwise."""
+class SQLiteClient(SqliteClient):
+    """One connection with all pragmas set; subclasses override `connect` to open it differently."""
 
-    portion = 64  # rows that `async for` reads at once
+    fetch_rows = 64  # read at once by `async for`
 
     async def create_connection(self, with_db: bool) -> None:  # noqa: ARG002 - the base class's signature
         if self._connection is not None:
             return
-        connection = aiosqlite.Connection(self.connect, iter_chunk_size=self.portion)
+        connection = aiosqlite.Connection(self.connect, iter_chunk_size=self.fetch_rows)
         try:
             await connection
         except BaseException:
-            # aiosqlite tells the thread to end and does not wait. What the thread says last would
-            # then come to a loop that may be closed, and a file that is being opened would be open
-            # still.
-            joined = asyncio.ensure_future(asyncio.to_thread(connection._thread.join, LAST_WORD))  # noqa: SLF001 - no other way
+            thread = connection._thread  # noqa: SLF001 - aiosqlite offers no other way to wait
+            joined = asyncio.ensure_future(asyncio.to_thread(thread.join, JOIN_TIMEOUT_SECONDS))
             while not joined.done():
-                with suppress(
-                    asyncio.CancelledError
-                ):  # whoever is impatient: what is raised is said below
+                # A second cancellation must not end the wait: the first error is raised below.
+                with suppress(asyncio.CancelledError):
                     await asyncio.wait({joined})
             raise
         self._connection = connection
@@ -57,24 +63,22 @@ class Client(SqliteClient):
         return _Transaction(SqliteTransactionWrapper(self), self._lock)
 
     def connect(self) -> sqlite3.Connection:
-        """Runs in the connection's thread."""
-        connection = sqlite3.connect(self.filename, timeout=BUSY, isolation_level=None)
+        """Open the database; runs in the connection's thread."""
+        connection = sqlite3.connect(
+            self.filename, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None
+        )
         connection.row_factory = sqlite3.Row
-        return self.prepared(connection)
+        return self.set_pragmas(connection)
 
-    def prepared(self, connection: sqlite3.Connection) -> sqlite3.Connection:
-        """With all pragmas set; closed if it refuses one."""
+    def set_pragmas(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+        """Set all pragmas and return the connection; closes it if SQLite refuses one."""
         try:
             for pragma, value in self.pragmas.items():
-                _choose(connection, pragma, value)
+                _set_pragma(connection, pragma, value)
         except BaseException:
             connection.close()
             raise
         return connection
-
-
-# Tortoise's own keep the client's lock when they cannot connect, or are cancelled: nobody would get
-# it ever again.
 
 
 class _Acquired(ConnectionWrapper[aiosqlite.Connection]):
@@ -100,9 +104,10 @@ class _Transaction(SqliteTransactionContext):
         return client
 
 
-def _choose(connection: sqlite3.Connection, pragma: str, value: object) -> None:
-    """Sets the pragma. Who chooses the journal's mode at the same time is waited for: `timeout` does not cover that."""
-    end = time.monotonic() + BUSY
+def _set_pragma(connection: sqlite3.Connection, pragma: str, value: object) -> None:
+    # Retry by hand: SQLite's busy timeout does not cover two connections that set the journal mode
+    # at the same time.
+    end = time.monotonic() + BUSY_TIMEOUT_SECONDS
     while True:
         try:
             connection.execute(f"PRAGMA {pragma}={value}")
@@ -110,7 +115,7 @@ def _choose(connection: sqlite3.Connection, pragma: str, value: object) -> None:
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > end:
                 raise
-        time.sleep(0.01)  # in the connection's own thread
+        time.sleep(0.01)  # blocks only the connection's thread
 
 
-client_class = Client  # the name that Tortoise looks for
+client_class = SQLiteClient  # the name that Tortoise looks for in an engine

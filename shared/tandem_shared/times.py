@@ -47,7 +47,7 @@ def _rfc3339_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def seconds(value: float | str | timedelta) -> float:
+def parse_duration(value: float | str | timedelta) -> float:
     """The duration in seconds. Raises ValueError, worded for the client, for anything else."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
@@ -68,4 +68,4 @@ def _not_a_duration(value: object) -> str:
 
 
 Duration = float | str | timedelta
-Seconds = Annotated[float, BeforeValidator(seconds)]
+Seconds = Annotated[float, BeforeValidator(parse_duration)]

@@ -10,7 +10,7 @@ from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Claimed, Finish, Report, WorkerInfo
 from tandem_shared.queue.queue import Queue
 
-ANY = catalogue.Entry(
+ANY = catalogue.CatalogueEntry(
     name="t.any",
     summary="Takes anything.",
     payload_schema={"type": "object"},
@@ -21,7 +21,7 @@ ANY = catalogue.Entry(
         "retry": {"max_attempts": 3, "backoff": "fixed", "base": 1.0},
     },
 )
-STRICT = catalogue.Entry(
+STRICT = catalogue.CatalogueEntry(
     name="t.strict",
     summary="Takes a URL.",
     queue="slow",
@@ -58,11 +58,11 @@ class Hand:
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
-        self.entries: list[catalogue.Entry] = []
+        self.entries: list[catalogue.CatalogueEntry] = []
         self._claims = 0
         self._reports: dict[str, int] = {}
 
-    async def publish(self, *entries: catalogue.Entry) -> None:
+    async def publish(self, *entries: catalogue.CatalogueEntry) -> None:
         """Publishes these tasks besides those of before."""
         self.entries += entries
         info = WorkerInfo(

@@ -10,7 +10,7 @@ import httpx2
 
 from tandem_api.app import create_app
 from tandem_api.server.process import listen, make_server, url_of
-from tandem_shared.settings import load
+from tandem_shared.settings import load_settings
 from tests.conftest import eventually
 
 
@@ -20,7 +20,9 @@ async def serving(
 ) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the application, which serves on a free port with its files under `root`, a path or a URL."""
     store_url = root if isinstance(root, str) else f"file://{root}"
-    settings = load(redis_url=redis_url, store_url=store_url, **{"keys": (), "linger": 0, **given})
+    settings = load_settings(
+        redis_url=redis_url, store_url=store_url, **{"keys": (), "linger": 0, **given}
+    )
     server = make_server(create_app(settings), settings)
     sockets = listen("127.0.0.1", 0)
     running = asyncio.create_task(server.serve(sockets))

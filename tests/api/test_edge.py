@@ -11,7 +11,7 @@ import pytest
 
 from tandem_api.app import create_app
 from tandem_api.server.process import listen, make_server
-from tandem_shared.settings import load
+from tandem_shared.settings import load_settings
 from tests.api.fake_worker import Hand
 from tests.api.serving import problem, serving
 from tests.conftest import eventually
@@ -84,7 +84,7 @@ async def test_probes_and_pages_need_no_key(locked: httpx2.AsyncClient) -> None:
 async def test_an_error_of_the_service_shows_its_trace_id_and_nothing_else(
     redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, sent: str | None
 ) -> None:
-    settings = load(redis_url=redis_url, store_url=f"file://{tmp_path}", keys=(), linger=0)
+    settings = load_settings(redis_url=redis_url, store_url=f"file://{tmp_path}", keys=(), linger=0)
     app = create_app(settings)
 
     @app.get("/broken")

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tandem_shared.settings import load
+from tandem_shared.settings import load_settings
 from tandem_worker.connectors.mongo.connections import MongoConnection, MongoConnections
 from tandem_worker.connectors.sql.connections import SqlConnection, SqlConnections, Transaction
 from tandem_worker.loader import load_tasks
@@ -85,7 +85,7 @@ async def stop(notes: Path, at: str) -> None:
 
 
 def main(notes: Path, at: str) -> None:
-    settings = load()
+    settings = load_settings()
 
     @asynccontextmanager
     async def resources() -> AsyncIterator[Resources]:

@@ -8,8 +8,8 @@ import pytest
 
 PROGRAM = r"""
 import logging, structlog, sys, warnings
-from tandem_shared.logs import configure
-configure(sys.argv[1], "worker")
+from tandem_shared.logs import configure_logging
+configure_logging(sys.argv[1], "worker")
 log = structlog.get_logger("tasks")
 structlog.contextvars.bind_contextvars(job_id="j1")
 log.info("plain", n=3, none=None, flag=True, nested={"password": "SECRET", "list": [1, "redis://u:SECRET@h"]})

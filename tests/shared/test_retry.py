@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tandem_shared.retry import SCHEMA, RetryPolicy, delay
+from tandem_shared.retry import RETRY_SCHEMA, RetryPolicy, retry_delay
 
 settings.register_profile("laws", derandomize=True, database=None, deadline=None)
 laws = settings(settings.get_profile("laws"))
@@ -33,7 +33,7 @@ chance = st.floats(0, 1, exclude_max=True)
 def test_there_is_none_after_the_last_attempt_and_one_before(
     policy: RetryPolicy, attempt: int, after: float | None, chance: float
 ) -> None:
-    wait = delay(policy, attempt, after=after, random=lambda: chance)
+    wait = retry_delay(policy, attempt, after=after, random=lambda: chance)
     assert (wait is None) is (attempt >= policy.max_attempts)
 
 
@@ -42,7 +42,7 @@ def test_there_is_none_after_the_last_attempt_and_one_before(
 def test_what_is_not_worth_it_is_never_retried(
     policy: RetryPolicy, attempt: int, after: float | None
 ) -> None:
-    assert delay(policy, attempt, retryable=False, after=after) is None
+    assert retry_delay(policy, attempt, retryable=False, after=after) is None
 
 
 @laws
@@ -50,7 +50,7 @@ def test_what_is_not_worth_it_is_never_retried(
 def test_it_is_finite_and_between_the_floor_and_the_cap(
     policy: RetryPolicy, attempt: int, after: float | None, chance: float
 ) -> None:
-    wait = delay(policy, attempt, after=after, random=lambda: chance)
+    wait = retry_delay(policy, attempt, after=after, random=lambda: chance)
     if wait is not None:
         floor = after or 0.0
         assert floor <= wait <= max(policy.cap, floor)
@@ -61,7 +61,7 @@ def test_it_is_finite_and_between_the_floor_and_the_cap(
 def test_the_other_side_is_obeyed_also_above_the_cap(
     policy: RetryPolicy, attempt: int, chance: float
 ) -> None:
-    wait = delay(policy, attempt, after=policy.cap + 1, random=lambda: chance)
+    wait = retry_delay(policy, attempt, after=policy.cap + 1, random=lambda: chance)
     assert wait in (None, policy.cap + 1)
 
 
@@ -70,8 +70,8 @@ def test_the_other_side_is_obeyed_also_above_the_cap(
 def test_jitter_takes_a_share_of_what_it_would_be(
     policy: RetryPolicy, attempt: int, chance: float
 ) -> None:
-    plain = delay(policy.model_copy(update={"jitter": False}), attempt)
-    spread = delay(policy.model_copy(update={"jitter": True}), attempt, random=lambda: chance)
+    plain = retry_delay(policy.model_copy(update={"jitter": False}), attempt)
+    spread = retry_delay(policy.model_copy(update={"jitter": True}), attempt, random=lambda: chance)
     assert spread == (None if plain is None else plain * chance)
 
 
@@ -85,7 +85,7 @@ def test_without_jitter_it_never_shrinks_and_asks_no_chance(
     def never() -> float:
         raise AssertionError("chance was asked")
 
-    first, second = (delay(steady, number, random=never) for number in (attempt, attempt + 1))
+    first, second = (retry_delay(steady, number, random=never) for number in (attempt, attempt + 1))
     assert first is not None
     assert second is not None
     assert first <= second
@@ -101,13 +101,13 @@ def test_without_jitter_it_never_shrinks_and_asks_no_chance(
 )
 def test_how_it_grows(backoff: Any, waits: list[float]) -> None:
     policy = RetryPolicy(max_attempts=7, backoff=backoff, base=2.0, cap=20.0, jitter=False)
-    assert [delay(policy, attempt) for attempt in range(1, 8)] == [*waits, None]
+    assert [retry_delay(policy, attempt) for attempt in range(1, 8)] == [*waits, None]
 
 
 def test_full_jitter_reaches_from_nothing_to_everything() -> None:
     policy = RetryPolicy(base=8.0)
     chance = random.Random(4).random
-    waits = [delay(policy, 1, random=chance) or 0.0 for _ in range(1000)]
+    waits = [retry_delay(policy, 1, random=chance) or 0.0 for _ in range(1000)]
     assert min(waits) < 0.1
     assert max(waits) > 7.9
     assert 3.5 < sum(waits) / 1000 < 4.5
@@ -133,12 +133,12 @@ WRONG = [
 def test_what_the_policy_refuses_the_schema_refuses_too(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         RetryPolicy.model_validate(wrong)
-    assert not jsonschema_rs.validator_for(SCHEMA).is_valid(wrong)
+    assert not jsonschema_rs.validator_for(RETRY_SCHEMA).is_valid(wrong)
 
 
 def test_the_schema_lets_everything_be_left_out() -> None:
-    validator = jsonschema_rs.validator_for(SCHEMA)
+    validator = jsonschema_rs.validator_for(RETRY_SCHEMA)
     assert validator.is_valid({})
     assert validator.is_valid(dict.fromkeys(RetryPolicy.model_fields))
     assert validator.is_valid(RetryPolicy().model_dump())
-    assert set(SCHEMA["properties"]) == set(RetryPolicy.model_fields)
+    assert set(RETRY_SCHEMA["properties"]) == set(RetryPolicy.model_fields)

@@ -7,7 +7,14 @@ import pytest
 from pydantic import ValidationError
 
 from tandem_shared.errors import Misconfigured
-from tandem_shared.settings import Settings, load, loopback, mask, require_keys, shown
+from tandem_shared.settings import (
+    Settings,
+    is_loopback,
+    load_settings,
+    mask_url,
+    masked_settings,
+    require_keys,
+)
 
 KEY = "tk_abcd_0123456789abcdefSECRET"
 
@@ -20,7 +27,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_defaults_need_no_environment() -> None:
-    settings = load()
+    settings = load_settings()
     assert (settings.host, settings.port, settings.concurrency, settings.lease, settings.drain) == (
         "127.0.0.1",
         8000,
@@ -37,7 +44,7 @@ def test_lists_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TANDEM_TASKS", "one, two.three ,")
     monkeypatch.setenv("TANDEM_QUEUES", "default,mail")
     monkeypatch.setenv("TANDEM_HTTP_ALLOW", "10.0.0.0/8,::1,internal.example,192.168.1.1")
-    settings = load()
+    settings = load_settings()
     assert settings.tasks == ("one", "two.three")
     assert settings.queues == ("default", "mail")
     assert settings.http_allow == ("10.0.0.0/8", "::1", "internal.example", "192.168.1.1")
@@ -45,7 +52,7 @@ def test_lists_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_empty_list_counts_as_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TANDEM_HTTP_ALLOW", "")
-    settings = load()
+    settings = load_settings()
     assert settings.http_allow == ()
     assert "http_allow" in settings.model_fields_set
 
@@ -54,7 +61,7 @@ def test_connections_are_named_in_lower_case(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TANDEM_SQL__ANALYTICS", "postgres://a:b@h/d")
     monkeypatch.setenv("TANDEM_SQL__TWO__PARTS", "sqlite:///x.db")
     monkeypatch.setenv("TANDEM_MONGO__MAIN", "mongodb://h/d")
-    settings = load()
+    settings = load_settings()
     assert settings.sql == {"analytics": "postgres://a:b@h/d", "two__parts": "sqlite:///x.db"}
     assert settings.mongo == {"main": "mongodb://h/d"}
 
@@ -67,7 +74,7 @@ def test_durations_are_seconds_or_have_a_unit(
     monkeypatch: pytest.MonkeyPatch, text: str, seconds: float
 ) -> None:
     monkeypatch.setenv("TANDEM_DRAIN", text)
-    assert load().drain == seconds
+    assert load_settings().drain == seconds
 
 
 @pytest.mark.parametrize(
@@ -96,7 +103,7 @@ def test_a_wrong_value_is_refused_by_its_name(
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(Misconfigured) as caught:
-        load()
+        load_settings()
     assert str(caught.value).startswith(f"{name}: ")
     assert "\n" not in str(caught.value)
 
@@ -105,7 +112,7 @@ def test_all_wrong_ones_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("TANDEM_PORT", "x")
     monkeypatch.setenv("TANDEM_LEASE", "y")
     with pytest.raises(Misconfigured) as caught:
-        load()
+        load_settings()
     assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
         "TANDEM_LEASE",
         "TANDEM_PORT",
@@ -123,23 +130,23 @@ def test_all_wrong_ones_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> No
 def test_no_error_repeats_a_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(Misconfigured) as caught:
-        load()
+        load_settings()
     assert "hunter2" not in str(caught.value)
 
 
 def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TANDEM_PORT", "1000")
-    assert load(port=2000).port == 2000
+    assert load_settings(port=2000).port == 2000
 
 
 def test_settings_are_frozen() -> None:
-    settings: Any = load()
+    settings: Any = load_settings()
     with pytest.raises(ValidationError, match="frozen"):
         settings.port = 1
 
 
 @pytest.mark.parametrize(
-    ("host", "is_loopback"),
+    ("host", "loopback"),
     [
         ("127.0.0.1", True),
         ("127.8.9.1", True),
@@ -152,14 +159,14 @@ def test_settings_are_frozen() -> None:
         ("", False),
     ],
 )
-def test_only_a_loopback_address_needs_no_key(host: str, is_loopback: bool) -> None:
-    assert loopback(host) is is_loopback
-    require_keys(load(host=host, keys=(KEY,)))
-    if is_loopback:
-        require_keys(load(host=host))
+def test_only_a_loopback_address_needs_no_key(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+    require_keys(load_settings(host=host, keys=(KEY,)))
+    if loopback:
+        require_keys(load_settings(host=host))
     else:
         with pytest.raises(Misconfigured, match="TANDEM_KEYS"):
-            require_keys(load(host=host))
+            require_keys(load_settings(host=host))
 
 
 @pytest.mark.parametrize(
@@ -177,11 +184,11 @@ def test_only_a_loopback_address_needs_no_key(host: str, is_loopback: bool) -> N
     ],
 )
 def test_urls_are_masked(url: str, masked: str) -> None:
-    assert mask(url) == masked
+    assert mask_url(url) == masked
 
 
 def test_nothing_shown_holds_a_secret() -> None:
-    settings = load(
+    settings = load_settings(
         redis_url="redis://:hunter2@h",
         database_url="postgres://u:hunter2@h/d",
         store_url="s3://bucket?secret_access_key=hunter2",
@@ -189,7 +196,7 @@ def test_nothing_shown_holds_a_secret() -> None:
         mongo={"b": "mongodb://u:hunter2@h/d"},
         keys=(KEY, "tk_efgh_hunter2hunter2hunter2"),
     )
-    lines = shown(settings)
+    lines = masked_settings(settings)
     assert "hunter2" not in str(lines)
     assert "SECRET" not in str(lines)
     assert lines["TANDEM_KEYS"] == "tk_abcd_***,tk_efgh_***"
@@ -214,4 +221,4 @@ def test_a_url_of_another_kind_stops_the_start(
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(Misconfigured, match=f"^{name}: give "):
-        load()
+        load_settings()

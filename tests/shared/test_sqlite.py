@@ -11,11 +11,11 @@ from tortoise.context import TortoiseContext
 
 from tandem_shared.errors import Unavailable
 from tandem_shared.ledger.database import Database
-from tandem_shared.sqlite import Client
+from tandem_shared.sqlite import SQLiteClient
 
 
 @pytest.fixture
-async def client(tmp_path: Path) -> AsyncIterator[Client]:
+async def client(tmp_path: Path) -> AsyncIterator[SQLiteClient]:
     """One whose file cannot be opened before its directory is made."""
     config = {
         "connections": {
@@ -31,12 +31,12 @@ async def client(tmp_path: Path) -> AsyncIterator[Client]:
     with TortoiseContext() as context:
         await context.init(config=config)
         connection = get_connections().get("shop")
-        assert isinstance(connection, Client)
+        assert isinstance(connection, SQLiteClient)
         yield connection
         await context.close_connections()
 
 
-async def test_a_file_that_could_not_be_opened_is_opened_later(client: Client) -> None:
+async def test_a_file_that_could_not_be_opened_is_opened_later(client: SQLiteClient) -> None:
     for _ in range(2):
         with pytest.raises(Exception, match="unable to open"):
             await client.execute_query("SELECT 1")
@@ -49,7 +49,7 @@ async def test_a_file_that_could_not_be_opened_is_opened_later(client: Client) -
 
 
 async def test_whoever_is_cancelled_while_a_transaction_begins_leaves_it_to_others(
-    client: Client,
+    client: SQLiteClient,
 ) -> None:
     Path(client.filename).parent.mkdir()
     async with client._in_transaction() as first:

@@ -10,7 +10,7 @@ import msgspec
 from pydantic_core import to_json
 
 from tandem_shared.files.uploads import save_upload
-from tandem_shared.settings import LOOPBACK, Settings
+from tandem_shared.settings import LOOPBACK_NETWORKS, Settings
 from tandem_worker.executors.execute import execute
 from tandem_worker.executors.pools import Pools, open_pools
 from tandem_worker.jobs.job import Job
@@ -59,7 +59,7 @@ class Bench:
 @asynccontextmanager
 async def open_bench(directory: Path, **settings: Any) -> AsyncIterator[Bench]:
     """Resources with files in `directory`; loopback may be called unless `http_allow` says otherwise."""
-    given = {"http_allow": LOOPBACK, "store_url": f"file://{directory}/store", **settings}
+    given = {"http_allow": LOOPBACK_NETWORKS, "store_url": f"file://{directory}/store", **settings}
     built = Settings(**given)
     async with open_pools(built) as pools, open_resources(built) as resources:
         yield Bench(resources, pools)

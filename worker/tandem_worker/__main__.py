@@ -16,7 +16,7 @@ import uvloop
 
 from tandem_shared import logs
 from tandem_shared.errors import Misconfigured
-from tandem_shared.settings import load
+from tandem_shared.settings import load_settings
 from tandem_worker.jobs.logs import installed
 from tandem_worker.loader import load_tasks
 from tandem_worker.resources import open_resources
@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         if (value := getattr(options, name)) is not None
     }
     try:
-        settings = load(**given)
-        logs.configure(settings.log, "worker")
+        settings = load_settings(**given)
+        logs.configure_logging(settings.log, "worker")
         tasks = load_tasks(settings.tasks)
     except Misconfigured as error:
         print(error, file=sys.stderr)

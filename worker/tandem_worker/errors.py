@@ -7,7 +7,7 @@ TaskError                    a failure with a type of its own and advice on retr
 
 import re
 
-from tandem_shared.times import Duration, seconds
+from tandem_shared.times import Duration, parse_duration
 
 _TYPE = re.compile(r"[a-z][a-z0-9_]*|exception:[A-Za-z_][A-Za-z0-9_]*")
 
@@ -41,7 +41,7 @@ class Retry(TaskError):
     """
 
     def __init__(self, after: Duration | None = None, message: str | None = None) -> None:
-        delay = None if after is None else seconds(after)
+        delay = None if after is None else parse_duration(after)
         super().__init__(
             "retry", message or "the task asked for another attempt", retryable=True, after=delay
         )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from tandem_shared.jobs.record import Failure
-from tandem_shared.logs import without_secrets
+from tandem_shared.logs import mask_secrets
 from tandem_worker.errors import TaskError
 
 LONGEST = 1000  # characters of a message
@@ -92,7 +92,7 @@ def tidy(message: str) -> str:
     if trace:
         # The last line of a traceback is the exception itself.
         text = before.strip() or (after.strip().splitlines() or [""])[-1]
-    text = _SECRET.sub(r"\1\2\3***", without_secrets(text))
+    text = _SECRET.sub(r"\1\2\3***", mask_secrets(text))
     text = _PATH.sub(lambda match: f"…/{match[0].rstrip('/').rpartition('/')[2]}", text)
     return _cut(_plain(text))
 

@@ -21,8 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 from tandem_shared import catalogue
 from tandem_shared.jobs.states import Priority
 from tandem_shared.retry import RetryPolicy
-from tandem_shared.settings import QUEUE_NAME
-from tandem_shared.times import Duration, seconds
+from tandem_shared.settings import QUEUE_NAME_PATTERN
+from tandem_shared.times import Duration, parse_duration
 from tandem_worker.encoding import encode
 from tandem_worker.jobs.logs import following
 from tandem_worker.jobs.sync import SyncJob
@@ -41,7 +41,7 @@ class Task:
 
     function: Callable[..., Any]
     signature: Signature
-    entry: catalogue.Entry
+    entry: catalogue.CatalogueEntry
 
     @property
     def name(self) -> str:
@@ -124,7 +124,7 @@ def task(
             raise TypeError(f"@task({name!r}) is put on a function, {function!r} is none")
         with _naming(function):
             signature = read(function, cpu=cpu, scope=scope)
-            entry = catalogue.Entry(
+            entry = catalogue.CatalogueEntry(
                 name=_name(name),
                 summary=_summary(function) if summary is None else summary,
                 queue=_queue(queue),
@@ -172,7 +172,7 @@ def _name(name: Any) -> str:
 
 
 def _queue(queue: Any) -> str:
-    if not isinstance(queue, str) or re.fullmatch(QUEUE_NAME, queue) is None:
+    if not isinstance(queue, str) or re.fullmatch(QUEUE_NAME_PATTERN, queue) is None:
         raise ValueError(f"has queue={queue!r}: letters, digits, '.', '_' and '-', at most 64")
     return queue
 
@@ -185,7 +185,7 @@ def _version(version: Any) -> int:
 
 def _defaults(timeout: Any, priority: Any, retry: Any) -> dict[str, Any]:
     try:
-        limit = TIMEOUT if timeout is None else seconds(timeout)
+        limit = TIMEOUT if timeout is None else parse_duration(timeout)
     except ValueError as error:
         raise ValueError(f"has a wrong timeout: {error}") from None
     if not 0 < limit <= MAX_TIMEOUT:
@@ -207,7 +207,7 @@ def _limits(concurrency: Any, rate: Any) -> dict[str, Any]:
     if rate is not None and not isinstance(rate, str):
         raise TypeError(f"has rate={rate!r}: it is a text such as 10/s, 100/m or 5/10s")
     try:
-        catalogue.limits(concurrency, rate)
+        catalogue.parse_limits(concurrency, rate)
     except ValueError as error:
         raise ValueError(f"has {error}") from None
     return {

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from tandem_shared.files.uploads import save_upload
 from tandem_shared.jobs.ids import new_id
-from tandem_shared.settings import load
+from tandem_shared.settings import load_settings
 from tandem_worker.encoding import encode
 from tandem_worker.executors.execute import execute
 from tandem_worker.executors.pools import Pools, open_pools
@@ -64,7 +64,7 @@ async def open_bench(**settings: Any) -> AsyncIterator[Bench]:
 
     Files are kept in memory unless `store_url` is given.
     """
-    built = load(**{"store_url": "memory://", **settings})
+    built = load_settings(**{"store_url": "memory://", **settings})
     async with open_pools(built) as pools, open_resources(built) as resources:
         yield Bench(**vars(resources), pools=pools)
 

@@ -14,10 +14,15 @@ from tandem_api.auth import Tenant
 from tandem_api.files.uploads import BINARY, OCTETS, state_of
 from tandem_api.http.headers import matches
 from tandem_shared.errors import Conflict, NotFound
-from tandem_shared.files.names import attachment, job_path
-from tandem_shared.files.resumable import held
+from tandem_shared.files.names import content_disposition, job_path
+from tandem_shared.files.resumable import upload_progress
 from tandem_shared.files.store import FileStore
-from tandem_shared.files.uploads import Unfinished, delete_upload, find_unfinished, find_upload
+from tandem_shared.files.uploads import (
+    PartialUpload,
+    delete_upload,
+    find_partial_upload,
+    find_upload,
+)
 
 _TAG = re.compile(r'(?:W/)?"[^"]*"')
 _RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.ASCII | re.IGNORECASE)
@@ -54,7 +59,7 @@ class Served(NamedTuple):
             "ETag": f'"{self.sha256}"',
             "Accept-Ranges": "bytes",
             "Cache-Control": "private, no-cache",
-            "Content-Disposition": attachment(self.name),
+            "Content-Disposition": content_disposition(self.name),
             "Content-Security-Policy": "sandbox",
             "Repr-Digest": f"sha-256=:{digest}:",
             "X-Content-Type-Options": "nosniff",
@@ -105,7 +110,7 @@ async def _serve(request: Request, file: Served, more: Mapping[str, str] = {}) -
     if (
         wanted is None and request.state.settings.store_presign
     ):  # the store's own tag is another than If-Match names
-        signed = await store.sign(file.path, request.state.settings.store_presign)
+        signed = await store.presign(file.path, request.state.settings.store_presign)
     if signed is not None:
         return Response(
             status_code=307, headers={"Location": signed, "Cache-Control": "private, no-store"}
@@ -158,13 +163,13 @@ async def download_file(request: Request, tenant: Tenant, id: str) -> Response:
     try:
         upload = await find_upload(store, id, tenant=tenant)
     except NotFound:
-        return await _unfinished(request, await find_unfinished(store, id, tenant=tenant))
+        return await _unfinished(request, await find_partial_upload(store, id, tenant=tenant))
     file = Served(upload.path, upload.name or id, upload.size, upload.sha256, upload.content_type)
     return await _serve(request, file, {"Upload-Complete": "?1", "Upload-Offset": str(upload.size)})
 
 
-async def _unfinished(request: Request, upload: Unfinished) -> Response:
-    have = await held(request.state.store, upload.id)
+async def _unfinished(request: Request, upload: PartialUpload) -> Response:
+    have = await upload_progress(request.state.store, upload.id)
     if request.method == "HEAD":
         return Response(
             status_code=204, headers=state_of(upload, have.offset, request.state.settings)

@@ -23,12 +23,12 @@ from tandem_api.files.multipart import OVERHEAD, FilePart
 from tandem_api.http.body import refuse_length
 from tandem_api.http.problems import of_error
 from tandem_shared.errors import Conflict, Malformed, NotFound, TooLarge
-from tandem_shared.files.resumable import append
+from tandem_shared.files.resumable import append_parts
 from tandem_shared.files.uploads import (
-    Unfinished,
+    PartialUpload,
     Upload,
     begin_upload,
-    find_unfinished,
+    find_partial_upload,
     find_upload,
     save_upload,
 )
@@ -154,12 +154,12 @@ def _number(headers: Headers, name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _limits(settings: Settings, upload: Unfinished | None = None) -> dict[str, str]:
+def _limits(settings: Settings, upload: PartialUpload | None = None) -> dict[str, str]:
     age = "" if upload is None else f", max-age={max(0, int(upload.expires - time.time()))}"
     return {"Upload-Limit": f"max-size={settings.max_upload}{age}"}
 
 
-def state_of(upload: Unfinished, offset: int, settings: Settings) -> dict[str, str]:
+def state_of(upload: PartialUpload, offset: int, settings: Settings) -> dict[str, str]:
     """The headers that tell how far an upload came and how it may go on."""
     length = {} if upload.length is None else {"Upload-Length": str(upload.length)}
     return {
@@ -284,7 +284,7 @@ async def _upload(request: Request, tenant: str, name: str | None) -> Response:
             content_type=media_type,
             length=length,
         )
-        offset = await append(store, begun, 0, data, limit=settings.max_upload)
+        offset = await append_parts(store, begun, 0, data, limit=settings.max_upload)
         headers = {"Location": f"/v1/files/{begun.id}", **state_of(begun, offset, settings)}
         return Response(
             msgspec.json.encode(begun.view()), 201, headers, media_type="application/json"
@@ -346,14 +346,14 @@ async def _append(
 ) -> Response:
     store, settings = request.state.store, request.state.settings
     try:
-        upload = await find_unfinished(store, id, tenant=tenant)
+        upload = await find_partial_upload(store, id, tenant=tenant)
     except NotFound:
         return await _again(request, await find_upload(store, id, tenant=tenant), offset)
     length = _number(request.headers, "upload-length")
     if length is not None and upload.length is not None and length != upload.length:
         raise Malformed(f"Upload-Length: {upload.length} bytes were announced, not {length}")
     refuse_length(request, settings.max_upload - offset, "what remains of the upload")
-    offset = await append(
+    offset = await append_parts(
         store, upload, offset, _body(request, settings.max_upload), limit=settings.max_upload
     )
     if not complete:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from tandem_api.http.retry import LONGEST
 from tandem_shared.errors import Malformed
-from tandem_shared.times import seconds
+from tandem_shared.times import parse_duration
 
 KEY_BYTES = 255
 TRACEPARENT = re.compile(
@@ -99,7 +99,7 @@ def waited(request: Request) -> float | None:
     if text is None:
         return None
     try:
-        return min(LONGEST, seconds(float(text) if _NUMBER.fullmatch(text) else text))
+        return min(LONGEST, parse_duration(float(text) if _NUMBER.fullmatch(text) else text))
     except ValueError as error:
         raise Malformed(f"wait: {str(error)[:300]}") from None
 

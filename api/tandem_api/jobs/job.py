@@ -24,7 +24,7 @@ from tandem_api.http.routing import JOB, Plain
 from tandem_api.jobs.lookup import known, remembered, until
 from tandem_api.state import Served, served
 from tandem_shared.errors import Conflict, Unavailable
-from tandem_shared.files.names import job_place
+from tandem_shared.files.names import job_folder
 from tandem_shared.jobs.record import Failure, Record, Submission, view
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Submitted
@@ -253,8 +253,8 @@ async def forget_job(request: Request) -> Response:
         raise Conflict(f"the job is {record.state.value}: cancel it first")
     # Its record last: until then it is known, and whoever asks again goes on where this was cut
     # off. What the ledger reads of the record meanwhile is too late for the grave.
-    await state["store"].delete_tree(job_place(record.id))
-    await state["ledger"].bury(record.id)
+    await state["store"].delete_tree(job_folder(record.id))
+    await state["ledger"].tombstone(record.id)
     await steadily(lambda: queue.forget(record.id, tenant=tenant))
     return Response(status_code=204)
 

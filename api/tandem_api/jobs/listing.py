@@ -25,7 +25,7 @@ from tandem_shared.errors import Invalid, Malformed
 from tandem_shared.jobs.ids import ID_LENGTH, id_time
 from tandem_shared.jobs.record import Record, view
 from tandem_shared.jobs.states import FINAL, State
-from tandem_shared.ledger.query import Filter
+from tandem_shared.ledger.query import JobFilter
 
 USUAL, MOST = 50, 200  # items of a page
 RECENT = 1000  # jobs that are read from Redis, at most, because the ledger may not have them
@@ -80,7 +80,7 @@ class Found(NamedTuple):
 
 
 async def look(
-    state: Served, wanted: Filter, limit: int, before: str | None, fresh: Mapping[str, Record]
+    state: Served, wanted: JobFilter, limit: int, before: str | None, fresh: Mapping[str, Record]
 ) -> Found:
     """Up to `limit` jobs with an id below `before`; fewer, even none, do not say that it is the end.
 
@@ -93,7 +93,7 @@ async def look(
     records += [
         one
         for one in fresh.values()
-        if wanted.fits(one)
+        if wanted.matches(one)
         and (before is None or one.id < before)
         and (end is None or one.id >= end)
     ]
@@ -113,21 +113,21 @@ async def recent(state: Served) -> Mapping[str, Record]:
 
 
 async def _current(
-    state: Served, records: list[Record], fresh: Mapping[str, Record], wanted: Filter
+    state: Served, records: list[Record], fresh: Mapping[str, Record], wanted: JobFilter
 ) -> list[Record]:
     """The same with what is no event: the progress of those that are not final."""
     ids = [one.id for one in records if one.state not in FINAL and one.id not in fresh]
     if not ids:
         return records
     found = await steadily(lambda: state["queue"].get_many(ids, tenant=state["tenant"]))
-    newer = {one.id: one for one in found if one is not None and wanted.fits(one)}
+    newer = {one.id: one for one in found if one is not None and wanted.matches(one)}
     return [newer.get(one.id, one) for one in records]
 
 
 # ------------------------------------------------------------------------------------- the question
 
 
-def _asked(request: Request, tenant: str) -> tuple[Filter, int, str | None]:
+def _asked(request: Request, tenant: str) -> tuple[JobFilter, int, str | None]:
     """The filter, the limit, and the id below which to begin. Raises Invalid with every wrong one, and Malformed."""
     errors: list[tuple[str, str]] = []
     query = request.query_params
@@ -152,7 +152,7 @@ def _asked(request: Request, tenant: str) -> tuple[Filter, int, str | None]:
         errors.append(("/q", f"must have at most {LONGEST} characters"))
     if errors:
         raise Invalid(errors)
-    wanted = Filter(
+    wanted = JobFilter(
         tenant=tenant,
         states=frozenset(State(word) for word in states),
         task=query.get("task"),

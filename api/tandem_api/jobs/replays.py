@@ -24,8 +24,8 @@ from tandem_shared.errors import Conflict, Invalid, NotFound, TandemError, Unava
 from tandem_shared.jobs.record import Record, Submission
 from tandem_shared.jobs.replay import REPLAYED, Material, key_of
 from tandem_shared.jobs.states import State
-from tandem_shared.ledger.query import Filter
-from tandem_shared.ledger.rows import clean
+from tandem_shared.ledger.query import JobFilter
+from tandem_shared.ledger.rows import storable_text
 
 MOST = 10_000  # jobs of one call
 IDS = 1000  # that a filter may name
@@ -109,7 +109,7 @@ async def _materials(state: Served, ids: Sequence[str]) -> dict[str, Material]:
 class _Asked(NamedTuple):
     """What a body asks for; `ids`: of these jobs only, the newest first."""
 
-    wanted: Filter
+    wanted: JobFilter
     ids: list[str] | None
     limit: int
     before: str | None
@@ -179,7 +179,7 @@ async def _page(
     for at, id in enumerate(these):
         if records[at] is None:
             records[at] = await state["ledger"].get(id, tenant=state["tenant"])
-    fitting = [one for one in records if one is not None and asked.wanted.fits(one)]
+    fitting = [one for one in records if one is not None and asked.wanted.matches(one)]
     return Found(fitting, these[-1] if len(these) < len(ids) else None)
 
 
@@ -253,7 +253,7 @@ def _asked(body: bytes, tenant: str) -> _Asked:
     if wrong:
         raise Invalid(wrong)
     states = given.get("state", State.FAILED)
-    wanted = Filter(
+    wanted = JobFilter(
         tenant=tenant,
         states=frozenset(map(State, [states] if isinstance(states, str) else states)),
         task=_clean(given, "task"),
@@ -269,7 +269,7 @@ def _asked(body: bytes, tenant: str) -> _Asked:
 
 
 def _clean(given: Mapping[str, Any], name: str) -> str | None:
-    return clean(given[name]) if name in given else None
+    return storable_text(given[name]) if name in given else None
 
 
 ROUTES: list[Any] = [

@@ -19,7 +19,7 @@ from tandem_api.openapi.paths import PARAMETERS, RESPONSES, TAGS, paths, tidy
 from tandem_api.openapi.schemas import SCHEMAS
 from tandem_api.state import served
 from tandem_api.validation.submission import KEY, OPTIONS, schema_of
-from tandem_shared.catalogue import Entry
+from tandem_shared.catalogue import CatalogueEntry
 from tandem_shared.errors import Unavailable
 
 _NAME = re.compile(r"[^A-Za-z0-9._-]")
@@ -54,7 +54,7 @@ async def show_docs(_request: Request) -> Response:
     return get_swagger_ui_html(openapi_url="/openapi.json", title="Tandem")
 
 
-def document(app: FastAPI, entries: list[Entry], *, keys: bool) -> dict[str, Any]:
+def document(app: FastAPI, entries: list[CatalogueEntry], *, keys: bool) -> dict[str, Any]:
     """The OpenAPI 3.1 document: what FastAPI knows of the files, and the rest by the catalogue."""
     known = tidy(get_openapi(title=app.title, version=app.version, routes=app.routes))
     schemas: dict[str, Any] = {
@@ -129,7 +129,7 @@ def _one_of(jobs: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _examples(entries: list[Entry]) -> dict[str, Any]:
+def _examples(entries: list[CatalogueEntry]) -> dict[str, Any]:
     return {
         entry.name: {
             "summary": entry.summary or entry.name,
@@ -140,7 +140,7 @@ def _examples(entries: list[Entry]) -> dict[str, Any]:
     }
 
 
-def _payload_schemas(entry: Entry, name: str) -> dict[str, Any]:
+def _payload_schemas(entry: CatalogueEntry, name: str) -> dict[str, Any]:
     """A task's payload schema as components: its definitions move up, since a reference starts at the document."""
     schema = dict(entry.payload_schema)
     definitions: dict[str, Any] = schema.pop("$defs", {})

@@ -13,7 +13,7 @@ from tandem_api.http.routing import Plain
 from tandem_api.state import served
 from tandem_shared.errors import NotFound
 from tandem_shared.queue.messages import QueueStats
-from tandem_shared.settings import QUEUE_NAME
+from tandem_shared.settings import QUEUE_NAME_PATTERN
 from tandem_shared.times import rfc3339
 
 _HEADERS = {"Cache-Control": "private, no-cache"}
@@ -40,7 +40,7 @@ async def resume_queue(request: Request) -> Response:
 
 async def _turn(request: Request, *, on: bool) -> Response:
     name, queue = request.path_params["name"], served(request)["queue"]
-    if re.fullmatch(QUEUE_NAME, name) is None:
+    if re.fullmatch(QUEUE_NAME_PATTERN, name) is None:
         raise NotFound("queue", name[:64])
     await steadily(lambda: queue.pause(name, on=on))
     stats = await steadily(queue.stats)

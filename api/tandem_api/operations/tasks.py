@@ -9,13 +9,13 @@ from starlette.routing import Route
 
 from tandem_api.http.routing import Plain
 from tandem_api.state import served
-from tandem_shared.catalogue import Entry
+from tandem_shared.catalogue import CatalogueEntry
 from tandem_shared.errors import NotFound, UnknownTask
 
 _HEADERS = {"Cache-Control": "private, no-cache"}
 
 
-def _view(entry: Entry) -> dict[str, Any]:
+def _view(entry: CatalogueEntry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "summary": entry.summary,

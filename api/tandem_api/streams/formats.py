@@ -9,7 +9,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 
 from tandem_shared.jobs.states import State
-from tandem_shared.streams.reader import Entry, Group
+from tandem_shared.streams.reader import EntryGroup, StreamEntry
 
 SSE, CSV = "text/event-stream", "text/csv"
 LINES = ("application/x-ndjson", "application/jsonl")
@@ -22,7 +22,7 @@ class Format(Protocol):
     start: bytes
     idle: bytes  # after a while without entries
 
-    def written(self, group: Group) -> bytes:
+    def written(self, group: EntryGroup) -> bytes:
         """Raises Cut."""
         ...
 
@@ -38,8 +38,8 @@ class Events:
     start = b"retry: 3000\n\n"
     idle = b": ping\n\n"
 
-    def written(self, group: Group) -> bytes:
-        head, (stamp, first) = b"event: %s\ndata: " % group.type.encode(), group.place
+    def written(self, group: EntryGroup) -> bytes:
+        head, (stamp, first) = b"event: %s\ndata: " % group.type.encode(), group.position
         return b"".join(
             [
                 b"id: %016d-%05d\n%s%s\n\n" % (stamp, item, head, text)
@@ -57,7 +57,7 @@ class Lines:
     def __init__(self, media_type: str) -> None:
         self.media_type = media_type
 
-    def written(self, group: Group) -> bytes:
+    def written(self, group: EntryGroup) -> bytes:
         return b"\n".join((*group.json(), b""))
 
 
@@ -74,10 +74,10 @@ class Table:
         self._columns: list[str] | None = None
         self._attempt = 0
 
-    def written(self, group: Group) -> bytes:
+    def written(self, group: EntryGroup) -> bytes:
         return b"".join(map(self.entry, group.entries()))
 
-    def entry(self, entry: Entry) -> bytes:
+    def entry(self, entry: StreamEntry) -> bytes:
         """One of them."""
         if entry.type != "output":
             if entry.type == "end" and _final.decode(entry.data).state is not State.SUCCEEDED:

@@ -22,13 +22,13 @@ from tandem_shared.errors import BadCursor, Malformed
 from tandem_shared.jobs.record import Record
 from tandem_shared.queue.pubsub import Change
 from tandem_shared.streams.reader import (
+    ENTRY_TYPES,
     START,
-    TYPES,
     Position,
-    Reader,
-    end_of,
-    position,
-    refuse_unknown,
+    StreamReader,
+    check_position,
+    end_position,
+    parse_position,
 )
 
 HEARTBEAT = 15.0  # seconds
@@ -51,7 +51,7 @@ class StreamEndpoint:
         id = request.path_params["id"]
         record = await known(state, id)
         after = _after(request, record)
-        if after is not None and after == end_of(record):
+        if after is not None and after == end_position(record):
             await Response(status_code=204)(
                 scope, receive, send
             )  # this is what stops an EventSource
@@ -68,7 +68,7 @@ class StreamEndpoint:
         if request.method == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
-        reader = Reader(state["source"], id, after=after or START, types=types)
+        reader = StreamReader(state["source"], id, after=after or START, types=types)
         with suppress(Gone):
             await Stream(state, reader, chosen, send).run(record, receive)
 
@@ -76,10 +76,10 @@ class StreamEndpoint:
 def _types(request: Request) -> frozenset[str]:
     given = request.query_params.getlist("types")
     if not given:
-        return frozenset(TYPES)
+        return frozenset(ENTRY_TYPES)
     types = frozenset(word.strip() for text in given for word in text.split(","))
-    if not types <= frozenset(TYPES):
-        raise Malformed(f"types: give some of {', '.join(TYPES)}, separated by commas")
+    if not types <= frozenset(ENTRY_TYPES):
+        raise Malformed(f"types: give some of {', '.join(ENTRY_TYPES)}, separated by commas")
     return types
 
 
@@ -90,15 +90,15 @@ def _after(request: Request, record: Record) -> Position | None:
         return None
     if len(text) > 64:
         raise BadCursor
-    place = position(text)
-    refuse_unknown(record, place)
+    place = parse_position(text)
+    check_position(record, place)
     return place
 
 
 class Stream:
     """One reader of one job over HTTP, from its first byte to its last."""
 
-    def __init__(self, state: Served, reader: Reader, written: Format, send: Send) -> None:
+    def __init__(self, state: Served, reader: StreamReader, written: Format, send: Send) -> None:
         self._state = state
         self._reader, self._format, self._send = reader, written, send
         self._left = False

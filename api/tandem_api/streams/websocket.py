@@ -28,13 +28,13 @@ from tandem_shared.errors import BadCursor, Malformed, NotFound, TandemError, Un
 from tandem_shared.jobs.record import Record
 from tandem_shared.queue.pubsub import Change
 from tandem_shared.streams.reader import (
+    ENTRY_TYPES,
     START,
-    TYPES,
     Position,
-    Reader,
-    end_of,
-    position,
-    refuse_unknown,
+    StreamReader,
+    check_position,
+    end_position,
+    parse_position,
 )
 
 PROTOCOL = "tandem.v1"
@@ -76,8 +76,8 @@ def read(message: Message) -> Wish:
         raise Malformed('"unsubscribe" stands alone')
     if len(id) > LONGEST_ID:
         raise Malformed("this is no job's id")
-    if wish.types is not None and not set(wish.types) <= set(TYPES):
-        raise Malformed(f"types are some of {', '.join(TYPES)}")
+    if wish.types is not None and not set(wish.types) <= set(ENTRY_TYPES):
+        raise Malformed(f"types are some of {', '.join(ENTRY_TYPES)}")
     return wish
 
 
@@ -161,7 +161,7 @@ class Socket:
                 self.refuse(id, of_status(429, f"a socket has at most {MOST} subscriptions"))
             )
         else:
-            types = frozenset(TYPES if wish.types is None else wish.types)
+            types = frozenset(ENTRY_TYPES if wish.types is None else wish.types)
             task = self._start(self._follow(Subscription(self, id, wish.after, types), before))
             self._subscriptions[id] = task
         while len(self._tasks) > 2 * MOST:  # those that are ending: more are not begun before
@@ -250,7 +250,9 @@ class Subscription:
             record = await steadily(lambda: queue.get(self.id, tenant=tenant))
             if record is None:
                 raise NotFound("job", self.id)
-            reader = Reader(state["source"], self.id, after=self._place(record), types=self._types)
+            reader = StreamReader(
+                state["source"], self.id, after=self._place(record), types=self._types
+            )
 
             async def tell(record: Record) -> None:
                 await self._tell(reader, record)
@@ -270,22 +272,22 @@ class Subscription:
             return START
         if len(self._after) > LONGEST_ID:
             raise BadCursor
-        place = position(self._after)
-        refuse_unknown(record, place)
-        if place == end_of(record):
+        place = parse_position(self._after)
+        check_position(record, place)
+        if place == end_position(record):
             # Over HTTP this is 204; here the end is told again, since nothing else would say that
             # nothing follows.
             return place._replace(item=place.item - 1)
         return place
 
-    async def _tell(self, reader: Reader, record: Record) -> None:
+    async def _tell(self, reader: StreamReader, record: Record) -> None:
         turns = self._socket.turns
         more = True
         while more:
             async with turns:
                 more = await self._turn(reader, record, turns)
 
-    async def _turn(self, reader: Reader, record: Record, turns: Turns) -> bool:
+    async def _turn(self, reader: StreamReader, record: Record, turns: Turns) -> bool:
         """Whether more is left, which waits as others do."""
         size = 0
         async with aclosing(reader.entries(record)) as entries:

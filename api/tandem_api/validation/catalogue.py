@@ -4,7 +4,7 @@ import asyncio
 
 import structlog
 
-from tandem_shared.catalogue import Entry
+from tandem_shared.catalogue import CatalogueEntry
 from tandem_shared.errors import UnknownTask
 from tandem_shared.queue.queue import Queue
 
@@ -18,7 +18,7 @@ class Catalogue:
         self._queue = queue
         self._stamp = b""
         self._reading: asyncio.Task[None] | None = None
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, CatalogueEntry] = {}
         self.number = 0
 
     async def refresh(self) -> None:
@@ -48,7 +48,7 @@ class Catalogue:
         self.number += 1
         log.info("catalogue read", tasks=len(entries))
 
-    async def find(self, name: str) -> Entry:
+    async def find(self, name: str) -> CatalogueEntry:
         """The entry of a task, also one that was published just now. Raises UnknownTask and Unavailable."""
         for _ in range(2):  # the first reading may be one that had begun before
             if name in self.entries:
@@ -62,5 +62,5 @@ class Catalogue:
         return self.entries[name]
 
 
-def _kept(old: Entry | None, new: Entry) -> Entry:
+def _kept(old: CatalogueEntry | None, new: CatalogueEntry) -> CatalogueEntry:
     return old if old is not None and old == new else new

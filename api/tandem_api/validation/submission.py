@@ -13,14 +13,14 @@ from tandem_api.http.body import decode, refuse_depth
 from tandem_api.validation.catalogue import Catalogue
 from tandem_api.validation.messages import Explained, explain
 from tandem_shared import retry
-from tandem_shared.catalogue import Entry
+from tandem_shared.catalogue import CatalogueEntry
 from tandem_shared.errors import Invalid
 from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.record import Options, Record, Submission
 from tandem_shared.jobs.replay import Material, again
 from tandem_shared.jobs.states import PRIORITIES
-from tandem_shared.settings import QUEUE_NAME
-from tandem_shared.times import DURATION_SCHEMA, seconds
+from tandem_shared.settings import QUEUE_NAME_PATTERN
+from tandem_shared.times import DURATION_SCHEMA, parse_duration
 
 LONGEST_TIMEOUT = 86_400.0  # seconds
 LONGEST_DELAY = 3650 * 86_400.0  # of any other duration: what is later than that is a mistake
@@ -51,13 +51,13 @@ OPTIONS: dict[str, Any] = _or_null(
         "type": "object",
         "additionalProperties": False,
         "properties": {
-            "queue": _or_null({"type": "string", "pattern": QUEUE_NAME}),
+            "queue": _or_null({"type": "string", "pattern": QUEUE_NAME_PATTERN}),
             "priority": _or_null({"enum": list(PRIORITIES)}),
             "delay": _or_null(DURATION_SCHEMA),
             "run_at": _or_null({"type": "string", "format": "date-time"}),
             "timeout": _or_null(DURATION_SCHEMA),
             "expires_in": _or_null(DURATION_SCHEMA),
-            "retry": _or_null(retry.SCHEMA),
+            "retry": _or_null(retry.RETRY_SCHEMA),
             "concurrency_key": _or_null({"type": "string", "minLength": 1, "maxLength": 255}),
             "concurrency_limit": _or_null({"type": "integer", "minimum": 1, "maximum": 10_000}),
             "tags": _or_null(
@@ -86,7 +86,7 @@ class Envelope(msgspec.Struct):
 class Compiled(NamedTuple):
     """What is made of an entry once."""
 
-    entry: Entry
+    entry: CatalogueEntry
     schema: dict[str, Any]  # of a whole job
     validator: Draft202012Validator
     options: Options  # of a job that gives none
@@ -95,7 +95,7 @@ class Compiled(NamedTuple):
 _envelope = msgspec.json.Decoder(Envelope)
 
 
-def schema_of(entry: Entry, payload: dict[str, Any]) -> dict[str, Any]:
+def schema_of(entry: CatalogueEntry, payload: dict[str, Any]) -> dict[str, Any]:
     """The JSON Schema of a whole job of this task; `payload` is the schema of its payload, or a reference to it."""
     return {
         "type": "object",
@@ -105,7 +105,7 @@ def schema_of(entry: Entry, payload: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _compile(entry: Entry) -> Compiled:
+def _compile(entry: CatalogueEntry) -> Compiled:
     # With an id of its own, `#/$defs/…` inside means the payload's schema and not the whole.
     payload = {"$id": f"urn:tandem:{entry.name}:{entry.version}", **entry.payload_schema}
     schema = schema_of(entry, payload)
@@ -231,7 +231,7 @@ def _worded(at: str, text: str, value: dict[str, Any]) -> str:
         for part in parts:
             given = given[part]
         try:
-            seconds(given)
+            parse_duration(given)
         except (ValueError, TypeError) as error:
             return str(error)[:300]
     return text
@@ -304,7 +304,7 @@ def _duration(
         return None
     at = f"{place}/{name}"
     try:
-        length = seconds(value)
+        length = parse_duration(value)
     except ValueError as error:  # a number with more digits than a schema can limit
         errors.append((at, str(error)[:300]))
         return None

@@ -279,22 +279,22 @@ def _dev(options: dict[str, Any]) -> int:
 
 def _export(options: dict[str, Any]) -> int:
     from tandem_jobs.cli import export  # loads the database's driver
-    from tandem_shared.settings import load
+    from tandem_shared.settings import load_settings
 
-    return export.run(export.Options(**options), load())
+    return export.run(export.Options(**options), load_settings())
 
 
 def _doctor(options: dict[str, Any]) -> int:
     from tandem_shared.doctor import doctor  # loads the drivers of all stores
-    from tandem_shared.settings import load
+    from tandem_shared.settings import load_settings
 
-    return doctor.run(doctor.Options(**options), load())
+    return doctor.run(doctor.DoctorOptions(**options), load_settings())
 
 
 def _settings(_options: dict[str, Any]) -> int:
-    from tandem_shared.settings import Settings, load, shown
+    from tandem_shared.settings import Settings, load_settings, masked_settings
 
-    values, defaults = shown(load()), shown(Settings.model_construct())
+    values, defaults = masked_settings(load_settings()), masked_settings(Settings.model_construct())
     for name, field in Settings.model_fields.items():
         variable = f"TANDEM_{name.upper()}"
         connections = [one for one in values if one.startswith(f"{variable}__")]

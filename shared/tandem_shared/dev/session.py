@@ -25,7 +25,13 @@ from tandem_shared.dev import demo
 from tandem_shared.dev.servers import Server, free_port, mongo_server, redis_server
 from tandem_shared.dev.supervisor import Child, CrashLoop, Output, Program, write_stdout
 from tandem_shared.errors import Misconfigured
-from tandem_shared.settings import LOOPBACK, Settings, load, mask, require_keys
+from tandem_shared.settings import (
+    LOOPBACK_NETWORKS,
+    Settings,
+    load_settings,
+    mask_url,
+    require_keys,
+)
 
 TUTORIAL = "wordcount"
 DRAIN = 5.0  # seconds at most, after Ctrl-C
@@ -64,7 +70,7 @@ class Plan:
 
 def run(options: Options) -> int:
     """Serve until told to end; the exit code. Raises Misconfigured."""
-    settings = load(
+    settings = load_settings(
         **{k: v for k, v in (("host", options.host), ("port", options.port)) if v is not None}
     )
     require_keys(settings)
@@ -86,9 +92,9 @@ def plan(options: Options, settings: Settings, data: Path) -> Plan:
             f"TANDEM_HTTP_ALLOW holds: besides the public internet, {_listed(settings.http_allow)}"
         )
     else:
-        env["TANDEM_HTTP_ALLOW"] = ",".join(LOOPBACK)
+        env["TANDEM_HTTP_ALLOW"] = ",".join(LOOPBACK_NETWORKS)
         notes.append(
-            f"TANDEM_HTTP_ALLOW is not set: tasks may also reach this machine ({_listed(LOOPBACK)})"
+            f"TANDEM_HTTP_ALLOW is not set: tasks may also reach this machine ({_listed(LOOPBACK_NETWORKS)})"
         )
     env["TANDEM_DRAIN"] = f"{min(settings.drain, DRAIN):g}"
     if "linger" not in settings.model_fields_set:
@@ -116,13 +122,13 @@ def _place(settings: Settings, data: Path, env: dict[str, str], notes: list[str]
     servers = []
     given = settings.model_fields_set
     if "redis_url" in given:
-        notes.append(f"redis: {mask(settings.redis_url)} (TANDEM_REDIS_URL)")
+        notes.append(f"redis: {mask_url(settings.redis_url)} (TANDEM_REDIS_URL)")
     else:
         servers.append(redis := redis_server(data))
         env["TANDEM_REDIS_URL"] = redis.url
     if settings.mongo:
         notes.extend(
-            f"mongo: {mask(url)} (TANDEM_MONGO__{name.upper()})"
+            f"mongo: {mask_url(url)} (TANDEM_MONGO__{name.upper()})"
             for name, url in settings.mongo.items()
         )
     else:
@@ -132,11 +138,11 @@ def _place(settings: Settings, data: Path, env: dict[str, str], notes: list[str]
         except Misconfigured as error:  # no task of the demo needs it
             notes.append(f"mongo: {error}")
     if "database_url" in given:
-        notes.append(f"database: {mask(settings.database_url)} (TANDEM_DATABASE_URL)")
+        notes.append(f"database: {mask_url(settings.database_url)} (TANDEM_DATABASE_URL)")
     else:
         env["TANDEM_DATABASE_URL"] = f"sqlite://{data / 'tandem.db'}"
     if "store_url" in given:
-        notes.append(f"files: {mask(settings.store_url)} (TANDEM_STORE_URL)")
+        notes.append(f"files: {mask_url(settings.store_url)} (TANDEM_STORE_URL)")
     else:
         env["TANDEM_STORE_URL"] = (data / "files").as_uri()
     return servers

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from tandem_shared.doctor.files import StoreCheck
+from tandem_shared.doctor.files import FilesCheck
 from tandem_shared.doctor.findings import Finding
 from tandem_shared.doctor.ledger import LedgerCheck
 from tandem_shared.errors import Unavailable
@@ -26,13 +26,13 @@ from tandem_shared.queue.integrity import Census, Checkup, Fault
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
 
-ROUNDS = 1000  # portions in which many jobs are mended
+MAX_FIX_ROUNDS = 1000  # portions in which many jobs are mended
 # Mended in portions, and mended once somebody else has read of it.
 _PORTIONS, _TOLD = frozenset({"limit-gone"}), frozenset({"final-stays"})
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class DoctorOptions:
     """The command line."""
 
     fix: bool = False
@@ -58,7 +58,7 @@ class Doctor:
     """One examination; `pause` seconds lie between its two looks."""
 
     def __init__(
-        self, queue: Queue, *, ledger: LedgerCheck | None, store: StoreCheck | None, pause: float
+        self, queue: Queue, *, ledger: LedgerCheck | None, store: FilesCheck | None, pause: float
     ) -> None:
         self._checkup: Checkup = queue.checkup
         self._ledger, self._store, self._pause = ledger, store, pause
@@ -89,7 +89,7 @@ class Doctor:
     async def _redis(self, faults: list[Fault], *, fix: bool) -> list[Finding]:
         still = await self._checkup.again(faults, mend=fix)
         left = still
-        for _ in range(ROUNDS if fix else 0):
+        for _ in range(MAX_FIX_ROUNDS if fix else 0):
             left = await self._checkup.again(left)
             if not (more := [one for one in left if one.word in _PORTIONS]):
                 break
@@ -132,7 +132,7 @@ async def _try(found: Diagnosis, what: str, look: Callable[[], Any]) -> Any:
         return []
 
 
-def run(options: Options, settings: Settings) -> int:
+def run(options: DoctorOptions, settings: Settings) -> int:
     """Examine the system of the settings and print what was found; the exit code. Raises Misconfigured."""
     try:
         found = asyncio.run(_examine(options, settings))
@@ -158,7 +158,7 @@ def run(options: Options, settings: Settings) -> int:
     return found.code
 
 
-async def _examine(options: Options, settings: Settings) -> Diagnosis:
+async def _examine(options: DoctorOptions, settings: Settings) -> Diagnosis:
     async with AsyncExitStack() as stack:
         redis = connect(settings.redis_url)
         stack.push_async_callback(redis.aclose)
@@ -167,7 +167,7 @@ async def _examine(options: Options, settings: Settings) -> Diagnosis:
         ledger = LedgerCheck(await stack.enter_async_context(open_ledger(settings)), queue)
         store = None
         if options.files:
-            store = StoreCheck(
+            store = FilesCheck(
                 await stack.enter_async_context(open_store(settings.store_url)), queue, ledger
             )
         return await Doctor(queue, ledger=ledger, store=store, pause=settings.lease / 2).examine(

@@ -12,16 +12,18 @@ from tandem_shared.doctor.ledger import LedgerCheck
 from tandem_shared.errors import NotFound
 from tandem_shared.files.names import job_path
 from tandem_shared.files.store import FileStore
-from tandem_shared.files.uploads import needed
+from tandem_shared.files.uploads import belongs_to_upload
 from tandem_shared.jobs.record import Record
 from tandem_shared.queue.messages import Segment
 from tandem_shared.queue.queue import Queue
 from tandem_shared.streams.segments import segment_path
 
-YOUNG = 3600.0  # seconds: what was written since may belong to somebody who has not told yet
-PORTION = 200  # jobs that are asked for at once
-AT_ONCE = 8  # objects
-MOST = 5000  # findings
+MIN_AGE_SECONDS = (
+    3600.0  # seconds: what was written since may belong to somebody who has not told yet
+)
+BATCH_JOBS = 200  # jobs that are asked for at once
+MAX_REQUESTS = 8  # objects
+MAX_FINDINGS = 5000  # findings
 
 
 class _View(msgspec.Struct):
@@ -39,11 +41,11 @@ class _Object(NamedTuple):
 _views = msgspec.json.Decoder(list[_View])
 
 
-class StoreCheck:
+class FilesCheck:
     """The look at one store; every method raises Unavailable when it, Redis or the ledger does not answer."""
 
     def __init__(
-        self, store: FileStore, queue: Queue, ledger: LedgerCheck, *, young: float = YOUNG
+        self, store: FileStore, queue: Queue, ledger: LedgerCheck, *, young: float = MIN_AGE_SECONDS
     ) -> None:
         self._store, self._queue, self._ledger, self._young = store, queue, ledger, young
 
@@ -53,10 +55,10 @@ class StoreCheck:
         portion: list[str] = []
         async for id in self._old_trees():
             portion.append(id)
-            if len(portion) == PORTION:
+            if len(portion) == BATCH_JOBS:
                 found += await self._unknown(portion)
                 portion = []
-            if len(found) >= MOST:
+            if len(found) >= MAX_FINDINGS:
                 return found
         found += await self._unknown(portion)
         async for stat in self._store.list("uploads"):
@@ -64,7 +66,7 @@ class StoreCheck:
                 found += await self._half(stat.path)
         async for records in self._queue.checkup.published():
             found += await self._missing(records)
-            if len(found) >= MOST:
+            if len(found) >= MAX_FINDINGS:
                 break
         return found
 
@@ -92,7 +94,11 @@ class StoreCheck:
 
     async def _half(self, path: str) -> list[Finding]:
         _, id, part = path.split("/", 2) if path.count("/") > 1 else ("", "", "")
-        if not id or part in ("meta.json", "begun.json") or await needed(self._store, id, part):
+        if (
+            not id
+            or part in ("meta.json", "begun.json")
+            or await belongs_to_upload(self._store, id, part)
+        ):
             return []
         return [Finding("half-upload", path)]
 
@@ -120,8 +126,8 @@ class StoreCheck:
                     for one in _views.decode(record.files)
                 ]
         found: list[Finding] = []
-        for start in range(0, len(wanted), AT_ONCE):
-            objects = wanted[start : start + AT_ONCE]
+        for start in range(0, len(wanted), MAX_REQUESTS):
+            objects = wanted[start : start + MAX_REQUESTS]
             there = await asyncio.gather(*(self._there(one) for one in objects))
             found += [
                 Finding(one.word, one.subject)

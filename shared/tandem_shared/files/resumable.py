@@ -29,20 +29,20 @@ from tandem_shared.errors import (
 )
 from tandem_shared.files.store import FileStore
 from tandem_shared.files.uploads import (
-    Unfinished,
+    PartialUpload,
     Upload,
-    find_unfinished,
+    completed_upload,
+    find_partial_upload,
     find_upload,
-    place_of,
     publish_upload,
     remove_upload,
-    upload_of,
+    upload_folder,
 )
 
 MAX_PARTS = 10_000  # of one upload
 
 
-class Held(NamedTuple):
+class UploadProgress(NamedTuple):
     """What has come of an upload."""
 
     offset: int  # bytes; where it goes on
@@ -50,10 +50,10 @@ class Held(NamedTuple):
     ended: bool  # whether nothing can come after it
 
 
-async def held(store: FileStore, id: str) -> Held:
+async def upload_progress(store: FileStore, id: str) -> UploadProgress:
     """What has come of an upload, nothing of one that is not there."""
     sizes: dict[int, int] = {}
-    async for stat in store.list(f"{place_of(id)}/parts"):
+    async for stat in store.list(f"{upload_folder(id)}/parts"):
         name = stat.path.rpartition("/")[2]
         if name.isascii() and name.isdecimal() and len(sizes) <= MAX_PARTS:
             sizes[int(name)] = stat.size
@@ -61,11 +61,11 @@ async def held(store: FileStore, id: str) -> Held:
     while size := sizes.get(offset, 0):
         parts.append(offset)
         offset += size
-    return Held(offset, parts, offset in sizes)
+    return UploadProgress(offset, parts, offset in sizes)
 
 
-async def append(
-    store: FileStore, upload: Unfinished, offset: int, data: AsyncIterable[bytes], *, limit: int
+async def append_parts(
+    store: FileStore, upload: PartialUpload, offset: int, data: AsyncIterable[bytes], *, limit: int
 ) -> int:
     """Add bytes that begin at `offset`; where the upload goes on then.
 
@@ -74,33 +74,33 @@ async def append(
     or MAX_PARTS parts, Malformed above the length that was announced, NotFound if the upload is
     removed meanwhile.
     """
-    have = await held(store, upload.id)
+    have = await upload_progress(store, upload.id)
     if have.offset != offset:
         raise OffsetMismatch(have.offset, offset)
     size = max(
-        store.part, -(-2 * limit // MAX_PARTS)
+        store.part_bytes, -(-2 * limit // MAX_PARTS)
     )  # leaves half of the parts for those that a broken line cuts
     count = len(have.parts)
     async for part in _portions(upload, offset, data, size, limit):
         if count >= MAX_PARTS:
             raise TooLarge("the upload", MAX_PARTS, "parts")
         if not await store.create(_part(upload.id, offset), part):
-            have = await held(store, upload.id)
+            have = await upload_progress(store, upload.id)
             if have.ended and have.offset == offset:
                 raise Conflict(f"the upload was ended at byte {offset}")
             raise OffsetMismatch(have.offset, offset)
         offset, count = offset + len(part), count + 1
     try:
-        await find_unfinished(store, upload.id, tenant=upload.tenant)
+        await find_partial_upload(store, upload.id, tenant=upload.tenant)
     except NotFound:
         # Removed while bytes came: they belong to nothing.
-        await store.delete_tree(f"{place_of(upload.id)}/parts")
+        await store.delete_tree(f"{upload_folder(upload.id)}/parts")
         raise
     return offset
 
 
 async def _portions(
-    upload: Unfinished, offset: int, data: AsyncIterable[bytes], size: int, limit: int
+    upload: PartialUpload, offset: int, data: AsyncIterable[bytes], size: int, limit: int
 ) -> AsyncIterator[bytes]:
     """The same bytes in portions of about `size`; what raises does so after the bytes that came before it."""
     filled = bytearray()
@@ -126,7 +126,9 @@ async def _portions(
         yield bytes(filled)
 
 
-async def finish(store: FileStore, upload: Unfinished, offset: int, *, keep: float) -> Upload:
+async def finish_upload(
+    store: FileStore, upload: PartialUpload, offset: int, *, keep: float
+) -> Upload:
     """End the upload at `offset`, join its parts and publish it for `keep` seconds; safe to repeat, also at once.
 
     Raises OffsetMismatch if it goes on elsewhere, Malformed if another length was announced,
@@ -135,29 +137,29 @@ async def finish(store: FileStore, upload: Unfinished, offset: int, *, keep: flo
     if upload.length is not None and upload.length != offset:
         raise Malformed(f"Upload-Length: {upload.length} bytes were announced, and {offset} came")
     await store.create(_part(upload.id, offset), b"")
-    have = await held(store, upload.id)
+    have = await upload_progress(store, upload.id)
     if not have.ended or have.offset != offset:
         # Either somebody else was first to go on there, or to finish, which removes the parts.
         return await _finished(store, upload, OffsetMismatch(have.offset, offset))
     try:
         written = await store.write(
-            f"{place_of(upload.id)}/data",
+            f"{upload_folder(upload.id)}/data",
             _joined(store, upload, [*have.parts, offset]),
             name=upload.name or upload.id,
             content_type=upload.content_type,
         )
-        await find_unfinished(store, upload.id, tenant=upload.tenant)
+        await find_partial_upload(store, upload.id, tenant=upload.tenant)
     except NotFound as gone:
         return await _finished(store, upload, gone)
     if written.size != offset:
         raise Unavailable("the parts of an upload are not what they were when they came")
-    done = upload_of(upload, written, keep)
+    done = completed_upload(upload, written, keep)
     await publish_upload(store, done)
     await _forget(store, upload)
     return done
 
 
-async def _finished(store: FileStore, upload: Unfinished, otherwise: Exception) -> Upload:
+async def _finished(store: FileStore, upload: PartialUpload, otherwise: Exception) -> Upload:
     """What somebody else made of it, who has finished it. Raises `otherwise` if nobody has."""
     try:
         done = await find_upload(store, upload.id, tenant=upload.tenant)
@@ -169,33 +171,35 @@ async def _finished(store: FileStore, upload: Unfinished, otherwise: Exception) 
     return done
 
 
-async def _forget(store: FileStore, upload: Unfinished) -> None:
-    await store.delete(f"{place_of(upload.id)}/begun.json")
-    await store.delete_tree(f"{place_of(upload.id)}/parts")
+async def _forget(store: FileStore, upload: PartialUpload) -> None:
+    await store.delete(f"{upload_folder(upload.id)}/begun.json")
+    await store.delete_tree(f"{upload_folder(upload.id)}/parts")
 
 
-async def _joined(store: FileStore, upload: Unfinished, bounds: list[int]) -> AsyncIterator[bytes]:
+async def _joined(
+    store: FileStore, upload: PartialUpload, bounds: list[int]
+) -> AsyncIterator[bytes]:
     for start, end in pairwise(bounds):
         async for piece in store.read(_part(upload.id, start), 0, end - start):
             yield piece
 
 
 def _part(id: str, offset: int) -> str:
-    return f"{place_of(id)}/parts/{offset:014d}"
+    return f"{upload_folder(id)}/parts/{offset:014d}"
 
 
-JOINS = 2  # uploads that one process joins at once
+MAX_JOINS = 2  # uploads that one process joins at once
 
 
-class Joins:
+class UploadJoiner:
     """Joins complete uploads: each once at a time in this process, however many ask, and JOINS at once."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[Upload]] = {}
-        self._turn = asyncio.Semaphore(JOINS)
+        self._turn = asyncio.Semaphore(MAX_JOINS)
 
     async def finish(
-        self, store: FileStore, upload: Unfinished, offset: int, *, keep: float
+        self, store: FileStore, upload: PartialUpload, offset: int, *, keep: float
     ) -> Upload:
         """As shared.parts.finish. It goes on when the one who asked is gone."""
         task = self._tasks.get(upload.id)
@@ -206,10 +210,10 @@ class Joins:
         return await asyncio.shield(task)
 
     async def _finish(
-        self, store: FileStore, upload: Unfinished, offset: int, keep: float
+        self, store: FileStore, upload: PartialUpload, offset: int, keep: float
     ) -> Upload:
         async with self._turn:
-            return await finish(store, upload, offset, keep=keep)
+            return await finish_upload(store, upload, offset, keep=keep)
 
     async def close(self) -> None:
         """Give up; whoever asks again begins anew."""

@@ -32,30 +32,30 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
 
 from tandem_shared.errors import Misconfigured, NotFound, TooLarge, Unavailable
-from tandem_shared.files.names import attachment
+from tandem_shared.files.names import content_disposition
 
 if TYPE_CHECKING:
     from obstore import Attributes  # types of its stubs alone
     from obstore.store import ClientConfig
 
-TIMEOUT = 30.0  # seconds, of each call to the store
-CLOSE_TIMEOUT = (
+CALL_TIMEOUT_SECONDS = 30.0  # seconds, of each call to the store
+CLOSE_TIMEOUT_SECONDS = (
     120.0  # of the call that makes a written object appear: a remote store joins its parts in it
 )
-PIECE = 1 << 20  # bytes that are read, hashed and written at once
-PARTS_AT_ONCE = 4  # of one object: a write holds at most these and the one being filled
+CHUNK_BYTES = 1 << 20  # bytes that are read, hashed and written at once
+MAX_PARTS_IN_FLIGHT = 4  # of one object: a write holds at most these and the one being filled
 _OS_ERROR = re.compile(r"(?:\(os error |\[Errno )([0-9]{1,4})[)\]]")
 _TEMPORARY = re.compile(r".*#[0-9]+")  # as the local store names what it has not yet renamed
 
 
-class Written(NamedTuple):
+class WriteResult(NamedTuple):
     """What a finished write stored."""
 
     size: int  # bytes
     sha256: str  # hexadecimal
 
 
-class Stat(NamedTuple):
+class StoredObject(NamedTuple):
     """One object of a listing."""
 
     path: str
@@ -75,8 +75,8 @@ class FileStore:
         self._store = store
         self._root = root  # of a local store
         self._remote = remote
-        self.part = 8 << 20 if remote else PIECE  # bytes, what is worth a call
-        self._span = 4 << 20 if remote else PIECE
+        self.part_bytes = 8 << 20 if remote else CHUNK_BYTES  # bytes, what is worth a call
+        self._span = 4 << 20 if remote else CHUNK_BYTES
 
     async def write(
         self,
@@ -86,7 +86,7 @@ class FileStore:
         limit: int | None = None,
         name: str | None = None,
         content_type: str | None = None,
-    ) -> Written:
+    ) -> WriteResult:
         """Store the bytes under `path` in place of what was there; nothing appears unless all of it came.
 
         `name` and `content_type` are what a remote store says to whoever comes with a signed URL.
@@ -99,8 +99,8 @@ class FileStore:
                 self._store,
                 path,
                 attributes=attributes,
-                buffer_size=self.part,
-                max_concurrency=PARTS_AT_ONCE,
+                buffer_size=self.part_bytes,
+                max_concurrency=MAX_PARTS_IN_FLIGHT,
             )
             undo.push_async_exit(writer)
             async for piece in _pieces(data, limit):
@@ -109,9 +109,9 @@ class FileStore:
                 async with _asking(path):
                     await writer.write(piece)
             undo.pop_all()
-        async with _asking(path, CLOSE_TIMEOUT):
+        async with _asking(path, CLOSE_TIMEOUT_SECONDS):
             await writer.close()
-        return Written(size, digest.hexdigest())
+        return WriteResult(size, digest.hexdigest())
 
     async def put(self, path: str, data: bytes) -> None:
         """Store a few MiB that are in memory, in place of what was there: one call, and nobody learns their hash."""
@@ -182,7 +182,7 @@ class FileStore:
             async with _asking(path):
                 await obstore.delete_async(self._store, path)
 
-    async def list(self, prefix: str) -> AsyncIterator[Stat]:
+    async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
         """The objects under a prefix of whole path segments, in no order."""
         pages = aiter(obstore.list(self._store, prefix, chunk_size=500))
         while True:
@@ -192,14 +192,14 @@ class FileStore:
             except StopAsyncIteration:
                 return
             for meta in page:
-                yield Stat(meta["path"], meta["size"], meta["last_modified"].timestamp())
+                yield StoredObject(meta["path"], meta["size"], meta["last_modified"].timestamp())
 
     async def delete_tree(self, prefix: str) -> None:
         """Remove every object under a prefix of whole path segments."""
         async for stat in self.list(prefix):
             await self.delete(stat.path)
 
-    async def sign(self, path: str, seconds: float) -> str | None:
+    async def presign(self, path: str, seconds: float) -> str | None:
         """A URL by which anybody may GET the object for so long, None where the store has no such thing."""
         if not isinstance(self._store, S3Store | GCSStore | AzureStore):
             return None
@@ -279,7 +279,7 @@ def _local_root(url: str) -> Path:
 
 
 @asynccontextmanager
-async def _asking(path: str, seconds: float = TIMEOUT) -> AsyncIterator[None]:
+async def _asking(path: str, seconds: float = CALL_TIMEOUT_SECONDS) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -301,7 +301,7 @@ def _reason(error: Exception) -> str:
 def _attributes(name: str | None, content_type: str | None) -> "Attributes":
     attributes: Attributes = {}
     if name is not None:
-        attributes["Content-Disposition"] = attachment(name)
+        attributes["Content-Disposition"] = content_disposition(name)
     if content_type is not None and content_type.isascii() and content_type.isprintable():
         attributes["Content-Type"] = content_type
     return attributes
@@ -315,8 +315,8 @@ async def _pieces(data: bytes | AsyncIterable[bytes], limit: int | None) -> Asyn
         if limit is not None and size > limit:
             raise TooLarge("the file", limit)
         rest = memoryview(chunk)
-        while len(filled) + len(rest) >= PIECE:
-            room = PIECE - len(filled)
+        while len(filled) + len(rest) >= CHUNK_BYTES:
+            room = CHUNK_BYTES - len(filled)
             yield bytes(filled) + rest[:room]
             filled.clear()
             rest = rest[room:]

@@ -9,19 +9,19 @@ from typing import Any, TypeVar
 import msgspec
 
 from tandem_shared.errors import NotFound, TooLarge
-from tandem_shared.files.store import FileStore, Written
+from tandem_shared.files.store import FileStore, WriteResult
 from tandem_shared.jobs.ids import id_time, new_id
 from tandem_shared.times import rfc3339
 
-STALE = (
+STALE_SECONDS = (
     48 * 3600.0
 )  # seconds; a job takes 24 hours at most, so nobody writes any more to what was left so long ago
-META_LIMIT = 64 << 10  # bytes of a meta.json or begun.json
+MAX_META_BYTES = 64 << 10  # bytes of a meta.json or begun.json
 _LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _ID = re.compile(f"[{_LETTERS}]{{30}}")
 
 
-_Kind = TypeVar("_Kind", "Upload", "Unfinished")
+_Kind = TypeVar("_Kind", "Upload", "PartialUpload")
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +38,7 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def path(self) -> str:
         """Where its bytes are."""
-        return f"{place_of(self.id)}/data"
+        return f"{upload_folder(self.id)}/data"
 
     def view(self) -> dict[str, Any]:
         """The upload as clients see it, API.md's "Files"."""
@@ -52,7 +52,7 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
+class PartialUpload(msgspec.Struct, frozen=True, kw_only=True):
     """An upload that comes in parts and is not complete, as its begun.json holds it; nobody can read it yet."""
 
     id: str
@@ -73,7 +73,7 @@ class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _upload_meta = msgspec.json.Decoder(Upload)
-_begun = msgspec.json.Decoder(Unfinished)
+_begun = msgspec.json.Decoder(PartialUpload)
 
 
 def new_upload_id() -> str:
@@ -81,7 +81,7 @@ def new_upload_id() -> str:
     return new_id()[:10] + "".join(secrets.choice(_LETTERS) for _ in range(20))
 
 
-def place_of(id: str) -> str:
+def upload_folder(id: str) -> str:
     """Where all that belongs to an upload is. Raises NotFound for what is no id."""
     if _ID.fullmatch(id) is None:
         raise NotFound("file", id)
@@ -101,7 +101,7 @@ async def save_upload(
     """Store a client's file for `keep` seconds. Raises TooLarge above `limit` bytes, and what `data` raises."""
     id = new_upload_id()
     size, sha256 = await store.write(
-        f"{place_of(id)}/data", data, limit=limit, name=name or id, content_type=content_type
+        f"{upload_folder(id)}/data", data, limit=limit, name=name or id, content_type=content_type
     )
     upload = Upload(
         id=id,
@@ -116,7 +116,7 @@ async def save_upload(
     return upload
 
 
-def upload_of(begun: Unfinished, written: Written, keep: float) -> Upload:
+def completed_upload(begun: PartialUpload, written: WriteResult, keep: float) -> Upload:
     """The upload that an unfinished one has become."""
     return Upload(
         id=begun.id,
@@ -131,7 +131,7 @@ def upload_of(begun: Unfinished, written: Written, keep: float) -> Upload:
 
 async def publish_upload(store: FileStore, upload: Upload) -> None:
     """From now on it is found."""
-    await store.write(f"{place_of(upload.id)}/meta.json", msgspec.json.encode(upload))
+    await store.write(f"{upload_folder(upload.id)}/meta.json", msgspec.json.encode(upload))
 
 
 async def begin_upload(
@@ -142,9 +142,9 @@ async def begin_upload(
     name: str | None = None,
     content_type: str = "application/octet-stream",
     length: int | None = None,
-) -> Unfinished:
+) -> PartialUpload:
     """Begin an upload whose bytes come in parts, see parts.py, within `keep` seconds."""
-    upload = Unfinished(
+    upload = PartialUpload(
         id=new_upload_id(),
         tenant=tenant,
         name=name,
@@ -152,7 +152,7 @@ async def begin_upload(
         length=length,
         expires=time.time() + keep,
     )
-    await store.write(f"{place_of(upload.id)}/begun.json", msgspec.json.encode(upload))
+    await store.write(f"{upload_folder(upload.id)}/begun.json", msgspec.json.encode(upload))
     return upload
 
 
@@ -161,7 +161,7 @@ async def find_upload(store: FileStore, id: str, *, tenant: str) -> Upload:
     return await _find(store, id, "meta.json", _upload_meta, tenant)
 
 
-async def find_unfinished(store: FileStore, id: str, *, tenant: str) -> Unfinished:
+async def find_partial_upload(store: FileStore, id: str, *, tenant: str) -> PartialUpload:
     """The tenant's upload, one that is not complete. Raises NotFound, likewise."""
     return await _find(store, id, "begun.json", _begun, tenant)
 
@@ -170,7 +170,7 @@ async def _find(
     store: FileStore, id: str, file: str, decoder: msgspec.json.Decoder[_Kind], tenant: str
 ) -> _Kind:
     try:
-        upload = decoder.decode(await store.load(f"{place_of(id)}/{file}", META_LIMIT))
+        upload = decoder.decode(await store.load(f"{upload_folder(id)}/{file}", MAX_META_BYTES))
     except (NotFound, TooLarge, msgspec.DecodeError):
         raise NotFound("file", id) from None
     if upload.tenant != tenant:
@@ -186,7 +186,7 @@ async def delete_upload(store: FileStore, id: str, *, tenant: str) -> None:
     try:
         await find_upload(store, id, tenant=tenant)
     except NotFound:
-        await find_unfinished(store, id, tenant=tenant)
+        await find_partial_upload(store, id, tenant=tenant)
     await remove_upload(store, id)
 
 
@@ -194,8 +194,8 @@ async def remove_upload(store: FileStore, id: str) -> None:
     """Remove all that belongs to it."""
     # What says that it is there goes first: nobody may find an upload whose bytes are gone.
     for file in ("meta.json", "begun.json", "data"):
-        await store.delete(f"{place_of(id)}/{file}")
-    await store.delete_tree(f"{place_of(id)}/parts")
+        await store.delete(f"{upload_folder(id)}/{file}")
+    await store.delete_tree(f"{upload_folder(id)}/parts")
 
 
 # ------------------------------------------------------------------------------------- housekeeping
@@ -226,11 +226,11 @@ async def sweep(
             # itself.
             if (id_time(id) or 0.0) + keep < now:
                 removed += await _expire(store, id, part, now)
-        elif stat.modified + STALE < now and not await needed(store, id, part):
+        elif stat.modified + STALE_SECONDS < now and not await belongs_to_upload(store, id, part):
             await store.delete(stat.path)
             removed += 1
-    removed += await _sweep_jobs(store, now - keep - STALE, alive, limit - removed)
-    return removed + await store.drop_temporaries(now - STALE, limit - removed)
+    removed += await _sweep_jobs(store, now - keep - STALE_SECONDS, alive, limit - removed)
+    return removed + await store.drop_temporaries(now - STALE_SECONDS, limit - removed)
 
 
 async def _sweep_jobs(
@@ -254,7 +254,7 @@ async def _sweep_jobs(
 async def _expire(store: FileStore, id: str, file: str, now: float) -> bool:
     decoder: Any = _upload_meta if file == "meta.json" else _begun
     try:
-        upload = decoder.decode(await store.load(f"uploads/{id}/{file}", META_LIMIT))
+        upload = decoder.decode(await store.load(f"uploads/{id}/{file}", MAX_META_BYTES))
     except NotFound:
         return False
     except (TooLarge, msgspec.DecodeError):
@@ -265,7 +265,7 @@ async def _expire(store: FileStore, id: str, file: str, now: float) -> bool:
     return True
 
 
-async def needed(store: FileStore, id: str, part: str) -> bool:
+async def belongs_to_upload(store: FileStore, id: str, part: str) -> bool:
     """Whether these bytes belong to an upload: `data` to any, the others to one that is not complete."""
     for file in ("meta.json", "begun.json"):
         try:

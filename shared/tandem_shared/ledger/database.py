@@ -25,14 +25,14 @@ from tortoise.migrations.executor import MigrationExecutor
 
 from tandem_shared.errors import Misconfigured, Unavailable
 
-CONNECT = 5.0  # seconds
-PATIENCE = 15.0  # seconds that a statement or a transaction may take
-MIGRATION = (
+CONNECT_TIMEOUT_SECONDS = 5.0  # seconds
+STATEMENT_TIMEOUT_SECONDS = 15.0  # seconds that a statement or a transaction may take
+MIGRATION_TIMEOUT_SECONDS = (
     600.0  # seconds that all migrations together may take, those of others waited for included
 )
-LOCK = 0x7A_6E_64_6D  # PostgreSQL's advisory lock: a number that is ours
+MIGRATION_LOCK_ID = 0x7A_6E_64_6D  # PostgreSQL's advisory lock: a number that is ours
 MIGRATIONS = "tandem_shared.ledger.migrations"
-APP = "tandem"
+APP_LABEL = "tandem"
 
 Statement = tuple[
     str, Sequence[Sequence[Any]]
@@ -51,7 +51,10 @@ class Database:
         self.sqlite = url.startswith("sqlite")
         if self.sqlite:
             self._file = Path(given["file_path"])
-            engine, options = "tandem_shared.sqlite", {"busy_timeout": int(PATIENCE * 500), **given}
+            engine, options = (
+                "tandem_shared.sqlite",
+                {"busy_timeout": int(STATEMENT_TIMEOUT_SECONDS * 500), **given},
+            )
         else:
             if (mode := given.pop("sslmode", None)) is not None:  # libpq's name for it
                 given["ssl"] = mode
@@ -59,17 +62,17 @@ class Database:
                 given["user"] = unquote(given["user"])
             engine = expanded["engine"]
             options = {
-                "timeout": CONNECT,
-                "command_timeout": PATIENCE,
+                "timeout": CONNECT_TIMEOUT_SECONDS,
+                "command_timeout": STATEMENT_TIMEOUT_SECONDS,
                 "application_name": "tandem-jobs",
                 **given,
             }
         self._config: dict[str, Any] = {
-            "connections": {APP: {"engine": engine, "credentials": options}},
+            "connections": {APP_LABEL: {"engine": engine, "credentials": options}},
             "apps": {
-                APP: {
+                APP_LABEL: {
                     "models": ["tandem_shared.ledger.models"],
-                    "default_connection": APP,
+                    "default_connection": APP_LABEL,
                     "migrations": MIGRATIONS,
                 }
             },
@@ -83,7 +86,7 @@ class Database:
         context, self._context, self._client = self._context, None, None
         if context is not None:
             try:
-                async with asyncio.timeout(CONNECT):
+                async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
                     await context.close_connections()
             except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 return  # it is not there to be told
@@ -100,10 +103,10 @@ class Database:
                 try:
                     with context:
                         await context.init(config=self._config)
-                        client = context.connections.get(APP)
+                        client = context.connections.get(APP_LABEL)
                         await self._migrate(client)
                 except BaseException:
-                    async with asyncio.timeout(CONNECT):
+                    async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
                         await context.close_connections()
                     raise
                 self._context, self._client = context, client
@@ -113,25 +116,25 @@ class Database:
         await self.open()
         async with (
             _faults(),
-            asyncio.timeout(PATIENCE),
+            asyncio.timeout(STATEMENT_TIMEOUT_SECONDS),
             self._client.acquire_connection() as connection,
         ):
             if self.sqlite:
                 return [tuple(row) for row in await connection.execute_fetchall(sql, values)]
-            return [tuple(row) for row in await connection.fetch(numbered(sql), *values)]
+            return [tuple(row) for row in await connection.fetch(number_placeholders(sql), *values)]
 
     async def write(self, statements: Sequence[Statement]) -> int:
         """Runs all in one transaction; how many rows the last one changed, in SQLite. Raises Unavailable."""
         await self.open()
         async with (
             _faults(),
-            asyncio.timeout(PATIENCE),
+            asyncio.timeout(STATEMENT_TIMEOUT_SECONDS),
             self._client.acquire_connection() as connection,
         ):
             if not self.sqlite:
                 async with connection.transaction():
                     for sql, rows in statements:
-                        await connection.executemany(numbered(sql), rows)
+                        await connection.executemany(number_placeholders(sql), rows)
                 return 0
             try:
                 await connection.execute("BEGIN IMMEDIATE")
@@ -147,7 +150,7 @@ class Database:
     # ----------------------------------------------------------------------------------- migrations
 
     async def _migrate(self, client: BaseDBAsyncClient) -> None:
-        async with asyncio.timeout(MIGRATION):
+        async with asyncio.timeout(MIGRATION_TIMEOUT_SECONDS):
             if await self._newest(client):
                 return
             async with self._alone(client):
@@ -170,11 +173,14 @@ class Database:
         """One process at a time, however many start at once; whoever dies lets go."""
         if not self.sqlite:
             async with client.acquire_connection() as connection:
-                await connection.execute(f"SELECT pg_advisory_lock({LOCK})", timeout=MIGRATION)
+                await connection.execute(
+                    f"SELECT pg_advisory_lock({MIGRATION_LOCK_ID})",
+                    timeout=MIGRATION_TIMEOUT_SECONDS,
+                )
                 try:
                     yield
                 finally:
-                    await connection.execute(f"SELECT pg_advisory_unlock({LOCK})")
+                    await connection.execute(f"SELECT pg_advisory_unlock({MIGRATION_LOCK_ID})")
             return
         # A lock of the database's own would end with the first migration's transaction.
         lock = os.open(f"{self._file}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -190,7 +196,7 @@ class Database:
             os.close(lock)
 
 
-def numbered(sql: str) -> str:
+def number_placeholders(sql: str) -> str:
     """The same with `$1`, `$2`, … for each `?`; there is none inside of our texts."""
     first, *others = sql.split("?")
     return first + "".join(f"${number}{part}" for number, part in enumerate(others, 1))

@@ -15,24 +15,24 @@ from tandem_shared.jobs.record import Record
 from tandem_shared.jobs.replay import Material
 from tandem_shared.jobs.states import FINAL, State
 from tandem_shared.ledger.database import Database, Statement
-from tandem_shared.ledger.query import LAST, Filter, Query
-from tandem_shared.ledger.rows import COLUMNS, LASTING, Row, mark, record
+from tandem_shared.ledger.query import AFTER_ALL_IDS, JobFilter, Query
+from tandem_shared.ledger.rows import COLUMNS, IMMUTABLE, JobRow, record_from_row, replay_tag
 from tandem_shared.settings import Settings
 
-PORTIONS = (
+SCAN_ROWS = (
     500,
     2_000,
     4_000,
 )  # rows that are looked at, portion after portion, the last size from then on
-LONGEST = 0.03  # seconds after which a page is given as far as it has come
-SEARCHED = 0.25  # the same where a text is looked for, which no index helps with
-EXPORTED = 100  # rows at once
+PAGE_SECONDS = 0.03  # seconds after which a page is given as far as it has come
+SEARCH_SECONDS = 0.25  # the same where a text is looked for, which no index helps with
+EXPORT_ROWS = 100  # rows at once
 # The error of a job that Redis lost.
-LOST = '{"type":"record_lost","message":"the queue lost this job before it ended","retryable":true,"attempt":0}'
+LOST_ERROR = '{"type":"record_lost","message":"the queue lost this job before it ended","retryable":true,"attempt":0}'
 
 _WRITTEN = ("id", *COLUMNS, "payload", "words")
 _READ = ("id", *COLUMNS)
-_CHANGING = [name for name in _WRITTEN[1:] if name not in LASTING]
+_CHANGING = [name for name in _WRITTEN[1:] if name not in IMMUTABLE]
 _UPSERT = (
     f"INSERT INTO tandem_jobs ({', '.join(_WRITTEN)}) VALUES ({', '.join('?' * len(_WRITTEN))})"  # noqa: S608 - ours
     f" ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _CHANGING)}"
@@ -67,7 +67,7 @@ _ALONE = (
 _FORGET = ("DELETE FROM tandem_tags WHERE job = ?", "DELETE FROM tandem_jobs WHERE id = ?")
 
 
-class Page(NamedTuple):
+class JobPage(NamedTuple):
     """Jobs, the newest first; `next`: the id below which the list goes on, None at its end."""
 
     records: list[Record]
@@ -80,7 +80,7 @@ class Ledger:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    async def save(self, rows: Sequence[Row]) -> None:
+    async def save(self, rows: Sequence[JobRow]) -> None:
         """Writes these jobs where they are newer than what is there, all or none; at most one row a job."""
         # In one order, so that two writers never wait for each other.
         ordered = sorted(rows, key=lambda one: one.id)
@@ -93,7 +93,7 @@ class Ledger:
         """The job as it was last written; None if there is none, or if it is another tenant's."""
         text = f"SELECT {', '.join(_READ)} FROM tandem_jobs WHERE id = ? AND tenant = ?"  # noqa: S608 - ours
         rows = await self.database.read(text, [id, tenant])
-        return record(_READ, rows[0]) if rows else None
+        return record_from_row(_READ, rows[0]) if rows else None
 
     async def payload(self, id: str, *, tenant: str) -> bytes | None:
         """The payload of a final job, JSON; None as with `get`."""
@@ -116,32 +116,32 @@ class Ledger:
         text = (
             f"SELECT tag FROM tandem_tags WHERE tenant = ? AND tag IN ({', '.join('?' * len(ids))})"  # noqa: S608 - likewise
         )
-        rows = await self.database.read(text, [tenant, *map(mark, ids)]) if ids else []
-        return {row[0].removeprefix(mark("")) for row in rows}
+        rows = await self.database.read(text, [tenant, *map(replay_tag, ids)]) if ids else []
+        return {row[0].removeprefix(replay_tag("")) for row in rows}
 
-    async def find(self, wanted: Filter, *, before: str | None = None, limit: int) -> Page:
+    async def find(self, wanted: JobFilter, *, before: str | None = None, limit: int) -> JobPage:
         """Up to `limit` jobs with an id below `before`; fewer, even none, where they are so rare that it takes long."""
         query = Query(wanted, _READ)
         records: list[Record] = []
-        end_of_time = time.monotonic() + (LONGEST if wanted.q is None else SEARCHED)
+        end_of_time = time.monotonic() + (PAGE_SECONDS if wanted.q is None else SEARCH_SECONDS)
         turn = 0
         while True:
             left = limit - len(records)
-            many = left + 1 if query.exact else PORTIONS[min(turn, len(PORTIONS) - 1)]
+            many = left + 1 if query.exact else SCAN_ROWS[min(turn, len(SCAN_ROWS) - 1)]
             rows = await self.database.read(*query.page(before, many, left + 1))
-            records += [record(_READ, row) for row in rows[:left]]
+            records += [record_from_row(_READ, row) for row in rows[:left]]
             if len(rows) > left:
-                return Page(records, records[-1].id)
+                return JobPage(records, records[-1].id)
             if query.exact:
-                return Page(records, None)
+                return JobPage(records, None)
             [(end, found)] = await self.database.read(*query.reach(before, many))
             if found < many:
-                return Page(records, None)
+                return JobPage(records, None)
             before, turn = end, turn + 1
             if len(records) == limit or time.monotonic() > end_of_time:
-                return Page(records, before)
+                return JobPage(records, before)
 
-    async def bury(self, id: str) -> None:
+    async def tombstone(self, id: str) -> None:
         """Forgets a job for good: what is still on its way to the ledger does not bring it back.
 
         For that something of it stays, for as long as cancelled jobs are kept, in which nothing of
@@ -189,7 +189,7 @@ class Ledger:
             for state in states:
                 last = ""
                 while rows := await self.database.read(
-                    text, [tenant, state.value, last, state.value, LAST]
+                    text, [tenant, state.value, last, state.value, AFTER_ALL_IDS]
                 ):
                     yield [(id, int(stamp)) for id, stamp in rows]
                     last = rows[-1][0]
@@ -208,7 +208,7 @@ class Ledger:
             " WHERE id = ? AND stamp = ?"
         )
         await self.database.write(
-            [(text, [(int(time.time() * 1e6), LOST, " record_lost", id, stamp)])]
+            [(text, [(int(time.time() * 1e6), LOST_ERROR, " record_lost", id, stamp)])]
         )
 
     async def _tenants(self) -> list[str]:
@@ -240,11 +240,11 @@ class Ledger:
             values += [state.value for state in states]
         text = (
             f"SELECT {', '.join((*_READ, 'payload'))} FROM tandem_jobs WHERE {' AND '.join(parts)}"  # noqa: S608 - ours
-            f" ORDER BY id LIMIT {EXPORTED}"
+            f" ORDER BY id LIMIT {EXPORT_ROWS}"
         )
         while rows := await self.database.read(text, values):
             for *row, payload in rows:
-                yield record(_READ, row), None if payload is None else payload.encode()
+                yield record_from_row(_READ, row), None if payload is None else payload.encode()
             values[0] = rows[-1][0]
 
 

@@ -13,14 +13,16 @@ import msgspec
 from tandem_shared.jobs.ids import id_of
 from tandem_shared.jobs.record import Record
 from tandem_shared.jobs.states import State
-from tandem_shared.ledger.rows import tag, words
+from tandem_shared.ledger.rows import search_text, tag_text
 
 STATES = tuple(State)
-LAST = "~"  # sorts behind every id
-SKEW = 10.0  # seconds that the clocks of the APIs, which make the ids, and of Redis may differ
+AFTER_ALL_IDS = "~"  # sorts behind every id
+CLOCK_SKEW_SECONDS = (
+    10.0  # seconds that the clocks of the APIs, which make the ids, and of Redis may differ
+)
 
 
-class Filter(msgspec.Struct, frozen=True, kw_only=True):
+class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which jobs of a tenant are asked for; `since` inclusive and `until` exclusive, µs of the submission."""
 
     tenant: str = "default"
@@ -32,7 +34,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     until: int | None = None
     q: str | None = None  # case folded
 
-    def fits(self, record: Record) -> bool:
+    def matches(self, record: Record) -> bool:
         """Whether a record is among them."""
         return (
             record.tenant == self.tenant
@@ -42,14 +44,14 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
             and all(record.options.tags.get(name) == value for name, value in self.tags)
             and (self.since is None or record.submitted >= self.since)
             and (self.until is None or record.submitted < self.until)
-            and (self.q is None or self.q in words(record))
+            and (self.q is None or self.q in search_text(record))
         )
 
 
 class Query:
     """The statements for one filter; `?` for each value."""
 
-    def __init__(self, wanted: Filter, columns: Sequence[str]) -> None:
+    def __init__(self, wanted: JobFilter, columns: Sequence[str]) -> None:
         self._wanted = wanted
         self._columns = ", ".join(f"j.{name}" for name in columns)
         self._rest, self._values = self._residue()
@@ -74,7 +76,7 @@ class Query:
             parts.append(
                 "EXISTS (SELECT 1 FROM tandem_tags t WHERE t.tenant = ? AND t.tag = ? AND t.job = j.id)"
             )
-            values += [one.tenant, tag(name, value)]
+            values += [one.tenant, tag_text(name, value)]
         if one.since is not None:
             parts.append("j.submitted >= ?")
             values.append(one.since)
@@ -92,12 +94,12 @@ class Query:
         one = self._wanted
         below = [before] if before is not None else []
         if one.until is not None:
-            below.append(id_of(one.until / 1e6 + SKEW))
-        low = id_of(one.since / 1e6 - SKEW) if one.since is not None else ""
-        bounds = (min(below, default=LAST), low)
+            below.append(id_of(one.until / 1e6 + CLOCK_SKEW_SECONDS))
+        low = id_of(one.since / 1e6 - CLOCK_SKEW_SECONDS) if one.since is not None else ""
+        bounds = (min(below, default=AFTER_ALL_IDS), low)
         if one.tags:
             return self._branch("tandem_tags", "", "tag", "job", many), [
-                one.tenant, *_between(tag(*one.tags[0]), bounds),
+                one.tenant, *_between(tag_text(*one.tags[0]), bounds),
             ]  # fmt: skip
         name, key = ("task", one.task) if one.task is not None else ("queue", one.queue)
         fixed = f"{name} = ? AND " if key is not None else ""

@@ -23,8 +23,11 @@ NUMBERS = frozenset(
     "stamp attempt max_attempts submitted run due began ended cancel output version concurrency_limit".split()
 )
 # What a job keeps for its whole life.
-LASTING = frozenset(("tenant", "task", "queue", "priority", "submitted", "version", "options"))
-TAG_NAME, TAG_VALUE = 64, 256  # characters, as api/tandem_api/validation/submission.py has them
+IMMUTABLE = frozenset(("tenant", "task", "queue", "priority", "submitted", "version", "options"))
+MAX_TAG_NAME_CHARS, MAX_TAG_VALUE_CHARS = (
+    64,
+    256,
+)  # characters, as api/tandem_api/validation/submission.py has them
 
 _texts_of = itemgetter(
     *(KEPT.index(field) for name, field in COLUMNS.items() if name not in NUMBERS)
@@ -49,7 +52,7 @@ _tags_of = msgspec.json.Decoder(_Tagged)
 _error_of = msgspec.json.Decoder(_Explained)
 
 
-class Row(msgspec.Struct, frozen=True):
+class JobRow(msgspec.Struct, frozen=True):
     """A job to be written: `values` in the order of COLUMNS, then the payload and the words; its tags `name=value`."""
 
     id: str
@@ -69,7 +72,7 @@ def _text(value: str | None) -> str | None:
     )
 
 
-def clean(text: str) -> str:
+def storable_text(text: str) -> str:
     """A text that both databases can hold, as tags are stored and looked for."""
     return text.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
@@ -79,12 +82,12 @@ def _number(text: str) -> int:
     return int(text) if text.isdigit() else int(float(text))
 
 
-def tag(name: str, value: str) -> str:
+def tag_text(name: str, value: str) -> str:
     """A tag as one text."""
-    return clean(f"{name}={value}")[: TAG_NAME + TAG_VALUE + 1]
+    return storable_text(f"{name}={value}")[: MAX_TAG_NAME_CHARS + MAX_TAG_VALUE_CHARS + 1]
 
 
-def mark(origin: str) -> str:
+def replay_tag(origin: str) -> str:
     """The tag by which the replays of a job are found.
 
     No client's is like it: a name has a letter at least, so what begins with `=` has another one,
@@ -93,7 +96,7 @@ def mark(origin: str) -> str:
     return f"={origin}"
 
 
-def row(id: str, facts: Facts) -> Row:
+def row_from_facts(id: str, facts: Facts) -> JobRow:
     """The row of a job from what `Events.facts` says of it."""
     payload, options, error = facts[len(KEPT)], facts[_OPTIONS] or "{}", facts[_ERROR]
     given = (
@@ -106,15 +109,15 @@ def row(id: str, facts: Facts) -> Row:
         _text(payload),
         _words(id, facts[_TASK] or "", tags, error),
     )
-    return Row(
+    return JobRow(
         id,
-        clean(facts[_TENANT] or ""),
+        storable_text(facts[_TENANT] or ""),
         _number(facts[_STAMP] or "0"),
         payload is not None,
         values,
         (
-            *sorted(tag(name, value) for name, value in tags.items()),
-            *([mark(origin)] if origin is not None else []),
+            *sorted(tag_text(name, value) for name, value in tags.items()),
+            *([replay_tag(origin)] if origin is not None else []),
         ),
     )
 
@@ -124,15 +127,15 @@ def _words(id: str, task: str, tags: Mapping[str, str], error: str | bytes | Non
     if error is not None:
         explained = _error_of.decode(error)
         parts += [explained.type, explained.message]
-    return clean(" ".join(parts)).casefold()
+    return storable_text(" ".join(parts)).casefold()
 
 
-def words(record: Record) -> str:
+def search_text(record: Record) -> str:
     """What `q` looks through: id, task, tags, and type and message of the last error; case folded."""
     return _words(record.id, record.task, record.options.tags, record.error)
 
 
-def record(columns: Sequence[str], values: Sequence[Any]) -> Record:
+def record_from_row(columns: Sequence[str], values: Sequence[Any]) -> Record:
     """The record of a row whose columns are these."""
     found = dict(zip(columns, values, strict=True))
     raw = [

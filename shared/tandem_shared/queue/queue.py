@@ -257,8 +257,8 @@ class Queue:
     async def register(
         self,
         worker: WorkerInfo,
-        entries: Sequence[catalogue.Entry],
-        hidden: Sequence[catalogue.Entry] = (),
+        entries: Sequence[catalogue.CatalogueEntry],
+        hidden: Sequence[catalogue.CatalogueEntry] = (),
     ) -> None:
         """Says who the worker is and publishes what it can run; `hidden` tasks it can run but does not publish."""
         facts: list[Arg] = []
@@ -270,7 +270,9 @@ class Queue:
             facts += [name, value]
         tasks: list[Arg] = []
         for entry in entries:
-            limits = catalogue.limits(entry.defaults.get("concurrency"), entry.defaults.get("rate"))
+            limits = catalogue.parse_limits(
+                entry.defaults.get("concurrency"), entry.defaults.get("rate")
+            )
             tasks += [entry.name, entry.version, catalogue.encode(entry), *limits]
         for entry in hidden:
             tasks += [entry.name, entry.version, "", 0, 0, 0]
@@ -403,10 +405,10 @@ class Queue:
         await reach(lambda: send(self._redis, "HDEL", f"{self.prefix}clock", "ping"))
         return perf_counter() - start
 
-    async def entries(self) -> list[catalogue.Entry]:
+    async def entries(self) -> list[catalogue.CatalogueEntry]:
         """The catalogue: the newest entry of each task that any worker published, by name."""
         rows: Any = await reach(lambda: self._redis.hgetall(f"{self.prefix}catalogue"))
-        return catalogue.readable(rows)
+        return catalogue.decode_all(rows)
 
     async def catalogue_stamp(self) -> bytes:
         """Changes whenever a worker publishes something new."""

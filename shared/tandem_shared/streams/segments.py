@@ -19,12 +19,12 @@ import struct
 from collections.abc import AsyncIterator, Sequence
 
 from tandem_shared.errors import NotFound, Unavailable
-from tandem_shared.files.names import job_place
+from tandem_shared.files.names import job_folder
 from tandem_shared.files.store import FileStore
 from tandem_shared.queue.messages import Chunk, Segment
 
 MAGIC = b"tandem-output-1\n"
-PIECE = 256 << 10  # bytes that a reader fetches at once
+FETCH_BYTES = 256 << 10  # bytes that a reader fetches at once
 FOLDER = "output"  # a place that no attempt's files have: theirs are numbers
 _HEAD = struct.Struct(">QIBI")
 _TYPES = ("progress", "log", "output")
@@ -32,7 +32,7 @@ _TYPES = ("progress", "log", "output")
 
 def segment_path(job: str, segment: Segment) -> str:
     """Where it is in the store."""
-    return f"{job_place(job)}/{FOLDER}/{segment.first}-{segment.last}"
+    return f"{job_folder(job)}/{FOLDER}/{segment.first}-{segment.last}"
 
 
 async def write_segment(store: FileStore, job: str, chunks: Sequence[Chunk]) -> Segment:
@@ -67,7 +67,7 @@ async def read_segment(
             stamp, attempt, kind, length = _HEAD.unpack_from(data, at)
             need += length
         if (short := need - (len(data) - at)) > 0:
-            until = min(fetched + max(short, PIECE), segment.size)
+            until = min(fetched + max(short, FETCH_BYTES), segment.size)
             if fetched + short > segment.size:
                 raise Unavailable("a part of the output is damaged")
             try:

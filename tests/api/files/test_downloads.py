@@ -186,7 +186,7 @@ async def produce(
     queue: Queue, store: FileStore, files: dict[str, bytes], tenant: str = "default"
 ) -> str:
     """A job that succeeded and published these files; its id."""
-    entry = catalogue.Entry(name="t", payload_schema={}, result_schema={}, defaults={})
+    entry = catalogue.CatalogueEntry(name="t", payload_schema={}, result_schema={}, defaults={})
     await queue.register(WorkerInfo("w", "host", 1, ("q",), 1, "1", time.time()), [entry])
     options = Options(timeout=30)
     await queue.submit(

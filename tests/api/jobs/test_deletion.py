@@ -11,8 +11,8 @@ import pytest
 from tandem_shared.files.names import job_path
 from tandem_shared.files.store import open_store
 from tandem_shared.jobs.states import State
-from tandem_shared.ledger.query import Filter
-from tandem_shared.ledger.rows import row
+from tandem_shared.ledger.query import JobFilter
+from tandem_shared.ledger.rows import row_from_facts
 from tandem_shared.queue.messages import Finish, Segment
 from tandem_shared.queue.steps import Step
 from tandem_shared.streams.segments import segment_path
@@ -142,7 +142,7 @@ async def test_a_projection_that_is_late_brings_nothing_back(
     (facts,) = await follower.queue.events.facts([id], room=1 << 30)
     assert facts is not None
     assert (await client.delete(f"/v1/jobs/{id}")).status_code == 204
-    late = row(id, facts)
+    late = row_from_facts(id, facts)
     await asyncio.gather(*(follower.ledger.save([late]) for _ in range(3)))
     await follower.queue.events.projected([], [(id, late.stamp)])
     assert problem(await client.get(f"/v1/jobs/{id}"))[0] == 404
@@ -153,7 +153,7 @@ async def test_a_projection_that_is_late_brings_nothing_back(
         == await listed(client, q="card")
         == []
     )
-    assert (await follower.ledger.find(Filter(tags=(("a", "b"),)), limit=5)).records == []
+    assert (await follower.ledger.find(JobFilter(tags=(("a", "b"),)), limit=5)).records == []
     assert await follower.ledger.database.read("SELECT job FROM tandem_tags") == []
     assert [record.id async for record, _ in follower.ledger.export()] == []
 
@@ -165,7 +165,7 @@ async def test_forgetting_and_projecting_at_once(
     await follower.queue.events.join(100_000)
     ids = [await failed(client, hand, tags={"a": "b"}) for _ in range(12)]
     facts = await follower.queue.events.facts(ids, room=1 << 30)
-    rows = [row(id, one) for id, one in zip(ids, facts, strict=True) if one is not None]
+    rows = [row_from_facts(id, one) for id, one in zip(ids, facts, strict=True) if one is not None]
     gone = ids[::2]
     done = await asyncio.gather(
         *(client.delete(f"/v1/jobs/{id}") for id in gone),
@@ -195,7 +195,7 @@ async def test_what_was_replayed_is_known_for_as_long_as_what_is_replayed(
     )
     assert await follower.ledger.expire(keep) == 0
     assert await follower.ledger.get(f"00{new}", tenant="default") is not None
-    await follower.ledger.bury(f"00{id}")
+    await follower.ledger.tombstone(f"00{id}")
     assert await follower.ledger.expire(keep) == 1  # the grave is young
     assert await follower.ledger.get(f"00{new}", tenant="default") is None
     await follower.ledger.database.write([("UPDATE tandem_jobs SET ended = 1", [()])])

@@ -10,9 +10,9 @@ from redis.asyncio import Redis
 
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.ledger import Ledger, open_ledger
-from tandem_shared.ledger.rows import row
+from tandem_shared.ledger.rows import row_from_facts
 from tandem_shared.queue.queue import Queue
-from tandem_shared.settings import load
+from tandem_shared.settings import load_settings
 from tests.api.fake_worker import Hand
 from tests.api.serving import problem, serving
 
@@ -29,7 +29,9 @@ class Follower:
         assert taken is not None
         found = await self.queue.events.facts(taken.jobs, room=1 << 30)
         rows = [
-            row(id, facts) for id, facts in zip(taken.jobs, found, strict=True) if facts is not None
+            row_from_facts(id, facts)
+            for id, facts in zip(taken.jobs, found, strict=True)
+            if facts is not None
         ]
         await self.ledger.save(rows)
         await self.queue.events.projected(
@@ -43,7 +45,7 @@ class Follower:
 
 @pytest.fixture
 async def follower(queue: Queue) -> AsyncIterator[Follower]:
-    async with open_ledger(load()) as ledger:
+    async with open_ledger(load_settings()) as ledger:
         yield Follower(queue, ledger)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tandem_shared.ledger.ledger import open_ledger
 from tandem_shared.queue.queue import Queue
-from tandem_shared.settings import load
+from tandem_shared.settings import load_settings
 from tests.api.fake_worker import ANY, Hand
 from tests.api.jobs.test_listing import Follower, listed, submit
 from tests.api.serving import problem, serving
@@ -35,7 +35,7 @@ BOTH = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=Tr
 
 @pytest.fixture
 async def follower(queue: Queue, database: str) -> AsyncIterator[Follower]:
-    async with open_ledger(load(database_url=database)) as ledger:
+    async with open_ledger(load_settings(database_url=database)) as ledger:
         yield Follower(queue, ledger)
 
 

@@ -12,7 +12,7 @@ import pytest
 from starlette.routing import Match
 
 from tandem_api.app import Application, create_app
-from tandem_shared.settings import load
+from tandem_shared.settings import load_settings
 from tests.api.fake_worker import Hand
 from tests.api.serving import serving
 
@@ -307,7 +307,7 @@ async def test_a_connection_that_is_not_kept_is_closed(wire: Wire, sent: bytes) 
 
 
 def test_a_shortcut_leads_where_the_router_does() -> None:
-    app = create_app(load(keys=(), store_url="memory://"))
+    app = create_app(load_settings(keys=(), store_url="memory://"))
     assert isinstance(app, Application)
     id = "0123456789ABCDEFGHIJKa"
     paths = [route.path.replace("{id:job}", id) for route in app.routes if hasattr(route, "path")]

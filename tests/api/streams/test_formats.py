@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 
 from tandem_api.streams.formats import Cut, Table, negotiate
 from tandem_api.validation.messages import explain, pointer
-from tandem_shared.streams.reader import Entry, Position
+from tandem_shared.streams.reader import Position, StreamEntry
 
 OUTPUT = frozenset({"output"})
 
@@ -42,9 +42,9 @@ def test_a_reader_that_likes_nothing_gets_nothing(accept: str) -> None:
     assert refused.value.status_code == 406
 
 
-def item(value: Any, *, attempt: int = 1, type: str = "output") -> Entry:
+def item(value: Any, *, attempt: int = 1, type: str = "output") -> StreamEntry:
     data = value if isinstance(value, bytes) else msgspec.json.encode(value)
-    return Entry(Position(1, 0), type, attempt, "", data)
+    return StreamEntry(Position(1, 0), type, attempt, "", data)
 
 
 @pytest.mark.parametrize(

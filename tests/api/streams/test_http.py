@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from tandem_api.app import create_app
 from tandem_api.server.process import listen, make_server
 from tandem_shared.jobs.states import State
-from tandem_shared.settings import load
+from tandem_shared.settings import load_settings
 from tests.api.fake_worker import Hand
 from tests.api.serving import problem, serving
 from tests.conftest import eventually
@@ -307,7 +307,7 @@ async def test_a_reader_that_does_not_read_holds_up_nobody(
 async def draining(
     redis_url: str, root: Path
 ) -> AsyncIterator[tuple[httpx2.AsyncClient, Any, asyncio.Task[None]]]:
-    settings = load(redis_url=redis_url, store_url=f"file://{root}", keys=(), linger=0)
+    settings = load_settings(redis_url=redis_url, store_url=f"file://{root}", keys=(), linger=0)
     server, sockets = make_server(create_app(settings), settings), listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
     running = asyncio.create_task(server.serve(sockets))
@@ -348,7 +348,7 @@ async def test_the_end_of_the_service_ends_streams_and_waits(
 async def test_readiness_ends_before_the_service(
     redis_url: str, hand: Hand, tmp_path: Path
 ) -> None:
-    settings = load(redis_url=redis_url, store_url=f"file://{tmp_path}", keys=(), linger=0)
+    settings = load_settings(redis_url=redis_url, store_url=f"file://{tmp_path}", keys=(), linger=0)
     app = create_app(settings)
     server, sockets = make_server(app, settings), listen("127.0.0.1", 0)
     running = asyncio.create_task(server.serve(sockets))

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from tandem_shared import catalogue
 from tandem_shared.doctor.doctor import Diagnosis, Doctor
-from tandem_shared.doctor.files import StoreCheck
+from tandem_shared.doctor.files import FilesCheck
 from tandem_shared.doctor.findings import Finding
 from tandem_shared.doctor.ledger import LedgerCheck
 from tandem_shared.files.names import job_path
@@ -23,10 +23,10 @@ from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.record import Record
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.ledger import Ledger, open_ledger
-from tandem_shared.ledger.rows import row
+from tandem_shared.ledger.rows import row_from_facts
 from tandem_shared.queue.messages import Claimed, Finish, Report, WorkerInfo
 from tandem_shared.queue.queue import Queue
-from tandem_shared.settings import load
+from tandem_shared.settings import load_settings
 from tandem_shared.streams.segments import segment_path, write_segment
 from tandem_worker.runtime.ledger import Projection
 from tests.conftest import eventually
@@ -42,7 +42,7 @@ class House:
     def __init__(self, queue: Queue, redis: Any, ledger: Ledger, store: FileStore) -> None:
         self.queue, self.redis, self.ledger, self.store = queue, redis, ledger, store
         self.projection = Projection(
-            queue.events, ledger, load(), consumer="one", busy=lambda: False
+            queue.events, ledger, load_settings(), consumer="one", busy=lambda: False
         )
         self._calls = 0
 
@@ -50,7 +50,7 @@ class House:
         self, *, fix: bool = False, late: float = 60.0, store: FileStore | None = None
     ) -> Diagnosis:
         ledger = LedgerCheck(self.ledger, self.queue, late=late, margin=0)
-        files = StoreCheck(store or self.store, self.queue, ledger, young=-1)
+        files = FilesCheck(store or self.store, self.queue, ledger, young=-1)
         return await Doctor(self.queue, ledger=ledger, store=files, pause=0).examine(fix=fix)
 
     async def found(self) -> list[tuple[str, str]]:
@@ -100,7 +100,7 @@ async def opened(redis: Redis, url: str, store: FileStore) -> AsyncIterator[Hous
     await queue.register(info, [ENTRY])
     await queue.tick()
     await queue.events.join(1000)
-    async with open_ledger(load(database_url=url)) as ledger:
+    async with open_ledger(load_settings(database_url=url)) as ledger:
         yield House(queue, redis, ledger, store)
     await queue.close()
 
@@ -163,7 +163,7 @@ async def test_nothing_is_ended_on_the_word_of_a_redis_that_never_saw_this_ledge
     house: House,
 ) -> None:
     id = new_id()
-    await house.ledger.save([row(id, facts())])
+    await house.ledger.save([row_from_facts(id, facts())])
     await house.redis.hdel(house.key("clock"), "ledger")
     findings = (await house.examine(fix=True)).findings
     assert [(one.word, one.subject, one.mended) for one in findings] == [
@@ -173,7 +173,7 @@ async def test_nothing_is_ended_on_the_word_of_a_redis_that_never_saw_this_ledge
 
 
 async def test_a_job_of_another_shard_is_none_of_its_business(house: House) -> None:
-    await house.ledger.save([row(new_id("b"), facts())])
+    await house.ledger.save([row_from_facts(new_id("b"), facts())])
     assert not await house.found()
 
 
@@ -206,7 +206,9 @@ async def test_a_database_that_is_away_is_said_and_hides_nothing_else(
 ) -> None:
     await house.redis.zadd(house.key("later"), {"nobody": 1e15})
     (tmp_path / "file").touch()
-    async with open_ledger(load(database_url=f"sqlite://{tmp_path}/file/tandem.db")) as away:
+    async with open_ledger(
+        load_settings(database_url=f"sqlite://{tmp_path}/file/tandem.db")
+    ) as away:
         house.ledger = away
         found = await house.examine()
     assert found.code == 2
@@ -235,7 +237,7 @@ async def test_files_of_a_job_that_nobody_knows(house: House) -> None:
     await house.store.write(job_path(forgotten, 1, "a.txt"), b"1")
     remembered = new_id()  # by the ledger alone
     await house.store.write(job_path(remembered, 1, "a.txt"), b"1")
-    await house.ledger.save([row(remembered, facts(State.SUCCEEDED))])
+    await house.ledger.save([row_from_facts(remembered, facts(State.SUCCEEDED))])
     assert await house.found() == [("files-without-job", forgotten)]
     assert [one.mended for one in await house.heal()] == [True]
     left = {stat.path.split("/")[1] async for stat in house.store.list("jobs")}
@@ -248,10 +250,10 @@ async def test_what_was_written_just_now_may_be_of_somebody_who_has_not_told_yet
     await house.store.write(job_path(new_id(), 1, "a.txt"), b"1")
     await house.store.write(f"uploads/{new_upload_id()}/data", b"1")
     ledger = LedgerCheck(house.ledger, house.queue)
-    assert not await StoreCheck(house.store, house.queue, ledger).look()
+    assert not await FilesCheck(house.store, house.queue, ledger).look()
     for path in Path(os.fspath(house.store._root or "")).rglob("*"):
         os.utime(path, (1, 1))
-    assert len(await StoreCheck(house.store, house.queue, ledger).look()) == 2
+    assert len(await FilesCheck(house.store, house.queue, ledger).look()) == 2
 
 
 async def test_half_uploads(house: House) -> None:

@@ -13,14 +13,14 @@ import pytest
 
 from tandem_shared.errors import Conflict, Malformed, NotFound, OffsetMismatch, TooLarge
 from tandem_shared.files import resumable
-from tandem_shared.files.resumable import append, finish, held
+from tandem_shared.files.resumable import append_parts, finish_upload, upload_progress
 from tandem_shared.files.store import FileStore, open_store
 from tandem_shared.files.uploads import (
-    STALE,
-    Unfinished,
+    STALE_SECONDS,
+    PartialUpload,
     begin_upload,
     delete_upload,
-    find_unfinished,
+    find_partial_upload,
     find_upload,
     remove_upload,
     sweep,
@@ -41,11 +41,11 @@ async def chunks(
         raise failure
 
 
-async def begun(store: FileStore, **given: Any) -> Unfinished:
+async def begun(store: FileStore, **given: Any) -> PartialUpload:
     return await begin_upload(store, **{"tenant": "a", "keep": 60, "name": "x", **given})
 
 
-async def names(store: FileStore, upload: Unfinished) -> list[str]:
+async def names(store: FileStore, upload: PartialUpload) -> list[str]:
     return sorted(
         [
             stat.path.partition(upload.id + "/")[2]
@@ -58,24 +58,24 @@ async def test_parts_become_one_file(any_store: FileStore) -> None:
     upload = await begun(any_store, content_type="text/x-own")
     offset = 0
     for start, end in itertools.pairwise([0, 10, MIB, 3 * MIB, len(DATA)]):
-        offset = await append(any_store, upload, offset, chunks(DATA[start:end]), limit=LIMIT)
-        assert (offset, (await held(any_store, upload.id)).offset) == (end, end)
+        offset = await append_parts(any_store, upload, offset, chunks(DATA[start:end]), limit=LIMIT)
+        assert (offset, (await upload_progress(any_store, upload.id)).offset) == (end, end)
         with pytest.raises(NotFound):
             await find_upload(any_store, upload.id, tenant="a")
-    done = await finish(any_store, upload, offset, keep=60)
+    done = await finish_upload(any_store, upload, offset, keep=60)
     assert (done.id, done.name, done.content_type) == (upload.id, "x", "text/x-own")
     assert (done.size, done.sha256) == (len(DATA), hashlib.sha256(DATA).hexdigest())
     assert await find_upload(any_store, upload.id, tenant="a") == done
     assert await any_store.load(done.path, LIMIT) == DATA
     assert await names(any_store, upload) == ["data", "meta.json"]
     with pytest.raises(NotFound):
-        await find_unfinished(any_store, upload.id, tenant="a")
+        await find_partial_upload(any_store, upload.id, tenant="a")
 
 
 async def test_an_empty_one(any_store: FileStore) -> None:
     upload = await begun(any_store)
-    assert await append(any_store, upload, 0, chunks(b""), limit=LIMIT) == 0
-    assert (await finish(any_store, upload, 0, keep=60)).size == 0
+    assert await append_parts(any_store, upload, 0, chunks(b""), limit=LIMIT) == 0
+    assert (await finish_upload(any_store, upload, 0, keep=60)).size == 0
 
 
 async def test_what_came_before_the_failure_is_kept_and_the_failure_raised(
@@ -83,14 +83,14 @@ async def test_what_came_before_the_failure_is_kept_and_the_failure_raised(
 ) -> None:
     upload = await begun(any_store)
     with pytest.raises(ConnectionResetError):
-        await append(
+        await append_parts(
             any_store, upload, 0, chunks(DATA[: MIB + 5], 1000, ConnectionResetError()), limit=LIMIT
         )
-    assert (await held(any_store, upload.id)).offset == MIB + 5
-    assert await append(any_store, upload, MIB + 5, chunks(DATA[MIB + 5 :]), limit=LIMIT) == len(
-        DATA
-    )
-    assert (await finish(any_store, upload, len(DATA), keep=60)).sha256 == hashlib.sha256(
+    assert (await upload_progress(any_store, upload.id)).offset == MIB + 5
+    assert await append_parts(
+        any_store, upload, MIB + 5, chunks(DATA[MIB + 5 :]), limit=LIMIT
+    ) == len(DATA)
+    assert (await finish_upload(any_store, upload, len(DATA), keep=60)).sha256 == hashlib.sha256(
         DATA
     ).hexdigest()
 
@@ -100,13 +100,13 @@ async def test_another_place_is_refused_and_the_right_one_told(
     any_store: FileStore, offset: int
 ) -> None:
     upload = await begun(any_store)
-    await append(any_store, upload, 0, chunks(b"12345"), limit=LIMIT)
+    await append_parts(any_store, upload, 0, chunks(b"12345"), limit=LIMIT)
     with pytest.raises(OffsetMismatch) as error:
-        await append(any_store, upload, offset, chunks(b"x"), limit=LIMIT)
+        await append_parts(any_store, upload, offset, chunks(b"x"), limit=LIMIT)
     assert (error.value.expected, error.value.provided) == (5, offset)
     with pytest.raises(OffsetMismatch):
-        await finish(any_store, upload, 4, keep=60)
-    assert (await finish(any_store, upload, 5, keep=60)).size == 5
+        await finish_upload(any_store, upload, 4, keep=60)
+    assert (await finish_upload(any_store, upload, 5, keep=60)).size == 5
 
 
 async def test_of_many_at_one_place_one_is_first(any_store: FileStore) -> None:
@@ -119,33 +119,35 @@ async def test_of_many_at_one_place_one_is_first(any_store: FileStore) -> None:
 
     sent = [bytes([48 + number]) * (number + 1) for number in range(5)]
     ends = await asyncio.gather(
-        *(append(any_store, upload, 0, held_up(data), limit=LIMIT) for data in sent),
+        *(append_parts(any_store, upload, 0, held_up(data), limit=LIMIT) for data in sent),
         return_exceptions=True,
     )
     (winner,) = (number for number, end in enumerate(ends) if isinstance(end, int))
     lost = [end for end in ends if isinstance(end, OffsetMismatch)]
     assert [error.expected for error in lost] == [winner + 1] * 4
-    done = await finish(any_store, upload, winner + 1, keep=60)
+    done = await finish_upload(any_store, upload, winner + 1, keep=60)
     assert await any_store.load(done.path, 10) == sent[winner]
 
 
 async def test_nothing_comes_after_the_end(any_store: FileStore) -> None:
     upload = await begun(any_store)
-    await append(any_store, upload, 0, chunks(b"12345"), limit=LIMIT)
+    await append_parts(any_store, upload, 0, chunks(b"12345"), limit=LIMIT)
     # The end is written, and whoever did so was killed before he joined the parts.
     assert await any_store.create(f"uploads/{upload.id}/parts/{5:014d}", b"")
-    assert (await held(any_store, upload.id)).ended
+    assert (await upload_progress(any_store, upload.id)).ended
     with pytest.raises(Conflict):
-        await append(any_store, upload, 5, chunks(b"6"), limit=LIMIT)
-    assert await append(any_store, upload, 5, chunks(b""), limit=LIMIT) == 5
-    assert (await finish(any_store, upload, 5, keep=60)).size == 5
+        await append_parts(any_store, upload, 5, chunks(b"6"), limit=LIMIT)
+    assert await append_parts(any_store, upload, 5, chunks(b""), limit=LIMIT) == 5
+    assert (await finish_upload(any_store, upload, 5, keep=60)).size == 5
 
 
 async def test_it_is_finished_once_however_many_ask(any_store: FileStore) -> None:
     upload = await begun(any_store)
-    await append(any_store, upload, 0, chunks(DATA), limit=LIMIT)
-    done = await asyncio.gather(*(finish(any_store, upload, len(DATA), keep=60) for _ in range(4)))
-    done.append(await finish(any_store, upload, len(DATA), keep=60))
+    await append_parts(any_store, upload, 0, chunks(DATA), limit=LIMIT)
+    done = await asyncio.gather(
+        *(finish_upload(any_store, upload, len(DATA), keep=60) for _ in range(4))
+    )
+    done.append(await finish_upload(any_store, upload, len(DATA), keep=60))
     assert {one.sha256 for one in done} == {hashlib.sha256(DATA).hexdigest()}
     assert await any_store.load(done[0].path, LIMIT) == DATA
     assert await names(any_store, upload) == ["data", "meta.json"]
@@ -160,50 +162,50 @@ async def test_what_is_removed_while_it_comes_stays_away(any_store: FileStore) -
         yield b"y" * MIB
 
     with pytest.raises(NotFound):
-        await append(any_store, upload, 0, removed(), limit=LIMIT)
+        await append_parts(any_store, upload, 0, removed(), limit=LIMIT)
     assert await names(any_store, upload) == []
     upload = await begun(any_store)
-    await append(any_store, upload, 0, chunks(b"1"), limit=LIMIT)
+    await append_parts(any_store, upload, 0, chunks(b"1"), limit=LIMIT)
     await any_store.delete(f"uploads/{upload.id}/begun.json")
     with pytest.raises(NotFound):
-        await finish(any_store, upload, 1, keep=60)
+        await finish_upload(any_store, upload, 1, keep=60)
     assert await names(any_store, upload) == []
 
 
 async def test_limits(any_store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
     upload = await begun(any_store)
-    await append(any_store, upload, 0, chunks(b"1234"), limit=6)
+    await append_parts(any_store, upload, 0, chunks(b"1234"), limit=6)
     with pytest.raises(TooLarge):
-        await append(any_store, upload, 4, chunks(b"567", 1), limit=6)
+        await append_parts(any_store, upload, 4, chunks(b"567", 1), limit=6)
     assert (
-        await held(any_store, upload.id)
+        await upload_progress(any_store, upload.id)
     ).offset == 6  # what fits is kept, as of any body that breaks off
     monkeypatch.setattr(resumable, "MAX_PARTS", 3)
-    await append(any_store, upload, 6, chunks(b"7"), limit=10)
+    await append_parts(any_store, upload, 6, chunks(b"7"), limit=10)
     with pytest.raises(TooLarge, match="3 parts"):
-        await append(any_store, upload, 7, chunks(b"8"), limit=10)
+        await append_parts(any_store, upload, 7, chunks(b"8"), limit=10)
 
 
 async def test_the_announced_length_is_held_to(any_store: FileStore) -> None:
     upload = await begun(any_store, length=5)
-    await append(any_store, upload, 0, chunks(b"123"), limit=LIMIT)
+    await append_parts(any_store, upload, 0, chunks(b"123"), limit=LIMIT)
     with pytest.raises(Malformed):
-        await finish(any_store, upload, 3, keep=60)
+        await finish_upload(any_store, upload, 3, keep=60)
     with pytest.raises(Malformed):
-        await append(any_store, upload, 3, chunks(b"456"), limit=LIMIT)
-    await append(any_store, upload, 3, chunks(b"45"), limit=LIMIT)
-    assert (await finish(any_store, upload, 5, keep=60)).size == 5
+        await append_parts(any_store, upload, 3, chunks(b"456"), limit=LIMIT)
+    await append_parts(any_store, upload, 3, chunks(b"45"), limit=LIMIT)
+    assert (await finish_upload(any_store, upload, 5, keep=60)).size == 5
 
 
 async def test_it_is_its_tenants_alone_and_expires(any_store: FileStore) -> None:
     upload = await begun(any_store)
-    for look in (find_unfinished, delete_upload):
+    for look in (find_partial_upload, delete_upload):
         with pytest.raises(NotFound):
             await look(any_store, upload.id, tenant="b")
-    assert await find_unfinished(any_store, upload.id, tenant="a") == upload
+    assert await find_partial_upload(any_store, upload.id, tenant="a") == upload
     late = await begun(any_store, keep=-1)
     with pytest.raises(NotFound):
-        await find_unfinished(any_store, late.id, tenant="a")
+        await find_partial_upload(any_store, late.id, tenant="a")
     assert await names(any_store, late) == []
 
 
@@ -213,8 +215,8 @@ async def test_sweep_removes_the_expired_and_what_was_joined(tmp_path: Path) -> 
         for upload in (live, late):
             await store.create(f"uploads/{upload.id}/parts/{0:014d}", b"1")
         done = await begun(store)
-        await append(store, done, 0, chunks(b"1"), limit=LIMIT)
-        await finish(store, done, 1, keep=3600)
+        await append_parts(store, done, 0, chunks(b"1"), limit=LIMIT)
+        await finish_upload(store, done, 1, keep=3600)
         # As if whoever joined them had been killed before he removed them.
         await store.create(f"uploads/{done.id}/parts/{0:014d}", b"1")
         gone = await begun(store)
@@ -222,7 +224,7 @@ async def test_sweep_removes_the_expired_and_what_was_joined(tmp_path: Path) -> 
         await store.create(f"uploads/{gone.id}/parts/{0:014d}", b"1")
         for path in tmp_path.rglob("*"):
             if path.is_file():
-                os.utime(path, (path.stat().st_atime, path.stat().st_mtime - STALE - 60))
+                os.utime(path, (path.stat().st_atime, path.stat().st_mtime - STALE_SECONDS - 60))
         await sweep(store, keep=-1, alive=nobody)
         assert await names(store, live) == ["begun.json", f"parts/{0:014d}"]
         assert await names(store, done) == ["data", "meta.json"]

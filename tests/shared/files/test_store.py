@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tandem_shared.errors import Misconfigured, NotFound, TooLarge, Unavailable
-from tandem_shared.files.names import job_path, refuse_name
-from tandem_shared.files.store import PIECE, FileStore, open_store
+from tandem_shared.files.names import job_path, name_problem
+from tandem_shared.files.store import CHUNK_BYTES, FileStore, open_store
 from tandem_shared.files.uploads import (
-    STALE,
+    STALE_SECONDS,
     delete_upload,
     find_upload,
     new_upload_id,
@@ -45,7 +45,9 @@ def files(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 12345])
+@pytest.mark.parametrize(
+    "size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 12345]
+)
 async def test_what_was_written_in_any_chunks_is_read_back(any_store: FileStore, size: int) -> None:
     data = random.Random(size).randbytes(size)
     ways: list[bytes | AsyncIterator[bytes]] = [
@@ -66,7 +68,7 @@ async def test_ranges_are_read_and_none_is_larger_than_a_piece(any_store: FileSt
     for start, end in [(0, 1), (5, 5), (MIB - 1, MIB + 1), (100, len(data)), (len(data) - 1, None)]:
         pieces = [piece async for piece in any_store.read("x", start, end)]
         assert b"".join(pieces) == data[start:end]
-        assert all(0 < len(piece) <= 4 * PIECE for piece in pieces)
+        assert all(0 < len(piece) <= 4 * CHUNK_BYTES for piece in pieces)
 
 
 async def test_a_write_that_fails_leaves_nothing_and_keeps_what_was_there(
@@ -238,7 +240,7 @@ async def test_a_wrong_url_does_not_show_its_password() -> None:
     ],
 )
 async def test_valid_names_of_job_files_are_stored_apart(store: FileStore, name: str) -> None:
-    assert refuse_name(name) is None
+    assert name_problem(name) is None
     await store.write(job_path("J", 1, name), name.encode())
     await store.write(job_path("J", 1, "other"), b"other")
     assert await store.load(job_path("J", 1, name), 1000) == name.encode()
@@ -251,7 +253,7 @@ async def test_valid_names_of_job_files_are_stored_apart(store: FileStore, name:
      "/".join(["y" * 99] * 8), "\ud800", "\x7f", "#" * 67],
 )  # fmt: skip
 def test_invalid_names_of_job_files_are_refused(name: str) -> None:
-    assert refuse_name(name)
+    assert name_problem(name)
 
 
 # ------------------------------------------------------------------------------------------ uploads
@@ -337,12 +339,12 @@ async def test_sweep_removes_what_nobody_can_ask_for_and_nothing_else(
     await store.write(f"uploads/{new_upload_id()}/data", b"its metadata comes soon")
     forgotten = f"uploads/{new_upload_id()}/data"
     await store.write(forgotten, b"its metadata never came")
-    age(root / forgotten, STALE + 60)
-    age(root / live.path, STALE + 60)
+    age(root / forgotten, STALE_SECONDS + 60)
+    age(root / live.path, STALE_SECONDS + 60)
     await store.write("jobs/J/1/young", b"1")
     await store.write("jobs/K/1/old", b"1")
-    age(root / "jobs/K/1/old", keep + STALE + 60)
-    for temporary, seconds in [("jobs/J/1/x#1", 60.0), ("jobs/J/1/x#2", STALE + 60)]:
+    age(root / "jobs/K/1/old", keep + STALE_SECONDS + 60)
+    for temporary, seconds in [("jobs/J/1/x#1", 60.0), ("jobs/J/1/x#2", STALE_SECONDS + 60)]:
         (root / temporary).write_bytes(b"half")
         age(root / temporary, seconds)
     (root / "uploads" / "unknown").write_bytes(b"of somebody else")
@@ -380,7 +382,7 @@ async def test_sweep_spares_what_jobs_said_as_long_as_they_are_known(
     ):
         await store.write(path, b"1")
         if "L" not in path:
-            age(tmp_path / "a store" / path, 60 + STALE + 60)
+            age(tmp_path / "a store" / path, 60 + STALE_SECONDS + 60)
     assert await sweep(store, keep=60, alive=alive) == 1
     assert files(tmp_path / "a store") == [
         "jobs/J/output/1-2",
@@ -395,7 +397,7 @@ async def test_sweep_stops_at_its_limit_and_goes_on_the_next_time(
 ) -> None:
     for number in range(5):
         await store.write(f"jobs/J/1/{number}", b"1")
-        age(tmp_path / "a store" / f"jobs/J/1/{number}", 2 * STALE)
+        age(tmp_path / "a store" / f"jobs/J/1/{number}", 2 * STALE_SECONDS)
     assert [await sweep(store, keep=60, limit=2, alive=nobody) for _ in range(4)] == [2, 2, 1, 0]
 
 
@@ -405,7 +407,7 @@ async def test_sweeps_beside_each_other_and_beside_writers_do_no_harm(
     root = tmp_path / "a store"
     for number in range(50):
         await store.write(f"jobs/{number}/1/x", b"1")
-        age(root / f"jobs/{number}/1/x", 2 * STALE)
+        age(root / f"jobs/{number}/1/x", 2 * STALE_SECONDS)
 
     async def write(number: int) -> None:
         await store.write(f"jobs/{number}/2/y", b"2")
@@ -441,6 +443,6 @@ async def test_sweep_drops_empty_directories_of_failed_writes(
         await store.write("uploads/A/data", breaks())
     directory = tmp_path / "a store" / "uploads" / "A"
     assert directory.is_dir()
-    age(directory, STALE + 60)
+    age(directory, STALE_SECONDS + 60)
     await sweep(store, keep=60, alive=nobody)
     assert not directory.exists()

@@ -18,7 +18,7 @@ from tandem_shared.jobs.ids import id_time, new_id
 from tandem_shared.jobs.record import Attempt, Options, Record, history, parse, plain
 from tandem_shared.jobs.states import FINAL, NEXT, State
 from tandem_shared.queue.messages import Report
-from tandem_shared.times import DURATION_PATTERN, SECONDS_PER_UNIT, seconds
+from tandem_shared.times import DURATION_PATTERN, SECONDS_PER_UNIT, parse_duration
 from tests.shared.queue.model.shard import Shard
 
 laws = settings(derandomize=True, database=None, deadline=None)
@@ -241,24 +241,24 @@ async def test_the_history_is_what_was_told(shard: Shard) -> None:
 def test_a_written_duration_is_its_number_of_seconds(amount: Any, unit: str) -> None:
     text = f"{amount}{unit}"
     assert re.match(DURATION_PATTERN, text)
-    assert seconds(text) == float(amount) * SECONDS_PER_UNIT[unit]
-    assert seconds(f" {text} ") == seconds(text)
+    assert parse_duration(text) == float(amount) * SECONDS_PER_UNIT[unit]
+    assert parse_duration(f" {text} ") == parse_duration(text)
 
 
 @laws
 @given(st.floats(0, 1e12) | st.integers(0, 10**12))
 def test_a_number_is_seconds(value: float) -> None:
-    assert seconds(value) == float(value)
+    assert parse_duration(value) == float(value)
 
 
 @laws
 @given(st.text(max_size=12))
 def test_a_text_is_a_duration_as_the_schema_says_or_refused(text: str) -> None:
     if re.match(DURATION_PATTERN, text.strip()):
-        assert seconds(text) >= 0
+        assert parse_duration(text) >= 0
     else:
         with pytest.raises(ValueError, match="no duration"):
-            seconds(text)
+            parse_duration(text)
 
 
 @pytest.mark.parametrize(
@@ -282,10 +282,10 @@ def test_a_text_is_a_duration_as_the_schema_says_or_refused(text: str) -> None:
 )
 def test_what_is_no_duration_is_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match="duration"):
-        seconds(wrong)
+        parse_duration(wrong)
 
 
 def test_a_timedelta_is_one() -> None:
-    assert seconds(timedelta(minutes=2)) == 120.0
+    assert parse_duration(timedelta(minutes=2)) == 120.0
     with pytest.raises(ValueError, match="negative"):
-        seconds(timedelta(seconds=-1))
+        parse_duration(timedelta(seconds=-1))

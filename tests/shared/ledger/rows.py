@@ -7,7 +7,7 @@ import msgspec
 
 from tandem_shared.jobs.ids import id_of, new_id
 from tandem_shared.jobs.states import State
-from tandem_shared.ledger.rows import Row, row
+from tandem_shared.ledger.rows import JobRow, row_from_facts
 from tandem_shared.queue.events import KEPT, Facts
 
 BEGAN = 1_800_000_000 * 1_000_000  # µs
@@ -30,7 +30,7 @@ def facts(state: State = State.QUEUED, stamp: int = BEGAN, **given: Any) -> Fact
     ]
 
 
-def many(count: int, *, seed: int = 1) -> list[Row]:
+def many(count: int, *, seed: int = 1) -> list[JobRow]:
     """Jobs of all kinds, a second between two of them."""
     chance = random.Random(seed)
     rows = []
@@ -44,7 +44,7 @@ def many(count: int, *, seed: int = 1) -> list[Row]:
             "attempt": 1,
         }
         rows.append(
-            row(
+            row_from_facts(
                 id_of(BEGAN / 1e6 + number) + new_id()[10:],
                 facts(
                     state,

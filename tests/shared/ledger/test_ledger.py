@@ -16,19 +16,19 @@ from tandem_shared.jobs.record import Record
 from tandem_shared.jobs.states import FINAL, State
 from tandem_shared.ledger.database import Database
 from tandem_shared.ledger.ledger import Ledger, open_ledger
-from tandem_shared.ledger.query import Filter, Query
-from tandem_shared.ledger.rows import COLUMNS, row
-from tandem_shared.settings import load
+from tandem_shared.ledger.query import JobFilter, Query
+from tandem_shared.ledger.rows import COLUMNS, row_from_facts
+from tandem_shared.settings import load_settings
 from tests.shared.ledger.rows import BEGAN, facts, many
 
 
 @pytest.fixture
 async def ledger(any_ledger_url: str) -> AsyncIterator[Ledger]:
-    async with open_ledger(load(database_url=any_ledger_url)) as ledger:
+    async with open_ledger(load_settings(database_url=any_ledger_url)) as ledger:
         yield ledger
 
 
-async def whole(ledger: Ledger, wanted: Filter, limit: int = 7) -> list[Record]:
+async def whole(ledger: Ledger, wanted: JobFilter, limit: int = 7) -> list[Record]:
     """All pages of a list."""
     page = await ledger.find(wanted, limit=limit)
     found = page.records
@@ -51,7 +51,7 @@ async def test_a_job_comes_back_as_it_was_written(ledger: Ledger) -> None:
         State.SUCCEEDED, BEGAN + 10, result='{"a": "\\u0000 ü"}', attempts=attempts, run=12, cancel=BEGAN + 3,
         tags={"customer": "17"}, progress='{"current": 1}', files='[{"name": "x"}]', began=BEGAN + 9, ck="k", cl=2,
     )  # fmt: skip
-    await ledger.save([row(id, values)])
+    await ledger.save([row_from_facts(id, values)])
     record = await ledger.get(id, tenant="default")
     assert record is not None
     assert (record.state, record.stamp, record.ended) == (State.SUCCEEDED, BEGAN + 10, BEGAN + 10)
@@ -77,9 +77,9 @@ async def test_what_a_text_cannot_hold_is_no_obstacle(ledger: Ledger) -> None:
     values = facts(
         State.FAILED, tags={"a\0b": "c\0"}, error='{"type":"x","message":"a\\u0000b"}', token="\0"
     )
-    await ledger.save([row(id, values)])
+    await ledger.save([row_from_facts(id, values)])
     assert [
-        one.id for one in (await ledger.find(Filter(tags=(("a\0b", "c\0"),)), limit=5)).records
+        one.id for one in (await ledger.find(JobFilter(tags=(("a\0b", "c\0"),)), limit=5)).records
     ] == [id]
 
 
@@ -103,14 +103,14 @@ async def test_any_order_and_repetition_of_batches_gives_the_same_rows(
         batch = dict(order[at : at + size])
         await ledger.save(
             [
-                row(id, facts(states[number], BEGAN + number, tags={"n": id}))
+                row_from_facts(id, facts(states[number], BEGAN + number, tags={"n": id}))
                 for id, number in batch.items()
             ]
         )
         at += size
         missed = [one for one in order[at - size : at] if batch[one[0]] != one[1]]
         await asyncio.gather(
-            *(ledger.save([row(id, facts(states[n], BEGAN + n))]) for id, n in missed)
+            *(ledger.save([row_from_facts(id, facts(states[n], BEGAN + n))]) for id, n in missed)
         )
     for id, length in lives.items():
         record = await ledger.get(id, tenant="default")
@@ -121,28 +121,28 @@ async def test_any_order_and_repetition_of_batches_gives_the_same_rows(
 # -------------------------------------------------------------------------------------------- lists
 
 FILTERS = [
-    Filter(),
-    Filter(tenant="acme"),
-    Filter(tenant="nobody"),
-    Filter(states=frozenset({State.FAILED})),
-    Filter(states=FINAL),
-    Filter(task="a.one"),
-    Filter(task="a.one", states=frozenset({State.QUEUED, State.RUNNING})),
-    Filter(queue="mail"),
-    Filter(queue="mail", states=frozenset({State.SUCCEEDED})),
-    Filter(queue="mail", task="b"),
-    Filter(tags=(("customer", "3"),)),
-    Filter(tags=(("customer", "3"), ("odd", "ja"))),
-    Filter(tags=(("customer", "3"),), states=FINAL, task="b", queue="default"),
-    Filter(since=BEGAN + 100_000_000),
-    Filter(until=BEGAN + 100_000_000, queue="mail"),
-    Filter(since=BEGAN + 50_000_000, until=BEGAN + 50_000_001),
-    Filter(tags=(("odd", "nein"),), since=BEGAN + 20_000_000, until=BEGAN + 200_000_000),
-    Filter(q="no. 1"),
-    Filter(q="100%_of!it", states=frozenset({State.FAILED})),
-    Filter(q="100__of"),
-    Filter(q="customer=4"),
-    Filter(q="a.o"),
+    JobFilter(),
+    JobFilter(tenant="acme"),
+    JobFilter(tenant="nobody"),
+    JobFilter(states=frozenset({State.FAILED})),
+    JobFilter(states=FINAL),
+    JobFilter(task="a.one"),
+    JobFilter(task="a.one", states=frozenset({State.QUEUED, State.RUNNING})),
+    JobFilter(queue="mail"),
+    JobFilter(queue="mail", states=frozenset({State.SUCCEEDED})),
+    JobFilter(queue="mail", task="b"),
+    JobFilter(tags=(("customer", "3"),)),
+    JobFilter(tags=(("customer", "3"), ("odd", "ja"))),
+    JobFilter(tags=(("customer", "3"),), states=FINAL, task="b", queue="default"),
+    JobFilter(since=BEGAN + 100_000_000),
+    JobFilter(until=BEGAN + 100_000_000, queue="mail"),
+    JobFilter(since=BEGAN + 50_000_000, until=BEGAN + 50_000_001),
+    JobFilter(tags=(("odd", "nein"),), since=BEGAN + 20_000_000, until=BEGAN + 200_000_000),
+    JobFilter(q="no. 1"),
+    JobFilter(q="100%_of!it", states=frozenset({State.FAILED})),
+    JobFilter(q="100__of"),
+    JobFilter(q="customer=4"),
+    JobFilter(q="a.o"),
 ]
 
 
@@ -151,7 +151,7 @@ async def test_every_filter_finds_the_same_as_looking_at_each_job(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, portions: tuple[int, ...]
 ) -> None:
     monkeypatch.setattr(
-        "tandem_shared.ledger.ledger.PORTIONS", portions
+        "tandem_shared.ledger.ledger.SCAN_ROWS", portions
     )  # so that a list takes many, or one
     rows = many(300)
     await ledger.save(rows)
@@ -162,17 +162,17 @@ async def test_every_filter_finds_the_same_as_looking_at_each_job(
     ]
     assert len(jobs) == 300
     for wanted in FILTERS:
-        expected = sorted((one.id for one in jobs if wanted.fits(one)), reverse=True)
-        assert expected or wanted in (Filter(tenant="nobody"), Filter(q="100__of"))
+        expected = sorted((one.id for one in jobs if wanted.matches(one)), reverse=True)
+        assert expected or wanted in (JobFilter(tenant="nobody"), JobFilter(q="100__of"))
         assert [one.id for one in await whole(ledger, wanted)] == expected, wanted
 
 
 async def test_a_page_is_stable_while_new_jobs_arrive(ledger: Ledger) -> None:
     rows = many(30)
     await ledger.save(rows[:20])
-    first = await ledger.find(Filter(), limit=5)
+    first = await ledger.find(JobFilter(), limit=5)
     await ledger.save(rows[20:])
-    second = await ledger.find(Filter(), before=first.next, limit=5)
+    second = await ledger.find(JobFilter(), before=first.next, limit=5)
     ids = sorted((one.id for one in rows[:20] if one.tenant == "default"), reverse=True)
     assert [one.id for one in first.records + second.records] == ids[:10]
 
@@ -180,22 +180,22 @@ async def test_a_page_is_stable_while_new_jobs_arrive(ledger: Ledger) -> None:
 async def test_a_list_that_would_take_long_is_given_in_parts(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem_shared.ledger.ledger.PORTIONS", (10,))
-    monkeypatch.setattr("tandem_shared.ledger.ledger.SEARCHED", 0.0)
+    monkeypatch.setattr("tandem_shared.ledger.ledger.SCAN_ROWS", (10,))
+    monkeypatch.setattr("tandem_shared.ledger.ledger.SEARCH_SECONDS", 0.0)
     await ledger.save(many(100))
-    page = await ledger.find(Filter(q="no such word"), limit=5)
+    page = await ledger.find(JobFilter(q="no such word"), limit=5)
     assert (page.records, page.next is None) == ([], False)
-    assert await whole(ledger, Filter(q="no such word")) == []
+    assert await whole(ledger, JobFilter(q="no such word")) == []
 
 
 PLANS = [
-    (Filter(), "tandem_jobs_state"),
-    (Filter(states=frozenset({State.FAILED})), "tandem_jobs_state"),
-    (Filter(task="a.one"), "tandem_jobs_task"),
-    (Filter(queue="mail", states=FINAL), "tandem_jobs_queue"),
-    (Filter(tags=(("customer", "3"),)), "tandem_tags_tag"),
-    (Filter(since=BEGAN + 10_000_000, until=BEGAN + 900_000_000), "tandem_jobs_state"),
-    (Filter(q="card"), "tandem_jobs_state"),
+    (JobFilter(), "tandem_jobs_state"),
+    (JobFilter(states=frozenset({State.FAILED})), "tandem_jobs_state"),
+    (JobFilter(task="a.one"), "tandem_jobs_task"),
+    (JobFilter(queue="mail", states=FINAL), "tandem_jobs_queue"),
+    (JobFilter(tags=(("customer", "3"),)), "tandem_tags_tag"),
+    (JobFilter(since=BEGAN + 10_000_000, until=BEGAN + 900_000_000), "tandem_jobs_state"),
+    (JobFilter(q="card"), "tandem_jobs_state"),
 ]
 
 
@@ -252,7 +252,7 @@ async def test_jobs_go_by_state_and_age_in_portions(ledger: Ledger) -> None:
 async def test_everything_is_exported_oldest_first_by_time_and_state(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem_shared.ledger.ledger.EXPORTED", 7)
+    monkeypatch.setattr("tandem_shared.ledger.ledger.EXPORT_ROWS", 7)
     rows = many(60)
     await ledger.save(random.Random(2).sample(rows, 60))
     assert [one.id async for one, _ in ledger.export()] == [one.id for one in rows]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tandem_shared.catalogue import Limits, limits
+from tandem_shared.catalogue import Limits, parse_limits
 from tandem_shared.jobs.states import State
 from tests.shared.queue.model.shard import Shard, job
 
@@ -30,7 +30,7 @@ async def many(shard: Shard, number: int, **given: Any) -> list[str]:
     ],
 )
 def test_what_a_rate_says(rate: str, every: int, burst: int) -> None:
-    assert limits(None, rate) == Limits(0, every, burst)
+    assert parse_limits(None, rate) == Limits(0, every, burst)
 
 
 async def test_no_more_run_than_the_task_allows_over_all_workers(shard: Shard) -> None:

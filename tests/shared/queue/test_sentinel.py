@@ -4,7 +4,7 @@ import pytest
 
 from tandem_shared.errors import Misconfigured
 from tandem_shared.redis_url import watched
-from tandem_shared.settings import load, mask
+from tandem_shared.settings import load_settings, mask_url
 
 
 def test_a_url_names_sentinels_master_and_database() -> None:
@@ -45,11 +45,11 @@ def test_other_schemes_are_none_of_its_business() -> None:
 )  # fmt: skip
 def test_a_wrong_url_stops_the_start_and_shows_no_secret(url: str) -> None:
     with pytest.raises(Misconfigured, match="TANDEM_REDIS_URL") as caught:
-        load(redis_url=url.replace("://", "://:hidden@", 1))
+        load_settings(redis_url=url.replace("://", "://:hidden@", 1))
     assert "hidden" not in str(caught.value)
 
 
 def test_its_secrets_are_masked() -> None:
-    shown = mask("redis+sentinel://me:hidden@one,two/main?sentinel_password=secret")
+    shown = mask_url("redis+sentinel://me:hidden@one,two/main?sentinel_password=secret")
     assert "hidden" not in shown
     assert "secret" not in shown

@@ -14,20 +14,20 @@ from tandem_shared.jobs.record import Attempt, Options, Record
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Chunk, Segment
 from tandem_shared.streams.reader import (
-    FEW,
+    ENTRY_TYPES,
+    FEW_CHUNKS,
+    MAX_GROUP_ENTRIES,
     START,
-    TOGETHER,
-    TYPES,
-    Entry,
     Position,
-    Reader,
-    Source,
-    end_of,
-    position,
-    refuse_unknown,
+    StreamEntry,
+    StreamReader,
+    StreamSource,
+    check_position,
+    end_position,
+    parse_position,
 )
 
-ALL = frozenset(TYPES)
+ALL = frozenset(ENTRY_TYPES)
 T = 1_800_000_000_000_000  # µs, of the submission
 
 
@@ -67,17 +67,17 @@ class Log:
         return ()
 
 
-def reading(log: Log, id: str, **given: Any) -> Reader:
+def reading(log: Log, id: str, **given: Any) -> StreamReader:
     store = FileStore(MemoryStore())  # nothing is in it
-    return Reader(Source(log, store), id, **given)
+    return StreamReader(StreamSource(log, store), id, **given)
 
 
-async def read(reader: Reader, now: Record) -> list[Entry]:
+async def read(reader: StreamReader, now: Record) -> list[StreamEntry]:
     return [entry async for entry in reader.entries(now)]
 
 
-def told(entries: list[Entry]) -> list[tuple[str, int]]:
-    return [(entry.type, entry.place.stamp - T) for entry in entries]
+def told(entries: list[StreamEntry]) -> list[tuple[str, int]]:
+    return [(entry.type, entry.position.stamp - T) for entry in entries]
 
 
 LOG = Log(
@@ -95,7 +95,7 @@ WHOLE = [
 async def test_everything_comes_in_one_order() -> None:
     entries = await read(reading(LOG, "J", types=ALL), final(output=T + 50))
     assert told(entries) == WHOLE
-    assert [entry.place for entry in entries] == sorted({entry.place for entry in entries})
+    assert [entry.position for entry in entries] == sorted({entry.position for entry in entries})
     lines = [msgspec.json.decode(entry.json()) for entry in entries]
     assert all(list(line) == ["id", "type", "attempt", "at", "data"] for line in lines)
     assert [line["data"] for line in lines if line["type"] == "output"] == [1, 2, 3]
@@ -108,25 +108,32 @@ async def test_any_place_is_gone_on_from_without_a_gap_and_without_a_repeat() ->
     now = final(output=T + 50)
     entries = await read(reading(LOG, "J", types=ALL), now)
     for number, entry in enumerate(entries):
-        rest = await read(reading(LOG, "J", after=position(str(entry.place)), types=ALL), now)
+        rest = await read(
+            reading(LOG, "J", after=parse_position(str(entry.position)), types=ALL), now
+        )
         assert rest == entries[number + 1 :]
 
 
 async def test_entries_of_one_stamp_are_told_together_and_gone_on_from_one_by_one() -> None:
-    log, now = Log(said(T + 20, *(b"%d" % n for n in range(TOGETHER + 44)))), final(output=T + 20)
+    log, now = (
+        Log(said(T + 20, *(b"%d" % n for n in range(MAX_GROUP_ENTRIES + 44)))),
+        final(output=T + 20),
+    )
     groups = [group async for group in reading(log, "J", types=frozenset({"output"})).groups(now)]
-    assert [len(group.data) for group in groups] == [TOGETHER, 44, 1]
+    assert [len(group.data) for group in groups] == [MAX_GROUP_ENTRIES, 44, 1]
     entries = await read(reading(log, "J", types=frozenset({"output"})), now)
     assert [line for group in groups for line in group.json()] == [
         entry.json() for entry in entries
     ]
     assert [group.last for group in groups] == [
-        entries[at].place for at in (TOGETHER - 1, TOGETHER + 43, -1)
+        entries[at].position for at in (MAX_GROUP_ENTRIES - 1, MAX_GROUP_ENTRIES + 43, -1)
     ]
     reader = reading(log, "J", types=frozenset({"output"}))
     async with aclosing(reader.entries(now)) as some:
-        assert [await anext(some) for _ in range(TOGETHER + 3)] == entries[: TOGETHER + 3]
-    assert await read(reader, now) == entries[TOGETHER + 3 :]
+        assert [await anext(some) for _ in range(MAX_GROUP_ENTRIES + 3)] == entries[
+            : MAX_GROUP_ENTRIES + 3
+        ]
+    assert await read(reader, now) == entries[MAX_GROUP_ENTRIES + 3 :]
 
 
 @pytest.mark.parametrize("wanted", ["output", "state", "log progress", "end", ""])
@@ -156,13 +163,13 @@ async def test_what_is_newer_than_the_record_waits_for_a_newer_record() -> None:
 
 
 async def test_chunks_are_read_once_and_few_at_a_time_where_they_are_large() -> None:
-    log = Log(*(said(T + 20 + n, b'"' + b"x" * (20 << 10) + b'"') for n in range(3 * FEW)))
+    log = Log(*(said(T + 20 + n, b'"' + b"x" * (20 << 10) + b'"') for n in range(3 * FEW_CHUNKS)))
     reader = reading(log, "J", types=ALL)
-    entries = await read(reader, record(output=T + 20 + 3 * FEW - 1))
-    assert len(entries) == 3 * FEW + 2
-    assert [limit for _, limit in log.asked] == [FEW, FEW, FEW]
+    entries = await read(reader, record(output=T + 20 + 3 * FEW_CHUNKS - 1))
+    assert len(entries) == 3 * FEW_CHUNKS + 2
+    assert [limit for _, limit in log.asked] == [FEW_CHUNKS, FEW_CHUNKS, FEW_CHUNKS]
     log.asked.clear()
-    await read(reader, record(output=T + 20 + 3 * FEW - 1))
+    await read(reader, record(output=T + 20 + 3 * FEW_CHUNKS - 1))
     assert log.asked == []
 
 
@@ -178,7 +185,7 @@ async def test_output_that_is_gone_holds_nothing_up() -> None:
 )
 def test_an_id_has_its_form(text: str) -> None:
     with pytest.raises(BadCursor):
-        position(text)
+        parse_position(text)
 
 
 def test_a_place_is_one_that_the_stream_can_have_had() -> None:
@@ -189,8 +196,8 @@ def test_a_place_is_one_that_the_stream_can_have_had() -> None:
         (ended, Position(T + 1000, 0)),
         (ended, Position(T + 1000, 1)),
     ):
-        refuse_unknown(now, place)
-        assert position(str(place)) == place
+        check_position(now, place)
+        assert parse_position(str(place)) == place
     for now, place in (
         (running, START),
         (running, Position(T - 1, 5)),
@@ -199,6 +206,6 @@ def test_a_place_is_one_that_the_stream_can_have_had() -> None:
         (ended, Position(T + 2000, 0)),
     ):
         with pytest.raises(BadCursor):
-            refuse_unknown(now, place)
-    assert end_of(ended) == Position(T + 1000, 1)
-    assert end_of(running) is None
+            check_position(now, place)
+    assert end_position(ended) == Position(T + 1000, 1)
+    assert end_position(running) is None

@@ -14,7 +14,14 @@ from tandem_shared.jobs.record import Attempt, Record
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Chunk, Segment
 from tandem_shared.streams import segments
-from tandem_shared.streams.reader import SAID, START, TYPES, Entry, Reader, Source
+from tandem_shared.streams.reader import (
+    ENTRY_TYPES,
+    REPORT_TYPES,
+    START,
+    StreamEntry,
+    StreamReader,
+    StreamSource,
+)
 from tandem_shared.streams.segments import MAGIC, read_segment, segment_path, write_segment
 from tests.shared.streams.test_reader import T, record
 
@@ -124,8 +131,10 @@ class Life:
         final = {"state": State.SUCCEEDED, "stamp": end, "ended": end, "result": b"1"}
         return record(attempts=tuple(attempts), **final, **now)
 
-    def reader(self, after: Any = START) -> Reader:
-        return Reader(Source(self, self.store), "J", after=after, types=frozenset(TYPES))
+    def reader(self, after: Any = START) -> StreamReader:
+        return StreamReader(
+            StreamSource(self, self.store), "J", after=after, types=frozenset(ENTRY_TYPES)
+        )
 
 
 @st.composite
@@ -136,7 +145,7 @@ def chunks(draw: st.DrawFn) -> list[Chunk]:
     for attempt in range(1, draw(st.integers(1, 3)) + 1):
         stamp += 10
         for kind, items in draw(
-            st.lists(st.tuples(st.sampled_from(TYPES[1:4]), st.integers(1, 4)), max_size=8)
+            st.lists(st.tuples(st.sampled_from(ENTRY_TYPES[1:4]), st.integers(1, 4)), max_size=8)
         ):
             stamp += draw(st.integers(1, 5))
             size = draw(st.sampled_from((1, 10, 200)))
@@ -155,14 +164,17 @@ async def test_readers_get_everything_once_and_in_order_wherever_it_stands(
     plain = Life(said)
     await plain.go_on(len(said), 0)
     expected = [entry async for entry in plain.reader().entries(plain.record())]
-    assert [one.data for one in expected if one.type in SAID] == [
+    assert [one.data for one in expected if one.type in REPORT_TYPES] == [
         item for chunk in said for item in chunk.items
     ]
-    assert [entry.place for entry in expected] == sorted({entry.place for entry in expected})
+    assert [entry.position for entry in expected] == sorted({entry.position for entry in expected})
 
     life = Life(said)
-    reader, got = life.reader(), list[Entry]()
-    piece, segments.PIECE = segments.PIECE, data.draw(st.sampled_from((1, 30, 1000)), "piece")
+    reader, got = life.reader(), list[StreamEntry]()
+    piece, segments.FETCH_BYTES = (
+        segments.FETCH_BYTES,
+        data.draw(st.sampled_from((1, 30, 1000)), "piece"),
+    )
     try:
         while not got or got[-1].type != "end":
             await life.go_on(
@@ -175,8 +187,8 @@ async def test_readers_get_everything_once_and_in_order_wherever_it_stands(
                 if data.draw(st.booleans(), "moves meanwhile"):
                     await life.go_on(0, data.draw(st.integers(0, 3), "moved meanwhile"))
                 if leaves is not None and len(got) >= leaves:
-                    reader = life.reader(entry.place)  # it comes again, at any replica
+                    reader = life.reader(entry.position)  # it comes again, at any replica
                     break
     finally:
-        segments.PIECE = piece
+        segments.FETCH_BYTES = piece
     assert got == expected

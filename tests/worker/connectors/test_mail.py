@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from tandem_shared.errors import Misconfigured
 from tandem_shared.jobs.ids import new_id
-from tandem_shared.settings import Settings, load, shown
+from tandem_shared.settings import Settings, load_settings, masked_settings
 from tandem_worker.connectors.mail import open_mail
 from tandem_worker.errors import TaskError
 from tandem_worker.task import of
@@ -356,5 +356,8 @@ async def test_a_wrong_url_stops_the_start(url: str) -> None:
 
 def test_the_setting_is_checked_and_masked() -> None:
     with pytest.raises(Misconfigured, match="TANDEM_SMTP_URL"):
-        load(smtp_url="http://h")
-    assert shown(load(smtp_url="smtp://u:hunter2@h:587"))["TANDEM_SMTP_URL"] == "smtp://u:***@h:587"
+        load_settings(smtp_url="http://h")
+    assert (
+        masked_settings(load_settings(smtp_url="smtp://u:hunter2@h:587"))["TANDEM_SMTP_URL"]
+        == "smtp://u:***@h:587"
+    )

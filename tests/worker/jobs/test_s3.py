@@ -34,7 +34,7 @@ async def test_a_job_reads_and_writes_there(s3_url: str, tmp_path: Path) -> None
         store = bench.resources.files
         assert await store.load("jobs/job/5/out/copy.csv", len(DATA)) == DATA
         # Whoever is sent there sees what the API would say.
-        url = await store.sign("jobs/job/5/out/copy.csv", 60)
+        url = await store.presign("jobs/job/5/out/copy.csv", 60)
         assert url is not None
         async with httpx2.AsyncClient(trust_env=False) as client:
             answer = await client.get(url)

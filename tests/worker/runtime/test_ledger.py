@@ -14,7 +14,7 @@ from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.ledger import Ledger, open_ledger
 from tandem_shared.queue.queue import Queue
-from tandem_shared.settings import Settings, load
+from tandem_shared.settings import Settings, load_settings
 from tandem_worker.runtime.ledger import Projection
 from tandem_worker.task import task
 from tests.conftest import eventually, started
@@ -23,12 +23,14 @@ from tests.worker.workers import Client, working
 
 
 def projection(queue: Queue, ledger: Ledger, consumer: str = "one", **given: object) -> Projection:
-    return Projection(queue.events, ledger, load(**given), consumer=consumer, busy=lambda: False)
+    return Projection(
+        queue.events, ledger, load_settings(**given), consumer=consumer, busy=lambda: False
+    )
 
 
 @pytest.fixture
 async def ledger(any_ledger_url: str) -> AsyncIterator[Ledger]:
-    async with open_ledger(load(database_url=any_ledger_url)) as ledger:
+    async with open_ledger(load_settings(database_url=any_ledger_url)) as ledger:
         yield ledger
 
 

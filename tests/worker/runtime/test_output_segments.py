@@ -13,7 +13,7 @@ from tandem_shared.files.store import FileStore
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Finish
 from tandem_shared.queue.queue import TAIL
-from tandem_shared.streams.reader import Reader, Source
+from tandem_shared.streams.reader import StreamReader, StreamSource
 from tandem_shared.streams.segments import write_segment
 from tandem_worker import task
 from tandem_worker.errors import TaskError
@@ -46,7 +46,7 @@ async def say(said: Said, first: int, last: int) -> None:
 
 async def told(client: Client, store: FileStore, id: str) -> list[int]:
     """The numbers of all items, as readers get them."""
-    reader = Reader(Source(client.queue, store), id, types=frozenset({"output"}))
+    reader = StreamReader(StreamSource(client.queue, store), id, types=frozenset({"output"}))
     record = await client.record(id)
     return [
         int(entry.data[1:7]) async for entry in reader.entries(record) if entry.type == "output"
@@ -191,7 +191,7 @@ async def test_a_job_waits_for_the_store_until_its_timeout_and_says_so(
     record = await client.record(id)
     *before, last = outcomes(record)
     assert (set(before), last) == ({"timeout"}, "succeeded")
-    reader = Reader(Source(client.queue, store), id, types=frozenset({"output"}))
+    reader = StreamReader(StreamSource(client.queue, store), id, types=frozenset({"output"}))
     entries = [entry async for entry in reader.entries(record) if entry.type == "output"]
     for attempt in range(1, record.attempt + 1):
         numbers = [int(entry.data[1:7]) for entry in entries if entry.attempt == attempt]

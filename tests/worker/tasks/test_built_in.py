@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from jsonschema_rs import Draft202012Validator
 
-from tandem_shared.catalogue import Entry
+from tandem_shared.catalogue import CatalogueEntry
 from tandem_worker.loader import load_tasks
 
 ENTRIES = {name: one.entry for name, one in load_tasks([]).items()}
@@ -25,17 +25,19 @@ def test_these_are_there() -> None:
 
 
 @each
-def test_its_timeout_is_ten_minutes_for_what_is_long_and_else_thirty_seconds(entry: Entry) -> None:
+def test_its_timeout_is_ten_minutes_for_what_is_long_and_else_thirty_seconds(
+    entry: CatalogueEntry,
+) -> None:
     assert entry.defaults["timeout"] == (600 if entry.name.startswith(LONG) else 30)
 
 
 @each
-def test_its_example_fits_its_schema(entry: Entry) -> None:
+def test_its_example_fits_its_schema(entry: CatalogueEntry) -> None:
     Draft202012Validator(entry.payload_schema).validate(entry.example)
 
 
 @each
-def test_a_default_may_be_written_out(entry: Entry) -> None:
+def test_a_default_may_be_written_out(entry: CatalogueEntry) -> None:
     for schema in (entry.payload_schema, entry.result_schema):
         definitions = schema.get("$defs", {})
         for part in with_default(schema):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
-from tandem_shared.files.names import refuse_name
+from tandem_shared.files.names import name_problem
 from tandem_worker.jobs.files import FileRef
 
 Format = Literal["zip", "tar", "tar.gz", "tar.zst"]
@@ -49,7 +49,7 @@ def _refuse(name: str) -> str | None:
         return "has an absolute path"
     if name.count("/") >= DEPTH:
         return f"is more than {DEPTH} directories deep"
-    return refuse_name(name)
+    return name_problem(name)
 
 
 def _parents(name: str) -> set[str]:

@@ -9,8 +9,8 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from tandem_shared.errors import NotFound, TooLarge
-from tandem_shared.files.names import job_path, refuse_name
-from tandem_shared.files.store import FileStore, Written
+from tandem_shared.files.names import job_path, name_problem
+from tandem_shared.files.store import FileStore, WriteResult
 from tandem_shared.files.uploads import find_upload
 from tandem_shared.jobs.record import Record
 from tandem_worker.errors import Permanent
@@ -142,7 +142,7 @@ class JobFiles:
             data = bytes(data)
         content_type = content_type or mimetypes.guess_type(name)[0] or OCTETS
         try:
-            stored: Written = await self._store.write(
+            stored: WriteResult = await self._store.write(
                 job_path(self._job, self._stamp, name),
                 data,
                 limit=limit,
@@ -162,7 +162,7 @@ class JobFiles:
         return _reference(self._job, view)
 
     def _claim(self, name: str) -> None:
-        reason, parents = refuse_name(name), set[str]()
+        reason, parents = name_problem(name), set[str]()
         if reason is None:
             # Local stores have directories: no name can be both a file and a part of another name.
             parents = {name[:end] for end, letter in enumerate(name) if letter == "/"}

@@ -4,7 +4,7 @@ import asyncio
 from types import TracebackType
 from typing import Protocol, Self
 
-from tandem_shared.times import Duration, seconds
+from tandem_shared.times import Duration, parse_duration
 from tandem_worker.errors import TaskError
 
 LONGEST_NAME = 200  # characters
@@ -66,7 +66,7 @@ def check(name: str, wait: Duration | None) -> tuple[str, float | None]:
         raise ValueError(
             f"a lock's name has 1 to {LONGEST_NAME} printable characters, {name[:50]!r} has not"
         )
-    return name, None if wait is None else seconds(wait)
+    return name, None if wait is None else parse_duration(wait)
 
 
 def timed_out(name: str, wait: float | None) -> TaskError:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Literal, Self
 
-from tandem_shared.logs import clean, without_secrets
+from tandem_shared.logs import clean_event, mask_secrets
 from tandem_worker.failures import fault
 from tandem_worker.jobs.reports import log_body
 
@@ -160,13 +160,13 @@ def body_of(record: logging.LogRecord) -> bytes:
             message = record.getMessage()
         except Exception:  # noqa: BLE001 - arguments that do not fit, or a foreign __str__
             message = str(record.msg)
-    shown = {"logger": record.name, **clean(None, "", fields)}
+    shown = {"logger": record.name, **clean_event(None, "", fields)}
     error = record.exc_info[1] if record.exc_info else None
     if error is not None:
         told = fault(error)
         shown["exception"] = f"{told.type.removeprefix('exception:')}: {told.message}"
     level = next((name for least, name in _LEVELS if record.levelno >= least), "debug")
-    return log_body(level, without_secrets(message), shown)
+    return log_body(level, mask_secrets(message), shown)
 
 
 @contextmanager

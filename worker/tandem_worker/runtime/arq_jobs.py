@@ -53,7 +53,7 @@ def submission(
     foreign: str,
     due: float,
     data: bytes,
-    entries: Mapping[str, catalogue.Entry],
+    entries: Mapping[str, catalogue.CatalogueEntry],
     crons: Collection[str] = (),
 ) -> Submission | None:
     """Our job for arq's; None if its bytes are no JSON of an arq job, and are left to whoever wrote them.
@@ -104,7 +104,10 @@ class Adoption:
     """
 
     def __init__(
-        self, queue: Queue, entries: Mapping[str, catalogue.Entry], crons: Collection[str] = ()
+        self,
+        queue: Queue,
+        entries: Mapping[str, catalogue.CatalogueEntry],
+        crons: Collection[str] = (),
     ) -> None:
         self.needed = False
         self._queue, self._entries, self._crons = queue, entries, crons

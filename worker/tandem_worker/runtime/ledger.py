@@ -18,7 +18,7 @@ from tandem_shared.backoff import Backoff
 from tandem_shared.errors import TandemError
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.ledger import Ledger
-from tandem_shared.ledger.rows import Row, row
+from tandem_shared.ledger.rows import JobRow, row_from_facts
 from tandem_shared.queue.events import READ, Events, Facts, Taken
 from tandem_shared.settings import Settings
 from tandem_worker.runtime.metrics import Spent, untold
@@ -150,7 +150,7 @@ class Projection:
                 break
         return facts
 
-    async def _save(self, rows: Sequence[Row]) -> None:
+    async def _save(self, rows: Sequence[JobRow]) -> None:
         """Writes them; if the database refuses one for what it is, that one alone is left out, and said."""
         if not rows:
             return
@@ -184,8 +184,12 @@ class Projection:
             self._swept = time.monotonic() - SWEEP * random.uniform(0, 0.5)
 
 
-def _rows(ids: Sequence[str], facts: Sequence[Facts | None]) -> list[Row]:
-    return [row(id, values) for id, values in zip(ids, facts, strict=True) if values is not None]
+def _rows(ids: Sequence[str], facts: Sequence[Facts | None]) -> list[JobRow]:
+    return [
+        row_from_facts(id, values)
+        for id, values in zip(ids, facts, strict=True)
+        if values is not None
+    ]
 
 
 def _share(entry: str) -> float:

@@ -16,7 +16,7 @@ from tandem_shared.jobs.record import Options
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Claimed, Finish
 from tandem_shared.queue.queue import Queue
-from tandem_shared.retry import RetryPolicy, delay
+from tandem_shared.retry import RetryPolicy, retry_delay
 from tandem_worker.executors.execute import execute
 from tandem_worker.executors.pools import Pools
 from tandem_worker.failures import Fault, broken, fault, invalid_payload, timed_out
@@ -210,7 +210,7 @@ class Run:
     def _finish(
         self, what: Fault, policy: RetryPolicy, outcome: Literal["failed", "timeout"]
     ) -> Finish:
-        wait = delay(policy, self.claimed.attempt, retryable=what.retryable, after=what.after)
+        wait = retry_delay(policy, self.claimed.attempt, retryable=what.retryable, after=what.after)
         to = State.FAILED if wait is None else State.RETRYING
         body = msgspec.json.encode(what.of(self.claimed.attempt))
         return Finish(self.claimed.id, self.claimed.token, to, outcome, body, wait or 0.0)

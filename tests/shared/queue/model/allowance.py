@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tandem_shared.catalogue import limits
+from tandem_shared.catalogue import parse_limits
 from tandem_shared.queue.messages import Claimed
 from tests.shared.queue.model.shard import Shard, Snapshot
 
@@ -20,7 +20,7 @@ class Allowance:
         self._shard, self._task = shard, task
         self._newest = 0  # version that was published
         self.published: Mapping[str, Any] = {}  # its limits
-        self._limits = limits(None, None)  # the same as the queue takes them
+        self._limits = parse_limits(None, None)  # the same as the queue takes them
         self._due = 0  # µs of the shard's life at which a start would be on time
         self._slotted: set[tuple[str, str]] = (
             set()
@@ -30,7 +30,7 @@ class Allowance:
         """The limits of the newest version hold, of those the last that were published."""
         if version >= self._newest:
             self._newest, self.published = version, given
-            self._limits = limits(given.get("concurrency"), given.get("rate"))
+            self._limits = parse_limits(given.get("concurrency"), given.get("rate"))
             self._due = min(self._due, self._shard.lived + self._limits.burst * self._limits.every)
 
     def start(self, claimed: Sequence[Claimed], after: Snapshot) -> None:

@@ -56,10 +56,12 @@ def job(
     )
 
 
-def entry(name: str, version: int = 1, summary: str = "", **limits: Any) -> catalogue.Entry:
+def entry(
+    name: str, version: int = 1, summary: str = "", **limits: Any
+) -> catalogue.CatalogueEntry:
     """A task of a catalogue, with `concurrency` and `rate` if given."""
     defaults = {"timeout": 30, **limits}
-    return catalogue.Entry(
+    return catalogue.CatalogueEntry(
         name=name,
         version=version,
         summary=summary,

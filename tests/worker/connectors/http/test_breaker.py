@@ -6,7 +6,7 @@ import socket
 import pytest
 from aiohttp import web
 
-from tandem_shared.settings import LOOPBACK, Settings
+from tandem_shared.settings import LOOPBACK_NETWORKS, Settings
 from tandem_worker.connectors.http import breaker as breakers
 from tandem_worker.connectors.http.breaker import FAULTS, LONGEST, PAUSE, Breaker, pause
 from tandem_worker.connectors.http.client import open_http
@@ -152,7 +152,7 @@ async def test_the_client_leaves_a_failing_host_alone_until_it_answers(
 
     async with (
         serving(handler) as port,
-        open_http(Settings(http_allow=LOOPBACK), breaker=breaker) as client,
+        open_http(Settings(http_allow=LOOPBACK_NETWORKS), breaker=breaker) as client,
     ):
         url = f"http://127.0.0.1:{port}/path?key=abc"
         for _ in range(FAULTS):
@@ -178,7 +178,7 @@ async def test_a_probe_that_is_cancelled_leaves_its_place(breaker: Breaker, cloc
 
     async with (
         serving(handler) as port,
-        open_http(Settings(http_allow=LOOPBACK), breaker=breaker) as client,
+        open_http(Settings(http_allow=LOOPBACK_NETWORKS), breaker=breaker) as client,
     ):
         fail(breaker, FAULTS, f"127.0.0.1:{port}")
         clock.now += PAUSE + 1
@@ -194,7 +194,7 @@ async def test_connections_that_are_refused_open_it(breaker: Breaker) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/"
-        async with open_http(Settings(http_allow=LOOPBACK), breaker=breaker) as client:
+        async with open_http(Settings(http_allow=LOOPBACK_NETWORKS), breaker=breaker) as client:
             types = [(await refusal(client, url)).type for _ in range(FAULTS + 1)]
     assert types == ["connection_failed"] * FAULTS + ["circuit_open"]
 

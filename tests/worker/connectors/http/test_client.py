@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from tandem_shared.settings import LOOPBACK, Settings
+from tandem_shared.settings import LOOPBACK_NETWORKS, Settings
 from tandem_worker.connectors.http.client import REDIRECTS, HttpClient, open_http
 from tandem_worker.errors import TaskError
 
@@ -197,7 +197,7 @@ async def test_of_several_addresses_the_allowed_one_is_dialled() -> None:
 
 @pytest.fixture
 async def client() -> AsyncIterator[HttpClient]:
-    async with open_http(Settings(http_allow=LOOPBACK)) as opened:
+    async with open_http(Settings(http_allow=LOOPBACK_NETWORKS)) as opened:
         yield opened
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tandem_shared.errors import Misconfigured
-from tandem_shared.settings import load
+from tandem_shared.settings import load_settings
 from tandem_worker.connectors.mongo.connections import open_mongo
 from tandem_worker.errors import TaskError
 from tandem_worker.tasks.mongo.find import find as mongo_find
@@ -63,6 +63,6 @@ async def test_what_is_not_named(tmp_path: Path) -> None:
 )
 async def test_a_wrong_url_stops_the_start(url: str) -> None:
     with pytest.raises(Misconfigured, match="TANDEM_MONGO__MAIN") as caught:
-        async with open_mongo(load(mongo={"main": url})):
+        async with open_mongo(load_settings(mongo={"main": url})):
             pass
     assert "hunter2" not in str(caught.value)

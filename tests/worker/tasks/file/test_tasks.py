@@ -28,7 +28,7 @@ from tandem_shared.jobs.record import Options, Submission
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Finish, WorkerInfo
 from tandem_shared.queue.queue import Queue
-from tandem_shared.settings import load
+from tandem_shared.settings import load_settings
 from tandem_worker.errors import TaskError
 from tandem_worker.executors.execute import execute
 from tandem_worker.executors.pools import open_pools
@@ -45,7 +45,7 @@ TASK = of(hash_file)
 
 @pytest.fixture
 async def resources(tmp_path: Path) -> AsyncIterator[Resources]:
-    async with open_resources(load(store_url=f"file://{tmp_path}/store")) as resources:
+    async with open_resources(load_settings(store_url=f"file://{tmp_path}/store")) as resources:
         yield resources
 
 
@@ -307,7 +307,7 @@ async def run(
 ) -> tuple[dict[str, Any], Said]:
     """file.hash as a worker runs it: JSON in, JSON out."""
     said = Said()
-    async with open_pools(load()) as pools:
+    async with open_pools(load_settings()) as pools:
         facts = {"id": "J", "task": TASK.name, "deadline": time.time() + 60, "tenant": tenant}
         job = local_job(resources, said, pools, **facts)
         result = await execute(TASK, job, TASK.decode(msgspec.json.encode(payload)), pools)

@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from tandem_shared.errors import Misconfigured
-from tandem_shared.settings import load
+from tandem_shared.settings import load_settings
 from tandem_worker.connectors.sql.connections import open_sql
 from tandem_worker.errors import TaskError
 from tandem_worker.task import of
@@ -321,7 +321,7 @@ def test_a_query_has_ten_minutes() -> None:
 )
 async def test_a_wrong_url_stops_the_start_without_its_secrets(url: str) -> None:
     with pytest.raises(Misconfigured) as caught:
-        async with open_sql(load(sql={"broken": url})):
+        async with open_sql(load_settings(sql={"broken": url})):
             pass
     assert "TANDEM_SQL__BROKEN" in str(caught.value)
     assert "hunter2" not in str(caught.value)

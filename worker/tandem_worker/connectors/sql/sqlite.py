@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import aiosqlite
 
-from tandem_shared.sqlite import BUSY, Client
+from tandem_shared.sqlite import BUSY_TIMEOUT_SECONDS, SQLiteClient
 from tandem_worker.connectors.sql import rows
 from tandem_worker.connectors.sql.bulk_load import (
     Loader,
@@ -84,10 +84,10 @@ _ACTIONS = {
 }
 
 
-class _Guarded(Client):
+class _Guarded(SQLiteClient):
     """Tortoise's client with the file opened as the connection's mode says, and the authorizer set."""
 
-    portion = rows.FIRST_PORTION
+    fetch_rows = rows.FIRST_PORTION
 
     def __init__(self, name: str, credentials: Mapping[str, Any], *, writable: bool) -> None:
         super().__init__(connection_name=name, **credentials)
@@ -108,14 +108,14 @@ class _Guarded(Client):
         connection = sqlite3.connect(
             f"file://{quote(str(Path(self.filename).absolute()))}?mode={mode}",
             uri=True,
-            timeout=BUSY,
+            timeout=BUSY_TIMEOUT_SECONDS,
             isolation_level=None,
             # A cached statement is not shown to the authorizer again.
             cached_statements=0,
         )
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
         connection.set_authorizer(self._authorize)
-        return self.prepared(connection)
+        return self.set_pragmas(connection)
 
     @property
     def open(self) -> aiosqlite.Connection:

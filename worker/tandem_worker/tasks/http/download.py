@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from tandem_shared.files.names import refuse_name
+from tandem_shared.files.names import name_problem
 from tandem_worker.connectors.http.client import failure, shown
 from tandem_worker.errors import TaskError
 from tandem_worker.jobs.deadline import call_timeout
@@ -67,7 +67,7 @@ class Download:
         said["Content-Disposition"] = _text(self.response.headers.get("Content-Disposition", ""))
         for given in (said.get_filename(), self.response.url.name):
             name = (given or "").replace("\\", "/").rpartition("/")[2].strip()
-            if name and refuse_name(name) is None:
+            if name and name_problem(name) is None:
                 return name
         return "download"
 
@@ -218,7 +218,7 @@ REPORT_EVERY = 4 << 20  # bytes
 
 
 def _file_name(value: str) -> str:
-    reason = refuse_name(value)
+    reason = name_problem(value)
     if reason is not None:
         raise ValueError(f"the name {reason}")
     return value
