@@ -103,7 +103,7 @@ def plan(options: Options, settings: Settings, data: Path) -> Plan:
     connection = "tandem_demo" if "demo" in settings.sql else "demo"
     if options.demo:
         env[f"TANDEM_SQL__{connection.upper()}"] = f"sqlite://{data / demo.TABLE_FILE}"
-    examples = Path(__file__).parent.parent / "docs" / "examples"
+    examples = Path(__file__).parents[3] / "docs" / "examples"
     if tutorial := (examples / f"{TUTORIAL}.py").exists():
         env["PYTHONPATH"] = os.pathsep.join(
             filter(None, (os.environ.get("PYTHONPATH"), str(examples)))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem_jobs.client import transport
+from tandem_jobs.client import ndjson
 from tandem_jobs.client.client import Client
 from tandem_jobs.client.errors import problem_of
 from tandem_jobs.client.http import _request
@@ -54,7 +54,7 @@ def test_a_part_of_a_line_is_no_entry() -> None:
 
 
 def test_a_line_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "LINE", 100)
+    monkeypatch.setattr(ndjson, "LINE", 100)
     lines = Lines()
     lines.feed(b"x" * 60)
     with pytest.raises(Malformed, match="100 bytes"):
