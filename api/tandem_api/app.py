@@ -5,7 +5,6 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 
 import structlog
 from fastapi import FastAPI
@@ -37,6 +36,7 @@ from tandem_shared.queue.connections import connect
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
 from tandem_shared.streams.reader import StreamSource
+from tandem_shared.version import tandem_version
 
 SWEEP = 3600.0  # seconds between two sweeps of the file store, about
 
@@ -98,7 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
     edge = partial(Edge, keys=Keys(settings.keys), requests=requests, drain=drain)
     app = Application(
         title="Tandem",
-        version=_version(),
+        version=tandem_version(),
         lifespan=lifespan,
         openapi_url=None,  # /openapi.json and /docs are ours, see openapi.py
         docs_url=None,
@@ -121,13 +121,6 @@ def create_app(settings: Settings) -> FastAPI:
     requests.name(app.router.routes)
     app.shortcuts, app.edge = Shortcuts(app.router.routes), edge(app)
     return app
-
-
-def _version() -> str:
-    try:
-        return version("tandem-jobs")
-    except PackageNotFoundError:
-        return "0"
 
 
 async def keep_time(queue: Queue, catalogue: Catalogue, pause: float) -> None:

@@ -1,8 +1,8 @@
-"""When a failed attempt is followed by another: a policy as data, and the delay as a pure function of it."""
+"""The retry policy as data, and the delay before the next attempt as a pure function of it."""
 
 import random as _random
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,7 +12,7 @@ Backoff = Literal["exponential", "linear", "fixed"]
 
 
 class RetryPolicy(BaseModel):
-    """How often and how far apart attempts are made; durations are seconds or `250ms|30s|5m|2h|7d`."""
+    """How many attempts are made and how far apart; durations are seconds or `250ms|30s|5m|2h|7d`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,19 +23,19 @@ class RetryPolicy(BaseModel):
     jitter: bool = True
 
 
-# The JSON Schema of `options.retry`: every field may be left out or null, and then the task's own
-# holds.
+_FIELD_SCHEMAS: dict[str, list[Any]] = {
+    "max_attempts": [{"type": "integer", "minimum": 1, "maximum": 1000}],
+    "backoff": [{"enum": list(get_args(Backoff))}],
+    "base": DURATION_SCHEMA["anyOf"],
+    "cap": DURATION_SCHEMA["anyOf"],
+    "jitter": [{"type": "boolean"}],
+}
+# The JSON Schema of `options.retry`. A field that is left out or null takes the task's own value.
 RETRY_SCHEMA: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
-        "max_attempts": {
-            "anyOf": [{"type": "integer", "minimum": 1, "maximum": 1000}, {"type": "null"}]
-        },
-        "backoff": {"anyOf": [{"enum": ["exponential", "linear", "fixed"]}, {"type": "null"}]},
-        "base": {"anyOf": [*DURATION_SCHEMA["anyOf"], {"type": "null"}]},
-        "cap": {"anyOf": [*DURATION_SCHEMA["anyOf"], {"type": "null"}]},
-        "jitter": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
+        name: {"anyOf": [*schemas, {"type": "null"}]} for name, schemas in _FIELD_SCHEMAS.items()
     },
 }
 
@@ -48,22 +48,21 @@ def retry_delay(
     after: float | None = None,
     random: Callable[[], float] = _random.random,
 ) -> float | None:
-    """Seconds from the failure of attempt number `attempt` (1, 2, …) to the next one; None: there is none.
+    """Seconds between the failure of attempt `attempt` (1, 2, …) and the next; None for no retry.
 
-    `after` is what the other side asked for (`Retry-After`): a floor, also above the cap. With
-    jitter the delay is spread evenly over [0, backoff] ("full jitter"), so that jobs which failed
+    `after` is what the other side asked for (`Retry-After`): a floor that also exceeds the cap.
+    Jitter spreads the delay evenly over [0, backoff] ("full jitter"), so that jobs which failed
     together do not come back together.
     """
     if not retryable or attempt >= policy.max_attempts:
         return None
-    if policy.backoff == "exponential":
-        # 2**62 seconds is far above any cap; the bound keeps the float finite
-        wait = policy.base * 2.0 ** min(attempt - 1, 62)
-    elif policy.backoff == "linear":
-        wait = policy.base * attempt
-    else:
-        wait = policy.base
-    wait = min(wait, policy.cap)
+    factors = {
+        # Above any cap; the bound keeps the float finite.
+        "exponential": 2.0 ** min(attempt - 1, 62),
+        "linear": attempt,
+        "fixed": 1,
+    }
+    wait = min(policy.base * factors[policy.backoff], policy.cap)
     if policy.jitter:
         wait *= random()
     return max(wait, after or 0.0)

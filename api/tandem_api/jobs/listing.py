@@ -8,7 +8,6 @@ its 202 is, in the state that it has.
 import base64
 import binascii
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -20,12 +19,12 @@ from starlette.routing import Route
 from tandem_api.http.retry import steadily
 from tandem_api.http.routing import Plain
 from tandem_api.state import Served, served
-from tandem_api.validation.submission import RFC3339
 from tandem_shared.errors import Invalid, Malformed
 from tandem_shared.jobs.ids import ID_LENGTH, id_time
 from tandem_shared.jobs.record import Record, view
 from tandem_shared.jobs.states import FINAL, State
 from tandem_shared.ledger.query import JobFilter
+from tandem_shared.times import parse_rfc3339
 
 USUAL, MOST = 50, 200  # items of a page
 RECENT = 1000  # jobs that are read from Redis, at most, because the ledger may not have them
@@ -171,13 +170,9 @@ def time_of(text: str | None, name: str, errors: list[tuple[str, str]]) -> int |
         return None
     if len(text) > 11 and text[-6] == " ":
         text = f"{text[:-6]}+{text[-5:]}"  # the plus of an offset, as a form decodes it
-    if RFC3339.fullmatch(text):
-        try:
-            moment = datetime.fromisoformat(text.upper())
-        except ValueError:
-            pass
-        else:
-            return round(moment.timestamp() * 1e6)
+    moment = parse_rfc3339(text)
+    if moment is not None:
+        return round(moment * 1e6)
     errors.append((f"/{name}", "must be a time as of RFC 3339, like 2026-01-31T12:00:00Z"))
     return None
 

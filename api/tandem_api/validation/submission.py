@@ -1,8 +1,6 @@
 """From a request's JSON to a Submission: checked by one compiled validator for each task, defaults filled in."""
 
-import re
 import time
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -12,25 +10,21 @@ from jsonschema_rs import Draft202012Validator, ReferencingError, ValidationErro
 from tandem_api.http.body import decode, refuse_depth
 from tandem_api.validation.catalogue import Catalogue
 from tandem_api.validation.messages import Explained, explain
-from tandem_shared import retry
 from tandem_shared.catalogue import CatalogueEntry
 from tandem_shared.errors import Invalid
 from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.record import Options, Record, Submission
 from tandem_shared.jobs.replay import Material, again
 from tandem_shared.jobs.states import PRIORITIES
+from tandem_shared.retry import RETRY_SCHEMA
 from tandem_shared.settings import QUEUE_NAME_PATTERN
-from tandem_shared.times import DURATION_SCHEMA, parse_duration
+from tandem_shared.times import DURATION_SCHEMA, parse_duration, parse_rfc3339
 
 LONGEST_TIMEOUT = 86_400.0  # seconds
 LONGEST_DELAY = 3650 * 86_400.0  # of any other duration: what is later than that is a mistake
 FEW_ERRORS = 16 << 10  # bytes of a body up to which all errors are collected and not only the first
 KEY_BYTES = 255  # of an idempotency key
 TASK_CHARACTERS = 200
-RFC3339 = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})",
-    re.ASCII,
-)
 
 log = structlog.get_logger()
 
@@ -57,7 +51,7 @@ OPTIONS: dict[str, Any] = _or_null(
             "run_at": _or_null({"type": "string", "format": "date-time"}),
             "timeout": _or_null(DURATION_SCHEMA),
             "expires_in": _or_null(DURATION_SCHEMA),
-            "retry": _or_null(retry.RETRY_SCHEMA),
+            "retry": _or_null(RETRY_SCHEMA),
             "concurrency_key": _or_null({"type": "string", "minLength": 1, "maxLength": 255}),
             "concurrency_limit": _or_null({"type": "integer", "minimum": 1, "maximum": 10_000}),
             "tags": _or_null(
@@ -322,12 +316,7 @@ def _run_at(given: dict[str, Any], errors: list[Explained]) -> float | None:
     at = "/options/run_at"
     if given.get("delay") is not None:
         errors.append((at, "give either delay or run_at"))
-    moment: float | None = None
-    if RFC3339.fullmatch(text):
-        try:
-            moment = datetime.fromisoformat(text.upper()).timestamp()
-        except (ValueError, OverflowError):
-            moment = None
+    moment = parse_rfc3339(text)
     if moment is None:
         errors.append((at, "must be a time of RFC 3339 with its zone, as 2030-01-31T09:30:00Z"))
     elif moment > time.time() + LONGEST_DELAY:

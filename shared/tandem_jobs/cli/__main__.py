@@ -9,10 +9,10 @@ import re
 import runpy
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tandem_shared.errors import Misconfigured
+from tandem_shared.version import tandem_version
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["_Mixed"]  # noqa: SLF001 - argparse has no public name for it
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         description="A task queue in two processes: an HTTP API that takes jobs, workers that run them.",
         epilog="Everything else is set by TANDEM_* variables: see `tandem settings`.",
     )
-    parser.add_argument("--version", action="version", version=f"tandem {_version()}")
+    parser.add_argument("--version", action="version", version=f"tandem {tandem_version()}")
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=_Mixed
     )
@@ -253,13 +253,6 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return int(text)
-
-
-def _version() -> str:
-    try:
-        return version("tandem-jobs")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _become(package: str, arguments: list[str]) -> NoReturn:

@@ -3,7 +3,6 @@
 import asyncio
 import sys
 from dataclasses import dataclass
-from datetime import datetime
 
 import msgspec
 
@@ -12,6 +11,7 @@ from tandem_shared.jobs.record import view
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.ledger import open_ledger
 from tandem_shared.settings import Settings
+from tandem_shared.times import parse_rfc3339
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,7 @@ async def _print(
 
 
 def _time(name: str, text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text.upper())
-        if moment.tzinfo is not None:
-            return moment.timestamp()
-    except ValueError:
-        pass
-    raise Misconfigured(f"{name}: give a time like 2026-01-31T12:00:00Z")
+    moment = None if text is None else parse_rfc3339(text)
+    if text is not None and moment is None:
+        raise Misconfigured(f"{name}: {text!r} is not a time; use RFC 3339: 2026-01-31T12:00:00Z")
+    return moment

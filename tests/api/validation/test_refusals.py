@@ -138,7 +138,7 @@ async def test_other_content_types_and_encodings_are_not_supported(
         ({"task": "t.any", "options": {"timeout": True}}, {"/options/timeout": f"True {DURATION}"}),
         (
             {"task": "t.any", "options": {"delay": -1}},
-            {"/options/delay": "a duration is finite and not negative, -1 is not"},
+            {"/options/delay": "a duration must be finite and not negative, not -1"},
         ),
         (
             {"task": "t.any", "options": {"timeout": 0}},

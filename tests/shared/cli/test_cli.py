@@ -94,7 +94,7 @@ def test_help_says_how(command: str) -> None:
 
 
 def test_version() -> None:
-    assert re.fullmatch(r"tandem (\d+\.\d+\.\d+|\(not installed\))\n", tandem("--version").stdout)
+    assert re.fullmatch(r"tandem (\d+\.\d+\.\d+|0\+unknown)\n", tandem("--version").stdout)
 
 
 def test_a_reader_that_goes_away_is_no_failure_of_ours() -> None:

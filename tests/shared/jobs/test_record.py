@@ -1,24 +1,21 @@
-"""Ids, records, what clients see of them, and durations."""
+"""Ids, records, and what clients see of them."""
 
 import re
 import subprocess
 import sys
 import time
-from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import settings
 
 from tandem_shared.jobs import record as jobs
 from tandem_shared.jobs.ids import id_time, new_id
 from tandem_shared.jobs.record import Attempt, Options, Record, history, parse, plain
 from tandem_shared.jobs.states import FINAL, NEXT, State
 from tandem_shared.queue.messages import Report
-from tandem_shared.times import DURATION_PATTERN, SECONDS_PER_UNIT, parse_duration
 from tests.shared.queue.model.shard import Shard
 
 laws = settings(derandomize=True, database=None, deadline=None)
@@ -41,7 +38,7 @@ def test_ids_are_unique_sort_by_time_and_end_with_the_shard() -> None:
 
 def test_a_forked_child_makes_other_ids() -> None:
     program = (
-        "import os\nfrom tandem_shared.jobs.record import new_id\nnew_id()\npid = os.fork()\n"
+        "import os\nfrom tandem_shared.jobs.ids import new_id\nnew_id()\npid = os.fork()\n"
         "os.write(1, b''.join(new_id()[10:].encode() + b'\\n' for _ in range(100)))\n"
         "os._exit(0) if pid == 0 else os.waitpid(pid, 0)"
     )
@@ -231,61 +228,3 @@ async def test_the_history_is_what_was_told(shard: Shard) -> None:
         ("queued", 2, False), ("running", 2, False), ("queued", 2, False), ("running", 3, False),
         ("running", 3, True), ("cancelled", 3, True),
     ]  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------- durations
-
-
-@laws
-@given(st.decimals(0, 10**6, places=3), st.sampled_from(sorted(SECONDS_PER_UNIT)))
-def test_a_written_duration_is_its_number_of_seconds(amount: Any, unit: str) -> None:
-    text = f"{amount}{unit}"
-    assert re.match(DURATION_PATTERN, text)
-    assert parse_duration(text) == float(amount) * SECONDS_PER_UNIT[unit]
-    assert parse_duration(f" {text} ") == parse_duration(text)
-
-
-@laws
-@given(st.floats(0, 1e12) | st.integers(0, 10**12))
-def test_a_number_is_seconds(value: float) -> None:
-    assert parse_duration(value) == float(value)
-
-
-@laws
-@given(st.text(max_size=12))
-def test_a_text_is_a_duration_as_the_schema_says_or_refused(text: str) -> None:
-    if re.match(DURATION_PATTERN, text.strip()):
-        assert parse_duration(text) >= 0
-    else:
-        with pytest.raises(ValueError, match="no duration"):
-            parse_duration(text)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        -1,
-        -0.1,
-        float("nan"),
-        float("inf"),
-        10**400,
-        "9" * 400 + "s",
-        True,
-        None,
-        [],
-        "",
-        "5",
-        "5 m",
-        "-5s",
-        "1e3s",
-    ],
-)
-def test_what_is_no_duration_is_refused(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="duration"):
-        parse_duration(wrong)
-
-
-def test_a_timedelta_is_one() -> None:
-    assert parse_duration(timedelta(minutes=2)) == 120.0
-    with pytest.raises(ValueError, match="negative"):
-        parse_duration(timedelta(seconds=-1))

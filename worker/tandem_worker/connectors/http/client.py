@@ -22,7 +22,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import aiohttp
@@ -33,6 +32,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from tandem_shared.settings import Settings
+from tandem_shared.version import tandem_version
 from tandem_worker.connectors.http import guard
 from tandem_worker.connectors.http.breaker import Breaker
 from tandem_worker.errors import TaskError
@@ -237,7 +237,7 @@ async def open_http(
         connector=connector,
         # One job's cookies are none of the next one's business.
         cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"User-Agent": f"tandem-jobs/{_version()}"},
+        headers={"User-Agent": f"tandem-jobs/{tandem_version()}"},
         trust_env=False,
     )
     async with session:
@@ -250,13 +250,6 @@ def shown(url: URL) -> str:
         return str(url.with_user(None).with_query(None).with_fragment(None))
     except ValueError:
         return "the URL"
-
-
-def _version() -> str:
-    try:
-        return version("tandem-jobs")
-    except PackageNotFoundError:  # a checkout that is on the path without being installed
-        return "0"
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from datetime import date, datetime, time
 from functools import partial
 from typing import Any
-from urllib.parse import unquote
 
 import asyncpg
 import msgspec
 from tortoise.backends.asyncpg.client import AsyncpgDBClient
 
+from tandem_shared.postgres import asyncpg_options
 from tandem_worker.connectors.sql import rows
 from tandem_worker.connectors.sql.bulk_load import (
     POSTGRES_COLUMNS,
@@ -57,7 +57,6 @@ _CONTROL = frozenset(
         "start",
     }
 )
-_SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 Connection = Any  # asyncpg ships no types
 
@@ -71,20 +70,7 @@ class PostgresConnection:
     def __init__(self, name: str, credentials: Mapping[str, Any], *, writable: bool) -> None:
         self.name = name
         self.writable = writable
-        given = dict(credentials)
-        mode = given.pop("sslmode", None)  # libpq's name for it
-        if mode is not None:
-            if mode not in _SSLMODES:
-                raise ValueError(f"sslmode is one of {', '.join(_SSLMODES)}")
-            given["ssl"] = mode
-        if isinstance(given.get("user"), str):
-            given["user"] = unquote(given["user"])
-        self._options = {
-            "maxsize": CONNECTIONS,
-            "timeout": CONNECT,
-            "application_name": "tandem-jobs",
-            **given,
-        }
+        self._options = asyncpg_options(credentials, maxsize=CONNECTIONS, timeout=CONNECT)
         self._client = AsyncpgDBClient(connection_name=name, init=_prepare, **self._options)
 
     def config(self, expanded: Mapping[str, Any]) -> dict[str, Any]:
