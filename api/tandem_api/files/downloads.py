@@ -6,15 +6,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
-import msgspec
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 
 from tandem_api.auth import Tenant
-from tandem_api.files.uploads import BINARY, OCTETS, state_of
+from tandem_api.files.uploads import BINARY, state_of
 from tandem_api.http.headers import matches
 from tandem_shared.errors import Conflict, NotFound
-from tandem_shared.files.names import content_disposition, job_path
+from tandem_shared.files.names import OCTET_STREAM, content_disposition, job_path
 from tandem_shared.files.resumable import upload_progress
 from tandem_shared.files.store import FileStore
 from tandem_shared.files.uploads import (
@@ -28,18 +27,6 @@ _TAG = re.compile(r'(?:W/)?"[^"]*"')
 _RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.ASCII | re.IGNORECASE)
 
 router = APIRouter(tags=["files"])
-
-
-class View(msgspec.Struct):
-    """One entry of a record's `files`."""
-
-    name: str
-    size: int
-    sha256: str
-    content_type: str = OCTETS
-
-
-_views = msgspec.json.Decoder(list[View])
 
 
 class Served(NamedTuple):
@@ -130,8 +117,8 @@ async def _after(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[byt
 
 
 _CONTENT: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The file", "content": {OCTETS: BINARY}},
-    206: {"description": "The range that was asked for", "content": {OCTETS: BINARY}},
+    200: {"description": "The file", "content": {OCTET_STREAM: BINARY}},
+    206: {"description": "The range that was asked for", "content": {OCTET_STREAM: BINARY}},
     304: {"description": "The file is the one that If-None-Match names"},
     307: {
         "description": "The store itself has it, where Location says, for a while (`TANDEM_STORE_PRESIGN`)"
@@ -204,7 +191,7 @@ async def download_job_file(request: Request, tenant: Tenant, id: str, name: str
     record = await request.state.queue.get(id, tenant=tenant)
     if record is None:
         raise NotFound("job", id)
-    view = next((one for one in _views.decode(record.files or b"[]") if one.name == name), None)
+    view = next((one for one in record.produced_files() if one.name == name), None)
     if view is None:
         raise NotFound("file", f"{id}/{name}")
     path = job_path(record.id, record.attempts[-1].began, name)

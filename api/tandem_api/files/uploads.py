@@ -23,6 +23,7 @@ from tandem_api.files.multipart import OVERHEAD, FilePart
 from tandem_api.http.body import refuse_length
 from tandem_api.http.problems import of_error
 from tandem_shared.errors import Conflict, Malformed, NotFound, TooLarge
+from tandem_shared.files.names import OCTET_STREAM
 from tandem_shared.files.resumable import append_parts
 from tandem_shared.files.uploads import (
     PartialUpload,
@@ -36,7 +37,6 @@ from tandem_shared.settings import Settings
 
 IDLE = 60.0  # seconds without a byte after which an upload is given up
 NAME_LIMIT = 255  # characters of an upload's name
-OCTETS = "application/octet-stream"
 PARTIAL = "application/partial-upload"
 _MEDIA_TYPE = re.compile(
     r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}( *;[\x20-\x7e]{0,200})?", re.ASCII
@@ -108,7 +108,7 @@ def _media_type(given: str | None, name: str | None) -> str:
     ):
         return given
     # curl --data-binary says form-urlencoded unless told otherwise, which no file is
-    return mimetypes.guess_type(name or "")[0] or OCTETS
+    return mimetypes.guess_type(name or "")[0] or OCTET_STREAM
 
 
 class Uploaded(BaseModel):
@@ -136,7 +136,7 @@ _FORM = {"type": "object", "required": ["file"], "properties": {"file": BINARY["
 _BODY = {
     "requestBody": {
         "required": True,
-        "content": {OCTETS: BINARY, "multipart/form-data": {"schema": _FORM}},
+        "content": {OCTET_STREAM: BINARY, "multipart/form-data": {"schema": _FORM}},
     }
 }
 

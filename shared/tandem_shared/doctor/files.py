@@ -5,8 +5,6 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from tandem_shared.doctor.findings import Finding
 from tandem_shared.doctor.ledger import LedgerCheck
 from tandem_shared.errors import NotFound
@@ -26,19 +24,11 @@ MAX_REQUESTS = 8  # objects
 MAX_FINDINGS = 5000  # findings
 
 
-class _View(msgspec.Struct):
-    name: str
-    size: int
-
-
 class _Object(NamedTuple):
     path: str
     size: int
     word: str  # what it means if it is not there
     subject: str
-
-
-_views = msgspec.json.Decoder(list[_View])
 
 
 class FilesCheck:
@@ -123,7 +113,7 @@ class FilesCheck:
                         "file-missing",
                         f"{record.id}/{one.name}",
                     )
-                    for one in _views.decode(record.files)
+                    for one in record.produced_files()
                 ]
         found: list[Finding] = []
         for start in range(0, len(wanted), MAX_REQUESTS):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from tandem_shared.doctor.findings import Finding
-from tandem_shared.jobs.states import FINAL, State
+from tandem_shared.jobs.states import OPEN
 from tandem_shared.ledger.ledger import Ledger
 from tandem_shared.ledger.rows import JobRow, row_from_facts
 from tandem_shared.queue.queue import Queue
@@ -13,7 +13,6 @@ MARGIN_SECONDS = 30.0  # seconds beyond its lag after which it should know what 
 BATCH_ROWS = 250  # rows that are compared at once
 BATCH_BYTES = 4 << 20  # bytes of records that are read at once, about
 MAX_FINDINGS = 5000  # findings
-OPEN_STATES = tuple(state for state in State if state not in FINAL)
 
 
 class LedgerCheck:
@@ -33,7 +32,7 @@ class LedgerCheck:
     async def look(self) -> list[Finding]:
         """All that seems not to hold, at most MOST; to be looked at again."""
         found = await self._lag()
-        async for rows in self._ledger.unfinished(OPEN_STATES, BATCH_ROWS):
+        async for rows in self._ledger.unfinished(OPEN, BATCH_ROWS):
             found += [finding for finding, _ in await self._compare(rows)]
             if len(found) >= MAX_FINDINGS:
                 break

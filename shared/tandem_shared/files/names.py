@@ -3,6 +3,7 @@
 import re
 from urllib.parse import quote
 
+OCTET_STREAM = "application/octet-stream"  # the media type of a file whose type is not known
 MAX_NAME_BYTES = 700  # of a produced file's name: an S3 key has 1024
 
 

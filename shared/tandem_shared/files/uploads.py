@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from tandem_shared.errors import NotFound, TooLarge
+from tandem_shared.files.names import OCTET_STREAM
 from tandem_shared.files.store import FileStore, WriteResult
 from tandem_shared.jobs.ids import id_time, new_id
 from tandem_shared.times import rfc3339
@@ -95,7 +96,7 @@ async def save_upload(
     tenant: str,
     keep: float,
     name: str | None = None,
-    content_type: str = "application/octet-stream",
+    content_type: str = OCTET_STREAM,
     limit: int | None = None,
 ) -> Upload:
     """Store a client's file for `keep` seconds. Raises TooLarge above `limit` bytes, and what `data` raises."""
@@ -140,7 +141,7 @@ async def begin_upload(
     tenant: str,
     keep: float,
     name: str | None = None,
-    content_type: str = "application/octet-stream",
+    content_type: str = OCTET_STREAM,
     length: int | None = None,
 ) -> PartialUpload:
     """Begin an upload whose bytes come in parts, see parts.py, within `keep` seconds."""

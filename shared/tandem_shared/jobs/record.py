@@ -33,9 +33,11 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import UNSET
 
 from tandem_shared.jobs.ids import _reseed
-from tandem_shared.jobs.states import FINAL, STATES, Priority, State
+from tandem_shared.jobs.states import FINAL, STATES, Outcome, Priority, State
+from tandem_shared.jobs.view import JobAttempt, JobError, JobFile, JobView
 from tandem_shared.times import rfc3339, rfc3339_of_stamp
 
 FORMAT = 1  # of the record; a script that meets a newer one parks the job
@@ -104,7 +106,7 @@ class Attempt(NamedTuple):
     number: int
     began: int
     ended: int | None
-    outcome: str | None
+    outcome: Outcome | None
     worker: str
 
 
@@ -143,6 +145,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """The strong entity tag (RFC 9110) of the status: it changes with every change that a client can see."""
         return f'"{self.stamp}"'
 
+    def produced_files(self) -> list[JobFile]:
+        """The entries of `files`, decoded."""
+        return _files.decode(self.files) if self.files else []
+
     @cached_property
     def told(self) -> tuple[tuple[int, int, bytes], ...]:
         """Its `history` as (stamp, attempt, JSON of the job as it then was): made once for all who read this record."""
@@ -156,6 +162,7 @@ FIELDS = (
 ).split()
 
 _options = msgspec.json.Decoder(Options)
+_files = msgspec.json.Decoder(list[JobFile])
 
 
 def _int(value: bytes | None) -> int | None:
@@ -165,7 +172,7 @@ def _int(value: bytes | None) -> int | None:
 def _attempts(lines: bytes | None) -> Iterator[Attempt]:
     for line in (lines or b"").decode().splitlines():
         number, began, ended, outcome, worker = line.split(" ")
-        yield Attempt(int(number), int(began), int(ended), outcome, worker)
+        yield Attempt(int(number), int(began), int(ended), outcome, worker)  # type: ignore[arg-type] # nothing else is written
 
 
 def parse(id: str, values: list[bytes | None]) -> Record | None:
@@ -218,43 +225,42 @@ def view(record: Record, *, payload: bytes | None = None) -> bytes:
     """The job as JSON, API.md's "The job"; with `payload` (JSON) only where a client asked for it."""
     base = f"/v1/jobs/{record.id}"
     started = record.attempts[0].began if record.attempts else None
-    job: dict[str, Any] = {
-        "id": record.id,
-        "task": record.task,
-        "state": record.state.value,
-        "done": record.done,
-        "queue": record.queue,
-        "priority": record.priority,
-        "attempt": record.attempt,
-        "max_attempts": record.max_attempts,
-        "submitted_at": rfc3339_of_stamp(record.submitted),
-        "scheduled_for": rfc3339(record.scheduled_for),
-        "started_at": rfc3339_of_stamp(record.began or started),
-        "finished_at": rfc3339_of_stamp(record.ended),
-        "timeout": plain(record.options.timeout),
-        "progress": _raw(record.progress),
-        "result": _raw(record.result) if record.state is State.SUCCEEDED else None,
-        "error": _error(record),
-        "cancel_requested": record.cancel is not None,
-        "tags": record.options.tags,
-        "files": _raw(record.files) or [],
-        "attempts": [
-            {
-                "attempt": attempt.number,
-                "started_at": rfc3339_of_stamp(attempt.began),
-                "finished_at": rfc3339_of_stamp(attempt.ended),
-                "outcome": attempt.outcome,
-                "worker": attempt.worker,
-            }
-            for attempt in record.attempts[-SHOWN_ATTEMPTS:]
-        ],
-        "links": {"self": base, "stream": f"{base}/stream", "result": f"{base}/result"},
-    }
-    if record.options.replay_of is not None:
-        job["replay_of"] = record.options.replay_of
-    if payload is not None:
-        job["payload"] = msgspec.Raw(payload)
-    return msgspec.json.encode(job)
+    return msgspec.json.encode(
+        JobView(
+            id=record.id,
+            task=record.task,
+            state=record.state,
+            done=record.done,
+            queue=record.queue,
+            priority=record.priority,
+            attempt=record.attempt,
+            max_attempts=record.max_attempts,
+            submitted_at=rfc3339_of_stamp(record.submitted) or "",
+            scheduled_for=rfc3339(record.scheduled_for),
+            started_at=rfc3339_of_stamp(record.began or started),
+            finished_at=rfc3339_of_stamp(record.ended),
+            timeout=plain(record.options.timeout),
+            progress=_raw(record.progress),
+            result=_raw(record.result) if record.state is State.SUCCEEDED else None,
+            error=_error(record),
+            cancel_requested=record.cancel is not None,
+            tags=record.options.tags,
+            files=_raw(record.files) or [],  # type: ignore[arg-type] # JSON of JobFile as it stands
+            attempts=[
+                JobAttempt(
+                    attempt=attempt.number,
+                    started_at=rfc3339_of_stamp(attempt.began) or "",
+                    finished_at=rfc3339_of_stamp(attempt.ended),
+                    outcome=attempt.outcome,
+                    worker=attempt.worker,
+                )
+                for attempt in record.attempts[-SHOWN_ATTEMPTS:]
+            ],
+            links={"self": base, "stream": f"{base}/stream", "result": f"{base}/result"},
+            replay_of=record.options.replay_of or UNSET,
+            payload=UNSET if payload is None else msgspec.Raw(payload),
+        )
+    )
 
 
 def _raw(value: bytes | None) -> msgspec.Raw | None:
@@ -265,12 +271,17 @@ def _raw(value: bytes | None) -> msgspec.Raw | None:
 _EXPLAINED = frozenset({State.FAILED, State.RETRYING, State.QUEUED, State.WAITING})
 
 
-def _error(record: Record) -> dict[str, Any] | None:
+def _error(record: Record) -> JobError | None:
     if record.error is None or record.state not in _EXPLAINED:
         return None
     failure = msgspec.json.decode(record.error, type=Failure)
-    next_attempt = None if record.done else rfc3339(record.due / 1000)
-    return {**msgspec.structs.asdict(failure), "next_attempt_at": next_attempt}
+    return JobError(
+        type=failure.type,
+        message=failure.message,
+        retryable=failure.retryable,
+        attempt=failure.attempt,
+        next_attempt_at=None if record.done else rfc3339(record.due / 1000),
+    )
 
 
 def history(record: Record) -> list[tuple[int, Record]]:

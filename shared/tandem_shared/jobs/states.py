@@ -21,6 +21,7 @@ STATES = {state.value.encode(): state for state in State}  # as Redis writes the
 
 
 FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+OPEN = tuple(state for state in State if state not in FINAL)
 
 
 # The legal transitions; the scripts in shared/queue get this very table.

@@ -4,7 +4,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from tandem_shared.jobs.states import PRIORITIES
+from tandem_shared.jobs.states import OPEN, PRIORITIES
 from tandem_shared.queue.messages import QueueStats, WorkerInfo
 from tandem_shared.queue.scripts import reach
 
@@ -34,13 +34,12 @@ async def read_stats(redis: "Redis", prefix: str) -> list[QueueStats]:
     for index, (queue, states) in enumerate(counts.items()):
         dues = [head[0][1] / 1000 for head in heads[6 * index : 6 * index + 6] if head]
         age = round(max(0.0, sec + micro / 1e6 - min(dues)), 3) if dues else None
-        kinds = ("waiting", "scheduled", "queued", "running", "retrying")
         stats.append(
             QueueStats(
                 name=queue,
                 paused=held.get(queue.encode()) == b"1",
                 oldest_age=age,
-                **{kind: states.get(kind, 0) for kind in kinds},
+                **{state: states.get(state, 0) for state in OPEN},
             )
         )
     return sorted(stats, key=lambda one: one.name)

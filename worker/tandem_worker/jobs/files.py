@@ -9,15 +9,15 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from tandem_shared.errors import NotFound, TooLarge
-from tandem_shared.files.names import job_path, name_problem
+from tandem_shared.files.names import OCTET_STREAM, job_path, name_problem
 from tandem_shared.files.store import FileStore, WriteResult
 from tandem_shared.files.uploads import find_upload
 from tandem_shared.jobs.record import Record
+from tandem_shared.jobs.view import JobFile
 from tandem_worker.errors import Permanent
 
 READ_LIMIT = 64 << 20  # bytes that `read` gives at once unless told otherwise
 MAX_FILES = 10_000  # of one job: their names stand in its record
-OCTETS = "application/octet-stream"
 
 
 class FileRef(BaseModel):
@@ -36,19 +36,6 @@ class FileRef(BaseModel):
 
 
 Reference = FileRef | Mapping[str, Any]
-
-
-class _View(msgspec.Struct):
-    """One entry of a record's `files`."""
-
-    name: str
-    size: int
-    sha256: str
-    content_type: str
-    url: str
-
-
-_views = msgspec.json.Decoder(list[_View])
 
 
 class JobFiles:
@@ -78,7 +65,7 @@ class JobFiles:
         self._last: tuple[str, tuple[str, FileRef]] | None = (
             None  # where the file is that `range` read last
         )
-        self._views: dict[str, _View] = {}
+        self._views: dict[str, JobFile] = {}
 
     @property
     def written(self) -> list[dict[str, Any]]:
@@ -140,7 +127,7 @@ class JobFiles:
         self._claim(name)
         if isinstance(data, bytearray | memoryview):
             data = bytes(data)
-        content_type = content_type or mimetypes.guess_type(name)[0] or OCTETS
+        content_type = content_type or mimetypes.guess_type(name)[0] or OCTET_STREAM
         try:
             stored: WriteResult = await self._store.write(
                 job_path(self._job, self._stamp, name),
@@ -151,7 +138,7 @@ class JobFiles:
             )
         except TooLarge as error:
             raise Permanent("too_large", f"{error}: {name}") from None
-        view = _View(
+        view = JobFile(
             name=name,
             size=stored.size,
             sha256=stored.sha256,
@@ -195,7 +182,7 @@ class JobFiles:
         )
         if record is None or not record.files or not record.attempts:
             raise _missing(ref.file)
-        view = next((one for one in _views.decode(record.files) if one.name == name), None)
+        view = next((one for one in record.produced_files() if one.name == name), None)
         if view is None:
             raise _missing(ref.file)
         return job_path(record.id, record.attempts[-1].began, name), _reference(record.id, view)
@@ -215,7 +202,7 @@ class JobFiles:
         )
 
 
-def _reference(job: str, view: _View) -> FileRef:
+def _reference(job: str, view: JobFile) -> FileRef:
     return FileRef(
         file=f"{job}/{view.name}",
         name=view.name,

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
+from tandem_shared.files.names import OCTET_STREAM
 from tandem_shared.jobs.ids import id_time
 from tandem_worker.errors import TaskError
-from tandem_worker.jobs.files import OCTETS, FileRef
+from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
 
@@ -184,11 +185,11 @@ async def _attach(job: Job, message: EmailMessage, reference: FileRef) -> None:
             "too_large", f"the attachments have more than {MAX_BYTES} bytes", retryable=False
         )
     data = await job.files.read(file, MAX_BYTES)
-    kind = (file.content_type or OCTETS).partition(";")[0].strip()
+    kind = (file.content_type or OCTET_STREAM).partition(";")[0].strip()
     if re.fullmatch(r"[a-z0-9.+-]+/[a-z0-9.+-]+", kind) is None or kind.startswith(
         ("multipart/", "message/")
     ):
-        kind = OCTETS
+        kind = OCTET_STREAM
     main, _, sub = kind.partition("/")
     name = re.sub(rf"[{_CONTROL}\"\\/]", "_", (file.name or "file").rpartition("/")[2]) or "file"
     await asyncio.to_thread(message.add_attachment, data, maintype=main, subtype=sub, filename=name)

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 from typing_extensions import TypedDict
 from yarl import URL
 
+from tandem_shared.files.names import OCTET_STREAM
 from tandem_worker.connectors.http.client import MAX_BYTES, SAFE, Body, shown, unusable
 from tandem_worker.errors import TaskError
 from tandem_worker.jobs.deadline import call_timeout
@@ -251,7 +252,7 @@ async def call(
     elif payload.body_file is not None:
         # Asked first: a file that is not there must not look like a connection that broke.
         file = await job.files.stat(payload.body_file)
-        body, kind = partial(job.files.open, file), file.content_type or "application/octet-stream"
+        body, kind = partial(job.files.open, file), file.content_type or OCTET_STREAM
         headers["Content-Length"] = str(file.size)
     if kind is not None:
         headers.setdefault("Content-Type", kind)

@@ -1,0 +1,78 @@
+"""The job as clients see it, API.md's "The job": `record.view` fills it in, and /openapi.json shows it."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, UnsetType
+
+from tandem_shared.jobs.states import Outcome, Priority, State
+
+Count = Annotated[int, Meta(ge=0)]
+Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+
+
+class JobFile(msgspec.Struct):
+    """A file that a job produced."""
+
+    name: str
+    size: Annotated[int, Meta(ge=0, description="bytes")]
+    sha256: Annotated[str, Meta(description="hexadecimal")]
+    content_type: str
+    url: str
+
+
+class JobAttempt(msgspec.Struct):
+    """One execution of a job."""
+
+    attempt: Count
+    started_at: Time
+    finished_at: Time | None
+    outcome: Annotated[Outcome | None, Meta(description="null while it runs")]
+    worker: str
+
+
+class JobError(msgspec.Struct):
+    """Why the job failed or, between attempts, why the last one did."""
+
+    type: Annotated[
+        str,
+        Meta(
+            description="`exception:<Class>`, `timeout`, `worker_lost`, `invalid_payload`,"
+            " `unknown_task`, `expired`, `dependency_failed`, `record_lost`, `unavailable`"
+            " or a word of the task's own"
+        ),
+    ]
+    message: str
+    retryable: bool
+    attempt: Count
+    next_attempt_at: Time | None
+
+
+class JobView(msgspec.Struct, kw_only=True):
+    """The status of a job."""
+
+    id: Annotated[str, Meta(description="opaque, URL-safe, sorts by submission")]
+    task: str
+    state: State
+    done: bool
+    queue: str
+    priority: Priority
+    attempt: Count
+    max_attempts: Count
+    submitted_at: Time
+    scheduled_for: Time | None
+    started_at: Time | None
+    finished_at: Time | None
+    timeout: Annotated[float, Meta(description="seconds")]
+    progress: Annotated[Any, Meta(extra_json_schema={"type": ["object", "null"]})]
+    result: Annotated[Any, Meta(description="null unless the state is `succeeded`")]
+    error: JobError | None
+    cancel_requested: bool
+    tags: dict[str, str]
+    files: list[JobFile]
+    attempts: list[JobAttempt]
+    links: Annotated[
+        dict[str, str], Meta(extra_json_schema={"required": ["self", "stream", "result"]})
+    ]
+    replay_of: str | UnsetType = UNSET
+    payload: Annotated[Raw | UnsetType, Meta(description="only with `?payload=true`")] = UNSET
