@@ -1,6 +1,7 @@
 """Job ids: sortable by submission time, unique without coordination, with the shard as the last letter."""
 
 import itertools
+import os
 import secrets
 import time
 
@@ -50,3 +51,6 @@ def id_time(id: str) -> float | None:
 def _reseed() -> None:
     global _process, _counter  # a forked child must not repeat its parent's ids
     _process, _counter = _base32(secrets.randbits(35), 7), itertools.count(secrets.randbits(16))
+
+
+os.register_at_fork(after_in_child=_reseed)

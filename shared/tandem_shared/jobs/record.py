@@ -27,7 +27,6 @@ change, also when the clock steps back.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -35,7 +34,6 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET
 
-from tandem_shared.jobs.ids import _reseed
 from tandem_shared.jobs.states import FINAL, STATES, Outcome, Priority, State
 from tandem_shared.jobs.view import JobAttempt, JobError, JobFile, JobView
 from tandem_shared.times import rfc3339, rfc3339_of_stamp
@@ -43,11 +41,6 @@ from tandem_shared.times import rfc3339, rfc3339_of_stamp
 FORMAT = 1  # of the record; a script that meets a newer one parks the job
 SHOWN_ATTEMPTS = 50
 
-
-# ---------------------------------------------------------------------------------------------- ids
-
-
-os.register_at_fork(after_in_child=_reseed)
 
 # ------------------------------------------------------------------------------------- what goes in
 
