@@ -18,7 +18,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from tandem_api.elements import elements
 from tandem_api.http.body import IDLE, content_type, decode, read_body
 from tandem_api.http.headers import traceparent
 from tandem_api.http.problems import Problem, of_error, of_http
@@ -124,11 +123,8 @@ def _told(problem: Problem) -> bytes:
 
 async def _array(request: Request, intake: Intake, send: Send) -> None:
     body = await read_body(request, ARRAY, total=ARRAY_TIME)
-    items: Sequence[bytes | msgspec.Raw]
     try:
-        items = decode(body, _items)
-    except Invalid:  # one is too deep for the decoder: the others are not to suffer
-        items = await elements(body, ITEMS)
+        items: list[msgspec.Raw] = decode(body, _items)
     except Malformed:
         if body.lstrip()[:1] != b"[" and _is_json(body):
             raise Invalid([("", "must be a JSON array of jobs")]) from None

@@ -64,6 +64,19 @@ async def test_each_item_of_an_array_stands_for_itself(
     assert await queued(queue) == 4
 
 
+async def test_an_item_of_65_levels_hurts_no_other(client: httpx2.AsyncClient) -> None:
+    deep = msgspec.Raw(b'{"task":"t.any","payload":' + b'{"a":' * 64 + b"1" + b"}" * 65)
+    body = msgspec.json.encode([JOB, deep, JOB])
+    answer = await client.post(
+        "/v1/jobs/bulk", content=body, headers={"content-type": "application/json"}
+    )
+    first, refused, last = answer.json()
+    assert set(first) == set(last) == {"id"}
+    assert refused["error"]["errors"] == [
+        {"pointer": "", "detail": "is nested more than 64 levels deep"}
+    ]
+
+
 @pytest.mark.parametrize("size", [1 << 30, 60_000, 1000])
 async def test_each_line_stands_for_itself_however_they_are_cut(
     client: httpx2.AsyncClient, queue: Queue, size: int
@@ -120,6 +133,14 @@ async def test_an_array_above_64_mebibytes_is_too_large_before_it_is_read(
         (b'"x"', 422),
         (b"7", 422),
         (b"[" * 100_000, 422),
+        (
+            b'[{"task":"t.any"},{"task":"t.any","payload":'
+            + b'{"a":' * 5000
+            + b"1"
+            + b"}" * 5001
+            + b"]",
+            422,
+        ),
     ],
 )
 async def test_what_is_no_array_is_refused_whole(
