@@ -10,13 +10,15 @@ from tandem_shared.times import DURATION_SCHEMA, Seconds
 
 Backoff = Literal["exponential", "linear", "fixed"]
 
+DEFAULT_MAX_ATTEMPTS = 3
+
 
 class RetryPolicy(BaseModel):
     """How many attempts are made and how far apart; durations are seconds or `250ms|30s|5m|2h|7d`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_attempts: int = Field(default=3, ge=1, le=1000)
+    max_attempts: int = Field(default=DEFAULT_MAX_ATTEMPTS, ge=1, le=1000)
     backoff: Backoff = "exponential"
     base: Seconds = 1.0
     cap: Seconds = 300.0

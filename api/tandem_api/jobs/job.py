@@ -85,7 +85,7 @@ async def _enqueue(state: Served, submission: Submission) -> tuple[Submitted, Re
     for _ in range(2):
         submitted = await steadily(lambda: queue.submit(submission))
         if not submitted.replayed and submitted.state in (State.QUEUED, State.SCHEDULED):
-            return submitted, fresh(submission, submitted)
+            return submitted, entered(submission, submitted)
         record = await steadily(partial(queue.get, submitted.id, tenant=submission.tenant))
         if record is not None:
             return submitted, record
@@ -93,15 +93,9 @@ async def _enqueue(state: Served, submission: Submission) -> tuple[Submitted, Re
     raise Unavailable("the first job with this idempotency key is just being forgotten")
 
 
-def fresh(submission: Submission, submitted: Submitted) -> Record:
-    """The record that Redis now holds, without asking for it."""
-    stamp = submitted.stamp
-    now = stamp // 1000  # ms, as are the next
-    due = now
-    if submission.run_at is not None:
-        due = max(now, int(submission.run_at * 1000))
-    elif submission.delay is not None:
-        due = now + int(submission.delay * 1000)
+def entered(submission: Submission, submitted: Submitted) -> Record:
+    """The record as it stands in Redis now, without reading it."""
+    scheduled = submitted.state is State.SCHEDULED
     return Record(
         id=submitted.id,
         task=submission.task,
@@ -109,22 +103,12 @@ def fresh(submission: Submission, submitted: Submitted) -> Record:
         queue=submission.queue,
         priority=submission.priority,
         state=submitted.state,
-        stamp=stamp,
-        attempt=0,
-        max_attempts=int(submission.options.retry.get("max_attempts", 3)),
-        submitted=stamp,
-        scheduled_for=due / 1000 if submitted.state is State.SCHEDULED else None,
-        due=due,
+        stamp=submitted.stamp,
+        max_attempts=submission.max_attempts,
+        submitted=submitted.stamp,
+        scheduled_for=submitted.due / 1000 if scheduled else None,
+        due=submitted.due,
         options=submission.options,
-        began=None,
-        ended=None,
-        attempts=(),
-        cancel=None,
-        progress=None,
-        result=None,
-        error=None,
-        files=None,
-        output=0,
     )
 
 

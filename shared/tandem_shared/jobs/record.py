@@ -36,6 +36,7 @@ from msgspec import UNSET
 
 from tandem_shared.jobs.states import FINAL, STATES, Outcome, Priority, State
 from tandem_shared.jobs.view import JobAttempt, JobError, JobFile, JobView
+from tandem_shared.retry import DEFAULT_MAX_ATTEMPTS
 from tandem_shared.times import rfc3339, rfc3339_of_stamp
 
 FORMAT = 1  # of the record; a script that meets a newer one parks the job
@@ -73,6 +74,11 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     concurrency_key: str | None = None
     concurrency_limit: int = 1
     idempotency_key: str | None = None
+
+    @property
+    def max_attempts(self) -> int:
+        """How many attempts its retry policy allows."""
+        return int(self.options.retry.get("max_attempts", DEFAULT_MAX_ATTEMPTS))
 
     def fingerprint(self) -> str:
         """What must be equal when an idempotency key comes again: task, payload (spelling aside), what it replays."""
@@ -113,21 +119,21 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     priority: Priority
     state: State
     stamp: int
-    attempt: int
+    attempt: int = 0
     max_attempts: int
     submitted: int  # stamp
     scheduled_for: float | None  # seconds since the epoch
     due: int  # ms since the epoch
     options: Options
-    began: int | None
-    ended: int | None
-    attempts: tuple[Attempt, ...]  # ended ones, and the one that runs
-    cancel: int | None  # stamp of the request
-    progress: bytes | None  # JSON, as are the next three
-    result: bytes | None
-    error: bytes | None
-    files: bytes | None
-    output: int  # stamp of the last output entry, 0 without one
+    began: int | None = None
+    ended: int | None = None
+    attempts: tuple[Attempt, ...] = ()  # ended ones, and the one that runs
+    cancel: int | None = None  # stamp of the request
+    progress: bytes | None = None  # JSON, as are the next three
+    result: bytes | None = None
+    error: bytes | None = None
+    files: bytes | None = None
+    output: int = 0  # stamp of the last output entry, 0 without one
 
     @property
     def done(self) -> bool:

@@ -23,6 +23,7 @@ class Submitted(NamedTuple):
     replayed: bool
     stamp: int
     state: State
+    due: int  # ms since the epoch
 
 
 class Claimed(NamedTuple):
@@ -159,7 +160,7 @@ def _kind(job: Submission, options: bytes) -> tuple[Arg, ...]:
     if job.idempotency_key is not None:
         key = hashlib.sha256(f"{job.tenant}\0{job.idempotency_key}".encode()).hexdigest()[:32]
     return (
-        job.task, job.version, job.tenant, job.queue, job.priority, options, job.options.retry.get("max_attempts", 3),
+        job.task, job.version, job.tenant, job.queue, job.priority, options, job.max_attempts,
         "" if job.delay is None else int(job.delay * 1000),
         "" if job.run_at is None else int(job.run_at * 1000),
         "" if job.expires_in is None else int(job.expires_in * 1000),
@@ -171,12 +172,12 @@ def _kind(job: Submission, options: bytes) -> tuple[Arg, ...]:
 def submitted(reply: list[bytes], jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
     """The answers in a reply of submit.lua to these jobs."""
     answers: list[Submitted | Refusal] = []
-    for job, id, replayed, stamp, word in zip(
-        jobs, reply[::4], reply[1::4], reply[2::4], reply[3::4], strict=True
+    for job, id, replayed, stamp, word, due in zip(
+        jobs, *(reply[at::5] for at in range(5)), strict=True
     ):
         state = STATES.get(word)
         if state is not None:
-            answers.append(Submitted(id.decode(), bool(replayed), int(stamp), state))
+            answers.append(Submitted(id.decode(), bool(replayed), int(stamp), state, int(due)))
         elif word == b"reused":
             answers.append(KeyReused())
         elif word == b"full":

@@ -1,5 +1,5 @@
 -- submit(limit, kinds and jobs, see enter.lua): up to 500 jobs enter, while fewer than `limit` of
--- their queue are not final (0: any number). Returns four values a job.
+-- their queue are not final (0: any number). Returns five values a job.
 
 if followed() and call('XLEN', P .. 'events') >= followed() then
   return redis.error_reply('BACKLOG the ledger is too far behind')
@@ -37,7 +37,7 @@ end
 local out = {}
 for at = after_kinds(5), #ARGV, JOB do
   local entered = enter(5, at, room_for)
-  for i = 1, 4 do
+  for i = 1, 5 do
     out[#out + 1] = entered[i]
   end
 end

@@ -2,8 +2,8 @@
 -- Jobs that come together mostly differ in nothing but id and payload: what several have in common
 -- is sent once, as a kind of KIND values. ARGV has from `start` on how many kinds there are, these,
 -- and three values a job: the number of its kind, from 0 on, its id and its payload. Returns id,
--- whether another submission was first, stamp, state; 'reused' as the state when the idempotency
--- key belongs to other content. `has_room(queue)`, if given, is asked of what is new: false and a
+-- whether another submission was first, stamp, state, due; 'reused' as the state when the
+-- idempotency key belongs to other content. `has_room(queue)`, if given, is asked of what is new: false and a
 -- word that stands for the state, and nothing enters.
 
 local KIND, JOB = 14, 3
@@ -25,22 +25,21 @@ local function enter(start, at, has_room)
   if idem ~= '' then
     local first = call('GET', P .. 'idem:' .. idem)
     local owner, content = string.match(first or '', '^(%S+) (%S+)$')
-    local known = owner and call('HMGET', P .. 'job:' .. owner, 'v', 'state') or {}
+    local known = owner and call('HMGET', P .. 'job:' .. owner, 'v', 'state', 'due') or {}
     if known[1] then -- else the key is about to expire, a moment after its record
       if content ~= print then
-        return { owner, 1, '0', 'reused' }
+        return { owner, 1, '0', 'reused', '0' }
       end
-      return { owner, owner == id and 0 or 1, known[1], known[2] }
+      return { owner, owner == id and 0 or 1, unpack(known) }
     end
   end
   if call('EXISTS', job) == 1 then
-    local known = call('HMGET', job, 'v', 'state')
-    return { id, 0, known[1], known[2] }
+    return { id, 0, unpack(call('HMGET', job, 'v', 'state', 'due')) }
   end
   if has_room then
     local fits, why = has_room(queue)
     if not fits then
-      return { id, 0, '0', why }
+      return { id, 0, '0', why, '0' }
     end
   end
 
@@ -75,5 +74,5 @@ local function enter(start, at, has_room)
   else
     put_off(id, r)
   end
-  return { id, 0, r.v, r.state }
+  return { id, 0, r.v, r.state, due }
 end
