@@ -1,1 +1,1 @@
-"""What the API and the workers have in common: the job, the queue, the files, the settings. Imports neither of them."""
+"""What the API, the workers and the command share: jobs, the queue, files, settings."""

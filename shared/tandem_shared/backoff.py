@@ -1,4 +1,4 @@
-"""The pause before the next try while Redis, the ledger's database or the file store is unavailable."""
+"""Pauses between tries while Redis, the ledger's database or the file store is unavailable."""
 
 import asyncio
 import random
@@ -35,7 +35,7 @@ class Backoff:
 
 
 async def until_available(call: Callable[[], Awaitable[T]]) -> T:
-    """The answer of `call`, which is repeated for as long as it raises Unavailable: the caller sets a timeout."""
+    """Return the answer of `call`, repeated while it raises Unavailable; the caller sets a timeout."""
     backoff = Backoff()
     while True:
         try:

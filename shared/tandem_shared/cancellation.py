@@ -9,7 +9,7 @@ ATTEMPT_SECONDS = 0.1
 
 
 async def cancel_and_wait(task: "asyncio.Future[Any]") -> None:
-    """Cancel the task until it has ended, for 5 s at most. Raises the error that it ended with, if any.
+    """Cancel the task until it ends, for up to 5 s. Raises the error that it ended with, if any.
 
     One `cancel()` is not enough: in Python 3.11 `asyncio.wait_for`, which libraries call, may
     swallow it.

@@ -1,4 +1,4 @@
-"""The catalogue: what workers publish about their tasks, and all that the API knows of them."""
+"""The catalogue: what workers publish about their tasks, and all the API knows about them."""
 
 import hashlib
 import math
@@ -11,24 +11,24 @@ import structlog
 
 from tandem_shared.times import parse_duration
 
-MAX_STARTS_PER_SECOND = 10_000  # starts a second that a rate may allow
-MAX_START_INTERVAL_SECONDS = 86_400.0  # seconds that a rate may set between two starts
-MAX_CONCURRENCY = 1_000_000  # attempts at once that a limit may allow
+MAX_CONCURRENCY = 1_000_000
+MAX_STARTS_PER_SECOND = 10_000
+MAX_START_INTERVAL_SECONDS = 86_400.0
 
 
 class CatalogueEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One task as its worker describes it. Schemas are JSON Schema 2020-12."""
+    """One task as its worker describes it; schemas are JSON Schema 2020-12."""
 
     name: str
     summary: str = ""
     queue: str = "default"
     payload_schema: dict[str, Any]
     result_schema: dict[str, Any]
-    # {"timeout": seconds, "priority": …, "retry": {the fields of RetryPolicy}}, and where set
-    # "concurrency" and "rate"
+    # {"timeout": seconds, "priority": …, "retry": {fields of RetryPolicy}}, and "concurrency" and
+    # "rate" where they are set
     defaults: dict[str, Any]
     example: Any = None  # a payload that the schema accepts
-    # a job runs only on workers whose version of its task is at least the one it was validated with
+    # A job runs only on workers whose version of its task is at least the one that validated it.
     version: int = 1
 
 
@@ -38,7 +38,7 @@ _entry = msgspec.json.Decoder(CatalogueEntry)
 
 
 def encode(entry: CatalogueEntry) -> bytes:
-    """The entry as the catalogue holds it, in one spelling, so that equal entries have equal bytes."""
+    """The entry as Redis stores it; equal entries have equal bytes."""
     return msgspec.json.encode(entry, order="deterministic")
 
 
@@ -48,56 +48,61 @@ def decode(data: bytes) -> CatalogueEntry:
 
 
 def decode_all(rows: Mapping[bytes, bytes]) -> list[CatalogueEntry]:
-    """The entries among a catalogue's rows, by name: one that this version cannot read costs none of the others."""
-    found: list[CatalogueEntry] = []
+    """The entries of a stored catalogue, sorted by name; logs and skips those of a newer format."""
+    entries: list[CatalogueEntry] = []
     for name, data in rows.items():
         try:
-            found.append(decode(data))
+            entries.append(decode(data))
         except msgspec.DecodeError as error:
             task = name.decode(errors="replace")
-            log.warning("an entry of the catalogue cannot be read", task=task, error=str(error))
-    return sorted(found, key=lambda entry: entry.name)
+            log.warning("skipping an unreadable catalogue entry", task=task, error=str(error))
+    return sorted(entries, key=lambda entry: entry.name)
 
 
 class Limits(NamedTuple):
-    """What limits a task over all workers. A start is due every `every` µs; `burst` may come at once. 0: no limit."""
+    """A task's limits over all workers; 0 means unlimited.
+
+    At most `slots` attempts run at once. A start is due every `every` µs, and `burst` starts may
+    come at once.
+    """
 
     slots: int
     every: int
     burst: int
 
 
-_rate = re.compile(r"([0-9]+)/((?:[0-9]+(?:\.[0-9]+)?)?(?:ms|s|m|h|d))")
+_rate = re.compile(r"([0-9]+)/([0-9]+(?:\.[0-9]+)?)?(ms|s|m|h|d)")
 
 
 def parse_limits(concurrency: int | None, rate: str | None) -> Limits:
-    """The limits as the queue takes them, of `100/m`, `5/10s`. Raises ValueError, in words for the writer.
+    """The limits of a concurrency and a rate like `100/m` or `5/10s`.
 
-    The burst is what a rate allows in a tenth of a second, so that workers need not ask for every
-    start, and at least one: up to ten a second, starts are at least `every` apart.
+    Raises ValueError, worded for the task's author. The burst is what the rate allows in 100 ms, so
+    that workers need not ask for every start, and at least 1: up to 10/s, starts are at least
+    `every` apart.
     """
     if concurrency is not None and not 1 <= concurrency <= MAX_CONCURRENCY:
         raise ValueError(
-            f"concurrency={concurrency!r}: it is a number from 1 to {MAX_CONCURRENCY:,}"
+            f"concurrency={concurrency!r}: use a number between 1 and {MAX_CONCURRENCY:,}"
         )
     if rate is None:
         return Limits(concurrency or 0, 0, 0)
     match = _rate.fullmatch(rate)
     count = int(match[1]) if match else 0
-    period = match[2] if match else ""
-    span = parse_duration(period if period[:1].isdigit() else f"1{period}") if match else 0.0
-    if not count or not span:
+    period = parse_duration(f"{match[2] or 1}{match[3]}") if match else 0.0
+    if not count or not period:
         raise ValueError(
-            f"rate={rate!r}: write how many may start in which time, such as 10/s, 100/m or 5/10s"
+            f"rate={rate!r}: not a rate; use starts per period, such as 10/s, 100/m or 5/10s"
         )
-    if not 1 / MAX_STARTS_PER_SECOND <= span / count <= MAX_START_INTERVAL_SECONDS:
+    if not 1 / MAX_STARTS_PER_SECOND <= period / count <= MAX_START_INTERVAL_SECONDS:
         raise ValueError(
-            f"rate={rate!r}: it must be from one a day to {MAX_STARTS_PER_SECOND:,} a second"
+            f"rate={rate!r}: use a rate between 1 per day and {MAX_STARTS_PER_SECOND:,} per second"
         )
-    return Limits(concurrency or 0, math.ceil(span * 1e6 / count), max(1, int(count / span / 10)))
+    burst = max(1, int(count / period / 10))
+    return Limits(concurrency or 0, math.ceil(period * 1e6 / count), burst)
 
 
 def digest(entries: list[CatalogueEntry]) -> str:
-    """Names a worker's set of tasks and versions; workers with equal sets share what Redis keeps of it."""
+    """Identify a set of tasks and versions; workers with equal sets share its state in Redis."""
     known = sorted(f"{entry.name}@{entry.version}" for entry in entries)
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]

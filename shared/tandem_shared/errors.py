@@ -1,33 +1,32 @@
 """Everything that can go wrong inside Tandem, as one tree.
 
 TandemError
-├── Refused                  the request cannot be granted as it stands; asking again does not help
-│   ├── Malformed            what cannot be read at all: broken JSON, a header that is none
-│   ├── Invalid              fields the contract refuses, with a JSON pointer each
-│   ├── UnknownTask          no worker ever published a task of this name
-│   ├── KeyReused            an idempotency key came again with another task or payload
-│   ├── TooLarge             a body, an item or an upload above its limit
-│   ├── NotFound             no such job, file or task (for this tenant)
-│   ├── BadCursor            a stream position that this job never gave out
-│   └── Conflict             what does not fit the state of the thing: an upload that is not
-  complete, or already is
-│       └── OffsetMismatch   bytes for another place of an upload than the one where it goes on
-├── Unavailable              Redis, the file store or, to a client, the API does not answer; asking
-  again helps
-│   └── Full                 nothing more enters before something has ended; asking again helps, but
-  not at once
-└── Misconfigured            a setting that stops the start, with its name and why
+├── Refused                  the request cannot be granted as it stands; a repeat does not help
+│   ├── Malformed            cannot be parsed at all: broken JSON, an invalid header or parameter
+│   ├── Invalid              fields violate the contract, with a JSON pointer each
+│   ├── UnknownTask          no worker has ever published a task of this name
+│   ├── KeyReused            an idempotency key came with another task or payload than before
+│   ├── TooLarge             a body, an item or an upload exceeds its limit
+│   ├── NotFound             no such job, file or task for this tenant
+│   ├── BadCursor            not a position in this job's stream
+│   └── Conflict             does not fit the current state, such as an upload not yet complete
+│       └── OffsetMismatch   bytes for another offset than the one where the upload continues
+├── Unavailable              a service does not answer (Redis, the file store; for clients, the
+│   │                        API); a retry helps
+│   └── Full                 no room until a job ends or memory is free; an immediate retry does
+│                            not help
+└── Misconfigured            a setting is invalid; stops the start, with its name and the reason
 
-They say what happened; the edge that reports them says what that means there
-(`api/tandem_api/http/problems.py` has the status codes). A client of the API has three more of the
-tree, see `shared/tandem_jobs/client/errors.py`.
+These errors say what happened. The edge that reports them decides what that means to its caller
+(`api/tandem_api/http/problems.py` has the status codes). The client adds three errors to the tree,
+see `shared/tandem_jobs/client/errors.py`.
 """
 
 from collections.abc import Sequence
 
 
 class TandemError(Exception):
-    """The root: one handler at the edge is enough."""
+    """The root of all errors that Tandem raises."""
 
 
 class Refused(TandemError):
@@ -35,11 +34,11 @@ class Refused(TandemError):
 
 
 class Malformed(Refused):
-    """What cannot be read at all: broken JSON, a header or parameter that is none."""
+    """The input cannot be parsed at all."""
 
 
 class Invalid(Refused):
-    """Fields the contract refuses: `errors` holds (RFC 6901 pointer, one sentence) pairs."""
+    """Fields violate the contract: `errors` holds (RFC 6901 pointer, one sentence) pairs."""
 
     def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
         super().__init__("; ".join(f"{pointer}: {detail}" for pointer, detail in errors))
@@ -47,7 +46,7 @@ class Invalid(Refused):
 
 
 class UnknownTask(Refused):
-    """No worker ever published a task of this name."""
+    """No worker has ever published a task of this name."""
 
     def __init__(self, task: str) -> None:
         super().__init__(f"no worker has published a task named {task!r}")
@@ -55,14 +54,14 @@ class UnknownTask(Refused):
 
 
 class KeyReused(Refused):
-    """An idempotency key came again with another task or payload."""
+    """An idempotency key came with another task or payload than before."""
 
     def __init__(self) -> None:
         super().__init__("this idempotency key was used for another task or payload")
 
 
 class TooLarge(Refused):
-    """A body, an item or an upload above its limit, in bytes or in items."""
+    """A body, an item or an upload exceeds its limit, in bytes unless `unit` says otherwise."""
 
     def __init__(self, what: str, limit: int, unit: str = "bytes") -> None:
         super().__init__(f"{what} exceeds the limit of {limit} {unit}")
@@ -70,39 +69,39 @@ class TooLarge(Refused):
 
 
 class NotFound(Refused):
-    """No such job, file or task for this tenant; whether another tenant has one is not said."""
+    """No such job, file or task for this tenant; never reveals what other tenants have."""
 
     def __init__(self, kind: str, id: str) -> None:
-        super().__init__(f"no {kind} with the id {id!r}")
+        super().__init__(f"no {kind} with id {id!r}")
         self.kind = kind
 
 
 class BadCursor(Refused):
-    """A stream position that this job never gave out."""
+    """Not a position in this job's stream."""
 
     def __init__(self) -> None:
-        super().__init__("this position is not one of the job's stream")
+        super().__init__("not a position in this job's stream")
 
 
 class Conflict(Refused):
-    """What does not fit the state of the thing that it is asked of."""
+    """The request does not fit the current state of what it is about."""
 
 
 class OffsetMismatch(Conflict):
-    """Bytes for another place of an upload than `expected`, the one where it goes on."""
+    """Bytes were `provided` for another offset than `expected`, where the upload continues."""
 
     def __init__(self, expected: int, provided: int) -> None:
-        super().__init__(f"the upload goes on at byte {expected}, not at {provided}")
+        super().__init__(f"the upload continues at byte {expected}, not {provided}")
         self.expected, self.provided = expected, provided
 
 
 class Unavailable(TandemError):
-    """Redis, the file store or, to a client, the API does not answer; asking again helps."""
+    """A service does not answer: Redis, the file store or, for clients, the API. A retry helps."""
 
 
 class Full(Unavailable):
-    """Nothing more enters a queue before something in it has ended, or memory is free: no use in trying at once."""
+    """No room until a job ends or memory is free; an immediate retry does not help."""
 
 
 class Misconfigured(TandemError):
-    """A setting that stops the start."""
+    """An invalid setting, which stops the start."""

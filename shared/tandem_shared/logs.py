@@ -1,7 +1,7 @@
-"""Logs of all processes: structlog's and the standard library's through one pipeline, a line each, on stderr.
+"""Logging of all processes: structlog and the standard library through one pipeline, to stderr.
 
-No line holds a control character (nobody's payload can forge a line or move a terminal's cursor) or
-a secret.
+A line holds no secret and no control character, so a payload can neither forge a line nor move a
+terminal's cursor.
 """
 
 import logging
@@ -16,14 +16,12 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 SECRET_NAMES = frozenset({"authorization", "api_key", "cookie", "password", "secret", "set-cookie"})
-MAX_VALUE_CHARS = 8192  # characters of one value; a traceback may have more
+MAX_VALUE_CHARS = 8192  # longer values are cut, except tracebacks
 MAX_DEPTH = 4
-# C0, C1, and what a terminal or a reader of lines takes for the end of a line or a change of
-# direction.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_CONTROL_BUT_LINES = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
-)
+# C1, and what a terminal or a log reader takes for a line end or a change of direction.
+_CONTROL_ABOVE_ASCII = "\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+_CONTROL = re.compile("[\x00-\x1f" + _CONTROL_ABOVE_ASCII)
+_CONTROL_EXCEPT_TAB_AND_LF = re.compile("[\x00-\x08\x0b-\x1f" + _CONTROL_ABOVE_ASCII)
 _SECRETS = (
     (re.compile(r"(://[^\s/:@?#]*):[^\s/@]+@"), r"\1:***@"),
     (re.compile(r"\b(tk_[A-Za-z0-9]{4,32})_[A-Za-z0-9]{16,128}"), r"\1_***"),
@@ -31,8 +29,8 @@ _SECRETS = (
 )
 
 
-def configure_logging(log: Literal["console", "json"], process: str) -> None:
-    """Set up the logs of this process, once, before anything is logged: `console` for people, `json` for machines."""
+def configure_logging(format: Literal["console", "json"], process: str) -> None:
+    """Set up the logging of this process: `console` for people, `json` for machines."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -40,20 +38,17 @@ def configure_logging(log: Literal["console", "json"], process: str) -> None:
         structlog.processors.StackInfoRenderer(),
         structlog.processors.format_exc_info,
     ]
-    if log == "json":
-        shared += [structlog.stdlib.add_logger_name, _named(process)]
+    if format == "json":
+        shared += [structlog.stdlib.add_logger_name, _add_process(process)]
         last: list[Processor] = [structlog.processors.JSONRenderer()]
     else:
-        colors = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-        last = [
-            _indented,
-            structlog.dev.ConsoleRenderer(
-                colors=colors,
-                pad_event_to=0,
-                pad_level=False,
-                exception_formatter=structlog.dev.plain_traceback,
-            ),
-        ]
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
+            pad_event_to=0,
+            pad_level=False,
+            exception_formatter=structlog.dev.plain_traceback,
+        )
+        last = [_indent_traceback, renderer]
     handler = logging.StreamHandler(sys.stderr)  # flushes after each line
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -71,7 +66,7 @@ def configure_logging(log: Literal["console", "json"], process: str) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "arq"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
-    # arq says two lines for each job, and who polls is no news.
+    # arq logs two lines per job and uvicorn one per request.
     logging.getLogger("arq").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
@@ -84,24 +79,24 @@ def configure_logging(log: Literal["console", "json"], process: str) -> None:
 
 
 def clean_event(_logger: WrappedLogger, _method: str, event: EventDict) -> MutableMapping[str, Any]:
-    """A processor: every value made of plain data, without secrets and control characters."""
+    """A structlog processor: plain data only, without secrets and control characters."""
     for name, value in event.items():
         if name in ("exception", "stack") and isinstance(value, str):
-            event[name] = mask_secrets(_CONTROL_BUT_LINES.sub(_escape, value))
+            event[name] = mask_secrets(_CONTROL_EXCEPT_TAB_AND_LF.sub(_escape, value))
         else:
-            event[name] = _plain(name, value, MAX_DEPTH)
+            event[name] = _clean_value(name, value, MAX_DEPTH)
     return event
 
 
-def _indented(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    # A message of several lines inside a traceback must not look like lines of the log.
+def _indent_traceback(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    # A multi-line message inside a traceback must not look like log lines.
     for name in ("exception", "stack"):
         if isinstance(event.get(name), str):
             event[name] = textwrap.indent(event[name], "    ", lambda _line: True)
     return event
 
 
-def _named(process: str) -> Processor:
+def _add_process(process: str) -> Processor:
     pid = os.getpid()
 
     def add(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -111,25 +106,26 @@ def _named(process: str) -> Processor:
     return add
 
 
-def _plain(name: str, value: object, depth: int) -> object:
+def _clean_value(name: str, value: object, depth: int) -> object:
     if name.lower() in SECRET_NAMES:
         return "***"
     if value is None or isinstance(value, bool | int | float):
         return value
     if depth and isinstance(value, Mapping):
-        return {_text(str(key)): _plain(str(key), one, depth - 1) for key, one in value.items()}
+        return {
+            _clean_text(str(key)): _clean_value(str(key), item, depth - 1)
+            for key, item in value.items()
+        }
     if depth and isinstance(value, list | tuple | set | frozenset):
-        return [_plain("", one, depth - 1) for one in value]
-    return _text(value if isinstance(value, str) else repr(value))
+        return [_clean_value("", item, depth - 1) for item in value]
+    return _clean_text(value if isinstance(value, str) else repr(value))
 
 
-def _text(text: str) -> str:
+def _clean_text(text: str) -> str:
     text = mask_secrets(_CONTROL.sub(_escape, text[: MAX_VALUE_CHARS * 2]))
-    return (
-        text
-        if len(text) <= MAX_VALUE_CHARS
-        else f"{text[:MAX_VALUE_CHARS]}… ({len(text)} characters)"
-    )
+    if len(text) <= MAX_VALUE_CHARS:
+        return text
+    return f"{text[:MAX_VALUE_CHARS]}… ({len(text)} characters)"
 
 
 def mask_secrets(text: str) -> str:

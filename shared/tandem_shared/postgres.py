@@ -8,7 +8,7 @@ SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"
 
 
 def asyncpg_options(credentials: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
-    """asyncpg's options for these credentials, over the defaults. Raises ValueError for a bad sslmode.
+    """asyncpg's options: the credentials over the defaults. Raises ValueError for a bad sslmode.
 
     URLs use libpq's name `sslmode` for what asyncpg calls `ssl`. Tortoise leaves the user name
     percent-encoded.

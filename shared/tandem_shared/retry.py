@@ -14,7 +14,7 @@ DEFAULT_MAX_ATTEMPTS = 3
 
 
 class RetryPolicy(BaseModel):
-    """How many attempts are made and how far apart; durations are seconds or `250ms|30s|5m|2h|7d`."""
+    """How many attempts are made, and how far apart; durations as in tandem_shared.times."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,7 +1,7 @@
-"""The settings of both processes, from `TANDEM_*` variables: frozen, checked whole, built once in `__main__`.
+"""The settings of all processes, from `TANDEM_*` variables: frozen, and validated as a whole.
 
-A list is comma-separated; an empty value is an empty list and counts as set. Durations are seconds
-or `250ms|30s|5m`.
+`__main__` builds them once and passes them on. A list is comma-separated; an empty value is an
+empty list and counts as set. A duration is a number of seconds, or `250ms|30s|5m|2h|7d`.
 """
 
 import ipaddress
@@ -28,85 +28,8 @@ def _split(value: Any) -> Any:
     return value
 
 
-def _queues(value: tuple[str, ...]) -> tuple[str, ...]:
-    for name in value:
-        if not re.fullmatch(QUEUE_NAME_PATTERN, name):
-            raise ValueError(
-                f"{name!r} is no queue name: letters, digits, '.', '_' and '-', at most 64"
-            )
-    if not value:
-        raise ValueError("a worker needs at least one queue")
-    return value
-
-
-def _keys(value: tuple[str, ...]) -> tuple[str, ...]:
-    for number, key in enumerate(value, 1):
-        if not API_KEY.fullmatch(key):
-            raise ValueError(
-                f"key number {number} is none: tk_<id>_<secret>, 4 to 32 and 16 to 128 letters and digits"
-            )
-    return value
-
-
-def _redis_url(value: str) -> str:
-    if watched(value) is None and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
-        raise ValueError(
-            "give redis://host:port/db, rediss://…, unix:///path or redis+sentinel://…"
-        )
-    return value
-
-
-def _database_url(value: str) -> str:
-    if (
-        value.partition("://")[0] not in ("sqlite", "postgres", "postgresql", "asyncpg")
-        or "://" not in value
-    ):
-        raise ValueError(
-            "give sqlite://path, postgres://user:password@host/name, postgresql://… or asyncpg://…"
-        )
-    return value
-
-
-def _mongo_url(value: str) -> str:
-    if value.partition("://")[0] not in ("mongodb", "mongodb+srv") or "://" not in value:
-        raise ValueError("give mongodb://host:port/database or mongodb+srv://…")
-    return value
-
-
-def _store_url(value: str) -> str:
-    if urlsplit(value).scheme not in ("file", "s3", "gs", "az", "memory"):
-        raise ValueError("give file:///path, s3://bucket/prefix, gs://… or az://…")
-    return value
-
-
-def _smtp_url(value: str) -> str:
-    if value and urlsplit(value).scheme not in ("smtp", "smtps"):
-        raise ValueError("give smtp://user:password@host:587 or smtps://…")
-    return value
-
-
-def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
-    for origin in value:
-        if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+", origin):
-            raise ValueError(
-                f"{origin!r} is no origin: https://app.example, with a port where it has one, and no path"
-            )
-    return tuple(origin.lower() for origin in value)
-
-
-def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
-    for entry in value:
-        if re.fullmatch(r"[0-9a-fA-F:.]+(/[0-9]+)?", entry) and (
-            ":" in entry or entry[0].isdigit()
-        ):
-            ipaddress.ip_network(entry, strict=False)
-        elif not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", entry):
-            raise ValueError(f"{entry!r} is neither a network (10.0.0.0/8, ::1) nor a host name")
-    return value
-
-
 def _number(value: Any) -> Any:
-    # Everything in the environment is text, a number of seconds too.
+    # The environment holds only text, so a number of seconds comes as text too.
     if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value.strip()):
         return float(value)
     return value
@@ -114,6 +37,90 @@ def _number(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Duration = Annotated[Seconds, BeforeValidator(_number)]
+
+
+def _each_matches(pattern: str | re.Pattern[str], problem: str) -> AfterValidator:
+    """Check every item of a list; `problem` is a format of the item and its number (1, 2, …)."""
+
+    def check(items: tuple[str, ...]) -> tuple[str, ...]:
+        for number, item in enumerate(items, 1):
+            if not re.fullmatch(pattern, item):
+                raise ValueError(problem.format(item=item, number=number))
+        return items
+
+    return AfterValidator(check)
+
+
+def _url(schemes: str, usage: str, *, optional: bool = False) -> AfterValidator:
+    """Check the scheme of a URL; errors never repeat the URL, which may hold a password."""
+
+    def check(url: str) -> str:
+        scheme, separator, _ = url.partition("://")
+        known = separator and scheme in schemes.split()
+        if not known and (url or not optional):
+            raise ValueError(f"not a supported URL; use {usage}")
+        return url
+
+    return AfterValidator(check)
+
+
+def _redis_url(url: str) -> str:
+    if watched(url) is None and urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+        raise ValueError(
+            "not a supported URL; use redis://host:port/db, rediss://…, unix:///path or"
+            " redis+sentinel://…"
+        )
+    return url
+
+
+def _networks(items: tuple[str, ...]) -> tuple[str, ...]:
+    for item in items:
+        if re.fullmatch(r"[0-9a-fA-F:.]+(/[0-9]+)?", item) and (":" in item or item[0].isdigit()):
+            ipaddress.ip_network(item, strict=False)
+        elif not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", item):
+            raise ValueError(f"{item!r} is neither a network (10.0.0.0/8, ::1) nor a host name")
+    return items
+
+
+DatabaseURL = Annotated[
+    str,
+    _url(
+        "sqlite postgres postgresql asyncpg",
+        "sqlite://path, postgres://user:password@host/name, postgresql://… or asyncpg://…",
+    ),
+]
+MongoURL = Annotated[
+    str, _url("mongodb mongodb+srv", "mongodb://host:port/database or mongodb+srv://…")
+]
+StoreURL = Annotated[
+    str, _url("file s3 gs az memory", "file:///path, s3://bucket/prefix, gs://… or az://…")
+]
+MailURL = Annotated[
+    str, _url("smtp smtps", "smtp://user:password@host:587 or smtps://…", optional=True)
+]
+QueueNames = Annotated[
+    Names,
+    _each_matches(
+        QUEUE_NAME_PATTERN,
+        "{item!r} is not a queue name; use up to 64 letters, digits, '.', '_' and '-'",
+    ),
+]
+APIKeys = Annotated[
+    Names,
+    _each_matches(
+        API_KEY,
+        "key {number} is not valid; use tk_<id>_<secret>, with 4 to 32 letters and digits in <id>"
+        " and 16 to 128 in <secret>",
+    ),
+]
+Origins = Annotated[
+    Names,
+    _each_matches(
+        r"https?://[A-Za-z0-9.:\[\]-]+",
+        "{item!r} is not an origin; use https://app.example, with a port if needed, without a path",
+    ),
+    AfterValidator(lambda items: tuple(map(str.lower, items))),
+]
 
 
 class Settings(BaseSettings):
@@ -131,91 +138,105 @@ class Settings(BaseSettings):
         "redis://127.0.0.1:6379/0",
         description="Redis or Valkey, 6.2 or newer: redis://, rediss://, unix:// or redis+sentinel://",
     )
-    database_url: Annotated[str, AfterValidator(_database_url)] = Field(
+    database_url: DatabaseURL = Field(
         "sqlite://.tandem/tandem.db",
-        description="SQL database of the service itself, a Tortoise URL",
+        description="SQL database of the service itself: sqlite://path or postgres://…",
     )
-    store_url: Annotated[str, AfterValidator(_store_url)] = Field(
+    store_url: StoreURL = Field(
         "file:///tmp/tandem-files",
-        description="file store: file:///path, s3://bucket/prefix, gs://…, az://…",
+        description="file store: file:///path, s3://bucket/prefix, gs://… or az://…",
     )
     store_presign: Duration = Field(
         0.0,
         le=7 * 86400,
-        description="downloads become redirects to the remote store, signed for so long; 0: they do not",
+        description="how long downloads may use signed URLs of the remote store; 0: not at all",
     )
     tasks: Names = Field(
-        (), description="task modules besides the built-in ones, importable by the worker"
+        (), description="modules of your own tasks, which the worker must be able to import"
     )
-    sql: dict[str, Annotated[str, AfterValidator(_database_url)]] = Field(
-        {}, description="SQL connections that tasks may name: TANDEM_SQL__<NAME>=<URL>"
+    sql: dict[str, DatabaseURL] = Field(
+        {}, description="SQL connections that tasks may use: TANDEM_SQL__<NAME>=<URL>"
     )
     queries: str = Field(
-        "", description="TOML file of the SQL queries that jobs may name, see docs/deploying.md"
-    )
-    mongo: dict[str, Annotated[str, AfterValidator(_mongo_url)]] = Field(
-        {}, description="MongoDB connections likewise: TANDEM_MONGO__<NAME>=<URL>"
-    )
-    smtp_url: Annotated[str, AfterValidator(_smtp_url)] = Field(
         "",
-        description="mail server: smtp://user:password@host:587 (STARTTLS) or smtps://…; ?tls=none&from=a@b.org",
+        description="TOML file of the SQL queries that jobs may run by name, see docs/deploying.md",
+    )
+    mongo: dict[str, MongoURL] = Field(
+        {}, description="MongoDB connections that tasks may use: TANDEM_MONGO__<NAME>=<URL>"
+    )
+    smtp_url: MailURL = Field(
+        "",
+        description="mail server: smtp://user:password@host:587 (STARTTLS) or smtps://…,"
+        " with ?tls=none&from=a@b.org",
     )
     http_allow: Annotated[Names, AfterValidator(_networks)] = Field(
-        (), description="networks and hosts that tasks may reach besides the public internet"
+        (), description="networks and hosts that tasks may call besides the public internet"
     )
-    queues: Annotated[Names, AfterValidator(_queues)] = Field(
-        ("default",), description="queues this worker serves"
+    queues: QueueNames = Field(
+        ("default",), min_length=1, description="queues that the worker serves"
     )
-    concurrency: int = Field(100, ge=1, le=10_000, description="jobs a worker runs at once")
+    concurrency: int = Field(100, ge=1, le=10_000, description="jobs that a worker runs at once")
     lease: Duration = Field(
-        10.0, ge=1, le=600, description="how long a silent worker keeps its jobs"
+        10.0, ge=1, le=600, description="how long a worker that stays silent keeps its jobs"
     )
     drain: Duration = Field(
-        30.0, le=3600, description="how long a worker finishes its jobs after SIGTERM"
+        30.0, le=3600, description="how long a worker may finish its jobs after SIGTERM"
     )
     linger: Duration = Field(
-        2.0, le=60, description="how long an API still serves after SIGTERM, unready meanwhile"
+        2.0, le=60, description="how long the API keeps serving after SIGTERM, while /readyz fails"
     )
-    host: str = Field("127.0.0.1", description="address the API listens on")
-    port: int = Field(8000, ge=0, le=65535, description="port the API listens on, 0 for a free one")
+    host: str = Field("127.0.0.1", description="address that the API listens on")
+    port: int = Field(
+        8000, ge=0, le=65535, description="port that the API listens on; 0 for a free one"
+    )
     metrics_host: str = Field("127.0.0.1", description="address on which a worker serves /metrics")
     metrics_port: int = Field(
-        0, ge=0, le=65535, description="its port, 0 for none; the API serves its own"
+        0,
+        ge=0,
+        le=65535,
+        description="port on which a worker serves /metrics; 0 for none",
     )
-    keys: Annotated[Names, AfterValidator(_keys)] = Field(
-        (), description="API keys tk_<id>_<secret>; needed on any address but loopback"
-    )
-    origins: Annotated[Names, AfterValidator(_origins)] = Field(
+    keys: APIKeys = Field(
         (),
-        description="origins (https://app.example) whose pages may open a WebSocket, besides the API's own",
+        description="API keys, tk_<id>_<secret>; required unless the API listens on loopback",
     )
-    log: Literal["console", "json"] = Field("console", description="form of the log lines")
+    origins: Origins = Field(
+        (),
+        description="origins, besides the API's own, whose pages may open a WebSocket:"
+        " https://app.example",
+    )
+    log: Literal["console", "json"] = Field("console", description="log format: console or json")
     job_log: Literal["debug", "info", "warning", "error", "off"] = Field(
-        "info", description="from which level on what a job's code logs goes to its stream too"
+        "info",
+        description="lowest level of a job's log lines that also go to its stream, or off",
     )
     keep: Duration = Field(
-        7 * 86400.0, ge=1, description="how long final jobs, their files and uploads are known"
+        7 * 86400.0, ge=1, description="how long final jobs, their files and uploads are kept"
     )
     ledger_keep: Duration = Field(
-        30 * 86400.0, ge=1, description="how long the ledger keeps jobs that have ended"
+        30 * 86400.0,
+        ge=1,
+        description="how long the ledger keeps jobs that succeeded or were cancelled",
     )
     ledger_keep_failed: Duration = Field(
-        90 * 86400.0, ge=1, description="how long it keeps those that failed"
+        90 * 86400.0, ge=1, description="how long the ledger keeps jobs that failed"
     )
     ledger_backlog: int = Field(
         1_000_000,
         ge=1,
-        description="entries that may wait for the ledger; above, no job is accepted (503)",
+        description="events that may wait for the ledger; beyond that, new jobs are rejected (503)",
     )
     max_backlog: int = Field(
         1_000_000,
         ge=0,
-        description="unfinished jobs of one queue; above, no more are accepted there (503); 0: any number",
+        description="unfinished jobs per queue; beyond that, new ones are rejected (503); 0: no limit",
     )
-    max_body: int = Field(1 << 20, ge=1024, description="bytes of a job's body, and of a bulk item")
+    max_body: int = Field(
+        1 << 20, ge=1024, description="bytes of a job's body, and of each item of a bulk request"
+    )
     max_upload: int = Field(10 << 30, ge=1024, description="bytes of an uploaded file")
     max_output: int = Field(
-        10 << 30, ge=1024, description="bytes that a job may stream, all attempts together"
+        10 << 30, ge=1024, description="bytes that a job may stream, over all its attempts"
     )
 
     @classmethod
@@ -242,54 +263,64 @@ def is_loopback(host: str) -> bool:
 
 
 def require_keys(settings: Settings) -> None:
-    """Raises Misconfigured for an API that would be open to others than this machine."""
+    """Raises Misconfigured if other machines could use the API without a key."""
     if not settings.keys and not is_loopback(settings.host):
         raise Misconfigured(
-            f"TANDEM_KEYS: the API would be open to everybody on {settings.host}; set it, or listen on 127.0.0.1"
+            f"TANDEM_KEYS: the API would be open to everybody on {settings.host};"
+            " set at least one key, or listen on 127.0.0.1"
         )
 
 
 def load_settings(**given: Any) -> Settings:
-    """The settings from the environment, `given` ones before it. Raises Misconfigured, which names every wrong one."""
+    """The settings from `given` and the environment, in this order.
+
+    Raises Misconfigured with a line for each invalid setting.
+    """
     try:
         return Settings(**given)
     except ValidationError as error:
-        raise Misconfigured("\n".join(_explain(one) for one in error.errors())) from None
+        raise Misconfigured("\n".join(map(_explain, error.errors()))) from None
+
+
+# pydantic's error types in our words; formats of the error's context.
+_PROBLEMS = {
+    "greater_than_equal": "must be at least {ge:g}",
+    "int_parsing": "must be a whole number",
+    "less_than_equal": "must be at most {le:g}",
+    "literal_error": "must be {expected}",
+    "too_short": "must name at least {min_length}",
+}
 
 
 def _explain(error: Mapping[str, Any]) -> str:
-    message = str(error["msg"]).removeprefix("Value error, ")
-    # ("sql", "analytics") is TANDEM_SQL__ANALYTICS; a number is the place in a list, and says no
-    # more.
+    # Names only: ("sql", "analytics") is TANDEM_SQL__ANALYTICS, while a number is an index.
     name = "__".join(part for part in error["loc"] if isinstance(part, str))
-    # The value of a setting may be a secret: only what the type says of it is shown.
-    return f"TANDEM_{name.upper()}: {message}"
+    if error["type"] in _PROBLEMS:
+        problem = _PROBLEMS[error["type"]].format(**error.get("ctx", {}))
+        # Durations are floats by now, so 2h is compared with seconds.
+        unit = " seconds" if isinstance(error["input"], float) else ""
+    else:
+        problem, unit = str(error["msg"]).removeprefix("Value error, "), ""
+    return f"TANDEM_{name.upper()}: {problem}{unit}"
 
 
 def mask_url(url: str) -> str:
-    """A URL without its password and without the query's values."""
-    # By pattern, up to the last "@": a password that should have been quoted must not show either.
+    """The URL without its password and without the values of its query."""
+    # Mask up to the last "@": a password with unescaped characters must not show either.
     url = re.sub(r"://([^:/?#@]*):.*@", r"://\1:***@", url)
-    address, question, query = url.partition("?")
-    return (
-        address
-        + question
-        + "&".join(f"{pair.partition('=')[0]}=***" for pair in query.split("&") if pair)
-    )
+    return re.sub(r"(?<=[?&])([^=&]*)[^&]*", r"\1=***", url)
 
 
 def masked_settings(settings: Settings) -> dict[str, str]:
-    """Every setting as `TANDEM_NAME` → its value as text, secrets masked."""
+    """Every setting, `TANDEM_NAME` → its value as text, with secrets masked."""
     lines: dict[str, str] = {}
-    for name in Settings.model_fields:
-        value = getattr(settings, name)
+    for name, value in settings:
         key = f"TANDEM_{name.upper()}"
         if name == "keys":
             lines[key] = ",".join(f"{one.rpartition('_')[0]}_***" for one in value)
         elif isinstance(value, dict):
-            lines.update(
-                {f"{key}__{connection.upper()}": mask_url(url) for connection, url in value.items()}
-            )
+            for connection, url in value.items():
+                lines[f"{key}__{connection.upper()}"] = mask_url(url)
         elif isinstance(value, tuple):
             lines[key] = ",".join(value)
         elif name.endswith("_url"):

@@ -220,5 +220,5 @@ def test_a_url_of_another_kind_stops_the_start(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(Misconfigured, match=f"^{name}: give "):
+    with pytest.raises(Misconfigured, match=f"^{name}: not a supported URL; use "):
         load_settings()

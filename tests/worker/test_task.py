@@ -309,12 +309,12 @@ def test_limits_are_published_where_set() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "text"),
     [
-        ({"concurrency": 0}, ValueError, "has concurrency=0: it is a number from 1 to 1,000,000"),
+        ({"concurrency": 0}, ValueError, "has concurrency=0: use a number between 1 and 1,000,000"),
         ({"concurrency": -1}, ValueError, "has concurrency=-1"),
         ({"concurrency": True}, TypeError, "has concurrency=True: it is how many may run at once"),
         ({"concurrency": "2"}, TypeError, "has concurrency='2'"),
         ({"rate": 10}, TypeError, "has rate=10: it is a text such as"),
-        ({"rate": "10"}, ValueError, "has rate='10': write how many may start in which time"),
+        ({"rate": "10"}, ValueError, "has rate='10': not a rate; use starts per period"),
         ({"rate": "0/s"}, ValueError, "has rate='0/s'"),
         ({"rate": "5/0s"}, ValueError, "has rate='5/0s'"),
         ({"rate": "1.5/s"}, ValueError, "has rate='1.5/s'"),
@@ -323,7 +323,7 @@ def test_limits_are_published_where_set() -> None:
         (
             {"rate": "20/ms"},
             ValueError,
-            "has rate='20/ms': it must be from one a day to 10,000 a second",
+            "has rate='20/ms': use a rate between 1 per day and 10,000 per second",
         ),
         ({"rate": "1/2d"}, ValueError, "has rate='1/2d'"),
     ],

@@ -148,7 +148,7 @@ async def test_another_place_is_a_problem_that_tells_the_right_one(
 ) -> None:
     path = await begin(client, b"12345")
     answer = await send(client, path, 3, b"x")
-    assert problem(answer) == (409, "the upload goes on at byte 5, not at 3")
+    assert problem(answer) == (409, "the upload continues at byte 5, not 3")
     assert (answer.headers["upload-offset"], answer.headers["upload-complete"]) == ("5", "?0")
     members = answer.json()
     assert members["type"] == "/problems/upload-offset"

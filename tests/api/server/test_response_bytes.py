@@ -175,8 +175,8 @@ TYPE = b"unsupported-media-type", b"The content type is not supported"
         (get(b"/livez", method=b"DELETE"), refused(b"DELETE", b"/livez", b"GET, HEAD")),
         (get(b"/v1/jobs", method=b"PUT"), refused(b"PUT", b"/v1/jobs", b"GET, HEAD, POST")),
         (get(b"/v1/jobs/bulk"), refused(b"GET", b"/v1/jobs/bulk", b"POST")),
-        (get(b"/v1/jobs/abc"), nothing(b"no job with the id 'abc'", b"/v1/jobs/abc")),
-        (get(b"/v1/jobs/%61%62%63"), nothing(b"no job with the id 'abc'", b"/v1/jobs/%61%62%63")),
+        (get(b"/v1/jobs/abc"), nothing(b"no job with id 'abc'", b"/v1/jobs/abc")),
+        (get(b"/v1/jobs/%61%62%63"), nothing(b"no job with id 'abc'", b"/v1/jobs/%61%62%63")),
         (get(b"/v1/jobs/"), nothing(b"there is nothing at /v1/jobs/", b"/v1/jobs/")),
         (get(b"/v1/nothing"), nothing(b"there is nothing at /v1/nothing", b"/v1/nothing")),
         (
@@ -221,7 +221,7 @@ async def test_what_is_answered_about_a_job(wire: Wire, client: httpx2.AsyncClie
         await wire.ask(get(path, method=b"DELETE"))
         == b"HTTP/1.1 204 No Content\r\ndate: now\r\n\r\n"
     )
-    gone = nothing(b"no job with the id '" + ID + b"'", told)
+    gone = nothing(b"no job with id '" + ID + b"'", told)
     assert await wire.ask(get(path)) == gone
 
 
