@@ -229,7 +229,7 @@ class Settings(BaseSettings):
     max_backlog: int = Field(
         1_000_000,
         ge=0,
-        description="unfinished jobs per queue; beyond that, new ones are rejected (503); 0: no limit",
+        description="unfinished jobs per queue, above which new ones are rejected (503); 0: unlimited",
     )
     max_body: int = Field(
         1 << 20, ge=1024, description="bytes of a job's body, and of each item of a bulk request"
