@@ -1,15 +1,16 @@
-"""Tasks with Tortoise models: sell what is in stock, and report on it.
+"""Tasks with Tortoise models: sell items from stock, and report the sales.
 
-The connection names the module of the models, here this one:
+The connection's URL names the module with the models, here this one:
 
     TANDEM_TASKS=shop PYTHONPATH=docs/examples \
     TANDEM_SQL__SHOP='sqlite:///tmp/shop.db?mode=rw&models=shop' tandem dev
 
-The tables are made by whoever owns the database; `sql.execute` can do it too:
+The owner of the database creates the tables, for instance with `sql.execute`:
 
     CREATE TABLE item (name text PRIMARY KEY, amount integer NOT NULL);
-    CREATE TABLE sale (job text PRIMARY KEY, item_id text NOT NULL REFERENCES item, amount integer
-    NOT NULL)
+    CREATE TABLE sale (
+        job text PRIMARY KEY, item_id text NOT NULL REFERENCES item, amount integer NOT NULL
+    )
 """
 
 from pydantic import BaseModel, Field
@@ -19,20 +20,18 @@ from tortoise.functions import Sum
 from tortoise.models import Model
 from tortoise.transactions import in_transaction
 
-from tandem_worker import task
-from tandem_worker.errors import Permanent
-from tandem_worker.jobs.job import Job
+from tandem_worker import Job, Permanent, task
 
 
 class Item(Model):
-    """What there is."""
+    """Items in stock."""
 
     name = fields.CharField(200, primary_key=True)
     amount = fields.IntField()
 
 
 class Sale(Model):
-    """What was sold, and by which job."""
+    """What each job sold."""
 
     job = fields.CharField(200, primary_key=True)
     item: fields.ForeignKeyRelation[Item] = fields.ForeignKeyField(
@@ -42,7 +41,7 @@ class Sale(Model):
 
 
 class Order(BaseModel):
-    """So many of an item."""
+    """How many of an item to sell."""
 
     item: str
     amount: int = Field(1, ge=1)
@@ -50,13 +49,13 @@ class Order(BaseModel):
 
 @task("shop.sell", example={"item": "cup", "amount": 2})
 async def sell(job: Job, payload: Order) -> int:
-    """Sell an item once, however often the job is started; how many are left."""
+    """Sell an item, once per job however often it is started; return how many are left."""
     async with job.models(), in_transaction("shop") as connection:
         if not await Sale.filter(job=job.id).using_db(connection).exists():
-            there = Item.filter(name=payload.item, amount__gte=payload.amount).using_db(connection)
-            if not await there.update(amount=F("amount") - payload.amount):
+            stock = Item.filter(name=payload.item, amount__gte=payload.amount).using_db(connection)
+            if not await stock.update(amount=F("amount") - payload.amount):
                 raise Permanent(
-                    "out_of_stock", f"there are not {payload.amount} of {payload.item!r}"
+                    "out_of_stock", f"fewer than {payload.amount} of {payload.item!r} are left"
                 )
             await Sale.create(
                 job=job.id, item_id=payload.item, amount=payload.amount, using_db=connection
@@ -67,7 +66,7 @@ async def sell(job: Job, payload: Order) -> int:
 
 @task("shop.report")
 async def report(job: Job) -> int:
-    """Stream what was sold of each item, most first; how many in all."""
+    """Stream the sales of each item, best-selling first; return the total."""
     total = 0
     async with job.models():
         sold = (

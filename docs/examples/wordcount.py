@@ -1,6 +1,6 @@
-"""A task of your own: count the words of a text.
+"""A custom task: count the words of a text.
 
-TANDEM_TASKS=wordcount PYTHONPATH=docs/examples tandem dev
+    TANDEM_TASKS=wordcount PYTHONPATH=docs/examples tandem dev
 
     curl -H 'content-type: application/json' http://127.0.0.1:8000/v1/jobs \
          -d '{"task": "text.wordcount", "payload": {"text": "to be or not to be", "top": 2}}'
@@ -13,35 +13,33 @@ from collections.abc import Iterable, Iterator
 
 from pydantic import BaseModel, Field, model_validator
 
-from tandem_worker import task
-from tandem_worker.jobs.files import FileRef
-from tandem_worker.jobs.sync import SyncJob
+from tandem_worker import FileRef, SyncJob, task
 
 WORD = re.compile(r"[\w'’]+")
 
 
 class Text(BaseModel):
-    """A text, either as it is or as an uploaded file."""
+    """A text, given inline or as an uploaded file."""
 
     text: str | None = None
     source: FileRef | None = None
     top: int = Field(10, ge=0, le=1000, description="how many of the most frequent words to stream")
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> "Text":
+    def _exactly_one(self) -> "Text":
         if (self.text is None) == (self.source is None):
             raise ValueError("give either text or source")
         return self
 
 
 class Count(BaseModel):
-    """What the job returns; the words themselves are its output."""
+    """The result; the words themselves are streamed as output."""
 
     words: int
     distinct: int
 
 
-# A plain function runs in a thread, so that counting does not hold up other jobs.
+# A plain function runs in a thread, so that counting does not block other jobs.
 @task("text.wordcount", timeout="10m", example={"text": "to be or not to be", "top": 2})
 def wordcount(job: SyncJob, payload: Text) -> Count:
     """Count the words of a text and stream the most frequent ones."""
@@ -54,11 +52,12 @@ def wordcount(job: SyncJob, payload: Text) -> Count:
 
 
 def read(job: SyncJob, payload: Text) -> Iterator[bytes]:
-    """The text piece by piece: a file may be larger than memory."""
+    """The text piece by piece, because a file may be larger than memory."""
     if payload.text is not None:
         yield payload.text.encode()
         return
-    size, done = job.files.stat(payload.source).size, 0
+    size = job.files.stat(payload.source).size
+    done = 0
     for piece in job.files.open(payload.source):
         yield piece
         done += len(piece)
@@ -66,16 +65,16 @@ def read(job: SyncJob, payload: Text) -> Iterator[bytes]:
 
 
 def words(pieces: Iterable[bytes]) -> Iterator[str]:
-    """The words of UTF-8 text, in lower case. A word may begin in one piece and end in the next."""
+    """The words of UTF-8 text, in lower case. A word may span two pieces."""
     decode = getincrementaldecoder("utf-8")(errors="replace").decode
-    begun = ""
+    unfinished = ""
     for piece in pieces:
-        text = begun + decode(piece)
-        begun = ""
+        text = unfinished + decode(piece)
+        unfinished = ""
         for match in WORD.finditer(text):
             if match.end() == len(text):
-                begun = match[0]
+                unfinished = match[0]
             elif word := match[0].strip("'’_"):
                 yield word.lower()
-    if word := begun.strip("'’_"):
+    if word := unfinished.strip("'’_"):
         yield word.lower()

@@ -182,7 +182,7 @@ async def test_the_thumbnail(paste: Paste) -> None:
             difference = ImageChops.difference(small.convert("RGB"), wanted)
             assert ImageStat.Stat(difference).mean < [8.0] * 3
         text = await upload(resources, b"no image", "photo.jpg")
-        with pytest.raises(Permanent, match="the file is no image"):
+        with pytest.raises(Permanent, match="the file is not an image"):
             await run(thumbnail, {"image": text}, resources=resources)
 
 
