@@ -1,14 +1,11 @@
-"""What may stand where: the rules of the house that no linter knows, read from the files themselves."""
+"""Which code may be where: layers, imports, and the size of folders, files and functions."""
 
 import ast
-import io
-import re
-import subprocess
+import statistics
 import sys
-import tokenize
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -16,9 +13,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parent.parent
-PARTS = ("api", "worker", "shared")
-# Package → what it may import of ours. `tandem dev` runs its demo through the client.
+from tests.sources import PARTS, imports, module_name, modules, text, tracked, tree
+
+# Package → which of our other packages it may import. `tandem dev` runs its demo with the client.
 MAY_IMPORT = {
     "tandem_api": {"tandem_shared"},
     "tandem_worker": {"tandem_shared"},
@@ -29,244 +26,93 @@ MAY_IMPORT = {
 PACKAGES = {name for name in MAY_IMPORT if "." not in name}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 
-# Words of Redis that no other library's methods share: who says them touches keys.
-REDIS_COMMANDS = {
-    *(
-        "blmove",
-        "blpop",
-        "brpop",
-        "bzpopmin",
-        "eval",
-        "evalsha",
-        "hdel",
-        "hget",
-        "hgetall",
-        "hincrby",
-        "hkeys",
-    ),
-    *(
-        "hlen",
-        "hmget",
-        "hscan",
-        "hset",
-        "hsetnx",
-        "hvals",
-        "incrby",
-        "lpop",
-        "lpush",
-        "lrange",
-        "lrem",
-        "ltrim",
-    ),
-    *(
-        "pexpire",
-        "psetex",
-        "pubsub",
-        "rpop",
-        "rpush",
-        "sadd",
-        "scan_iter",
-        "script_load",
-        "setex",
-        "setnx",
-        "sismember",
-    ),
-    *(
-        "smembers",
-        "srem",
-        "xack",
-        "xadd",
-        "xautoclaim",
-        "xclaim",
-        "xdel",
-        "xgroup_create",
-        "xlen",
-        "xrange",
-        "xread",
-    ),
-    *(
-        "xreadgroup",
-        "xrevrange",
-        "xtrim",
-        "zadd",
-        "zcard",
-        "zcount",
-        "zincrby",
-        "zpopmin",
-        "zrange",
-        "zrangebyscore",
-    ),
-    *("zrem", "zremrangebyscore", "zscore", "register_script", "execute_command", "pipeline"),
-}
+# Redis commands whose names no other library uses for its methods: calling one touches keys.
+REDIS_COMMANDS = set(
+    """
+    blmove blpop brpop bzpopmin eval evalsha execute_command hdel hget hgetall hincrby hkeys hlen
+    hmget hscan hset hsetnx hvals incrby lpop lpush lrange lrem ltrim pexpire pipeline psetex pubsub
+    register_script rpop rpush sadd scan_iter script_load setex setnx sismember smembers srem xack
+    xadd xautoclaim xclaim xdel xgroup_create xlen xrange xread xreadgroup xrevrange xtrim zadd
+    zcard zcount zincrby zpopmin zrange zrangebyscore zrem zremrangebyscore zscore
+    """.split()
+)
 QUEUE = Path("shared/tandem_shared/queue")
 
 MAX_FILES_PER_FOLDER = 20  # Python files
-LONGEST = 400
-LONGER: dict[str, str] = {}  # path → why it is better as one file
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_MEDIAN_FUNCTION_LINES = 8
+# Functions that may stand in an __init__.py: the lazy loading of a package's names.
+LAZY = {"tandem_jobs": {"__getattr__"}}
 
-VAGUE = {
-    "utils",
-    "util",
-    "core",
-    "common",
-    "helpers",
-    "helper",
-    "base",
-    "manager",
-    "managers",
-    "misc",
-}
-
-# In parts, so that this file may be read by its own test.
-REGISTRIES = tuple(
-    ".".join(parts)
-    for parts in (
-        ("pypi", "org"),
-        ("pythonhosted", "org"),
-        ("npmjs", "org"),
-        ("npmjs", "com"),
-        ("yarnpkg", "com"),
-        ("debian", "org"),
-        ("ubuntu", "com"),
-        ("crates", "io"),
-        ("golang", "org"),
-    )
-)
-MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:home|root|Users|work)/\w")
-
-SUPPRESSION = re.compile(
-    r"#\s*(?:ruff:\s*noqa|noqa|type:\s*ignore|mypy:|pragma:|pyright:)", re.IGNORECASE
-)
-# The codes, then a word at least that says why: see the table of test_what_counts_as_a_reason.
-REASONED = re.compile(
-    r"#\s*(?:(?:ruff:\s*)?noqa:\s*[A-Z]+[0-9]+(?:\s*,\s*[A-Z]+[0-9]+)*+|type:\s*ignore\[[a-z, -]+\])"
-    r"\W++(?!noqa|type:).*?[^\W\d_]{3}"
-)
-
-
-def tracked() -> list[Path]:
-    """Every file of the project, relative to its root; without git, those of the project's own folders."""
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],  # noqa: S607 - git of whoever tests
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-    )
-    if listing.returncode == 0 and listing.stdout:
-        names = [Path(name) for name in listing.stdout.decode().split("\0") if name]
-    else:
-        folders = (*PARTS, "tests", "bench", "docs", ".ci")
-        found = [
-            path
-            for folder in folders
-            for path in (ROOT / folder).rglob("*")
-            if "__pycache__" not in path.parts
-        ]
-        names = [
-            path.relative_to(ROOT)
-            for path in [*found, *ROOT.glob("*.*"), ROOT / "Makefile", ROOT / "Dockerfile"]
-        ]
-    return sorted(name for name in names if (ROOT / name).is_file())
-
-
-def modules(*parts: str) -> list[Path]:
-    return [path for path in tracked() if path.suffix == ".py" and path.parts[0] in parts]
-
-
-def tree(path: Path) -> ast.Module:
-    return ast.parse((ROOT / path).read_text(), filename=str(path))
-
-
-def imported(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of everything a module imports, also late, for typing only, or through importlib."""
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = (
-                ".".join(path.parent.parts[: len(path.parent.parts) - node.level + 1])
-                if node.level
-                else ""
-            )
-            yield node.lineno, ".".join(part for part in (above, node.module) if part)
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            name = (
-                node.func.attr
-                if isinstance(node.func, ast.Attribute)
-                else getattr(node.func, "id", "")
-            )
-            if name in ("import_module", "__import__", "run_module") and isinstance(
-                node.args[0].value, str
-            ):
-                yield node.lineno, node.args[0].value
-
-
-def text(path: Path) -> str:
-    """The file as text; empty for bytes that are none."""
-    try:
-        return (ROOT / path).read_text()
-    except UnicodeDecodeError:
-        return ""
-
-
-def module_name(path: Path) -> str:
-    """The dotted name of a module of the three parts."""
-    return ".".join(path.with_suffix("").parts[1:]).removesuffix(".__init__")
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_each_package_imports_only_what_it_may(package: str) -> None:
-    paths = [path for path in modules(*PARTS) if f"{module_name(path)}.".startswith(f"{package}.")]
-    assert paths, f"{package} has no modules: this test looks at the wrong place"
+    paths = [path for path in modules(*PARTS) if _belongs(path, package)]
+    assert paths, f"{package} has no modules: correct MAY_IMPORT"
     inner = [name for name in MAY_IMPORT if name.startswith(f"{package}.")]
     allowed = {package.partition(".")[0]} | MAY_IMPORT[package]
+    forbidden = {*PACKAGES, "tests", "bench"} - allowed
     wrong = [
         f"{path}:{line} imports {name}"
         for path in paths
-        if not any(f"{module_name(path)}.".startswith(f"{one}.") for one in inner)
-        for line, name in imported(path)
-        if name.partition(".")[0] in {*PACKAGES, "tests", "bench"} - allowed
+        if not any(_belongs(path, name) for name in inner)
+        for line, name in imports(path)
+        if name.partition(".")[0] in forbidden
     ]
     assert not wrong, "\n".join(wrong)
 
 
-def rooms(path: Path) -> str:
-    """What a module counts as among the folders: its folder, or itself where it lies flat in its package."""
+def _belongs(path: Path, package: str) -> bool:
+    return f"{module_name(path)}.".startswith(f"{package}.")
+
+
+@pytest.mark.parametrize("folders", [False, True], ids=["files", "folders"])
+def test_imports_are_free_of_circles(*, folders: bool) -> None:
+    graph = _import_graph(folders=folders)
+    assert len(graph) > 20, "the graph is nearly empty: correct _import_graph"
+    circle = find_circle(graph)
+    assert not circle, " → ".join(circle)
+
+
+def test_a_circle_is_found() -> None:
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert find_circle({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+def _import_graph(*, folders: bool) -> dict[str, set[str]]:
+    """Which of our modules, or which of their folders, imports which."""
+    paths = {module_name(path): path for path in modules(*PARTS)}
+    graph: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        source = _folder(path) if folders else name
+        for imported in _our_imports(path, set(paths)):
+            target = _folder(paths[imported]) if folders else imported
+            if target != source:
+                graph.setdefault(source, set()).add(target)
+    return graph
+
+
+def _folder(path: Path) -> str:
+    """The module's package, or the module itself if it lies directly in a top-level package."""
     name = module_name(path)
     return name if len(path.parts) == 3 else name.rpartition(".")[0]
 
 
-def known_module(name: str, known: set[str]) -> str | None:
-    """The module that an import of `name` loads: the name itself, or the module that has it."""
-    return next((one for one in (name, name.rpartition(".")[0]) if one in known), None)
-
-
-def import_graph(*, folders: bool) -> dict[str, set[str]]:
-    """Who imports whom while being imported, among our modules or among their folders."""
-    paths = {module_name(path): path for path in modules(*PARTS)}
-    graph: dict[str, set[str]] = {}
-    for name, path in paths.items():
-        source = rooms(path) if folders else name
-        for target in loaded(path, set(paths)):
-            found = rooms(paths[target]) if folders else target
-            if found != source:
-                graph.setdefault(source, set()).add(found)
-    return graph
-
-
-def loaded(path: Path, known: set[str]) -> Iterator[str]:
-    """Our modules that this one imports, also late or for typing only."""
+def _our_imports(path: Path, known: set[str]) -> Iterator[str]:
+    """Our modules that this one imports, including lazy and typing-only imports."""
     for node in ast.walk(tree(path)):
-        if not isinstance(node, ast.ImportFrom) or not node.module:
-            continue
-        for alias in node.names:
-            found = known_module(f"{node.module}.{alias.name}", known)
-            if found is not None:
-                yield found
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                # `from package import module` loads the module, `from module import name` does not.
+                candidates = (f"{node.module}.{alias.name}", node.module)
+                yield from [name for name in candidates if name in known][:1]
 
 
-def circle(graph: dict[str, set[str]]) -> list[str]:
-    """The nodes of one circle, in order; empty if there is none."""
+def find_circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """The nodes of one circle, in order; empty if the graph has none."""
     done: set[str] = set()
 
     def walk(node: str, trail: list[str]) -> list[str]:
@@ -274,82 +120,68 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
             return [*trail[trail.index(node) :], node]
         if node in done:
             return []
-        found = next(
-            filter(None, (walk(to, [*trail, node]) for to in sorted(graph.get(node, ())))), []
-        )
+        for target in sorted(graph.get(node, ())):
+            if circle := walk(target, [*trail, node]):
+                return circle
         done.add(node)
-        return found
+        return []
 
     return next(filter(None, (walk(node, []) for node in sorted(graph))), [])
 
 
-@pytest.mark.parametrize("folders", [False, True], ids=["files", "folders"])
-def test_imports_make_no_circle(*, folders: bool) -> None:
-    graph = import_graph(folders=folders)
-    assert len(graph) > 20, "hardly anything imports anything: this test looks at the wrong place"
-    assert not (found := circle(graph)), " → ".join(found)
-
-
-def test_a_circle_is_found() -> None:
-    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
-    assert circle({"a": {"b", "c"}, "b": {"c"}}) == []
-
-
-def test_folders_are_small() -> None:
-    counted = Counter(
-        path.parent for path in modules(*PARTS, "tests", "bench") if path.name != "__init__.py"
-    )
-    wrong = [
-        f"{folder}: {count} files"
-        for folder, count in counted.items()
-        if count > MAX_FILES_PER_FOLDER
-    ]
-    assert not wrong, "\n".join(wrong)
-
-
-def shipped() -> set[str]:
-    """The names of the distributions that come with the project when it is installed without extras."""
-    found: set[str] = set()
-    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    todo = [Requirement(line) for line in dependencies]
-    while todo:
-        one = todo.pop()
-        if canonicalize_name(one.name) in found and not one.extras:
-            continue
-        found.add(canonicalize_name(one.name))
-        needs = [Requirement(line) for line in metadata.requires(one.name) or ()]
-        extras = ("", *one.extras)
-        todo += [
-            need
-            for need in needs
-            if not need.marker or any(need.marker.evaluate({"extra": e}) for e in extras)
-        ]
-    return found
-
-
 def test_the_service_needs_nothing_that_only_tests_install() -> None:
     owners = metadata.packages_distributions()
-    own = {
-        *sys.stdlib_module_names,
-        "compression",
-    }  # Python's own since 3.14, imported from there on
-    allowed = shipped()
+    # `compression` joined the standard library in Python 3.14 and is imported only from then on.
+    ours = {*sys.stdlib_module_names, "compression", *PACKAGES}
+    allowed = _shipped()
     wrong = [
         f"{path}:{line} imports {name}"
         for path in modules(*PARTS)
-        for line, name in imported(path)
+        for line, name in imports(path)
         for top in [name.partition(".")[0]]
-        if top not in own and top not in PACKAGES
+        if top not in ours
         if not allowed & {canonicalize_name(owner) for owner in owners.get(top, ())}
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def _shipped() -> set[str]:
+    """The distributions that the project installs at runtime, with their dependencies."""
+    shipped: set[str] = set()
+    todo = _runtime_requirements()
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        if name in shipped and not requirement.extras:
+            continue
+        shipped.add(name)
+        needs = [Requirement(line) for line in metadata.requires(requirement.name) or ()]
+        extras = ("", *requirement.extras)
+        todo += [
+            need
+            for need in needs
+            if not need.marker or any(need.marker.evaluate({"extra": one}) for one in extras)
+        ]
+    return shipped
+
+
+def _runtime_requirements() -> list[Requirement]:
+    """Those of pyproject.toml, without the extras for development."""
+    project = tomllib.loads(text(Path("pyproject.toml")))["project"]
+    extras = project["optional-dependencies"]
+    lines = [
+        *project["dependencies"],
+        *(line for name in extras if name not in ("dev", "test") for line in extras[name]),
+    ]
+    found = [Requirement(line) for line in lines]
+    return [one for one in found if canonicalize_name(one.name) != project["name"]]
 
 
 def test_nothing_is_pickled() -> None:
     wrong = [
         f"{path}:{line} imports {name}"
         for path in modules(*PARTS, "tests", "bench", "docs")
-        for line, name in imported(path)
+        for line, name in imports(path)
         if name.partition(".")[0] in PICKLES
     ]
     assert not wrong, "\n".join(wrong)
@@ -368,7 +200,7 @@ def test_only_the_queue_names_its_keys() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_only_the_queue_speaks_to_redis() -> None:
+def test_only_the_queue_talks_to_redis() -> None:
     calls = [
         (path, node.lineno, node.func.attr)
         for path in modules(*PARTS)
@@ -377,9 +209,7 @@ def test_only_the_queue_speaks_to_redis() -> None:
         and isinstance(node.func, ast.Attribute)
         and node.func.attr in REDIS_COMMANDS
     ]
-    assert any(path.is_relative_to(QUEUE) for path, _, _ in calls), (
-        "the queue makes no call: the list is out of date"
-    )
+    assert any(path.is_relative_to(QUEUE) for path, _, _ in calls), "correct REDIS_COMMANDS"
     wrong = [
         f"{path}:{line} calls .{name}()"
         for path, line, name in calls
@@ -388,99 +218,89 @@ def test_only_the_queue_speaks_to_redis() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_files_are_short() -> None:
-    sources = [path for path in tracked() if path.suffix in (".py", ".lua")]
-    lengths = {str(path): len(text(path).splitlines()) for path in sources}
+def test_settings_are_passed() -> None:
     wrong = [
-        f"{path}: {n} lines, is asking to be two"
-        for path, n in lengths.items()
-        if n > LONGEST and path not in LONGER
-    ]
-    assert not wrong, "\n".join(wrong)
-    assert all(lengths.get(path, 0) > LONGEST for path in LONGER), (
-        "an exception that is no longer needed"
-    )
-
-
-def test_names_say_something() -> None:
-    wrong = [
-        str(path)
-        for path in tracked()
-        if VAGUE & {part.partition(".")[0].lower() for part in path.parts}
+        f"{path}:{node.lineno} builds settings when it is imported"
+        for path in modules(*PARTS)
+        for statement in tree(path).body
+        if not isinstance(statement, Function | ast.ClassDef | ast.If)
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in _settings_makers(tree(path))
     ]
     assert not wrong, "\n".join(wrong)
 
 
-def makers(module: ast.Module) -> set[str]:
-    """The names, as this module spells them, that build settings."""
+def _settings_makers(module: ast.Module) -> set[str]:
+    """The names by which this module can build settings."""
+    makers = {"Settings", "load_settings"}
     return {
         alias.asname or alias.name
         for node in ast.walk(module)
         if isinstance(node, ast.ImportFrom) and node.module == "tandem_shared.settings"
         for alias in node.names
-        if alias.name in ("Settings", "load")
-    } | {"settings.load", "settings.Settings"}
+        if alias.name in makers
+    } | {f"settings.{name}" for name in makers}
 
 
-def test_settings_are_passed() -> None:
+def test_folders_are_small() -> None:
+    sizes = Counter(
+        path.parent for path in modules(*PARTS, "tests", "bench") if path.name != "__init__.py"
+    )
     wrong = [
-        f"{path}:{node.lineno} builds settings when it is imported"
-        for path in modules(*PARTS)
-        for module in [tree(path)]
-        for statement in module.body
-        if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.If)
-        for node in ast.walk(statement)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in makers(module)
+        f"{folder} has {count} Python files: group some of them in a folder"
+        for folder, count in sizes.items()
+        if count > MAX_FILES_PER_FOLDER
     ]
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_project_speaks_of_itself_alone() -> None:
-    wrong: list[str] = []
-    for path in tracked():
-        for number, line in enumerate(text(path).splitlines(), 1):
-            wrong += [
-                f"{path}:{number} names {host}" for host in REGISTRIES if host in line.lower()
-            ]
-            if MACHINE_PATH.search(line):
-                wrong.append(f"{path}:{number} has a path of one machine")
-    assert not wrong, "\n".join(wrong)
-
-
-def comments(path: Path) -> Iterator[tuple[int, str]]:
-    for token in tokenize.generate_tokens(io.StringIO(text(path)).readline):
-        if token.type == tokenize.COMMENT:
-            yield token.start[0], token.string
-
-
-def test_every_suppression_says_why() -> None:
+def test_files_are_short() -> None:
+    sources = [path for path in tracked() if path.suffix in (".py", ".lua")]
+    lengths = {path: len(text(path).splitlines()) for path in sources}
     wrong = [
-        f"{path}:{number} {comment}"
-        for path in modules(*PARTS, "tests", "bench", "docs")
-        for number, comment in comments(path)
-        if SUPPRESSION.search(comment) and not REASONED.search(comment)
+        f"{path} has {length} lines: split it"
+        for path, length in lengths.items()
+        if length > MAX_FILE_LINES
     ]
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize(
-    ("comment", "reasoned"),
-    [
-        ("# noqa: S608 - identifiers are checked", True),
-        ("# noqa: S608, BLE001: a task may raise anything", True),
-        ("# noqa: S608  # identifiers are checked", True),
-        ("# type: ignore[no-untyped-call]  # asyncpg has no types", True),
-        ("# type: ignore[attr-defined]  # `task` takes functions only", True),
-        ("# noqa: S608 - likewise", True),
-        ("# noqa: S608", False),
-        ("# type: ignore[arg-type]  # noqa: S608", False),
-        ("# noqa", False),
-        ("# type: ignore[no-untyped-call]", False),
-        ("# type: ignore  # asyncpg has no types", False),
-        ("# noqa: S608, BLE001", False),
-        ("# ruff: noqa: S608", False),
-    ],
-)
-def test_what_counts_as_a_reason(comment: str, *, reasoned: bool) -> None:
-    assert SUPPRESSION.search(comment)
-    assert bool(REASONED.search(comment)) is reasoned
+def _functions(*folders: str) -> Iterator[tuple[str, int]]:
+    """(where it is, its length in lines without decorators) of every function."""
+    for path in modules(*folders):
+        for node in ast.walk(tree(path)):
+            if isinstance(node, Function):
+                yield f"{path}:{node.lineno} {node.name}", _length(node)
+
+
+def _length(function: Function) -> int:
+    assert function.end_lineno is not None
+    return function.end_lineno - function.lineno + 1
+
+
+def test_functions_are_short() -> None:
+    wrong = [
+        f"{place} has {length} lines: split it"
+        for place, length in _functions(*PARTS, "tests", "bench", "docs")
+        if length > MAX_FUNCTION_LINES
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_most_functions_are_tiny(part: str) -> None:
+    median = statistics.median(length for _, length in _functions(part))
+    assert median <= MAX_MEDIAN_FUNCTION_LINES
+
+
+def test_init_files_define_nothing() -> None:
+    """They may import and list names; whoever looks for a definition finds it in a named file."""
+    wrong = [
+        f"{path}:{node.lineno} defines {node.name}"
+        for path in modules(*PARTS, "tests", "bench")
+        if path.name == "__init__.py"
+        for node in ast.walk(tree(path))
+        if isinstance(node, Function | ast.ClassDef)
+        if node.name not in LAZY.get(module_name(path), ())
+    ]
+    assert not wrong, "\n".join(wrong)

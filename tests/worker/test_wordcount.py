@@ -91,7 +91,7 @@ def test_its_entry_tells_what_it_does(wordcount: ModuleType) -> None:
 
 
 def test_a_worker_finds_it_by_its_setting() -> None:
-    code = "from tandem_worker.task import load_tasks; print(','.join(load_tasks(['wordcount'])))"
+    code = "from tandem_worker.loader import load_tasks; print(','.join(load_tasks(['wordcount'])))"
     env = {**os.environ, "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{EXAMPLES.parents[1]}"}
     found = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, check=True, timeout=60
