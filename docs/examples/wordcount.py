@@ -1,5 +1,7 @@
 """A custom task: count the words of a text.
 
+Start the services with it, then submit a job:
+
     TANDEM_TASKS=wordcount PYTHONPATH=docs/examples tandem dev
 
     curl -H 'content-type: application/json' http://127.0.0.1:8000/v1/jobs \
