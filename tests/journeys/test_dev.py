@@ -17,6 +17,7 @@ import aiohttp
 import psutil
 import pytest
 
+from tandem_shared.dev.servers import redis_program
 from tests.conftest import eventually
 from tests.shared.dev.test_servers import alive
 
@@ -149,7 +150,7 @@ async def test_every_child_is_started_by_its_command_line_in_a_group_of_its_own(
         children = psutil.Process(running.process.pid).children()
         commands = {child.pid: " ".join(child.cmdline()) for child in children}
         for part, count in (
-            ("redis-server", 1),
+            (redis_program().name, 1),
             ("nx-27017", 1),
             (" api --host", 1),
             (" worker", 2),
