@@ -30,7 +30,7 @@ from tandem_shared.cancellation import cancel_and_wait
 from tandem_shared.errors import TandemError, Unavailable
 from tandem_shared.files.resumable import UploadJoiner
 from tandem_shared.files.store import FileStore, open_store
-from tandem_shared.files.uploads import sweep
+from tandem_shared.files.sweep import sweep
 from tandem_shared.ledger.ledger import open_ledger
 from tandem_shared.queue.connections import connect
 from tandem_shared.queue.queue import Queue

@@ -1,18 +1,16 @@
 """The file store, by URL over obstore: what clients upload and what jobs produce.
 
-    uploads/<id>/data, uploads/<id>/meta.json    an upload; its meta.json is written last and
-    publishes it uploads/<id>/begun.json, uploads/<id>/parts/<offset>    one that comes in parts and
-    is not finished, see parts.py
-    jobs/<job id>/<stamp>/<name>                 a file of the attempt that was claimed at `stamp`
-                                                 (µs); the names that
-                                                 the accepted finish puts into the record are
-                                                 published, no others
+    uploads/<id>/…                  a client's file, see uploads.py
+    jobs/<job id>/<stamp>/<name>    a file of the attempt that was claimed at `stamp` (µs); only the
+                                    names that the accepted finish puts into the record are
+                                    published
+    jobs/<job id>/output/…          older parts of the job's output, see streams/segments.py
 
-An object appears whole or not at all: a local one is written to a temporary name beside it and then
-renamed, a remote one is a multipart upload that ends with one call. A process that dies leaves a
-temporary behind, which `sweep` removes (of remote stores the bucket's own rule for unfinished
-uploads does it). A local store does not call fsync, so what a loss of power takes is up to the file
-system; readers then meet Unavailable or NotFound, since sizes are compared.
+An object appears whole or not at all: a local one is renamed from a temporary name beside it, a
+remote one is a multipart upload that a single call completes. A process that dies leaves its
+temporary behind, which `sweep` removes (in a remote store, the bucket's rule for incomplete uploads
+does). A local store does not call fsync, so after a power loss files may be missing or short;
+readers notice, since sizes are compared, and get NotFound or Unavailable.
 """
 
 import asyncio
@@ -35,21 +33,23 @@ from tandem_shared.errors import Misconfigured, NotFound, TooLarge, Unavailable
 from tandem_shared.files.names import content_disposition
 
 if TYPE_CHECKING:
-    from obstore import Attributes  # types of its stubs alone
+    from obstore import Attributes  # exists in obstore's stubs only
     from obstore.store import ClientConfig
 
-CALL_TIMEOUT_SECONDS = 30.0  # seconds, of each call to the store
-CLOSE_TIMEOUT_SECONDS = (
-    120.0  # of the call that makes a written object appear: a remote store joins its parts in it
-)
-CHUNK_BYTES = 1 << 20  # bytes that are read, hashed and written at once
-MAX_PARTS_IN_FLIGHT = 4  # of one object: a write holds at most these and the one being filled
+CALL_TIMEOUT_SECONDS = 30.0
+# The call that completes a written object may take longer: a remote store joins its parts in it.
+CLOSE_TIMEOUT_SECONDS = 120.0
+CHUNK_BYTES = 1 << 20  # read, hashed and written at once
+REMOTE_PART_BYTES = 8 << 20
+REMOTE_READ_BYTES = 4 << 20
+MAX_PARTS_IN_FLIGHT = 4  # of one object: a write buffers these and the one being filled
+MIN_THREAD_BYTES = 64 << 10  # fewer bytes are hashed sooner than a thread could take them
 _OS_ERROR = re.compile(r"(?:\(os error |\[Errno )([0-9]{1,4})[)\]]")
-_TEMPORARY = re.compile(r".*#[0-9]+")  # as the local store names what it has not yet renamed
+_TEMPORARY = re.compile(r".*#[0-9]+")  # the local store's name for what it has not renamed yet
 
 
 class WriteResult(NamedTuple):
-    """What a finished write stored."""
+    """What a completed write stored."""
 
     size: int  # bytes
     sha256: str  # hexadecimal
@@ -64,9 +64,9 @@ class StoredObject(NamedTuple):
 
 
 class FileStore:
-    """Objects by path. Its methods raise Unavailable for a store that fails or does not answer in time.
+    """Objects by path. All methods raise Unavailable if the store fails or does not answer in time.
 
-    Paths are made by this house (`upload_path`, `job_path`), never taken from a caller as they are.
+    Paths come from `job_path` and `upload_folder`, never from a client as they are.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class FileStore:
         self._store = store
         self._root = root  # of a local store
         self._remote = remote
-        self.part_bytes = 8 << 20 if remote else CHUNK_BYTES  # bytes, what is worth a call
-        self._span = 4 << 20 if remote else CHUNK_BYTES
+        self.part_bytes = REMOTE_PART_BYTES if remote else CHUNK_BYTES  # worth one call
+        self._read_bytes = REMOTE_READ_BYTES if remote else CHUNK_BYTES
 
     async def write(
         self,
@@ -87,10 +87,10 @@ class FileStore:
         name: str | None = None,
         content_type: str | None = None,
     ) -> WriteResult:
-        """Store the bytes under `path` in place of what was there; nothing appears unless all of it came.
+        """Store the bytes under `path`, replacing an older object, once all of them have come.
 
-        `name` and `content_type` are what a remote store says to whoever comes with a signed URL.
-        Raises TooLarge as soon as there are more than `limit` bytes, and whatever `data` raises.
+        A remote store serves them under signed URLs with `name` and `content_type`. Raises TooLarge
+        as soon as there are more than `limit` bytes, and whatever `data` raises.
         """
         attributes = _attributes(name, content_type) if self._remote else {}
         digest, size = hashlib.sha256(), 0
@@ -103,24 +103,27 @@ class FileStore:
                 max_concurrency=MAX_PARTS_IN_FLIGHT,
             )
             undo.push_async_exit(writer)
-            async for piece in _pieces(data, limit):
-                size += len(piece)
-                await _digest(digest, piece)
-                async with _asking(path):
-                    await writer.write(piece)
+            async for chunk in _chunks(data, limit):
+                size += len(chunk)
+                if len(chunk) < MIN_THREAD_BYTES:
+                    digest.update(chunk)
+                else:
+                    await asyncio.to_thread(digest.update, chunk)
+                async with _store_call(path):
+                    await writer.write(chunk)
             undo.pop_all()
-        async with _asking(path, CLOSE_TIMEOUT_SECONDS):
+        async with _store_call(path, CLOSE_TIMEOUT_SECONDS):
             await writer.close()
         return WriteResult(size, digest.hexdigest())
 
     async def put(self, path: str, data: bytes) -> None:
-        """Store a few MiB that are in memory, in place of what was there: one call, and nobody learns their hash."""
-        async with _asking(path):
+        """Store up to a few MiB in one call, replacing an older object; cheaper than `write`."""
+        async with _store_call(path):
             await obstore.put_async(self._store, path, data, use_multipart=False)
 
     async def create(self, path: str, data: bytes) -> bool:
-        """Store an object unless there is one: of several at once one alone is first, and True."""
-        async with _asking(path):
+        """Store an object unless there is one; of several concurrent calls, one returns True."""
+        async with _store_call(path):
             try:
                 await obstore.put_async(self._store, path, data, mode="create")
             except AlreadyExistsError:
@@ -128,66 +131,75 @@ class FileStore:
             return True
 
     async def size(self, path: str) -> int:
-        """Bytes of the object. Raises NotFound."""
-        async with _asking(path):
+        """The object's size in bytes. Raises NotFound."""
+        async with _store_call(path):
             return int((await obstore.head_async(self._store, path))["size"])
+
+    async def exists(self, path: str) -> bool:
+        """Whether there is an object under this path."""
+        try:
+            await self.size(path)
+        except NotFound:
+            return False
+        return True
 
     async def read(
         self, path: str, start: int = 0, end: int | None = None
     ) -> AsyncGenerator[bytes]:
-        """The bytes from `start` up to `end` (exclusive; None: all) in pieces, each fetched when it is asked for.
+        """Yield the bytes from `start` to `end` (exclusive; None: to the end), fetched as needed.
 
-        Raises NotFound; of a remote store also between two pieces, if the object is removed
-        meanwhile.
+        Raises NotFound; in a remote store also between two chunks, if the object is removed then.
         """
         if end is None:
             end = await self.size(path)
         descriptor = None
         try:
             if self._root is not None:
-                async with _asking(path):
-                    # Opened once, and without a copy between two libraries: half the work of asking
-                    # obstore.
+                async with _store_call(path):
+                    # Read the file directly: half the work of asking obstore for each chunk.
                     descriptor = await asyncio.to_thread(
                         os.open, self._root / path, os.O_RDONLY | os.O_CLOEXEC
                     )
             while start < end:
-                async with _asking(path):
-                    stop = min(start + self._span, end)
-                    if descriptor is None:
-                        piece = bytes(
+                stop = min(start + self._read_bytes, end)
+                async with _store_call(path):
+                    if descriptor is not None:
+                        chunk = await asyncio.to_thread(os.pread, descriptor, stop - start, start)
+                    else:
+                        chunk = bytes(
                             await obstore.get_range_async(self._store, path, start=start, end=stop)
                         )
-                    else:
-                        piece = await asyncio.to_thread(os.pread, descriptor, stop - start, start)
-                if not piece:
+                if not chunk:
                     raise Unavailable("a stored file is shorter than it was when it was written")
-                start += len(piece)
-                yield piece
+                start += len(chunk)
+                yield chunk
         finally:
             if descriptor is not None:
                 os.close(descriptor)
 
     async def load(self, path: str, limit: int) -> bytes:
-        """The whole object, by one call: it may be replaced meanwhile. Raises NotFound, and TooLarge above `limit`."""
-        async with _asking(path):
+        """The whole object, consistent even if it is replaced meanwhile.
+
+        Raises NotFound, and TooLarge above `limit` bytes.
+        """
+        async with _store_call(path):
             found = await obstore.get_async(self._store, path)
             if found.meta["size"] > limit:
                 raise TooLarge("the file", limit)
             return bytes(await found.bytes_async())
 
     async def delete(self, path: str) -> None:
-        """Remove the object if it is there."""
+        """Remove the object if it exists."""
         with suppress(NotFound):
-            async with _asking(path):
+            async with _store_call(path):
                 await obstore.delete_async(self._store, path)
 
     async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
-        """The objects under a prefix of whole path segments, in no order."""
+        """Yield the objects under a prefix of whole path segments, unordered."""
         pages = aiter(obstore.list(self._store, prefix, chunk_size=500))
         while True:
             try:
-                async with _asking(prefix):
+                async with _store_call(prefix):
                     page = await anext(pages)
             except StopAsyncIteration:
                 return
@@ -195,24 +207,26 @@ class FileStore:
                 yield StoredObject(meta["path"], meta["size"], meta["last_modified"].timestamp())
 
     async def delete_tree(self, prefix: str) -> None:
-        """Remove every object under a prefix of whole path segments."""
-        async for stat in self.list(prefix):
-            await self.delete(stat.path)
+        """Remove all objects under a prefix of whole path segments."""
+        async for stored in self.list(prefix):
+            await self.delete(stored.path)
 
     async def presign(self, path: str, seconds: float) -> str | None:
-        """A URL by which anybody may GET the object for so long, None where the store has no such thing."""
+        """A URL that serves the object for this long; None if the store has no signed URLs."""
         if not isinstance(self._store, S3Store | GCSStore | AzureStore):
             return None
-        async with _asking(path):
+        async with _store_call(path):
             return await obstore.sign_async(self._store, "GET", path, timedelta(seconds=seconds))
 
     async def ping(self) -> None:
-        """Raises Unavailable unless the store answers."""
-        with suppress(NotFound):
-            await self.size("uploads/ping")
+        """Return if the store answers."""
+        await self.exists("uploads/ping")
 
     async def drop_temporaries(self, before: float, limit: int) -> int:
-        """Remove up to `limit` temporaries of dead writers, and empty directories, not touched since `before`."""
+        """Remove up to `limit` temporaries of dead writers, and empty folders, older than `before`.
+
+        Returns the number of temporaries. Remote stores have none.
+        """
         if self._root is None:
             return 0
         try:
@@ -223,11 +237,11 @@ class FileStore:
 
 @asynccontextmanager
 async def open_store(url: str) -> AsyncIterator[FileStore]:
-    """The store at `file:///path` (made if missing), `memory://`, `s3://bucket/prefix`, `gs://…` or `az://…`.
+    """The store at `file:///path`, `memory://`, `s3://bucket/prefix`, `gs://…` or `az://…`.
 
-    Credentials and endpoints of remote stores come from their usual environment variables (`AWS_…`,
-    `GOOGLE_…`, `AZURE_…`). An endpoint without TLS needs `AWS_ALLOW_HTTP=true`. Raises
-    Misconfigured.
+    A missing local folder is created. Credentials and endpoints of remote stores come from their
+    usual environment variables (`AWS_…`, `GOOGLE_…`, `AZURE_…`); an endpoint without TLS needs
+    `AWS_ALLOW_HTTP=true`. Raises Misconfigured.
     """
     scheme = urlsplit(url).scheme
     if scheme == "file":
@@ -244,7 +258,7 @@ async def open_store(url: str) -> AsyncIterator[FileStore]:
                 retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=20)},
             )
     except (BaseError, ValueError, OSError) as error:
-        # Only the sentence: what follows it shows the URL in all its parts, with any password.
+        # Keep the first line only: the others show all parts of the URL, the password included.
         reason = str(error).partition("\n")[0].replace(url, "the URL")
         raise Misconfigured(f"TANDEM_STORE_URL: {reason}") from None
     yield FileStore(store, remote=scheme != "memory")
@@ -252,7 +266,7 @@ async def open_store(url: str) -> AsyncIterator[FileStore]:
 
 def _client_options() -> "ClientConfig":
     options: ClientConfig = {"connect_timeout": "5s", "timeout": "25s"}
-    # Given any options, obstore does not look for this one in the environment.
+    # obstore does not read this variable once it is given any options.
     if os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1"):
         options["allow_http"] = True
     return options
@@ -267,7 +281,7 @@ def _local_root(url: str) -> Path:
         or "\0" in path
         or parts.query
     ):
-        raise Misconfigured("TANDEM_STORE_URL: a local store is file:/// and an absolute path")
+        raise Misconfigured("TANDEM_STORE_URL: a local store needs file:/// and an absolute path")
     root = Path(path)
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -279,7 +293,8 @@ def _local_root(url: str) -> Path:
 
 
 @asynccontextmanager
-async def _asking(path: str, seconds: float = CALL_TIMEOUT_SECONDS) -> AsyncIterator[None]:
+async def _store_call(path: str, seconds: float = CALL_TIMEOUT_SECONDS) -> AsyncIterator[None]:
+    """Limit a call to the store in time, and translate its errors to NotFound and Unavailable."""
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -292,8 +307,8 @@ async def _asking(path: str, seconds: float = CALL_TIMEOUT_SECONDS) -> AsyncIter
 
 
 def _reason(error: Exception) -> str:
-    # For clients too: what else an error says names paths. The library tells the system's number in
-    # its text alone.
+    # Clients see this, so leave out the error's text, which may contain paths. obstore reports the
+    # system's error number in that text only.
     number = _OS_ERROR.search(str(error))
     return os.strerror(int(number[1])) if number else type(error).__name__
 
@@ -307,14 +322,14 @@ def _attributes(name: str | None, content_type: str | None) -> "Attributes":
     return attributes
 
 
-async def _pieces(data: bytes | AsyncIterable[bytes], limit: int | None) -> AsyncIterator[bytes]:
-    """The same bytes in pieces of PIECE, the last one shorter: a call of the store costs more than joining bytes."""
+async def _chunks(data: bytes | AsyncIterable[bytes], limit: int | None) -> AsyncIterator[bytes]:
+    """Regroup the bytes into chunks of CHUNK_BYTES: a call to the store costs more than joining."""
     size, filled = 0, bytearray()
-    async for chunk in _once(data) if isinstance(data, bytes) else data:
-        size += len(chunk)
+    async for piece in _once(data) if isinstance(data, bytes) else data:
+        size += len(piece)
         if limit is not None and size > limit:
             raise TooLarge("the file", limit)
-        rest = memoryview(chunk)
+        rest = memoryview(piece)
         while len(filled) + len(rest) >= CHUNK_BYTES:
             room = CHUNK_BYTES - len(filled)
             yield bytes(filled) + rest[:room]
@@ -329,13 +344,6 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-async def _digest(digest: "hashlib._Hash", piece: bytes) -> None:
-    if len(piece) < 64 << 10:
-        digest.update(piece)  # sooner done than handed to a thread
-    else:
-        await asyncio.to_thread(digest.update, piece)
-
-
 def _drop_temporaries(root: Path, before: float, limit: int) -> int:
     removed = 0
     for directory, _, files in os.walk(root, topdown=False):
@@ -347,12 +355,8 @@ def _drop_temporaries(root: Path, before: float, limit: int) -> int:
                 if removed < limit and path.stat().st_mtime < before:
                     path.unlink()
                     removed += 1
-        # A directory that got its last file just now is not empty, and one that got none yet is
-        # young.
+        # Spare young directories: a writer may be about to put its first file there.
         with suppress(OSError):
             if Path(directory).stat().st_mtime < before:
                 Path(directory).rmdir()
     return removed
-
-
-# -------------------------------------------------------------------------------------- jobs' files

@@ -1,92 +1,94 @@
-"""Uploads: files that clients send before they submit a job; and how long any stored file is kept."""
+"""Uploads: files that clients send before they submit a job, at once or in parts.
+
+uploads/<id>/begun.json        an upload in parts that is not complete, see resumable.py
+uploads/<id>/parts/<offset>    its parts
+uploads/<id>/data              the bytes of a complete upload
+uploads/<id>/meta.json         publishes a complete upload: written last, deleted first
+"""
 
 import re
 import secrets
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterable
+from contextlib import suppress
+from typing import Any, ClassVar
 
 import msgspec
 
 from tandem_shared.errors import NotFound, TooLarge
 from tandem_shared.files.names import OCTET_STREAM
 from tandem_shared.files.store import FileStore, WriteResult
-from tandem_shared.jobs.ids import id_time, new_id
+from tandem_shared.jobs.ids import new_id
 from tandem_shared.times import rfc3339
 
-STALE_SECONDS = (
-    48 * 3600.0
-)  # seconds; a job takes 24 hours at most, so nobody writes any more to what was left so long ago
-MAX_META_BYTES = 64 << 10  # bytes of a meta.json or begun.json
+MAX_META_BYTES = 64 << 10  # of a meta.json or begun.json
 _LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_ID = re.compile(f"[{_LETTERS}]{{30}}")
+UPLOAD_ID = re.compile(f"[{_LETTERS}]{{30}}")
 
 
-_Kind = TypeVar("_Kind", "Upload", "PartialUpload")
-
-
-class Upload(msgspec.Struct, frozen=True, kw_only=True):
-    """A client's file, as its meta.json holds it; times in seconds since the epoch."""
+class _Meta(msgspec.Struct, frozen=True, kw_only=True):
+    shown: ClassVar[tuple[str, ...]]  # the fields that clients see, besides `expires_at`
 
     id: str
     tenant: str
-    name: str | None  # as the client calls it: a label, part of no path
-    size: int  # bytes
-    sha256: str  # hexadecimal
+    name: str | None  # the client's name for it: a label, never part of a path
     content_type: str
-    expires: float
+    expires: float  # seconds since the epoch
 
     @property
-    def path(self) -> str:
-        """Where its bytes are."""
-        return f"{upload_folder(self.id)}/data"
+    def folder(self) -> str:
+        """The prefix of all that belongs to the upload."""
+        return upload_folder(self.id)
 
     def view(self) -> dict[str, Any]:
         """The upload as clients see it, API.md's "Files"."""
-        return {
-            "id": self.id,
-            "name": self.name,
-            "size": self.size,
-            "sha256": self.sha256,
-            "content_type": self.content_type,
-            "expires_at": rfc3339(self.expires),
-        }
+        shown = {field: getattr(self, field) for field in self.shown}
+        return {**shown, "expires_at": rfc3339(self.expires)}
 
 
-class PartialUpload(msgspec.Struct, frozen=True, kw_only=True):
-    """An upload that comes in parts and is not complete, as its begun.json holds it; nobody can read it yet."""
+class Upload(_Meta, frozen=True, kw_only=True):
+    """A complete upload, as its meta.json holds it."""
 
-    id: str
-    tenant: str
-    name: str | None
-    content_type: str
-    length: int | None  # bytes that it will have, if the client said so
-    expires: float
+    shown = ("id", "name", "size", "sha256", "content_type")
 
-    def view(self) -> dict[str, Any]:
-        """What is known of it already."""
-        return {
-            "id": self.id,
-            "name": self.name,
-            "content_type": self.content_type,
-            "expires_at": rfc3339(self.expires),
-        }
+    size: int  # bytes
+    sha256: str  # hexadecimal
+
+    @property
+    def path(self) -> str:
+        """The path of its bytes."""
+        return f"{self.folder}/data"
 
 
-_upload_meta = msgspec.json.Decoder(Upload)
-_begun = msgspec.json.Decoder(PartialUpload)
+class PartialUpload(_Meta, frozen=True, kw_only=True):
+    """An upload that is not complete, as its begun.json holds it; its bytes cannot be read yet."""
+
+    shown = ("id", "name", "content_type")
+
+    length: int | None = None  # total bytes, if the client announced them
+
+
+_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
+    "meta.json": msgspec.json.Decoder(Upload),
+    "begun.json": msgspec.json.Decoder(PartialUpload),
+}
 
 
 def new_upload_id() -> str:
-    """An id that nobody guesses: 10 letters of ms time and 20 of randomness (100 bits)."""
+    """An unguessable id: 10 letters of ms time and 20 of randomness (100 bits)."""
     return new_id()[:10] + "".join(secrets.choice(_LETTERS) for _ in range(20))
 
 
 def upload_folder(id: str) -> str:
-    """Where all that belongs to an upload is. Raises NotFound for what is no id."""
-    if _ID.fullmatch(id) is None:
+    """The prefix of all that belongs to an upload. Raises NotFound for a malformed id."""
+    if UPLOAD_ID.fullmatch(id) is None:
         raise NotFound("file", id)
     return f"uploads/{id}"
+
+
+def _new(tenant: str, keep: float, **given: Any) -> PartialUpload:
+    expires = time.time() + keep
+    return PartialUpload(id=new_upload_id(), tenant=tenant, expires=expires, **given)
 
 
 async def save_upload(
@@ -99,40 +101,13 @@ async def save_upload(
     content_type: str = OCTET_STREAM,
     limit: int | None = None,
 ) -> Upload:
-    """Store a client's file for `keep` seconds. Raises TooLarge above `limit` bytes, and what `data` raises."""
-    id = new_upload_id()
-    size, sha256 = await store.write(
-        f"{upload_folder(id)}/data", data, limit=limit, name=name or id, content_type=content_type
-    )
-    upload = Upload(
-        id=id,
-        tenant=tenant,
-        name=name,
-        size=size,
-        sha256=sha256,
-        content_type=content_type,
-        expires=time.time() + keep,
-    )
-    await publish_upload(store, upload)
-    return upload
+    """Store a client's file and keep it for `keep` seconds.
 
-
-def completed_upload(begun: PartialUpload, written: WriteResult, keep: float) -> Upload:
-    """The upload that an unfinished one has become."""
-    return Upload(
-        id=begun.id,
-        tenant=begun.tenant,
-        name=begun.name,
-        size=written.size,
-        sha256=written.sha256,
-        content_type=begun.content_type,
-        expires=time.time() + keep,
-    )
-
-
-async def publish_upload(store: FileStore, upload: Upload) -> None:
-    """From now on it is found."""
-    await store.write(f"{upload_folder(upload.id)}/meta.json", msgspec.json.encode(upload))
+    Raises TooLarge above `limit` bytes, and whatever `data` raises.
+    """
+    upload = _new(tenant, keep, name=name, content_type=content_type)
+    written = await write_upload(store, upload, data, limit)
+    return await publish_upload(store, upload, written, keep)
 
 
 async def begin_upload(
@@ -144,42 +119,69 @@ async def begin_upload(
     content_type: str = OCTET_STREAM,
     length: int | None = None,
 ) -> PartialUpload:
-    """Begin an upload whose bytes come in parts, see parts.py, within `keep` seconds."""
-    upload = PartialUpload(
-        id=new_upload_id(),
-        tenant=tenant,
-        name=name,
-        content_type=content_type,
-        length=length,
+    """Begin an upload in parts, see resumable.py; it must be complete within `keep` seconds."""
+    upload = _new(tenant, keep, name=name, content_type=content_type, length=length)
+    await store.write(f"{upload.folder}/begun.json", msgspec.json.encode(upload))
+    return upload
+
+
+async def write_upload(
+    store: FileStore,
+    upload: PartialUpload,
+    data: bytes | AsyncIterable[bytes],
+    limit: int | None = None,
+) -> WriteResult:
+    """Store all bytes of an upload, which `publish_upload` then makes known."""
+    path, name = f"{upload.folder}/data", upload.name or upload.id
+    return await store.write(path, data, limit=limit, name=name, content_type=upload.content_type)
+
+
+async def publish_upload(
+    store: FileStore, upload: PartialUpload, written: WriteResult, keep: float
+) -> Upload:
+    """Make an upload whose bytes are stored known to its tenant, for `keep` seconds."""
+    published = Upload(
+        id=upload.id,
+        tenant=upload.tenant,
+        name=upload.name,
+        content_type=upload.content_type,
+        size=written.size,
+        sha256=written.sha256,
         expires=time.time() + keep,
     )
-    await store.write(f"{upload_folder(upload.id)}/begun.json", msgspec.json.encode(upload))
-    return upload
+    await store.write(f"{upload.folder}/meta.json", msgspec.json.encode(published))
+    return published
 
 
 async def find_upload(store: FileStore, id: str, *, tenant: str) -> Upload:
-    """The tenant's upload, a complete one. Raises NotFound, also for an expired one, which is then removed."""
-    return await _find(store, id, "meta.json", _upload_meta, tenant)
+    """The tenant's complete upload. Raises NotFound, also for an expired one, which it removes."""
+    upload: Upload = await _find(store, id, "meta.json", tenant)
+    return upload
 
 
 async def find_partial_upload(store: FileStore, id: str, *, tenant: str) -> PartialUpload:
-    """The tenant's upload, one that is not complete. Raises NotFound, likewise."""
-    return await _find(store, id, "begun.json", _begun, tenant)
-
-
-async def _find(
-    store: FileStore, id: str, file: str, decoder: msgspec.json.Decoder[_Kind], tenant: str
-) -> _Kind:
-    try:
-        upload = decoder.decode(await store.load(f"{upload_folder(id)}/{file}", MAX_META_BYTES))
-    except (NotFound, TooLarge, msgspec.DecodeError):
-        raise NotFound("file", id) from None
-    if upload.tenant != tenant:
-        raise NotFound("file", id)
-    if upload.expires <= time.time():
-        await remove_upload(store, id)
-        raise NotFound("file", id)
+    """The tenant's upload that is not complete. Raises NotFound as `find_upload` does."""
+    upload: PartialUpload = await _find(store, id, "begun.json", tenant)
     return upload
+
+
+async def _find(store: FileStore, id: str, file: str, tenant: str) -> Any:
+    with suppress(NotFound):
+        upload = await load_upload(store, id, file)
+        if upload is not None and upload.tenant == tenant:
+            if upload.expires > time.time():
+                return upload
+            await remove_upload(store, id)
+    raise NotFound("file", id)
+
+
+async def load_upload(store: FileStore, id: str, file: str) -> Any:
+    """The upload in its meta.json or begun.json, None if that is broken. Raises NotFound."""
+    try:
+        data = await store.load(f"{upload_folder(id)}/{file}", MAX_META_BYTES)
+        return _DECODERS[file].decode(data)
+    except (TooLarge, msgspec.DecodeError):
+        return None
 
 
 async def delete_upload(store: FileStore, id: str, *, tenant: str) -> None:
@@ -192,86 +194,15 @@ async def delete_upload(store: FileStore, id: str, *, tenant: str) -> None:
 
 
 async def remove_upload(store: FileStore, id: str) -> None:
-    """Remove all that belongs to it."""
-    # What says that it is there goes first: nobody may find an upload whose bytes are gone.
+    """Remove all that belongs to an upload."""
+    # Delete the metadata first: an upload must never be found without its bytes.
     for file in ("meta.json", "begun.json", "data"):
         await store.delete(f"{upload_folder(id)}/{file}")
     await store.delete_tree(f"{upload_folder(id)}/parts")
 
 
-# ------------------------------------------------------------------------------------- housekeeping
-
-
-async def sweep(
-    store: FileStore, *, keep: float, alive: Callable[[str], Awaitable[bool]], limit: int = 10_000
-) -> int:
-    """Remove what nobody can ask for any more, at most about `limit` objects; how many it were.
-
-    These are expired uploads, complete or not, bytes that belong to no upload, parts that were
-    joined, files of jobs whose record is gone (nothing is written by an attempt for longer than a
-    day, and a record lives for `keep` s), and the temporaries of writers that died. `alive` tells
-    whether a job's record is there: the output of an early attempt may have to stay for as long as
-    later ones take. Safe to run in several processes at once.
-    """
-    now = time.time()
-    removed = 0
-    async for stat in store.list("uploads"):
-        if removed >= limit:
-            return removed
-        _, _, rest = stat.path.partition("/")
-        id, _, part = rest.partition("/")
-        if _ID.fullmatch(id) is None:
-            continue  # not ours
-        if part in ("meta.json", "begun.json"):
-            # The id tells the age, which spares reading most; one that was kept for longer says so
-            # itself.
-            if (id_time(id) or 0.0) + keep < now:
-                removed += await _expire(store, id, part, now)
-        elif stat.modified + STALE_SECONDS < now and not await belongs_to_upload(store, id, part):
-            await store.delete(stat.path)
-            removed += 1
-    removed += await _sweep_jobs(store, now - keep - STALE_SECONDS, alive, limit - removed)
-    return removed + await store.drop_temporaries(now - STALE_SECONDS, limit - removed)
-
-
-async def _sweep_jobs(
-    store: FileStore, before: float, alive: Callable[[str], Awaitable[bool]], limit: int
-) -> int:
-    removed = 0
-    kept = ("", False)  # the job last asked for: a listing mostly has the objects of one together
-    async for stat in store.list("jobs"):
-        if removed >= limit:
-            break
-        if stat.modified < before:
-            id = stat.path.split("/")[1]
-            if id != kept[0]:
-                kept = (id, await alive(id))
-            if not kept[1]:
-                await store.delete(stat.path)
-                removed += 1
-    return removed
-
-
-async def _expire(store: FileStore, id: str, file: str, now: float) -> bool:
-    decoder: Any = _upload_meta if file == "meta.json" else _begun
-    try:
-        upload = decoder.decode(await store.load(f"uploads/{id}/{file}", MAX_META_BYTES))
-    except NotFound:
-        return False
-    except (TooLarge, msgspec.DecodeError):
-        upload = None
-    if upload is not None and upload.expires > now:
-        return False
-    await remove_upload(store, id)
-    return True
-
-
 async def belongs_to_upload(store: FileStore, id: str, part: str) -> bool:
-    """Whether these bytes belong to an upload: `data` to any, the others to one that is not complete."""
-    for file in ("meta.json", "begun.json"):
-        try:
-            await store.size(f"uploads/{id}/{file}")
-        except NotFound:
-            continue
-        return file == "begun.json" or part == "data"
-    return False
+    """Whether an upload needs these bytes: `data` belongs to any, a part to an incomplete one."""
+    if await store.exists(f"uploads/{id}/meta.json"):
+        return part == "data"
+    return await store.exists(f"uploads/{id}/begun.json")

@@ -12,10 +12,11 @@ from tandem_shared.dev.servers import free_port
 from tandem_shared.errors import Unavailable
 from tandem_shared.files.names import job_path
 from tandem_shared.files.store import FileStore, open_store
-from tandem_shared.files.uploads import save_upload, sweep
+from tandem_shared.files.sweep import sweep
+from tandem_shared.files.uploads import save_upload
 from tests.api.serving import problem, serving, upload
 from tests.conftest import s3_environment
-from tests.shared.files.test_store import nobody
+from tests.shared.files.test_sweep import none_alive
 
 MIB = 1 << 20
 DATA = random.Random(9).randbytes(
@@ -114,7 +115,7 @@ async def test_sweep_removes_the_expired(store: FileStore) -> None:
     live = await save_upload(store, b"1", tenant="a", keep=60)
     await save_upload(store, b"1", tenant="a", keep=-1)
     await store.write(job_path("J", 1, "a"), b"1")
-    assert await sweep(store, keep=-1, alive=nobody) == 1
+    assert await sweep(store, keep=-1, alive=none_alive) == 1
     assert sorted(await paths(store)) == [f"uploads/{live.id}/data", f"uploads/{live.id}/meta.json"]
     assert await store.load(job_path("J", 1, "a"), 1) == b"1"
 

@@ -1,4 +1,4 @@
-"""Uploads in parts, on each kind of store: where they go on, who is first, what is joined, and what is swept."""
+"""Uploads in parts, on each kind of store: where they continue, how they race, join and expire."""
 
 import asyncio
 import hashlib
@@ -15,17 +15,16 @@ from tandem_shared.errors import Conflict, Malformed, NotFound, OffsetMismatch, 
 from tandem_shared.files import resumable
 from tandem_shared.files.resumable import append_parts, finish_upload, upload_progress
 from tandem_shared.files.store import FileStore, open_store
+from tandem_shared.files.sweep import STALE_SECONDS, sweep
 from tandem_shared.files.uploads import (
-    STALE_SECONDS,
     PartialUpload,
     begin_upload,
     delete_upload,
     find_partial_upload,
     find_upload,
     remove_upload,
-    sweep,
 )
-from tests.shared.files.test_store import nobody
+from tests.shared.files.test_sweep import none_alive
 
 MIB = 1 << 20
 LIMIT = 64 * MIB
@@ -48,8 +47,8 @@ async def begun(store: FileStore, **given: Any) -> PartialUpload:
 async def names(store: FileStore, upload: PartialUpload) -> list[str]:
     return sorted(
         [
-            stat.path.partition(upload.id + "/")[2]
-            async for stat in store.list(f"uploads/{upload.id}")
+            stored.path.partition(upload.id + "/")[2]
+            async for stored in store.list(f"uploads/{upload.id}")
         ]
     )
 
@@ -72,13 +71,13 @@ async def test_parts_become_one_file(any_store: FileStore) -> None:
         await find_partial_upload(any_store, upload.id, tenant="a")
 
 
-async def test_an_empty_one(any_store: FileStore) -> None:
+async def test_an_empty_upload(any_store: FileStore) -> None:
     upload = await begun(any_store)
     assert await append_parts(any_store, upload, 0, chunks(b""), limit=LIMIT) == 0
     assert (await finish_upload(any_store, upload, 0, keep=60)).size == 0
 
 
-async def test_what_came_before_the_failure_is_kept_and_the_failure_raised(
+async def test_bytes_before_a_failure_are_kept_and_the_failure_is_raised(
     any_store: FileStore,
 ) -> None:
     upload = await begun(any_store)
@@ -96,7 +95,7 @@ async def test_what_came_before_the_failure_is_kept_and_the_failure_raised(
 
 
 @pytest.mark.parametrize("offset", [0, 4, 6, 10**14])
-async def test_another_place_is_refused_and_the_right_one_told(
+async def test_a_wrong_offset_is_refused_with_the_right_one(
     any_store: FileStore, offset: int
 ) -> None:
     upload = await begun(any_store)
@@ -109,7 +108,7 @@ async def test_another_place_is_refused_and_the_right_one_told(
     assert (await finish_upload(any_store, upload, 5, keep=60)).size == 5
 
 
-async def test_of_many_at_one_place_one_is_first(any_store: FileStore) -> None:
+async def test_one_of_many_concurrent_appends_wins(any_store: FileStore) -> None:
     upload = await begun(any_store)
     gate = asyncio.Barrier(5)
 
@@ -129,10 +128,10 @@ async def test_of_many_at_one_place_one_is_first(any_store: FileStore) -> None:
     assert await any_store.load(done.path, 10) == sent[winner]
 
 
-async def test_nothing_comes_after_the_end(any_store: FileStore) -> None:
+async def test_nothing_can_be_appended_after_the_end(any_store: FileStore) -> None:
     upload = await begun(any_store)
     await append_parts(any_store, upload, 0, chunks(b"12345"), limit=LIMIT)
-    # The end is written, and whoever did so was killed before he joined the parts.
+    # As if a process wrote the end and was killed before it joined the parts.
     assert await any_store.create(f"uploads/{upload.id}/parts/{5:014d}", b"")
     assert (await upload_progress(any_store, upload.id)).ended
     with pytest.raises(Conflict):
@@ -141,7 +140,7 @@ async def test_nothing_comes_after_the_end(any_store: FileStore) -> None:
     assert (await finish_upload(any_store, upload, 5, keep=60)).size == 5
 
 
-async def test_it_is_finished_once_however_many_ask(any_store: FileStore) -> None:
+async def test_concurrent_finishes_agree(any_store: FileStore) -> None:
     upload = await begun(any_store)
     await append_parts(any_store, upload, 0, chunks(DATA), limit=LIMIT)
     done = await asyncio.gather(
@@ -153,7 +152,7 @@ async def test_it_is_finished_once_however_many_ask(any_store: FileStore) -> Non
     assert await names(any_store, upload) == ["data", "meta.json"]
 
 
-async def test_what_is_removed_while_it_comes_stays_away(any_store: FileStore) -> None:
+async def test_an_upload_deleted_meanwhile_leaves_nothing(any_store: FileStore) -> None:
     upload = await begun(any_store)
 
     async def removed() -> AsyncIterator[bytes]:
@@ -172,21 +171,22 @@ async def test_what_is_removed_while_it_comes_stays_away(any_store: FileStore) -
     assert await names(any_store, upload) == []
 
 
-async def test_limits(any_store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_appends_stop_at_the_limits(
+    any_store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     upload = await begun(any_store)
     await append_parts(any_store, upload, 0, chunks(b"1234"), limit=6)
     with pytest.raises(TooLarge):
         await append_parts(any_store, upload, 4, chunks(b"567", 1), limit=6)
-    assert (
-        await upload_progress(any_store, upload.id)
-    ).offset == 6  # what fits is kept, as of any body that breaks off
+    # The bytes that fit are kept, as when a connection breaks.
+    assert (await upload_progress(any_store, upload.id)).offset == 6
     monkeypatch.setattr(resumable, "MAX_PARTS", 3)
     await append_parts(any_store, upload, 6, chunks(b"7"), limit=10)
     with pytest.raises(TooLarge, match="3 parts"):
         await append_parts(any_store, upload, 7, chunks(b"8"), limit=10)
 
 
-async def test_the_announced_length_is_held_to(any_store: FileStore) -> None:
+async def test_the_announced_length_is_enforced(any_store: FileStore) -> None:
     upload = await begun(any_store, length=5)
     await append_parts(any_store, upload, 0, chunks(b"123"), limit=LIMIT)
     with pytest.raises(Malformed):
@@ -197,7 +197,9 @@ async def test_the_announced_length_is_held_to(any_store: FileStore) -> None:
     assert (await finish_upload(any_store, upload, 5, keep=60)).size == 5
 
 
-async def test_it_is_its_tenants_alone_and_expires(any_store: FileStore) -> None:
+async def test_only_its_tenant_finds_a_partial_upload_until_it_expires(
+    any_store: FileStore,
+) -> None:
     upload = await begun(any_store)
     for look in (find_partial_upload, delete_upload):
         with pytest.raises(NotFound):
@@ -209,7 +211,7 @@ async def test_it_is_its_tenants_alone_and_expires(any_store: FileStore) -> None
     assert await names(any_store, late) == []
 
 
-async def test_sweep_removes_the_expired_and_what_was_joined(tmp_path: Path) -> None:
+async def test_sweep_removes_expired_uploads_and_joined_parts(tmp_path: Path) -> None:
     async with open_store(f"file://{tmp_path}") as store:
         live, late = await begun(store, keep=3600), await begun(store, keep=-1)
         for upload in (live, late):
@@ -217,7 +219,7 @@ async def test_sweep_removes_the_expired_and_what_was_joined(tmp_path: Path) -> 
         done = await begun(store)
         await append_parts(store, done, 0, chunks(b"1"), limit=LIMIT)
         await finish_upload(store, done, 1, keep=3600)
-        # As if whoever joined them had been killed before he removed them.
+        # As if the process that joined the parts was killed before it removed them.
         await store.create(f"uploads/{done.id}/parts/{0:014d}", b"1")
         gone = await begun(store)
         await remove_upload(store, gone.id)
@@ -225,7 +227,7 @@ async def test_sweep_removes_the_expired_and_what_was_joined(tmp_path: Path) -> 
         for path in tmp_path.rglob("*"):
             if path.is_file():
                 os.utime(path, (path.stat().st_atime, path.stat().st_mtime - STALE_SECONDS - 60))
-        await sweep(store, keep=-1, alive=nobody)
+        await sweep(store, keep=-1, alive=none_alive)
         assert await names(store, live) == ["begun.json", f"parts/{0:014d}"]
         assert await names(store, done) == ["data", "meta.json"]
         assert await names(store, late) == await names(store, gone) == []
