@@ -6,7 +6,7 @@ import decimal
 import gzip
 import io
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -331,12 +331,8 @@ def test_an_array_is_read_in_any_portions() -> None:
         msgspec.json.format(msgspec.json.encode(values)).decode(),
     ):
         for size in (1, 2, 7, 1000):
-            source = (text[start : start + size] for start in range(0, len(text), size))
-
-            def read(_: int, source: Iterator[str] = source) -> str:
-                return next(source, "")
-
-            found = [msgspec.json.decode(one) for one in elements(read)]
+            pieces = (text[start : start + size] for start in range(0, len(text), size))
+            found = [msgspec.json.decode(element) for element in elements(pieces)]
             assert found == values
 
 

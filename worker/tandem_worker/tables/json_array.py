@@ -2,102 +2,104 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from tandem_worker.errors import Permanent
 
-STEP = 64 << 10  # characters that are read at once, at least
-MAX_ELEMENT = 16 << 20  # characters
-_AFTER = {" ", "\t", "\r", "\n", ",", "]"}
+MAX_ELEMENT_CHARS = 16 << 20
+_MARGIN_CHARS = 16  # an error this close to the end of the buffer may be a token that is cut there
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def elements(read: Callable[[int], str]) -> Iterator[str]:
-    """The texts of an array's elements; `read` gives the next characters, at most so many, and "" at the end.
+def elements(texts: Iterator[str]) -> Iterator[str]:
+    """The text of each element of the array that `texts` joined are; they may be cut anywhere.
 
-    Raises Permanent: `invalid_file` for what is no array, `too_large` for an element above
-    MAX_ELEMENT.
+    Raises Permanent: `invalid_file` for anything but an array, `too_large` for an element above
+    MAX_ELEMENT_CHARS.
     """
-    text = _Window(read)
-    if text.mark() != "[":
-        raise Permanent("invalid_file", "it is no JSON array")
-    text.skip()
-    mark = text.mark()
+    array = _Window(texts)
+    if array.take() != "[":
+        raise _invalid("does not start with [")
+    mark = array.look()
     if mark == "]":
-        text.skip()
+        array.take()
     while mark != "]":
-        yield text.value()
-        mark = text.mark()
+        yield array.value()
+        mark = array.take()
         if mark not in (",", "]"):
-            raise Permanent(
-                "invalid_file",
-                "its JSON array ends too early" if not mark else "a comma is missing in it",
-            )
-        text.skip()
-    if text.mark():
-        raise Permanent("invalid_file", "something follows its JSON array")
+            raise _invalid("lacks a comma" if mark else "ends too early")
+    if array.look():
+        raise _invalid("is followed by something else")
 
 
 class _Window:
-    """The part of the text that is being looked at."""
+    """The part of the text that is in memory, and the position in it."""
 
-    def __init__(self, read: Callable[[int], str]) -> None:
-        self._read = read
+    def __init__(self, texts: Iterator[str]) -> None:
+        self._texts = texts
         self._buffer = ""
         self._at = 0
-        # The only decoder that tells where in a text a value ends.
-        self._find = json.JSONDecoder().raw_decode
+        # msgspec cannot say where a value ends; the standard library's decoder can.
+        self._decode = json.JSONDecoder().raw_decode
 
-    def mark(self) -> str:
-        """The next character that is no space; none at the end."""
+    def look(self) -> str:
+        """The next character that is not a space; "" at the end."""
         while True:
-            self._at = _end_of_space(self._buffer, self._at)
+            if space := _SPACE.match(self._buffer, self._at):
+                self._at = space.end()
             if self._at < len(self._buffer):
                 return self._buffer[self._at]
-            if not self._more():
+            if not self._extend():
                 return ""
 
-    def skip(self) -> None:
+    def take(self) -> str:
+        """Like `look`, and move past that character."""
+        mark = self.look()
         self._at += 1
+        return mark
 
     def value(self) -> str:
-        """The value that stands there."""
-        self.mark()
+        """The value at this position, moving past it."""
+        self.look()
         while True:
             end = self._end()
-            # A number at the end of the buffer may go on: 1 may be 1.5, and 1. is a cut 1.5 too.
-            if end is not None and self._buffer[end : end + 1] in _AFTER:
+            # A number that reaches the end of the buffer may continue: 1 can be a cut 1.5.
+            if end is not None and self._buffer[end : end + 1] in _AFTER_VALUE:
                 start, self._at = self._at, end
                 return self._buffer[start:end]
-            if end is not None and len(self._buffer) - end > 16:
-                raise Permanent("invalid_file", "a comma is missing in its JSON array")
-            if len(self._buffer) - self._at > MAX_ELEMENT:
-                raise Permanent(
-                    "too_large",
-                    f"an element of its JSON array has more than {MAX_ELEMENT} characters",
-                )
-            if not self._more():
-                raise Permanent("invalid_file", "its JSON array ends too early")
+            if end is not None and end < len(self._buffer) - _MARGIN_CHARS:
+                raise _invalid("lacks a comma")
+            if len(self._buffer) - self._at > MAX_ELEMENT_CHARS:
+                message = f"an element of the array has more than {MAX_ELEMENT_CHARS} characters"
+                raise Permanent("too_large", message)
+            if not self._extend():
+                raise _invalid("ends too early")
 
     def _end(self) -> int | None:
         try:
-            return self._find(self._buffer, self._at)[1]
+            return self._decode(self._buffer, self._at)[1]
         except json.JSONDecodeError as error:
-            # What is cut is missed at the very end, or is a string without its own.
-            if error.pos < len(self._buffer) - 16 and not error.msg.startswith("Unterminated"):
-                raise Permanent("invalid_file", f"it is no JSON: {error.msg}") from None
-            return None
-        except ValueError as error:
-            raise Permanent("invalid_file", f"its JSON cannot be read: {error}") from None
+            # A string that is cut is reported where it starts, anything else that is cut at the end.
+            cut = error.pos >= len(self._buffer) - _MARGIN_CHARS
+            if cut or error.msg.startswith("Unterminated"):
+                return None
+            raise _invalid(f"is malformed: {error.msg}") from None
+        except (ValueError, RecursionError) as error:
+            raise _invalid(f"cannot be read: {error}") from None
 
-    def _more(self) -> bool:
+    def _extend(self) -> bool:
+        """Double what is left in the buffer, so that a long value is decoded only a few times."""
         rest = self._buffer[self._at :]
-        # As much again: a long value is looked at a few times only.
-        more = self._read(max(STEP, len(rest)))
-        self._buffer, self._at = rest + more, 0
-        return bool(more)
+        parts, size = [rest], 0
+        while size <= len(rest) and (more := next(self._texts, None)) is not None:
+            parts.append(more)
+            size += len(more)
+        self._buffer, self._at = "".join(parts), 0
+        return size > 0
 
 
-def _end_of_space(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    return at if found is None else found.end()
+_AFTER_VALUE = {" ", "\t", "\r", "\n", ",", "]"}
+
+
+def _invalid(what: str) -> Permanent:
+    return Permanent("invalid_file", f"the JSON array {what}")

@@ -1,7 +1,8 @@
-"""Parquet by Arrow, which is large: imported only where a job needs it."""
+"""Parquet with Arrow, which is large: import this module only where a job needs it."""
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -9,24 +10,28 @@ import pyarrow.parquet as pq
 
 from tandem_worker.archives.compression import Compression, Sink
 from tandem_worker.errors import Permanent
-from tandem_worker.tables.table import GROUP_BYTES, GROUP_ROWS, Batch, Columns, Misfit
+from tandem_worker.tables.schema import distinct
+from tandem_worker.tables.table import ColumnBatch, Columns, TypeMismatch
 
+# A row group is in memory as a whole.
+GROUP_ROWS = 1 << 17
+GROUP_BYTES = 8 << 20
+READ_ROWS = 4096  # at once
 _TIMES = {
     "timestamptz": pa.timestamp("us", "UTC"),
     "timestamp": pa.timestamp("us"),
     "time": pa.time64("us"),
 }
-_STEP = 4096  # rows that are read at once
 
 
 def schema(columns: Columns) -> Any:
-    """The columns as Arrow has them."""
+    """Arrow's schema of the columns."""
     types = [_TIMES[type] if type in _TIMES else pa.type_for_alias(type) for type in columns.types]
     return pa.schema(list(zip(columns.names, types, strict=True)))
 
 
-class ParquetOutput:
-    """Row groups of at most about GROUP_ROWS rows and GROUP_BYTES. In a column of text, all values become text."""
+class ParquetWriter:
+    """Row groups of about GROUP_ROWS rows or GROUP_BYTES; `text` converts values of text columns."""
 
     def __init__(
         self,
@@ -37,12 +42,12 @@ class ParquetOutput:
     ) -> None:
         self._schema = schema
         self._text = text
-        self._file = pq.ParquetWriter(_Raw(sink), schema, compression=compression or "zstd")
+        self._file = pq.ParquetWriter(_SinkFile(sink), schema, compression=compression or "zstd")
         self._group: list[Any] = []
         self._rows = self._bytes = 0
 
-    def write(self, batch: Batch) -> None:
-        """Raises Misfit."""
+    def write(self, batch: ColumnBatch) -> None:
+        """Raises TypeMismatch."""
         arrays = [
             self._array(column, field)
             for column, field in zip(batch.columns, self._schema, strict=True)
@@ -50,7 +55,7 @@ class ParquetOutput:
         self.add(pa.record_batch(arrays, schema=self._schema))
 
     def add(self, batch: Any) -> None:
-        """The same for a batch of Arrow's."""
+        """Append an Arrow batch."""
         self._group.append(batch)
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
@@ -72,7 +77,7 @@ class ParquetOutput:
         except UnicodeError:
             raise
         except (pa.ArrowException, ValueError, TypeError, OverflowError):
-            raise Misfit(field.name, str(field.type)) from None
+            raise TypeMismatch(field.name, str(field.type)) from None
 
     def _flush(self) -> None:
         if self._group:
@@ -83,8 +88,8 @@ class ParquetOutput:
         self._rows = self._bytes = 0
 
 
-class _Raw(io.RawIOBase):
-    """A sink as a file that Arrow writes to; its end is the sink's owner's to tell."""
+class _SinkFile(io.RawIOBase):
+    """A sink as a file for Arrow; closing it does not close the sink."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -93,57 +98,50 @@ class _Raw(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        # Arrow uses its memory again.
+        # A copy: Arrow reuses its memory.
         return self._sink.write(bytes(data))
 
 
-class ParquetInput:
-    """A Parquet file's columns and rows, of which one batch is in memory. Raises Permanent `invalid_file`."""
+class ParquetReader:
+    """A Parquet file, with one batch of rows in memory. Raises Permanent `invalid_file`."""
 
     def __init__(self, file: Any) -> None:
-        try:
-            # Without read-ahead and threads only the pages that are decoded are held.
+        with _malformed():
+            # Without read-ahead and threads, only the pages being decoded are in memory.
             self._file = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
             self.schema = self._file.schema_arrow
-        except _FAULTS as error:
-            raise _unreadable(error) from None
-        self.names: list[str] = list(self.schema.names)
+        self.names = distinct(list(self.schema.names))
         self.rows: int = self._file.metadata.num_rows
-        if len(set(self.names)) < len(self.names):
-            raise Permanent("invalid_file", "two columns of the file have one name")
 
-    def arrow(self) -> Iterator[Any]:
-        """The rows in Arrow's own batches."""
-        batches = self._file.iter_batches(_STEP, use_threads=False)
+    def arrow_batches(self) -> Iterator[Any]:
+        """The rows in Arrow batches."""
+        batches = self._file.iter_batches(READ_ROWS, use_threads=False)
         while True:
-            try:
+            with _malformed():
                 batch = next(batches, None)
-            except _FAULTS as error:
-                raise _unreadable(error) from None
             if batch is None:
                 return
             yield batch
 
-    def batches(self) -> Iterator[Batch]:
-        """The rows as Python's values."""
-        for batch in self.arrow():
-            try:
+    def batches(self) -> Iterator[ColumnBatch]:
+        """The rows as Python values."""
+        for batch in self.arrow_batches():
+            with _malformed():
                 columns = [_values(column) for column in batch.columns]
-            except _FAULTS as error:
-                raise _unreadable(error) from None
-            yield Batch(columns, batch.num_rows)
+            yield ColumnBatch(columns, batch.num_rows)
 
 
-_FAULTS = (pa.ArrowException, OSError, ValueError)
-
-
-def _unreadable(error: Exception) -> Permanent:
-    return Permanent("invalid_file", f"its Parquet cannot be read: {str(error)[:200]}")
+@contextmanager
+def _malformed() -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise Permanent("invalid_file", f"malformed Parquet: {str(error)[:200]}") from None
 
 
 def _values(column: Any) -> list[Any]:
     if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
-        # Python's times have microseconds; what has more is text.
+        # Python's times have microseconds; a column with finer values becomes text.
         try:
             column = column.cast(pa.timestamp("us", column.type.tz))
         except pa.ArrowInvalid:

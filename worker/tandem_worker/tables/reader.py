@@ -1,258 +1,247 @@
-"""Rows out of a file: CSV, NDJSON, a JSON array and Parquet, plain or compressed, one after another with their lines.
+"""The reader of tables: rows of CSV, NDJSON, JSON arrays and Parquet, one after another.
 
-What `sql.import` and `mongo.import` read. CSV is UTF-8 with a header and commas; an empty value is
-null unless it is quoted. A row that is wrong is told of and the next ones are read; `file.convert`
-(worker/tandem_worker/tables/source.py) takes the whole file or nothing. Everything here blocks:
-call it in a thread.
+`file.convert`, `sql.import`, `mongo.import` and `file.split` all read here. What happens to a row
+that cannot be read is up to the caller: `on_bad="fail"` raises Permanent `invalid_file` with its
+line, `on_bad="keep"` yields it with its `problem` and goes on. Everything here blocks: call it in a
+thread.
 """
 
 import csv
-import io
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from tandem_worker.archives.compression import Compression, compression_of, inflated
 from tandem_worker.errors import Permanent
 from tandem_worker.tables.json_array import elements
-from tandem_worker.tables.table import Format
-from tandem_worker.tables.text import as_file
+from tandem_worker.tables.schema import distinct
+from tandem_worker.tables.table import TableFormat
+from tandem_worker.tables.text import MAX_LINE_CHARS, decoded, lines, peek
 
-LONGEST = 16 << 20  # bytes of a line or a value
+OnBad = Literal["fail", "keep"]
+
+_BAD_ROW_CHARS = 1000  # of a row that cannot be read, kept as its value
 _CELL = re.compile(r'(?:^|,)(?:(?P<quoted>"(?:[^"]|"")*")|[^,"\r\n]*)')
 
 
-class Record(NamedTuple):
-    """A row of the file: its line (in Parquet its number, from 1), its bytes, its values or why it has none."""
+class FileRow(msgspec.Struct, gc=False):
+    """One row of a file.
+
+    `line` is its first line, from 1 (the number of the row or element in Parquet and JSON arrays);
+    `text` the row as it stands in the file, which Parquet does not have. `value` is a list of
+    fields, or any JSON value. With a `problem`, it is as much of the row as could be read.
+    """
 
     line: int
-    size: int  # roughly
-    values: list[Any]
-    problem: str | None = None
+    text: str
+    value: Any
+    problem: str = ""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes the row takes."""
+        return len(self.text) or sum(
+            len(field) if isinstance(field, str | bytes) else 16 for field in self.value
+        )
 
 
-class Records(NamedTuple):
-    """The file's columns, and its rows, whose values have their order."""
+class FileTable(NamedTuple):
+    """Column names, and rows whose values are lists of that length."""
 
     columns: list[str]
-    rows: Iterator[Record]
+    rows: Iterator[FileRow]
 
 
-class Item(NamedTuple):
-    """A row as an object, without its nulls where it stood in columns; or why it is none."""
+def read_table(
+    pieces: Iterable[bytes], format: TableFormat, compression: Compression | None
+) -> FileTable:
+    """A CSV, NDJSON or Parquet file as one table; the first NDJSON row has all the columns.
 
-    line: int
-    object: dict[str, Any] | None
-    problem: str
-    size: int  # bytes, roughly
-
-
-def read(pieces: Iterable[bytes], format: Format, compression: Compression | None) -> Records:
-    """What the file holds, whose bytes these are; how it is compressed its first bytes say, unless it is given."""
-    pieces = iter(pieces)
-    first = next(pieces, b"")
+    The file's first bytes tell its compression, unless it is given. Bad rows are kept.
+    """
     if format == "parquet":
-        return _parquet(first, pieces)
-    lines = _lines(inflated(chain((first,), pieces), compression or compression_of(first)))
-    return _csv(lines) if format == "csv" else _ndjson(lines)
+        return _parquet_table(pieces)
+    found = lines(_inflated(pieces, compression), "utf-8-sig")
+    if format == "csv":
+        return csv_table(found, on_bad="keep", strict=True)
+    return _ndjson_table(json_rows(found, on_bad="keep", objects=True))
 
 
-def items(
-    pieces: Iterable[bytes], format: Format, compression: Compression | None
-) -> Iterator[Item]:
-    """The same for rows that may each have other keys."""
+def read_objects(
+    pieces: Iterable[bytes], format: TableFormat, compression: Compression | None
+) -> Iterator[FileRow]:
+    """Rows whose values are objects, each with its own keys; a null field of a column is left out."""
     if format in ("csv", "parquet"):
-        return _of_columns(read(pieces, format, compression))
-    pieces = iter(pieces)
-    first = next(pieces, b"")
-    whole = inflated(chain((first,), pieces), compression or compression_of(first))
-    texts = _lines(whole) if format == "ndjson" else elements(_text(whole))
-    return _of_json(texts)
+        return _as_objects(read_table(pieces, format, compression))
+    data = _inflated(pieces, compression)
+    if format == "ndjson":
+        return json_rows(lines(data, "utf-8-sig"), on_bad="keep", objects=True)
+    return json_rows(elements(decoded(data, "utf-8-sig")), on_bad="keep", objects=True)
 
 
-def _of_json(texts: Iterator[str]) -> Iterator[Item]:
-    for number, text in enumerate(texts, 1):
-        if text.strip():
-            found = _object(text)
-            if isinstance(found, str):
-                yield Item(number, None, found, len(text))
-            else:
-                yield Item(number, found, "", len(text))
+def csv_records(
+    lines: Iterable[str], delimiter: str = ",", *, on_bad: OnBad, strict: bool = False
+) -> Iterator[FileRow]:
+    """Every CSV record, of any number of fields; an empty line has none. `strict` checks quotes."""
+    csv.field_size_limit(MAX_LINE_CHARS)
+    taken: list[str] = []
+    line = 1
 
+    def recorded() -> Iterator[str]:
+        for text in lines:
+            taken.append(text)
+            yield text
 
-def _of_columns(records: Records) -> Iterator[Item]:
-    for line, size, values, problem in records.rows:
-        if problem is None:
-            pairs = zip(records.columns, values, strict=True)
-            yield Item(line, {name: value for name, value in pairs if value is not None}, "", size)
-        else:
-            yield Item(line, None, problem, size)
-
-
-def _text(pieces: Iterator[bytes]) -> Callable[[int], str]:
-    text = io.TextIOWrapper(as_file(pieces), "utf-8-sig", newline="\n")
-
-    def characters(count: int) -> str:
-        try:
-            return text.read(count)
-        except UnicodeDecodeError:
-            raise Permanent("invalid_file", "the file is no UTF-8 text") from None
-
-    return characters
-
-
-def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Each with its end."""
-    rest = b""
-    try:
-        for piece in pieces:
-            whole, end, rest = (rest + piece).rpartition(b"\n")
-            if end:
-                for line in whole.decode().split("\n"):
-                    yield line + "\n"
-            if len(rest) > LONGEST:
-                raise Permanent("too_large", f"a line has more than {LONGEST} bytes")
-        if rest:
-            yield rest.decode()
-    except UnicodeDecodeError:
-        raise Permanent("invalid_file", "the file is no UTF-8 text") from None
-
-
-# ---------------------------------------------------------------------------------------------- CSV
-
-
-class _Raw:
-    """Lines on their way to the reader, kept until their row is complete."""
-
-    def __init__(self, lines: Iterator[str]) -> None:
-        self._lines = lines
-        self.kept: list[str] = []
-
-    def __iter__(self) -> Iterator[str]:
-        for line in self._lines:
-            self.kept.append(line)
-            yield line
-
-
-def _csv(lines: Iterator[str]) -> Records:
-    csv.field_size_limit(LONGEST)
-    first = next(lines, "").removeprefix("\ufeff")
-    raw = _Raw(chain((first,), lines))
-    reader = csv.reader(raw, strict=True)
-    try:
-        columns = next(reader, [])
-    except csv.Error as error:
-        raise Permanent("invalid_file", f"the header cannot be read: {error}") from None
-    raw.kept.clear()
-    return Records(_named(columns), _csv_rows(reader, raw, len(columns)))
-
-
-def _csv_rows(reader: Any, raw: _Raw, width: int) -> Iterator[Record]:
+    reader = csv.reader(recorded(), delimiter=delimiter, strict=strict)
     while True:
-        line = reader.line_num + 1
         try:
-            cells = next(reader)
-        except StopIteration:
-            return
+            for fields in reader:
+                yield FileRow(line, "".join(taken), fields)
+                line += len(taken)
+                taken.clear()
         except csv.Error as error:
-            yield Record(line, 0, ["".join(raw.kept)[:1000]], str(error))
+            yield _bad(line, "".join(taken), f"malformed CSV: {error}", on_bad)
+            line += len(taken)
+            taken.clear()
         else:
-            size = sum(map(len, raw.kept))
-            if len(cells) == width:
-                yield Record(line, size, _nulls(cells, raw.kept) if "" in cells else cells)
-            elif cells:  # an empty line is none
-                yield Record(line, size, cells, f"it has {len(cells)} values, the header {width}")
-            elif width == 1:
-                yield Record(line, size, [None])
-        raw.kept.clear()
+            return
 
 
-def _nulls(cells: list[str], raw: list[str]) -> list[str | None]:
-    text = "".join(raw)
+def csv_table(
+    lines: Iterable[str], delimiter: str = ",", *, on_bad: OnBad, strict: bool = False
+) -> FileTable:
+    """CSV with a header. Empty lines are skipped, unless there is only one column.
+
+    With `strict` quotes are checked, an empty field is None unless it is quoted, and the header is
+    the first line even if that is empty.
+    """
+    records = csv_records(lines, delimiter, on_bad=on_bad, strict=strict)
+    header = next((record for record in records if record.value or strict), None)
+    if header is not None and header.problem:
+        raise Permanent("invalid_file", f"line {header.line}: {header.problem}")
+    columns = distinct([] if header is None else header.value)
+    return FileTable(columns, _csv_rows(records, len(columns), on_bad, nulls=strict))
+
+
+def _csv_rows(
+    records: Iterator[FileRow], width: int, on_bad: OnBad, *, nulls: bool
+) -> Iterator[FileRow]:
+    for record in records:
+        fields = record.value
+        if not fields:
+            # COPY, and our own CSV, write a null that is a row's only field as an empty line.
+            if width != 1:
+                continue
+            fields = record.value = [""]
+        if record.problem:
+            yield record
+        elif len(fields) != width:
+            problem = f"the row has {len(fields)} values, the header {width}"
+            yield _bad(record.line, record.text, problem, on_bad, fields=fields)
+        else:
+            if nulls and "" in fields:
+                record.value = _with_nulls(fields, record.text)
+            yield record
+
+
+def _with_nulls(fields: list[str], text: str) -> list[str | None]:
     if '""' not in text:
-        return [cell or None for cell in cells]
+        return [field or None for field in fields]
     quoted = [match["quoted"] is not None for match in _CELL.finditer(text.rstrip("\r\n"))]
     return [
-        cell if cell or (number < len(quoted) and quoted[number]) else None
-        for number, cell in enumerate(cells)
+        field if field or (number < len(quoted) and quoted[number]) else None
+        for number, field in enumerate(fields)
     ]
 
 
-# ---------------------------------------------------------------------------------- NDJSON, Parquet
-
-
-def _ndjson(lines: Iterator[str]) -> Records:
-    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    first = next(numbered, None)
-    if first is None:
-        return Records([], iter(()))
-    row = _object(first[1])
-    if isinstance(row, str):
-        raise Permanent("invalid_file", f"line {first[0]}: {row}")
-    columns = _named(list(row))
-
-    def rows() -> Iterator[Record]:
-        yield Record(first[0], len(first[1]), list(row.values()))
-        known = set(columns)
-        for number, line in numbered:
-            found = _object(line)
-            if isinstance(found, str):
-                yield Record(number, len(line), [line[:1000].rstrip("\n")], found)
-            elif found.keys() <= known:
-                yield Record(number, len(line), [found.get(column) for column in columns])
+def json_rows(
+    texts: Iterable[str], *, on_bad: OnBad, objects: bool = False, unit: str = "line"
+) -> Iterator[FileRow]:
+    """The values of JSON texts, without the blank ones; with `objects` all others are bad."""
+    decode = msgspec.json.decode
+    for line, given in enumerate(texts, 1):
+        # A file that was joined from several may have a byte order mark at any line.
+        text = given.strip().removeprefix("\ufeff")
+        if not text:
+            continue
+        try:
+            value = decode(text)
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            yield _bad(line, text, f"malformed JSON: {error}", on_bad, unit=unit)
+        else:
+            if objects and type(value) is not dict:
+                yield _bad(line, text, "the value is not a JSON object", on_bad, unit=unit)
             else:
-                other = next(name for name in found if name not in known)
-                yield Record(
-                    number, len(line), [line[:1000].rstrip("\n")], f"the first row has no {other!r}"
-                )
-
-    return Records(columns, rows())
+                yield FileRow(line, text, value)
 
 
-def _object(line: str) -> dict[str, Any] | str:
-    """The line's object, or why it is none."""
-    try:
-        value = msgspec.json.decode(line.removeprefix("\ufeff"))
-    except (msgspec.DecodeError, RecursionError) as error:
-        return f"it is no JSON: {error}"
-    return value if isinstance(value, dict) else "it is no JSON object"
+def _ndjson_table(rows: Iterator[FileRow]) -> FileTable:
+    first = next(rows, None)
+    if first is None:
+        return FileTable([], iter(()))
+    if first.problem:
+        raise Permanent("invalid_file", f"line {first.line}: {first.problem}")
+    columns = list(first.value)
+    known = set(columns)
+
+    def values() -> Iterator[FileRow]:
+        for row in chain((first,), rows):
+            if row.problem:
+                yield row
+                continue
+            unknown = next((name for name in row.value if name not in known), None)
+            if unknown is None:
+                row.value = [row.value.get(name) for name in columns]
+                yield row
+            else:
+                problem = f"the first row has no {unknown!r}"
+                yield _bad(row.line, row.text, problem, "keep")
+
+    return FileTable(columns, values())
 
 
-def _parquet(first: bytes, pieces: Iterator[bytes]) -> Records:
-    from tandem_worker.tables.parquet import ParquetInput  # noqa: PLC0415 - Arrow is large, and most jobs need none
+def _as_objects(table: FileTable) -> Iterator[FileRow]:
+    for row in table.rows:
+        if not row.problem:
+            pairs = zip(table.columns, row.value, strict=True)
+            row.value = {name: field for name, field in pairs if field is not None}
+        yield row
 
-    # What describes the file stands at its end.
+
+def _parquet_table(pieces: Iterable[bytes]) -> FileTable:
+    from tandem_worker.tables.parquet import ParquetReader  # noqa: PLC0415 - Arrow is large, and most jobs do not need it
+
+    # Parquet's metadata stands at the end of the file.
     file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as rows are read
-    file.write(first)
-    for piece in pieces:
-        file.write(piece)
     try:
-        table = ParquetInput(file)
-    except Permanent:
+        for piece in pieces:
+            file.write(piece)
+        table = ParquetReader(file)
+    except BaseException:
         file.close()
         raise
 
-    def rows() -> Iterator[Record]:
-        number = 0
+    def rows() -> Iterator[FileRow]:
         with file:
-            for batch in table.batches():
-                for values in zip(*batch.columns, strict=True):
-                    number += 1
-                    yield Record(number, weight(values), list(values))
+            batches = (zip(*batch.columns, strict=True) for batch in table.batches())
+            for number, values in enumerate(chain.from_iterable(batches), 1):
+                yield FileRow(number, "", list(values))
 
-    return Records(table.names, rows())
-
-
-def weight(values: Iterable[Any]) -> int:
-    """About how many bytes they take."""
-    return sum(len(value) if isinstance(value, str | bytes) else 16 for value in values)
+    return FileTable(table.names, rows())
 
 
-def _named(columns: list[str]) -> list[str]:
-    if len(set(columns)) < len(columns):
-        raise Permanent("invalid_file", "two columns of the file have one name")
-    return columns
+def _inflated(pieces: Iterable[bytes], compression: Compression | None) -> Iterator[bytes]:
+    start, data = peek(pieces, 4)
+    return inflated(data, compression or compression_of(start))
+
+
+def _bad(
+    line: int, text: str, problem: str, on_bad: OnBad, *, fields: Any = None, unit: str = "line"
+) -> FileRow:
+    if on_bad == "fail":
+        raise Permanent("invalid_file", f"{unit} {line}: {problem}")
+    return FileRow(line, text, fields or [text[:_BAD_ROW_CHARS].rstrip("\n")], problem)

@@ -1,65 +1,73 @@
-"""The columns that a table of objects has: all of their keys, each with a type that fits all of its values."""
+"""The columns of a table of objects: all of their keys, each with a type that fits all of its values."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from tandem_worker.errors import Permanent
-from tandem_worker.tables.table import Batch
+from tandem_worker.tables.table import ColumnBatch
 
-COLUMNS = 10_000
-_EXACT = 1 << 53  # up to here every integer is a number too
+MAX_COLUMNS = 10_000
+_EXACT_DOUBLE = 1 << 53  # integers up to here are exact as doubles
 
 
-class Keys:
-    """Told of every object, it knows the table's columns, in the order in which their names first came."""
+class ObjectColumns:
+    """Collects the columns of the objects it is given, in the order in which their names appear."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
-        self._seen: dict[str, set[str]] = {name: set() for name in names}
+        self._types: dict[str, set[str]] = {name: set() for name in names}
 
-    def see(self, item: Mapping[str, Any]) -> None:
-        """Raises Permanent `too_large` for more than COLUMNS."""
-        seen = self._seen
+    def add(self, item: Mapping[str, Any]) -> None:
+        """Raises Permanent `too_large` above MAX_COLUMNS."""
+        types = self._types
         for name, value in item.items():
-            if name not in seen:
-                seen[name] = set()
+            if name not in types:
+                types[name] = set()
             if value is not None:
-                seen[name].add(_kind(value))
-        few(len(seen))
+                types[name].add(_type_of(value))
+        check_width(len(types))
 
     @property
     def names(self) -> list[str]:
-        return list(self._seen)
+        return list(self._types)
 
     @property
     def types(self) -> list[str]:
-        """In Arrow's words; what is mixed, or has parts of its own, is text."""
-        return [_common(kinds) for kinds in self._seen.values()]
+        """Arrow's names; a column of mixed or nested values is text."""
+        return [_common(types) for types in self._types.values()]
 
-    def batch(self, items: list[Any]) -> Batch:
+    def batch(self, items: Sequence[Mapping[str, Any]]) -> ColumnBatch:
         """The objects as rows."""
-        return Batch([[item.get(name) for item in items] for name in self._seen], len(items))
+        return ColumnBatch([[item.get(name) for item in items] for name in self._types], len(items))
 
 
-def few(columns: int) -> None:
-    if columns > COLUMNS:
-        raise Permanent("too_large", f"the table has more than {COLUMNS} columns")
+def check_width(columns: int) -> None:
+    """Raises Permanent `too_large` above MAX_COLUMNS."""
+    if columns > MAX_COLUMNS:
+        raise Permanent("too_large", f"the table has more than {MAX_COLUMNS} columns")
 
 
-def _kind(value: object) -> str:
+def distinct(columns: list[str]) -> list[str]:
+    """The column names. Raises Permanent `invalid_file` if two are the same."""
+    seen: set[str] = set()
+    for name in columns:
+        if name in seen:
+            raise Permanent("invalid_file", f"two columns are called {name[:100]!r}")
+        seen.add(name)
+    return columns
+
+
+def _type_of(value: object) -> str:
+    """Arrow's name of the type; "long" is an int64 that a double cannot hold, "mixed" becomes text."""
     match value:
         case str():
             return "string"
         case bool():
             return "bool"
-        case int():
-            return (
-                "int64"
-                if abs(value) <= _EXACT
-                else "long"
-                if -(1 << 63) <= value < 1 << 63
-                else "mixed"
-            )
+        case int() if abs(value) <= _EXACT_DOUBLE:
+            return "int64"
+        case int() if -(1 << 63) <= value < 1 << 63:
+            return "long"
         case float():
             return "double"
         case bytes():
@@ -69,9 +77,9 @@ def _kind(value: object) -> str:
     return "mixed"
 
 
-def _common(seen: set[str]) -> str:
-    if len(seen) == 1 and "mixed" not in seen and "long" not in seen:
-        return next(iter(seen))
-    if seen and seen <= {"int64", "long"}:
+def _common(types: set[str]) -> str:
+    if types and types <= {"int64", "long"}:
         return "int64"
-    return "double" if seen == {"int64", "double"} else "string"
+    if len(types) == 1 and "mixed" not in types:
+        return next(iter(types))
+    return "double" if types == {"int64", "double"} else "string"

@@ -6,49 +6,46 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-Format = Literal["csv", "ndjson", "json", "parquet"]
+TableFormat = Literal["csv", "ndjson", "json", "parquet"]
 
 
-GROUP_ROWS, GROUP_BYTES = 1 << 17, 8 << 20  # of a Parquet row group, which is in memory as a whole
-
-
-class Batch(NamedTuple):
-    """Some rows, by column."""
+class ColumnBatch(NamedTuple):
+    """Some rows, stored by column."""
 
     columns: list[list[Any]]
     rows: int
 
 
-class Misfit(Exception):
-    """A column of Parquet has a value that is not of its type."""
+class TypeMismatch(Exception):
+    """A Parquet column holds a value that is not of the column's type."""
 
     def __init__(self, name: str, type: str) -> None:
         super().__init__(name)
         self.name, self.type = name, type
 
 
-class Output(Protocol):
-    """What a table is written to."""
+class TableWriter(Protocol):
+    """Writes one table to a sink."""
 
-    def write(self, batch: Batch) -> None:
-        """Add rows."""
+    def write(self, batch: ColumnBatch) -> None:
+        """Append rows."""
 
     def end(self) -> None:
-        """The table is whole; the sink is not closed."""
+        """Finish the table; the sink stays open."""
 
 
 def text(value: Any, hook: Callable[[Any], Any] | None = None) -> str:
-    """A value as text: as JSON has it, without the quotes around it; `hook` knows what JSON has not."""
+    """The value as JSON without surrounding quotes; `hook` converts what JSON cannot represent."""
     if isinstance(value, float):
         if math.isfinite(value):
-            return msgspec.json.encode(value, enc_hook=hook).decode()
+            return msgspec.json.encode(value).decode()
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     body = msgspec.json.encode(value, enc_hook=hook).decode()
     return str(msgspec.json.decode(body)) if body.startswith('"') else body
 
 
 class Columns(NamedTuple):
-    """A table's columns: their names, for Parquet their types in Arrow's words, and what makes text of a value."""
+    """Column names, Arrow type names (for Parquet), and the function that turns a value into text."""
 
     names: Sequence[str]
     types: Sequence[str] = ()

@@ -1,88 +1,76 @@
-"""Text files line by line: decoding, delimiters, records of CSV and NDJSON."""
+"""Text files in pieces: decoded, cut into lines, and what their start says of encoding and delimiter."""
 
+import codecs
 import csv
 import io
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Literal
 
-from tandem_worker.archives.names import entry_names
+from charset_normalizer import from_bytes
+
 from tandem_worker.errors import Permanent
-from tandem_worker.jobs.files import FileRef
 
-Progress = Callable[[int], None]  # told how many bytes of the sources were read so far
-
-
-Rows = Literal["csv", "ndjson"]
-
-
-MAX_ROW = 16 << 20  # bytes
-
-
-SAMPLE = 64 << 10  # bytes that tell the delimiter
-
-
+MAX_LINE_CHARS = 16 << 20
+SAMPLE_BYTES = 64 << 10  # enough to detect encoding, format and delimiter
 DELIMITERS = ",;\t|"
+_NEAR = 0.02  # on charset-normalizer's scale of disorder, from 0 to 1
+# UTF-32 first: its little-endian mark starts with UTF-16's.
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
-class _Pieces(io.RawIOBase):
-    """Pieces as a file that is read once, front to back."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._rest = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._rest = memoryview(piece)
-        part, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
-        buffer[: len(part)] = part
-        return len(part)
+def peek(pieces: Iterable[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
+    """The first `size` bytes or more, if there are as many, and an iterator over all bytes."""
+    start, rest = b"", iter(pieces)
+    while len(start) < size and (piece := next(rest, b"")):
+        start += piece
+    return start, chain((start,), rest)
 
 
-def as_file(pieces: Iterator[bytes]) -> io.BufferedReader:
-    """The pieces as a file that is read once, front to back; `peek` gives its start."""
-    return io.BufferedReader(_Pieces(pieces), SAMPLE)
-
-
-def lines(file: io.BufferedReader) -> Generator[bytes, None, None]:
-    """The file's lines, each with its end. Raises Permanent `too_large` for one above MAX_ROW."""
-    while line := file.readline(MAX_ROW + 1):
-        if len(line) > MAX_ROW:
-            raise Permanent("too_large", f"a row has more than {MAX_ROW} bytes")
-        yield line
-
-
-def records(file: io.BufferedReader, delimiter: str) -> Generator[bytes, None, None]:
-    """The file's CSV records as they stand, each with its end and with the empty lines before it."""
-    csv.field_size_limit(MAX_ROW)
-    taken: list[bytes] = []
-
-    def texts() -> Iterator[str]:
-        for line in lines(file):
-            taken.append(line)
-            # Any encoding that has ASCII in it: only quotes, delimiters and line ends count.
-            yield line.decode("latin-1")
-
+def decoded(pieces: Iterable[bytes], encoding: str) -> Iterator[str]:
+    """The text of the pieces; CR LF is never cut. Raises Permanent `invalid_file`."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    text = io.IncrementalNewlineDecoder(decoder, translate=False)
     try:
-        for fields in csv.reader(texts(), delimiter=delimiter):
-            if fields:
-                yield b"".join(taken)
-                taken.clear()
-    except csv.Error as error:
-        raise Permanent("invalid_file", f"its CSV cannot be read: {error}") from None
-    if taken:
-        yield b"".join(taken)
+        for piece in pieces:
+            yield text.decode(piece)
+        yield text.decode(b"", final=True)
+    except UnicodeError:
+        name = encoding.removesuffix("-sig")
+        message = f"the file is not all {name}; file.convert reads other encodings (`encoding`)"
+        raise Permanent("invalid_file", message) from None
+
+
+def lines(
+    pieces: Iterable[bytes], encoding: str, *, newline: Literal["", "\n"] = "\n"
+) -> Iterator[str]:
+    """Lines with their ends, unchanged; with `newline=""` a lone CR ends a line, too.
+
+    Raises Permanent: `invalid_file`, or `too_large` for a line above MAX_LINE_CHARS.
+    """
+    rest = ""
+    for text in decoded(pieces, encoding):
+        found = io.StringIO(text, newline).readlines()
+        if text[-1:] in (newline or "\r\n"):
+            found.append("")
+        found[0] = rest + found[0]
+        rest = found.pop()
+        yield from found
+        if len(rest) > MAX_LINE_CHARS:
+            raise Permanent("too_large", f"a line has more than {MAX_LINE_CHARS} characters")
+    if rest:
+        yield rest
 
 
 def delimiter_of(sample: str) -> str:
-    """The delimiter of CSV that starts so: the one that cuts the most of its rows into as many fields as its first."""
-    best, most = ",", (0.0, 0)
+    """The delimiter that splits most rows of the sample into as many fields as its first row."""
+    best, best_score = ",", (0.0, 0)
     start = sample.splitlines(keepends=True)[:-1] or [sample]
     for delimiter in DELIMITERS:
         try:
@@ -91,20 +79,37 @@ def delimiter_of(sample: str) -> str:
             continue
         if rows and rows[0] > 1:
             score = (sum(row == rows[0] for row in rows) / len(rows), rows[0])
-            if score > most:
-                best, most = delimiter, score
+            if score > best_score:
+                best, best_score = delimiter, score
     return best
 
 
-def file_name(source: FileRef) -> tuple[str, str]:
-    """What the file is called, without directories: the stem, and the ending with its dot."""
-    name = entry_names([source])[0].rpartition("/")[2]
-    stem, dot, ending = name.rpartition(".")
-    return (stem, dot + ending) if stem else (name, "")
+def encoding_of(start: bytes) -> str:
+    """The encoding of text that starts with these bytes: by its byte order mark, UTF-8, or a guess."""
+    for mark, name in _BYTE_ORDER_MARKS.items():
+        if start.startswith(mark):
+            return name
+    try:
+        # An incremental decoder accepts a last character that the sample cuts.
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        guesses = from_bytes(start)
+        best = guesses.best()
+        # Prefer cp1252 when its score is within _NEAR of the best guess, and without any guess.
+        if best is None or any(
+            "cp1252" in guess.could_be_from_charset and guess.chaos <= best.chaos + _NEAR
+            for guess in guesses
+        ):
+            return "cp1252"
+        return best.encoding
+    return "utf-8"
 
 
-def is_csv(source: FileRef) -> bool:
-    """Whether the file's name or content type says that it is CSV."""
-    return file_name(source)[1].lower() in (".csv", ".tsv") or (
-        source.content_type or ""
-    ).startswith("text/csv")
+def check_encoding(name: str) -> str:
+    """Python's name for the encoding. Raises ValueError unless it is a known text encoding."""
+    try:
+        found = codecs.lookup(name)
+        "".encode(name)
+    except (LookupError, UnicodeError):
+        raise ValueError(f"{name!r} is not a known text encoding") from None
+    return "utf-8-sig" if found.name == "utf-8" else found.name

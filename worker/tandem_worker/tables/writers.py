@@ -1,78 +1,36 @@
-"""Tables as they are written: CSV, NDJSON, a JSON array, Parquet; batch by batch into whatever takes bytes.
+"""The writer of tables: CSV, NDJSON, a JSON array or Parquet, batch by batch into any sink of bytes.
 
-The one writer of `file.convert`, `sql.export` and `mongo.export`. CSV is that of PostgreSQL's COPY:
+`file.convert`, `sql.export` and `mongo.export` all write here. CSV is that of PostgreSQL's COPY:
 UTF-8, commas, line feeds, quotes only where needed, `""` for an empty text and nothing for a null.
-Everything here computes: call it in a thread or a process. A text that is no Unicode raises
-UnicodeError.
+Text that is not valid Unicode raises UnicodeError. Everything here computes: call it in a thread or
+a process.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from tandem_worker.archives.compression import Compression, Deflating, Sink
-from tandem_worker.jobs.files import FileRef
-from tandem_worker.tables.table import Batch, Columns, Format, Output
-
-_COMPRESSED = re.compile(r"\.(gz|gzip|zst|zstd)$", re.IGNORECASE)
-_READ: dict[str, Format] = {
-    "csv": "csv", "tsv": "csv", "ndjson": "ndjson", "jsonl": "ndjson", "x-ndjson": "ndjson", "json": "json",
-    "parquet": "parquet", "vnd.apache.parquet": "parquet",
-}  # fmt: skip
-_ENDINGS: dict[Compression | None, str] = {None: "", "gzip": ".gz", "zstd": ".zst"}
-_TYPES: dict[Format, str] = {
-    "csv": "text/csv",
-    "ndjson": "application/x-ndjson",
-    "json": "application/json",
-    "parquet": "application/vnd.apache.parquet",
-}
+from tandem_worker.tables.table import ColumnBatch, Columns, TableFormat, TableWriter
 
 
-def outside(format: Format, compression: Compression | None) -> Compression | None:
-    """How the file as a whole is compressed: Parquet compresses inside."""
-    return None if format == "parquet" else compression
-
-
-def file_name(stem: str, format: Format, compression: Compression | None) -> tuple[str, str]:
-    """Name and content type of a table that is written."""
-    packed = outside(format, compression)
-    return f"{stem}.{format}{_ENDINGS[packed]}", _TYPES[
-        format
-    ] if packed is None else f"application/{packed}"
-
-
-def bare(name: str) -> str:
-    """The name without a compression's ending."""
-    return _COMPRESSED.sub("", name)
-
-
-def format_of(source: FileRef) -> Format | None:
-    """The format that the file's name or content type says, if any."""
-    ending = bare(source.name or "").rpartition(".")[2].lower()
-    kind = (source.content_type or "").partition(";")[0].strip().lower().rpartition("/")[2]
-    return _READ.get(ending) or _READ.get(kind)
-
-
-def open_output(
-    sink: Sink, format: Format, compression: Compression | None, columns: Columns
-) -> Output:
-    """The output of a format; compressed as a whole, but Parquet inside (Zstandard unless said)."""
+def open_writer(
+    sink: Sink, format: TableFormat, compression: Compression | None, columns: Columns
+) -> TableWriter:
+    """The writer of a format, compressed as a whole; Parquet inside, with Zstandard by default."""
     if format == "parquet":
-        from tandem_worker.tables.parquet import ParquetOutput, schema  # noqa: PLC0415 - Arrow is large, and most jobs need none
+        from tandem_worker.tables.parquet import ParquetWriter, schema  # noqa: PLC0415 - Arrow is large, and most jobs do not need it
 
-        return ParquetOutput(sink, schema(columns), compression, columns.text)
+        return ParquetWriter(sink, schema(columns), compression, columns.text)
     out = Deflating(sink, compression)
-    return (
-        CsvOutput(out, columns)
-        if format == "csv"
-        else JsonOutput(out, columns.names, array=format == "json")
-    )
+    if format == "csv":
+        return CsvWriter(out, columns)
+    return JsonWriter(out, columns.names, array=format == "json")
 
 
-class CsvOutput:
-    """CSV, see above; without columns there is not even a header."""
+class CsvWriter:
+    """CSV as described above; a table without columns does not even have a header."""
 
     def __init__(self, out: Deflating, columns: Columns) -> None:
         self._out = out
@@ -80,7 +38,7 @@ class CsvOutput:
         if columns.names:
             self._out.write((",".join(map(self._cell, columns.names)) + "\n").encode())
 
-    def write(self, batch: Batch) -> None:
+    def write(self, batch: ColumnBatch) -> None:
         rows = zip(*(map(self._cell, column) for column in batch.columns), strict=True)
         self._out.write("".join([",".join(row) + "\n" for row in rows]).encode())
 
@@ -104,8 +62,8 @@ def _quoted(cell: str) -> bool:
     return cell in ("", "\\.") or cell[0] == " " or cell[-1] == " "
 
 
-class JsonOutput:
-    """NDJSON, or an array with one row a line."""
+class JsonWriter:
+    """NDJSON, or a JSON array with one row per line."""
 
     def __init__(self, out: Deflating, names: Sequence[str] = (), *, array: bool) -> None:
         self._out = out
@@ -113,15 +71,13 @@ class JsonOutput:
         self._array = array
         self._begun = False
 
-    def write(self, batch: Batch) -> None:
+    def write(self, batch: ColumnBatch) -> None:
         names = self._names
-        rows = [dict(zip(names, row, strict=True)) for row in zip(*batch.columns, strict=True)] or [
-            {}
-        ] * batch.rows
-        self.add(map(msgspec.json.encode, rows))
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*batch.columns, strict=True)]
+        self.add(map(msgspec.json.encode, rows or [{}] * batch.rows))
 
     def add(self, items: Iterable[bytes]) -> None:
-        """The same for rows that are JSON already, or for any values."""
+        """Append values of any kind that are JSON already."""
         if not self._array:
             self._out.write(b"".join([item + b"\n" for item in items]))
         elif data := b",\n".join(items):
@@ -135,19 +91,16 @@ class JsonOutput:
 
 
 class Buffer:
-    """A sink that is emptied by `take`."""
+    """A sink whose bytes are fetched by `take`."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
-        self.size = 0  # bytes that wait
 
     def write(self, data: bytes, /) -> int:
         self._parts.append(data)
-        self.size += len(data)
         return len(data)
 
     def take(self) -> bytes:
         data = b"".join(self._parts)
         self._parts.clear()
-        self.size = 0
         return data

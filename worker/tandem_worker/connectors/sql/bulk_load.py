@@ -1,6 +1,6 @@
 """Rows into a table, batch by batch within a transaction: PostgreSQL by COPY FROM, SQLite by INSERT.
 
-A batch is written as a whole or not at all. One whose rows the database refuses raises Refused; the
+A batch is written as a whole or not at all. One whose rows the database refuses raises RowsRefused; the
 caller then takes the row out that it names, or halves the batch to find it.
 """
 
@@ -26,7 +26,7 @@ _LINE = re.compile(r"^COPY .*?, line ([0-9]+)", re.MULTILINE)
 _ROWS_FAULT = ("22", "23")  # SQLSTATE classes: data exception, integrity constraint violation
 
 
-class Refused(Exception):
+class RowsRefused(Exception):
     """The database does not take a batch, because of the row of this index where that is known."""
 
     def __init__(self, reason: str, row: int | None) -> None:
@@ -39,7 +39,7 @@ class Loader(Protocol):
     """Writes batches into some columns of one table."""
 
     async def load(self, columns: Sequence[Sequence[Any]]) -> None:
-        """All rows of these columns or, with Refused, none. Values are text, or Python's as JSON and Parquet have them.
+        """All rows of these columns or, with RowsRefused, none. Values are text, or Python's as JSON and Parquet have them.
 
         A batch takes a while to be written down: that is done in a thread.
         """
@@ -50,13 +50,13 @@ def by_column(
     types: Sequence[str],
     convert: Callable[[Sequence[Any], str], Sequence[Any]],
 ) -> list[Sequence[Any]]:
-    """Each column as `convert` makes it of its values and its type; of several that raise Refused the first row's."""
+    """Each column as `convert` makes it of its values and its type; of several that raise RowsRefused the first row's."""
     made: list[Sequence[Any]] = []
-    worst: Refused | None = None
+    worst: RowsRefused | None = None
     for values, type_ in zip(columns, types, strict=True):
         try:
             made.append(convert(values, type_))
-        except Refused as refused:
+        except RowsRefused as refused:
             if worst is None or (refused.row or 0) < (worst.row or 0):
                 worst = refused
     if worst is not None:
@@ -65,13 +65,13 @@ def by_column(
 
 
 def each(values: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:
-    """The values one by one; what `convert` cannot take is Refused."""
+    """The values one by one; what `convert` cannot take is RowsRefused."""
     made = []
     for number, value in enumerate(values):
         try:
             made.append(convert(value))
         except (ValueError, TypeError) as error:
-            raise Refused(str(error), number) from None
+            raise RowsRefused(str(error), number) from None
     return made
 
 
@@ -150,7 +150,7 @@ class PostgresLoader:
                 _ROWS_FAULT
             ):
                 line = _LINE.search(getattr(cause, "context", None) or "")
-                raise Refused(str(cause.args[0]), int(line[1]) - 1 if line else None) from None
+                raise RowsRefused(str(cause.args[0]), int(line[1]) - 1 if line else None) from None
             raise
 
     async def _copy(self, data: bytes) -> None:
@@ -256,7 +256,7 @@ _KEPT = {str, int, float, bool, bytes, NoneType}  # by SQLite as they are
 
 
 def sqlite_values(values: Sequence[Any], type_: str) -> Sequence[Any]:
-    """A column's values as SQLite keeps them where it is declared so. Raises Refused."""
+    """A column's values as SQLite keeps them where it is declared so. Raises RowsRefused."""
     kinds, blob = set(map(type, values)), "BLOB" in type_.upper()
     if kinds <= _KEPT and not (blob and str in kinds):
         return values

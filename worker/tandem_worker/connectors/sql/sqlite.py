@@ -21,7 +21,7 @@ from tandem_shared.sqlite import BUSY_TIMEOUT_SECONDS, SQLiteClient
 from tandem_worker.connectors.sql import rows
 from tandem_worker.connectors.sql.bulk_load import (
     Loader,
-    Refused,
+    RowsRefused,
     by_column,
     check_columns,
     quoted,
@@ -360,7 +360,7 @@ class SqliteLoader:
             except (sqlite3.IntegrityError, sqlite3.DataError, OverflowError) as error:
                 client.guarding = False
                 await connection.execute("ROLLBACK TO batch")
-                raise Refused(str(error), None) from None
+                raise RowsRefused(str(error), None) from None
             finally:
                 client.guarding = False
             await connection.execute("RELEASE batch")

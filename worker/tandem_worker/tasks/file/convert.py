@@ -6,28 +6,38 @@ from typing_extensions import TypedDict
 from tandem_worker.archives.compression import Compression
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.sync import SyncJob
-from tandem_worker.tables.source import check_encoding, recognise
-from tandem_worker.tables.table import Format
+from tandem_worker.tables.source import detect
+from tandem_worker.tables.table import TableFormat
+from tandem_worker.tables.text import check_encoding
 from tandem_worker.task import task
 from tandem_worker.tasks.file.payloads import EXAMPLE
 
 
 class ConvertPayload(BaseModel):
-    """What to convert. What is not said of the source (`from`, `delimiter`, `encoding`), its name and start tell."""
+    """What to convert. `from`, `delimiter` and `encoding` are detected from the file if left out."""
 
     model_config = ConfigDict(extra="forbid")
 
     source: FileRef
-    from_: Format | None = Field(default=None, alias="from", description="the source's format")
-    to: Format
+    from_: TableFormat | None = Field(
+        default=None, alias="from", description="the format of the source"
+    )
+    to: TableFormat
     compression: Compression | None = Field(
-        default=None, description="of the result; inside of the file for Parquet"
+        default=None, description="of the result; Parquet is compressed inside the file"
     )
     delimiter: str | None = Field(
-        default=None, min_length=1, max_length=1, pattern=r'^[^"\r\n\x00]$', description="of CSV"
+        default=None,
+        min_length=1,
+        max_length=1,
+        pattern=r'^[^"\r\n\x00]$',
+        description="of a CSV source",
     )
     encoding: str | None = Field(
-        default=None, min_length=1, max_length=40, description="of CSV and JSON: latin-1, …"
+        default=None,
+        min_length=1,
+        max_length=40,
+        description="of a CSV or JSON source, such as latin-1",
     )
 
     @field_validator("encoding")
@@ -37,7 +47,7 @@ class ConvertPayload(BaseModel):
 
 
 class Converted(TypedDict):
-    """The file, called as the source is, with the ending of its format, and the number of its rows."""
+    """The file, named like the source with the extension of its format, and its number of rows."""
 
     file: FileRef
     row_count: int
@@ -45,33 +55,30 @@ class Converted(TypedDict):
 
 @task("file.convert", timeout="10m", cpu=True, example={"source": EXAMPLE, "to": "parquet"})
 def convert(job: SyncJob, payload: ConvertPayload) -> Converted:
-    """Convert a table between CSV, NDJSON, a JSON array and Parquet. A source in gzip or Zstandard is inflated.
+    """Convert a table between CSV, NDJSON, a JSON array and Parquet. The source may be gzip or Zstandard.
 
-    CSV has a header, and is written in UTF-8 with commas. Its columns become integers, numbers or
-    booleans where every field of the whole file is one, with nulls for empty fields, and text
-    otherwise; numbers that would not keep their digits (007) stay text. In CSV and Parquet, objects
-    and arrays are JSON text. JSON to JSON leaves values as they are. What is not what it is said to
-    be fails as `invalid_file`.
+    CSV has a header and is written as UTF-8 with commas. A CSV column becomes integers, numbers or
+    booleans if every field in the whole file is one (an empty field is a null), and text otherwise;
+    numbers whose digits would change (007) stay text. In CSV and Parquet, objects and arrays are
+    JSON text. JSON to JSON leaves values as they are. A source that does not have the given or
+    detected format fails as `invalid_file`.
     """
     from tandem_worker.tables import convert  # noqa: PLC0415 - Arrow is large, and only this task needs it
 
     source = job.files.stat(payload.source)
     total = source.size or 0
-    twice = False
-
-    def progress(done: int) -> None:
-        job.progress(done / 2 if twice else done, total)
+    passes = 1
 
     job.progress(0, total)
-    found = recognise(
+    table = detect(
         job.files,
         source,
         payload.from_,
         delimiter=payload.delimiter,
         encoding=payload.encoding,
-        progress=progress,
+        progress=lambda bytes_read: job.progress(bytes_read / passes, total),
     )
-    twice = convert.passes(found.format, payload.to) == 2
-    made = convert.convert(job.files, found, payload.to, payload.compression)
+    passes = convert.passes(table.format, payload.to)
+    file, row_count = convert.convert(job.files, table, payload.to, payload.compression)
     job.progress(total, total)
-    return {"file": made.file, "row_count": made.row_count}
+    return {"file": file, "row_count": row_count}

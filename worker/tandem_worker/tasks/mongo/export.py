@@ -24,9 +24,10 @@ from tandem_worker.archives.compression import Compression, Deflating
 from tandem_worker.connectors.mongo.extended_json import DECODING, Form, plain, to_json
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
-from tandem_worker.tables.schema import Keys
-from tandem_worker.tables.table import Batch, Columns, Format
-from tandem_worker.tables.writers import Buffer, JsonOutput, file_name, open_output
+from tandem_worker.tables.names import output_name
+from tandem_worker.tables.schema import ObjectColumns
+from tandem_worker.tables.table import ColumnBatch, Columns, TableFormat
+from tandem_worker.tables.writers import Buffer, JsonWriter, open_writer
 from tandem_worker.task import task
 from tandem_worker.tasks.mongo.payloads import _found, _Read
 
@@ -46,7 +47,7 @@ class Dump(Protocol):
 
 @contextmanager
 def open_dump(
-    format: Format, compression: Compression | None, form: Form, fields: Sequence[str] = ()
+    format: TableFormat, compression: Compression | None, form: Form, fields: Sequence[str] = ()
 ) -> Iterator[Dump]:
     """The dump of a format. `fields` are columns of CSV and Parquet that are there in any case, and come first."""
     if format in ("ndjson", "json"):
@@ -58,10 +59,10 @@ def open_dump(
 
 
 class _Texts:
-    def __init__(self, format: Format, compression: Compression | None, form: Form) -> None:
+    def __init__(self, format: TableFormat, compression: Compression | None, form: Form) -> None:
         self._form = form
         self._buffer = Buffer()
-        self._output = JsonOutput(Deflating(self._buffer, compression), array=format == "json")
+        self._output = JsonWriter(Deflating(self._buffer, compression), array=format == "json")
 
     def write(self, documents: Sequence[bytes]) -> bytes:
         self._output.add([to_json(_read(one), self._form) for one in documents])
@@ -78,32 +79,32 @@ class _Table:
     def __init__(
         self,
         spool: Any,
-        format: Format,
+        format: TableFormat,
         compression: Compression | None,
         form: Form,
         fields: Sequence[str],
     ) -> None:
         self._spool = spool
         self._format, self._compression, self._form = format, compression, form
-        self._keys = Keys(fields)
+        self._keys = ObjectColumns(fields)
 
     def write(self, documents: Sequence[bytes]) -> bytes:
         for one in documents:
-            self._keys.see(_read(one))
+            self._keys.add(_read(one))
             self._spool.write(one)
         return b""
 
     def end(self) -> Iterator[bytes]:
         columns = Columns(self._keys.names, self._keys.types, partial(_text, form=self._form))
         buffer = Buffer()
-        output = open_output(buffer, self._format, self._compression, columns)
+        output = open_writer(buffer, self._format, self._compression, columns)
         for batch in self._batches():
             output.write(batch)
             yield buffer.take()
         output.end()
         yield buffer.take()
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[ColumnBatch]:
         waiting: list[Any] = []
         start = 0
         self._spool.seek(0)
@@ -135,7 +136,7 @@ def _text(value: Any, form: Form) -> str:
 class MongoExport(_Read):
     """What `mongo.export` takes."""
 
-    format: Format
+    format: TableFormat
     compression: Annotated[
         Compression | None, Field(description="of the file; of Parquet, inside of it")
     ] = None
@@ -183,7 +184,7 @@ async def export(job: Job, payload: MongoExport) -> MongoExported:
             yield piece
 
     stem = re.sub(r"[^\w.-]+", "_", payload.collection).strip(".")[:60] or "documents"
-    name, kind = file_name(stem, payload.format, payload.compression)
+    name, kind = output_name(stem, payload.format, payload.compression)
     with open_dump(payload.format, payload.compression, payload.extended_json, wanted) as dump:
         async with _found(job, payload, raw=True) as documents:
             file = await job.files.write(name, pieces(documents, dump), kind)

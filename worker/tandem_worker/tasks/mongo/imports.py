@@ -17,10 +17,10 @@ from tandem_worker.connectors.mongo.extended_json import invalid, to_bson
 from tandem_worker.errors import TaskError
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
-from tandem_worker.tables.reader import items
+from tandem_worker.tables.names import format_of
+from tandem_worker.tables.reader import read_objects
 from tandem_worker.tables.stored import Stored
-from tandem_worker.tables.table import Format
-from tandem_worker.tables.writers import format_of
+from tandem_worker.tables.table import TableFormat
 from tandem_worker.task import task
 from tandem_worker.tasks.mongo.inserts import Entry, Inserts, next_batch
 from tandem_worker.tasks.mongo.payloads import _Place, _target
@@ -31,7 +31,7 @@ class MongoImport(_Place):
 
     source: FileRef
     format: Annotated[
-        Format | None, Field(description="told by the file's name if not given, else ndjson")
+        TableFormat | None, Field(description="told by the file's name if not given, else ndjson")
     ] = None
     compression: Annotated[
         Compression | None, Field(description="may be left out: the file's start says it")
@@ -70,25 +70,25 @@ async def import_file(job: Job, payload: MongoImport) -> MongoImported:
     inserts = Inserts(job.mongo(payload.connection), _target(job, payload), job.id, refuse)
     while batch := await asyncio.to_thread(next_batch, found):
         await inserts.add(batch)
-        await job.progress(stored.read, source.size)
+        await job.progress(stored.bytes_read, source.size)
     await job.progress(source.size or 0, source.size)
     return {"inserted": inserts.inserted, "bad_count": inserts.bad}
 
 
 def entries(
-    pieces: Iterable[bytes], format: Format, compression: Compression | None
+    pieces: Iterable[bytes], format: TableFormat, compression: Compression | None
 ) -> Iterator[Entry]:
     """The documents of a file, read in a thread. Raises Permanent for a file that is not what it is said to be."""
-    for number, found, problem, size in items(pieces, format, compression):
-        if found is None:
-            yield Entry(number, None, problem, size)
-            continue
-        try:
-            yield Entry(number, _document(found, parquet=format == "parquet"), "", size)
-        except TaskError as error:
-            yield Entry(number, None, error.message, size)
-        except (ValueError, RecursionError, DecimalException) as error:
-            yield Entry(number, None, str(error), size)
+    for row in read_objects(pieces, format, compression):
+        document, problem = None, row.problem
+        if not problem:
+            try:
+                document = _document(row.value, parquet=format == "parquet")
+            except TaskError as error:
+                problem = error.message
+            except (ValueError, RecursionError, DecimalException) as error:
+                problem = str(error)
+        yield Entry(row.line, document, problem, row.size)
 
 
 def _document(found: dict[str, Any], *, parquet: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from tandem_worker.connectors.sql.connections import Transaction
 from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
-from tandem_worker.tasks.sql.payloads import REPORT_EVERY, Connection, Params, Sql
+from tandem_worker.tasks.sql.payloads import REPORT_ROWS, ConnectionName, Sql, SqlParams
 
 
 class SqlStatement(BaseModel):
@@ -21,29 +21,30 @@ class SqlStatement(BaseModel):
     )
 
     sql: Sql
-    params: Params = None
+    params: SqlParams = None
     rows: (
-        Annotated[list[list[Any] | dict[str, Any]], Field(description="params of each run")] | None
+        Annotated[list[list[Any] | dict[str, Any]], Field(description="the params of each run")]
+        | None
     ) = None
 
     @model_validator(mode="after")
     def _either(self) -> Self:
         if {"params", "rows"} <= self.model_fields_set:
-            raise ValueError("give params or rows, not both")
+            raise ValueError("give either params or rows")
         return self
 
 
 class SqlExecute(BaseModel):
-    """What `sql.execute` takes."""
+    """The payload of `sql.execute`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    connection: Connection
+    connection: ConnectionName
     statements: list[SqlStatement] = Field(min_length=1, max_length=10_000)
 
 
 class SqlExecuted(TypedDict):
-    """What `sql.execute` gives: rows written (or returned) by each statement, and which attempt's work it was."""
+    """Rows written (or returned) by each statement, and whether this attempt or an earlier one did the work."""
 
     rowcounts: list[int]
     applied: Literal["now", "before"]
@@ -69,10 +70,12 @@ class SqlExecuted(TypedDict):
 async def execute(job: Job, payload: SqlExecute) -> SqlExecuted:
     """Run SQL statements in one transaction, applied once however often the job is started.
 
-    The connection must say `mode=rw`. A marker in its table `tandem_applied` is written in the same
-    transaction; a later attempt finds it and gives the same row counts, with `applied: before`.
+    The connection needs `mode=rw`. A marker is written to its table `tandem_applied` in the same
+    transaction; a later attempt finds it and returns the same row counts, with `applied: before`.
     """
-    total = sum(1 if one.rows is None else len(one.rows) for one in payload.statements)
+    total = sum(
+        1 if statement.rows is None else len(statement.rows) for statement in payload.statements
+    )
 
     async def work(transaction: Transaction) -> list[int]:
         rowcounts, done = [], 0
@@ -81,7 +84,7 @@ async def execute(job: Job, payload: SqlExecute) -> SqlExecuted:
             for params in [statement.params] if statement.rows is None else statement.rows:
                 count += await transaction.execute(statement.sql, params)
                 done += 1
-                if done % REPORT_EVERY == 0:
+                if done % REPORT_ROWS == 0:
                     await job.progress(done, total)
             rowcounts.append(count)
         return rowcounts

@@ -6,43 +6,33 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from tandem_worker.connectors.sql.connections import SqlConnection
+from tandem_worker.connectors.sql.rows import Column
 from tandem_worker.jobs.job import Job
 
-REPORT_EVERY = 5000  # rows
+REPORT_ROWS = 5000  # rows between two progress reports
 
-
-Connection = Annotated[
+ConnectionName = Annotated[
     str, Field(min_length=1, max_length=128, description="a name from the worker's settings")
 ]
-
-
 Sql = Annotated[
     str, Field(pattern=r"^[^\u0000]*[^\s\u0000][^\u0000]*$", description="one statement")
 ]
-
-
-Params = Annotated[
+SqlParams = Annotated[
     list[Any] | dict[str, Any] | None,
     Field(description="a list for the database's own placeholders (?, $1), an object for :name"),
 ]
-
-
 MaxRows = Annotated[
-    Annotated[int, Field(ge=1)] | None, Field(description="more rows fail the job as too_large")
+    Annotated[int, Field(ge=1)] | None,
+    Field(description="a result with more rows fails the job as too_large"),
 ]
-
-
 MaxBytes = Annotated[
     Annotated[int, Field(ge=1)] | None,
-    Field(description="more bytes of output or of the file fail it likewise"),
+    Field(description="more bytes of output, or of the file, fail the job as too_large"),
 ]
-
-
-_OF_SQL = {"connection": "string", "sql": "string", "query": "null"}
 
 
 class SqlSource(BaseModel):
-    """One query: SQL of the client's own for a connection, or one that the operator has declared by name."""
+    """One query: either `sql` for a `connection`, or the name of a `query` that the operator declared."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -51,7 +41,11 @@ class SqlSource(BaseModel):
             "oneOf": [
                 {
                     "required": ["connection", "sql"],
-                    "properties": {key: {"type": kind} for key, kind in _OF_SQL.items()},
+                    "properties": {
+                        "connection": {"type": "string"},
+                        "sql": {"type": "string"},
+                        "query": {"type": "null"},
+                    },
                 },
                 {
                     "required": ["query"],
@@ -61,12 +55,12 @@ class SqlSource(BaseModel):
         },
     )
 
-    connection: Connection | None = Field(None, description="may be left out with `query`")
+    connection: ConnectionName | None = Field(None, description="optional with `query`")
     sql: Sql | None = None
     query: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
-        None, description="a query's name in the worker's settings"
+        None, description="the name of a query in the worker's settings"
     )
-    params: Params = None
+    params: SqlParams = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -76,8 +70,8 @@ class SqlSource(BaseModel):
             raise ValueError("sql needs a connection")
         return self
 
-    def asked(self, job: Job) -> tuple[SqlConnection, str, list[Any] | dict[str, Any] | None]:
-        """The connection, the text and its params. Raises TaskError."""
+    def resolve(self, job: Job) -> tuple[SqlConnection, str, list[Any] | dict[str, Any] | None]:
+        """The connection, the SQL and its params. Raises TaskError."""
         known = job.resources.sql
         if self.query is None:
             return known.raw(self.connection or ""), self.sql or "", self.params
@@ -90,3 +84,8 @@ class SqlColumn(TypedDict):
 
     name: str
     type: str
+
+
+def column_list(columns: list[Column]) -> list[SqlColumn]:
+    """The columns as a job's result lists them."""
+    return [{"name": column.name, "type": column.type} for column in columns]
