@@ -44,7 +44,7 @@ def test_a_reader_that_likes_nothing_gets_nothing(accept: str) -> None:
 
 def item(value: Any, *, attempt: int = 1, type: str = "output") -> StreamEntry:
     data = value if isinstance(value, bytes) else msgspec.json.encode(value)
-    return StreamEntry(Position(1, 0), type, attempt, "", data)
+    return StreamEntry(Position(1, 0), type, attempt, data)
 
 
 @pytest.mark.parametrize(

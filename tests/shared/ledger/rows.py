@@ -20,10 +20,21 @@ def facts(state: State = State.QUEUED, stamp: int = BEGAN, **given: Any) -> Fact
     if tags := given.pop("tags", None):
         options["tags"] = tags
     values: dict[str, Any] = {
-        "state": state.value, "task": "t", "tenant": "default", "queue": "default", "prio": "normal", "v": stamp,
-        "attempt": 1, "max": 3, "at": BEGAN, "due": BEGAN // 1000, "ver": 1,
-        "opts": msgspec.json.encode(options).decode(), "ended": stamp if final else None, **given,
-    }  # fmt: skip
+        "state": state.value,
+        "task": "t",
+        "tenant": "default",
+        "queue": "default",
+        "prio": "normal",
+        "v": stamp,
+        "attempt": 1,
+        "max": 3,
+        "at": BEGAN,
+        "due": BEGAN // 1000,
+        "ver": 1,
+        "opts": msgspec.json.encode(options).decode(),
+        "ended": stamp if final else None,
+        **given,
+    }
     payload = '{"n": 1}' if final else None
     return [None if (value := values.get(name)) is None else str(value) for name in KEPT] + [
         payload

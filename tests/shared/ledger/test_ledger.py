@@ -48,9 +48,19 @@ async def test_a_job_comes_back_as_it_was_written(ledger: Ledger) -> None:
         f"1 {BEGAN} {BEGAN + 5} failed host-1-ab\n2 {BEGAN + 9} {BEGAN + 10} succeeded host-2-cd\n"
     )
     values = facts(
-        State.SUCCEEDED, BEGAN + 10, result='{"a": "\\u0000 ü"}', attempts=attempts, run=12, cancel=BEGAN + 3,
-        tags={"customer": "17"}, progress='{"current": 1}', files='[{"name": "x"}]', began=BEGAN + 9, ck="k", cl=2,
-    )  # fmt: skip
+        State.SUCCEEDED,
+        BEGAN + 10,
+        result='{"a": "\\u0000 ü"}',
+        attempts=attempts,
+        run=12,
+        cancel=BEGAN + 3,
+        tags={"customer": "17"},
+        progress='{"current": 1}',
+        files='[{"name": "x"}]',
+        began=BEGAN + 9,
+        ck="k",
+        cl=2,
+    )
     await ledger.save([row_from_facts(id, values)])
     record = await ledger.get(id, tenant="default")
     assert record is not None

@@ -1,4 +1,4 @@
-"""Segments, and readers that cross from them to Redis: the same sequence from any place on, however it is stored."""
+"""Segments, and readers that cross from them to Redis without losing their place."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,13 +16,18 @@ from tandem_shared.queue.messages import Chunk, Segment
 from tandem_shared.streams import segments
 from tandem_shared.streams.reader import (
     ENTRY_TYPES,
-    REPORT_TYPES,
     START,
     StreamEntry,
     StreamReader,
     StreamSource,
 )
-from tandem_shared.streams.segments import MAGIC, read_segment, segment_path, write_segment
+from tandem_shared.streams.segments import (
+    MAGIC,
+    REPORT_TYPES,
+    read_segment,
+    segment_path,
+    write_segment,
+)
 from tests.shared.streams.test_reader import T, record
 
 CHUNKS = [
@@ -43,7 +48,7 @@ async def read(store: FileStore, segment: Segment, offset: int = 0) -> list[tupl
     return [one async for one in read_segment(store, "J", segment, offset)]
 
 
-async def test_what_was_written_is_read_from_any_entry_on(store: FileStore) -> None:
+async def test_a_segment_is_read_from_any_entry_on(store: FileStore) -> None:
     segment = await write_segment(store, "J", CHUNKS)
     assert segment[:2] == (T + 1, T + 5)
     assert segment.size == await store.size(segment_path("J", segment))
@@ -69,7 +74,7 @@ async def test_the_format_is_the_documented_one(store: FileStore) -> None:
     assert len(data) == segment.size
 
 
-async def test_what_is_missing_or_damaged_is_not_passed_over(store: FileStore) -> None:
+async def test_missing_and_damaged_segments_are_unavailable(store: FileStore) -> None:
     with pytest.raises(Unavailable, match="missing"):
         await read(store, Segment(1, 2, 100))
     segment = await write_segment(store, "J", CHUNKS[:2])
@@ -87,19 +92,19 @@ async def test_what_is_missing_or_damaged_is_not_passed_over(store: FileStore) -
 
 
 class Life:
-    """A job that says things while they move to the file store; `Tail` as Redis would be."""
+    """A job whose reports move to the file store while it runs; an OutputTail like Redis."""
 
     def __init__(self, chunks: Sequence[Chunk]) -> None:
         self.store = FileStore(MemoryStore())
-        self.said = list(chunks)
+        self.reports = list(chunks)
         self.tail: list[Chunk] = []
         self.index: list[Segment] = []
-        self.told = 0
+        self.reported = 0
 
-    async def go_on(self, chunks: int, moved: int) -> None:
-        """Says so many more, then moves so many of the oldest."""
-        self.tail += self.said[self.told : self.told + chunks]
-        self.told = min(self.told + chunks, len(self.said))
+    async def step(self, chunks: int, moved: int) -> None:
+        """Report some more chunks, then move some of the oldest to the file store."""
+        self.tail += self.reports[self.reported : self.reported + chunks]
+        self.reported = min(self.reported + chunks, len(self.reports))
         oldest, self.tail = self.tail[:moved], self.tail[moved:]
         if oldest:
             self.index.append(await write_segment(self.store, "J", oldest))
@@ -111,20 +116,20 @@ class Life:
         return [one for one in self.index if one.last > after][:limit]
 
     def record(self) -> Record:
-        """As it is now; final once all is said."""
+        """The record as of now; final once everything is reported."""
         firsts: dict[int, int] = {}
-        for chunk in self.said[: self.told]:
+        for chunk in self.reports[: self.reported]:
             firsts.setdefault(chunk.attempt, chunk.stamp)
-        # An attempt is lost 8 µs before the next one says its first word, which is 4 µs after it
-        # began.
+        # An attempt is lost 8 µs before the first report of the next one, which began 4 µs before
+        # that report.
         ends = [*(first - 8 for first in list(firsts.values())[1:]), None]
         attempts = [
             Attempt(number, first - 4, ended, None if ended is None else "worker_lost", "w")
             for (number, first), ended in zip((firsts or {1: T + 10}).items(), ends, strict=True)
         ]
-        last = self.said[self.told - 1].stamp if self.told else 0
+        last = self.reports[self.reported - 1].stamp if self.reported else 0
         now = {"attempt": attempts[-1].number, "output": last}
-        if self.told < len(self.said):
+        if self.reported < len(self.reports):
             return record(attempts=tuple(attempts), stamp=attempts[-1].began, **now)
         end = max(last, T + 10) + 5
         attempts[-1] = attempts[-1]._replace(ended=end, outcome="succeeded")
@@ -139,7 +144,7 @@ class Life:
 
 @st.composite
 def chunks(draw: st.DrawFn) -> list[Chunk]:
-    """What a job says over some attempts; each names the one before it, as the script does."""
+    """The reports of some attempts; each names the one before it, as report.lua does."""
     found: list[Chunk] = []
     stamp, before = T + 10, 0
     for attempt in range(1, draw(st.integers(1, 3)) + 1):
@@ -158,11 +163,11 @@ def chunks(draw: st.DrawFn) -> list[Chunk]:
 @seed(4)
 @settings(max_examples=150, deadline=None)
 @given(said=chunks(), data=st.data())
-async def test_readers_get_everything_once_and_in_order_wherever_it_stands(
+async def test_readers_get_every_entry_once_and_in_order_wherever_it_is_stored(
     said: list[Chunk], data: st.DataObject
 ) -> None:
     plain = Life(said)
-    await plain.go_on(len(said), 0)
+    await plain.step(len(said), 0)
     expected = [entry async for entry in plain.reader().entries(plain.record())]
     assert [one.data for one in expected if one.type in REPORT_TYPES] == [
         item for chunk in said for item in chunk.items
@@ -173,21 +178,21 @@ async def test_readers_get_everything_once_and_in_order_wherever_it_stands(
     reader, got = life.reader(), list[StreamEntry]()
     piece, segments.FETCH_BYTES = (
         segments.FETCH_BYTES,
-        data.draw(st.sampled_from((1, 30, 1000)), "piece"),
+        data.draw(st.sampled_from((1, 30, 1000)), "fetch bytes"),
     )
     try:
         while not got or got[-1].type != "end":
-            await life.go_on(
+            await life.step(
                 data.draw(st.integers(1, 5), "said"), data.draw(st.integers(0, 6), "moved")
             )
             now = life.record()
-            leaves = data.draw(st.none() | st.integers(0, 12), "leaves after")
+            after = data.draw(st.none() | st.integers(0, 12), "disconnects after")
             async for entry in reader.entries(now):
                 got.append(entry)
                 if data.draw(st.booleans(), "moves meanwhile"):
-                    await life.go_on(0, data.draw(st.integers(0, 3), "moved meanwhile"))
-                if leaves is not None and len(got) >= leaves:
-                    reader = life.reader(entry.position)  # it comes again, at any replica
+                    await life.step(0, data.draw(st.integers(0, 3), "moved meanwhile"))
+                if after is not None and len(got) >= after:
+                    reader = life.reader(entry.position)  # reconnects, at any replica
                     break
     finally:
         segments.FETCH_BYTES = piece
