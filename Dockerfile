@@ -4,7 +4,7 @@ WORKDIR /build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore \
     UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never
 COPY requirements.lock pyproject.toml ./
-# The two tools that build, at the versions and hashes of the lock.
+# The two build tools, at the versions and hashes of the lock.
 RUN sed -n '/^\(setuptools\|uv\)==/,/[^\\]$/p' requirements.lock > tools.lock \
     && pip install --require-hashes -r tools.lock
 # What the service needs, without the extras dev and test. The lock is the constraint: it gives version and hash of each
@@ -21,7 +21,7 @@ RUN uv build --wheel --no-build-isolation --out-dir dist \
 FROM python:3.12-slim
 ENV PATH=/opt/tandem/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     TANDEM_STORE_URL=file:///data TANDEM_LOG=json
-# A number, so that an orchestrator can see that it is not root. /data is the file store when it is a volume.
+# A numeric user, so that orchestrators can verify that it is not root. Mount /data for the file store.
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin tandem && install -d -o 10001 -g 10001 /data
 COPY --from=build /opt/tandem /opt/tandem
 WORKDIR /data

@@ -1,4 +1,4 @@
-"""Real servers for the tests, one of each per test process, and the one way to wait: `eventually`."""
+"""Real servers for the tests, one of each per test process, and how tests wait: `eventually`."""
 
 import asyncio
 import inspect
@@ -33,14 +33,13 @@ from tandem_shared.errors import Misconfigured
 T = TypeVar("T")
 S3_REGION = "us-east-1"
 
-settings.register_profile(
-    "tandem", deadline=None
-)  # how long an example takes says more about the machine
+# Without a deadline: how long an example takes says more about the machine than about the code.
+settings.register_profile("tandem", deadline=None)
 settings.load_profile("tandem")
 
 
 def pytest_report_header() -> str:
-    """Which Redis the tests use: what they show holds for that version."""
+    """Names the Redis that the tests use: their results hold for that version."""
     try:
         program = redis_program()
     except Misconfigured as error:
@@ -53,31 +52,34 @@ async def eventually(predicate: Callable[[], Awaitable[T]], timeout: float = 10.
 @overload
 async def eventually(predicate: Callable[[], T], timeout: float = 10.0) -> T: ...
 async def eventually(predicate: Callable[[], Any], timeout: float = 10.0) -> Any:
-    """The first true value of `predicate`, sync or async; AssertionError with its last one after `timeout` seconds."""
-    value: object = "nothing: it never returned"
+    """The first true value of `predicate`, sync or async.
+
+    Raises AssertionError, with the last value, after `timeout` seconds.
+    """
+    value: object = "missing: the predicate never returned"
     deadline = asyncio.get_running_loop().time() + timeout
     pause = 0.002
     try:
         async with asyncio.timeout_at(deadline):
             while True:
-                answer = predicate()
-                value = await answer if inspect.isawaitable(answer) else answer
+                value = predicate()
+                if inspect.isawaitable(value):
+                    value = await value
                 if value:
                     return value
                 await asyncio.sleep(pause)
                 pause = min(pause * 1.5, 0.05)
     except TimeoutError:
         if asyncio.get_running_loop().time() < deadline:
-            raise  # the predicate's own
+            raise  # the predicate's own timeout
         raise AssertionError(f"not true within {timeout} s; the last value was {value!r}") from None
 
 
 @contextmanager
 def started(server: Server, log: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """The server's process; killed at the end. Whether it is ready: `await eventually(server.ready)`.
+    """The server's process, killed at the end; wait for it with `await eventually(server.ready)`.
 
-    What it says goes to a file, if to anything: a pipe that nobody reads stops a server that has
-    much to say.
+    Its output goes to `log` or nowhere: a server blocks once a pipe that nobody reads is full.
     """
     with subprocess.Popen(
         tied(server.argv, user=server.user),
@@ -95,7 +97,7 @@ def started(server: Server, log: IO[bytes] | None = None) -> Iterator[subprocess
 
 @contextmanager
 def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
-    """The same for what has no event loop of its own: the server is ready."""
+    """The same for synchronous fixtures; returns once the server is ready."""
     with tempfile.TemporaryFile() as log, started(server, log) as process:
 
         async def ready() -> bool:
@@ -110,10 +112,10 @@ def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def s3_server(port: int) -> Server:
-    """moto's server, which keeps everything in memory; it is ready when it has the bucket `tests`."""
+    """moto's server, in memory; it is ready once the bucket `tests` exists."""
 
     async def ready() -> bool:
-        # Whoever says who he is, the server believes it.
+        # moto accepts any signature, but wants one.
         scope = f"key/20260101/{S3_REGION}/s3/aws4_request"
         headers = {
             "Authorization": f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"
@@ -132,7 +134,7 @@ def s3_server(port: int) -> Server:
 
 
 def s3_environment(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What leads a store to that server."""
+    """Points obstore's S3 client to that server."""
     monkeypatch.setenv("AWS_ENDPOINT", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
@@ -142,7 +144,7 @@ def s3_environment(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def server_data() -> Iterator[Path]:
-    """A directory with a short name, for sockets; others may pass through it, for servers that are not root's."""
+    """A directory with a short path, for sockets; servers run by other users may traverse it."""
     path = Path(tempfile.mkdtemp(prefix="tandem-"))
     path.chmod(0o711)
     yield path
@@ -151,7 +153,7 @@ def server_data() -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def ledger_url(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A ledger of the test's own, for whatever it starts, instead of one in the working directory."""
+    """A separate ledger for each test, instead of the default in the working directory."""
     url = f"sqlite://{tmp_path_factory.mktemp('ledger')}/tandem.db"
     monkeypatch.setenv("TANDEM_DATABASE_URL", url)
     return url
@@ -159,7 +161,7 @@ def ledger_url(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="session")
 def redis_url(server_data: Path) -> Iterator[str]:
-    """A Redis of this test process."""
+    """The Redis of this test process."""
     server = redis_server(server_data)
     with running(server):
         yield server.url
@@ -176,7 +178,7 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 @pytest.fixture(scope="session")
 def s3_port() -> Iterator[int]:
-    """An S3 server of this test process, with the bucket `tests`: its port on loopback."""
+    """The port of this test process's S3 server, which has the bucket `tests`."""
     port = free_port()
     with running(s3_server(port)):
         yield port
@@ -184,14 +186,14 @@ def s3_port() -> Iterator[int]:
 
 @pytest.fixture
 def s3_url(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of an empty place in a bucket, with the environment that leads there."""
+    """The URL of an empty prefix in that bucket, with the environment set up for it."""
     s3_environment(s3_port, monkeypatch)
     return f"s3://tests/{secrets.token_hex(8)}"
 
 
 @pytest.fixture(scope="session")
 def postgres_url(server_data: Path) -> Iterator[str]:
-    """A PostgreSQL of this test process: the superuser's URL."""
+    """The superuser's URL of this test process's PostgreSQL."""
     server = postgres_server(server_data)
     with running(server):
         yield server.url
@@ -199,7 +201,7 @@ def postgres_url(server_data: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def mongo_url(server_data: Path) -> Iterator[str]:
-    """A MongoDB-wire server of this test process."""
+    """The URL of this test process's MongoDB-wire server."""
     server = mongo_server(server_data)
     with running(server):
         yield server.url
@@ -220,5 +222,5 @@ async def postgres(postgres_url: str) -> AsyncIterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def any_ledger_url(request: pytest.FixtureRequest, ledger_url: str) -> str:
-    """A fresh database for a ledger, of each kind."""
+    """An empty database for a ledger, once of each kind."""
     return ledger_url if request.param == "sqlite" else str(request.getfixturevalue("postgres"))
