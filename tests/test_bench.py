@@ -1,4 +1,4 @@
-"""The benchmark runs: what it finds is not judged."""
+"""The benchmark runs; its figures are not judged."""
 
 import asyncio
 import json
@@ -12,19 +12,8 @@ from tandem_shared.dev.servers import tied
 ROOT = Path(__file__).parent.parent
 
 
-async def test_a_small_run_finds_figures(tmp_path: Path) -> None:
-    options = [
-        "--peers",
-        "none",
-        "--only",
-        "1",
-        "--seconds",
-        "0.1",
-        "--rounds",
-        "1",
-        "--to",
-        str(tmp_path),
-    ]
+async def test_a_small_run_measures_and_writes_its_results(tmp_path: Path) -> None:
+    options = f"--peers none --only 1 --seconds 0.1 --rounds 1 --to {tmp_path}".split()
     process = await asyncio.create_subprocess_exec(
         *tied([sys.executable, "-m", "bench", *options]),
         cwd=ROOT,
@@ -35,14 +24,14 @@ async def test_a_small_run_finds_figures(tmp_path: Path) -> None:
     )
     try:
         assert process.stdout is not None
-        said = await asyncio.wait_for(process.stdout.read(), 100)
-        assert await asyncio.wait_for(process.wait(), 10) == 0, said.decode()
+        output = await asyncio.wait_for(process.stdout.read(), 100)
+        assert await asyncio.wait_for(process.wait(), 10) == 0, output.decode()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    found = json.loads((tmp_path / "results.json").read_bytes())["figures"]
-    names = [one["what"] for one in found]
+    rows = json.loads((tmp_path / "results.json").read_bytes())["figures"]
+    names = [row["what"] for row in rows]
     assert names == [
         "no-op jobs, one worker",
         "CPU of the worker for a no-op job",
@@ -53,7 +42,7 @@ async def test_a_small_run_finds_figures(tmp_path: Path) -> None:
         "two workers against one",
         "submitted by one client",
     ]
-    assert all(len(one["values"]) == 1 and one["values"][0] > 0 for one in found)
+    assert all(len(row["values"]) == 1 and row["values"][0] > 0 for row in rows)
     page = (tmp_path / "RESULTS.md").read_text()
     assert "## 1. No-op jobs" in page
     assert all(name in page for name in names)

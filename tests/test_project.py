@@ -1,4 +1,4 @@
-"""What surrounds the code: the lock, the Makefile, the image, the compose file, and that the pages name what exists."""
+"""The lock, the Makefile, the image, the compose file, and the names that the pages use."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tandem_jobs.client.client import API_KEY, URL
+from tandem_jobs.client.client import API_KEY, URL, Client
 from tandem_shared.settings import Settings
 from tandem_shared.times import parse_duration
 
@@ -24,14 +24,11 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "requirements.lock").read_text()
 COMPOSE = ROOT / "docker-compose.yml"
-PAGES = sorted([*ROOT.glob("README.md"), *(ROOT / "docs").glob("*.md")])
-
-
-# The lock.
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("bench/README.md")])
 
 
 def pins() -> dict[str, tuple[Requirement, str]]:
-    """Name → (its requirement with version and marker, the lines of its hashes)."""
+    """Name → (its requirement with version and marker, the block with its hashes)."""
     blocks = re.split(r"^(?=[A-Za-z0-9])", LOCK, flags=re.MULTILINE)[1:]
     return {
         canonicalize_name(requirement.name): (requirement, block)
@@ -40,34 +37,35 @@ def pins() -> dict[str, tuple[Requirement, str]]:
     }
 
 
-def wanted() -> list[Requirement]:
+def declared() -> list[Requirement]:
+    """Everything that pyproject.toml asks for, with all extras and for the build."""
     extras = PROJECT["project"]["optional-dependencies"].values()
     lists = [PROJECT["project"]["dependencies"], *extras, PROJECT["build-system"]["requires"]]
     return [Requirement(text) for texts in lists for text in texts]
 
 
-@pytest.mark.parametrize("requirement", wanted(), ids=lambda requirement: requirement.name)
-def test_lock_holds_what_the_project_asks_for(requirement: Requirement) -> None:
+@pytest.mark.parametrize("requirement", declared(), ids=lambda requirement: requirement.name)
+def test_the_lock_has_every_requirement(requirement: Requirement) -> None:
     pin, _ = pins()[canonicalize_name(requirement.name)]
     (exact,) = pin.specifier
     assert exact.operator == "=="
     assert requirement.specifier.contains(Version(exact.version)), (
-        "requirements.lock is old: make lock"
+        "requirements.lock is outdated: run make lock"
     )
 
 
-def test_lock_has_a_hash_of_every_file() -> None:
+def test_the_lock_has_hashes_for_every_requirement() -> None:
     for name, (_, block) in pins().items():
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", block), name
 
 
-def test_lock_says_nothing_of_where_it_was_made() -> None:
+def test_the_lock_does_not_reveal_where_it_was_made() -> None:
     lines = [line for line in LOCK.splitlines() if not line.startswith("    --hash=sha256:")]
     wrong = [line for line in lines if re.search(r"://|^-|\bindex|\bfile:|@ |/\w+/", line)]
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_exception_to_the_linter_has_its_reason() -> None:
+def test_every_exception_to_the_linter_has_a_reason() -> None:
     section = (
         (ROOT / "pyproject.toml")
         .read_text()
@@ -79,34 +77,26 @@ def test_every_exception_to_the_linter_has_its_reason() -> None:
     assert not [line for line in codes if not re.search(r"# \W?\w+", line)]
 
 
-# The Makefile.
-
-
 @pytest.mark.parametrize(
-    ("interpreter", "said"),
+    ("interpreter", "message"),
     [("exit 1", "Tandem needs Python 3.11 or newer"), ('test "$1" = -c', "Error")],
     ids=["too old", "without venv"],
 )
-def test_a_failed_install_leaves_no_stamp(tmp_path: Path, interpreter: str, said: str) -> None:
+def test_a_failed_install_leaves_no_stamp(tmp_path: Path, interpreter: str, message: str) -> None:
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         (tmp_path / name).write_text((ROOT / name).read_text())
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{interpreter}\n")
     python.chmod(0o755)
     command = ["make", "install", f"PYTHON={python}"]
-    env = {
-        "PATH": os.environ["PATH"],
-        "LC_ALL": "C",
-    }  # without what a make around this test has set
+    # Without the variables of a make that runs this test.
+    env = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
     done = subprocess.run(
         command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert not (tmp_path / ".venv" / "installed").exists()
-
-
-# The image.
 
 
 def steps() -> list[tuple[str, str]]:
@@ -116,19 +106,19 @@ def steps() -> list[tuple[str, str]]:
     return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
 
 
-def test_image_runs_either_half_without_root() -> None:
+def test_the_image_runs_either_half_without_root() -> None:
     final = steps()[[word for word, _ in steps()].index("FROM", 1) :]
-    told = dict(final)
-    assert told["ENTRYPOINT"] == '["tandem"]'
-    assert told["CMD"] == '["api"]'
-    assert told["STOPSIGNAL"] == "SIGTERM"
-    assert "PYTHONUNBUFFERED=1" in told["ENV"]
-    user, _, group = told["USER"].partition(":")
+    instructions = dict(final)
+    assert instructions["ENTRYPOINT"] == '["tandem"]'
+    assert instructions["CMD"] == '["api"]'
+    assert instructions["STOPSIGNAL"] == "SIGTERM"
+    assert "PYTHONUNBUFFERED=1" in instructions["ENV"]
+    user, _, group = instructions["USER"].partition(":")
     assert int(user) > 0
     assert int(group) > 0
 
 
-def test_image_takes_its_tools_from_the_lock() -> None:
+def test_the_image_takes_its_tools_from_the_lock() -> None:
     (command,) = [
         rest.partition(" > ")[0]
         for word, rest in steps()
@@ -142,7 +132,7 @@ def test_image_takes_its_tools_from_the_lock() -> None:
     )
 
 
-def test_image_is_given_what_it_copies() -> None:
+def test_the_build_context_is_what_the_image_copies() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignored
     copied = [
@@ -155,16 +145,13 @@ def test_image_is_given_what_it_copies() -> None:
     assert not [name for name in copied if not (ROOT / name).exists()]
 
 
-# The compose file.
-
-
 def compose() -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
     return loaded
 
 
-def test_compose_file_keeps_its_schema(tmp_path: Path) -> None:
-    def judged(path: Path) -> int:
+def test_the_compose_file_is_valid(tmp_path: Path) -> None:
+    def exit_code(path: Path) -> int:
         command = [
             sys.executable,
             "-m",
@@ -177,11 +164,11 @@ def test_compose_file_keeps_its_schema(tmp_path: Path) -> None:
 
     broken = tmp_path / "docker-compose.yml"
     broken.write_text(COMPOSE.read_text().replace("stop_grace_period: 45s", "stop_grace: 45s"))
-    assert judged(COMPOSE) == 0
-    assert judged(broken) == 1
+    assert exit_code(COMPOSE) == 0
+    assert exit_code(broken) == 1
 
 
-def test_compose_redis_forgets_nothing() -> None:
+def test_redis_in_compose_loses_nothing() -> None:
     words = compose()["services"]["redis"]["command"]
     options = dict(zip(words[1::2], words[2::2], strict=True))
     assert options["--appendonly"] == "yes"
@@ -191,13 +178,13 @@ def test_compose_redis_forgets_nothing() -> None:
     assert "redis:/data" in compose()["services"]["redis"]["volumes"]
 
 
-def test_compose_api_wants_keys() -> None:
+def test_the_api_in_compose_requires_keys() -> None:
     environment = compose()["services"]["api"]["environment"]
     assert environment["TANDEM_HOST"] == "0.0.0.0"
     assert environment["TANDEM_KEYS"].startswith("${TANDEM_KEYS:?")
 
 
-def test_compose_workers_scale_and_drain() -> None:
+def test_workers_in_compose_scale_and_drain() -> None:
     worker = compose()["services"]["worker"]
     assert "container_name" not in worker
     assert "ports" not in worker
@@ -206,7 +193,7 @@ def test_compose_workers_scale_and_drain() -> None:
     )
 
 
-def test_compose_services_wait_for_healthy_stores() -> None:
+def test_services_in_compose_wait_for_healthy_stores() -> None:
     services = compose()["services"]
     for name in ("api", "worker"):
         assert services[name]["depends_on"]
@@ -214,17 +201,17 @@ def test_compose_services_wait_for_healthy_stores() -> None:
             assert how == {"condition": "service_healthy"}
             assert services[store]["healthcheck"]["test"]
             assert services[store]["volumes"]
-    declared = compose()["volumes"]
+    volumes = compose()["volumes"]
     used = {
         volume.partition(":")[0] for service in services.values() for volume in service["volumes"]
     }
-    assert used == set(declared)
+    assert used == set(volumes)
     assert set(services["api"]["volumes"]) == set(services["worker"]["volumes"]), (
-        "the file store is shared"
+        "API and workers share the file store"
     )
 
 
-def test_compose_publishes_the_api_alone() -> None:
+def test_compose_publishes_only_the_api() -> None:
     services = compose()["services"]
     assert [name for name, service in services.items() if "ports" in service] == ["api"]
     assert compose()["networks"]["stores"]["internal"] is True
@@ -232,14 +219,14 @@ def test_compose_publishes_the_api_alone() -> None:
         assert services[store]["networks"] == ["stores"]
 
 
-def test_compose_has_no_password_that_cannot_be_changed() -> None:
+def test_every_password_in_compose_can_be_changed() -> None:
     written = COMPOSE.read_text()
     given = re.findall(r"(?:PASSWORD:|PASSWORD '|pwd: \"|://\w+:(?=\S+@))\s*([^\s@'\"]+)", written)
     assert len(given) >= 6
     assert [value for value in given if not re.fullmatch(r"\$\{[A-Z_]+:-[a-z]+\}", value)] == []
 
 
-def test_compose_settings_are_settings() -> None:
+def test_compose_uses_settings_that_exist() -> None:
     for service in compose()["services"].values():
         unknown = [
             name
@@ -249,11 +236,9 @@ def test_compose_settings_are_settings() -> None:
         assert not unknown
 
 
-# The pages.
-
-
 def known(variable: str) -> bool:
-    if variable in (URL, API_KEY):  # the client's, who has no other settings
+    """Whether a TANDEM_ variable is a setting of the services or of the client."""
+    if variable in (URL, API_KEY):
         return True
     name, _, connection = variable.removeprefix("TANDEM_").lower().partition("__")
     field = Settings.model_fields.get(name)
@@ -261,7 +246,7 @@ def known(variable: str) -> bool:
 
 
 def commands(page: Path) -> Iterator[str]:
-    """Every line of a shell block and every code span of a page; lines that go on are joined."""
+    """Every line of a shell block and every code span of a page; continued lines are joined."""
     text = page.read_text().replace("\\\n", " ")
     for block in re.findall(
         r"^```(?:sh|bash|console|shell)\n(.*?)^```", text, re.MULTILINE | re.DOTALL
@@ -276,8 +261,8 @@ TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULT
 
 
 @cache
-def helped(*words: str) -> str | None:
-    """What `tandem … --help` prints; None if there is no such command."""
+def help_text(*words: str) -> str | None:
+    """The output of `tandem … --help`; None if the command does not exist."""
     call = "import sys; from tandem_jobs.cli.__main__ import main; sys.exit(main())"
     command = [sys.executable, "-c", call, *words, "--help"]
     done = subprocess.run(
@@ -287,7 +272,7 @@ def helped(*words: str) -> str | None:
 
 
 def wrong_in(line: str) -> Iterator[str]:
-    """What a command line names that is not there."""
+    """The targets, commands and options of a command line that do not exist."""
     words = line.split("#", maxsplit=1)[0].replace('"', " ").replace("'", " ").split()
     for place, word in enumerate(words):
         rest = words[place + 1 :]
@@ -300,14 +285,14 @@ def wrong_in(line: str) -> Iterator[str]:
         elif word.rpartition("/")[2] == "tandem" and rest and re.fullmatch(r"[a-z]+", rest[0]):
             if place and words[0] in ("docker", "from", "import"):
                 continue
-            if helped(rest[0]) is None:
+            if help_text(rest[0]) is None:
                 yield f"tandem {rest[0]}"
             else:
                 yield from unknown_options(rest[0], rest[1:])
 
 
 def unknown_options(command: str, words: list[str]) -> Iterator[str]:
-    text = helped(command) or ""
+    text = help_text(command) or ""
     for word in words:
         option = word.partition("=")[0]
         if re.fullmatch(r"--[a-z][a-z-]*", option) and not re.search(
@@ -316,14 +301,14 @@ def unknown_options(command: str, words: list[str]) -> Iterator[str]:
             yield f"tandem {command} {option}"
 
 
-def test_there_are_pages() -> None:
-    assert {page.name for page in PAGES} >= {"operating.md", "deploying.md"}
+def test_the_pages_are_found() -> None:
+    assert {page.name for page in PAGES} >= {"README.md", "operating.md", "deploying.md"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_name_commands_that_exist(page: Path) -> None:
     wrong = sorted({problem for line in commands(page) for problem in wrong_in(line)})
-    assert not wrong, f"{page.name} names what there is not: {', '.join(wrong)}"
+    assert not wrong, f"{page.name} names what does not exist: {', '.join(wrong)}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -352,13 +337,21 @@ def test_pages_link_to_files_that_exist(page: Path) -> None:
         ("tandem submit http.request --wait --nowhere", ["tandem submit --nowhere"]),
     ],
 )
-def test_what_a_page_may_name(line: str, problems: list[str]) -> None:
+def test_which_problems_are_found_in_a_command(line: str, problems: list[str]) -> None:
     assert list(wrong_in(line)) == problems
 
 
-def test_every_target_is_explained() -> None:
-    shown = (ROOT / "docs" / "operating.md").read_text()
-    assert not [target for target in TARGETS if f"make {target}" not in shown]
+def test_the_page_of_the_client_names_its_methods() -> None:
+    page = (ROOT / "docs" / "client.md").read_text()
+    rows = re.findall(r"^\| (`.+?) \|", page, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)\(", row)}
+    public = {name for name in vars(Client) if not name.startswith("_")} - {"close"}
+    assert named == public
+
+
+def test_every_make_target_is_documented() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text()
+    assert not [target for target in TARGETS if f"make {target}" not in page]
     phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony
     assert set(phony[1].split()) >= TARGETS
