@@ -21,7 +21,7 @@ import asyncpg
 
 from tandem_shared.dev.servers import postgres_server, tied
 from tandem_shared.errors import Misconfigured
-from tandem_shared.jobs.ids import id_of
+from tandem_shared.jobs.ids import id_prefix
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.database import Database
 from tandem_shared.ledger.ledger import Ledger
@@ -76,7 +76,7 @@ def sql(text: str, low: int, high: int, *, sqlite: bool) -> str:
 def filters(rows: int) -> list[tuple[str, JobFilter, str | None]]:
     """What is asked for: its name, the filter, the id to begin below."""
     end = BEGAN + rows / 100
-    deep = id_of(BEGAN + rows / 200)
+    deep = id_prefix(BEGAN + rows / 200)
     day = int((end - rows / 400) * 1e6)
     return [
         ("all, first page", JobFilter(), None),

@@ -26,7 +26,7 @@ import uvloop
 from tandem_shared import catalogue
 from tandem_shared.dev.servers import Server, free_port, redis_server, tied
 from tandem_shared.jobs.ids import new_id
-from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.jobs.record import JobOptions, Submission
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.connections import connect
 from tandem_shared.queue.messages import Claimed, Finish, Report, WorkerInfo
@@ -119,7 +119,7 @@ class Bench:
 
     async def begin(self, count: int) -> list[Claimed]:
         jobs = [
-            Submission(id=new_id(), task=TASK, payload=b"{}", options=Options(timeout=3600))
+            Submission(id=new_id(), task=TASK, payload=b"{}", options=JobOptions(timeout=3600))
             for _ in range(count)
         ]
         await self.queue.submit_many(jobs)

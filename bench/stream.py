@@ -24,7 +24,7 @@ from bench.processes import Broken, Process
 from bench.tasks import Flood, made
 from tandem_shared.dev.servers import free_port, redis_server
 from tandem_shared.jobs.ids import new_id
-from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.jobs.record import JobOptions, Submission
 from tandem_shared.queue.connections import connect
 from tandem_shared.queue.queue import Queue
 
@@ -120,7 +120,7 @@ async def measure(options: argparse.Namespace) -> None:
         watching = asyncio.create_task(most.watch())
         job = Submission(
             id=new_id(), task="bench.flood", payload=wanted.model_dump_json().encode(),
-            options=Options(timeout=3600.0, retry={"max_attempts": 1}),
+            options=JobOptions(timeout=3600.0, retry={"max_attempts": 1}),
         )  # fmt: skip
         await queue.submit(job)
         path = f"/v1/jobs/{job.id}/stream?types=output"

@@ -68,7 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
             stack.push_async_callback(redis.aclose)
             lease, keep = settings.lease, settings.keep
             queue = Queue(
-                redis, lease=lease, keep=keep, backlog=settings.max_backlog, heard=requests.heard
+                redis, lease=lease, keep=keep, backlog=settings.max_backlog, on_batch=requests.heard
             )
             stack.push_async_callback(queue.close)
             store = await stack.enter_async_context(open_store(settings.store_url))
@@ -149,7 +149,7 @@ async def keep_clean(store: FileStore, queue: Queue, keep: float) -> None:
     while True:
         await asyncio.sleep(SWEEP * random.uniform(0.5, 1.5))
         try:
-            removed = await sweep(store, keep=keep, alive=queue.known)
+            removed = await sweep(store, keep=keep, alive=queue.exists)
         except Unavailable as error:
             log.warning("the file store could not be swept", error=str(error))
         else:

@@ -8,13 +8,13 @@ import uvloop
 
 from bench.peers import driver
 from tandem_shared.jobs.ids import new_id
-from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.jobs.record import JobOptions, Submission
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.connections import connect
 from tandem_shared.queue.queue import Queue
 
 WORKER = ("-m", "tandem_worker")
-OPTIONS = Options(timeout=30.0, retry={"max_attempts": 3})
+OPTIONS = JobOptions(timeout=30.0, retry={"max_attempts": 3})
 
 
 def job(seconds: float = 0.0) -> Submission:
@@ -55,7 +55,7 @@ class Client:
 
     async def once(self) -> None:
         wanted = job()
-        async with self.queue.watch(wanted.id) as change:
+        async with self.queue.subscribe(wanted.id) as change:
             await self.queue.submit(wanted)
             while (record := await self.queue.get(wanted.id)) is None or not record.done:
                 await change.wait()

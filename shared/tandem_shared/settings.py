@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tandem_shared.errors import Misconfigured
-from tandem_shared.redis_url import watched
+from tandem_shared.redis_url import parse_sentinel_url
 from tandem_shared.times import Seconds
 
 LOOPBACK_NETWORKS = ("127.0.0.0/8", "::1")
@@ -65,7 +65,7 @@ def _url(schemes: str, usage: str, *, optional: bool = False) -> AfterValidator:
 
 
 def _redis_url(url: str) -> str:
-    if watched(url) is None and urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+    if parse_sentinel_url(url) is None and urlsplit(url).scheme not in ("redis", "rediss", "unix"):
         raise ValueError(
             "not a supported URL; use redis://host:port/db, rediss://…, unix:///path or"
             " redis+sentinel://…"

@@ -108,9 +108,9 @@ class Hand:
         body = b"\n".join(msgspec.json.encode(value) for value in values)
         report = Report(claimed.id, claimed.token, number, kind, body)
         # All of it stays in Redis, however much: a hand moves nothing to the file store.
-        assert await self.queue.report([report], limit=1 << 30, long=1 << 30, most=1 << 30) == [
-            "ok"
-        ]
+        assert await self.queue.report(
+            [report], limit=1 << 30, archive_from=1 << 30, max_tail=1 << 30
+        ) == ["ok"]
 
     async def succeed(self, claimed: Claimed, result: Any = None) -> None:
         body = msgspec.json.encode(result)

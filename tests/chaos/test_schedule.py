@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from tandem_shared.dev.servers import redis_server
 from tandem_shared.jobs.ids import new_id
-from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.jobs.record import JobOptions, Submission
 from tandem_shared.queue.queue import Queue
 from tests.chaos.check.evidence import Event
 from tests.chaos.journal import events, journaled
@@ -42,7 +42,7 @@ async def test_the_journal_has_what_the_stream_has_lost(tmp_path: Path) -> None:
         redis = Redis.from_url(server.url, socket_timeout=5)
         queue = Queue(redis)
         jobs = [
-            Submission(id=new_id(), task="a.b", payload=b"1", options=Options(timeout=30))
+            Submission(id=new_id(), task="a.b", payload=b"1", options=JobOptions(timeout=30))
             for _ in range(3)
         ]
         await queue.submit(jobs[0])
@@ -64,7 +64,7 @@ async def test_the_journal_has_what_the_stream_has_lost(tmp_path: Path) -> None:
 async def test_the_journal_goes_on_after_a_rewrite(tmp_path: Path) -> None:
     server = journaled(redis_server(tmp_path))
     jobs = [
-        Submission(id=new_id(), task="a.b", payload=b"1", options=Options(timeout=30))
+        Submission(id=new_id(), task="a.b", payload=b"1", options=JobOptions(timeout=30))
         for _ in range(2)
     ]
     with started(server):

@@ -17,7 +17,7 @@ import pytest
 from tandem_shared.dev.servers import Server, redis_server, tied
 from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.ids import new_id
-from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.jobs.record import JobOptions, Submission
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Finish
 from tests.conftest import eventually, started
@@ -260,7 +260,7 @@ async def test_redis_is_killed_under_load_and_everybody_comes_back(
 
     async def feed() -> None:
         while not stop.is_set():
-            options = Options(timeout=30, retry=MANY)
+            options = JobOptions(timeout=30, retry=MANY)
             jobs = [
                 Submission(id=new_id(), task="crash.quick", payload=b"1", options=options)
                 for _ in range(50)

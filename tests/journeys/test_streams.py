@@ -16,7 +16,7 @@ import pytest
 
 from tandem_shared.dev.servers import free_port, tied
 from tandem_shared.jobs.states import State
-from tandem_shared.queue.queue import TAIL
+from tandem_shared.queue.queue import MAX_TAIL_BYTES
 from tests.conftest import eventually
 from tests.journeys.tasks import stream_tasks as tasks
 from tests.journeys.test_crashes import LEASE, ROOT, Stage, registered
@@ -167,7 +167,7 @@ async def test_readers_of_any_pace_get_all_while_redis_holds_little(
     assert await fast == expected(stream)
     assert not slow.done()
     assert (await client.record(id)).state is State.SUCCEEDED, "nobody waited for the slow one"
-    assert 0 < most < TAIL + 2 * MIB
+    assert 0 < most < MAX_TAIL_BYTES + 2 * MIB
     go_on.set()
     assert await slow == expected(stream)
 

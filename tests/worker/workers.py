@@ -11,7 +11,7 @@ import msgspec
 from pydantic_core import to_json
 
 from tandem_shared.jobs.ids import new_id
-from tandem_shared.jobs.record import Options, Record, Submission
+from tandem_shared.jobs.record import JobOptions, Record, Submission
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.connections import connect
 from tandem_shared.queue.queue import Queue
@@ -34,7 +34,7 @@ class Client:
         """The new job's id; `timeout` and `retry` (fields of the policy) replace the task's own."""
         entry = of(function).entry
         retry = {**entry.defaults["retry"], **given.pop("retry", {})}
-        options = Options(timeout=given.pop("timeout", entry.defaults["timeout"]), retry=retry)
+        options = JobOptions(timeout=given.pop("timeout", entry.defaults["timeout"]), retry=retry)
         body = (
             payload if isinstance(payload, bytes) else to_json({} if payload is None else payload)
         )

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from tandem_api.http.headers import Fields
 from tandem_api.http.problems import explained
 from tandem_shared.errors import TandemError
-from tandem_shared.jobs.ids import ID_LENGTH
+from tandem_shared.jobs.ids import ID_CHARS
 
 
 class JobConvertor(Convertor[str]):
@@ -88,9 +88,9 @@ class Shortcuts:
         method, path = scope["method"], scope["path"]
         found, params = self._paths.get((method, path)), {}
         if found is None and path.startswith(JOBS):
-            end = len(JOBS) + ID_LENGTH
+            end = len(JOBS) + ID_CHARS
             id = path[len(JOBS) : end]
-            if len(id) < ID_LENGTH or "/" in id:
+            if len(id) < ID_CHARS or "/" in id:
                 return None
             found, params = self._of_job.get((method, path[end:])), {"id": id}
         if found is not None:

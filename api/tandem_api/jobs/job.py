@@ -25,7 +25,7 @@ from tandem_api.jobs.lookup import known, remembered, until
 from tandem_api.state import Served, served
 from tandem_shared.errors import Conflict, Unavailable
 from tandem_shared.files.names import job_folder
-from tandem_shared.jobs.record import Failure, Record, Submission, view
+from tandem_shared.jobs.record import Failure, Record, Submission, job_json
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Submitted
 
@@ -77,7 +77,7 @@ async def accept(state: Served, submission: Submission, wait: int | None) -> Res
         answer["Preference-Applied"] = f"wait={wait}"
     if submitted.replayed:
         answer["Idempotent-Replayed"] = "true"
-    return Response(view(record), status, answer, media_type=JSON)
+    return Response(job_json(record), status, answer, media_type=JSON)
 
 
 async def _enqueue(state: Served, submission: Submission) -> tuple[Submitted, Record]:
@@ -161,7 +161,7 @@ async def show_job(request: Request) -> Response:
         payload = await steadily(lambda: state["queue"].payload(id, tenant=state["tenant"]))
         if payload is None:
             payload = await state["ledger"].payload(id, tenant=state["tenant"])
-    return Response(view(record, payload=payload), 200, headers, media_type=JSON)
+    return Response(job_json(record, payload=payload), 200, headers, media_type=JSON)
 
 
 async def show_result(request: Request) -> Response:
@@ -169,7 +169,7 @@ async def show_result(request: Request) -> Response:
     record = await known(served(request), request.path_params["id"])
     if not record.done:
         return Response(
-            view(record), 202, {**_PRIVATE, "Retry-After": RETRY_AFTER}, media_type=JSON
+            job_json(record), 202, {**_PRIVATE, "Retry-After": RETRY_AFTER}, media_type=JSON
         )
     if record.state is not State.SUCCEEDED:
         return _without_result(record).response(request.scope)
@@ -222,7 +222,7 @@ async def cancel_job(request: Request) -> Response:
     record = await steadily(lambda: state["queue"].cancel(id, tenant=state["tenant"]))
     if record is None:
         record = await remembered(state, id)  # it is final, and stays as it is
-    return Response(view(record), 202, _PRIVATE, media_type=JSON)
+    return Response(job_json(record), 202, _PRIVATE, media_type=JSON)
 
 
 # ------------------------------------------------------------------------------------------- forget

@@ -20,8 +20,8 @@ from tandem_api.http.retry import steadily
 from tandem_api.http.routing import Plain
 from tandem_api.state import Served, served
 from tandem_shared.errors import Invalid, Malformed
-from tandem_shared.jobs.ids import ID_LENGTH, id_time
-from tandem_shared.jobs.record import Record, view
+from tandem_shared.jobs.ids import ID_CHARS, id_time
+from tandem_shared.jobs.record import Record, job_json
 from tandem_shared.jobs.states import FINAL, State
 from tandem_shared.ledger.query import JobFilter
 from tandem_shared.times import parse_rfc3339
@@ -61,7 +61,9 @@ async def list_jobs(request: Request) -> Response:
     wanted, limit, before = _asked(request, state["tenant"])
     fresh = await recent(state)
     found = await look(state, wanted, limit, before, fresh)
-    items = [msgspec.Raw(view(one)) for one in await _current(state, found.records, fresh, wanted)]
+    items = [
+        msgspec.Raw(job_json(one)) for one in await _current(state, found.records, fresh, wanted)
+    ]
     cursor = cursor_of(found.next)
     headers = {"Cache-Control": "private, no-cache"}
     if cursor is not None:
@@ -106,7 +108,7 @@ async def look(
 async def recent(state: Served) -> Mapping[str, Record]:
     """The jobs that changed last, and that the ledger may not have as they are."""
     queue = state["queue"]
-    ids = await steadily(lambda: queue.events.recent(RECENT))
+    ids = await steadily(lambda: queue.events.recent_jobs(RECENT))
     found = await steadily(lambda: queue.get_many(ids, tenant=state["tenant"]))
     return {one.id: one for one in found if one is not None}
 
@@ -192,7 +194,7 @@ def id_before(cursor: str | None) -> str | None:
         ).decode("ascii")
     except (ValueError, binascii.Error):
         id = ""
-    if len(id) != ID_LENGTH or id_time(id) is None:
+    if len(id) != ID_CHARS or id_time(id) is None:
         raise Malformed("cursor: give the next_cursor of a page as it stands")
     return id
 

@@ -7,7 +7,7 @@ from tandem_api.drain import Drain
 from tandem_api.http.retry import LONGEST, steadily
 from tandem_api.state import Served
 from tandem_shared.errors import NotFound
-from tandem_shared.jobs.ids import ID_LENGTH, id_time
+from tandem_shared.jobs.ids import ID_CHARS, id_time
 from tandem_shared.jobs.record import Record
 from tandem_shared.queue.queue import Queue
 
@@ -24,7 +24,7 @@ async def remembered(state: Served, id: str) -> Record:
     """The same for one of which Redis knows nothing."""
     record = None
     if (
-        len(id) == ID_LENGTH and id_time(id) is not None
+        len(id) == ID_CHARS and id_time(id) is not None
     ):  # else nobody ever had it, whatever the database would say
         record = await state["ledger"].get(id, tenant=state["tenant"])
     if record is None:
@@ -43,8 +43,8 @@ async def until(
 ) -> Record | None:
     """The job as soon as it is `enough`, else as it is after `seconds` or when the service ends; None if it is gone."""
     end = time.monotonic() + min(seconds, LONGEST)
-    async with queue.watch(id) as change:
-        with drain.telling(change.mark):
+    async with queue.subscribe(id) as change:
+        with drain.telling(change.set):
             while True:
                 record = await steadily(lambda: queue.get(id, tenant=tenant))
                 left = end - time.monotonic()

@@ -22,7 +22,7 @@ from tandem_api.state import Served, served
 from tandem_api.validation.messages import explain
 from tandem_shared.errors import Conflict, Invalid, NotFound, TandemError, Unavailable
 from tandem_shared.jobs.record import Record, Submission
-from tandem_shared.jobs.replay import REPLAYED, Material, key_of
+from tandem_shared.jobs.replay import REPLAYABLE, ReplayInput, replay_key
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.query import JobFilter
 from tandem_shared.ledger.rows import storable_text
@@ -35,7 +35,7 @@ PORTION = 50  # of them that are replayed together: a payload may have a MiB
 
 _TEXT: dict[str, Any] = {"type": ["string", "null"], "maxLength": 200}
 _TIME: dict[str, Any] = {"type": ["string", "null"], "format": "date-time"}
-_STATE: dict[str, Any] = {"enum": sorted(REPLAYED)}
+_STATE: dict[str, Any] = {"enum": sorted(REPLAYABLE)}
 # The filter of GET /v1/jobs as a body; null means left out.
 BODY: dict[str, Any] = {
     "type": "object",
@@ -78,7 +78,7 @@ async def replay_job(request: Request) -> Response:
     state, headers = served(request), request.headers
     key, wait = idempotency_key(headers), preferred_wait(headers)
     record = await known(state, request.path_params["id"])
-    if record.state not in REPLAYED:
+    if record.state not in REPLAYABLE:
         raise Conflict(
             f"the job is {record.state.value}: only failed and cancelled jobs are replayed"
         )
@@ -91,13 +91,13 @@ async def replay_job(request: Request) -> Response:
     return await accept(state, submission, wait)
 
 
-async def _materials(state: Served, ids: Sequence[str]) -> dict[str, Material]:
+async def _materials(state: Served, ids: Sequence[str]) -> dict[str, ReplayInput]:
     """What is needed of these jobs: from Redis, and from the ledger of those whose records have expired."""
-    found = await steadily(lambda: state["queue"].materials(ids, tenant=state["tenant"]))
+    found = await steadily(lambda: state["queue"].replay_inputs(ids, tenant=state["tenant"]))
     materials = {id: one for id, one in zip(ids, found, strict=True) if one is not None}
     rest = [id for id in ids if id not in materials]
     return (
-        {**materials, **(await state["ledger"].materials(rest, tenant=state["tenant"]))}
+        {**materials, **(await state["ledger"].replay_inputs(rest, tenant=state["tenant"]))}
         if rest
         else materials
     )
@@ -228,7 +228,7 @@ async def _made(
             if one.id not in materials:
                 raise NotFound("job", one.id)  # it is being forgotten
             submission = await state["submissions"].replay(
-                one, materials[one.id], key=key_of(one), traceparent=trace
+                one, materials[one.id], key=replay_key(one), traceparent=trace
             )
         except Unavailable:
             raise

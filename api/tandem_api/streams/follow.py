@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from tandem_api.state import Served
 from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.record import Record
-from tandem_shared.queue.pubsub import Change
+from tandem_shared.queue.pubsub import ChangeSignal
 
 AWAY = 60.0  # seconds without Redis after which the reader is sent away, to come again
 
@@ -17,10 +17,10 @@ AGAIN = 1.0  # seconds between two tries meanwhile
 async def follow(
     state: Served,
     first: Record,
-    change: Change,
+    change: ChangeSignal,
     *,
     tell: Callable[[Record], Awaitable[None]],
-    idle: Callable[[Change, float | None], Awaitable[None]],
+    idle: Callable[[ChangeSignal, float | None], Awaitable[None]],
 ) -> bool:
     """Has all told that happens to a job, up to its end; False if the job, Redis or the service went before it.
 

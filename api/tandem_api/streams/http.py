@@ -20,7 +20,7 @@ from tandem_api.streams.follow import follow
 from tandem_api.streams.formats import Cut, Format, Table, negotiate
 from tandem_shared.errors import BadCursor, Malformed
 from tandem_shared.jobs.record import Record
-from tandem_shared.queue.pubsub import Change
+from tandem_shared.queue.pubsub import ChangeSignal
 from tandem_shared.streams.reader import (
     ENTRY_TYPES,
     START,
@@ -106,10 +106,10 @@ class Stream:
 
     async def run(self, record: Record, receive: Receive) -> None:
         """Tells everything until the job's end, the reader's, or the service's. Raises Gone."""
-        async with self._state["queue"].watch(record.id) as change:
+        async with self._state["queue"].subscribe(record.id) as change:
             leaving = asyncio.create_task(self._leave(receive, change))
             try:
-                with self._state["drain"].telling(change.mark):
+                with self._state["drain"].telling(change.set):
                     await self._put(self._format.start)
                     whole = await follow(
                         self._state, record, change, tell=self._tell, idle=self._idle
@@ -123,11 +123,11 @@ class Stream:
         if whole or not isinstance(self._format, Table):
             await self._put(b"", more=False)
 
-    async def _leave(self, receive: Receive, change: Change) -> None:
+    async def _leave(self, receive: Receive, change: ChangeSignal) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         self._left = True
-        change.mark()
+        change.set()
 
     async def _tell(self, record: Record) -> None:
         parts: list[bytes] = []
@@ -153,7 +153,7 @@ class Stream:
         if size:
             await self._put(b"".join(parts))
 
-    async def _idle(self, change: Change, seconds: float | None) -> None:
+    async def _idle(self, change: ChangeSignal, seconds: float | None) -> None:
         end = None if seconds is None else time.monotonic() + seconds
         while True:
             now = time.monotonic()

@@ -26,7 +26,7 @@ from tandem_api.state import Served
 from tandem_api.streams.follow import follow
 from tandem_shared.errors import BadCursor, Malformed, NotFound, TandemError, Unavailable
 from tandem_shared.jobs.record import Record
-from tandem_shared.queue.pubsub import Change
+from tandem_shared.queue.pubsub import ChangeSignal
 from tandem_shared.streams.reader import (
     ENTRY_TYPES,
     START,
@@ -246,7 +246,7 @@ class Subscription:
         """Tells everything up to the job's end. Raises what of_error knows, OSError when the client has gone."""
         state = self._socket.state
         queue, tenant = state["queue"], state["tenant"]
-        async with queue.watch(self.id) as change:
+        async with queue.subscribe(self.id) as change:
             record = await steadily(lambda: queue.get(self.id, tenant=tenant))
             if record is None:
                 raise NotFound("job", self.id)
@@ -257,10 +257,10 @@ class Subscription:
             async def tell(record: Record) -> None:
                 await self._tell(reader, record)
 
-            async def idle(change: Change, seconds: float | None) -> None:
+            async def idle(change: ChangeSignal, seconds: float | None) -> None:
                 await change.wait(seconds)
 
-            with state["drain"].telling(change.mark):
+            with state["drain"].telling(change.set):
                 whole = await follow(state, record, change, tell=tell, idle=idle)
         if not whole and not state["drain"].begun:
             if await queue.get(self.id, tenant=tenant) is None:

@@ -38,7 +38,7 @@ class Catalogue:
         stamp = await self._queue.catalogue_stamp()
         if self.number and stamp == self._stamp:
             return
-        entries = {entry.name: entry for entry in await self._queue.entries()}
+        entries = {entry.name: entry for entry in await self._queue.catalogue_entries()}
         # An entry that stayed as it was stays the same object, and what was made from it stays
         # good.
         self.entries = {

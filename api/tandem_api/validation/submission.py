@@ -13,8 +13,8 @@ from tandem_api.validation.messages import Explained, explain
 from tandem_shared.catalogue import CatalogueEntry
 from tandem_shared.errors import Invalid
 from tandem_shared.jobs.ids import new_id
-from tandem_shared.jobs.record import Options, Record, Submission
-from tandem_shared.jobs.replay import Material, again
+from tandem_shared.jobs.record import JobOptions, Record, Submission
+from tandem_shared.jobs.replay import ReplayInput, replay
 from tandem_shared.jobs.states import PRIORITIES
 from tandem_shared.retry import RETRY_SCHEMA
 from tandem_shared.settings import QUEUE_NAME_PATTERN
@@ -83,7 +83,7 @@ class Compiled(NamedTuple):
     entry: CatalogueEntry
     schema: dict[str, Any]  # of a whole job
     validator: Draft202012Validator
-    options: Options  # of a job that gives none
+    options: JobOptions  # of a job that gives none
 
 
 _envelope = msgspec.json.Decoder(Envelope)
@@ -115,7 +115,7 @@ def _compile(entry: CatalogueEntry) -> Compiled:
             {**schema, "properties": {**schema["properties"], "payload": True}}
         )
     timeout, policy = float(entry.defaults.get("timeout", 30)), entry.defaults.get("retry") or {}
-    return Compiled(entry, schema, validator, Options(timeout=timeout, retry=policy))
+    return Compiled(entry, schema, validator, JobOptions(timeout=timeout, retry=policy))
 
 
 class Submissions:
@@ -167,7 +167,7 @@ class Submissions:
     async def replay(
         self,
         record: Record,
-        material: Material,
+        material: ReplayInput,
         *,
         key: str | None = None,
         traceparent: str | None = None,
@@ -177,7 +177,7 @@ class Submissions:
         compiled = await self._compiled_for(value)
         if not compiled.validator.is_valid(value):
             raise Invalid(_refusals(compiled, value, few=len(material.payload) <= FEW_ERRORS))
-        return again(
+        return replay(
             record, material, version=compiled.entry.version, key=key, traceparent=traceparent
         )
 
@@ -270,7 +270,7 @@ def _submission(
         id=new_id(),
         task=entry.name,
         payload=payload,
-        options=Options(
+        options=JobOptions(
             timeout=options.timeout if timeout is None else timeout,
             retry={**options.retry, **policy},
             tags=given.get("tags") or {},

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from tandem_shared.errors import Misconfigured, Unavailable
-from tandem_shared.jobs.record import view
+from tandem_shared.jobs.record import job_json
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.ledger import open_ledger
 from tandem_shared.settings import Settings
@@ -45,7 +45,7 @@ async def _print(
     async with open_ledger(settings) as ledger:
         async for record, payload in ledger.export(since=since, until=until, states=states):
             # As clients see a job, with its payload once it is final, and its tenant.
-            job = view(record, payload=payload)
+            job = job_json(record, payload=payload)
             out.write(
                 job.replace(b"{", b'{"tenant":' + msgspec.json.encode(record.tenant) + b",", 1)
                 + b"\n"

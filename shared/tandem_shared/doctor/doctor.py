@@ -22,7 +22,7 @@ from tandem_shared.errors import Unavailable
 from tandem_shared.files.store import open_store
 from tandem_shared.ledger.ledger import open_ledger
 from tandem_shared.queue.connections import connect
-from tandem_shared.queue.integrity import Census, Checkup, Fault
+from tandem_shared.queue.integrity import CountMismatch, Integrity, Violation
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
 
@@ -60,15 +60,15 @@ class Doctor:
     def __init__(
         self, queue: Queue, *, ledger: LedgerCheck | None, store: FilesCheck | None, pause: float
     ) -> None:
-        self._checkup: Checkup = queue.checkup
+        self._integrity: Integrity = queue.integrity
         self._ledger, self._store, self._pause = ledger, store, pause
 
     async def examine(self, *, fix: bool = False) -> Diagnosis:
         """Looks at everything, and mends what it finds if asked to. Raises Unavailable without Redis."""
         found = Diagnosis()
-        faults = await self._checkup.everything()
-        census = await self._checkup.census()
-        found.jobs = self._checkup.jobs
+        faults = await self._integrity.check_all()
+        census = await self._integrity.check_counts()
+        found.jobs = self._integrity.checked_jobs
         rows = await _try(found, "the ledger", self._ledger.look) if self._ledger else []
         files = await _try(found, "the file store", self._store.look) if self._store else []
         if faults or census or rows or files:
@@ -86,14 +86,14 @@ class Doctor:
             )
         return found
 
-    async def _redis(self, faults: list[Fault], *, fix: bool) -> list[Finding]:
-        still = await self._checkup.again(faults, mend=fix)
+    async def _redis(self, faults: list[Violation], *, fix: bool) -> list[Finding]:
+        still = await self._integrity.recheck(faults, fix=fix)
         left = still
         for _ in range(MAX_FIX_ROUNDS if fix else 0):
-            left = await self._checkup.again(left)
+            left = await self._integrity.recheck(left)
             if not (more := [one for one in left if one.word in _PORTIONS]):
                 break
-            await self._checkup.again(more, mend=True)
+            await self._integrity.recheck(more, fix=True)
         ill = {(one.word, one.subject) for one in left if one.word not in _TOLD}
         return [
             Finding(
@@ -102,17 +102,17 @@ class Doctor:
             for one in dict.fromkeys(still)
         ]
 
-    async def _counts(self, census: list[Census], *, fix: bool) -> list[Finding]:
+    async def _counts(self, census: list[CountMismatch], *, fix: bool) -> list[Finding]:
         before = {(one.name, one.counted - one.kept) for one in census}
         still = [
             one
-            for one in await self._checkup.census()
+            for one in await self._integrity.check_counts()
             if (one.name, one.counted - one.kept) in before
         ]
         left = set[str]()
         if fix and still:
-            await self._checkup.census(still)
-            left = {one.name for one in await self._checkup.census()}
+            await self._integrity.check_counts(still)
+            left = {one.name for one in await self._integrity.check_counts()}
         return [
             Finding(
                 "counts-differ",

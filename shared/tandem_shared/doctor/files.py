@@ -54,7 +54,7 @@ class FilesCheck:
         async for stat in self._store.list("uploads"):
             if stat.modified < time.time() - self._young:
                 found += await self._half(stat.path)
-        async for records in self._queue.checkup.published():
+        async for records in self._queue.integrity.with_stored_files():
             found += await self._missing(records)
             if len(found) >= MAX_FINDINGS:
                 break
@@ -77,7 +77,7 @@ class FilesCheck:
     async def _unknown(self, ids: Sequence[str]) -> list[Finding]:
         if not ids:
             return []
-        there = await self._queue.checkup.there(ids)
+        there = await self._queue.integrity.existing(ids)
         if rest := [id for id in ids if id not in there]:
             there |= await self._ledger.knows(rest)
         return [Finding("files-without-job", id) for id in dict.fromkeys(ids) if id not in there]
@@ -150,7 +150,7 @@ class FilesCheck:
             else:
                 still += [
                     now
-                    for now in await self._missing(await self._queue.checkup.records([id]))
+                    for now in await self._missing(await self._queue.integrity.records([id]))
                     if now == one
                 ]
         return still

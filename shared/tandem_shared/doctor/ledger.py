@@ -50,7 +50,7 @@ class LedgerCheck:
         """What is wrong with these (id, stamp), each with what should be written."""
         # All until then was read: the clock first, since what is told meanwhile need not be, and
         # lags are in ms.
-        now = await self._queue.checkup.now()
+        now = await self._queue.integrity.redis_time()
         lag = await self._queue.events.lag()
         read = now - (lag.seconds + 0.001 if lag and lag.entries else 0.0) - self._margin
         found: list[tuple[Finding, JobRow | None]] = []
@@ -59,7 +59,9 @@ class LedgerCheck:
         at = 0
         while at < len(rows):
             portion = rows[at : at + BATCH_ROWS]
-            facts = await self._queue.events.facts([id for id, _ in portion], room=BATCH_BYTES)
+            facts = await self._queue.events.ledger_values(
+                [id for id, _ in portion], max_bytes=BATCH_BYTES
+            )
             for (id, stamp), values in zip(portion, facts, strict=False):
                 if values is None:
                     found.append((Finding("row-without-record", id, str(stamp)), None))
@@ -87,7 +89,7 @@ class LedgerCheck:
                 if mend and now is not None:
                     await self._ledger.save([now])
                     if now.final:
-                        await self._queue.events.projected([], [(now.id, now.stamp)])
+                        await self._queue.events.acknowledge([], [(now.id, now.stamp)])
                 elif mend and sure:
                     await self._ledger.give_up(finding.subject, stamps[finding.subject])
                 else:

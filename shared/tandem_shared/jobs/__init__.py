@@ -1,1 +1,1 @@
-"""What a job is: ids, states, the record, replay."""
+"""What a job is: its id, its states, its record, and how it is replayed."""

@@ -1,56 +1,57 @@
-"""Job ids: sortable by submission time, unique without coordination, with the shard as the last letter."""
+"""Job ids sort by submission time, are unique without coordination, and end with the shard's letter."""
 
 import itertools
 import os
 import secrets
 import time
 
-ID_LENGTH = 22
+ID_CHARS = 22
+_TIME_CHARS = 10  # milliseconds since the epoch, 50 bits
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32: sorts like the values
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]  # the text of 10 bits
 
 
-_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32: sorts as its values do
+def _base32(value: int, chars: int) -> str:
+    return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(5 * (chars - 1), -1, -5))
 
 
-_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]  # what 10 bits are
+def _seed() -> tuple[str, "itertools.count[int]"]:
+    return _base32(secrets.randbits(35), 7), itertools.count(secrets.randbits(16))
 
 
-_counter = itertools.count(secrets.randbits(16))
-
-
-def _base32(value: int, width: int) -> str:
-    return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(5 * (width - 1), -1, -5))
-
-
-_process = _base32(secrets.randbits(35), 7)
-
-
-def new_id(shard: str = "a") -> str:
-    """A job id: 10 letters of ms time, 4 of a counter, 7 of the process, and the shard's letter last."""
-    pairs, ms, count = _PAIRS, time.time_ns() // 1_000_000, next(_counter)
-    return (
-        f"{pairs[ms >> 40 & 1023]}{pairs[ms >> 30 & 1023]}{pairs[ms >> 20 & 1023]}{pairs[ms >> 10 & 1023]}"
-        f"{pairs[ms & 1023]}{pairs[count >> 10 & 1023]}{pairs[count & 1023]}{_process}{shard}"
-    )
-
-
-def id_of(seconds: float) -> str:
-    """The start of all ids that are made at that time, which sorts before them; seconds since the epoch."""
-    return _base32(max(0, min(int(seconds * 1000), (1 << 50) - 1)), 10)
-
-
-def id_time(id: str) -> float | None:
-    """Seconds since the epoch at which the id was made, None if it is no id of ours."""
-    if len(id) < 10 or any(letter not in _ALPHABET for letter in id[:10]):
-        return None
-    value = 0
-    for letter in id[:10]:
-        value = value * 32 + _ALPHABET.index(letter)
-    return value / 1000
+_process, _counter = _seed()
 
 
 def _reseed() -> None:
-    global _process, _counter  # a forked child must not repeat its parent's ids
-    _process, _counter = _base32(secrets.randbits(35), 7), itertools.count(secrets.randbits(16))
+    global _process, _counter
+    _process, _counter = _seed()
 
 
-os.register_at_fork(after_in_child=_reseed)
+os.register_at_fork(after_in_child=_reseed)  # else a forked child would repeat its parent's ids
+
+
+def new_id(shard: str = "a") -> str:
+    """A job id: 10 characters of time, 4 of a counter, 7 of the process, and the shard's letter."""
+    pairs, ms, count = _PAIRS, time.time_ns() // 1_000_000, next(_counter)
+    return (
+        f"{pairs[ms >> 40 & 1023]}{pairs[ms >> 30 & 1023]}{pairs[ms >> 20 & 1023]}"
+        f"{pairs[ms >> 10 & 1023]}{pairs[ms & 1023]}"
+        f"{pairs[count >> 10 & 1023]}{pairs[count & 1023]}{_process}{shard}"
+    )
+
+
+def id_prefix(seconds: float) -> str:
+    """The common prefix of ids made at `seconds` since the epoch; it sorts before all of them."""
+    return _base32(max(0, min(int(seconds * 1000), (1 << 50) - 1)), _TIME_CHARS)
+
+
+def id_time(id: str) -> float | None:
+    """Seconds since the epoch at which the id was made; None if it is not one of our ids."""
+    time = id[:_TIME_CHARS]
+    if len(time) < _TIME_CHARS or not all(char in _ALPHABET for char in time):
+        return None
+    value = 0
+    for char in time:
+        value = value * 32 + _ALPHABET.index(char)
+    return value / 1000

@@ -1,29 +1,36 @@
-"""The job: its states, its legal transitions, its record as Redis holds it, and how clients see it.
+"""The job's record: what a submission holds, what Redis keeps, and what clients see of it.
 
-A record is one hash. Field names are short because each of a million waiting jobs repeats them:
+A record is one Redis hash. Field names are short because each of a million waiting jobs repeats
+them. Times are Redis `TIME`; stamps are microseconds and grow with every visible change, even when
+the clock steps back.
 
-    f         format of the record              state     where the job is in its life
-    task      its name          ver  version    v         stamp (µs) of the last visible change:
-                                     version and ETag
-    tenant    queue   prio                      attempt   number of the current or last attempt
-    payload   JSON as it came                   token     the current (or last) claim:
-                                                `<stamp>.<worker>`, the fence
-    opts      JSON, see Options                 began     stamp of the current attempt's claim
-    max       attempts allowed                  ended     stamp of the final transition
-    at        stamp of the submission           attempts  one line an ended attempt: n began ended
-              outcome worker
-    due       ms, the score in the queue        losses    workers lost under it
-    run       ms, when it was asked to run      cancel    stamp of the request to cancel
-    exp       ms, no attempt starts after it    park      why it may not run now
-    idem      its idempotency key, hashed       progress result error files    JSON
-    ck cl     concurrency key and limit         o ob ot   stamp of its last output, bytes of output,
-              those in Redis
-    sb        bytes of its steps' results       oq        number of the attempt's last report
-    lk        locks that its attempt holds or waits for
+    field           value
+    f               format of the record, RECORD_FORMAT
+    state           see states.py
+    v               stamp of the last visible change: the version and the ETag
+    task, ver       name of the task, and its version
+    tenant, queue, prio
+    payload         JSON as it was submitted
+    opts            JSON of JobOptions
+    max, attempt    allowed attempts, and the number of the current or last one
+    at, began, ended    stamps of the submission, the current attempt's start and the final state
+    run, exp        ms: the requested start; no attempt starts after `exp`
+    due             ms: the score in the queue
+    token           `<stamp>.<worker>` of the current or last claim: the fence of all writes
+    attempts        one line per ended attempt: number began ended outcome worker
+    losses          workers that were lost while they ran the job
+    cancel          stamp of the request to cancel
+    progress, result, error, files    JSON
+    park            why the job may not run now
+    idem            hash of the idempotency key
+    ck, cl          concurrency key, and its limit
+    slot            task whose concurrency limit the attempt counts for
+    lk              locks that the attempt holds or waits for
+    o, ob, ot, oq   output: stamp of the last entry, bytes in all, bytes in Redis, last report number
+    sb              bytes of the results of steps
 
-Every record has 14 of them (enter.lua), and scripts tell by their number whether there can be
-others (record.lua). All times are Redis `TIME`. Stamps are microseconds and grow with every visible
-change, also when the clock steps back.
+Every record has the 14 fields that enter.lua writes first; record.lua tells from the number of
+fields whether there can be others.
 """
 
 import hashlib
@@ -39,15 +46,12 @@ from tandem_shared.jobs.view import JobAttempt, JobError, JobFile, JobView
 from tandem_shared.retry import DEFAULT_MAX_ATTEMPTS
 from tandem_shared.times import rfc3339, rfc3339_of_stamp
 
-FORMAT = 1  # of the record; a script that meets a newer one parks the job
-SHOWN_ATTEMPTS = 50
+RECORD_FORMAT = 1  # a script that meets a newer format parks the job for a newer worker
+MAX_SHOWN_ATTEMPTS = 50  # the record drops the lines of older attempts
 
 
-# ------------------------------------------------------------------------------------- what goes in
-
-
-class Options(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What a submission decided besides its payload, defaults of the task filled in; durations are seconds."""
+class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a submission decides besides its payload, with the task's defaults filled in; durations in seconds."""
 
     timeout: float
     retry: dict[str, Any] = {}  # the fields of RetryPolicy
@@ -58,12 +62,12 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
-    """One job to be enqueued, validated and complete."""
+    """A validated job, ready to be enqueued."""
 
     id: str
     task: str
     payload: bytes  # JSON
-    options: Options
+    options: JobOptions
     version: int = 1
     tenant: str = "default"
     queue: str = "default"
@@ -77,21 +81,17 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def max_attempts(self) -> int:
-        """How many attempts its retry policy allows."""
         return int(self.options.retry.get("max_attempts", DEFAULT_MAX_ATTEMPTS))
 
     def fingerprint(self) -> str:
-        """What must be equal when an idempotency key comes again: task, payload (spelling aside), what it replays."""
+        """Equal for submissions that may share an idempotency key: same task, payload value and replayed job."""
         canonical = msgspec.json.encode(msgspec.json.decode(self.payload), order="sorted")
         origin = b"" if self.options.replay_of is None else b"\0" + self.options.replay_of.encode()
         return hashlib.sha256(self.task.encode() + b"\0" + canonical + origin).hexdigest()[:32]
 
 
-# --------------------------------------------------------------------------------------- the record
-
-
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """Why an attempt failed: what clients see as `error`. The message never holds a secret, a traceback or a path."""
+    """Why an attempt failed, shown as `error`. The message must not hold a secret, a traceback or a path."""
 
     type: str
     message: str
@@ -100,7 +100,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attempt(NamedTuple):
-    """One execution. `ended` and `outcome` are None while it runs; stamps in µs."""
+    """One execution of a job; `ended` and `outcome` are None while it runs. Times are stamps."""
 
     number: int
     began: int
@@ -110,7 +110,7 @@ class Attempt(NamedTuple):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """One job as Redis holds it, without its payload."""
+    """A job as Redis holds it, without its payload."""
 
     id: str
     task: str
@@ -124,16 +124,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     submitted: int  # stamp
     scheduled_for: float | None  # seconds since the epoch
     due: int  # ms since the epoch
-    options: Options
+    options: JobOptions
     began: int | None = None
     ended: int | None = None
-    attempts: tuple[Attempt, ...] = ()  # ended ones, and the one that runs
+    attempts: tuple[Attempt, ...] = ()  # the ended ones, then the one that runs
     cancel: int | None = None  # stamp of the request
-    progress: bytes | None = None  # JSON, as are the next three
+    progress: bytes | None = None  # JSON, like the next three
     result: bytes | None = None
     error: bytes | None = None
     files: bytes | None = None
-    output: int = 0  # stamp of the last output entry, 0 without one
+    output: int = 0  # stamp of the last output entry
 
     @property
     def done(self) -> bool:
@@ -149,40 +149,30 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return _files.decode(self.files) if self.files else []
 
     @cached_property
-    def told(self) -> tuple[tuple[int, int, bytes], ...]:
-        """Its `history` as (stamp, attempt, JSON of the job as it then was): made once for all who read this record."""
-        return tuple((stamp, then.attempt, view(then)) for stamp, then in history(self))
+    def state_entries(self) -> tuple[tuple[int, int, bytes], ...]:
+        """`state_history` as (stamp, attempt, JSON of the job at that time), computed once per record."""
+        return tuple((stamp, then.attempt, job_json(then)) for stamp, then in state_history(self))
 
 
-# The fields that `parse` reads, in its order. Lua never decodes any JSON among them.
-FIELDS = (
+# What `parse` reads, in its order. Scripts copy the JSON among these without decoding it.
+RECORD_FIELDS = (
     "state task tenant queue prio v attempt max at run due opts began ended attempts token cancel progress result error"
     " files o"
 ).split()
 
-_options = msgspec.json.Decoder(Options)
+_options = msgspec.json.Decoder(JobOptions)
 _files = msgspec.json.Decoder(list[JobFile])
 
 
-def _int(value: bytes | None) -> int | None:
-    return int(value) if value else None
-
-
-def _attempts(lines: bytes | None) -> Iterator[Attempt]:
-    for line in (lines or b"").decode().splitlines():
-        number, began, ended, outcome, worker = line.split(" ")
-        yield Attempt(int(number), int(began), int(ended), outcome, worker)  # type: ignore[arg-type] # nothing else is written
-
-
 def parse(id: str, values: list[bytes | None]) -> Record | None:
-    """The record from the values of FIELDS; None if there is no such record."""
+    """The record from the values of RECORD_FIELDS; None if those of a job that Redis does not have."""
     (
         state, task, tenant, queue, priority, stamp, attempt, maximum, at, run, due, options, began, ended, attempts,
         token, cancel, progress, result, error, files, output,
     ) = values  # fmt: skip
     if state is None:
         return None
-    history = tuple(_attempts(attempts))
+    history = tuple(_ended_attempts(attempts))
     if state == b"running":
         worker = (token or b"").decode().partition(".")[2]
         history = (*history, Attempt(int(attempt or 0), int(began or 0), None, None, worker))
@@ -191,7 +181,7 @@ def parse(id: str, values: list[bytes | None]) -> Record | None:
         task=(task or b"").decode(),
         tenant=(tenant or b"").decode(),
         queue=(queue or b"").decode(),
-        priority=(priority or b"normal").decode(),  # type: ignore[arg-type] # the scripts write nothing else
+        priority=(priority or b"normal").decode(),  # type: ignore[arg-type] # scripts write no other
         state=STATES[state],
         stamp=int(stamp or 0),
         attempt=int(attempt or 0),
@@ -212,138 +202,111 @@ def parse(id: str, values: list[bytes | None]) -> Record | None:
     )
 
 
-# --------------------------------------------------------------------------------- what clients see
+def _int(value: bytes | None) -> int | None:
+    return int(value) if value else None
 
 
-def plain(seconds: float) -> float:
-    """Seconds as a JSON number: 30, not 30.0."""
+def _ended_attempts(lines: bytes | None) -> Iterator[Attempt]:
+    for line in (lines or b"").decode().splitlines():
+        number, began, ended, outcome, worker = line.split(" ")
+        yield Attempt(int(number), int(began), int(ended), outcome, worker)  # type: ignore[arg-type] # leave.lua writes no other outcome
+
+
+def plain_number(seconds: float) -> float:
+    """Seconds as JSON shows them: 30 instead of 30.0."""
     return int(seconds) if float(seconds).is_integer() else seconds
 
 
-def view(record: Record, *, payload: bytes | None = None) -> bytes:
-    """The job as JSON, API.md's "The job"; with `payload` (JSON) only where a client asked for it."""
+def job_json(record: Record, *, payload: bytes | None = None) -> bytes:
+    """The job as clients see it, API.md's "The job"; `payload` (JSON) is included if given."""
     base = f"/v1/jobs/{record.id}"
-    started = record.attempts[0].began if record.attempts else None
-    return msgspec.json.encode(
-        JobView(
-            id=record.id,
-            task=record.task,
-            state=record.state,
-            done=record.done,
-            queue=record.queue,
-            priority=record.priority,
-            attempt=record.attempt,
-            max_attempts=record.max_attempts,
-            submitted_at=rfc3339_of_stamp(record.submitted) or "",
-            scheduled_for=rfc3339(record.scheduled_for),
-            started_at=rfc3339_of_stamp(record.began or started),
-            finished_at=rfc3339_of_stamp(record.ended),
-            timeout=plain(record.options.timeout),
-            progress=_raw(record.progress),
-            result=_raw(record.result) if record.state is State.SUCCEEDED else None,
-            error=_error(record),
-            cancel_requested=record.cancel is not None,
-            tags=record.options.tags,
-            files=_raw(record.files) or [],  # type: ignore[arg-type] # JSON of JobFile as it stands
-            attempts=[
-                JobAttempt(
-                    attempt=attempt.number,
-                    started_at=rfc3339_of_stamp(attempt.began) or "",
-                    finished_at=rfc3339_of_stamp(attempt.ended),
-                    outcome=attempt.outcome,
-                    worker=attempt.worker,
-                )
-                for attempt in record.attempts[-SHOWN_ATTEMPTS:]
-            ],
-            links={"self": base, "stream": f"{base}/stream", "result": f"{base}/result"},
-            replay_of=record.options.replay_of or UNSET,
-            payload=UNSET if payload is None else msgspec.Raw(payload),
-        )
+    attempts = record.attempts
+    view = JobView(
+        id=record.id,
+        task=record.task,
+        state=record.state,
+        done=record.done,
+        queue=record.queue,
+        priority=record.priority,
+        attempt=record.attempt,
+        max_attempts=record.max_attempts,
+        submitted_at=rfc3339_of_stamp(record.submitted) or "",
+        scheduled_for=rfc3339(record.scheduled_for),
+        started_at=rfc3339_of_stamp(record.began or (attempts[0].began if attempts else None)),
+        finished_at=rfc3339_of_stamp(record.ended),
+        timeout=plain_number(record.options.timeout),
+        progress=_raw(record.progress),
+        result=_raw(record.result) if record.state is State.SUCCEEDED else None,
+        error=_error(record),
+        cancel_requested=record.cancel is not None,
+        tags=record.options.tags,
+        files=_raw(record.files) or [],  # type: ignore[arg-type] # JSON of JobFile, copied
+        attempts=[
+            JobAttempt(
+                attempt=attempt.number,
+                started_at=rfc3339_of_stamp(attempt.began) or "",
+                finished_at=rfc3339_of_stamp(attempt.ended),
+                outcome=attempt.outcome,
+                worker=attempt.worker,
+            )
+            for attempt in attempts[-MAX_SHOWN_ATTEMPTS:]
+        ],
+        links={"self": base, "stream": f"{base}/stream", "result": f"{base}/result"},
+        replay_of=record.options.replay_of or UNSET,
+        payload=UNSET if payload is None else msgspec.Raw(payload),
     )
+    return msgspec.json.encode(view)
 
 
 def _raw(value: bytes | None) -> msgspec.Raw | None:
     return msgspec.Raw(value) if value is not None else None
 
 
-# Between attempts the error says why the last one failed.
-_EXPLAINED = frozenset({State.FAILED, State.RETRYING, State.QUEUED, State.WAITING})
+# States whose `error` is shown. Between attempts it says why the last one failed.
+_STATES_WITH_ERROR = frozenset({State.FAILED, State.RETRYING, State.QUEUED, State.WAITING})
 
 
 def _error(record: Record) -> JobError | None:
-    if record.error is None or record.state not in _EXPLAINED:
+    if record.error is None or record.state not in _STATES_WITH_ERROR:
         return None
     failure = msgspec.json.decode(record.error, type=Failure)
-    return JobError(
-        type=failure.type,
-        message=failure.message,
-        retryable=failure.retryable,
-        attempt=failure.attempt,
-        next_attempt_at=None if record.done else rfc3339(record.due / 1000),
-    )
+    next_attempt = None if record.done else rfc3339(record.due / 1000)
+    return JobError(**msgspec.structs.asdict(failure), next_attempt_at=next_attempt)
 
 
-def history(record: Record) -> list[tuple[int, Record]]:
-    """The `state` entries of the job's stream: (stamp, the record as it then was), oldest first.
+def state_history(record: Record) -> list[tuple[int, Record]]:
+    """The `state` entries of the job's stream: (stamp, the record as it was then), oldest first.
 
-    Nothing is stored for them: the submission, each attempt's begin and end, the request to cancel
-    and the present state all have their stamps in the record, so every reader of every replica
-    derives the same entries.
+    They are derived, not stored: submission, start and end of each attempt, the request to cancel
+    and the current state all have their stamps in the record, so every reader on every replica gets
+    the same entries.
     """
-    began: dict[str, Any] = {
-        "began": None,
-        "ended": None,
-        "result": None,
-        "error": None,
-        "files": None,
-    }
-    blank = msgspec.structs.replace(
-        record, attempt=0, attempts=(), progress=None, cancel=None, **began
-    )
-    first = State.SCHEDULED if record.scheduled_for is not None else State.QUEUED
+    first = State.QUEUED if record.scheduled_for is None else State.SCHEDULED
     points: list[tuple[int, dict[str, Any]]] = [(record.submitted, {"state": first})]
     for index, attempt in enumerate(record.attempts):
-        open_attempt = attempt._replace(ended=None, outcome=None)
         before = record.attempts[:index]
-        points.append(
-            (
-                attempt.began,
-                {
-                    "state": State.RUNNING,
-                    "attempt": attempt.number,
-                    "began": attempt.began,
-                    "attempts": (*before, open_attempt),
-                },
-            )
-        )
+        common = {"attempt": attempt.number, "began": attempt.began}
+        started = attempt._replace(ended=None, outcome=None)
+        running = {**common, "state": State.RUNNING, "attempts": (*before, started)}
+        points.append((attempt.began, running))
         if attempt.ended is not None:
-            state = (
-                State.QUEUED if attempt.outcome in ("released", "worker_lost") else State.RETRYING
-            )
+            handed_back = attempt.outcome in ("released", "worker_lost")
+            after = State.QUEUED if handed_back else State.RETRYING
             points.append(
-                (
-                    attempt.ended,
-                    {
-                        "state": state,
-                        "attempt": attempt.number,
-                        "began": attempt.began,
-                        "attempts": (*before, attempt),
-                    },
-                )
+                (attempt.ended, {**common, "state": after, "attempts": (*before, attempt)})
             )
-    # While it runs the stamp also moves with progress, which has entries of its own; else it is the
-    # last transition's.
-    running = record.state is State.RUNNING
-    past = [(stamp, changes) for stamp, changes in points if running or stamp < record.stamp]
-    if (
-        record.cancel is not None
-        and record.submitted < record.cancel
-        and (running or record.cancel < record.stamp)
-    ):
-        then = [changes for stamp, changes in past if stamp < record.cancel][-1]
-        past.append((record.cancel, {**then, "cancel": record.cancel}))
-        past.sort(key=lambda point: point[0])
+    # The stamp of a running job also moves with its progress, which has its own entries. In any
+    # other state it is the stamp of the last transition, which `record` itself stands for.
+    runs, cancel = record.state is State.RUNNING, record.cancel
+    past = [(stamp, changes) for stamp, changes in points if runs or stamp < record.stamp]
+    if cancel is not None and record.submitted < cancel and (runs or cancel < record.stamp):
+        at = sum(stamp < cancel for stamp, _ in past)
+        past.insert(at, (cancel, {**past[at - 1][1], "cancel": cancel}))
+    blank = msgspec.structs.replace(
+        record, attempt=0, attempts=(), began=None, ended=None, cancel=None,
+        progress=None, result=None, error=None, files=None,
+    )  # fmt: skip
     entries = [
         (stamp, msgspec.structs.replace(blank, stamp=stamp, **changes)) for stamp, changes in past
     ]
-    return entries if running else [*entries, (record.stamp, record)]
+    return entries if runs else [*entries, (record.stamp, record)]

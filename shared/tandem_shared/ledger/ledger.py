@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from tandem_shared.jobs.ids import id_of
+from tandem_shared.jobs.ids import id_prefix
 from tandem_shared.jobs.record import Record
-from tandem_shared.jobs.replay import Material
+from tandem_shared.jobs.replay import ReplayInput
 from tandem_shared.jobs.states import FINAL, State
 from tandem_shared.ledger.database import Database, Statement
 from tandem_shared.ledger.query import AFTER_ALL_IDS, JobFilter, Query
@@ -102,14 +102,14 @@ class Ledger:
         )
         return rows[0][0].encode() if rows and rows[0][0] is not None else None
 
-    async def materials(self, ids: Sequence[str], *, tenant: str) -> dict[str, Material]:
+    async def replay_inputs(self, ids: Sequence[str], *, tenant: str) -> dict[str, ReplayInput]:
         """What replays of these final jobs need, as far as they are known."""
         text = (
             "SELECT id, payload, concurrency_key, concurrency_limit FROM tandem_jobs"  # noqa: S608 - only places for values
             f" WHERE tenant = ? AND payload IS NOT NULL AND id IN ({', '.join('?' * len(ids))})"
         )
         rows = await self.database.read(text, [tenant, *ids]) if ids else []
-        return {id: Material(payload.encode(), key, limit) for id, payload, key, limit in rows}
+        return {id: ReplayInput(payload.encode(), key, limit) for id, payload, key, limit in rows}
 
     async def replayed(self, ids: Sequence[str], *, tenant: str) -> set[str]:
         """Which of these have a replay."""
@@ -170,7 +170,7 @@ class Ledger:
                 end = now - seconds
                 # Who ended before that was submitted before that.
                 text = f"SELECT id FROM tandem_jobs j WHERE {_OVER} AND {alone} ORDER BY id LIMIT {limit - removed}"  # noqa: S608 - ours
-                values = [tenant, state.value, id_of(end + 60.0), int(end * 1e6)]
+                values = [tenant, state.value, id_prefix(end + 60.0), int(end * 1e6)]
                 rows = await self.database.read(text, values)
                 if rows:
                     await self._remove([row[0] for row in rows])
@@ -228,13 +228,13 @@ class Ledger:
     ) -> AsyncIterator[tuple[Record, bytes | None]]:
         """Every job of every tenant with its payload, the oldest first; `since` and `until` seconds since the epoch."""
         parts = ["id > ?", "tenant <> ''"]
-        values: list[str | int] = [id_of(since - 60.0) if since is not None else ""]
+        values: list[str | int] = [id_prefix(since - 60.0) if since is not None else ""]
         if since is not None:
             parts.append("submitted >= ?")
             values.append(int(since * 1e6))
         if until is not None:
             parts += ["submitted < ?", "id < ?"]
-            values += [int(until * 1e6), id_of(until + 60.0)]
+            values += [int(until * 1e6), id_prefix(until + 60.0)]
         if states:
             parts.append(f"state IN ({', '.join('?' * len(states))})")
             values += [state.value for state in states]

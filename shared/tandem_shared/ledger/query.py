@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tandem_shared.jobs.ids import id_of
+from tandem_shared.jobs.ids import id_prefix
 from tandem_shared.jobs.record import Record
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.rows import search_text, tag_text
@@ -94,8 +94,8 @@ class Query:
         one = self._wanted
         below = [before] if before is not None else []
         if one.until is not None:
-            below.append(id_of(one.until / 1e6 + CLOCK_SKEW_SECONDS))
-        low = id_of(one.since / 1e6 - CLOCK_SKEW_SECONDS) if one.since is not None else ""
+            below.append(id_prefix(one.until / 1e6 + CLOCK_SKEW_SECONDS))
+        low = id_prefix(one.since / 1e6 - CLOCK_SKEW_SECONDS) if one.since is not None else ""
         bounds = (min(below, default=AFTER_ALL_IDS), low)
         if one.tags:
             return self._branch("tandem_tags", "", "tag", "job", many), [

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from tandem_shared.jobs.record import FIELDS, Record, parse
-from tandem_shared.queue.events import KEPT, Facts
+from tandem_shared.jobs.record import RECORD_FIELDS, Record, parse
+from tandem_shared.queue.events import LEDGER_FIELDS, LedgerValues
 
 # Column → the record's field. `parse` and the scripts know the fields, SQL the columns.
 COLUMNS = {
@@ -30,12 +30,18 @@ MAX_TAG_NAME_CHARS, MAX_TAG_VALUE_CHARS = (
 )  # characters, as api/tandem_api/validation/submission.py has them
 
 _texts_of = itemgetter(
-    *(KEPT.index(field) for name, field in COLUMNS.items() if name not in NUMBERS)
+    *(LEDGER_FIELDS.index(field) for name, field in COLUMNS.items() if name not in NUMBERS)
 )
-_numbers_of = itemgetter(*(KEPT.index(field) for name, field in COLUMNS.items() if name in NUMBERS))
+_numbers_of = itemgetter(
+    *(LEDGER_FIELDS.index(field) for name, field in COLUMNS.items() if name in NUMBERS)
+)
 _FIELDS = {field: name for name, field in COLUMNS.items()}
-_STAMP, _TENANT, _OPTIONS = KEPT.index("v"), KEPT.index("tenant"), KEPT.index("opts")
-_TASK, _ERROR = KEPT.index("task"), KEPT.index("error")
+_STAMP, _TENANT, _OPTIONS = (
+    LEDGER_FIELDS.index("v"),
+    LEDGER_FIELDS.index("tenant"),
+    LEDGER_FIELDS.index("opts"),
+)
+_TASK, _ERROR = LEDGER_FIELDS.index("task"), LEDGER_FIELDS.index("error")
 
 
 class _Tagged(msgspec.Struct):
@@ -96,9 +102,9 @@ def replay_tag(origin: str) -> str:
     return f"={origin}"
 
 
-def row_from_facts(id: str, facts: Facts) -> JobRow:
+def row_from_facts(id: str, facts: LedgerValues) -> JobRow:
     """The row of a job from what `Events.facts` says of it."""
-    payload, options, error = facts[len(KEPT)], facts[_OPTIONS] or "{}", facts[_ERROR]
+    payload, options, error = facts[len(LEDGER_FIELDS)], facts[_OPTIONS] or "{}", facts[_ERROR]
     given = (
         _tags_of.decode(options) if '"tags"' in options or '"replay_of"' in options else _Tagged()
     )
@@ -140,7 +146,7 @@ def record_from_row(columns: Sequence[str], values: Sequence[Any]) -> Record:
     found = dict(zip(columns, values, strict=True))
     raw = [
         None if (value := found.get(_FIELDS.get(field, ""))) is None else str(value).encode()
-        for field in FIELDS
+        for field in RECORD_FIELDS
     ]
     made = parse(found["id"], raw)
     if made is None:

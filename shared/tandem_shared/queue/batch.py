@@ -1,4 +1,4 @@
-"""Calls that come together go together: one round trip for what many callers ask in the same moment."""
+"""Batching: calls made at the same moment share one round trip."""
 
 import asyncio
 from collections import deque
@@ -7,112 +7,114 @@ from time import monotonic
 from typing import Generic, TypeVar
 
 from tandem_shared.errors import Unavailable
+from tandem_shared.queue.scripts import MAX_CALL_BYTES, MAX_CALL_JOBS
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Batch(Generic[T, R]):
-    """Gathers the calls of one turn of the event loop, and those that come while a flight is under way.
+class Batcher(Generic[T, R]):
+    """Collects the calls of one turn of the event loop, and those made while batches are in flight.
 
-    A flight carries at most `limit` items and, where `size` says how large one is, about `room`
-    bytes. At most `waiting` items wait; one more is refused as Unavailable, so that a Redis that
-    hangs does not fill the memory. With `once`, an item that waits already is sent once for all who
-    ask; one that is under way is sent again, since its answer may be older than the question.
+    A batch has at most `max_items` items and, where `size` measures one in bytes, about `max_bytes`.
+    At most `max_waiting` items wait; the next one raises Unavailable, so that a Redis that hangs
+    cannot fill the memory. With `coalesce`, equal items that wait are sent once and share the
+    answer. An item in flight is sent again, since its answer may be older than the new call.
 
-    `heard` is told with each flight how many answers it brought, and for how many seconds they were
-    waited for in all.
+    `on_batch` gets the number of answers in a batch, and the seconds that its callers waited, added
+    up.
     """
 
     def __init__(
         self,
         send: Callable[[list[T]], Awaitable[Sequence[R]]],
         *,
-        limit: int = 500,
-        room: int = 1 << 20,
+        max_items: int = MAX_CALL_JOBS,
+        max_bytes: int = MAX_CALL_BYTES,
         size: Callable[[T], int] | None = None,
-        flights: int = 2,
-        waiting: int = 20_000,
-        once: bool = False,
-        heard: Callable[[int, float], None] | None = None,
+        max_in_flight: int = 2,
+        max_waiting: int = 20_000,
+        coalesce: bool = False,
+        on_batch: Callable[[int, float], None] | None = None,
     ) -> None:
-        self._send, self._limit, self._room, self._size = send, limit, room, size
-        self._once, self._heard = once, heard
-        self._same: dict[T, asyncio.Future[R]] = {}  # of the items that wait
-        self._flights, self._waiting = flights, waiting
-        self._queue: deque[tuple[T, asyncio.Future[R], float]] = deque()
-        self._flying: set[asyncio.Task[None]] = set()
-        self._planned = False
+        self._send, self._size, self._on_batch = send, size, on_batch
+        self._max_items, self._max_bytes = max_items, max_bytes
+        self._max_in_flight, self._max_waiting = max_in_flight, max_waiting
+        self._coalesce = coalesce
+        self._futures: dict[T, asyncio.Future[R]] = {}  # by waiting item, if they coalesce
+        self._waiting: deque[tuple[T, asyncio.Future[R], float]] = deque()
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._start_planned = False
 
     def call(self, item: T) -> "asyncio.Future[R]":
         """The future of the item's answer."""
-        if self._once and (same := self._same.get(item)) is not None:
-            return asyncio.shield(same)  # one of them may be cancelled
-        if len(self._queue) >= self._waiting:
+        if self._coalesce and (future := self._futures.get(item)) is not None:
+            return asyncio.shield(future)  # cancelling one caller must not cancel the others
+        if len(self._waiting) >= self._max_waiting:
             raise Unavailable("too many requests wait for Redis")
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[R] = loop.create_future()
-        self._queue.append((item, future, monotonic()))
-        if self._once:
-            self._same[item] = future
-        if not self._planned and len(self._flying) < self._flights:
-            self._planned = True
+        future = loop.create_future()
+        self._waiting.append((item, future, monotonic()))
+        if not self._start_planned and len(self._in_flight) < self._max_in_flight:
+            self._start_planned = True
             loop.call_soon(self._start)
-        return asyncio.shield(future) if self._once else future
+        if not self._coalesce:
+            return future
+        self._futures[item] = future
+        return asyncio.shield(future)
 
     def _start(self) -> None:
-        self._planned = False
-        while self._queue and len(self._flying) < self._flights:
-            task = asyncio.get_running_loop().create_task(self._fly(self._load()))
-            self._flying.add(task)
-            task.add_done_callback(self._landed)
+        self._start_planned = False
+        while self._waiting and len(self._in_flight) < self._max_in_flight:
+            if batch := self._next_batch():
+                task = asyncio.get_running_loop().create_task(self._run(batch))
+                self._in_flight.add(task)
+                task.add_done_callback(self._landed)
 
-    def _load(self) -> list[tuple[T, "asyncio.Future[R]", float]]:
-        load: list[tuple[T, asyncio.Future[R], float]] = []
-        room = self._room
-        while self._queue and len(load) < self._limit:
-            item, future, since = self._queue[0]
+    def _next_batch(self) -> list[tuple[T, "asyncio.Future[R]", float]]:
+        batch: list[tuple[T, asyncio.Future[R], float]] = []
+        free_bytes = self._max_bytes
+        while self._waiting and len(batch) < self._max_items:
+            item, future, since = self._waiting[0]
             if self._size is not None:
-                room -= self._size(item)
-                if room < 0 and load:
+                free_bytes -= self._size(item)
+                if free_bytes < 0 and batch:
                     break
-            self._queue.popleft()
-            if self._once:
-                del self._same[item]
-            if not future.done():  # else the caller has gone
-                load.append((item, future, since))
-        return load
+            self._waiting.popleft()
+            if self._coalesce:
+                del self._futures[item]
+            if not future.done():  # else its caller was cancelled
+                batch.append((item, future, since))
+        return batch
 
-    async def _fly(self, load: list[tuple[T, "asyncio.Future[R]", float]]) -> None:
-        if not load:
-            return
+    async def _run(self, batch: list[tuple[T, "asyncio.Future[R]", float]]) -> None:
+        futures = [future for _, future, _ in batch]
         try:
-            answers = await self._send([item for item, _, _ in load])
-            if len(answers) != len(load):
-                raise RuntimeError(f"{len(answers)} answers came for {len(load)} calls")
-        except BaseException as error:
-            for _, future, _ in load:
-                if not future.done():
-                    if isinstance(error, Exception):
-                        future.set_exception(error)
-                        # looked at: a caller that has gone must not leave a warning behind
-                        future.exception()
-                    else:
-                        future.cancel()
-            if not isinstance(error, Exception):
-                raise
+            answers = await self._send([item for item, _, _ in batch])
+            if len(answers) != len(batch):
+                raise RuntimeError(f"{len(answers)} answers came for {len(batch)} calls")
+        except Exception as error:  # noqa: BLE001 - the callers raise it
+            for future in futures:
+                _fail(future, error)
             return
-        for (_, future, _), answer in zip(load, answers, strict=True):
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        for future, answer in zip(futures, answers, strict=True):
             if not future.done():
                 future.set_result(answer)
-        self._count(load)
-
-    def _count(self, load: list[tuple[T, "asyncio.Future[R]", float]]) -> None:
-        if self._heard is not None:
+        if self._on_batch is not None:
             now = monotonic()
-            self._heard(len(load), sum([now - since for _, _, since in load]))
+            self._on_batch(len(batch), sum([now - since for _, _, since in batch]))
 
     def _landed(self, task: asyncio.Task[None]) -> None:
-        self._flying.discard(task)
-        if self._queue and not self._planned:
+        self._in_flight.discard(task)
+        if self._waiting and not self._start_planned:
             self._start()
+
+
+def _fail(future: "asyncio.Future[R]", error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # marks it as seen: asyncio logs errors that no caller awaits

@@ -1,4 +1,4 @@
-"""Doorbells: a worker sleeps on lists that are pushed to when there is something to do. A bell is only a hint."""
+"""Doorbells: lists that a worker blocks on until there may be work. A bell is only a hint."""
 
 import asyncio
 import contextlib
@@ -10,22 +10,21 @@ from redis.exceptions import RedisError
 
 from tandem_shared.errors import Unavailable
 
+REPLY_MARGIN_SECONDS = 3.0  # an answer may take this much longer than the blocking time
+
 
 async def open_connection(redis: "Redis", timeout: float) -> Connection:
-    """A connection outside the pool: blocking commands and subscriptions need one of their own."""
+    """A dedicated connection, outside the pool, for blocking commands and subscriptions."""
     made: Any = redis.connection_pool.make_connection()  # type: ignore[no-untyped-call] # untyped in redis-py
-    made.socket_timeout = None  # whoever uses it has timeouts of its own
+    made.socket_timeout = None  # every caller sets a timeout per read
     async with asyncio.timeout(timeout):
         await made.connect()
     connection: Connection = made
     return connection
 
 
-SPARE = 3.0  # seconds that an answer may take beyond the block
-
-
 class Bells:
-    """A connection of its own for one blocking wait at a time; made again after any fault."""
+    """A dedicated connection for one blocking wait at a time, reopened after any fault."""
 
     def __init__(self, redis: "Redis", prefix: str, names: tuple[str, ...]) -> None:
         self._redis = redis
@@ -33,17 +32,18 @@ class Bells:
         self._connection: Connection | None = None
 
     async def wait(self, block: float) -> str | None:
-        """The word that was rung, or None after `block` seconds of silence. Raises Unavailable on any fault.
+        """The word that was rung, or None after `block` seconds. Raises Unavailable on any fault.
 
-        Cancelling the wait closes the connection, since an answer may still be under way on it.
+        Cancelling the wait closes the connection, since an answer may still arrive on it.
         """
         try:
             if self._connection is None:
-                self._connection = await open_connection(self._redis, SPARE)
-            async with asyncio.timeout(block + SPARE):
+                self._connection = await open_connection(self._redis, REPLY_MARGIN_SECONDS)
+            timeout = block + REPLY_MARGIN_SECONDS
+            async with asyncio.timeout(timeout):
                 await self._connection.send_command("BLPOP", *self._keys, f"{max(block, 0.01):.3f}")
                 answer = await self._connection.read_response(
-                    timeout=10 * (block + SPARE), disconnect_on_error=False
+                    timeout=10 * timeout, disconnect_on_error=False
                 )
         except (RedisError, OSError, TimeoutError) as error:
             await self.close()

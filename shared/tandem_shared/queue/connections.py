@@ -1,63 +1,60 @@
-"""Connections to Redis: bounded, impatient, and quick at writing commands."""
+"""Connections to Redis with bounds on number and time, and a fast command encoder."""
 
 import asyncio
 from typing import Any
 
 import hiredis
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.exceptions import ConnectionError  # noqa: A004 - redis-py's, as its callers expect
+from redis.exceptions import ConnectionError  # noqa: A004 - redis-py's callers expect this class
 
 from tandem_shared.queue.scripts import Arg
 from tandem_shared.queue.sentinel import connection_options
-from tandem_shared.redis_url import watched
+from tandem_shared.redis_url import parse_sentinel_url
 
 
 def pool(url: str, *, timeout: float = 5.0, connections: int = 32) -> BlockingConnectionPool:
-    """Bounded connections, every answer within `timeout` seconds, no retries of redis-py's own."""
+    """A pool of at most `connections` that answer within `timeout` seconds; redis-py does not retry."""
     limits: dict[str, Any] = {
         "max_connections": connections,
         "timeout": timeout,
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout / 2.5,
     }
-    found = watched(url)
+    found = parse_sentinel_url(url)
     made: BlockingConnectionPool = (
         BlockingConnectionPool.from_url(url, **limits)
         if found is None
         else BlockingConnectionPool(**limits, **connection_options(found))
     )
-    made.connection_class = type("Packed", (_Packed, made.connection_class), {})
+    made.connection_class = type("HiredisConnection", (_HiredisWriter, made.connection_class), {})
     return made
 
 
-class _Packed:
+class _HiredisWriter:
     socket_timeout: float | None
 
-    # redis-py's asyncio client packs commands in Python, which takes seven times as long for a
-    # script's arguments.
+    # redis-py's asyncio client packs commands in Python, which takes seven times as long as this
+    # for a script's arguments.
     def pack_command(self, *args: Arg) -> list[bytes]:
         words: Any = (*str(args[0]).split(), *args[1:])  # "SCRIPT FLUSH" is two words to Redis
         return [hiredis.pack_command(words)]
 
     async def send_packed_command(self, *args: Any, **options: Any) -> None:
-        """Sends within the socket's timeout; a connection that was closed meanwhile is a ConnectionError.
+        """Sends within the socket's timeout; raises ConnectionError if the connection was closed meanwhile.
 
-        Given a timeout, redis-py sends through `wait_for`: a task more each time, and in Python
-        3.11 a cancellation that comes as it ends is swallowed, so that whoever is to give up waits
-        on.
+        redis-py would send a command with a timeout through `wait_for`. That takes another task,
+        and in Python 3.11 it swallows a cancellation that arrives as it ends.
         """
         limit, self.socket_timeout = self.socket_timeout, None
         try:
             async with asyncio.timeout(limit):
                 await super().send_packed_command(*args, **options)  # type: ignore[misc] # the class beside this one has it
-        except (
-            RuntimeError
-        ) as error:  # uvloop's word for a transport that is closed, which redis-py does not know
+        except RuntimeError as error:  # uvloop's for a closed transport; redis-py does not catch it
             raise ConnectionError(str(error)) from error
         finally:
             self.socket_timeout = limit
 
 
 def connect(url: str, *, timeout: float = 5.0, connections: int = 32) -> "Redis":
-    """A client for the queue, over a pool of its own."""
+    """A client for the queue that owns its pool."""
     return Redis.from_pool(pool(url, timeout=timeout, connections=connections))

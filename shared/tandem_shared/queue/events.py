@@ -1,148 +1,135 @@
-"""The events as the ledger reads them: a stream with one consumer group, read at the readers' own pace.
+"""The stream of events: one consumer group projects it into the ledger at its own pace.
 
-An entry holds up to 500 transitions, a line each: id, state, stamp, attempt. Whoever reads it looks
-at the records as they then are, so an entry may be read late, twice and out of order. What no
-consumer holds any more is cut off.
+An entry holds up to 500 transitions, one per line: id, state, stamp, attempt. A reader looks at the
+records as they are when it reads them, so entries may be read late, twice and out of order. Entries
+that no consumer holds any more are trimmed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
 from redis import exceptions
 from redis.asyncio import Redis
 
-from tandem_shared.jobs.record import FIELDS
+from tandem_shared.jobs.record import RECORD_FIELDS
 from tandem_shared.jobs.states import FINAL
-from tandem_shared.queue.scripts import Arg, Scripts, reach
+from tandem_shared.queue.scripts import Scripts, flatten, translate_errors
 
 GROUP = "ledger"
-READ = 100  # entries at once
-# What the ledger keeps of a record besides the fields that `parse` reads; the payload comes last.
-KEPT = (*FIELDS, "ver", "ck", "cl")  # `state` is the first
+READ_ENTRIES = 100  # per call
+# What the ledger keeps of a record besides its payload; `state` is the first.
+LEDGER_FIELDS = (*RECORD_FIELDS, "ver", "ck", "cl")
 
-Facts = list[str | None]  # the values of KEPT, and the payload of a final job
-_unpack = msgspec.msgpack.Decoder(list[str | bool]).decode  # False: no such field
+LedgerValues = list[str | None]  # the values of LEDGER_FIELDS, then the payload of a final job
+_unpack = msgspec.msgpack.Decoder(list[str | bool]).decode  # False: the record lacks the field
 
 
-class Taken(NamedTuple):
-    """Entries that are ours now, and the jobs that they tell of, each once."""
+class EventBatch(NamedTuple):
+    """Entries that a consumer now holds, and the ids of the jobs in them, each once."""
 
     entries: list[str]
     jobs: list[str]
 
 
 class Lag(NamedTuple):
-    """What the ledger has not written yet: entries of the stream, and seconds since the oldest was made."""
+    """What the ledger has not written yet: entries, and the age of the oldest in seconds."""
 
     entries: int
     seconds: float
 
 
-class Events:
-    """The stream of one shard; every method raises Unavailable when Redis does not answer."""
+class JobEvents:
+    """The stream of one shard; every method raises Unavailable if Redis does not answer."""
 
     def __init__(self, redis: "Redis", prefix: str, scripts: Scripts) -> None:
-        self._redis, self._scripts, self._prefix = redis, scripts, prefix
-        self._key, self._clock = f"{prefix}events", f"{prefix}clock"
+        self._redis: Any = redis
+        self._scripts, self._prefix = scripts, prefix
+        self._key = f"{prefix}events"
 
     async def join(self, backlog: int) -> None:
-        """Has the stream kept for a ledger; while `backlog` entries wait for it, no job is accepted."""
-        await self._scripts.run("join", [backlog])
+        """Makes Redis keep the stream for a ledger, and refuse new jobs while `backlog` entries wait for it."""
+        await self._scripts.run("join", backlog)
 
-    async def take(self, consumer: str, *, block: float) -> Taken | None:
-        """New entries, after `block` seconds at most; None: nobody has joined, or the stream is a new one."""
+    async def read_new(self, consumer: str, *, block: float) -> EventBatch | None:
+        """New entries, after at most `block` seconds; None if no ledger has joined this stream."""
         return await self._read(consumer, ">", max(1, int(block * 1000)))
 
-    async def held(self, consumer: str) -> Taken | None:
-        """Entries that are this consumer's since before: their reader failed, or the answer was lost."""
+    async def read_pending(self, consumer: str) -> EventBatch | None:
+        """Entries that this consumer already holds: it failed on them, or the reply was lost."""
         return await self._read(consumer, "0", None)
 
-    async def _read(self, consumer: str, after: str, block: int | None) -> Taken | None:
-        async def call() -> Any:
-            try:
-                return await self._redis.xreadgroup(
-                    GROUP, consumer, {self._key: after}, count=READ, block=block
-                )
-            except exceptions.ResponseError as error:
-                if str(error).startswith("NOGROUP"):
-                    return None
-                raise
+    async def _read(self, consumer: str, after: str, block: int | None) -> EventBatch | None:
+        streams = {self._key: after}
+        command = self._redis.xreadgroup(GROUP, consumer, streams, READ_ENTRIES, block)
+        found = await _or_none(command)
+        if found is None:
+            return None
+        return _batch(chain.from_iterable(entries for _, entries in found))
 
-        found = await reach(call)
-        return (
-            None if found is None else _taken([entry for _, entries in found for entry in entries])
+    async def take_over(self, consumer: str, *, idle: float) -> EventBatch:
+        """Takes the entries that another consumer has held for `idle` seconds without activity."""
+        command = self._redis.xautoclaim(
+            self._key, GROUP, consumer, int(idle * 1000), count=READ_ENTRIES
         )
+        found = await _or_none(command)
+        return _batch(found[1] if found else [])
 
-    async def inherit(self, consumer: str, *, idle: float) -> Taken:
-        """Entries that another consumer has held for `idle` seconds without a sign of life; they are ours now."""
+    async def ledger_values(
+        self, ids: Sequence[str], *, max_bytes: int, entry: str = ""
+    ) -> list[LedgerValues | None]:
+        """What the ledger keeps of these jobs; fewer than asked for once `max_bytes` are read.
 
-        async def call() -> Any:
-            try:
-                return await self._redis.xautoclaim(
-                    self._key, GROUP, consumer, int(idle * 1000), count=READ
-                )
-            except exceptions.ResponseError as error:
-                if str(error).startswith("NOGROUP"):
-                    return [b"0-0", []]
-                raise
-
-        return _taken((await reach(call))[1])
-
-    async def facts(self, ids: Sequence[str], *, room: int, entry: str = "") -> list[Facts | None]:
-        """What is to be kept of these jobs, None of one that is gone; fewer than asked once `room` bytes are read.
-
-        `entry` is the oldest one that tells of them: None also stands for what the ledger has to
-        the end already.
+        None: the job is gone or, if `entry` is the oldest entry that names these jobs, the ledger
+        already has its end.
         """
-        found = await self._scripts.run("facts", [room, entry, len(KEPT), *KEPT, *ids])
-        facts: list[Facts | None] = []
+        width = len(LEDGER_FIELDS)
+        found = await self._scripts.run("facts", max_bytes, entry, width, *LEDGER_FIELDS, *ids)
+        values: list[LedgerValues | None] = []
         for id, packed in zip(ids, found, strict=False):
             try:
-                facts.append(
-                    packed and [None if value is False else value for value in _unpack(packed)]
-                )
+                values.append(packed and [None if it is False else it for it in _unpack(packed)])
             except UnicodeDecodeError:
-                facts.append(await self._legible(id))
-        return facts
+                values.append(await self._read_lossy(id))
+        return values
 
-    async def _legible(self, id: str) -> Facts | None:
-        """The same of a record with bytes in it that are no text."""
-        values: Any = await reach(
-            lambda: self._redis.hmget(f"{self._prefix}job:{id}", [*KEPT, "payload"])
-        )
-        *facts, payload = [value and value.decode(errors="replace") for value in values]
-        return [*facts, payload if facts[0] in FINAL else None] if facts[0] else None
+    async def _read_lossy(self, id: str) -> LedgerValues | None:
+        """The same of a record with values that are not UTF-8."""
+        with translate_errors():
+            found = await self._redis.hmget(f"{self._prefix}job:{id}", [*LEDGER_FIELDS, "payload"])
+        *values, payload = [value and value.decode(errors="replace") for value in found]
+        if values[0] is None:
+            return None
+        return [*values, payload if values[0] in FINAL else None]
 
-    async def projected(self, entries: Sequence[str], finals: Sequence[tuple[str, int]]) -> None:
-        """The ledger has all that these entries told, and these jobs as they ended: (id, stamp)."""
-        args: list[Arg] = [len(entries), *entries]
-        for id, stamp in finals:
-            args += [id, stamp]
-        await self._scripts.run("projected", args)
+    async def acknowledge(self, entries: Sequence[str], finals: Sequence[tuple[str, int]]) -> None:
+        """The ledger has written these entries, and these final jobs: (id, stamp)."""
+        jobs = flatten(finals)
+        await self._scripts.run("projected", len(entries), *entries, *jobs)
 
     async def lag(self) -> Lag | None:
-        """How far the ledger is behind; None as long as none has ever joined."""
-
-        async def call() -> Any:
+        """How far the ledger is behind; None until one has joined."""
+        with translate_errors():
             pipe = self._redis.pipeline(transaction=False)
-            pipe.hget(self._clock, "ledger")
+            pipe.hget(f"{self._prefix}clock", "ledger")
             pipe.xlen(self._key)
             pipe.xrange(self._key, count=1)
             pipe.time()
-            return await pipe.execute()
-
-        joined, entries, oldest, (seconds, micros) = await reach(call)
+            joined, entries, oldest, (seconds, micros) = await pipe.execute()
         if joined is None:
             return None
-        made = int(oldest[0][0].partition(b"-")[0]) / 1000 if oldest else 0.0
-        return Lag(entries, round(max(0.0, seconds + micros / 1e6 - made), 3) if oldest else 0.0)
+        if not oldest:
+            return Lag(entries, 0.0)
+        made = int(oldest[0][0].partition(b"-")[0]) / 1000
+        return Lag(entries, round(max(0.0, seconds + micros / 1e6 - made), 3))
 
-    async def recent(self, limit: int) -> list[str]:
-        """The jobs that changed last and that the ledger may not have yet, the newest change first."""
-        rows: Any = await reach(lambda: self._redis.xrevrange(self._key, count=limit))
+    async def recent_jobs(self, limit: int) -> list[str]:
+        """Ids of the jobs that changed last, newest first; the ledger may not have these changes yet."""
+        with translate_errors():
+            entries = await self._redis.xrevrange(self._key, count=limit)
         jobs: dict[str, None] = {}
-        for _, fields in rows:
+        for _, fields in entries:
             for line in reversed(fields[b"e"].split(b"\n")):
                 jobs[line.partition(b" ")[0].decode()] = None
             if len(jobs) >= limit:
@@ -150,11 +137,23 @@ class Events:
         return list(jobs)[:limit]
 
 
-def _taken(entries: Sequence[tuple[bytes, dict[bytes, bytes] | None]]) -> Taken:
+async def _or_none(command: Awaitable[Any]) -> Any:
+    """The reply, or None if the stream has no group for the ledger."""
+    try:
+        with translate_errors():
+            return await command
+    except exceptions.ResponseError as error:
+        if str(error).startswith("NOGROUP"):
+            return None
+        raise
+
+
+def _batch(entries: Iterable[tuple[bytes | None, dict[bytes, bytes] | None]]) -> EventBatch:
+    held: list[str] = []
     jobs: dict[str, None] = {}
-    for _, fields in entries:
-        text = (
-            (fields or {}).get(b"e", b"").decode()
-        )  # no fields: cut off, although somebody held it
+    for entry, fields in entries:
+        if entry is not None:  # XAUTOCLAIM before Redis 7 returns nil for a trimmed entry
+            held.append(entry.decode())
+        text = (fields or {}).get(b"e", b"").decode()  # a trimmed entry has no fields
         jobs.update(dict.fromkeys([line.partition(" ")[0] for line in text.splitlines()]))
-    return Taken([id.decode() for id, _ in entries if id is not None], list(jobs))
+    return EventBatch(held, list(jobs))

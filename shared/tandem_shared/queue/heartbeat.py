@@ -1,25 +1,26 @@
-"""The heartbeat: a thread with a connection of its own, so that a blocked event loop keeps its leases."""
+"""The heartbeat: a thread with its own connection, so that a blocked event loop keeps its leases."""
 
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from redis.exceptions import NoScriptError, RedisError
 
-from tandem_shared.queue.scripts import CLOCK, Arg, send, sha1_of, source
+from tandem_shared.queue.messages import parse_beat
+from tandem_shared.queue.scripts import MAX_CALL_JOBS, Arg, execute, flatten, sha1_of, source
 from tandem_shared.queue.sentinel import blocking_client
 
-# At most this many jobs a call, as with every script.
-PORTION = 500
+CONNECT_TIMEOUT_SECONDS = 2
 
 
-class Heart(threading.Thread):
-    """Beats every third of the lease for the jobs in `held`, until `stop`.
+class Heartbeat(threading.Thread):
+    """Renews the leases of the jobs in `held` every third of a lease, until `stop`.
 
-    `held` maps a job's id to its token and the monotonic time at which it is no longer beaten for
-    (its timeout and the grace of a cancel): code that cannot be stopped must not keep its job for
-    ever. `on_beat(lost, cancelled)` is called in this thread with ids; `on_unknown()` when Redis
-    does not know the worker.
+    `held` maps a job's id to its token and the monotonic time at which renewing stops (its timeout
+    plus the cancel grace): code that ignores cancellation must not hold its job forever.
+    `on_beat(lost, cancelled)` is called in this thread with ids, `on_unknown()` if Redis does not
+    know the worker.
     """
 
     def __init__(
@@ -33,11 +34,13 @@ class Heart(threading.Thread):
         on_beat: Callable[[list[str], list[str]], None],
         on_unknown: Callable[[], None],
     ) -> None:
-        super().__init__(name="heart", daemon=True)
+        super().__init__(name="heartbeat", daemon=True)
         self.held: dict[str, tuple[str, float]] = {}
         self.draining = False
         self._redis = blocking_client(
-            url, socket_timeout=max(1.0, lease / 3), socket_connect_timeout=2
+            url,
+            socket_timeout=max(1.0, lease / 3),
+            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
         )
         self._head = (1, prefix, int(lease * 1000), 0, 0)
         self._worker, self._catalogue, self._lease = worker, catalogue, lease
@@ -45,7 +48,7 @@ class Heart(threading.Thread):
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        """Beats until stopped. A beat that fails is repeated soon: the lease leaves room for two."""
+        """Beats until stopped. A failed beat is repeated soon; the lease leaves time for two."""
         pause = self._lease / 3
         while not self._stopped.wait(pause):
             try:
@@ -56,33 +59,26 @@ class Heart(threading.Thread):
         self._redis.close()
 
     def beat(self) -> None:
-        """One beat for all jobs held."""
+        """Renews the leases of all jobs held, once."""
         now = time.monotonic()
         held = [(id, token) for id, (token, until) in list(self.held.items()) if until > now]
-        text = source("beat", CLOCK)
-        for start in range(0, max(1, len(held)), PORTION):
-            pairs = [part for pair in held[start : start + PORTION] for part in pair]
-            args: tuple[Arg, ...] = (
-                *self._head,
-                self._worker,
-                self._catalogue,
-                int(self.draining),
-                *pairs,
-            )
-            try:
-                answer = send(self._redis, "EVALSHA", sha1_of(text), *args)
-            except NoScriptError:
-                answer = send(self._redis, "EVAL", text, *args)
-            words = [word.decode() for word in answer[1:]]
-            lost = [id for word, id in zip(words[::2], words[1::2], strict=True) if word == "lost"]
-            cancelled = [
-                id for word, id in zip(words[::2], words[1::2], strict=True) if word == "cancel"
-            ]
+        for start in range(0, max(1, len(held)), MAX_CALL_JOBS):
+            pairs = flatten(held[start : start + MAX_CALL_JOBS])
+            known, lost, cancelled = parse_beat(self._call(*pairs))
             if lost or cancelled:
                 self._on_beat(lost, cancelled)
-            if not answer[0]:
+            if not known:
                 self._on_unknown()
 
+    def _call(self, *pairs: Arg) -> list[Any]:
+        text = source("beat")
+        args = (*self._head, self._worker, self._catalogue, int(self.draining), *pairs)
+        try:
+            reply: list[Any] = execute(self._redis, "EVALSHA", sha1_of(text), *args)
+        except NoScriptError:  # Redis restarted; EVAL makes it remember the script
+            reply = execute(self._redis, "EVAL", text, *args)
+        return reply
+
     def stop(self) -> None:
-        """Ends the thread at its next turn."""
+        """Ends the thread after its current beat."""
         self._stopped.set()

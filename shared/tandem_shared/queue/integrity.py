@@ -1,28 +1,28 @@
-"""Whether what must hold in a shard does hold, looked at in portions while it lives: see doctor.lua and census.lua.
+"""Checks of a shard's invariants while it runs; doctor.lua and census.lua have the rules.
 
-Keys are listed by SCAN, and each is judged by a script of its own moment, so nothing is blocked for
-long. What does not hold is told as `Fault`; whoever mends it has it judged again in the same
-moment.
+Keys are listed by SCAN and checked in small calls, so nothing is blocked for long. A rule that does
+not hold is reported as a Violation; fixing one checks it again in the same call.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
-from tandem_shared.jobs.record import FIELDS, Record, parse
-from tandem_shared.queue.messages import Segment
-from tandem_shared.queue.scripts import Arg, Scripts, reach
+from tandem_shared.jobs.record import RECORD_FIELDS, Record, parse
+from tandem_shared.queue.messages import Segment, parse_segment
+from tandem_shared.queue.scripts import Scripts, translate_errors
 
-PORTION = 200  # subjects that are judged at once
-LISTED = 500  # keys or members that are listed at once, about
-COUNTED = 5000  # jobs that are looked at for a count, at once; of more, only the number
-MOST = 5000  # faults that are kept
-KNOWN = 2000  # places whose names are given to the count
-CALLED = 4 << 10  # keys that are looked for at once
+CALL_SUBJECTS = 200  # checked per script call
+SCAN_KEYS = 500  # keys or members per SCAN, about
+MAX_COUNTED_JOBS = 5000  # of a kind of place; larger ones are only added up
+MAX_VIOLATIONS = 5000
+MAX_COUNTED_PLACES = 2000  # named to the count
+MAX_SEGMENTS = 1000  # read per job
 
-# The first part of a key, and by what its key and its members are judged.
+# By the first part of a key: what the key is checked as, and what its members are.
 _KEYS = {
     "job": "job", "park": "park", "idem": "kin", "out": "kin", "cold": "kin", "steps": "kin", "worker": "worker",
     "tasks": "worker", "lock": "lock", "waits": "lock",
@@ -31,11 +31,12 @@ _MEMBERS = {
     "q": "entry", "park": "entry", "later": "entry", "leases": "entry", "suspects": "entry", "expiries": "entry",
     "key": "holder", "slots": "holder", "waits": "wait",
 }  # fmt: skip
-_TIMES = ("leases", "later", "expiries", "gates")
+_SETS = ("key", "slots")  # the other keys with members are sorted sets
+_TIMED = ("leases", "later", "expiries", "gates")
 
 
-class Fault(NamedTuple):
-    """Something that does not hold: a word for it, whom it is about, and what was seen. `kind` judges it again."""
+class Violation(NamedTuple):
+    """An invariant that does not hold: the word for it, its subject, what was seen; `kind` checks it again."""
 
     kind: str
     word: str
@@ -43,190 +44,160 @@ class Fault(NamedTuple):
     seen: str = ""
 
 
-class Census(NamedTuple):
-    """A difference between what is counted and what is there."""
+class CountMismatch(NamedTuple):
+    """A kept count that differs from the jobs counted."""
 
     name: str  # '<queue> <state>'; the queue is '*' where there are too many jobs to look at
     kept: int
     counted: int
 
 
-class Checkup:
-    """The look at one shard; every method raises Unavailable when Redis does not answer."""
+class Integrity:
+    """The checks of one shard; every method raises Unavailable if Redis does not answer."""
 
     def __init__(self, redis: "Redis", prefix: str, scripts: Scripts) -> None:
         self._redis: Any = redis
         self._prefix, self._scripts = prefix, scripts
-        self.jobs = 0  # records that the last look at all has met, about
+        self.checked_jobs = 0  # records that the last `check_all` met, about
 
-    async def everything(self) -> list[Fault]:
-        """Every fault that there seems to be, at most MOST; to be looked at again."""
-        self.jobs = 0
-        found: dict[Fault, None] = {}
+    async def check_all(self) -> list[Violation]:
+        """All violations, at most MAX_VIOLATIONS; some may only have been passing, so recheck them."""
+        self.checked_jobs = 0
+        found: dict[Violation, None] = {}
         async for kind, subjects in self._subjects():
             if kind == "job":
-                self.jobs += len(subjects)
-            for fault in await self.judge(kind, subjects):
-                found[fault] = None
-            if len(found) >= MOST:
+                self.checked_jobs += len(subjects)
+            found.update(dict.fromkeys(await self.check(kind, subjects)))
+            if len(found) >= MAX_VIOLATIONS:
                 break
-        for fault in await self.judge("time", _TIMES):
-            found[fault] = None
-        return list(found)[:MOST]
+        found.update(dict.fromkeys(await self.check("time", _TIMED)))
+        return list(found)[:MAX_VIOLATIONS]
 
-    async def judge(self, kind: str, subjects: Sequence[str], *, mend: bool = False) -> list[Fault]:
-        """What does not hold for these at this moment."""
-        faults = []
-        for start in range(0, len(subjects), PORTION):
-            args: list[Arg] = [int(mend), kind, *subjects[start : start + PORTION]]
-            flat = [_text(value) for value in await self._scripts.run("doctor", args)]
-            faults += [Fault(kind, *flat[i : i + 3]) for i in range(0, len(flat), 3)]
-        return faults
-
-    async def again(self, faults: Iterable[Fault], *, mend: bool = False) -> list[Fault]:
-        """Those that are still there, and mends them if asked to."""
-        faults = list(faults)
-        # A key that nobody holds is free only if nobody has been called for it either, which takes
-        # a look at all.
-        keys = [fault for fault in faults if fault.word == "key-free"]
-        free = await self._uncalled(keys) if keys else []
-        kinds: dict[str, dict[str, None]] = {}
-        for fault in faults:
-            if fault.word != "key-free" or fault in free:
-                kinds.setdefault(fault.kind, {})[fault.subject] = None
-        before = {(fault.word, fault.subject) for fault in faults}
-        still = []
-        for kind, subjects in kinds.items():
-            found = await self.judge(kind, list(subjects), mend=mend)
-            still += [fault for fault in found if (fault.word, fault.subject) in before]
-        return still
-
-    async def _uncalled(self, keys: Sequence[Fault]) -> list[Fault]:
-        now = {one.subject: one for one in await self.judge("park", [one.subject for one in keys])}
-        called: set[str] = set()
-        async for kind, subjects in self._subjects(("job",)):
-            for fault in await self.judge("called" if kind == "job" else kind, subjects):
-                if fault.subject in now and len(called) < CALLED:
-                    called.add(fault.subject)
-        after = {one.subject: one for one in await self.judge("park", list(now))}
-        # Whoever was called meanwhile has left the place.
-        return [
-            one
-            for one in keys
-            if one.subject not in called and one == now.get(one.subject) == after.get(one.subject)
-        ]
-
-    async def census(self, mend: Sequence[Census] = ()) -> list[Census]:
-        """Where the counts are not what is there; `mend` those that still are these."""
-        places: list[str] = []
-        async for keys in self._keys(("q", "park")):
-            places += keys[: KNOWN - len(places)]
-        told = [f"{one.name} {one.counted - one.kept}" for one in mend]
-        args: list[Arg] = [int(bool(mend)), COUNTED, len(told), *told, *places]
-        rows = [_text(row).rsplit(" ", 2) for row in await self._scripts.run("census", args)]
-        return [Census(name, int(kept), int(counted)) for name, kept, counted in rows]
-
-    async def published(self) -> AsyncIterator[list[tuple[Record, list[Segment]]]]:
-        """Records that have files or output in the file store, in portions, with the latter's segments."""
-        async for kind, ids in self._subjects(("job",)):
-            if kind == "job":
-                records = await self.records(ids)
-                yield [
-                    (one, segments)
-                    for one, segments in records
-                    if one.files is not None or segments
-                ]
-
-    async def records(self, ids: Sequence[str]) -> list[tuple[Record, list[Segment]]]:
-        """Those of these jobs that there are, each with the index of its output in the file store."""
-
-        async def call() -> list[Any]:
-            pipe = self._redis.pipeline(transaction=False)
-            for id in ids:
-                pipe.hmget(f"{self._prefix}job:{id}", FIELDS)
-                pipe.xrange(f"{self._prefix}cold:{id}", count=1000)
-            return await pipe.execute()  # type: ignore[no-any-return] # redis-py's
-
-        rows = await reach(call)
+    async def check(
+        self, kind: str, subjects: Sequence[str], *, fix: bool = False
+    ) -> list[Violation]:
+        """What does not hold for these subjects at this moment."""
         found = []
-        for index, id in enumerate(ids):
-            record = parse(id, rows[2 * index])
-            if record is not None:
-                found.append(
-                    (record, [_segment(last, fields) for last, fields in rows[2 * index + 1]])
-                )
+        for start in range(0, len(subjects), CALL_SUBJECTS):
+            some = subjects[start : start + CALL_SUBJECTS]
+            reply = await self._scripts.run("doctor", int(fix), kind, *some)
+            flat = [_text(value) for value in reply]
+            found += [Violation(kind, *flat[i : i + 3]) for i in range(0, len(flat), 3)]
         return found
 
-    async def there(self, ids: Sequence[str]) -> set[str]:
-        """Those of these jobs that have a record."""
+    async def recheck(self, given: Iterable[Violation], *, fix: bool = False) -> list[Violation]:
+        """Those that still do not hold; `fix` repairs them."""
+        given = list(given)
+        # `key-free` is certain only once every job was looked at: one may have been called for it.
+        keys = [one for one in given if one.word == "key-free"]
+        free = await self._uncalled(keys) if keys else []
+        kinds: dict[str, dict[str, None]] = {}
+        for one in given:
+            if one.word != "key-free" or one in free:
+                kinds.setdefault(one.kind, {})[one.subject] = None
+        before = {(one.word, one.subject) for one in given}
+        still = []
+        for kind, subjects in kinds.items():
+            found = await self.check(kind, list(subjects), fix=fix)
+            still += [one for one in found if (one.word, one.subject) in before]
+        return still
 
-        async def call() -> list[int]:
+    async def _uncalled(self, keys: Sequence[Violation]) -> list[Violation]:
+        before = set(await self.check("park", [one.subject for one in keys]))
+        parked = {one.subject for one in before}
+        called: set[str] = set()
+        async for _, ids in self._subjects(("job",)):
+            called |= {one.subject for one in await self.check("called", ids)} & parked
+        # A job that was called meanwhile has left its place, which is seen in what is found there.
+        after = set(await self.check("park", list(parked)))
+        return [one for one in keys if one.subject not in called and one in before & after]
+
+    async def check_counts(self, fix: Sequence[CountMismatch] = ()) -> list[CountMismatch]:
+        """Where the kept counts are wrong; those of `fix` that are still the same are corrected."""
+        places: list[str] = []
+        async for keys in self._keys(("q", "park")):
+            places += keys[: MAX_COUNTED_PLACES - len(places)]
+        known = [f"{one.name} {one.counted - one.kept}" for one in fix]
+        reply = await self._scripts.run(
+            "census", int(bool(fix)), MAX_COUNTED_JOBS, len(known), *known, *places
+        )
+        rows = [_text(row).rsplit(" ", 2) for row in reply]
+        return [CountMismatch(name, int(kept), int(counted)) for name, kept, counted in rows]
+
+    async def with_stored_files(self) -> AsyncIterator[list[tuple[Record, list[Segment]]]]:
+        """Records with files or output in the file store, in batches, each with its output's segments."""
+        async for _, ids in self._subjects(("job",)):
+            found = await self.records(ids)
+            yield [(record, segments) for record, segments in found if record.files or segments]
+
+    async def records(self, ids: Sequence[str]) -> list[tuple[Record, list[Segment]]]:
+        """The records of those jobs that exist, each with the segments of its output."""
+        with translate_errors():
+            pipe = self._redis.pipeline(transaction=False)
+            for id in ids:
+                pipe.hmget(f"{self._prefix}job:{id}", RECORD_FIELDS)
+                pipe.xrange(f"{self._prefix}cold:{id}", count=MAX_SEGMENTS)
+            rows = await pipe.execute()
+        return [
+            (record, [parse_segment(*entry) for entry in entries])
+            for id, values, entries in zip(ids, rows[::2], rows[1::2], strict=True)
+            if (record := parse(id, values)) is not None
+        ]
+
+    async def existing(self, ids: Sequence[str]) -> set[str]:
+        """Those of these jobs that have a record."""
+        with translate_errors():
             pipe = self._redis.pipeline(transaction=False)
             for id in ids:
                 pipe.exists(f"{self._prefix}job:{id}")
-            return await pipe.execute()  # type: ignore[no-any-return] # redis-py's
+            found = await pipe.execute()
+        return {id for id, exists in zip(ids, found, strict=True) if exists}
 
-        return {id for id, one in zip(ids, await reach(call), strict=True) if one}
-
-    async def now(self) -> float:
-        """What Redis' clock shows, seconds since the epoch."""
-        seconds, micros = await reach(self._redis.time)
+    async def redis_time(self) -> float:
+        """Redis' clock, seconds since the epoch."""
+        with translate_errors():
+            seconds, micros = await self._redis.time()
         return float(seconds + micros / 1e6)
 
-    # -------------------------------------------------------------------------------------- listing
+    async def _subjects(self, kinds: Sequence[str] = ()) -> AsyncIterator[tuple[str, list[str]]]:
+        """Batches of subjects with the kind that they are checked as, from keys of these kinds."""
+        async for keys in self._keys(kinds):
+            by_kind: dict[str, list[str]] = {}
+            for key in keys:
+                first, _, id = key.partition(":")
+                if first in _KEYS:
+                    subjects = by_kind.setdefault(_KEYS[first], [])
+                    subjects.append(id if first == "job" else key)
+            for kind, subjects in by_kind.items():
+                yield kind, subjects
+            for key in keys:
+                first = key.partition(":")[0]
+                if first in _MEMBERS:
+                    async for members in self._members(key, ordered=first not in _SETS):
+                        yield _MEMBERS[first], [f"{key} {member}" for member in members]
 
     async def _keys(self, kinds: Sequence[str] = ()) -> AsyncIterator[list[str]]:
-        """The keys without the prefix, in portions; some may come twice."""
+        """Batches of keys without the prefix; some keys may come twice."""
+        async for found in self._scan(partial(self._redis.scan, match=f"{self._prefix}*")):
+            names = [_text(key)[len(self._prefix) :] for key in found]
+            yield [name for name in names if not kinds or name.partition(":")[0] in kinds]
+
+    async def _members(self, key: str, *, ordered: bool) -> AsyncIterator[list[str]]:
+        scan = self._redis.zscan if ordered else self._redis.sscan
+        async for found in self._scan(partial(scan, f"{self._prefix}{key}")):
+            yield [_text(member[0] if ordered else member) for member in found]
+
+    async def _scan(self, command: Callable[..., Awaitable[Any]]) -> AsyncIterator[list[Any]]:
         cursor = 0
         while True:
-            cursor, keys = await self._scan(cursor)
-            names = [_text(key)[len(self._prefix) :] for key in keys]
-            found = [name for name in names if not kinds or name.partition(":")[0] in kinds]
+            with translate_errors():
+                cursor, found = await command(cursor=cursor, count=SCAN_KEYS)
             if found:
                 yield found
             if not cursor:
                 return
-            await asyncio.sleep(0)
-
-    async def _scan(self, cursor: int) -> tuple[int, list[bytes]]:
-        return await reach(lambda: self._redis.scan(cursor, match=f"{self._prefix}*", count=LISTED))  # type: ignore[no-any-return] # redis-py's
-
-    async def _subjects(self, kinds: Sequence[str] = ()) -> AsyncIterator[tuple[str, list[str]]]:
-        async for keys in self._keys(kinds):
-            by_kind: dict[str, list[str]] = {}
-            for key in keys:
-                set = key.partition(":")[0]
-                if set in _KEYS:
-                    subject = key.partition(":")[2] if set == "job" else key
-                    by_kind.setdefault(_KEYS[set], []).append(subject)
-            for kind, subjects in by_kind.items():
-                yield kind, subjects
-            for key in keys:
-                member = _MEMBERS.get(key.partition(":")[0])
-                if member is not None:
-                    async for members in self._members(key):
-                        yield member, [f"{key} {one}" for one in members]
-
-    async def _members(self, key: str) -> AsyncIterator[list[str]]:
-        name, cursor = f"{self._prefix}{key}", 0
-        ordered = key.partition(":")[0] not in ("key", "slots")
-        while True:
-            cursor, found = await self._scan_members(name, cursor, ordered=ordered)
-            if found:
-                yield [_text(one[0] if ordered else one) for one in found]
-            if not cursor:
-                return
-
-    async def _scan_members(
-        self, name: str, cursor: int, *, ordered: bool
-    ) -> tuple[int, list[Any]]:
-        scan = self._redis.zscan if ordered else self._redis.sscan
-        return await reach(lambda: scan(name, cursor, count=LISTED))  # type: ignore[no-any-return] # redis-py's
+            await asyncio.sleep(0)  # a scan whose replies are buffered must not hold the loop
 
 
 def _text(value: bytes) -> str:
     return value.decode(errors="surrogateescape")
-
-
-def _segment(last: bytes, fields: Mapping[bytes, bytes]) -> Segment:
-    return Segment(int(fields[b"f"]), int(last.partition(b"-")[0]), int(fields[b"s"]))

@@ -1,14 +1,14 @@
-"""Locks that jobs hold: one holder a name and tenant, the others wait in order; the job's own lease is the lock's."""
+"""Locks that jobs hold: one holder per tenant and name, the others queue; a lock lasts as long as the job's lease."""
 
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
-from tandem_shared.queue.pubsub import Change, Watch
+from tandem_shared.queue.pubsub import ChangeSignal, JobSubscriptions
 from tandem_shared.queue.scripts import Scripts
 
 
 class Acquisition(NamedTuple):
-    """One `with` of one attempt; `number` tells it from the attempt's others. The name has no control characters."""
+    """One `async with` of one attempt; `number` is unique within it. The name has no control characters."""
 
     id: str
     token: str
@@ -16,33 +16,34 @@ class Acquisition(NamedTuple):
     name: str
 
 
-class Asked(NamedTuple):
-    """`fence`: the lock is held, under this number. Else `again` is the seconds after which to ask once more."""
+class LockReply(NamedTuple):
+    """`fence` is the number under which the lock is held; if None, ask again after `again` seconds."""
 
     fence: int | None
     again: float
 
 
 class Locks:
-    """The locks of one shard. Every method raises Unavailable when Redis does not answer; repeating one is safe."""
+    """The locks of one shard. Every method raises Unavailable if Redis does not answer; repeating one is safe."""
 
-    def __init__(self, scripts: Scripts, watch: Watch) -> None:
-        self._scripts, self._watch = scripts, watch
+    def __init__(self, scripts: Scripts, subscriptions: JobSubscriptions) -> None:
+        self._scripts, self._subscriptions = scripts, subscriptions
 
-    async def ask(self, one: Acquisition) -> Asked | None:
-        """Takes the lock, or a place among those who wait. None: the attempt is no longer the job's.
+    async def acquire(self, acquisition: Acquisition) -> LockReply | None:
+        """Takes the lock, or a place in its queue; None if the attempt has lost the job.
 
-        A place is kept, and asked for again, until `give_up` or the attempt's end.
+        The place is kept, and must be asked for again, until `release` or the attempt's end.
         """
-        word, number = await self._scripts.run("lock", one)
+        word, number = await self._scripts.run("lock", *acquisition)
         if word == b"lost":
             return None
-        return Asked(int(number), 0.0) if word == b"held" else Asked(None, int(number) / 1000)
+        held = word == b"held"
+        return LockReply(int(number), 0.0) if held else LockReply(None, int(number) / 1000)
 
-    async def give_up(self, one: Acquisition) -> bool:
-        """Frees the lock, or the place. False: the attempt is over, and has lost both before."""
-        return bool(await self._scripts.run("unlock", one) == b"ok")
+    async def release(self, acquisition: Acquisition) -> bool:
+        """Frees the lock or the place in its queue; False if the attempt has ended and lost both before."""
+        return bool(await self._scripts.run("unlock", *acquisition) == b"ok")
 
-    def watch(self, one: Acquisition) -> AbstractAsyncContextManager[Change]:
-        """A change that is marked when the lock has been handed on to this acquisition."""
-        return self._watch.job(f"{one.id}:{one.number}")
+    def subscribe(self, acquisition: Acquisition) -> AbstractAsyncContextManager[ChangeSignal]:
+        """A signal that is set when the lock has been handed to this acquisition."""
+        return self._subscriptions.subscribe(f"{acquisition.id}:{acquisition.number}")

@@ -1,23 +1,23 @@
-"""What goes to the scripts and comes back from them, as values."""
+"""Arguments and replies of the scripts, as Python values."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from tandem_shared.errors import Full, KeyReused
 from tandem_shared.jobs.record import Submission
 from tandem_shared.jobs.states import STATES, Outcome, State
-from tandem_shared.queue.scripts import ENTRY, Arg
+from tandem_shared.queue.scripts import ENTRY_BYTES, Arg
 
-Refusal = KeyReused | Full  # why a job did not enter
+Refusal = KeyReused | Full  # why a job was not accepted
 
 
 class Submitted(NamedTuple):
-    """The answer to a submission. `replayed`: the idempotency key was known, and `id` is the first job's."""
+    """The answer to a submission. `replayed`: its idempotency key was known, `id` is the first job's."""
 
     id: str
     replayed: bool
@@ -27,7 +27,7 @@ class Submitted(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """A job as a worker gets it; `payload` and `options` are JSON, `due_ms` since the epoch when it could have run."""
+    """A job as a worker gets it; `payload` and `options` are JSON, `due_ms` is ms since the epoch."""
 
     id: str
     token: str
@@ -41,21 +41,34 @@ class Claimed(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """The answer to a claim. `known` False: register first. `next_due` in seconds, None: nothing is put off."""
+    """The answer to a claim.
 
-    known: bool
+    `registered`: if False, the worker must register first. `more`: due jobs are left.
+    `next_due`: seconds until a job falls due, None if none is scheduled. `settled`: leases that
+    ended. `arq_jobs`: jobs of plain arq clients wait.
+    """
+
+    registered: bool
     more: bool
     next_due: float | None
     settled: int
-    foreign: bool
+    arq_jobs: bool
     jobs: list[Claimed]
 
 
-class Finish(NamedTuple):
-    """How an attempt ended: `to` is the next state, `queued` hands the job back uncharged.
+class Beat(NamedTuple):
+    """The answer to a heartbeat; `registered` as in Claim, then ids of jobs whose code should stop."""
 
-    `body` is the JSON of the result or of the failure, `delay` seconds until a retry, `files` JSON
-    of what is published.
+    registered: bool
+    lost: list[str]
+    cancelled: list[str]
+
+
+class Finish(NamedTuple):
+    """How an attempt ended: `to` is the next state; `queued` hands the job back uncharged.
+
+    `body` is the JSON of the result or the failure, `delay` the seconds until a retry, `files` the
+    JSON of the published files.
     """
 
     id: str
@@ -68,10 +81,9 @@ class Finish(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a running job says: `type` is progress, log or output; `body` JSON, one value a line for the latter two.
+    """Progress, log lines or output (`type`) of a running job; `body` is JSON, one value per line for the last two.
 
-    `number` is 1 for the first report of an attempt, and grows by one: a repeated one is written
-    once.
+    `number` counts the attempt's reports from 1, so that a repeated report is written once.
     """
 
     id: str
@@ -82,10 +94,9 @@ class Report(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """One entry of a job's output stream; its items share the stamp.
+    """One entry of a job's output stream; its items, one per line of `body`, share the stamp.
 
-    `body` holds the items, one a line; `before` is the stamp of the entry before this one, 0 for
-    the first.
+    `before` is the stamp of the previous entry, 0 for the first.
     """
 
     stamp: int
@@ -100,12 +111,12 @@ class Chunk(NamedTuple):
 
     @property
     def weight(self) -> int:
-        """What it counts as in Redis, bytes."""
-        return len(self.body) + ENTRY
+        """The bytes that it counts as in Redis."""
+        return len(self.body) + ENTRY_BYTES
 
 
 class Segment(NamedTuple):
-    """Entries that have left Redis for the file store: the stamps of the first and the last, and the object's bytes."""
+    """Output moved from Redis to the file store: stamps of its first and last entry, and its bytes."""
 
     first: int
     last: int
@@ -114,7 +125,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class QueueStats:
-    """Jobs of one queue by state, and how long its oldest due one has waited, in seconds."""
+    """Jobs of one queue by state, and the seconds that its oldest due job has waited."""
 
     name: str
     paused: bool = False
@@ -143,24 +154,26 @@ class WorkerInfo:
 
 
 def submit_args(jobs: Sequence[Submission]) -> list[Arg]:
-    """What enter.lua reads: the kinds of jobs, each once, and for each job its kind, id and payload."""
-    kinds: dict[tuple[Arg, ...], int] = {}
-    encoded: dict[int, bytes] = {}  # options by identity, since jobs without any have their task's
+    """The arguments that enter.lua reads: each distinct template once, then template, id and payload per job."""
+    templates: dict[tuple[Arg, ...], int] = {}
+    encoded: dict[int, tuple[bytes, int]] = {}  # by identity: jobs that set none share their task's
     values: list[Arg] = []
     for job in jobs:
         options = encoded.get(id(job.options))
         if options is None:
-            options = encoded[id(job.options)] = msgspec.json.encode(job.options)
-        values += (kinds.setdefault(_kind(job, options), len(kinds)), job.id, job.payload)
-    return [len(kinds), *chain.from_iterable(kinds), *values]
+            options = msgspec.json.encode(job.options), job.max_attempts
+            encoded[id(job.options)] = options
+        number = templates.setdefault(_template(job, options), len(templates))
+        values += (number, job.id, job.payload)
+    return [len(templates), *chain.from_iterable(templates), *values]
 
 
-def _kind(job: Submission, options: bytes) -> tuple[Arg, ...]:
+def _template(job: Submission, options: tuple[bytes, int]) -> tuple[Arg, ...]:
     key = ""
     if job.idempotency_key is not None:
         key = hashlib.sha256(f"{job.tenant}\0{job.idempotency_key}".encode()).hexdigest()[:32]
     return (
-        job.task, job.version, job.tenant, job.queue, job.priority, options, job.max_attempts,
+        job.task, job.version, job.tenant, job.queue, job.priority, *options,
         "" if job.delay is None else int(job.delay * 1000),
         "" if job.run_at is None else int(job.run_at * 1000),
         "" if job.expires_in is None else int(job.expires_in * 1000),
@@ -169,8 +182,8 @@ def _kind(job: Submission, options: bytes) -> tuple[Arg, ...]:
     )  # fmt: skip
 
 
-def submitted(reply: list[bytes], jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
-    """The answers in a reply of submit.lua to these jobs."""
+def parse_submitted(reply: list[bytes], jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
+    """The answers to these jobs in a reply of submit.lua."""
     answers: list[Submitted | Refusal] = []
     for job, id, replayed, stamp, word, due in zip(
         jobs, *(reply[at::5] for at in range(5)), strict=True
@@ -181,17 +194,42 @@ def submitted(reply: list[bytes], jobs: Sequence[Submission]) -> list[Submitted 
         elif word == b"reused":
             answers.append(KeyReused())
         elif word == b"full":
-            answers.append(
-                Full(f"the queue {job.queue!r} has as many unfinished jobs as it may have")
-            )
+            answers.append(Full(f"the queue {job.queue!r} holds its maximum of unfinished jobs"))
         else:
-            answers.append(
-                Full("Redis is nearly out of memory: only jobs that were accepted go on")
-            )
+            answers.append(Full("Redis is nearly out of memory and accepts no new jobs"))
     return answers
 
 
-def chunk(place: bytes, fields: Mapping[bytes, bytes]) -> Chunk:
-    """An entry of a job's stream, as report.lua writes them."""
-    stamp, type, attempt = int(place.partition(b"-")[0]), fields[b"t"].decode(), int(fields[b"a"])
-    return Chunk(stamp, type, attempt, fields[b"d"], int(fields.get(b"p", 0)))
+def parse_claim(reply: list[Any]) -> Claim:
+    """The answer in a reply of claim.lua."""
+    registered, more, due_ms, settled, arq_jobs, *flat = reply
+    jobs = [
+        Claimed(
+            flat[i].decode(), flat[i + 1].decode(), int(flat[i + 2]), int(flat[i + 3]),
+            flat[i + 4].decode(), flat[i + 5].decode(), flat[i + 6], flat[i + 7], int(flat[i + 8]),
+        )
+        for i in range(0, len(flat), 9)
+    ]  # fmt: skip
+    next_due = None if due_ms < 0 else due_ms / 1000
+    return Claim(bool(registered), bool(more), next_due, settled, bool(arq_jobs), jobs)
+
+
+def parse_beat(reply: list[Any]) -> Beat:
+    """The answer in a reply of beat.lua."""
+    registered, *words = reply
+    beat = Beat(bool(registered), [], [])
+    for word, id in zip(words[::2], words[1::2], strict=True):
+        (beat.lost if word == b"lost" else beat.cancelled).append(id.decode())
+    return beat
+
+
+def parse_chunk(entry: bytes, fields: Mapping[bytes, bytes]) -> Chunk:
+    """An entry of a job's stream, as report.lua writes it."""
+    stamp = int(entry.partition(b"-")[0])
+    before = int(fields.get(b"p", 0))
+    return Chunk(stamp, fields[b"t"].decode(), int(fields[b"a"]), fields[b"d"], before)
+
+
+def parse_segment(entry: bytes, fields: Mapping[bytes, bytes]) -> Segment:
+    """An entry of a job's index of segments, as archive.lua writes it."""
+    return Segment(int(fields[b"f"]), int(entry.partition(b"-")[0]), int(fields[b"s"]))

@@ -1,13 +1,13 @@
-"""News of jobs: one pub/sub connection a process, however many wait.
+"""Changes of jobs by pub/sub: one connection per process, however many readers wait.
 
-A message says only that something changed: who waits reads again. So nothing is lost when one is:
-after each (re)subscription everybody reads again, and every 5 s one look at the versions of all
-watched records finds those whose news did not arrive.
+A message says only that something changed; the reader then reads the record. So a lost message
+costs only time: all readers read again after each (re)subscription, and a poll compares the version
+of every watched record once in POLL_SECONDS.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import Connection
@@ -15,181 +15,178 @@ from redis.exceptions import RedisError
 
 from tandem_shared.backoff import Backoff
 from tandem_shared.queue.bells import open_connection
+from tandem_shared.queue.scripts import MAX_CALL_JOBS
 
-AGAIN = 5.0  # seconds between two pings of the connection
-LOOK = 5.0  # seconds in which every watched record is looked at once
-PORTION = 500  # jobs in one command or pipeline
+PING_SECONDS = 5.0  # of silence; also the time that Redis has for an answer
+POLL_SECONDS = 5.0
+
+_FAULTS = (RedisError, OSError, TimeoutError)
 
 
-class Change:
+class ChangeSignal:
     """One reader's interest in one job."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
-    def mark(self) -> None:
-        """Something changed, or may have."""
+    def set(self) -> None:
+        """Marks that the job changed, or may have."""
         self._event.set()
 
-    async def wait(self, timeout: float | None = AGAIN) -> bool:
-        """Whether it was marked, at once or within `timeout` seconds: then read again."""
+    async def wait(self, timeout: float | None = PING_SECONDS) -> bool:
+        """Whether it was set, before or within `timeout` seconds, and clears it: if so, read again."""
         if not self._event.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._event.wait()
-        marked = self._event.is_set()
+        changed = self._event.is_set()
         self._event.clear()
-        return marked
+        return changed
 
 
-class Watch:
-    """The watched jobs of this process, and the connection that brings their news. `close` ends it."""
+class JobSubscriptions:
+    """The jobs that this process watches, and the connection that brings their changes. `close` ends it."""
 
     def __init__(self, redis: "Redis", prefix: str) -> None:
-        self._redis, self._prefix = redis, prefix
-        self._changes: dict[str, set[Change]] = {}
+        self._redis, self._channel = redis, f"{prefix}news"
+        self._job_key = f"{prefix}job:"
+        self._signals: dict[str, set[ChangeSignal]] = {}
         self._connection: Connection | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._wanted: dict[str, str] = {}  # commands that have not been sent, by job
-        self._saying: asyncio.Task[None] | None = None
-        self._seen: dict[str, list[bytes | None]] = {}  # versions at the last look
+        self._commands: dict[str, str] = {}  # the last command for a job that has not been sent
+        self._sender: asyncio.Task[None] | None = None
+        self._versions: dict[str, list[bytes | None]] = {}  # at the last poll
         self._sending = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def job(self, id: str) -> AsyncIterator[Change]:
-        """A change that is marked whenever the job changes, first when its news are certain to arrive."""
-        change = Change()
-        watchers = self._changes.setdefault(id, set())
-        watchers.add(change)
+    async def subscribe(self, id: str) -> AsyncIterator[ChangeSignal]:
+        """A signal that is set whenever the job changes, and first when its changes are sure to arrive."""
+        signal = ChangeSignal()
+        signals = self._signals.setdefault(id, set())
+        signals.add(signal)
         try:
             if not self._tasks:
                 self._tasks = [
-                    asyncio.create_task(self._listen(), name="watch"),
-                    asyncio.create_task(self._look(), name="look"),
+                    asyncio.create_task(self._listen(), name="job changes"),
+                    asyncio.create_task(self._poll(), name="poll of job versions"),
                 ]
-            elif len(watchers) == 1:
-                self._say("SUBSCRIBE", id)
-            yield change
+            elif len(signals) == 1:
+                self._plan("SUBSCRIBE", id)
+            yield signal
         finally:
-            watchers.discard(change)
-            if not watchers and self._changes.get(id) is watchers:
-                del self._changes[id]
-                self._seen.pop(id, None)
-                self._say("UNSUBSCRIBE", id)
+            signals.discard(signal)
+            if not signals and self._signals.get(id) is signals:
+                del self._signals[id]
+                self._versions.pop(id, None)
+                self._plan("UNSUBSCRIBE", id)
 
-    def _say(self, command: str, id: str) -> None:
-        self._wanted[id] = command  # the last word on a job counts
-        if self._saying is None or self._saying.done():
-            self._saying = asyncio.create_task(self._say_wanted(), name="subscribe")
+    def _plan(self, command: str, id: str) -> None:
+        self._commands[id] = command
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send_planned(), name="subscribe")
 
-    async def _say_wanted(self) -> None:
-        """Sends what was said in one turn of the event loop in few commands: many come and go together."""
-        while self._wanted:
-            wanted, self._wanted = self._wanted, {}
+    async def _send_planned(self) -> None:
+        """Sends what one turn of the event loop planned in few commands: many readers come and go at once."""
+        while self._commands:
+            planned, self._commands = self._commands, {}
             for command in ("UNSUBSCRIBE", "SUBSCRIBE"):
-                names = [
-                    f"{self._prefix}news:{id}" for id, last in wanted.items() if last == command
-                ]
-                for start in range(0, len(names), PORTION):
-                    await self._send(command, names[start : start + PORTION])
+                ids = [id for id, last in planned.items() if last == command]
+                for start in range(0, len(ids), MAX_CALL_JOBS):
+                    await self._send(command, ids[start : start + MAX_CALL_JOBS])
 
-    async def _send(self, command: str, names: list[str]) -> None:
+    async def _send(self, command: str, ids: list[str]) -> None:
         connection = self._connection
         if connection is None:
-            return  # the next connection subscribes to all that is then watched
-        with contextlib.suppress(
-            RedisError, OSError, TimeoutError
-        ):  # the listener meets the same fault and reconnects
-            async with self._sending, asyncio.timeout(AGAIN):
-                await connection.send_command(command, *names)
+            return  # the next connection subscribes to all that is watched then
+        # The listener meets the same fault and reconnects.
+        with contextlib.suppress(*_FAULTS):
+            async with self._sending, asyncio.timeout(PING_SECONDS):
+                await connection.send_command(command, *self._channels(ids))
 
     async def _listen(self) -> None:
         backoff = Backoff(max_seconds=1.0)
         while True:
             try:
-                self._connection = connection = await open_connection(self._redis, AGAIN)
-                async with asyncio.timeout(AGAIN):
+                self._connection = connection = await open_connection(self._redis, PING_SECONDS)
+                async with asyncio.timeout(PING_SECONDS):
                     await connection.send_command(
-                        "SUBSCRIBE", f"{self._prefix}news", *self._channels()
+                        "SUBSCRIBE", self._channel, *self._channels(self._signals)
                     )
-                self._mark_all()
+                self._set_all()
                 backoff.reset()
                 await self._read(connection)
-            except (RedisError, OSError, TimeoutError):
-                self._mark_all()
+            except _FAULTS:
+                self._set_all()
                 await backoff.sleep()
             finally:
                 if self._connection is not None:
-                    with contextlib.suppress(RedisError, OSError, TimeoutError):
+                    with contextlib.suppress(*_FAULTS):
                         await self._connection.disconnect(nowait=True)
                     self._connection = None
 
-    async def _look(self) -> None:
-        """Finds what changed without our hearing of it; who has just come is marked in any case."""
+    async def _poll(self) -> None:
+        """Finds changes whose message was lost; a new reader's signal is set in any case."""
         while True:
-            ids = list(self._changes)
-            portions = max(1, -(-len(ids) // PORTION))
-            for start in range(0, portions * PORTION, PORTION):
-                await asyncio.sleep(LOOK / portions)
-                portion = [id for id in ids[start : start + PORTION] if id in self._changes]
-                with contextlib.suppress(
-                    RedisError, OSError, TimeoutError
-                ):  # the listener tells of the same fault
-                    for id, version in zip(portion, await self._versions(portion), strict=True):
-                        if id in self._changes and self._seen.get(id) != version:
-                            self._seen[id] = version
-                            self._mark(id)
+            ids = list(self._signals)
+            rounds = max(1, -(-len(ids) // MAX_CALL_JOBS))
+            for start in range(0, rounds * MAX_CALL_JOBS, MAX_CALL_JOBS):
+                await asyncio.sleep(POLL_SECONDS / rounds)
+                some = [id for id in ids[start : start + MAX_CALL_JOBS] if id in self._signals]
+                with contextlib.suppress(*_FAULTS):  # the listener meets the same fault
+                    for id, version in zip(some, await self._read_versions(some), strict=True):
+                        if id in self._signals and self._versions.get(id) != version:
+                            self._versions[id] = version
+                            self._set(id)
 
-    async def _versions(self, ids: list[str]) -> list[list[bytes | None]]:
+    async def _read_versions(self, ids: list[str]) -> list[list[bytes | None]]:
         if not ids:
             return []
         pipe = self._redis.pipeline(transaction=False)
         for id in ids:
-            pipe.hmget(f"{self._prefix}job:{id}", ["v", "o"])
-        async with asyncio.timeout(AGAIN):
+            pipe.hmget(f"{self._job_key}{id}", ["v", "o"])
+        async with asyncio.timeout(PING_SECONDS):
             found: list[list[bytes | None]] = await pipe.execute()
         return found
 
-    def _channels(self) -> list[str]:
-        return [f"{self._prefix}news:{id}" for id in self._changes]
+    def _channels(self, ids: Iterable[str]) -> list[str]:
+        return [f"{self._channel}:{id}" for id in ids]
 
     async def _read(self, connection: Connection) -> None:
-        silent = 0
-        skip = len(f"{self._prefix}news:")
+        pinged = False
+        skip = len(self._channel) + 1
         while True:
             try:
-                async with asyncio.timeout(AGAIN):
+                async with asyncio.timeout(PING_SECONDS):
                     message = await connection.read_response(
-                        timeout=10 * AGAIN, disconnect_on_error=False
+                        timeout=10 * PING_SECONDS, disconnect_on_error=False
                     )
             except TimeoutError:
-                silent += 1
-                if silent > 1:
-                    raise  # the ping brought nothing: the connection is dead
-                async with self._sending, asyncio.timeout(AGAIN):
+                if pinged:
+                    raise  # the connection is dead
+                pinged = True
+                async with self._sending, asyncio.timeout(PING_SECONDS):
                     await connection.send_command("PING")
                 continue
-            silent = 0
+            pinged = False
             # ["message" | "subscribe" | "unsubscribe", channel, …] or ["pong", …]
             if isinstance(message, list) and message[0] in (b"message", b"subscribe"):
-                self._mark(message[1].decode()[skip:])
+                self._set(message[1].decode()[skip:])
 
-    def _mark(self, id: str) -> None:
-        for change in self._changes.get(id, ()):
-            change.mark()
+    def _set(self, id: str) -> None:
+        for signal in self._signals.get(id, ()):
+            signal.set()
 
-    def _mark_all(self) -> None:
-        for watchers in self._changes.values():
-            for change in watchers:
-                change.mark()
+    def _set_all(self) -> None:
+        for id in self._signals:
+            self._set(id)
 
     async def close(self) -> None:
-        """Ends the connection; whoever still waits reads again."""
+        """Ends the connection; readers that still wait are told to read again."""
         tasks, self._tasks = self._tasks, []
-        if self._saying is not None:
-            tasks.append(self._saying)
+        if self._sender is not None:
+            tasks.append(self._sender)
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        self._mark_all()
+        self._set_all()

@@ -1,41 +1,61 @@
-"""The Lua scripts: one file a transition, put together from the files they share, sent by their SHA1.
+"""The Lua scripts: assembled from lua/ and lua/lib/, then called by their SHA-1.
 
-The legal transitions come from `tandem_shared.jobs.states.NEXT`; each text starts with that table,
-so Lua and Python cannot differ.
+lua/<name>.lua is one command, run by `Scripts.run(name, *args)`. lua/lib/ holds what several
+commands share; PARTS lists the parts of each command in the order in which they are joined:
+
+    (head)        generated here: states, transitions and limits as Python has them, and CLOCK()
+    lib/spare     one write that Redis accepts while its memory is full, so that later ones pass
+    lib/record    clock and stamps, reading a record, changing its state, where it waits, `commit`
+    lib/limits    concurrency and rate limits of tasks
+    lib/locks     who holds a lock, and who waits for it
+    lib/leave     the exits: out of `running`, or from a waiting place to a final state
+    lib/upkeep    what time brings about: ended leases, due jobs, expiries, pauses
+    lib/enter     the entry of new jobs
+    lib/admit     the entry to `running`, and what keeps a job from it
+    <name>.lua    the command: reads its arguments from ARGV[4] on, returns the reply
+
+KEYS[1] is the shard's prefix; ARGV[1..3] are lease, retention and cancel grace in ms. A script that
+changes states ends with `commit()`, which writes the events, counts and bells that it gathered. The
+parts are inlined into one chunk, so all their names are locals that later parts may use.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
+from itertools import chain
 from typing import Any
 
 from redis import exceptions
 from redis.asyncio import Redis
 
 from tandem_shared.errors import Unavailable
-from tandem_shared.jobs.record import FORMAT
-from tandem_shared.jobs.states import FINAL, NEXT
+from tandem_shared.jobs.record import MAX_SHOWN_ATTEMPTS, RECORD_FORMAT
+from tandem_shared.jobs.states import FINAL, OPEN, TRANSITIONS
 
-ENTRY = 64  # bytes that an entry of a stream counts as, besides its body
+MAX_CALL_JOBS = 500
+MAX_CALL_BYTES = 1 << 20  # about: a single larger job still passes
+ENTRY_BYTES = 64  # what an entry of a stream counts as besides its body
 
-# What each script is made of, in order; its own file comes last. Without `spare` it is refused
-# while Redis is full.
+# Commands that start without `spare` need memory: Redis refuses them while it is full.
+_LEAVE = ("spare", "record", "limits", "locks", "leave")
+_UPKEEP = (*_LEAVE, "upkeep")
 PARTS = {
     "submit": ("record", "enter"),
-    "claim": ("spare", "record", "limits", "locks", "leave", "upkeep", "admit"),
-    "beat": ("spare", "record", "limits", "locks", "leave", "upkeep"),
-    "finish": ("spare", "record", "limits", "locks", "leave"),
+    "claim": (*_UPKEEP, "admit"),
+    "beat": _UPKEEP,
+    "finish": _LEAVE,
     "report": ("record",),
     "archive": ("spare", "record"),
     "step": ("record",),
     "steps": ("record",),
-    "lock": ("spare", "record", "limits", "locks", "leave", "upkeep"),
+    "lock": _UPKEEP,
     "unlock": ("spare", "record", "locks"),
-    "pause": ("spare", "record", "limits", "locks", "leave", "upkeep"),
-    "cancel": ("spare", "record", "limits", "locks", "leave"),
+    "pause": _UPKEEP,
+    "cancel": _LEAVE,
     "forget": ("spare", "record"),
-    "tick": ("spare", "record", "limits", "locks", "leave", "upkeep"),
+    "tick": _UPKEEP,
     "register": ("spare", "record", "limits"),
     "retire": ("spare", "record"),
     "adopt": ("record", "enter"),
@@ -43,46 +63,44 @@ PARTS = {
     "facts": ("record",),
     "look": (),
     "projected": ("spare", "record"),
-    "doctor": ("spare", "record", "limits", "locks", "leave", "upkeep"),
+    "doctor": _UPKEEP,
     "census": ("spare", "record", "limits"),
 }
 
-# Where the scripts take the time from. Only a test that turns the clock names another.
-CLOCK = "redis.call('TIME')"
+CLOCK = "redis.call('TIME')"  # Lua; tests that turn the clock pass another expression
 
 Arg = str | bytes | int | float
 
 
-def _table() -> str:
-    rows = (
-        f"{state} = {{{', '.join(f'{to} = true' for to in sorted(NEXT[state]))}}}" for state in NEXT
-    )
-    return f"local NEXT = {{{', '.join(rows)}}}"
-
-
 @cache
 def source(name: str, clock: str = CLOCK) -> str:
-    """The whole text of a script."""
-    finals = ", ".join(f"{state} = true" for state in sorted(FINAL))
+    """The complete text of a command."""
+    transitions = (f"{state} = {_set(after)}" for state, after in TRANSITIONS.items())
+    open_states = ", ".join(f"'{state}'" for state in OPEN)
     head = (
-        _table(),
-        f"local FINAL = {{{finals}}}",
-        f"local FORMAT = {FORMAT}",
-        f"local ENTRY = {ENTRY}",
+        f"local TRANSITIONS = {{{', '.join(transitions)}}}",
+        f"local FINAL, OPEN = {_set(FINAL)}, {{{open_states}}}",
+        f"local RECORD_FORMAT, MAX_SHOWN_ATTEMPTS = {RECORD_FORMAT}, {MAX_SHOWN_ATTEMPTS}",
+        f"local ENTRY_BYTES = {ENTRY_BYTES}",
         f"local function CLOCK() return {clock} end",
     )
     lua = files(__package__) / "lua"
-    parts = (lua.joinpath("lib", f"{part}.lua").read_text() for part in PARTS[name])
-    return "\n".join((*head, *parts, lua.joinpath(f"{name}.lua").read_text()))
+    paths = (*(f"lib/{part}.lua" for part in PARTS[name]), f"{name}.lua")
+    return "\n".join((*head, *(lua.joinpath(path).read_text() for path in paths)))
 
 
-def sha1(text: str) -> str:
+def _set(words: Iterable[str]) -> str:
+    return f"{{{', '.join(f'{word} = true' for word in sorted(words))}}}"
+
+
+@cache
+def sha1_of(text: str) -> str:
     """What EVALSHA calls a script by."""
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 class Scripts:
-    """The scripts of one shard, over a connection pool that somebody else owns."""
+    """The scripts of one shard, over a client that the caller owns."""
 
     def __init__(
         self,
@@ -98,49 +116,49 @@ class Scripts:
         self._clock = clock
         self._head = (1, prefix, int(lease * 1000), int(keep * 1000), int(grace * 1000))
 
-    async def run(self, name: str, args: Sequence[Arg]) -> Any:
-        """The script's reply. Raises Unavailable when Redis does not give one in time; a repeat is safe."""
+    async def run(self, name: str, *args: Arg) -> Any:
+        """The script's reply. Raises Unavailable if Redis does not reply in time; repeating is safe."""
         text = source(name, self._clock)
-
-        async def call() -> Any:
+        with translate_errors():
             try:
-                return await send(self._redis, "EVALSHA", sha1_of(text), *self._head, *args)
-            except exceptions.NoScriptError:  # Redis was restarted: EVAL runs it and keeps it
-                return await send(self._redis, "EVAL", text, *self._head, *args)
-
-        return await reach(call)
+                return await execute(self._redis, "EVALSHA", sha1_of(text), *self._head, *args)
+            except exceptions.NoScriptError:  # Redis restarted; EVAL makes it remember the script
+                return await execute(self._redis, "EVAL", text, *self._head, *args)
 
 
-sha1_of = cache(sha1)
+def flatten(rows: Iterable[Iterable[Arg]]) -> Iterable[Arg]:
+    """The values of all rows in one line, as a script takes them."""
+    return chain.from_iterable(rows)
 
 
-def send(redis: Any, *command: Arg) -> Any:
-    """The reply to a command, or an awaitable of it from an asyncio client; redis-py leaves the method untyped."""
+def execute(redis: Any, *command: Arg) -> Any:
+    """The reply to a command, or an awaitable of it from an asyncio client; redis-py does not type it."""
     return redis.execute_command(*command)
 
 
-async def reach(call: Callable[[], Any]) -> Any:
-    """The reply of Redis, or Unavailable in words that hold no address and no password."""
+# Codes of a Redis that is up but cannot serve now.
+_NOT_NOW = ("BUSY", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "READONLY", "TRYAGAIN")
+
+
+@contextmanager
+def translate_errors() -> Iterator[None]:
+    """Raises Unavailable, in words without addresses and passwords, where Redis cannot serve now.
+
+    Any other error of Redis is a bug in Tandem and passes through.
+    """
     try:
-        return await call()
+        yield
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError, TimeoutError) as error:
         raise Unavailable(f"Redis does not answer ({type(error).__name__})") from error
     except exceptions.RedisError as error:
-        # BUSY, LOADING, READONLY, OOM, MISCONF: Redis is there and cannot serve now. Anything else
-        # is a bug of ours.
-        word = str(error).partition(" ")[0]
-        if isinstance(error, exceptions.OutOfMemoryError) or "OOM " in str(error):
+        text = str(error)
+        if isinstance(error, exceptions.OutOfMemoryError) or "OOM " in text:
             raise Unavailable("Redis has no memory left") from error
-        if word == "BACKLOG":  # our own, see submit.lua
-            raise Unavailable(str(error).partition(" ")[2]) from error
-        if word in (
-            "BUSY",
-            "LOADING",
-            "READONLY",
-            "MISCONF",
-            "MASTERDOWN",
-            "NOREPLICAS",
-            "TRYAGAIN",
-        ) or any(f"{word} " in str(error) for word in ("MISCONF", "READONLY", "NOREPLICAS")):
-            raise Unavailable(f"Redis cannot serve now ({word})") from error
-        raise
+        if text.startswith("BACKLOG "):  # from submit.lua
+            raise Unavailable(text.partition(" ")[2]) from error
+        # redis-py removes this one code. Inside a script, Redis before 7 has codes amid the text.
+        read_only = isinstance(error, exceptions.ReadOnlyError)
+        code = "READONLY" if read_only else next((it for it in _NOT_NOW if f"{it} " in text), None)
+        if code is None:
+            raise
+        raise Unavailable(f"Redis cannot serve now ({code})") from error

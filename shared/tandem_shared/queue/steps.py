@@ -1,18 +1,18 @@
-"""What jobs keep of their steps from one attempt to the next: `steps:<id>`, written under the attempt's token."""
+"""Results of a job's steps, kept from one attempt to the next and written under the attempt's token."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tandem_shared.queue.batch import Batch
-from tandem_shared.queue.scripts import Arg, Scripts
+from tandem_shared.queue.batch import Batcher
+from tandem_shared.queue.scripts import Scripts, flatten
 
-MOST_STEPS = 1000  # a job
-LARGEST_STEP = 256 << 10  # bytes of one result
-ALL_STEPS = 4 << 20  # bytes of a job's results and their names
+MAX_JOB_STEPS = 1000
+MAX_STEP_BYTES = 256 << 10
+MAX_JOB_STEP_BYTES = 4 << 20  # results and names of one job
 
 
 class Step(NamedTuple):
-    """A result to be kept; `body` is JSON."""
+    """A result to keep; `body` is JSON."""
 
     id: str
     token: str
@@ -20,39 +20,35 @@ class Step(NamedTuple):
     body: bytes
 
 
-class Kept(NamedTuple):
-    """The answer: 'ok', 'lost' or 'full', and what is kept under the name."""
+class KeptStep(NamedTuple):
+    """`word` is 'ok', 'lost' or 'full'; `body` is what Redis keeps under the name."""
 
     word: str
     body: bytes
 
 
-class Steps:
-    """The steps of one shard's jobs. Every method raises Unavailable when Redis does not answer; repeating is safe."""
+class StepStore:
+    """The steps of one shard's jobs. Every method raises Unavailable if Redis does not answer; repeating is safe."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
-        self._keeps = Batch(
-            self._keep, limit=100, room=1 << 20, size=lambda step: len(step.body) + 256
-        )
+        self._keeps = Batcher(self._keep, max_items=100, size=lambda step: len(step.body) + 256)
 
     async def load(self, id: str, token: str) -> dict[str, bytes] | None:
-        """What earlier attempts have kept, by name; None: this attempt is no longer the job's."""
-        word, *flat = await self._scripts.run("steps", [id, token])
+        """Results of earlier attempts by step name; None if this attempt has lost the job."""
+        word, *flat = await self._scripts.run("steps", id, token)
         if word != b"ok":
             return None
         return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
 
-    async def keep(self, step: Step) -> Kept:
-        """Keeps a result, unless one of that name is kept already; calls that come together go together."""
+    async def keep(self, step: Step) -> KeptStep:
+        """Keeps a result unless one has been kept under its name; concurrent calls share a round trip."""
         return await self._keeps.call(step)
 
-    async def _keep(self, steps: Sequence[Step]) -> list[Kept]:
-        args: list[Arg] = [MOST_STEPS, ALL_STEPS]
-        for step in steps:
-            args += step
-        reply = await self._scripts.run("step", args)
+    async def _keep(self, steps: Sequence[Step]) -> list[KeptStep]:
+        bounds = MAX_JOB_STEPS, MAX_JOB_STEP_BYTES
+        reply = await self._scripts.run("step", *bounds, *flatten(steps))
         return [
-            Kept(reply[2 * i].decode(), reply[2 * i + 1] or step.body)
-            for i, step in enumerate(steps)
+            KeptStep(word.decode(), body or step.body)
+            for step, word, body in zip(steps, reply[::2], reply[1::2], strict=True)
         ]

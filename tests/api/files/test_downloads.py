@@ -19,7 +19,7 @@ from tandem_shared.files.names import job_path
 from tandem_shared.files.store import FileStore, open_store
 from tandem_shared.files.uploads import save_upload
 from tandem_shared.jobs.ids import new_id
-from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.jobs.record import JobOptions, Submission
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Finish, WorkerInfo
 from tandem_shared.queue.queue import Queue
@@ -188,7 +188,7 @@ async def produce(
     """A job that succeeded and published these files; its id."""
     entry = catalogue.CatalogueEntry(name="t", payload_schema={}, result_schema={}, defaults={})
     await queue.register(WorkerInfo("w", "host", 1, ("q",), 1, "1", time.time()), [entry])
-    options = Options(timeout=30)
+    options = JobOptions(timeout=30)
     await queue.submit(
         Submission(id=new_id(), task="t", payload=b"{}", options=options, tenant=tenant, queue="q")
     )

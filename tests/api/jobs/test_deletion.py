@@ -139,12 +139,12 @@ async def test_a_projection_that_is_late_brings_nothing_back(
     else:
         await follower.queue.events.join(100_000)
     # Read while the job was there, and written when it is forgotten.
-    (facts,) = await follower.queue.events.facts([id], room=1 << 30)
+    (facts,) = await follower.queue.events.ledger_values([id], max_bytes=1 << 30)
     assert facts is not None
     assert (await client.delete(f"/v1/jobs/{id}")).status_code == 204
     late = row_from_facts(id, facts)
     await asyncio.gather(*(follower.ledger.save([late]) for _ in range(3)))
-    await follower.queue.events.projected([], [(id, late.stamp)])
+    await follower.queue.events.acknowledge([], [(id, late.stamp)])
     assert problem(await client.get(f"/v1/jobs/{id}"))[0] == 404
     assert problem(await client.delete(f"/v1/jobs/{id}"))[0] == 404
     assert (
@@ -164,7 +164,7 @@ async def test_forgetting_and_projecting_at_once(
 ) -> None:
     await follower.queue.events.join(100_000)
     ids = [await failed(client, hand, tags={"a": "b"}) for _ in range(12)]
-    facts = await follower.queue.events.facts(ids, room=1 << 30)
+    facts = await follower.queue.events.ledger_values(ids, max_bytes=1 << 30)
     rows = [row_from_facts(id, one) for id, one in zip(ids, facts, strict=True) if one is not None]
     gone = ids[::2]
     done = await asyncio.gather(

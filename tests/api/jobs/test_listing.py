@@ -25,16 +25,16 @@ class Follower:
 
     async def follow(self) -> None:
         await self.queue.events.join(100_000)
-        taken = await self.queue.events.take("one", block=0.01)
+        taken = await self.queue.events.read_new("one", block=0.01)
         assert taken is not None
-        found = await self.queue.events.facts(taken.jobs, room=1 << 30)
+        found = await self.queue.events.ledger_values(taken.jobs, max_bytes=1 << 30)
         rows = [
             row_from_facts(id, facts)
             for id, facts in zip(taken.jobs, found, strict=True)
             if facts is not None
         ]
         await self.ledger.save(rows)
-        await self.queue.events.projected(
+        await self.queue.events.acknowledge(
             taken.entries, [(one.id, one.stamp) for one in rows if one.final]
         )
 

@@ -51,16 +51,16 @@ def finish_before_commit() -> None:
 
 def without_heartbeat() -> None:
     """Leases are never renewed."""
-    original = heartbeat.Heart.beat
+    original = heartbeat.Heartbeat.beat
 
-    def beat(self: heartbeat.Heart) -> None:
+    def beat(self: heartbeat.Heartbeat) -> None:
         held, self.held = self.held, {}
         try:
             original(self)
         finally:
             self.held = held
 
-    heartbeat.Heart.beat = beat  # type: ignore[method-assign] # likewise
+    heartbeat.Heartbeat.beat = beat  # type: ignore[method-assign] # likewise
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

@@ -13,8 +13,15 @@ from hypothesis import settings
 
 from tandem_shared.jobs import record as jobs
 from tandem_shared.jobs.ids import id_time, new_id
-from tandem_shared.jobs.record import Attempt, Options, Record, history, parse, plain
-from tandem_shared.jobs.states import FINAL, NEXT, State
+from tandem_shared.jobs.record import (
+    Attempt,
+    JobOptions,
+    Record,
+    parse,
+    plain_number,
+    state_history,
+)
+from tandem_shared.jobs.states import FINAL, TRANSITIONS, State
 from tandem_shared.queue.messages import Report
 from tests.shared.queue.model.shard import Shard
 
@@ -60,15 +67,17 @@ def test_what_is_no_id_of_ours_has_no_time(id: str) -> None:
 
 
 def test_the_table_is_whole() -> None:
-    assert set(NEXT) == set(State)
-    assert {state for state, after in NEXT.items() if not after} == FINAL
-    assert all(State.CANCELLED in after for state, after in NEXT.items() if state not in FINAL)
+    assert set(TRANSITIONS) == set(State)
+    assert {state for state, after in TRANSITIONS.items() if not after} == FINAL
     assert all(
-        State.FAILED in after for state, after in NEXT.items() if state not in FINAL
+        State.CANCELLED in after for state, after in TRANSITIONS.items() if state not in FINAL
+    )
+    assert all(
+        State.FAILED in after for state, after in TRANSITIONS.items() if state not in FINAL
     )  # expired, if not failed
     reached, todo = {State.QUEUED, State.SCHEDULED}, [State.QUEUED, State.SCHEDULED]
     while todo:
-        new = NEXT[todo.pop()] - reached
+        new = TRANSITIONS[todo.pop()] - reached
         reached |= new
         todo += new
     assert reached == set(State)
@@ -83,14 +92,14 @@ def record(**given: Any) -> Record:
     fields: dict[str, Any] = {
         "id": "j1", "task": "t", "tenant": "default", "queue": "mail", "priority": "high", "state": State.QUEUED,
         "stamp": NOON, "attempt": 0, "max_attempts": 3, "submitted": NOON, "scheduled_for": None, "due": NOON // 1000,
-        "options": Options(timeout=30.0, tags={"a": "1"}), "began": None, "ended": None, "attempts": (), "cancel": None,
+        "options": JobOptions(timeout=30.0, tags={"a": "1"}), "began": None, "ended": None, "attempts": (), "cancel": None,
         "progress": None, "result": None, "error": None, "files": None, "output": 0,
     }  # fmt: skip
     return Record(**fields | given)
 
 
 def seen(one: Record, **given: Any) -> dict[str, Any]:
-    job: dict[str, Any] = msgspec.json.decode(jobs.view(one, **given))
+    job: dict[str, Any] = msgspec.json.decode(jobs.job_json(one, **given))
     return job
 
 
@@ -110,7 +119,7 @@ def test_a_job_that_is_done_as_clients_see_it() -> None:
             state=State.SUCCEEDED, stamp=NOON + 9, ended=NOON + 2_500_000, began=NOON + 1_000_000, attempt=1,
             attempts=(Attempt(1, NOON + 1_000_000, NOON + 2_500_000, "succeeded", "w1"),),
             result=b'{"big": 123456789012345678901}', files=b'[{"name":"a"}]', progress=b'{"current":1}',
-            options=Options(timeout=0.25, replay_of="j0"),
+            options=JobOptions(timeout=0.25, replay_of="j0"),
         ),
         payload=b"[1, 2]",
     )  # fmt: skip
@@ -175,8 +184,8 @@ def test_no_record_is_none() -> None:
 
 
 def test_whole_seconds_are_whole_numbers() -> None:
-    assert (plain(30.0), plain(0.25)) == (30, 0.25)
-    assert isinstance(plain(30.0), int)
+    assert (plain_number(30.0), plain_number(0.25)) == (30, 0.25)
+    assert isinstance(plain_number(30.0), int)
 
 
 # -------------------------------------------------------------------------------------- the history
@@ -196,7 +205,7 @@ async def test_the_history_is_what_was_told(shard: Shard) -> None:
     readings: list[list[tuple[int, Record]]] = []
 
     async def read() -> None:
-        readings.append(history(await shard.get(id)))
+        readings.append(state_history(await shard.get(id)))
 
     await read()
     await shard.wait(1)

@@ -5,15 +5,15 @@ from typing import Any
 
 import msgspec
 
-from tandem_shared.jobs.ids import id_of, new_id
+from tandem_shared.jobs.ids import id_prefix, new_id
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.rows import JobRow, row_from_facts
-from tandem_shared.queue.events import KEPT, Facts
+from tandem_shared.queue.events import LEDGER_FIELDS, LedgerValues
 
 BEGAN = 1_800_000_000 * 1_000_000  # µs
 
 
-def facts(state: State = State.QUEUED, stamp: int = BEGAN, **given: Any) -> Facts:
+def facts(state: State = State.QUEUED, stamp: int = BEGAN, **given: Any) -> LedgerValues:
     """What Redis would say of a job."""
     final = state in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
     options: dict[str, Any] = {"timeout": 30}
@@ -36,9 +36,9 @@ def facts(state: State = State.QUEUED, stamp: int = BEGAN, **given: Any) -> Fact
         **given,
     }
     payload = '{"n": 1}' if final else None
-    return [None if (value := values.get(name)) is None else str(value) for name in KEPT] + [
-        payload
-    ]
+    return [
+        None if (value := values.get(name)) is None else str(value) for name in LEDGER_FIELDS
+    ] + [payload]
 
 
 def many(count: int, *, seed: int = 1) -> list[JobRow]:
@@ -56,7 +56,7 @@ def many(count: int, *, seed: int = 1) -> list[JobRow]:
         }
         rows.append(
             row_from_facts(
-                id_of(BEGAN / 1e6 + number) + new_id()[10:],
+                id_prefix(BEGAN / 1e6 + number) + new_id()[10:],
                 facts(
                     state,
                     BEGAN + number * 1_000_000,

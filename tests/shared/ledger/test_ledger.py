@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tandem_shared.errors import Misconfigured, Unavailable
-from tandem_shared.jobs.ids import id_of, new_id
+from tandem_shared.jobs.ids import id_prefix, new_id
 from tandem_shared.jobs.record import Record
 from tandem_shared.jobs.states import FINAL, State
 from tandem_shared.ledger.database import Database
@@ -222,7 +222,7 @@ async def test_no_list_reads_the_whole_table(ledger: Ledger) -> None:
         await ledger.database.write([("ANALYZE tandem_jobs", [()]), ("ANALYZE tandem_tags", [()])])
     explain = "EXPLAIN QUERY PLAN " if ledger.database.sqlite else "EXPLAIN "
     for wanted, index in PLANS:
-        text, values = Query(wanted, ("id", "state")).page(id_of(BEGAN / 1e6 + 400), 51, 51)
+        text, values = Query(wanted, ("id", "state")).page(id_prefix(BEGAN / 1e6 + 400), 51, 51)
         plan = "\n".join(
             str(line[-1]) for line in await ledger.database.read(explain + text, values)
         )

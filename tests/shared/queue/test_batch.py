@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 
 from tandem_shared.errors import Unavailable
-from tandem_shared.queue.batch import Batch
+from tandem_shared.queue.batch import Batcher
 from tests.conftest import eventually
 
 
@@ -36,14 +36,14 @@ async def tens(items: list[int]) -> Sequence[int]:
 
 def counted(
     send: Callable[[list[int]], Awaitable[Sequence[int]]],
-) -> tuple[Batch[int, int], list[list[int]]]:
+) -> tuple[Batcher[int, int], list[list[int]]]:
     flights: list[list[int]] = []
 
     async def counting(items: list[int]) -> Sequence[int]:
         flights.append(items)
         return await send(items)
 
-    return Batch(counting, limit=4), flights
+    return Batcher(counting, max_items=4), flights
 
 
 async def test_calls_of_one_moment_go_in_one_flight() -> None:
@@ -62,7 +62,7 @@ async def test_a_flight_takes_no_more_than_its_limit() -> None:
 
 async def test_what_comes_meanwhile_goes_together_in_the_next_one() -> None:
     line = Line()
-    batch = Batch(line.send, flights=1)
+    batch = Batcher(line.send, max_in_flight=1)
     first = batch.call(1)
     await eventually(lambda: line.flights)
     rest = [batch.call(n) for n in (2, 3)]
@@ -78,7 +78,7 @@ async def test_what_comes_meanwhile_goes_together_in_the_next_one() -> None:
 
 async def test_two_flights_are_under_way_at_most() -> None:
     line = Line()
-    batch = Batch(line.send, limit=1, flights=2)
+    batch = Batcher(line.send, max_items=1, max_in_flight=2)
     calls = [batch.call(n) for n in range(5)]
     await eventually(lambda: len(line.flights) == 2)
     await asyncio.sleep(0)
@@ -97,7 +97,7 @@ async def test_a_flight_takes_no_more_than_it_has_room_for_but_one_always() -> N
         flights.append(items)
         return items
 
-    batch: Batch[int, int] = Batch(send, room=10, size=lambda item: item)
+    batch: Batcher[int, int] = Batcher(send, max_bytes=10, size=lambda item: item)
     await asyncio.gather(*(batch.call(n) for n in (4, 6, 1, 99, 3, 7)))
     assert flights == [[4, 6], [1], [99], [3, 7]]
 
@@ -108,7 +108,7 @@ async def test_a_fault_is_told_to_each_of_its_callers_and_to_no_other() -> None:
             raise Unavailable("away")
         return items
 
-    batch = Batch(send, limit=2)
+    batch = Batcher(send, max_items=2)
     answers = await asyncio.gather(*(batch.call(n) for n in (0, 1, 2, 3)), return_exceptions=True)
     assert [type(answer) for answer in answers] == [Unavailable, Unavailable, int, int]
     assert await batch.call(4) == 4
@@ -123,7 +123,7 @@ async def test_a_fault_of_callers_that_have_gone_leaves_no_warning(
         sent.set()
         raise Unavailable("away")
 
-    Batch(send).call(1)
+    Batcher(send).call(1)
     await sent.wait()
     await asyncio.sleep(0)
     gc.collect()
@@ -134,7 +134,7 @@ async def test_an_answer_too_few_is_nobodys_endless_wait() -> None:
     async def send(items: list[int]) -> Sequence[int]:
         return items[1:]
 
-    batch = Batch(send)
+    batch = Batcher(send)
     answers = await asyncio.gather(*(batch.call(n) for n in range(3)), return_exceptions=True)
     assert [type(answer) for answer in answers] == [RuntimeError] * 3
 
@@ -149,7 +149,7 @@ async def test_a_caller_that_goes_in_time_is_not_sent() -> None:
 
 async def test_a_caller_that_goes_later_hurts_no_other() -> None:
     line = Line()
-    batch = Batch(line.send)
+    batch = Batcher(line.send)
     calls = [batch.call(n) for n in range(3)]
     await eventually(lambda: line.flights)
     calls[1].cancel()
@@ -170,7 +170,7 @@ async def test_all_callers_of_a_flight_may_go() -> None:
 
 async def test_no_more_wait_than_may() -> None:
     line = Line()
-    batch = Batch(line.send, limit=1, flights=1, waiting=2)
+    batch = Batcher(line.send, max_items=1, max_in_flight=1, max_waiting=2)
     calls = [batch.call(0)]
     await eventually(lambda: line.flights)
     calls += [batch.call(1), batch.call(2)]
@@ -183,8 +183,11 @@ async def test_no_more_wait_than_may() -> None:
 
 async def test_what_was_waited_for_is_told_once_it_has_come() -> None:
     line, told = Line(), list[tuple[int, float]]()
-    batch = Batch(
-        line.send, limit=2, flights=1, heard=lambda count, seconds: told.append((count, seconds))
+    batch = Batcher(
+        line.send,
+        max_items=2,
+        max_in_flight=1,
+        on_batch=lambda count, seconds: told.append((count, seconds)),
     )
     calls = [asyncio.ensure_future(batch.call(n)) for n in range(3)]
     await line.land(0)
@@ -198,10 +201,10 @@ async def test_what_was_waited_for_is_told_once_it_has_come() -> None:
 
 async def test_a_flight_that_is_cancelled_cancels_its_callers() -> None:
     line = Line()
-    batch = Batch(line.send)
+    batch = Batcher(line.send)
     call = batch.call(1)
     await eventually(lambda: line.flights)
-    for task in batch._flying:
+    for task in batch._in_flight:
         task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
@@ -209,7 +212,7 @@ async def test_a_flight_that_is_cancelled_cancels_its_callers() -> None:
 
 async def test_what_waits_is_sent_once_for_all_who_ask() -> None:
     line = Line()
-    batch = Batch(line.send, limit=2, flights=1, once=True)
+    batch = Batcher(line.send, max_items=2, max_in_flight=1, coalesce=True)
     first = [asyncio.ensure_future(batch.call(n)) for n in (1, 1, 2, 1)]
     await line.land(0)
     assert await asyncio.gather(*first) == [10, 10, 20, 10]
@@ -218,7 +221,7 @@ async def test_what_waits_is_sent_once_for_all_who_ask() -> None:
 
 async def test_what_is_under_way_is_sent_again() -> None:
     line = Line()
-    batch = Batch(line.send, limit=1, flights=2, once=True)
+    batch = Batcher(line.send, max_items=1, max_in_flight=2, coalesce=True)
     old = asyncio.ensure_future(batch.call(1))
     await eventually(lambda: line.flights == [[1]])
     new = asyncio.ensure_future(batch.call(1))
@@ -232,7 +235,7 @@ async def test_what_is_under_way_is_sent_again() -> None:
 
 async def test_one_that_goes_takes_the_answer_from_nobody() -> None:
     line = Line()
-    batch = Batch(line.send, once=True)
+    batch = Batcher(line.send, coalesce=True)
     one, other = (asyncio.ensure_future(batch.call(1)) for _ in range(2))
     await eventually(lambda: line.flights)
     one.cancel()
@@ -245,7 +248,7 @@ async def test_a_fault_is_told_to_all_who_asked_and_leaves_no_warning() -> None:
     async def fail(_items: list[int]) -> Sequence[int]:
         raise Unavailable("away")
 
-    batch = Batch(fail, once=True)
+    batch = Batcher(fail, coalesce=True)
     gone, *others = (asyncio.ensure_future(batch.call(1)) for _ in range(3))
     gone.cancel()
     for other in others:

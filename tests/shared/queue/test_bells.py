@@ -10,7 +10,7 @@ from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.bells import Bells
 from tandem_shared.queue.connections import connect
-from tandem_shared.queue.scripts import send
+from tandem_shared.queue.scripts import execute
 from tests.conftest import eventually
 from tests.shared.queue.model.shard import Shard, job
 
@@ -198,7 +198,7 @@ async def test_a_connection_that_breaks_is_told_and_made_again(shard: Shard) -> 
     async with ear(shard, "default") as bells:
         wait = asyncio.create_task(bells.wait(5))
         await asleep(shard)
-        await send(shard.redis, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await execute(shard.redis, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         with pytest.raises(Unavailable):
             await wait
         await shard.add()

@@ -15,7 +15,7 @@ from tandem_shared.jobs.states import State
 from tandem_shared.queue.bells import open_connection
 from tandem_shared.queue.connections import connect
 from tandem_shared.queue.queue import Queue
-from tandem_shared.queue.scripts import reach, send
+from tandem_shared.queue.scripts import execute, translate_errors
 from tests.conftest import eventually
 from tests.shared.queue.model.shard import Shard, job
 
@@ -35,9 +35,9 @@ async def test_scripts_that_redis_forgot_are_sent_again(shard: Shard) -> None:
 async def calls(queue: Queue) -> list[object]:
     return await asyncio.gather(
         queue.submit(job()), queue.submit_many([job()]), queue.get("x"), queue.payload("x"), queue.cancel("x"),
-        queue.output("x"), queue.tick(), queue.ping(), queue.entries(), queue.catalogue_stamp(),
+        queue.output("x"), queue.tick(), queue.ping(), queue.catalogue_entries(), queue.catalogue_stamp(),
         queue.stats(), queue.workers(), queue.claim("w", 1, slots=1, tasks="x", queues=["default"]), queue.finish([]),
-        queue.beat("w", "x", []), queue.report([], limit=1), queue.foreign(), queue.retire("w"),
+        queue.beat("w", "x", []), queue.report([], limit=1), queue.arq.pending(), queue.retire("w"),
         return_exceptions=True,
     )  # fmt: skip
 
@@ -74,12 +74,12 @@ async def test_a_redis_that_hangs_is_not_waited_for(redis: Redis, redis_url: str
     impatient = connect(redis_url, timeout=0.2)
     queue = Queue(impatient)
     await queue.submit(job())
-    await send(redis, "CLIENT", "PAUSE", 60_000, "WRITE")
+    await execute(redis, "CLIENT", "PAUSE", 60_000, "WRITE")
     try:
         with pytest.raises(Unavailable):
             await queue.submit(job())
     finally:
-        await send(redis, "CLIENT", "UNPAUSE")
+        await execute(redis, "CLIENT", "UNPAUSE")
     await queue.submit(job())
     await impatient.aclose()
 
@@ -96,14 +96,14 @@ async def test_a_redis_that_is_full_is_unavailable_and_serves_again(redis: Redis
 
 
 async def test_a_mistake_of_ours_is_not_called_unavailable(redis: Redis) -> None:
-    with pytest.raises(Exception, match="unknown command") as caught:
-        await reach(lambda: send(redis, "NONSENSE"))
+    with pytest.raises(Exception, match="unknown command") as caught, translate_errors():
+        await execute(redis, "NONSENSE")
     assert not isinstance(caught.value, Unavailable)
 
 
 async def test_a_connection_that_broke_is_replaced(shard: Shard) -> None:
     await shard.add()
-    await send(shard.redis, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
+    await execute(shard.redis, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
 
     async def again() -> bool:
         try:
@@ -137,11 +137,11 @@ def ours(foreign: str, run_at: float | None = None) -> tuple[str, Submission]:
 
 async def test_a_claim_tells_of_jobs_of_plain_arq_clients(shard: Shard) -> None:
     worker = await shard.worker()
-    assert not (await worker.call()).foreign
-    assert await shard.queue.foreign() == []
+    assert not (await worker.call()).arq_jobs
+    assert await shard.queue.arq.pending() == []
     await enqueue(shard, "one", 1500, n=1)
-    assert (await worker.call()).foreign
-    ((foreign, due, body),) = await shard.queue.foreign()
+    assert (await worker.call()).arq_jobs
+    ((foreign, due, body),) = await shard.queue.arq.pending()
     assert (foreign, due) == ("one", 1.5)
     assert body is not None
     assert msgspec.json.decode(body)["k"] == {"n": 1}
@@ -152,9 +152,9 @@ async def test_they_are_adopted_once(shard: Shard) -> None:
     await enqueue(shard, "two", shard.ms + 5000)
     await shard.redis.set("arq:retry:one", 1)
     jobs = [ours("one"), ours("two", run_at=(shard.ms + 5000) / 1000)]
-    first = await shard.queue.adopt(jobs)
+    first = await shard.queue.arq.adopt(jobs)
     assert first == [job.id for _, job in jobs]
-    assert await shard.queue.adopt([ours("one"), ours("two")]) == [
+    assert await shard.queue.arq.adopt([ours("one"), ours("two")]) == [
         "",
         "",
     ]  # another worker was first
@@ -168,6 +168,6 @@ async def test_one_that_is_enqueued_again_under_its_id_runs_once(shard: Shard) -
     ids = []
     for _ in range(2):
         await enqueue(shard, "one", shard.ms)
-        ids += await shard.queue.adopt([ours("one")])
+        ids += await shard.queue.arq.adopt([ours("one")])
     assert ids[0] == ids[1]
     assert (await shard.snapshot()).counts == {"default queued": 1}

@@ -10,10 +10,10 @@ from redis.asyncio import Redis
 
 from tandem_shared import catalogue
 from tandem_shared.jobs.states import State
-from tandem_shared.queue.heartbeat import Heart
+from tandem_shared.queue.heartbeat import Heartbeat
 from tandem_shared.queue.messages import WorkerInfo
 from tandem_shared.queue.queue import Queue
-from tandem_shared.queue.scripts import send
+from tandem_shared.queue.scripts import execute
 from tests.conftest import eventually
 from tests.shared.queue.model.shard import entry, job
 
@@ -29,7 +29,7 @@ class Bench:
         self.lost: list[str] = []
         self.cancelled: list[str] = []
         self.unknown = 0
-        self.heart = Heart(
+        self.heart = Heartbeat(
             url,
             self.queue.prefix,
             worker="w",
@@ -144,7 +144,7 @@ async def test_it_goes_on_after_a_fault(redis: Redis, redis_url: str) -> None:
         await one.hold()
         one.heart.start()
         for command in (("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"), ("SCRIPT", "FLUSH")):
-            await send(redis, *command)
+            await execute(redis, *command)
             before = (await one.queue.workers())[0].last_seen
 
             async def seen(before: float = before) -> bool:

@@ -22,7 +22,7 @@ def one(claimed: Claimed, number: int = 1, name: str = "door") -> Acquisition:
 
 async def fence(shard: Shard, acquisition: Acquisition) -> int | None:
     """The fence under which it holds, None while it waits."""
-    asked = await shard.queue.locks.ask(acquisition)
+    asked = await shard.queue.locks.acquire(acquisition)
     assert asked is not None
     return asked.fence
 
@@ -39,7 +39,7 @@ async def test_one_holds_and_the_others_follow_in_order(shard: Shard) -> None:
         assert [await fence(shard, later) for later in jobs[number + 1 :]] == [None] * (3 - number)
         fences.append(await fence(shard, job) or 0)
         assert await fence(shard, job) == fences[-1]
-        assert [await shard.queue.locks.give_up(job) for _ in range(2)] == [True, True]
+        assert [await shard.queue.locks.release(job) for _ in range(2)] == [True, True]
     assert fences == sorted(set(fences))
     left = await shard.snapshot()
     assert not [key for key in left.ttl if key.startswith(("lock:", "waits:"))]
@@ -48,7 +48,7 @@ async def test_one_holds_and_the_others_follow_in_order(shard: Shard) -> None:
 async def test_fences_grow_though_the_clock_steps_back_and_redis_forgets(shard: Shard) -> None:
     job = one(await start(shard))
     first = await fence(shard, job) or 0
-    await shard.queue.locks.give_up(job)
+    await shard.queue.locks.release(job)
     await shard.turn(-1)
     again = one(await start(shard), number=2)
     second = await fence(shard, again) or 0
@@ -90,8 +90,8 @@ async def test_the_end_of_an_attempt_frees_what_it_held_and_waited_for(
         await shard.turn(0.001)
         assert await fence(shard, acquisition) is None
     assert await worker.end(holder, to) == "ok"
-    assert await shard.queue.locks.ask(one(holder)) is None
-    assert await shard.queue.locks.give_up(one(holder)) is False
+    assert await shard.queue.locks.acquire(one(holder)) is None
+    assert await shard.queue.locks.release(one(holder)) is False
     assert await fence(shard, one(second, 2))
     assert await fence(shard, one(third, 2)) is None
     assert await other.end(second) == "ok"
@@ -103,7 +103,7 @@ async def test_a_lease_that_ends_frees_the_lock_with_nobody_else_about(shard: Sh
     dead, alive = await shard.worker(), await shard.worker()
     holder, waiter = await start(shard, dead), await start(shard, alive)
     first = await fence(shard, one(holder)) or 0
-    asked = await shard.queue.locks.ask(one(waiter))
+    asked = await shard.queue.locks.acquire(one(waiter))
     assert asked == (None, shard.lease)  # by then it knows more
     for _ in range(10):
         await shard.turn(1)
@@ -111,7 +111,7 @@ async def test_a_lease_that_ends_frees_the_lock_with_nobody_else_about(shard: Sh
         assert await shard.state(holder.id) is State.RUNNING
     assert (await fence(shard, one(waiter)) or 0) > first
     assert await shard.state(holder.id) is State.QUEUED
-    assert await shard.queue.locks.ask(one(holder)) is None
+    assert await shard.queue.locks.acquire(one(holder)) is None
 
 
 async def test_a_lock_is_held_for_as_long_as_the_lease_is_renewed(shard: Shard) -> None:
@@ -130,7 +130,7 @@ async def test_a_redis_that_was_away_costs_nobody_a_lock(shard: Shard) -> None:
     holder, waiter = await start(shard, worker), await start(shard, other)
     held = await fence(shard, one(holder))
     await shard.turn(100)
-    asked = await shard.queue.locks.ask(one(waiter))
+    asked = await shard.queue.locks.acquire(one(waiter))
     assert asked == (None, 0.0)
     await worker.beat()
     await other.beat()
@@ -146,7 +146,7 @@ async def test_acquisitions_of_one_attempt_wait_for_each_other(shard: Shard) -> 
     await shard.queue.beat(worker.id, worker.digest, [])
     await shard.turn(shard.lease + 1)
     assert await fence(shard, one(job, 2)) is None
-    await shard.queue.locks.give_up(one(job, 1))
+    await shard.queue.locks.release(one(job, 1))
     assert await fence(shard, one(job, 2))
 
 
@@ -156,7 +156,7 @@ async def test_a_call_that_arrives_after_its_acquisition_was_given_up_takes_noth
     worker = await shard.worker()
     job, other = await start(shard, worker), await start(shard, worker)
     for number in (1, 2):
-        assert await shard.queue.locks.give_up(one(job, number)) is True
+        assert await shard.queue.locks.release(one(job, number)) is True
         assert await fence(shard, one(job, number)) is None
     assert await fence(shard, one(other))
     assert await worker.end(job) == "ok"
@@ -168,10 +168,10 @@ async def test_who_waits_is_told(shard: Shard) -> None:
     holder, waiter = await start(shard, worker), await start(shard, worker)
     assert await fence(shard, one(holder))
     assert await fence(shard, one(waiter)) is None
-    async with shard.queue.locks.watch(one(waiter)) as change:
+    async with shard.queue.locks.subscribe(one(waiter)) as change:
         await change.wait()  # for the subscription
         told = asyncio.create_task(change.wait())
-        await shard.queue.locks.give_up(one(holder))
+        await shard.queue.locks.release(one(holder))
         async with asyncio.timeout(3):  # well before a watch looks again by itself
             await told
         assert await fence(shard, one(waiter))

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from tandem_shared.jobs.states import State
 from tandem_shared.queue import pubsub as watch
 from tandem_shared.queue.messages import Report
-from tandem_shared.queue.pubsub import Change
+from tandem_shared.queue.pubsub import ChangeSignal
 from tandem_shared.queue.queue import Queue
 from tests.conftest import eventually
 from tests.shared.queue.model.shard import Shard
@@ -27,14 +27,14 @@ async def channels(shard: Shard) -> set[str]:
     return {name.decode()[skip:] for name in await shard.redis.pubsub_channels()} - {""}
 
 
-async def quiet(shard: Shard, change: Change) -> None:
+async def quiet(shard: Shard, change: ChangeSignal) -> None:
     """Takes in what the subscription itself marks: a mark after this is most likely news."""
     await eventually(lambda: channels(shard))
     for _ in range(3):
         await change.wait(0.05)
 
 
-async def marked(change: Change) -> None:
+async def marked(change: ChangeSignal) -> None:
     await asyncio.wait_for(
         change._event.wait(), 4
     )  # less than the 5 s after which everybody reads again
@@ -43,9 +43,9 @@ async def marked(change: Change) -> None:
 
 async def test_who_begins_to_watch_reads_at_once(shard: Shard) -> None:
     id = await shard.add()
-    async with shard.queue.watch(id) as change:
+    async with shard.queue.subscribe(id) as change:
         await marked(change)
-    async with shard.queue.watch(id) as change:
+    async with shard.queue.subscribe(id) as change:
         await marked(change)
 
 
@@ -90,7 +90,7 @@ async def test_every_visible_change_is_told_and_nothing_else(shard: Shard) -> No
 async def test_who_watches_is_told_of_each(shard: Shard) -> None:
     id = await shard.add(delay=1)
     worker = await shard.worker()
-    async with shard.queue.watch(id) as change:
+    async with shard.queue.subscribe(id) as change:
         await quiet(shard, change)
         await shard.wait(1)
         await marked(change)
@@ -104,7 +104,7 @@ async def test_who_watches_is_told_of_each(shard: Shard) -> None:
 
 async def test_watchers_share_one_connection(shard: Shard) -> None:
     ids = [await shard.add() for _ in range(20)]
-    contexts = [shard.queue.watch(id) for id in ids * 2]
+    contexts = [shard.queue.subscribe(id) for id in ids * 2]
     changes = [await context.__aenter__() for context in contexts]
     for change in changes:
         await marked(change)
@@ -128,16 +128,16 @@ async def test_watchers_share_one_connection(shard: Shard) -> None:
         return not await channels(shard)
 
     await eventually(none)
-    assert shard.queue._watch._changes == {}
+    assert shard.queue._subscriptions._signals == {}
 
 
 async def test_who_comes_first_after_the_last_has_gone(shard: Shard) -> None:
     id = await shard.add()
     for _ in range(3):
-        async with shard.queue.watch(id) as change:
+        async with shard.queue.subscribe(id) as change:
             await marked(change)
             await quiet(shard, change)
-    async with shard.queue.watch(id) as change:
+    async with shard.queue.subscribe(id) as change:
         await quiet(shard, change)
         await shard.queue.cancel(id)
         await marked(change)
@@ -145,7 +145,7 @@ async def test_who_comes_first_after_the_last_has_gone(shard: Shard) -> None:
 
 async def test_a_connection_that_breaks_makes_everybody_read_again(shard: Shard) -> None:
     id = await shard.add()
-    async with shard.queue.watch(id) as change:
+    async with shard.queue.subscribe(id) as change:
         await quiet(shard, change)
         (client,) = await pubsub(shard.redis)
         await shard.redis.client_kill_filter(_id=client["id"])
@@ -162,26 +162,26 @@ async def test_a_connection_that_breaks_makes_everybody_read_again(shard: Shard)
 
 
 async def test_a_wait_ends_after_its_time_and_says_whether_it_was_marked(shard: Shard) -> None:
-    async with shard.queue.watch("nobody") as change:
+    async with shard.queue.subscribe("nobody") as change:
         await quiet(shard, change)
         for seconds in (0.01, 0, -1):
             assert await change.wait(seconds) is False
         timeouts: tuple[float | None, ...] = (0.01, 0, -1, None)
         for timeout in timeouts:
-            change.mark()
+            change.set()
             assert await change.wait(timeout) is True
 
 
 async def test_a_change_whose_news_were_lost_is_found(
     shard: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "LOOK", 0.05)
-    monkeypatch.setattr(watch, "PORTION", 2)
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(watch, "MAX_CALL_JOBS", 2)
     ids = [await shard.add() for _ in range(5)]
-    contexts = [shard.queue.watch(id) for id in ids]
+    contexts = [shard.queue.subscribe(id) for id in ids]
     changes = [await context.__aenter__() for context in contexts]
-    look = shard.queue._watch
-    await eventually(lambda: set(look._seen) == set(ids))
+    look = shard.queue._subscriptions
+    await eventually(lambda: set(look._versions) == set(ids))
     for change in changes:
         await quiet(shard, change)
     for field in ("v", "o"):
@@ -192,12 +192,12 @@ async def test_a_change_whose_news_were_lost_is_found(
             await marked(change)
     for context in contexts:
         await context.__aexit__(None, None, None)
-    assert look._seen == {}
+    assert look._versions == {}
 
 
 async def test_closing_lets_go_of_who_waits_and_of_the_connection(redis: Redis) -> None:
     queue = Queue(redis)
-    async with queue.watch("one") as change:
+    async with queue.subscribe("one") as change:
         await marked(change)
         wait = asyncio.create_task(change.wait())
         await queue.close()
@@ -213,15 +213,15 @@ async def test_closing_lets_go_of_who_waits_and_of_the_connection(redis: Redis) 
 async def test_many_that_come_and_go_at_once_are_told_right(
     shard: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "PORTION", 7)
-    look = shard.queue._watch
-    async with shard.queue.watch("first") as change:
+    monkeypatch.setattr(watch, "MAX_CALL_JOBS", 7)
+    look = shard.queue._subscriptions
+    async with shard.queue.subscribe("first") as change:
         await quiet(shard, change)
-        contexts = {f"job-{number}": shard.queue.watch(f"job-{number}") for number in range(50)}
+        contexts = {f"job-{number}": shard.queue.subscribe(f"job-{number}") for number in range(50)}
         changes = {id: await context.__aenter__() for id, context in contexts.items()}
         for id in list(contexts)[::3]:
             await contexts.pop(id).__aexit__(None, None, None)
-        again = shard.queue.watch("job-0")
+        again = shard.queue.subscribe("job-0")
         changes["job-0"], contexts["job-0"] = await again.__aenter__(), again
 
         async def fits() -> bool:
@@ -233,7 +233,7 @@ async def test_many_that_come_and_go_at_once_are_told_right(
         for context in contexts.values():
             await context.__aexit__(None, None, None)
         await eventually(lambda: only_first(shard))
-    assert look._changes == {}
+    assert look._signals == {}
 
 
 async def only_first(shard: Shard) -> bool:

@@ -3,12 +3,12 @@
 import pytest
 
 from tandem_shared.errors import Misconfigured
-from tandem_shared.redis_url import watched
+from tandem_shared.redis_url import parse_sentinel_url
 from tandem_shared.settings import load_settings, mask_url
 
 
 def test_a_url_names_sentinels_master_and_database() -> None:
-    found = watched(
+    found = parse_sentinel_url(
         "redis+sentinel://me:s%40fe@one:26380,[::1]:26381,two/main/3?sentinel_password=x%26y"
     )
     assert found is not None
@@ -23,13 +23,13 @@ def test_a_password_alone_and_no_credentials() -> None:
         ("redis+sentinel://:pw@h/m", {"password": "pw"}),
         ("redis+sentinel://h/m", {}),
     ):
-        found = watched(url)
+        found = parse_sentinel_url(url)
         assert found is not None
         assert found.credentials == credentials
 
 
 def test_other_schemes_are_none_of_its_business() -> None:
-    assert watched("redis://localhost:6379/0") is None
+    assert parse_sentinel_url("redis://localhost:6379/0") is None
 
 
 @pytest.mark.parametrize(

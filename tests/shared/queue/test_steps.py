@@ -4,7 +4,7 @@ import pytest
 
 from tandem_shared.jobs.states import State
 from tandem_shared.queue import steps
-from tandem_shared.queue.steps import Kept, Step
+from tandem_shared.queue.steps import KeptStep, Step
 from tests.shared.queue.model.shard import Shard
 
 
@@ -42,14 +42,14 @@ async def test_what_is_kept_stays_as_it_is(shard: Shard) -> None:
     id = await shard.add()
     token = (await (await shard.worker()).take()).token
     for _ in range(2):  # the answer was lost
-        assert await shard.queue.steps.keep(Step(id, token, "a", b"1")) == Kept("ok", b"1")
-    assert await shard.queue.steps.keep(Step(id, token, "a", b"22")) == Kept("ok", b"1")
+        assert await shard.queue.steps.keep(Step(id, token, "a", b"1")) == KeptStep("ok", b"1")
+    assert await shard.queue.steps.keep(Step(id, token, "a", b"22")) == KeptStep("ok", b"1")
     assert await shard.field(id, "sb") == "2"
 
 
 async def test_the_bounds(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "MOST_STEPS", 3)
-    monkeypatch.setattr(steps, "ALL_STEPS", 20)
+    monkeypatch.setattr(steps, "MAX_JOB_STEPS", 3)
+    monkeypatch.setattr(steps, "MAX_JOB_STEP_BYTES", 20)
     id = await shard.add()
     token = (await (await shard.worker()).take()).token
 

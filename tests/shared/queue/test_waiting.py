@@ -75,12 +75,12 @@ async def test_a_job_that_waits_leaves_room_for_the_others_in_the_answer(shard: 
     await shard.submit(*(job("u", payload=b'"%s"' % (b"x" * 60)) for _ in range(2)))
     await (await shard.worker()).claim()
     worker = await shard.worker({"u": 1})
-    assert [len((await worker.call(room=100)).jobs) for _ in range(3)] == [1, 1, 0]
+    assert [len((await worker.call(max_bytes=100)).jobs) for _ in range(3)] == [1, 1, 0]
 
 
 def newer(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shard's scripts are those of a later format from now on."""
-    monkeypatch.setattr(scripts, "FORMAT", 2)
+    monkeypatch.setattr(scripts, "RECORD_FORMAT", 2)
     shard.queue = Queue(shard.redis, clock=f"{CLOCK} --[[ newer ]]")
 
 

@@ -310,6 +310,6 @@ async def test_redis_may_be_away_while_a_lock_is_taken_and_freed(
 async def test_the_queue_alone_tells_a_zombie(client: Client) -> None:
     queue: Queue = client.queue
     nobody = Acquisition("J", "1.w", 1, "door")
-    assert await queue.locks.ask(nobody) is None
-    assert await queue.locks.give_up(nobody) is False
+    assert await queue.locks.acquire(nobody) is None
+    assert await queue.locks.release(nobody) is False
     assert await holder_of(client) is None

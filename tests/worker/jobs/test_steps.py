@@ -216,9 +216,9 @@ async def test_a_result_has_a_bound() -> None:
     async def large(job: Job, payload: int) -> int:
         return len(await job.step("large", lambda: "x" * payload))
 
-    assert await run(large, bounds.LARGEST_STEP - 2) == bounds.LARGEST_STEP - 2
+    assert await run(large, bounds.MAX_STEP_BYTES - 2) == bounds.MAX_STEP_BYTES - 2
     with pytest.raises(Permanent, match="the limit is 262144") as refused:
-        await run(large, bounds.LARGEST_STEP - 1)
+        await run(large, bounds.MAX_STEP_BYTES - 1)
     assert refused.value.type == "too_large"
 
 
@@ -270,7 +270,7 @@ async def test_a_later_attempt_goes_on_where_the_first_failed(
 async def test_too_many_steps_end_the_job(
     client: Client, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds, "MOST_STEPS", 50)
+    monkeypatch.setattr(bounds, "MAX_JOB_STEPS", 50)
 
     @task("many")
     async def many(job: Job, payload: int) -> int:

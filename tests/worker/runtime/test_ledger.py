@@ -94,7 +94,7 @@ async def test_two_project_at_once_and_one_dies_with_what_it_holds(
     for _ in range(4):
         ids += await live(shard, 10, chance)
         # Read and never written: the consumer dies between the two.
-        await shard.queue.events.take("dead", block=0.01)
+        await shard.queue.events.read_new("dead", block=0.01)
         ids += await live(shard, 10, chance)
         await asyncio.gather(one.step(0.01), two.step(0.01))
     two.idle, two.look = 0.001, 0.0
@@ -112,7 +112,7 @@ async def test_what_was_written_and_not_acknowledged_is_written_again(
     shard: Shard, ledger: Ledger
 ) -> None:
     ids = await live(shard, 5, random.Random(4))
-    taken = await shard.queue.events.take("one", block=0.01)
+    taken = await shard.queue.events.read_new("one", block=0.01)
     assert taken is not None
     running = asyncio.create_task(
         projection(shard.queue, ledger).run()

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from tandem_shared.files.store import FileStore
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Finish
-from tandem_shared.queue.queue import TAIL
+from tandem_shared.queue.queue import MAX_TAIL_BYTES
 from tandem_shared.streams.reader import StreamReader, StreamSource
 from tandem_shared.streams.segments import write_segment
 from tandem_worker import task
@@ -69,7 +69,7 @@ async def test_redis_holds_a_bounded_part_and_readers_get_all(redis: Redis, said
 
     await eventually(over, 30)
     await said.output.drain()
-    assert 0 < most < TAIL + 2 * MIB
+    assert 0 < most < MAX_TAIL_BYTES + 2 * MIB
     assert await held(said.client, redis, said.job.id) < 2 * KEPT
     segments = await said.client.queue.segments(said.job.id)
     assert all(size < SEGMENT + MIB for _, _, size in segments)
@@ -130,7 +130,11 @@ async def test_writers_wait_for_the_store_and_go_on(
         await eventually(lambda: said.output.stuck)
 
         async def full() -> bool:
-            return TAIL - MIB < await held(said.client, redis, said.job.id) < TAIL + 2 * MIB
+            return (
+                MAX_TAIL_BYTES - MIB
+                < await held(said.client, redis, said.job.id)
+                < MAX_TAIL_BYTES + 2 * MIB
+            )
 
         await eventually(full)
         assert not saying.done()
@@ -152,7 +156,7 @@ async def test_output_that_the_store_never_takes_fails_the_attempt(
             await said.output.drain()
     before = await told(client, store, said.job.id)
     assert before == list(range(len(before)))
-    assert len(before) * 50_000 > TAIL - MIB
+    assert len(before) * 50_000 > MAX_TAIL_BYTES - MIB
 
 
 async def test_the_end_of_the_output_may_stay_in_redis(

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from tandem_shared.files.names import job_path
 from tandem_shared.files.store import open_store
 from tandem_shared.jobs.ids import new_id
-from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.jobs.record import JobOptions, Submission
 from tandem_shared.jobs.states import State
 from tandem_shared.retry import RetryPolicy
 from tandem_worker import task
@@ -315,7 +315,7 @@ async def test_a_thousand_jobs_run_once_each_and_slots_are_never_exceeded(
         return payload
 
     jobs = [
-        Submission(id=new_id(), task="count", payload=b"%d" % n, options=Options(timeout=30))
+        Submission(id=new_id(), task="count", payload=b"%d" % n, options=JobOptions(timeout=30))
         for n in range(1000)
     ]
     async with working(redis_url, tmp_path, count, concurrency=100) as worker:

@@ -229,7 +229,7 @@ async def test_a_cron_job_is_ticked_adopted_and_run(
         await eventually(lambda: len(ticks) >= 2)
         assert set(ticks) == {(1, 1, 22)}
         await eventually(lambda: worker.jobs_complete >= 2)
-        assert [entry.name for entry in await client.queue.entries()] == [
+        assert [entry.name for entry in await client.queue.catalogue_entries()] == [
             "number"
         ]  # crons are nobody else's business
     await assert_only_our_own_keys(redis)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
-from tandem_shared.queue.steps import ALL_STEPS, LARGEST_STEP, MOST_STEPS
+from tandem_shared.queue.steps import MAX_JOB_STEP_BYTES, MAX_JOB_STEPS, MAX_STEP_BYTES
 from tandem_worker.annotations import UNKNOWN, resolve
 from tandem_worker.encoding import encode
 from tandem_worker.errors import Permanent
@@ -104,8 +104,8 @@ class Result:
             body = encode(value, self._adapter)
         except TypeError as error:
             raise TypeError(f"the result of the step {self._name!r} is no JSON: {error}") from None
-        if len(body) > LARGEST_STEP:
-            message = f"the result of the step {self._name!r} has {len(body)} bytes, the limit is {LARGEST_STEP}"
+        if len(body) > MAX_STEP_BYTES:
+            message = f"the result of the step {self._name!r} has {len(body)} bytes, the limit is {MAX_STEP_BYTES}"
             raise Permanent("too_large", message)
         return body, self.read(body)
 
@@ -162,7 +162,7 @@ def too_many() -> Permanent:
     """A job keeps no more than this."""
     return Permanent(
         "too_large",
-        f"the steps of a job are at most {MOST_STEPS}, of {ALL_STEPS >> 20} MiB together",
+        f"the steps of a job are at most {MAX_JOB_STEPS}, of {MAX_JOB_STEP_BYTES >> 20} MiB together",
     )
 
 

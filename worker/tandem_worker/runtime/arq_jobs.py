@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from tandem_shared import catalogue
 from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.ids import new_id
-from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.jobs.record import JobOptions, Submission
 from tandem_shared.queue.queue import Queue
 from tandem_shared.retry import RetryPolicy
 from tandem_worker.jobs.job import Job
@@ -89,7 +89,7 @@ def submission(
         id=new_id(),
         task=task,
         payload=msgspec.json.encode(payload),
-        options=Options(timeout=defaults["timeout"], retry=defaults["retry"]),
+        options=JobOptions(timeout=defaults["timeout"], retry=defaults["retry"]),
         version=entry.version if entry else 1,
         queue=entry.queue if entry else "default",
         run_at=due,
@@ -122,7 +122,7 @@ class Adoption:
             jobs, strangers = await self._look()
             if jobs:
                 self.needed = True
-                await self._queue.adopt(jobs)
+                await self._queue.arq.adopt(jobs)
                 return len(jobs)
             if not strangers or len(self._left_alone) + len(strangers) > MOST:
                 self._again = time.monotonic() + PAUSE
@@ -145,7 +145,7 @@ class Adoption:
 
     async def _look(self) -> tuple[list[tuple[str, Submission]], list[str]]:
         jobs, strangers = [], []
-        for foreign, due, data in await self._queue.foreign(skip=self._left_alone):
+        for foreign, due, data in await self._queue.arq.pending(skip=self._left_alone):
             if data is None:
                 # another worker has just adopted it, or it has expired, as arq's jobs do after a
                 # day

@@ -8,7 +8,7 @@ from typing import NoReturn, Protocol, TypeVar
 
 from tandem_shared.backoff import until_available
 from tandem_shared.errors import Unavailable
-from tandem_shared.queue.locks import Acquisition, Asked
+from tandem_shared.queue.locks import Acquisition, LockReply
 from tandem_shared.queue.queue import Queue
 from tandem_shared.queue.steps import Step
 from tandem_worker.errors import Permanent
@@ -87,7 +87,7 @@ class Fenced:
             asked = await self._ask(one)
             if asked.fence is not None:
                 return one.number, asked.fence
-            async with self._queue.locks.watch(one) as change:
+            async with self._queue.locks.subscribe(one) as change:
                 while True:
                     left = max(LEAST, asked.again)
                     if until is not None:
@@ -103,11 +103,11 @@ class Fenced:
             self._free(one)
             raise
 
-    async def _ask(self, one: Acquisition) -> Asked:
+    async def _ask(self, one: Acquisition) -> LockReply:
         try:
-            asked = await self._queue.locks.ask(one)
+            asked = await self._queue.locks.acquire(one)
         except Unavailable:
-            return Asked(None, LEAST)
+            return LockReply(None, LEAST)
         return await self._gone() if asked is None else asked
 
     async def free(self, number: int) -> bool:
@@ -125,7 +125,7 @@ class Fenced:
         async def free() -> bool:
             while self._tenure.lost is not None:
                 with contextlib.suppress(Unavailable):
-                    return await self._queue.locks.give_up(one)
+                    return await self._queue.locks.release(one)
                 await asyncio.sleep(LEAST)
             return True
 

@@ -16,7 +16,7 @@ import structlog
 
 from tandem_shared.backoff import Backoff
 from tandem_shared.errors import Unavailable
-from tandem_shared.queue.heartbeat import Heart
+from tandem_shared.queue.heartbeat import Heartbeat
 from tandem_shared.queue.queue import Queue
 from tandem_worker.runtime.run import Cause, Run
 
@@ -61,7 +61,7 @@ class News:
         self._registering: asyncio.Task[Any] | None = None
         self._settling: asyncio.Task[None] | None = None
         self._ended = False
-        self.heart = Heart(
+        self.heart = Heartbeat(
             url,
             queue.prefix,
             worker=worker,

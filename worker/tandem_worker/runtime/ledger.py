@@ -19,7 +19,7 @@ from tandem_shared.errors import TandemError
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.ledger import Ledger
 from tandem_shared.ledger.rows import JobRow, row_from_facts
-from tandem_shared.queue.events import READ, Events, Facts, Taken
+from tandem_shared.queue.events import READ_ENTRIES, EventBatch, JobEvents, LedgerValues
 from tandem_shared.settings import Settings
 from tandem_worker.runtime.metrics import Spent, untold
 
@@ -49,7 +49,7 @@ class Projection:
 
     def __init__(
         self,
-        events: Events,
+        events: JobEvents,
         ledger: Ledger,
         settings: Settings,
         *,
@@ -80,7 +80,7 @@ class Projection:
                     await self._events.join(self._settings.ledger_backlog)
                     # What was ours when something failed comes first.
                     while (
-                        held := await self._events.held(self._consumer)
+                        held := await self._events.read_pending(self._consumer)
                     ) is not None and held.entries:
                         await self._project(held)
                         again = False
@@ -109,16 +109,16 @@ class Projection:
         now = time.monotonic()
         if now - self._looked > self.look:
             self._looked = now
-            while (left := await self._events.inherit(self._consumer, idle=self.idle)).entries:
+            while (left := await self._events.take_over(self._consumer, idle=self.idle)).entries:
                 await self._project(left)
-        taken = await self._events.take(self._consumer, block=block)
-        full = taken is not None and len(taken.entries) >= READ
+        taken = await self._events.read_new(self._consumer, block=block)
+        full = taken is not None and len(taken.entries) >= READ_ENTRIES
         self._more = full or (taken is not None and len(taken.jobs) >= MANY and not self._busy())
         if taken is not None and taken.entries:
             await self._project(taken)
         return taken is not None
 
-    async def _project(self, taken: Taken) -> None:
+    async def _project(self, taken: EventBatch) -> None:
         ids, at = taken.jobs, 0
         while at < len(ids):
             begun = time.monotonic()
@@ -129,7 +129,7 @@ class Projection:
             saved = time.monotonic()
             finals = [(one.id, one.stamp) for one in rows if one.final]
             for start in range(0, len(finals), AT_ONCE):
-                await self._events.projected([], finals[start : start + AT_ONCE])
+                await self._events.acknowledge([], finals[start : start + AT_ONCE])
             self._spent("ledger_read", read - begun, len(rows))
             self._spent("ledger_write", saved - read, len(rows))
             self._spent("ledger_acknowledge", time.monotonic() - saved, len(rows))
@@ -138,14 +138,16 @@ class Projection:
                 await asyncio.sleep(
                     _share(taken.entries[0]) * min(time.monotonic() - begun, LONGEST)
                 )
-        await self._events.projected(taken.entries, [])
+        await self._events.acknowledge(taken.entries, [])
 
-    async def _facts(self, ids: Sequence[str], entry: str) -> list[Facts | None]:
+    async def _facts(self, ids: Sequence[str], entry: str) -> list[LedgerValues | None]:
         """Those of these jobs, fewer than asked where they are large."""
-        facts: list[Facts | None] = []
+        facts: list[LedgerValues | None] = []
         while len(facts) < len(ids):
             portion = ids[len(facts) : len(facts) + AT_ONCE]
-            facts += await self._events.facts(portion, room=ROOM * AT_ONCE // MANY, entry=entry)
+            facts += await self._events.ledger_values(
+                portion, max_bytes=ROOM * AT_ONCE // MANY, entry=entry
+            )
             if len(facts) % AT_ONCE:
                 break
         return facts
@@ -184,7 +186,7 @@ class Projection:
             self._swept = time.monotonic() - SWEEP * random.uniform(0, 0.5)
 
 
-def _rows(ids: Sequence[str], facts: Sequence[Facts | None]) -> list[JobRow]:
+def _rows(ids: Sequence[str], facts: Sequence[LedgerValues | None]) -> list[JobRow]:
     return [
         row_from_facts(id, values)
         for id, values in zip(ids, facts, strict=True)

@@ -8,7 +8,7 @@ import structlog
 
 from tandem_shared.backoff import Backoff
 from tandem_shared.errors import Unavailable
-from tandem_shared.queue.batch import Batch
+from tandem_shared.queue.batch import Batcher
 from tandem_shared.queue.messages import Finish
 from tandem_shared.queue.queue import Queue
 from tandem_worker.runtime.metrics import Tally
@@ -43,12 +43,10 @@ class Outcomes:
             room,
             tally,
         )
-        self._batch = Batch(
+        self._batch = Batcher(
             self._write,
-            limit=500,
-            room=1 << 20,
             size=lambda one: len(one[0].body) + 256,
-            waiting=1 << 20,
+            max_waiting=1 << 20,
         )
 
     @property

@@ -21,7 +21,7 @@ import structlog
 from tandem_shared.backoff import Backoff, until_available
 from tandem_shared.errors import Unavailable
 from tandem_shared.files.store import FileStore
-from tandem_shared.queue.batch import Batch
+from tandem_shared.queue.batch import Batcher
 from tandem_shared.queue.messages import Chunk, Report
 from tandem_shared.queue.queue import Queue
 from tandem_shared.streams.segments import write_segment
@@ -64,8 +64,8 @@ class Outbox:
         self.limit, self._spent = limit, spent
         self.clock = asyncio.get_running_loop().time
         self._queue, self._store = queue, store
-        self._batch = Batch(
-            send, limit=50, room=1 << 20, size=lambda letter: sum(len(one.body) for one in letter)
+        self._batch = Batcher(
+            send, max_items=50, size=lambda letter: sum(len(one.body) for one in letter)
         )
         self._moves = asyncio.Semaphore(MOVES)
 

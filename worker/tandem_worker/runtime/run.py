@@ -12,7 +12,7 @@ import msgspec
 import structlog
 from pydantic import ValidationError
 
-from tandem_shared.jobs.record import Options
+from tandem_shared.jobs.record import JobOptions
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Claimed, Finish
 from tandem_shared.queue.queue import Queue
@@ -35,7 +35,7 @@ LAST_WORDS = 1.0  # seconds for what a job said before it was interrupted to be 
 Cause = Literal["cancel", "lost", "shutdown"]
 
 log = structlog.get_logger("worker")
-_options = msgspec.json.Decoder(Options)
+_options = msgspec.json.Decoder(JobOptions)
 
 
 class Run:

@@ -318,7 +318,7 @@ class Worker(arq.worker.Worker):
                         self.burst
                         and not self.runs
                         and claim.next_due is None
-                        and not (claim.more or claim.foreign)
+                        and not (claim.more or claim.arq_jobs)
                     ):
                         return
                     if not self._over():
@@ -386,14 +386,14 @@ class Worker(arq.worker.Worker):
             )
             self._asked = False
             self.tally.spent("claim", time.monotonic() - began, len(claim.jobs))
-            if not claim.known:
+            if not claim.registered:
                 await self._register()
                 return None
             self._claim_number += 1
             for claimed in claim.jobs:
                 self._take(claimed)
-        if claim.foreign:
-            claim = claim._replace(foreign=await self._adoption.adopt() > 0)
+        if claim.arq_jobs:
+            claim = claim._replace(arq_jobs=await self._adoption.adopt() > 0)
         return claim
 
     def _take(self, claimed: Claimed) -> None:

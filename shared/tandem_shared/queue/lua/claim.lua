@@ -102,7 +102,7 @@ local function lifted(why)
     return serves[queue] and (knows(task) or 0) >= tonumber(version)
   end
   local served, format = string.match(why, '^format:([^:]*):(%d+)$')
-  return serves[served] and tonumber(format) <= FORMAT
+  return serves[served] and tonumber(format) <= RECORD_FORMAT
 end
 
 local aside = call('SMEMBERS', P .. 'parked')

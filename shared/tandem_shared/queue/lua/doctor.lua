@@ -27,7 +27,7 @@ end
 
 local function whole(r)
   return r.queue and r.prio and r.v and r.attempt and r.max and r.tenant and tonumber(r.due)
-    and (FINAL[r.state] or NEXT[r.state]) and true
+    and (FINAL[r.state] or TRANSITIONS[r.state]) and true
 end
 
 -- ------------------------------------------------------------------------------------------------------------ records

@@ -4,7 +4,7 @@
 
 -- An error half way would leave half of it done.
 for at = 4, #ARGV, 7 do
-  if not NEXT.running[ARGV[at + 2]] then
+  if not TRANSITIONS.running[ARGV[at + 2]] then
     error('no transition running -> ' .. ARGV[at + 2] .. ' (' .. ARGV[at] .. ')')
   end
 end

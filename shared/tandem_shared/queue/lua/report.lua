@@ -13,7 +13,7 @@ for at = 7, #ARGV, 5 do
   local a = call('HMGET', job, 'state', 'token', 'v', 'o', 'ob', 'oq', 'attempt', 'ot')
   local r = { state = a[1], token = a[2], v = a[3], o = a[4], ob = a[5], oq = a[6], attempt = a[7] }
   local size, before = tonumber(r.ob or 0) + #body, tonumber(a[8] or 0)
-  local tail = before + #body + ENTRY
+  local tail = before + #body + ENTRY_BYTES
   if r.state ~= 'running' or r.token ~= token then
     out[#out + 1] = 'lost'
   elseif tonumber(r.oq or 0) >= tonumber(number) then

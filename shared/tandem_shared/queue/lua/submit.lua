@@ -7,7 +7,6 @@ end
 
 -- How many jobs of each queue are not final, those that enter now among them.
 local limit, open = tonumber(ARGV[4]), {}
-local STATES = { 'waiting', 'scheduled', 'queued', 'running', 'retrying' }
 local short = call('HGET', P .. 'clock', 'full')
 
 local function room_for(queue)
@@ -18,11 +17,11 @@ local function room_for(queue)
   end
   if not open[queue] then
     local fields, sum = {}, 0
-    for i = 1, #STATES do
-      fields[i] = queue .. ' ' .. STATES[i]
+    for i = 1, #OPEN do
+      fields[i] = queue .. ' ' .. OPEN[i]
     end
     local kept = call('HMGET', P .. 'counts', unpack(fields))
-    for i = 1, #STATES do
+    for i = 1, #OPEN do
       sum = sum + (tonumber(kept[i] or 0))
     end
     open[queue] = sum

@@ -68,7 +68,7 @@ class Keeping:
     def lock_of(self, claimed: Claimed) -> None:
         name, number = self.pick((("l", 1), ("l", 1), ("l", 2), ("m", 3)))
         one = Acquisition(claimed.id, claimed.token, number, name)
-        answers = [self.run(self.shard.queue.locks.ask(one)) for _ in range(self.pick((1, 2)))]
+        answers = [self.run(self.shard.queue.locks.acquire(one)) for _ in range(self.pick((1, 2)))]
         self.now = self.look()
         for asked in answers:
             assert (asked is None) is not self.holds(claimed)
@@ -85,7 +85,7 @@ class Keeping:
             for _ in range(self.pick((1, 2))):
                 record = self.now.jobs[one.id]
                 holds = (record["state"], record["token"]) == ("running", one.token)
-                assert self.run(self.shard.queue.locks.give_up(one)) is holds
+                assert self.run(self.shard.queue.locks.release(one)) is holds
 
     def held_by(self, now: Snapshot) -> dict[str, dict[str, str]]:
         """Holder and fence of each lock."""

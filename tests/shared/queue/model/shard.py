@@ -9,10 +9,11 @@ from redis.asyncio import Redis
 
 from tandem_shared import catalogue
 from tandem_shared.jobs.ids import new_id
-from tandem_shared.jobs.record import Options, Record, Submission
+from tandem_shared.jobs.record import JobOptions, Record, Submission
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Claim, Claimed, Finish, WorkerInfo
-from tandem_shared.queue.queue import ROOM, Queue
+from tandem_shared.queue.queue import Queue
+from tandem_shared.queue.scripts import MAX_CALL_BYTES
 
 # What the scripts take for Redis TIME: a hash that the test writes.
 CLOCK = "redis.call('HMGET', KEYS[1] .. 'now', 's', 'us')"
@@ -48,7 +49,7 @@ def job(
     task: str = "t", *, payload: bytes = b"{}", max_attempts: int = 3, **given: Any
 ) -> Submission:
     """A submission with what the test is not about filled in."""
-    options = Options(
+    options = JobOptions(
         timeout=30, retry={"max_attempts": max_attempts}, replay_of=given.pop("replay_of", None)
     )
     return Submission(
@@ -125,7 +126,9 @@ class Worker:
         await self.shard.queue.register(info, entries)
         return self
 
-    async def call(self, *, slots: int = 10, number: int | None = None, room: int = ROOM) -> Claim:
+    async def call(
+        self, *, slots: int = 10, number: int | None = None, max_bytes: int = MAX_CALL_BYTES
+    ) -> Claim:
         """A claim; its jobs are held from now on."""
         if number is None:
             self.calls += 1
@@ -135,7 +138,7 @@ class Worker:
             slots=slots,
             tasks=self.digest,
             queues=self.queues,
-            room=room,
+            max_bytes=max_bytes,
         )
         self.held |= {one.id: one.token for one in claim.jobs}
         return claim

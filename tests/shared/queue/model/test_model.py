@@ -15,11 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from redis.asyncio import Redis
 
 from tandem_shared.errors import Full, KeyReused
-from tandem_shared.jobs.record import SHOWN_ATTEMPTS, Submission, history
-from tandem_shared.jobs.states import FINAL, NEXT, PRIORITIES, State
+from tandem_shared.jobs.record import MAX_SHOWN_ATTEMPTS, Submission, state_history
+from tandem_shared.jobs.states import FINAL, PRIORITIES, TRANSITIONS, State
 from tandem_shared.queue.connections import connect
 from tandem_shared.queue.messages import Claimed, Report
-from tandem_shared.queue.scripts import reach, send
+from tandem_shared.queue.scripts import execute
 from tests.shared.queue.model.allowance import LIMITS, Allowance
 from tests.shared.queue.model.examining import Examining
 from tests.shared.queue.model.forgetting import Forgetting
@@ -175,12 +175,12 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
     def claim(self) -> None:
         worker, slots = self.pick(self.workers), self.pick((1, 2, 3, 5, 50))
         room = self.pick((1, 1 << 20, 1 << 20))
-        claim = self.run(worker.call(slots=slots, room=room))
-        assert claim.known
+        claim = self.run(worker.call(slots=slots, max_bytes=room))
+        assert claim.registered
         assert len(claim.jobs) <= slots
         if self.chance():  # the answer was lost
             assert (
-                self.run(worker.call(slots=slots, room=room, number=worker.calls)).jobs
+                self.run(worker.call(slots=slots, max_bytes=room, number=worker.calls)).jobs
                 == claim.jobs
             )
         snapshot = self.look()
@@ -320,7 +320,7 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
         self.run(self.shard.queue.tick())
 
     def forget_scripts(self) -> None:
-        self.run(reach(lambda: send(self.redis, "SCRIPT", "FLUSH")))
+        self.run(execute(self.redis, "SCRIPT", "FLUSH"))
 
     # ------------------------------------------------------------------------------------- the laws
 
@@ -363,7 +363,7 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
             assert id in self.cancelled - self.told
             self.told.add(id)
         else:
-            assert state in NEXT[before], f"{id}: {before} -> {state}"
+            assert state in TRANSITIONS[before], f"{id}: {before} -> {state}"
             assert state is State.CANCELLED or id not in self.told
         assert int(stamp) > last
         self.states[id] = (state, int(stamp))
@@ -388,8 +388,10 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
         """What the records tell of their past is what was told when it was present."""
         for id in self.jobs:
             record = await self.shard.get(id)
-            if len(record.attempts) < SHOWN_ATTEMPTS:
-                assert {(stamp, then.state) for stamp, then in history(record)} <= self.past[id]
+            if len(record.attempts) < MAX_SHOWN_ATTEMPTS:
+                assert {(stamp, then.state) for stamp, then in state_history(record)} <= self.past[
+                    id
+                ]
 
     def recover(self) -> None:
         """With a healthy worker, and as time goes on, every job becomes final; what may start does so when asked."""

@@ -2,7 +2,7 @@
 
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Claimed, Report, Segment
-from tandem_shared.queue.scripts import ENTRY
+from tandem_shared.queue.scripts import ENTRY_BYTES
 from tests.shared.queue.model.shard import Shard
 
 
@@ -29,13 +29,13 @@ async def test_entries_name_the_one_before_them_over_attempts(shard: Shard) -> N
 async def test_a_long_stream_is_told_and_a_full_one_waits(shard: Shard) -> None:
     await shard.add()
     claimed = await (await shard.worker()).take()
-    bounds = {"long": 3 * (36 + ENTRY), "most": 4 * (36 + ENTRY)}
+    bounds = {"archive_from": 3 * (36 + ENTRY_BYTES), "max_tail": 4 * (36 + ENTRY_BYTES)}
     assert await says(shard, claimed, 6, **bounds) == ["ok", "ok", "long", "long", "wait", "wait"]
     first, second, *_ = await shard.queue.output(claimed.id)
     left = await shard.queue.archive(
         claimed.id, claimed.token, Segment(first.stamp, second.stamp, 99), 2 * first.weight
     )
-    assert left == 2 * (36 + ENTRY)
+    assert left == 2 * (36 + ENTRY_BYTES)
     # Nothing was written out of turn, and nothing is refused any more.
     assert await says(shard, claimed, 2, first=5, **bounds) == ["long", "long"]
     assert await says(shard, claimed, 1, first=7, **bounds) == ["wait"]
@@ -45,7 +45,7 @@ async def test_a_long_stream_is_told_and_a_full_one_waits(shard: Shard) -> None:
 async def test_what_alone_is_too_long_is_written_all_the_same(shard: Shard) -> None:
     await shard.add()
     claimed = await (await shard.worker()).take()
-    assert await says(shard, claimed, 2, long=1, most=10) == ["long", "wait"]
+    assert await says(shard, claimed, 2, archive_from=1, max_tail=10) == ["long", "wait"]
 
 
 async def test_the_oldest_go_and_a_repeat_changes_nothing(shard: Shard) -> None:

@@ -50,10 +50,10 @@ async def test_a_worker_that_redis_does_not_know_registers_first(shard: Shard) -
 async def test_a_worker_whose_catalogue_is_gone_registers_again(shard: Shard) -> None:
     worker = await shard.worker()
     await shard.redis.delete(f"{shard.queue.prefix}tasks:{worker.digest}")
-    assert not (await worker.call()).known
+    assert not (await worker.call()).registered
     assert not (await worker.beat())[0]
     await worker.register()
-    assert (await worker.call()).known
+    assert (await worker.call()).registered
 
 
 async def test_the_oldest_first(shard: Shard) -> None:
@@ -152,11 +152,11 @@ async def test_a_claim_has_room_for_the_first_job_and_what_fits_beside_it(shard:
     sizes = [900, 90, 20, 5]
     ids = await shard.submit(*(job(payload=b'"%s"' % (b"x" * (size - 2))) for size in sizes))
     worker = await shard.worker()
-    claim = await worker.call(room=100)
+    claim = await worker.call(max_bytes=100)
     assert ([one.id for one in claim.jobs], claim.more) == (ids[:1], True)
-    claim = await worker.call(room=100)
+    claim = await worker.call(max_bytes=100)
     assert ([one.id for one in claim.jobs], claim.more) == (ids[1:2], True)
-    claim = await worker.call(room=100)
+    claim = await worker.call(max_bytes=100)
     assert ([one.id for one in claim.jobs], claim.more) == (ids[2:], False)
 
 

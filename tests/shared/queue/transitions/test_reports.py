@@ -225,4 +225,4 @@ async def test_a_worker_that_says_nothing_is_forgotten(
 async def test_the_scripts_know_the_states_from_one_place() -> None:
     text = source("finish", CLOCK)
     assert "queued = {cancelled = true, failed = true, running = true, waiting = true}" in text
-    assert "local FINAL = {cancelled = true, failed = true, succeeded = true}" in text
+    assert "FINAL, OPEN = {cancelled = true, failed = true, succeeded = true}, {'waiting', " in text

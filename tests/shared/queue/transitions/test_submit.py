@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tandem_shared.errors import KeyReused
-from tandem_shared.jobs.record import view
+from tandem_shared.jobs.record import job_json
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Submitted
 from tests.shared.queue.model.shard import Shard, entry, job
@@ -254,7 +254,7 @@ async def test_no_attempt_starts_after_the_expiry_and_the_last_failure_is_still_
             )
             == "ok"
         )
-    told = msgspec.json.decode(view(await shard.get(id)))
+    told = msgspec.json.decode(job_json(await shard.get(id)))
     if how == "too late":
         assert (told["state"], told["error"]["next_attempt_at"]) == ("failed", None)
         assert told["error"]["message"].endswith(
@@ -263,7 +263,7 @@ async def test_no_attempt_starts_after_the_expiry_and_the_last_failure_is_still_
     else:
         assert told["state"] == ("retrying" if how == "in time" else "queued")
         await shard.wait(31)
-        told = msgspec.json.decode(view(await shard.get(id)))
+        told = msgspec.json.decode(job_json(await shard.get(id)))
         assert "no other attempt started within the expires_in" in told["error"]["message"]
     assert told["state"] == "failed"
     assert told["error"]["type"] == {"lost": "worker_lost", "released": "expired"}.get(how, "card")
@@ -287,22 +287,25 @@ async def test_an_expired_job_never_starts_however_many_expire(shard: Shard) -> 
 
 
 async def test_the_catalogue(shard: Shard) -> None:
-    assert await shard.queue.entries() == []
+    assert await shard.queue.catalogue_entries() == []
     assert await shard.queue.catalogue_stamp() == b""
     await shard.worker({"b": 2, "a": 1})
-    assert [(one.name, one.version) for one in await shard.queue.entries()] == [("a", 1), ("b", 2)]
+    assert [(one.name, one.version) for one in await shard.queue.catalogue_entries()] == [
+        ("a", 1),
+        ("b", 2),
+    ]
     stamp = await shard.queue.catalogue_stamp()
     await shard.turn(1)
     await shard.worker({"a": 1})
     assert await shard.queue.catalogue_stamp() == stamp  # nothing new
     await shard.worker({"b": 1})
-    assert [one.version for one in await shard.queue.entries()] == [
+    assert [one.version for one in await shard.queue.catalogue_entries()] == [
         1,
         2,
     ]  # an older one replaces no newer one
     assert await shard.queue.catalogue_stamp() == stamp
     await shard.worker({"b": 3})
-    assert [one.version for one in await shard.queue.entries()] == [1, 3]
+    assert [one.version for one in await shard.queue.catalogue_entries()] == [1, 3]
     assert await shard.queue.catalogue_stamp() != stamp
 
 
@@ -310,12 +313,12 @@ async def test_an_entry_that_cannot_be_read_costs_none_of_the_others(shard: Shar
     await shard.worker({"a": 1})
     broken = {"b": b'{"name": "b", "version": "of a later day"}', "c": b"none"}
     await shard.redis.hset(f"{shard.queue.prefix}catalogue", mapping=broken)
-    assert [one.name for one in await shard.queue.entries()] == ["a"]
+    assert [one.name for one in await shard.queue.catalogue_entries()] == ["a"]
 
 
 async def test_hidden_tasks_run_and_are_not_told(shard: Shard) -> None:
     worker = await shard.worker()
     info = (await shard.queue.workers())[0]
     await shard.queue.register(info, [entry("t")], [entry("tick")])
-    assert [one.name for one in await shard.queue.entries()] == ["t"]
-    assert not (await worker.call()).known  # its catalogue is another now
+    assert [one.name for one in await shard.queue.catalogue_entries()] == ["t"]
+    assert not (await worker.call()).registered  # its catalogue is another now

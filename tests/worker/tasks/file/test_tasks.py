@@ -24,7 +24,7 @@ from tandem_shared.files.names import job_path
 from tandem_shared.files.store import FileStore
 from tandem_shared.files.uploads import delete_upload, save_upload
 from tandem_shared.jobs.ids import new_id
-from tandem_shared.jobs.record import Options, Submission
+from tandem_shared.jobs.record import JobOptions, Submission
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Finish, WorkerInfo
 from tandem_shared.queue.queue import Queue
@@ -68,7 +68,7 @@ async def attempt(
     """The files of a job that runs for the tenant; at the end it gets to `to`, which publishes them if it succeeds."""
     worker = WorkerInfo("w", "host", 1, ("default",), 10, "1", time.time())
     await queue.register(worker, [TASK.entry])
-    options = Options(timeout=30)
+    options = JobOptions(timeout=30)
     await queue.submit(
         Submission(id=new_id(), task=TASK.name, payload=b"{}", options=options, tenant=tenant)
     )

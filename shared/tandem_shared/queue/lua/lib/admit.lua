@@ -22,7 +22,7 @@ end
 -- A reason names all that a worker has to be, so that of the jobs set aside for one it may take all
 -- or none.
 local function obstacle(r, knows)
-  if r.f ~= FORM and tonumber(r.f) > FORMAT then
+  if r.f ~= FORM and tonumber(r.f) > RECORD_FORMAT then
     return 'format:' .. r.queue .. ':' .. r.f
   end
   local version = knows(r.task)

@@ -90,15 +90,13 @@ local function drop(id, r, to, why)
   end
 end
 
-local SHOWN = 50 -- ended attempts that a record remembers
-
 local function remember(r, v, outcome)
   local worker = string.sub(r.token, #r.began + 2) -- the token is the stamp of its claim, a dot, and the worker
   local line = r.attempt .. ' ' .. r.began .. ' ' .. v .. ' ' .. outcome .. ' ' .. worker .. '\n'
   local lines = r.attempts and r.attempts .. line or line
   if r.attempts then
     local _, many = string.gsub(lines, '\n', '')
-    for _ = SHOWN + 1, many do
+    for _ = MAX_SHOWN_ATTEMPTS + 1, many do
       lines = string.sub(lines, string.find(lines, '\n', 1, true) + 1)
     end
   end

@@ -1,5 +1,5 @@
 -- What every transition shares: the clock, the stamps, the one place where a state changes, and
--- what follows from it. `NEXT`, `FINAL` and `FORMAT` stand before this text and come from
+-- what follows from it. `TRANSITIONS`, `FINAL` and `RECORD_FORMAT` stand before this text and come from
 -- shared/tandem_shared/jobs/record.py; `CLOCK()` is Redis TIME. Arguments of every script: KEYS[1]
 -- the prefix with the shard's hash tag, ARGV[1..3] as below, then its own from 4 on.
 
@@ -17,7 +17,7 @@ local MS = math.floor(US / 1000)
 local function int(number)
   return string.format('%.0f', number)
 end
-local NOW, LEASE_END, FORM = int(US), int(MS + LEASE), int(FORMAT)
+local NOW, LEASE_END, FORM = int(US), int(MS + LEASE), int(RECORD_FORMAT)
 
 -- The next version of a record, as text: now, or just above its last one where the clock has not
 -- moved on or stepped back.
@@ -82,7 +82,7 @@ end
 -- stands in.
 local function move(id, r, to, v)
   if r.state then
-    local next = NEXT[r.state]
+    local next = TRANSITIONS[r.state]
     if not (next and next[to]) then
       error('no transition ' .. r.state .. ' -> ' .. to .. ' (' .. id .. ')')
     end

@@ -1,0 +1,35 @@
+"""Jobs that plain arq clients put on `arq:queue`: listed, and moved into this queue."""
+
+from collections.abc import Collection, Sequence
+
+from redis.asyncio import Redis
+
+from tandem_shared.jobs.record import Submission
+from tandem_shared.queue.messages import submit_args
+from tandem_shared.queue.scripts import Scripts, translate_errors
+
+
+class ArqQueue:
+    """arq's own queue. Every method raises Unavailable if Redis does not answer; repeating one is safe."""
+
+    def __init__(self, redis: "Redis", scripts: Scripts) -> None:
+        self._redis, self._scripts = redis, scripts
+
+    async def pending(
+        self, limit: int = 100, skip: Collection[str] = ()
+    ) -> list[tuple[str, float, bytes | None]]:
+        """Jobs that wait there, except `skip`: (arq's id, due time in seconds since the epoch, its bytes)."""
+        with translate_errors():
+            last = limit + len(skip) - 1
+            found = await self._redis.zrange("arq:queue", 0, last, withscores=True)
+            names = [(id.decode(errors="replace"), due / 1000) for id, due in found]
+            wanted = [(name, due) for name, due in names if name not in skip]
+            keys = [f"arq:job:{name}" for name, _ in wanted]
+            bodies = await self._redis.mget(keys) if keys else []
+        return [(name, due, body) for (name, due), body in zip(wanted, bodies, strict=True)]
+
+    async def adopt(self, jobs: Sequence[tuple[str, Submission]]) -> list[str]:
+        """Moves jobs over, atomically: our id for each, '' if another worker was first."""
+        ids, submissions = zip(*jobs, strict=True) if jobs else ((), ())
+        adopted = await self._scripts.run("adopt", len(jobs), *ids, *submit_args(submissions))
+        return [id.decode() for id in adopted]
