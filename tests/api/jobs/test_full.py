@@ -22,7 +22,7 @@ async def test_a_full_queue_says_when_to_come_back(
         answer = await client.post("/v1/jobs", json=JOB)
         assert problem(answer) == (
             503,
-            "the queue 'default' has as many unfinished jobs as it may have",
+            "the queue 'default' holds its maximum of unfinished jobs",
         )
         assert answer.json()["type"] == "/problems/backlog-full"
         assert int(answer.headers["retry-after"]) > 0

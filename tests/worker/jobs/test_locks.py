@@ -291,13 +291,13 @@ async def test_redis_may_be_away_while_a_lock_is_taken_and_freed(
     async with working(redis_url, tmp_path, holds, lease=LONG) as worker:
         run, left = worker.queue._scripts.run, {"lock": 3, "unlock": 3}
 
-        async def flaky(name: str, args: Any) -> Any:
+        async def flaky(name: str, *args: Any) -> Any:
             if left.get(name):
                 left[name] -= 1
                 if name == "unlock":
-                    await run(name, args)  # its answer is lost
+                    await run(name, *args)  # its answer is lost
                 raise Unavailable("away")
-            return await run(name, args)
+            return await run(name, *args)
 
         monkeypatch.setattr(worker.queue._scripts, "run", flaky)
         id = await client.submit(holds)
