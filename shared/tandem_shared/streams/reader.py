@@ -164,12 +164,12 @@ class StreamReader:
         """The new `state` entries if wanted, and `end`."""
         groups = [
             EntryGroup(Position(stamp, 0), "state", attempt, (data,))
-            for stamp, attempt, data in record.told
+            for stamp, attempt, data in record.state_entries
             if "state" in self._types
         ]
         end = end_position(record)
         if end is not None:
-            groups.append(EntryGroup(end, "end", record.attempt, (record.told[-1][2],)))
+            groups.append(EntryGroup(end, "end", record.attempt, (record.state_entries[-1][2],)))
         return deque(group for group in groups if group.position > self.position)
 
     def _reported(self, chunk: Chunk) -> Iterator[EntryGroup]:

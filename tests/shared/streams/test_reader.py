@@ -10,7 +10,7 @@ from obstore.store import MemoryStore
 
 from tandem_shared.errors import BadCursor
 from tandem_shared.files.store import FileStore
-from tandem_shared.jobs.record import Attempt, Options, Record
+from tandem_shared.jobs.record import Attempt, JobOptions, Record
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Chunk, Segment
 from tandem_shared.streams.reader import (
@@ -45,7 +45,7 @@ def record(**given: Any) -> Record:
         "submitted": T,
         "scheduled_for": None,
         "due": T // 1000,
-        "options": Options(timeout=30.0),
+        "options": JobOptions(timeout=30.0),
         "began": T + 10,
         "ended": None,
         "cancel": None,
