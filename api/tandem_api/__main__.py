@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import socket
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -16,7 +17,7 @@ from tandem_shared.files.store import open_store
 from tandem_shared.settings import Settings, load_settings, require_keys
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options; what is left out is taken from the settings."""
     parser = argparse.ArgumentParser(
         prog="tandem api", description="Serve the HTTP API until SIGTERM."
@@ -39,7 +40,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Serves; 0 after a clean end, 2 for a wrong setting."""
     options = parse(argv)
     given: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """The Python client of Tandem's HTTP API: `from tandem_jobs import Client, AsyncClient`.
 
-The names are loaded when first used, so that the `tandem` command starts without the HTTP library.
+Names are loaded on first use, so that the `tandem` command starts without the HTTP library.
 """
 
 from importlib import import_module
@@ -38,12 +38,17 @@ __all__ = [
     "Unavailable",
 ]
 
-_MODULES = ("tandem_jobs.client.client", "tandem_jobs.client.errors", "tandem_jobs.client.models")
+_MODULES = (
+    "tandem_jobs.client.client",
+    "tandem_jobs.client.errors",
+    "tandem_jobs.client.models",
+    "tandem_shared.errors",
+)
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for module in (*map(import_module, _MODULES), import_module("tandem_shared.errors")):
+        for module in map(import_module, _MODULES):
             if hasattr(module, name):
                 return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

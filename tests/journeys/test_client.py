@@ -35,7 +35,7 @@ class Speaker:
     def to(self, url: str, *, patience: float = START) -> "Speaker":
         """A client of this URL from here on."""
         kind = Client if self._blocking else AsyncClient
-        self._open.append(kind(url, KEY, patience=patience, told=self.troubles.append))
+        self._open.append(kind(url, KEY, patience=patience, on_retry=self.troubles.append))
         return self
 
     def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:

@@ -100,7 +100,7 @@ def test_watch_tells_logs_and_retries_on_stderr(pair: Pair, client: Client) -> N
     assert re.search(
         r"^\d\d:\d\d:\d\d info +half \\x1b\[31mdone page=3$", done.stderr, re.MULTILINE
     )
-    assert "attempt 2 begins: the items above are void" in done.stderr
+    assert "attempt 2 starts over: discard the items above" in done.stderr
     assert done.stderr.endswith(": 7\n")
     last = list(client.stream(id))[-1].id
     again = tandem(pair, "watch", id, "--after", last)
@@ -156,7 +156,7 @@ def test_a_result_that_became_a_file_is_printed_and_so_is_any_file(pair: Pair) -
             "tandem: The request is not valid: /payload/count is required",
         ),
         (["submit", "no.such", "{}"], "tandem: The task is not known: "),
-        (["submit", "client.ends", "{"], "tandem: the payload is no JSON: "),
+        (["submit", "client.ends", "{"], "tandem: invalid JSON payload: "),
         (["submit", "client.ends", "@/no/such"], "tandem: @/no/such: No such file or directory"),
         (
             ["submit", "client.ends", "--timeout", "soon"],
@@ -182,7 +182,7 @@ def test_nobody_there_is_an_exit_code_of_its_own(pair: Pair) -> None:
     done = tandem(pair, "watch", "x", "--url", "http://127.0.0.1:1", "--patience", "0.2")
     assert done.returncode == 4
     assert done.stderr.splitlines() == [
-        "no answer (Connection refused); trying again",
+        "no answer (Connection refused); retrying",
         "tandem: http://127.0.0.1:1 does not answer: Connection refused",
     ]
 
@@ -351,7 +351,7 @@ async def test_ctrl_c_leaves_the_job_running_and_says_how_to_go_on(
         assert terminal.ended() == 130
     assert "Traceback" not in terminal.shown
     assert client.get(id).state == "running"
-    words = re.search(r"to go on watching: tandem (watch .+?)\r\n", terminal.shown)
+    words = re.search(r"resume with: tandem (watch .+?)\r\n", terminal.shown)
     assert words
     go.touch()
     done = tandem(pair, *words[1].split())

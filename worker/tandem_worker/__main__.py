@@ -8,9 +8,9 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import uvloop
 
@@ -28,7 +28,7 @@ from tandem_worker.runtime.worker import Worker
 YOUNG = 50_000  # objects more than were freed, after which the collector looks at the new ones
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options; what is left out is taken from the settings."""
     parser = argparse.ArgumentParser(prog="tandem worker", description="Run jobs until SIGTERM.")
     parser.add_argument("--queues", help="queues to serve, comma-separated (TANDEM_QUEUES)")
@@ -55,8 +55,16 @@ def profiled(path: Path | None) -> Iterator[None]:
     profile.dump_stats(path)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs a worker; 0 after a clean end, 2 for a wrong setting."""
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a worker and end the process: 0 after a clean end, 2 for a wrong setting."""
+    code = _run(argv)
+    logging.shutdown()
+    sys.stdout.flush()
+    # Exit without joining threads: code of jobs that were handed back may still run in them.
+    os._exit(code)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     options = parse(argv)
     given: dict[str, Any] = {
         name: value
@@ -90,9 +98,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    logging.shutdown()
-    sys.stdout.flush()
-    # Threads of jobs that were handed back may go on; what they do counts no more, so they do not
-    # hold the end.
-    os._exit(code)
+    main()

@@ -1,4 +1,4 @@
-"""What a person sees of a job on stderr: log lines, and on a terminal one live line below them."""
+"""What a person sees of a job on stderr: log lines, and on a terminal a live line below them."""
 
 import os
 import unicodedata
@@ -8,8 +8,10 @@ import msgspec
 
 from tandem_jobs.client.models import Entry, Job, Progress
 
-WIDTH = 24  # columns of the bar
-SHOWN = 300  # characters of a value on a line
+BAR_COLUMNS = 24
+MAX_VALUE_CHARS = 300
+DEFAULT_COLUMNS = 80
+CLEAR_LINE = "\r\x1b[2K"
 COLOURS = {
     "succeeded": 32,
     "failed": 31,
@@ -19,15 +21,15 @@ COLOURS = {
     "warning": 33,
     "debug": 2,
 }
-# What would move the cursor or recolour the terminal, of whoever wrote the text.
+# Control characters in texts of tasks could move the cursor or recolour the terminal.
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0))}
 _ESCAPED = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
 
 class Screen:
-    """One job's lines. Nothing is drawn, and no colour used, where there is no terminal, or for TERM=dumb.
+    """The lines of one job. The live line and colours need a terminal; TERM=dumb turns both off.
 
-    NO_COLOR (https://no-color.org) is respected.
+    NO_COLOR (https://no-color.org) turns colours off.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -35,95 +37,97 @@ class Screen:
         self._live = stream.isatty() and os.environ.get("TERM") != "dumb"
         self._colours = self._live and not os.environ.get("NO_COLOR")
         utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
-        self._full, self._empty, self._dot, self._cut = (
-            ("█", "░", "·", "…") if utf8 else ("#", "-", "-", "~")
-        )
-        self._state, self._attempts = "", (0, 0)
+        self._full, self._empty, self._dot, self._ellipsis = "█░·…" if utf8 else "#--~"
+        self._state, self._attempt, self._max_attempts = "", 0, 0
         self._progress: Progress | None = None
-        self._drawn = ""
-        self._trouble = ""
+        self._drawn = ""  # the live line
+        self._reason = ""  # of the last retry
 
-    # ------------------------------------------------------------------------------------- one line
-
-    def say(self, text: str, colour: str = "") -> None:
-        """A line that stays, above the live one."""
+    def print(self, text: str, colour: str = "") -> None:
+        """Print a line above the live line."""
         self.clear()
         print(self._coloured(text.translate(_CONTROL), colour), file=self._stream, flush=True)
 
-    def trouble(self, reason: str) -> None:
-        """Why a call is tried again; said once until something comes."""
-        if reason != self._trouble:
-            self._trouble = reason
-            self.say(f"no answer ({reason}); trying again", "warning")
+    def retrying(self, reason: str) -> None:
+        """Report why a call is retried, once until the next entry arrives."""
+        if reason != self._reason:
+            self._reason = reason
+            self.print(f"no answer ({reason}); retrying", "warning")
 
     def clear(self) -> None:
-        """Take the live line away."""
+        """Remove the live line."""
         if self._drawn:
-            self._stream.write("\r\x1b[2K")
-            self._stream.flush()
+            self._write(CLEAR_LINE)
             self._drawn = ""
 
-    # ------------------------------------------------------------------------------------ one entry
-
     def show(self, entry: Entry) -> None:
-        """Everything but output."""
-        self._trouble = ""
+        """Show an entry of any type but `output`."""
+        self._reason = ""
         if entry.type == "log":
-            self.say(*_log(entry))
+            self.print(*_log_line(entry))
         elif entry.type == "progress":
             self._progress = entry.progress
-        elif entry.type in ("state", "end"):
-            self._changed(entry.job, final=entry.type == "end")
+        elif entry.type == "state":
+            self._show_state(entry.job)
+        elif entry.type == "end":
+            self._update(entry.job)
+            self.print(summary(entry.job), entry.job.state)
 
-    def _changed(self, job: Job, *, final: bool) -> None:
-        new = job.state != self._state or job.attempt != self._attempts[0]
-        if job.attempt != self._attempts[0]:
+    def _update(self, job: Job) -> bool:
+        """Whether the state or the attempt is new."""
+        old = self._state, self._attempt
+        if job.attempt != self._attempt:
             self._progress = None
-        self._state, self._attempts = job.state, (job.attempt, job.max_attempts)
-        if final:
-            self.say(*ending(job))
-        elif new and job.state == "retrying" and job.error is not None:
-            self.say(
-                f"attempt {job.attempt} failed ({job.error.type}): {job.error.message}", "warning"
-            )
-        elif new and not self._live and not job.done:
-            self.say(f"{job.state}, attempt {job.attempt}" if job.attempt else job.state)
+        self._state, self._attempt = job.state, job.attempt
+        self._max_attempts = job.max_attempts
+        return old != (job.state, job.attempt)
+
+    def _show_state(self, job: Job) -> None:
+        if not self._update(job):
+            return
+        if job.state == "retrying" and job.error is not None:
+            text = f"attempt {job.attempt} failed ({job.error.type}): {job.error.message}"
+            self.print(text, "warning")
+        elif not self._live and not job.done:
+            self.print(f"{job.state}, attempt {job.attempt}" if job.attempt else job.state)
 
     def draw(self) -> None:
-        """The live line as it is by now."""
+        """Redraw the live line if it has changed."""
         if not self._live or not self._state:
             return
-        text = _fitting(self._line(), _columns(self._stream) - 1, self._cut)
+        text = _fit(self._line(), _columns(self._stream) - 1, self._ellipsis)
         if text != self._drawn:
-            self._stream.write(f"\r\x1b[2K{self._coloured(text, self._state)}")
-            self._stream.flush()
+            self._write(f"{CLEAR_LINE}{self._coloured(text, self._state)}")
             self._drawn = text
 
     def _line(self) -> str:
-        attempt, attempts = self._attempts
         parts = [self._state]
-        if attempt > 1:
-            parts.append(f"attempt {attempt} of {attempts}")
+        if self._attempt > 1:
+            parts.append(f"attempt {self._attempt} of {self._max_attempts}")
         progress = self._progress
         if progress is not None:
-            if progress.total:
-                share = min(1.0, max(0.0, progress.current / progress.total))
-                full = round(share * WIDTH)
-                bar = self._full * full + self._empty * (WIDTH - full)
-                parts.append(f"{bar} {progress.current:g}/{progress.total:g}")
+            current, total = progress.current, progress.total
+            if total:
+                full = round(min(1.0, max(0.0, current / total)) * BAR_COLUMNS)
+                bar = self._full * full + self._empty * (BAR_COLUMNS - full)
+                parts.append(f"{bar} {current:g}/{total:g}")
             else:
-                parts.append(f"{progress.current:g}")
+                parts.append(f"{current:g}")
             if progress.message:
                 parts.append(progress.message.translate(_CONTROL))
         return f" {self._dot} ".join(parts)
 
-    def _coloured(self, text: str, name: str) -> str:
-        code = COLOURS.get(name)
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+    def _coloured(self, text: str, colour: str) -> str:
+        code = COLOURS.get(colour)
         return f"\x1b[{code}m{text}\x1b[0m" if self._colours and code else text
 
 
-def ending(job: Job) -> tuple[str, str]:
-    """How a final job ended, on one line, and its colour's name."""
+def summary(job: Job) -> str:
+    """How a final job ended, on one line."""
     text = job.state
     if job.state == "failed" and job.error is not None:
         text += f" ({job.error.type}): {job.error.message}"
@@ -131,37 +135,42 @@ def ending(job: Job) -> tuple[str, str]:
         text += f" after {(job.finished_at - job.submitted_at).total_seconds():.1f} s"
     if job.state == "succeeded" and job.result is not None:
         result = msgspec.json.encode(job.result).decode()
-        text += f": {result if len(result) <= SHOWN else f'{result[:SHOWN]} ({len(result)} characters)'}"
-    return text, job.state
+        text += f": {result[:MAX_VALUE_CHARS]}"
+        if len(result) > MAX_VALUE_CHARS:
+            text += f" ({len(result)} characters)"
+    return text
 
 
-def harmless(item: bytes) -> bytes:
-    """The same JSON, with nothing in it that a terminal would obey."""
+def escaped(item: bytes) -> bytes:
+    """The same JSON without control characters that a terminal would obey."""
     return item.decode(errors="replace").translate(_ESCAPED).encode()
 
 
-def _log(entry: Entry) -> tuple[str, str]:
+def _log_line(entry: Entry) -> tuple[str, str]:
+    """The text of a log entry and the name of its colour."""
     fields = entry.data
     if not isinstance(fields, dict):
-        return str(fields)[:SHOWN], ""
+        return str(fields)[:MAX_VALUE_CHARS], ""
     level, message = str(fields.pop("level", "info")), fields.pop("message", "")
-    more = "".join(
-        f" {name}={msgspec.json.encode(value).decode()[:SHOWN]}" for name, value in fields.items()
+    rest = "".join(
+        f" {name}={msgspec.json.encode(value).decode()[:MAX_VALUE_CHARS]}"
+        for name, value in fields.items()
     )
-    return f"{entry.at.astimezone():%H:%M:%S} {level:<7} {message}{more}", level
+    return f"{entry.at.astimezone():%H:%M:%S} {level:<7} {message}{rest}", level
 
 
 def _columns(stream: TextIO) -> int:
     try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
+        return os.get_terminal_size(stream.fileno()).columns or DEFAULT_COLUMNS
     except OSError:
-        return 80
+        return DEFAULT_COLUMNS
 
 
-def _fitting(text: str, columns: int, cut: str) -> str:
+def _fit(text: str, columns: int, ellipsis: str) -> str:
+    """The text cut to a width in columns; East Asian wide characters take two."""
     width = 0
     for place, character in enumerate(text):
         width += 2 if unicodedata.east_asian_width(character) in "WF" else 1
         if width > columns:
-            return text[: max(0, place - 1)] + cut
+            return text[: max(0, place - 1)] + ellipsis
     return text

@@ -1,11 +1,11 @@
-"""A Python client of the API, blocking and for asyncio: `docs/client.md` shows it.
+"""A Python client of the API, blocking and for asyncio; see `docs/client.md`.
 
     with Client() as client:
         job = client.submit("http.request", {"url": "https://example.org/"})
         print(client.result(job))
 
-Nothing here knows the contract: that is `shared/tandem_jobs/client/protocol.py`, spoken over one of
-the two wires below.
+`shared/tandem_jobs/client/protocol.py` has the calls, `shared/tandem_jobs/client/http.py` the two
+transports below them.
 """
 
 import os
@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import IO, Any, Self
 from urllib.parse import urlsplit
 
-from tandem_jobs.client.http import T, _Blocking, _Suspending
+from tandem_jobs.client.http import AsyncTransport, BlockingTransport, T
 from tandem_jobs.client.models import Entry, File, Job
-from tandem_jobs.client.protocol import Conversation, Downloadable, Named
+from tandem_jobs.client.protocol import ApiCalls, Downloadable, JobOrId
 from tandem_shared.errors import Misconfigured
 
-URL, API_KEY = "TANDEM_URL", "TANDEM_API_KEY"  # the environment's, for what is not given
+URL, API_KEY = "TANDEM_URL", "TANDEM_API_KEY"  # environment variables
 DEFAULT_URL = "http://127.0.0.1:8000"  # of `tandem dev` and `tandem api`
 
 
-class AsyncClient(Conversation):
+class AsyncClient(ApiCalls):
     """A client for asyncio: every call is a coroutine, every stream an asynchronous generator.
 
-    `url` and `api_key` are TANDEM_URL (http://127.0.0.1:8000) and TANDEM_API_KEY if they are not
-    given. Raises Misconfigured for a URL that is none.
+    `url` and `api_key` default to TANDEM_URL (http://127.0.0.1:8000) and TANDEM_API_KEY. Raises
+    Misconfigured for an invalid URL or key.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class AsyncClient(Conversation):
         api_key: str | None = None,
         *,
         patience: float = 60.0,
-        told: Callable[[str], None] | None = None,
+        on_retry: Callable[[str], None] | None = None,
     ) -> None:
-        super().__init__(_Suspending(*_address(url, api_key)), patience, told)
+        super().__init__(AsyncTransport(*_address(url, api_key)), patience, on_retry)
 
     async def __aenter__(self) -> Self:
         return self
@@ -48,7 +48,7 @@ class AsyncClient(Conversation):
 
 
 class Client:
-    """A client that blocks; several threads may share one. Each method is that of AsyncClient."""
+    """A client that blocks; threads may share one. Its methods are documented at AsyncClient."""
 
     def __init__(
         self,
@@ -56,9 +56,9 @@ class Client:
         api_key: str | None = None,
         *,
         patience: float = 60.0,
-        told: Callable[[str], None] | None = None,
+        on_retry: Callable[[str], None] | None = None,
     ) -> None:
-        self._said = Conversation(_Blocking(*_address(url, api_key)), patience, told)
+        self._calls = ApiCalls(BlockingTransport(*_address(url, api_key)), patience, on_retry)
 
     def submit(
         self,
@@ -69,46 +69,48 @@ class Client:
         wait: float | None = None,
         **options: Any,
     ) -> Job:
-        """The job, accepted once; see AsyncClient."""
-        return _now(
-            self._said.submit(task, payload, idempotency_key=idempotency_key, wait=wait, **options)
+        """Submit a job, once however often the connection breaks."""
+        return _finish(
+            self._calls.submit(task, payload, idempotency_key=idempotency_key, wait=wait, **options)
         )
 
-    def get(self, job: Named) -> Job:
-        return _now(self._said.get(job))
+    def get(self, job: JobOrId) -> Job:
+        """The job as it is now."""
+        return _finish(self._calls.get(job))
 
-    def wait(self, job: Named, timeout: float | None = None) -> Job:
+    def wait(self, job: JobOrId, timeout: float | None = None) -> Job:
         """The final job. Raises TimeoutError."""
-        return _now(self._said.wait(job, timeout))
+        return _finish(self._calls.wait(job, timeout))
 
-    def result(self, job: Named, timeout: float | None = None) -> Any:
+    def result(self, job: JobOrId, timeout: float | None = None) -> Any:
         """What the job returned. Raises JobFailed, JobCancelled, TimeoutError."""
-        return _now(self._said.result(job, timeout))
+        return _finish(self._calls.result(job, timeout))
 
-    def cancel(self, job: Named) -> Job:
-        return _now(self._said.cancel(job))
+    def cancel(self, job: JobOrId) -> Job:
+        """Request the job's cancellation; a final job stays as it is."""
+        return _finish(self._calls.cancel(job))
 
-    def replay(self, job: Named, *, idempotency_key: str | None = None) -> Job:
-        """A new job like this one; see AsyncClient."""
-        return _now(self._said.replay(job, idempotency_key=idempotency_key))
+    def replay(self, job: JobOrId, *, idempotency_key: str | None = None) -> Job:
+        """Run a failed or cancelled job again as a new job."""
+        return _finish(self._calls.replay(job, idempotency_key=idempotency_key))
 
     def stream(
-        self, job: Named, types: str | Iterable[str] = (), after: str | None = None
+        self, job: JobOrId, types: str | Iterable[str] = (), after: str | None = None
     ) -> Generator[Entry]:
-        """Each entry once and in order, `end` last; see AsyncClient."""
-        for portion in self.portions(job, types, after):
-            yield from portion
+        """Each entry once and in order, the last one of type `end`."""
+        for entries in self.stream_chunks(job, types, after):
+            yield from entries
 
-    def portions(
-        self, job: Named, types: str | Iterable[str] = (), after: str | None = None
+    def stream_chunks(
+        self, job: JobOrId, types: str | Iterable[str] = (), after: str | None = None
     ) -> Generator[list[Entry]]:
-        """The same, in lists of what came together."""
-        portions = self._said.portions(job, types, after)
+        """The entries of `stream`, in lists of those that arrived together."""
+        chunks = self._calls.stream_chunks(job, types, after)
         try:
-            while (portion := _now(_next(portions))) is not None:
-                yield portion
+            while (entries := _finish(_next(chunks))) is not None:
+                yield entries
         finally:
-            _now(portions.aclose())
+            _finish(chunks.aclose())
 
     def upload(
         self,
@@ -117,15 +119,16 @@ class Client:
         name: str | None = None,
         content_type: str | None = None,
     ) -> File:
-        """An upload of a file; see AsyncClient."""
-        return _now(self._said.upload(source, name=name, content_type=content_type))
+        """Upload a file."""
+        return _finish(self._calls.upload(source, name=name, content_type=content_type))
 
     def download(self, file: Downloadable, to: str | Path | IO[bytes]) -> int:
         """Write a file to a path or an open file; its size in bytes."""
-        return _now(self._said.download(file, to))
+        return _finish(self._calls.download(file, to))
 
     def close(self) -> None:
-        _now(self._said.close())
+        """Close the connections."""
+        _finish(self._calls.close())
 
     def __enter__(self) -> Self:
         return self
@@ -135,6 +138,7 @@ class Client:
 
 
 def _address(url: str | None, api_key: str | None) -> tuple[str, str]:
+    """The URL and the key to use."""
     url = url or os.environ.get(URL) or DEFAULT_URL
     try:
         parts = urlsplit(url)
@@ -142,18 +146,15 @@ def _address(url: str | None, api_key: str | None) -> tuple[str, str]:
     except ValueError:
         valid = False
     if not valid or "?" in url or "#" in url:
-        raise Misconfigured(f"{URL}: give http://host:port or https://…")
+        raise Misconfigured(f"{URL}: not the URL of an API; use http://host:port or https://host")
     key = api_key or os.environ.get(API_KEY) or ""
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise Misconfigured(f"{API_KEY}: is no key")
+        raise Misconfigured(f"{API_KEY}: not a valid key; a key is printable ASCII without spaces")
     return url.rstrip("/"), key
 
 
-# -------------------------------------------------------------------------------------------- wires
-
-
-def _now(call: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine over the blocking wire returns: it never waits for an event loop."""
+def _finish(call: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine over the blocking transport, which never suspends."""
     try:
         call.send(None)
     except StopIteration as end:
@@ -161,7 +162,7 @@ def _now(call: Coroutine[Any, Any, T]) -> T:
         return value
     finally:
         call.close()
-    raise RuntimeError("the blocking wire was suspended")
+    raise RuntimeError("a call over the blocking transport was suspended")
 
 
 async def _next(items: AsyncIterator[T]) -> T | None:

@@ -1,15 +1,14 @@
-"""What a client of the API meets when a call does not give what was asked for.
+"""The errors of a client's calls.
 
 TandemError
 ├── Problem              the API refused (RFC 9457): type, title, status, detail, errors
-├── JobUnsuccessful      a job's result was asked for, and there is none: `job` is the final job
+├── JobUnsuccessful      the job has no result; `job` is the final job
 │   ├── JobFailed        `error` says why
 │   └── JobCancelled
-└── Unavailable          nobody answered for as long as the client's patience lasts; asking again
-  helps
+└── Unavailable          the API did not answer for the client's patience; try again later
 
-A wait that is over is Python's own TimeoutError. This is the other end of
-`api/tandem_api/http/problems.py`, so statuses are HTTP's.
+A call that exceeds its `timeout` raises Python's TimeoutError. `api/tandem_api/http/problems.py`
+writes the problems that are read here.
 """
 
 import msgspec
@@ -17,11 +16,11 @@ import msgspec
 from tandem_jobs.client.models import Job, Reason
 from tandem_shared.errors import TandemError
 
-SHOWN = 200  # characters of an answer that is no problem document
+MAX_TEXT_CHARS = 200  # of a response that is not a problem document
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """One place of the request that the contract refuses: an RFC 6901 pointer and a sentence."""
+    """One invalid place of a request: an RFC 6901 pointer and a sentence."""
 
     pointer: str = ""
     detail: str = ""
@@ -35,23 +34,18 @@ class _Document(msgspec.Struct, frozen=True):
 
 
 class Problem(TandemError):
-    """The API refused. `type` is the problem's URI reference (`/problems/validation`), `status` that of HTTP."""
+    """The API refused. `type` is a URI reference such as `/problems/validation`."""
 
     def __init__(
         self, status: int, type: str, title: str, detail: str, errors: tuple[FieldError, ...] = ()
     ) -> None:
         super().__init__(f"{title}: {detail}" if detail else title)
-        self.status, self.type, self.title, self.detail, self.errors = (
-            status,
-            type,
-            title,
-            detail,
-            errors,
-        )
+        self.status, self.type, self.title = status, type, title
+        self.detail, self.errors = detail, errors
 
 
 class JobUnsuccessful(TandemError):
-    """There is no result and there will be none."""
+    """The job ended without a result."""
 
     def __init__(self, job: Job, text: str) -> None:
         super().__init__(text)
@@ -59,10 +53,10 @@ class JobUnsuccessful(TandemError):
 
 
 class JobFailed(JobUnsuccessful):
-    """The job failed, `error` says why: `type`, `message`, `attempt`."""
+    """The job failed; `error` says why: `type`, `message`, `attempt`."""
 
     def __init__(self, job: Job) -> None:
-        self.error = job.error or Reason(type="failed", message="no reason is known")
+        self.error = job.error or Reason(type="failed", message="the API reports no reason")
         super().__init__(job, f"the job failed ({self.error.type}): {self.error.message}")
 
 
@@ -74,19 +68,14 @@ class JobCancelled(JobUnsuccessful):
 
 
 def problem_of(status: int, content_type: str, body: bytes) -> Problem:
-    """The problem in an answer; of one that something on the way gave, its status and its first words."""
+    """The problem in a response. A response of a proxy becomes its status and its first words."""
     if content_type.partition(";")[0].strip().lower() == "application/problem+json":
         try:
             found = msgspec.json.decode(body, type=_Document)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             pass
         else:
-            return Problem(
-                status,
-                found.type,
-                found.title or f"HTTP status {status}",
-                found.detail,
-                found.errors,
-            )
-    text = " ".join(body[: 4 * SHOWN].decode(errors="replace").split())[:SHOWN]
-    return Problem(status, "about:blank", f"HTTP status {status}", text)
+            title = found.title or f"HTTP status {status}"
+            return Problem(status, found.type, title, found.detail, found.errors)
+    text = " ".join(body[: 4 * MAX_TEXT_CHARS].decode(errors="replace").split())
+    return Problem(status, "about:blank", f"HTTP status {status}", text[:MAX_TEXT_CHARS])

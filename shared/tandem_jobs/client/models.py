@@ -1,7 +1,4 @@
-"""What the API's answers hold, as its Python client gives them: docs of each field are the HTTP contract's.
-
-Fields that a newer API adds are ignored.
-"""
+"""The API's answers as its Python client returns them; fields that a newer API adds are ignored."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -12,7 +9,7 @@ import msgspec
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a job is; `total` may not be known."""
+    """How far a job is; `total` is None if unknown."""
 
     current: float
     total: float | None = None
@@ -20,7 +17,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """Why a job failed or, between attempts, why the last one did."""
+    """Why a job failed or, between attempts, why the last attempt failed."""
 
     type: str
     message: str
@@ -42,12 +39,12 @@ class File(msgspec.Struct, frozen=True):
 
     @property
     def reference(self) -> dict[str, str]:
-        """What names the file in a payload. Raises ValueError if nothing does."""
+        """How a payload names the file. Raises ValueError without an `id` or a `url`."""
         if self.id is not None:
             return {"file": self.id}
         job, found, name = (self.url or "").removeprefix("/v1/jobs/").partition("/files/")
         if not found:
-            raise ValueError("only uploads and jobs' files have a reference")
+            raise ValueError("a file without an id and a url has no reference")
         return {"file": f"{job}/{unquote(name)}"}
 
 
@@ -55,12 +52,12 @@ class Attempt(msgspec.Struct, frozen=True):
     attempt: int
     started_at: datetime | None = None
     finished_at: datetime | None = None
-    outcome: str | None = None  # None: it runs
+    outcome: str | None = None  # None while it runs
     worker: str | None = None
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as it was when the API told it."""
+    """A job as it was when the API answered."""
 
     id: str
     task: str
@@ -86,17 +83,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of a job's stream: `type` is `state`, `progress`, `log`, `output` or `end`, `raw` its data as JSON."""
+    """One entry of a job's stream, of type `state`, `progress`, `log`, `output` or `end`."""
 
     id: str
     type: str
     attempt: int
     at: datetime
-    raw: msgspec.Raw = msgspec.field(name="data")
+    raw: msgspec.Raw = msgspec.field(name="data")  # JSON
 
     @property
     def data(self) -> Any:
-        """The data, decoded each time: an output item as the task gave it."""
+        """The data, decoded at each access: for `output` the item as the task yielded it."""
         return msgspec.json.decode(self.raw)
 
     @property

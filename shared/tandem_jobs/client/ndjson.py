@@ -3,26 +3,32 @@
 import msgspec
 
 from tandem_jobs.client.models import Entry
-from tandem_jobs.client.transport import Lost
+from tandem_jobs.client.transport import ConnectionLost
 from tandem_shared.errors import Malformed
 
-LINE = 16 << 20  # bytes of one line of a stream; an item has at most 1 MiB
+MAX_LINE_BYTES = 16 << 20  # an output item has at most 1 MiB
+
+_entry = msgspec.json.Decoder(Entry)
 
 
-class Lines:
-    """Puts the entries of NDJSON together from pieces; what a cut leaves of a line is lost with this object."""
+class EntryDecoder:
+    """Decodes the entries of one connection; a new connection needs a new decoder."""
 
     def __init__(self) -> None:
         self._rest: list[bytes] = []
         self._size = 0
 
-    def feed(self, piece: bytes) -> tuple[list[Entry], bool]:
-        """The entries that are whole by now, and whether any line is. Raises Malformed, Lost for what is none."""
-        first, *others = piece.split(b"\n")
+    def feed(self, data: bytes) -> tuple[list[Entry], bool]:
+        """The entries completed by `data`, and whether it ended any line, heartbeats included.
+
+        Raises Malformed for a line above MAX_LINE_BYTES, ConnectionLost for one that is not an
+        entry.
+        """
+        first, *others = data.split(b"\n")
         self._rest.append(first)
         self._size += len(first)
-        if self._size > LINE:
-            raise Malformed(f"a line of the stream has more than {LINE} bytes")
+        if self._size > MAX_LINE_BYTES:
+            raise Malformed(f"the stream has a line of more than {MAX_LINE_BYTES} bytes")
         if not others:
             return [], False
         lines = [b"".join(self._rest), *others]
@@ -30,7 +36,4 @@ class Lines:
         try:
             return [_entry.decode(line) for line in lines if line.strip()], True
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise Lost(f"the stream has a line that is no entry: {error}") from None
-
-
-_entry = msgspec.json.Decoder(Entry)
+            raise ConnectionLost(f"the stream has an invalid line: {error}") from None

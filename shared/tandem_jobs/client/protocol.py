@@ -1,18 +1,17 @@
-"""How a client speaks with the API: what it sends, what it makes of the answers, when it tries again. No I/O.
+"""Every call of the client: what it sends, how it reads the answer and when it tries again. No I/O.
 
-Everything is written once, as coroutines over a `Wire`. `shared/tandem_jobs/client/client.py` has
-the two wires there are: one that waits in an event loop, and one that blocks, whose coroutines end
-without ever being suspended.
+Each call is written once, as a coroutine over a `Transport`. `shared/tandem_jobs/client/http.py`
+has one for asyncio and one that blocks, over which the coroutines end without suspending.
 
-Whatever is sent may be sent twice: reads by nature, a submission by its idempotency key, a cancel
-by the contract; an upload whose answer was lost leaves a file that nobody names and that expires.
+Every request may be sent twice: reads are safe by nature, a submission by its idempotency key, a
+cancel by the contract. An upload whose response was lost leaves an unnamed file that expires.
 """
 
 import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
@@ -24,160 +23,176 @@ import msgspec
 
 from tandem_jobs.client.errors import JobCancelled, JobFailed, problem_of
 from tandem_jobs.client.models import Entry, File, Job
-from tandem_jobs.client.ndjson import Lines
-from tandem_jobs.client.patience import SHORTEST, Patience
-from tandem_jobs.client.transfers import Digest, Source, part_of
-from tandem_jobs.client.transport import ANSWER, Answer, Lost, Opened, Request, Wire
+from tandem_jobs.client.ndjson import EntryDecoder
+from tandem_jobs.client.retries import MIN_PAUSE_SECONDS, Retries
+from tandem_jobs.client.transfers import DownloadState, PartFile, Upload
+from tandem_jobs.client.transport import (
+    READ_TIMEOUT_SECONDS,
+    ConnectionLost,
+    Request,
+    Response,
+    Transport,
+)
 from tandem_shared.errors import Malformed
 
-POLL = 25  # seconds of one long-poll; the API's most is 30
-SILENCE = 45.0  # seconds without a byte after which a stream is dead: it has a heartbeat each 15
-REDIRECTS = 3
-AGAIN = {429, 502, 503, 504}  # said by what cannot serve just now
-MOVED = {302, 303, 307}
+LONG_POLL_SECONDS = 25  # the API allows 30
+STREAM_TIMEOUT_SECONDS = 45.0  # three missed heartbeats of 15 s
+FILE_TIMEOUT_SECONDS = 2 * READ_TIMEOUT_SECONDS
+MAX_REDIRECTS = 3
+REDIRECTS = {302, 303, 307}
+RETRIED = {429, 502, 503, 504}  # statuses of a server that cannot answer now
 
-Named = str | Job
+JobOrId = Job | str
 Downloadable = str | File | Mapping[str, Any]
 
 
-class Conversation:
-    """Every call of a client. Each raises Problem for a refusal, and Unavailable when nobody answers for `patience`.
+class ApiCalls:
+    """All calls. Each raises Problem for a refusal, Unavailable without an answer for `patience`.
 
-    `patience`: seconds that connection faults and 503s are met with new tries, begun again with
-    each sign of life. `told` gets the reason before each of them.
+    `patience`: seconds to retry connection faults and 503s, counted from the last sign of life.
+    `on_retry` gets the reason before each retry.
     """
 
     def __init__(
-        self, wire: Wire, patience: float = 60.0, told: Callable[[str], None] | None = None
+        self,
+        transport: Transport,
+        patience: float = 60.0,
+        on_retry: Callable[[str], None] | None = None,
     ) -> None:
-        self._wire = wire
+        self._transport = transport
         self._patience = patience
-        self._told = told
+        self._on_retry = on_retry
 
     async def submit(
-        self, task: str, payload: Any = None, *, idempotency_key: str | None = None, wait: float | None = None,
+        self,
+        task: str,
+        payload: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        wait: float | None = None,
         **options: Any,
-    ) -> Job:  # fmt: skip
-        """The job, accepted once however often the connection breaks meanwhile.
+    ) -> Job:
+        """Submit a job: one job, however often the connection breaks meanwhile.
 
-        `payload` is what msgspec can encode, or has a `model_dump` as pydantic's models. `wait`:
-        seconds, 30 at most, to wait for the final job. `options` are the contract's; a duration may
-        be a timedelta.
+        `payload` is what msgspec can encode, or has a `model_dump` like pydantic's models. `wait`:
+        wait up to so many seconds, at most 30, for the final job. `options` are those of the HTTP
+        API; a duration may be a timedelta.
         """
-        given = {name: _option(value) for name, value in options.items() if value is not None}
-        job = {
-            "task": task,
-            "payload": {} if payload is None else payload,
-            **({"options": given} if given else {}),
-        }
-        headers = {
-            "Content-Type": "application/json",
-            "Idempotency-Key": _quoted(idempotency_key or uuid.uuid4().hex),
-            **({"Prefer": f"wait={max(1, round(wait))}"} if wait else {}),
-        }
-        body = msgspec.json.encode(job, enc_hook=_plain)
-        request = Request(
-            "POST", "/v1/jobs", headers=headers, body=body, timeout=ANSWER + (wait or 0)
+        job: dict[str, Any] = {"task": task, "payload": {} if payload is None else payload}
+        if given := {name: value for name, value in options.items() if value is not None}:
+            job["options"] = _plain_durations(given)
+        headers = {"Content-Type": "application/json", **_idempotency(idempotency_key)}
+        if wait:
+            headers["Prefer"] = f"wait={max(1, round(wait))}"
+        body = msgspec.json.encode(job, enc_hook=_encode_model)
+        timeout = READ_TIMEOUT_SECONDS + (wait or 0)
+        return await self._job(
+            Request("POST", "/v1/jobs", headers=headers, body=body, timeout=timeout)
         )
-        return _job((await self._ask(request)).body)
 
-    async def get(self, job: Named) -> Job:
+    async def get(self, job: JobOrId) -> Job:
         """The job as it is now."""
-        return _job((await self._ask(Request("GET", _path(job)))).body)
+        return await self._job(Request("GET", _job_path(job)))
 
-    async def wait(self, job: Named, timeout: float | None = None) -> Job:
-        """The final job, over any number of restarts of the API. Raises TimeoutError after `timeout` seconds."""
+    async def wait(self, job: JobOrId, timeout: float | None = None) -> Job:
+        """The final job, over any number of restarts of the API.
+
+        Raises TimeoutError after `timeout` seconds.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
-        patience = self._new_patience(deadline)
+        retries = self._retries(deadline)
         while True:
-            left = POLL if deadline is None else min(POLL, deadline - time.monotonic())
-            asked = time.monotonic()
-            query = {"wait": f"{max(left, 0):.3f}"}
-            answer = await self._ask(
-                Request("GET", _path(job), query, timeout=POLL + ANSWER), patience
-            )
-            found = _job(answer.body)
+            now = time.monotonic()
+            poll = LONG_POLL_SECONDS if deadline is None else min(LONG_POLL_SECONDS, deadline - now)
+            query = {"wait": f"{max(poll, 0):.3f}"}
+            limit = LONG_POLL_SECONDS + READ_TIMEOUT_SECONDS
+            found = await self._job(Request("GET", _job_path(job), query, timeout=limit), retries)
             if found.done:
                 return found
-            now = time.monotonic()
-            if deadline is not None and now >= deadline:
+            if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"job {found.id} is still {found.state}")
-            if now - asked < left / 2:  # an API that ends sends everybody away
-                await self._wire.pause(SHORTEST)
+            if time.monotonic() - now < poll / 2:  # an API that shuts down answers at once
+                await self._transport.sleep(MIN_PAUSE_SECONDS)
 
-    async def result(self, job: Named, timeout: float | None = None) -> Any:
-        """What the job returned, once it is final. Raises JobFailed, JobCancelled, and TimeoutError as `wait`."""
+    async def result(self, job: JobOrId, timeout: float | None = None) -> Any:
+        """What the job returned, once it is final.
+
+        Raises JobFailed, JobCancelled, and TimeoutError after `timeout` seconds.
+        """
         final = await self.wait(job, timeout)
         if final.state == "failed":
             raise JobFailed(final)
         if final.state == "cancelled":
             raise JobCancelled(final)
-        parts = bytearray()
-        async with aclosing(self.pieces(f"{_path(final)}/result")) as pieces:
-            async for piece in pieces:
-                parts += piece
-        return msgspec.json.decode(parts)
+        return msgspec.json.decode(await self.read(f"{_job_path(final)}/result"))
 
-    async def cancel(self, job: Named) -> Job:
-        """The job, told to end; a final one stays as it is."""
-        return _job((await self._ask(Request("POST", f"{_path(job)}/cancel"))).body)
+    async def cancel(self, job: JobOrId) -> Job:
+        """Request the job's cancellation; a final job stays as it is."""
+        return await self._job(Request("POST", f"{_job_path(job)}/cancel"))
 
-    async def replay(self, job: Named, *, idempotency_key: str | None = None) -> Job:
-        """A new job like this one, which failed or was cancelled; made once however often the connection breaks."""
-        headers = {"Idempotency-Key": _quoted(idempotency_key or uuid.uuid4().hex)}
-        return _job(
-            (await self._ask(Request("POST", f"{_path(job)}/replay", headers=headers))).body
-        )
-
-    # --------------------------------------------------------------------------------------- stream
+    async def replay(self, job: JobOrId, *, idempotency_key: str | None = None) -> Job:
+        """Run a failed or cancelled job again as one new job."""
+        headers = _idempotency(idempotency_key)
+        return await self._job(Request("POST", f"{_job_path(job)}/replay", headers=headers))
 
     async def stream(
-        self, job: Named, types: str | Iterable[str] = (), after: str | None = None
+        self, job: JobOrId, types: str | Iterable[str] = (), after: str | None = None
     ) -> AsyncGenerator[Entry, None]:
-        """Each entry once and in order, live, over any number of cuts and restarts; the last one is of type `end`.
+        """Each entry once, in order and live, over any number of cuts; the last one is `end`.
 
-        `types`: some of `state`, `progress`, `log`, `output`, all if empty. `after`: the id of the
-        entry to go on after; nothing comes after `end`. When `attempt` rises, the output of lower
-        attempts is void.
+        `types`: some of `state`, `progress`, `log`, `output`; all if empty. `after`: resume after
+        the entry with this id; nothing follows `end`. When `attempt` rises, discard the output of
+        lower attempts.
         """
-        async with aclosing(self.portions(job, types, after)) as portions:
-            async for portion in portions:
-                for entry in portion:
+        async with aclosing(self.stream_chunks(job, types, after)) as chunks:
+            async for entries in chunks:
+                for entry in entries:
                     yield entry
 
-    async def portions(
-        self, job: Named, types: str | Iterable[str] = (), after: str | None = None
+    async def stream_chunks(
+        self, job: JobOrId, types: str | Iterable[str] = (), after: str | None = None
     ) -> AsyncGenerator[list[Entry], None]:
-        """The same, in lists of what came together."""
+        """The entries of `stream`, in lists of those that arrived together."""
         names = [types] if isinstance(types, str) else list(types)
         query = {"types": ",".join(names)} if names else {}
-        headers = {"Accept": "application/x-ndjson"}
-        patience = self._new_patience()
+        if after is not None:
+            query["after"] = after
+        retries = self._retries()
         while True:
-            place = {**query, "after": after} if after is not None else query
-            request = Request("GET", f"{_path(job)}/stream", place, headers, timeout=SILENCE)
-            async with AsyncExitStack() as stack:
-                try:
-                    opened = await self._open(request, patience)
-                    stack.push_async_callback(opened.close)
-                    if opened.status == HTTPStatus.NO_CONTENT:
-                        return
-                    lines = Lines()
-                    while piece := await opened.read():
-                        entries, whole = lines.feed(piece)
-                        if whole:
-                            patience.heard()
-                        if entries:
-                            after = entries[-1].id
-                            yield entries
-                            if entries[-1].type == "end":
-                                return
-                    fault = Lost("the stream was cut off")
-                except Lost as lost:
-                    fault = lost
-            await patience.again(fault)
+            try:
+                async with aclosing(self._connection(job, query, retries)) as chunks:
+                    async for entries in chunks:
+                        query["after"] = entries[-1].id
+                        yield entries
+            except ConnectionLost as fault:
+                await retries.sleep(fault)
+            else:
+                return
 
-    # ---------------------------------------------------------------------------------------- files
+    async def _connection(
+        self, job: JobOrId, query: Mapping[str, str], retries: Retries
+    ) -> AsyncGenerator[list[Entry], None]:
+        """The entries of one connection. Raises ConnectionLost if it breaks before `end`."""
+        request = Request(
+            "GET",
+            f"{_job_path(job)}/stream",
+            query,
+            {"Accept": "application/x-ndjson"},
+            timeout=STREAM_TIMEOUT_SECONDS,
+        )
+        async with aclosing(await self._send(request, retries)) as response:
+            if response.status == HTTPStatus.NO_CONTENT:  # the entry of `after` is `end`
+                return
+            decoder = EntryDecoder()
+            while data := await response.read():
+                entries, alive = decoder.feed(data)
+                if alive:
+                    retries.reset()
+                if entries:
+                    yield entries
+                    if entries[-1].type == "end":
+                        return
+        raise ConnectionLost("the stream was cut off")
 
     async def upload(
         self,
@@ -186,176 +201,178 @@ class Conversation:
         name: str | None = None,
         content_type: str | None = None,
     ) -> File:
-        """An upload of a file, or of what is left of an open one; payloads name it by its `reference`.
+        """Upload a file by its path, or the rest of an open file; payloads use its `reference`.
 
-        An open one that cannot seek is sent once only. Raises OSError for what cannot be read.
+        An open file that cannot seek is sent only once. Raises OSError if it cannot be read.
         """
-        file = await self._wire.call(partial(Source.of, source))
+        upload = await self._transport.run(partial(Upload, source))
         try:
-            label = name if name is not None else file.name
+            label = upload.name if name is None else name
             query = {} if label is None else {"name": label}
             headers = {} if content_type is None else {"Content-Type": content_type}
-            if file.size is not None:
-                headers["Content-Length"] = str(file.size)
-            request = Request("POST", "/v1/files", query, headers, file, timeout=2 * ANSWER)
-            return msgspec.json.decode((await self._ask(request)).body, type=File)
+            if upload.size is not None:
+                headers["Content-Length"] = str(upload.size)
+            request = Request(
+                "POST", "/v1/files", query, headers, upload, timeout=FILE_TIMEOUT_SECONDS
+            )
+            return msgspec.json.decode(await self._request(request), type=File)
         finally:
-            await self._wire.call(file.close)
+            await self._transport.run(upload.close)
 
     async def download(self, file: Downloadable, to: str | Path | IO[bytes]) -> int:
         """Write a file to a path or an open file; its size in bytes.
 
-        `file` is a File, a file reference, an upload's id, `<job id>/<name>`, or a path of the API.
-        What a cut leaves out is fetched by a range, and the hash is checked; a path has the whole
-        file or is not touched.
+        `file` is a File, a file reference, the id of an upload, `<job id>/<name>`, or a path of the
+        API. After a cut the rest is fetched by a range, and the SHA-256 is checked. A path gets the
+        complete file or stays as it was.
         """
-        async with AsyncExitStack() as stack:
-            if isinstance(to, str | Path):
-                out, keep = await self._wire.call(partial(part_of, Path(to)))
-                stack.push_async_callback(self._wire.call, partial(keep, done=False))
-            else:
-                out, keep = to, None
-            size = 0
-            pieces = await stack.enter_async_context(aclosing(self.pieces(_place(file))))
-            async for piece in pieces:
-                await self._wire.call(partial(_write, out, piece))
-                size += len(piece)
-            if keep is not None:
-                await self._wire.call(partial(keep, done=True))
+        if not isinstance(to, str | Path):
+            return await self._copy(_file_path(file), to)
+        part = await self._transport.run(partial(PartFile, Path(to)))
+        try:
+            size = await self._copy(_file_path(file), part.file)
+            await self._transport.run(part.commit)
             return size
+        finally:
+            await self._transport.run(part.discard)
 
-    async def pieces(self, path: str) -> AsyncGenerator[bytes, None]:
-        """The bytes behind a path of the API, resumed by ranges, followed over redirects, checked by their hash."""
-        patience, digest = self._new_patience(), Digest()
-        while True:
-            async with AsyncExitStack() as stack:
-                try:
-                    opened = await self._moved(path, digest.resumption(), patience)
-                    stack.push_async_callback(opened.close)
-                    skip = digest.begin(opened.status, opened.headers)
-                    while piece := await opened.read():
-                        patience.heard()
-                        piece, skip = piece[skip:], max(0, skip - len(piece))
-                        if piece:
-                            digest.update(piece)
-                            yield piece
-                    if digest.complete():
-                        return
-                    fault = Lost("the answer was cut off")
-                except Lost as lost:
-                    fault = lost
-            await patience.again(fault)
+    async def _copy(self, path: str, out: IO[bytes]) -> int:
+        size = 0
+        async with aclosing(self.iter_bytes(path)) as chunks:
+            async for data in chunks:
+                await self._transport.run(partial(_write, out, data))
+                size += len(data)
+        return size
 
-    async def _moved(self, path: str, headers: Mapping[str, str], patience: Patience) -> Opened:
-        for _ in range(REDIRECTS + 1):
-            opened = await self._open(
-                Request("GET", path, headers=headers, timeout=2 * ANSWER), patience
-            )
-            if opened.status not in MOVED:
-                return opened
-            await opened.close()
-            path = opened.headers.get("location", "").removeprefix(self._wire.url)
-        raise Malformed(f"more than {REDIRECTS} redirects")
+    async def read(self, path: str) -> bytes:
+        """The body behind a path of the API, in memory; see `iter_bytes`."""
+        body = bytearray()
+        async with aclosing(self.iter_bytes(path)) as chunks:
+            async for data in chunks:
+                body += data
+        return bytes(body)
 
-    # --------------------------------------------------------------------------------------- asking
-
-    def _new_patience(self, deadline: float | None = None) -> Patience:
-        return Patience(self._wire, self._patience, self._told, deadline)
-
-    async def _ask(self, request: Request, patience: Patience | None = None) -> Answer:
-        patience = patience or self._new_patience()
+    async def iter_bytes(self, path: str) -> AsyncGenerator[bytes, None]:
+        """The body behind a path of the API: redirected, resumed by ranges, checked by its hash."""
+        retries, state = self._retries(), DownloadState()
         while True:
             try:
-                opened = await self._open(request, patience)
-                body = await _whole(opened)
-            except Lost as fault:
-                await patience.again(fault)
+                response = await self._follow(path, state.range_headers(), retries)
+                async with aclosing(response):
+                    state.start(response.status, response.headers)
+                    while data := await response.read():
+                        retries.reset()
+                        yield state.add(data)
+            except ConnectionLost as fault:
+                await retries.sleep(fault)
                 continue
-            patience.heard()
-            return Answer(opened.status, opened.headers, body)
+            if state.is_complete():
+                return
+            await retries.sleep(ConnectionLost("the response was cut off"))
 
-    async def _open(self, request: Request, patience: Patience) -> Opened:
-        """The answer, if it is no refusal and no excuse. Raises Lost where another try is for the caller to make."""
+    async def _follow(self, path: str, headers: Mapping[str, str], retries: Retries) -> Response:
+        """The response at the end of the redirects."""
+        for _ in range(MAX_REDIRECTS + 1):
+            request = Request("GET", path, headers=headers, timeout=FILE_TIMEOUT_SECONDS)
+            response = await self._send(request, retries)
+            if response.status not in REDIRECTS:
+                return response
+            await response.aclose()
+            path = response.headers.get("location", "").removeprefix(self._transport.url)
+        raise Malformed(f"more than {MAX_REDIRECTS} redirects")
+
+    def _retries(self, deadline: float | None = None) -> Retries:
+        return Retries(self._transport, self._patience, self._on_retry, deadline)
+
+    async def _job(self, request: Request, retries: Retries | None = None) -> Job:
+        return _decoder.decode(await self._request(request, retries))
+
+    async def _request(self, request: Request, retries: Retries | None = None) -> bytes:
+        """The body of the response, after as many tries as `retries` allows."""
+        retries = retries or self._retries()
         while True:
-            if isinstance(request.body, Source):
-                await self._wire.call(request.body.rewind)
-            opened = await self._wire.open(request)
-            status = opened.status
-            if status in MOVED or 200 <= status < 300:
-                return opened
-            problem = problem_of(
-                status, opened.headers.get("content-type", ""), await _whole(opened)
-            )
-            if status not in AGAIN:
+            try:
+                body = await _read(await self._send(request, retries))
+            except ConnectionLost as fault:
+                await retries.sleep(fault)
+            else:
+                retries.reset()
+                return body
+
+    async def _send(self, request: Request, retries: Retries) -> Response:
+        """The open response of a request that succeeded. Raises Problem and ConnectionLost."""
+        while True:
+            if isinstance(request.body, Upload):
+                await self._transport.run(request.body.rewind)
+            response = await self._transport.send(request)
+            status, headers = response.status, response.headers
+            if status in REDIRECTS or 200 <= status < 300:
+                return response
+            problem = problem_of(status, headers.get("content-type", ""), await _read(response))
+            if status not in RETRIED:
                 raise problem
-            await patience.again(problem, _seconds(opened.headers.get("retry-after", "")))
+            await retries.sleep(problem, _seconds(headers.get("retry-after", "")))
 
     async def close(self) -> None:
-        """Let go of the connections."""
-        await self._wire.close()
+        """Close the connections."""
+        await self._transport.aclose()
 
 
 _decoder = msgspec.json.Decoder(Job)
 
 
-def _job(body: bytes) -> Job:
-    return _decoder.decode(body)
+async def _read(response: Response) -> bytes:
+    body = bytearray()
+    async with aclosing(response):
+        while data := await response.read():
+            body += data
+    return bytes(body)
 
 
-async def _whole(opened: Opened) -> bytes:
-    parts = bytearray()
-    try:
-        while piece := await opened.read():
-            parts += piece
-    finally:
-        await opened.close()
-    return bytes(parts)
-
-
-def _path(job: Named) -> str:
+def _job_path(job: JobOrId) -> str:
     id = job.id if isinstance(job, Job) else job
     return f"/v1/jobs/{quote(id, safe='')}"
 
 
-def _place(file: Downloadable) -> str:
-    """The path of a file."""
-    if isinstance(file, str):
-        name: Any = file
+def _file_path(file: Downloadable) -> str:
+    if isinstance(file, File):
+        name: Any = file.url or file.id
     else:
-        name = (file.url or file.id) if isinstance(file, File) else file.get("file")
+        name = file.get("file") if isinstance(file, Mapping) else file
     if not isinstance(name, str) or not name:
-        raise ValueError("this names no file")
+        raise ValueError(f"expected a File, a file reference, an id or a path, not {file!r}")
     if name.startswith("/"):
         return name
     job, slash, path = name.partition("/")
-    return f"{_path(job)}/files/{quote(path)}" if slash else f"/v1/files/{quote(name, safe='')}"
+    return f"{_job_path(job)}/files/{quote(path)}" if slash else f"/v1/files/{quote(name, safe='')}"
 
 
-def _quoted(key: str) -> str:
-    # A string of RFC 9651; the API takes any UTF-8, and so do we.
-    return '"' + re.sub(r'(["\\])', r"\\\1", key) + '"'
+def _idempotency(key: str | None) -> dict[str, str]:
+    # An RFC 9651 string, except that the API accepts any UTF-8.
+    escaped = re.sub(r'(["\\])', r"\\\1", key or uuid.uuid4().hex)
+    return {"Idempotency-Key": f'"{escaped}"'}
 
 
 def _seconds(retry_after: str) -> float:
     return float(retry_after) if retry_after.isascii() and retry_after.isdecimal() else 0.0
 
 
-def _option(value: Any) -> Any:
+def _plain_durations(value: Any) -> Any:
+    """The value with timedeltas as seconds."""
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, Mapping):
-        return {name: _option(one) for name, one in value.items()}
+        return {name: _plain_durations(item) for name, item in value.items()}
     return value
 
 
-def _plain(value: Any) -> Any:
-    dump = getattr(value, "model_dump", None)
-    if dump is None:
-        raise TypeError(f"a payload cannot hold a {type(value).__name__}")
-    return dump(mode="json")
+def _encode_model(value: Any) -> Any:
+    if not hasattr(value, "model_dump"):
+        raise TypeError(f"a payload cannot hold {type(value).__name__} objects")
+    return value.model_dump(mode="json")
 
 
-def _write(out: IO[bytes], piece: bytes) -> None:
-    rest = memoryview(piece)
+def _write(out: IO[bytes], data: bytes) -> None:
+    rest = memoryview(data)
     while rest:
         rest = rest[out.write(rest) or 0 :]

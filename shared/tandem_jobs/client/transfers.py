@@ -1,4 +1,4 @@
-"""Files on their way to and from the API, as its Python client moves them: everything here blocks on a disk."""
+"""Files on their way to and from the API. Everything here but DownloadState blocks on a disk."""
 
 import base64
 import hashlib
@@ -7,130 +7,126 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from tandem_shared.errors import Unavailable
 
-CHUNK = 256 << 10  # bytes
+CHUNK_BYTES = 256 << 10
 _DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
 _RANGE = re.compile(r"bytes ([0-9]+)-[0-9]+/(?:[0-9]+|\*)")
 
 
-class Source:
-    """What is uploaded: read from its beginning once for each try."""
+class Upload:
+    """A file to upload, by its path or open. An open file is read from where it stands.
 
-    def __init__(self, file: IO[bytes], *, own: bool) -> None:
-        self._file, self._own = file, own
-        self._begun = False
-        named = getattr(file, "name", None)
-        self.name = (
-            Path(named).name if isinstance(named, str) and not named.startswith("<") else None
-        )
-        self._start = file.tell() if file.seekable() else None
-        self.size: int | None = None  # bytes, None if only its end will tell
-        if self._start is not None:
-            self.size = file.seek(0, io.SEEK_END) - self._start
-            file.seek(self._start)
+    Raises OSError.
+    """
 
-    @classmethod
-    def of(cls, source: str | Path | IO[bytes]) -> "Source":
-        """A file by its path, closed by `close`, or an open one, which stays so. Raises OSError."""
+    def __init__(self, source: str | Path | IO[bytes]) -> None:
+        self._owned = isinstance(source, str | Path)
         if isinstance(source, str | Path):
-            return cls(Path(source).open("rb"), own=True)
-        return cls(source, own=False)
+            source = Path(source).open("rb")  # noqa: SIM115 - `close` closes it
+        self._file = source
+        self._started = False
+        name = getattr(self._file, "name", None)
+        self.name = Path(name).name if isinstance(name, str) and not name.startswith("<") else None
+        self.size: int | None = None  # bytes; unknown if the file cannot seek
+        if self._file.seekable():
+            self._start = self._file.tell()
+            self.size = self._file.seek(0, io.SEEK_END) - self._start
+            self._file.seek(self._start)
 
     def rewind(self) -> None:
-        """Begin again. Raises Unavailable if that cannot be."""
-        if self._begun:
-            if self._start is None:
-                raise Unavailable(
-                    "the connection was lost, and what is uploaded cannot be read again"
-                )
+        """Go back to the start for another try. Raises Unavailable if the file cannot seek."""
+        if self._started:
+            if self.size is None:
+                raise Unavailable("the connection was lost, and the upload cannot be read again")
             self._file.seek(self._start)
-        self._begun = True
+        self._started = True
 
     def read(self) -> bytes:
         """The next bytes, empty at the end."""
-        return self._file.read(CHUNK)
+        return self._file.read(CHUNK_BYTES)
 
     def close(self) -> None:
-        if self._own:
+        """Close the file if this object opened it."""
+        if self._owned:
             self._file.close()
 
 
-class Keep(Protocol):
-    """Ends a part: it is the file now, or it is gone. The first call counts."""
+class PartFile:
+    """A new file beside `path` that replaces it once it is complete. Raises OSError."""
 
-    def __call__(self, *, done: bool) -> None: ...
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        descriptor, name = tempfile.mkstemp(
+            prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent
+        )
+        self._part = Path(name)
+        self.file = os.fdopen(descriptor, "wb")
+        # mkstemp makes the file private; give it the mode of any new file of this user.
+        mask = os.umask(0o077)
+        os.umask(mask)
+        self._part.chmod(0o666 & ~mask)
 
+    def commit(self) -> None:
+        """Put the file at `path`."""
+        self.file.close()
+        self._part.replace(self._path)
 
-def part_of(path: Path) -> tuple[IO[bytes], Keep]:
-    """A new file beside `path`, which takes its place when all of it is there. Raises OSError."""
-    descriptor, name = tempfile.mkstemp(
-        prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent
-    )
-    file = os.fdopen(descriptor, "wb")
-    # mkstemp's file is for its owner alone; a download is as any new file of this user.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    Path(name).chmod(0o666 & ~mask)
-
-    def keep(*, done: bool) -> None:
-        if file.closed:
-            return
-        file.close()
-        if done:
-            Path(name).replace(path)
-        else:
-            with suppress(FileNotFoundError):
-                Path(name).unlink()
-
-    return file, keep
+    def discard(self) -> None:
+        """Remove the file unless it was committed."""
+        self.file.close()
+        self._part.unlink(missing_ok=True)
 
 
-class Digest:
-    """Where a download is, and whether what came is what was to come."""
+class DownloadState:
+    """Counts and hashes the bytes of a download over any number of connections."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
         self._size = 0
+        self._skip = 0  # bytes of the current response that an earlier one brought
         self._etag: str | None = None
-        self._expected: bytes | None = None
-        self._end: int | None = None  # where this answer ends, if it says so
+        self._sha256: bytes | None = None  # as the server reports it
+        self._end: int | None = None  # where the current response ends, if it says so
 
-    def resumption(self) -> Mapping[str, str]:
-        """The headers that ask for the rest."""
+    def range_headers(self) -> Mapping[str, str]:
+        """The headers that request the bytes still missing."""
         if not self._size or self._etag is None:
             return {}
         return {"Range": f"bytes={self._size}-", "If-Range": self._etag}
 
-    def begin(self, status: int, headers: Mapping[str, str]) -> int:
-        """Take an answer's head; the number of its first bytes that have come already. Raises Unavailable."""
+    def start(self, status: int, headers: Mapping[str, str]) -> None:
+        """Read the head of a response. Raises Unavailable if it does not continue the download."""
         etag = headers.get("etag")
         if self._size and (etag is None or etag != self._etag):
-            raise Unavailable("the file has changed while it was read")
+            raise Unavailable("the file changed during the download")
         self._etag = etag
         start = 0
         if status == 206:
             match = _RANGE.fullmatch(headers.get("content-range", ""))
             if match is None or (start := int(match[1])) > self._size:
-                raise Unavailable("the answer is not the range that was asked for")
+                raise Unavailable("the response is not the requested range")
         if (match := _DIGEST.search(headers.get("repr-digest", ""))) is not None:
-            self._expected = base64.b64decode(match[1])
+            self._sha256 = base64.b64decode(match[1])
         length = headers.get("content-length")
         self._end = None if length is None else start + int(length)
-        return self._size - start
+        self._skip = self._size - start
 
-    def update(self, piece: bytes) -> None:
-        self._hash.update(piece)
-        self._size += len(piece)
+    def add(self, data: bytes) -> bytes:
+        """The part of `data` that is new."""
+        new = data[self._skip :]
+        self._skip = max(0, self._skip - len(data))
+        self._hash.update(new)
+        self._size += len(new)
+        return new
 
-    def complete(self) -> bool:
-        """Whether all is there. Raises Unavailable if it is not what the service says it is."""
+    def is_complete(self) -> bool:
+        """Whether all bytes have arrived. Raises Unavailable if their hash is wrong."""
         if self._end is not None and self._size < self._end:
             return False
-        if self._expected is not None and self._hash.digest() != self._expected:
-            raise Unavailable("the file did not arrive as it is stored: its hash is another")
+        if self._sha256 is not None and self._hash.digest() != self._sha256:
+            raise Unavailable("the file was damaged on the way: its SHA-256 does not match")
         return True

@@ -1,68 +1,59 @@
-"""What the client and the way out agree on: requests, answers that are still open, and how long to try.
+"""The seam between the client's calls and the HTTP library: requests, responses and transports.
 
-`shared/tandem_jobs/client/client.py` has the wires, `shared/tandem_jobs/client/protocol.py` what is
-said over them.
+`shared/tandem_jobs/client/http.py` has the two transports, `shared/tandem_jobs/client/protocol.py`
+the calls that are made over them.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from tandem_jobs.client.transfers import Source
+from tandem_jobs.client.transfers import Upload
 
 T = TypeVar("T")
 
-ANSWER = 30.0  # seconds between two pieces of an answer
+READ_TIMEOUT_SECONDS = 30.0  # without a byte of the response
 
 
-class Lost(Exception):
-    """A connection that could not be made, or that broke or fell silent; says which."""
+class ConnectionLost(Exception):
+    """A connection that could not be made, that broke or that fell silent; says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; `path` is below the base URL, or a whole URL elsewhere, which is never sent the key."""
+    """One request. A `path` that is the URL of another server is sent without the key."""
 
     method: str
     path: str
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | Source = b""
-    timeout: float = ANSWER
+    body: bytes | Upload = b""
+    timeout: float = READ_TIMEOUT_SECONDS
 
 
-class Opened(Protocol):
-    """An answer whose body has not been read."""
+class Response(Protocol):
+    """A response whose body has not been read."""
 
     @property
     def status(self) -> int: ...
     @property
     def headers(self) -> Mapping[str, str]: ...  # names in lower case
     async def read(self) -> bytes:
-        """The next piece, empty at the end. Raises Lost."""
+        """The next bytes of the body, empty at its end. Raises ConnectionLost."""
 
-    async def close(self) -> None: ...
-
-
-class Wire(Protocol):
-    """The way out."""
-
-    url: str  # the base
-
-    async def open(self, request: Request) -> Opened:
-        """Raises Lost."""
-
-    async def pause(self, seconds: float) -> None: ...
-    async def call(self, function: Callable[[], T]) -> T:
-        """What the function, which blocks on a file, returns."""
-
-    async def close(self) -> None: ...
+    async def aclose(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer that is no refusal."""
+class Transport(Protocol):
+    """Sends requests and sleeps, either blocking or in an event loop."""
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
+    url: str  # the base URL
+
+    async def send(self, request: Request) -> Response:
+        """Raises ConnectionLost."""
+
+    async def sleep(self, seconds: float) -> None: ...
+    async def run(self, function: Callable[[], T]) -> T:
+        """The result of a function that blocks on a file."""
+
+    async def aclose(self) -> None: ...

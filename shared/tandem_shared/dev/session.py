@@ -41,7 +41,7 @@ ONCE_LIMIT = 120.0  # seconds until everything is ready, when nobody watches
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class DevOptions:
     """The command line; `None` leaves it to the environment."""
 
     host: str | None = None
@@ -68,7 +68,7 @@ class Plan:
     notes: tuple[str, ...]  # what the user should know of it
 
 
-def run(options: Options) -> int:
+def run(options: DevOptions) -> int:
     """Serve until told to end; the exit code. Raises Misconfigured."""
     settings = load_settings(
         **{k: v for k, v in (("host", options.host), ("port", options.port)) if v is not None}
@@ -83,7 +83,7 @@ def run(options: Options) -> int:
         return asyncio.run(_serve(options, plan(options, settings, data)))
 
 
-def plan(options: Options, settings: Settings, data: Path) -> Plan:
+def plan(options: DevOptions, settings: Settings, data: Path) -> Plan:
     """Decide what to start: what the environment sets is used as it stands. Raises Misconfigured."""
     env, notes = dict(os.environ), [f"data in {data}"]
     servers = _place(settings, data, env, notes)
@@ -148,7 +148,7 @@ def _place(settings: Settings, data: Path, env: dict[str, str], notes: list[str]
     return servers
 
 
-async def _serve(options: Options, plan: Plan) -> int:
+async def _serve(options: DevOptions, plan: Plan) -> int:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def on_closed() -> None:
@@ -173,7 +173,7 @@ class Session:
 
     def __init__(
         self,
-        options: Options,
+        options: DevOptions,
         plan: Plan,
         children: Sequence[Child],
         output: Output,
@@ -287,7 +287,7 @@ class Session:
 
 
 def _children(
-    options: Options, plan: Plan, output: Output, client: aiohttp.ClientSession
+    options: DevOptions, plan: Plan, output: Output, client: aiohttp.ClientSession
 ) -> list[Child]:
     script = Path(sysconfig.get_path("scripts")) / "tandem"
     tandem = [str(script)] if script.exists() else [sys.executable, "-m", "tandem_jobs.cli"]

@@ -71,4 +71,4 @@ MUTANTS: dict[str, Callable[[], None]] = {
 
 if __name__ == "__main__":
     MUTANTS[sys.argv[1]]()
-    sys.exit(command.main([]))
+    command.main([])
