@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tandem_shared.settings import load_settings
-from tandem_worker.connectors.mongo.connections import MongoConnection, MongoConnections
+from tandem_worker.connectors.mongo.connection import MongoConnection
+from tandem_worker.connectors.mongo.connections import MongoConnections
 from tandem_worker.connectors.sql.connections import SqlConnection, SqlConnections, Transaction
 from tandem_worker.loader import load_tasks
 from tandem_worker.resources import Resources, open_resources
@@ -94,7 +95,7 @@ def main(notes: Path, at: str) -> None:
             mongo: Any = {}
             for name in settings.mongo:
                 connection = opened.mongo(name)
-                connection.transactional = True
+                connection.has_transactions = True
                 mongo[name] = StoppingMongo(connection, notes, at)
             yield replace(opened, sql=SqlConnections(stopping), mongo=MongoConnections(mongo))
 

@@ -9,7 +9,7 @@ import pytest
 from tandem_shared.files.store import open_store
 from tandem_shared.files.uploads import save_upload
 from tandem_worker.tasks.mongo.imports import import_file as mongo_import_file
-from tandem_worker.tasks.mongo.inserts import BATCH
+from tandem_worker.tasks.mongo.inserts import BATCH_DOCUMENTS
 from tandem_worker.tasks.mongo.write import delete as mongo_delete
 from tandem_worker.tasks.mongo.write import insert as mongo_insert
 from tandem_worker.tasks.mongo.write import update as mongo_update
@@ -80,7 +80,7 @@ async def test_inserted_documents_exist_once(scene: Scene) -> None:
 
 async def test_imported_documents_exist_once(scene: Scene, stage: Stage) -> None:
     # More than one batch: the first one has been written when the worker is killed.
-    count = BATCH + 500
+    count = BATCH_DOCUMENTS + 500
     text = "".join(f'{{"n": {number}}}\n' for number in range(count)).encode()
     async with open_store(f"file://{stage.directory}/store") as store:
         file = await save_upload(store, text, tenant="default", keep=600, name="orders.ndjson")

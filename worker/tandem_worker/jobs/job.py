@@ -14,7 +14,7 @@ from tandem_worker.jobs.steps import InThread, Result, Steps, Store, run
 
 if TYPE_CHECKING:
     from tandem_worker.connectors.http.client import HttpClient
-    from tandem_worker.connectors.mongo.connections import MongoConnection
+    from tandem_worker.connectors.mongo.connection import MongoConnection
     from tandem_worker.connectors.sql.connections import SqlConnection
     from tandem_worker.resources import Resources
 

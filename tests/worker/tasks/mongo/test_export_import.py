@@ -15,8 +15,8 @@ from tandem_shared.jobs.ids import new_id
 from tandem_worker.archives.compression import zstd
 from tandem_worker.connectors.mongo.extended_json import derived_id
 from tandem_worker.tasks.mongo.export import export as mongo_export
-from tandem_worker.tasks.mongo.imports import entries
 from tandem_worker.tasks.mongo.imports import import_file as mongo_import_file
+from tandem_worker.tasks.mongo.imports import read_documents
 from tests.worker.bench import Bench
 from tests.worker.tables import parquet
 from tests.worker.tasks.mongo.test_tasks import OID, ORDERS, Database, ask, failure, fill
@@ -142,7 +142,7 @@ def test_parquet_of_others_is_read(tmp_path: Path) -> None:
             " {'a': {'b': 1}} AS o, TIMESTAMP '2026-01-02 03:04:05' AS at, TIME '03:04:05' AS t, NULL AS none)"
             f" TO '{path}'"
         )
-    (entry,) = entries([path.read_bytes()], "parquet", None)
+    (entry,) = read_documents([path.read_bytes()], "parquet", None)
     assert (entry.number, entry.problem) == (1, "")
     assert entry.document == {
         "_id": 1, "day": datetime(2026, 1, 2, tzinfo=UTC), "l": [1, None], "o": {"a": {"b": 1}},

@@ -16,7 +16,7 @@ import pymongo
 import pytest
 
 from tandem_shared.jobs.ids import new_id
-from tandem_worker.connectors.mongo.connections import APPLIED
+from tandem_worker.connectors.mongo.connection import APPLIED
 from tandem_worker.connectors.mongo.extended_json import derived_id
 from tandem_worker.errors import TaskError
 from tandem_worker.task import of
@@ -271,7 +271,7 @@ async def test_a_transaction_applies_updates_and_deletes_once(
     bench: Bench, database: Database
 ) -> None:
     # nx-27017 has transactions but does not announce them, as a replica set would.
-    bench.resources.mongo("demo").transactional = True
+    bench.resources.mongo("demo").has_transactions = True
     database.orders.insert_many([{"_id": number, "n": 0} for number in range(4)])
     database[APPLIED].insert_one({"_id": "somebody else's"})
     id, added = new_id(), {"filter": {"_id": 1}, "update": {"$inc": {"n": 1}}}
@@ -286,7 +286,7 @@ async def test_a_transaction_applies_updates_and_deletes_once(
 
 
 async def test_a_transaction_that_fails_leaves_no_note(bench: Bench, database: Database) -> None:
-    bench.resources.mongo("demo").transactional = True
+    bench.resources.mongo("demo").has_transactions = True
     database.orders.create_index("n", unique=True)
     database.orders.insert_many([{"_id": 1, "n": 1}, {"_id": 2, "n": 2}])
     database[APPLIED].insert_one({"_id": "somebody else's"})

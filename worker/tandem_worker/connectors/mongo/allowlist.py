@@ -1,9 +1,9 @@
-"""What clients may ask of MongoDB: allow-lists of operators and stages, walked over every key at every depth.
+"""What clients may ask of MongoDB: allow-lists of operators and stages, checked for every key at every depth.
 
-What is not listed is refused, so that a server's next version adds nothing by itself. Left out are
-code that runs in the server ($where, $function, $accumulator), writes in a pipeline ($out, $merge),
-the server's own state ($currentOp, $collStats, …), and other collections ($lookup, $graphLookup,
-$unionWith) unless the connection names them.
+Everything else is refused, so that a new server version does not add anything by itself. Left out
+are code that runs in the server ($where, $function, $accumulator), writes in a pipeline ($out,
+$merge), the server's own state ($currentOp, $collStats, …), and other collections ($lookup,
+$graphLookup, $unionWith) unless the connection lists them.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,9 +13,9 @@ from bson import Code, DBRef, Regex
 
 from tandem_worker.errors import TaskError
 
-MAX_PATTERN = 1024  # characters of a regular expression
-MAX_STAGES = 200  # of a pipeline, those inside of stages included
-ANY = "*"  # as the name of a collection: every one
+MAX_PATTERN_CHARS = 1024  # of a regular expression
+MAX_STAGES = 200  # of a pipeline, including those inside other stages
+ANY = "*"  # in place of a collection's name: all of them
 
 _QUERY = frozenset(
     "$eq $ne $gt $gte $lt $lte $in $nin $and $or $nor $not $exists $type $mod $regex $options $all $elemMatch $size"
@@ -53,41 +53,34 @@ _MODIFIERS = {
     "$addToSet": "$each",
     "$currentDate": "$type",
 }
-_PLAIN: frozenset[str] = frozenset()
+_NO_OPERATORS: frozenset[str] = frozenset()
 
 
 def check_collection(name: str) -> None:
     """Raises TaskError `forbidden_collection` for the server's own collections, and for Tandem's."""
-    if (
-        name.startswith("system.")
-        or name == "tandem_applied"
-        or "$" in name
-        or "\0" in name
-        or not name
-    ):
-        raise TaskError(
-            "forbidden_collection",
-            f"the collection {name[:100]!r} may not be used",
-            retryable=False,
-        )
+    reserved = name.startswith("system.") or name == "tandem_applied"
+    if reserved or not name or "$" in name or "\0" in name:
+        message = f"tasks may not use the collection {name[:100]!r}"
+        raise TaskError("forbidden_collection", message, retryable=False)
 
 
 def check_filter(filter: Any) -> None:
-    """Raises TaskError `forbidden_operator`, which says what and where; likewise all below."""
+    """Raises TaskError `forbidden_operator`, which names the operator and its place."""
     _walk(filter, _QUERY, "filter")
 
 
 def check_projection(projection: Any) -> None:
+    """Raises TaskError `forbidden_operator`."""
     _walk(projection, _EXPRESSION | {"$elemMatch"}, "projection")
 
 
 def check_document(document: Any, place: str = "document") -> None:
-    """Documents hold no operators: a field whose name begins with `$` would be one to the next query that reads it."""
-    _walk(document, _PLAIN, place, code=True)
+    """Raises TaskError `forbidden_operator`: a field `$…` would be an operator to a query that uses it."""
+    _walk(document, _NO_OPERATORS, place, code=True)
 
 
 def check_update(update: Any) -> None:
-    """An update is an object of update operators, or a pipeline of the stages that updates may have."""
+    """Raises TaskError unless it is an object of update operators, or a pipeline of update stages."""
     if isinstance(update, list):
         for number, stage in enumerate(update):
             place = f"update/{number}"
@@ -95,75 +88,78 @@ def check_update(update: Any) -> None:
             _walk(value, _EXPRESSION, f"{place}/{name}")
         return
     if not update:
-        raise _refused("the update", "has no operator such as $set")
+        raise _refused("the update", "is empty: give an operator such as $set")
     for name, value in update.items():
         if name not in _UPDATE:
-            raise _refused(f"update/{name}", "is no update operator that is allowed")
+            raise _refused(f"update/{name}", "is not an allowed update operator")
         allowed = _QUERY if name == "$pull" else frozenset(_MODIFIERS.get(name, "").split())
         _walk(value, allowed, f"update/{name}")
 
 
-def check_pipeline(
-    pipeline: list[Any], *, reach: Collection[str] = (), place: str = "pipeline", had: int = 0
-) -> int:
-    """Every stage, also those inside of stages. `reach`: other collections that $lookup and its like may read.
+def check_pipeline(pipeline: list[Any], *, readable: Collection[str] = ()) -> None:
+    """Check every stage, including those inside other stages. Raises TaskError.
 
-    The number of stages.
+    `readable` lists other collections that $lookup and similar stages may read.
     """
-    for number, stage in enumerate(pipeline):
-        had += 1
-        if had > MAX_STAGES:
-            raise _refused(place, f"has more than {MAX_STAGES} stages")
-        name, value = _only(stage, _STAGES, f"{place}/{number}")
-        had = _check_stage(name, value, reach, f"{place}/{number}/{name}", had)
-    return had
+    _PipelineCheck(readable).pipeline(pipeline, "pipeline")
 
 
-def _check_stage(name: str, value: Any, reach: Collection[str], place: str, had: int) -> int:
-    if name == "$match":
-        _walk(value, _QUERY, place)
-    elif name == "$facet":
-        for key, part in _object(value, place).items():
-            _no_operator(key, place)
-            had = check_pipeline(_list(part, place), reach=reach, place=f"{place}/{key}", had=had)
-    elif name in ("$lookup", "$graphLookup", "$unionWith"):
-        had = _check_other(name, value, reach, place, had)
-    elif name == "$geoNear":
-        near = dict(_object(value, place))
-        _walk(near.pop("query", {}), _QUERY, f"{place}/query")
-        _walk(near, _PLAIN, place)
-    else:
-        _walk(value, _EXPRESSION, place)
-    return had
+class _PipelineCheck:
+    """Counts the stages of one pipeline while it checks them."""
 
+    def __init__(self, readable: Collection[str]) -> None:
+        self._readable = readable
+        self._stages = 0
 
-def _check_other(name: str, value: Any, reach: Collection[str], place: str, had: int) -> int:
-    if name == "$unionWith" and isinstance(value, str):
-        value = {"coll": value}
-    rest = dict(_object(value, place))
-    key = "coll" if name == "$unionWith" else "from"
-    other = rest.pop(key, None)
-    if not isinstance(
-        other, str
-    ):  # a $lookup without `from` reads $documents; an object names another database
-        raise _refused(place, f"needs {key!r}, the name of a collection")
-    check_collection(other)
-    if other not in reach and ANY not in reach:
-        raise _refused(
-            place, f"reads the collection {other[:100]!r}, which this connection does not allow"
-        )
-    had = check_pipeline(
-        _list(rest.pop("pipeline", []), place), reach=reach, place=f"{place}/pipeline", had=had
-    )
-    _walk(rest.pop("restrictSearchWithMatch", {}), _QUERY, f"{place}/restrictSearchWithMatch")
-    _walk(rest, _EXPRESSION, place)
-    return had
+    def pipeline(self, stages: Any, place: str) -> None:
+        if not isinstance(stages, list):
+            raise _refused(place, "is not a list of stages")
+        for number, stage in enumerate(stages):
+            self._stages += 1
+            if self._stages > MAX_STAGES:
+                raise _refused(place, f"has more than {MAX_STAGES} stages")
+            name, value = _only(stage, _STAGES, f"{place}/{number}")
+            self._stage(name, value, f"{place}/{number}/{name}")
+
+    def _stage(self, name: str, value: Any, place: str) -> None:
+        if name == "$match":
+            _walk(value, _QUERY, place)
+        elif name == "$facet":
+            for key, part in _object(value, place).items():
+                if key.startswith("$"):
+                    raise _refused(f"{place}/{key}", "is not allowed")
+                self.pipeline(part, f"{place}/{key}")
+        elif name in ("$lookup", "$graphLookup", "$unionWith"):
+            self._other_collection(name, value, place)
+        elif name == "$geoNear":
+            near = dict(_object(value, place))
+            _walk(near.pop("query", {}), _QUERY, f"{place}/query")
+            _walk(near, _NO_OPERATORS, place)
+        else:
+            _walk(value, _EXPRESSION, place)
+
+    def _other_collection(self, name: str, value: Any, place: str) -> None:
+        if name == "$unionWith" and isinstance(value, str):
+            value = {"coll": value}
+        rest = dict(_object(value, place))
+        key = "coll" if name == "$unionWith" else "from"
+        other = rest.pop(key, None)
+        # A $lookup without `from` reads $documents; an object names another database.
+        if not isinstance(other, str):
+            raise _refused(place, f"needs {key!r}, the name of a collection")
+        check_collection(other)
+        if other not in self._readable and ANY not in self._readable:
+            why = f"may not read the collection {other[:100]!r} through this connection"
+            raise _refused(place, why)
+        self.pipeline(rest.pop("pipeline", []), f"{place}/pipeline")
+        _walk(rest.pop("restrictSearchWithMatch", {}), _QUERY, f"{place}/restrictSearchWithMatch")
+        _walk(rest, _EXPRESSION, place)
 
 
 def _walk(value: Any, allowed: frozenset[str], place: str, *, code: bool = False) -> None:
-    """Every key below `value`; operators that bring a language of their own are walked with its list.
+    """Check every key below `value`; $expr and $elemMatch switch to the list of their language.
 
-    `code`: what is only stored may be JavaScript, a reference or a long text.
+    With `code`, values that are only stored may be JavaScript, references or long patterns.
     """
     if isinstance(value, Mapping):
         for key, below in value.items():
@@ -186,44 +182,32 @@ def _walk(value: Any, allowed: frozenset[str], place: str, *, code: bool = False
 def _check_value(value: Any, place: str, *, code: bool) -> None:
     if isinstance(value, Regex):
         _check_pattern(value.pattern, place)
-    elif isinstance(value, Code | DBRef) and not code:
-        raise _refused(
-            place,
-            "is JavaScript"
-            if isinstance(value, Code)
-            else "is a reference, which only documents hold",
-        )
+    elif isinstance(value, Code) and not code:
+        raise _refused(place, "is JavaScript")
+    elif isinstance(value, DBRef) and not code:
+        raise _refused(place, "is a reference, which only documents may contain")
 
 
 def _check_pattern(pattern: Any, place: str) -> None:
-    if len(pattern) > MAX_PATTERN:
-        raise _refused(place, f"is a regular expression of more than {MAX_PATTERN} characters")
+    if len(pattern) > MAX_PATTERN_CHARS:
+        raise _refused(
+            place, f"is a regular expression of more than {MAX_PATTERN_CHARS} characters"
+        )
 
 
 def _only(stage: Any, allowed: frozenset[str], place: str) -> tuple[str, Any]:
     if not isinstance(stage, Mapping) or len(stage) != 1:
-        raise _refused(place, "is no stage: an object with one key")
+        raise _refused(place, "is not a stage: give an object with one key")
     ((name, value),) = stage.items()
     if name not in allowed:
-        raise _refused(f"{place}/{name}", "is no stage that is allowed")
+        raise _refused(f"{place}/{name}", "is not an allowed stage")
     return name, value
 
 
 def _object(value: Any, place: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise _refused(place, "is no object")
+        raise _refused(place, "is not an object")
     return value
-
-
-def _list(value: Any, place: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise _refused(place, "is no list of stages")
-    return value
-
-
-def _no_operator(key: str, place: str) -> None:
-    if key.startswith("$"):
-        raise _refused(f"{place}/{key}", "is not allowed")
 
 
 def _refused(place: str, why: str) -> TaskError:

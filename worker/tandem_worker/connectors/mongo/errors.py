@@ -1,4 +1,4 @@
-"""What MongoDB's failures mean: which types they have for clients, and which are worth another attempt."""
+"""Failures of MongoDB as TaskErrors: their types for clients, and which are worth another attempt."""
 
 from bson.errors import BSONError
 from pymongo.errors import (
@@ -14,65 +14,66 @@ from pymongo.errors import (
 
 from tandem_worker.errors import TaskError
 
-_AUTHENTICATION = 18  # the server's code for a wrong user or password
-# Codes after which the same command may well succeed: elections, shutdowns, lost hosts, conflicts,
-# locks.
-_PASSING = frozenset(
+_AUTHENTICATION_FAILED = 18
+# Server codes after which the same command may succeed: elections, shutdowns, lost hosts,
+# conflicts, locks.
+_TRANSIENT_CODES = frozenset(
     {6, 7, 24, 89, 91, 112, 134, 189, 246, 251, 262, 9001, 10107, 11600, 11602, 13435, 13436}
 )
-_PASSING_LABELS = (
+_TRANSIENT_LABELS = (
     "TransientTransactionError",
     "UnknownTransactionCommitResult",
     "RetryableWriteError",
 )
 
 
-def explained(error: Exception, connection: str) -> TaskError:
-    """What a failure of the driver is to clients; `connection` is the name in the settings."""
-    if isinstance(error, BSONError | OverflowError | DocumentTooLarge):
-        return TaskError(
-            "invalid_document", f"a document cannot be stored: {error}", retryable=False
-        )
-    if isinstance(error, ExecutionTimeout | NetworkTimeout):
-        return late()
-    if isinstance(error, WaitQueueTimeoutError):
-        return TaskError(
-            "mongo_connection", f"all connections of {connection!r} are busy", retryable=True
-        )
-    if isinstance(error, ConnectionFailure):
-        # The driver's words name hosts and ports.
-        return unanswered(connection)
-    if isinstance(error, ConfigurationError):
-        return TaskError(
-            "mongo_connection", f"the settings of {connection!r} do not fit", retryable=False
-        )
-    if isinstance(error, OperationFailure):
-        if error.code == _AUTHENTICATION:
-            message = f"the server of {connection!r} refuses the user of the settings"
+def task_error(error: Exception, connection: str) -> TaskError:
+    """The driver's error as clients see it; `connection` is its name in the settings."""
+    match error:
+        case BSONError() | OverflowError() | DocumentTooLarge():
+            message = f"a document cannot be stored: {error}"
+            return TaskError("invalid_document", message, retryable=False)
+        case ExecutionTimeout() | NetworkTimeout():
+            return late()
+        case WaitQueueTimeoutError():
+            message = f"all connections to {connection!r} are busy"
+            return TaskError("mongo_connection", message, retryable=True)
+        case ConnectionFailure():
+            # Leave out the driver's message: it names hosts and ports.
+            return no_answer(connection)
+        case ConfigurationError():
+            message = f"the server does not support the settings of {connection!r}"
             return TaskError("mongo_connection", message, retryable=False)
-        words = _words(error)
-        if isinstance(error, DuplicateKeyError):
-            return TaskError("duplicate_key", words, retryable=False)
-        passing = error.code in _PASSING or any(map(error.has_error_label, _PASSING_LABELS))
-        return TaskError("mongo_error", words, retryable=passing)
+        case OperationFailure():
+            return _operation_failed(error, connection)
     return TaskError("mongo_error", f"the driver failed: {type(error).__name__}", retryable=False)
 
 
-def _words(error: OperationFailure) -> str:
-    """The server's own sentence, without the reply that the driver appends to it."""
+def _operation_failed(error: OperationFailure, connection: str) -> TaskError:
+    if error.code == _AUTHENTICATION_FAILED:
+        message = f"the server rejects the user in the settings of {connection!r}"
+        return TaskError("mongo_connection", message, retryable=False)
+    message = _server_message(error)
+    if isinstance(error, DuplicateKeyError):
+        return TaskError("duplicate_key", message, retryable=False)
+    transient = error.code in _TRANSIENT_CODES or any(map(error.has_error_label, _TRANSIENT_LABELS))
+    return TaskError("mongo_error", message, retryable=transient)
+
+
+def _server_message(error: OperationFailure) -> str:
+    """The server's message, without the whole reply that the driver appends to it."""
     details = error.details or {}
-    for one in [*details.get("writeErrors", ()), *details.get("writeConcernErrors", ()), details]:
-        if one.get("errmsg"):
-            return str(one["errmsg"])
+    for part in [*details.get("writeErrors", ()), *details.get("writeConcernErrors", ()), details]:
+        if part.get("errmsg"):
+            return str(part["errmsg"])
     return str(error).partition(", full error:")[0]
 
 
 def late() -> TaskError:
-    """The server ended a command, since it took longer than the job may."""
-    return TaskError("timeout", "the server took longer than the job may", retryable=True)
+    """The job's deadline has passed, here or on the server."""
+    return TaskError("timeout", "the server took longer than the job's timeout", retryable=True)
 
 
-def unanswered(connection: str) -> TaskError:
-    return TaskError(
-        "mongo_connection", f"the server of {connection!r} does not answer", retryable=True
-    )
+def no_answer(connection: str) -> TaskError:
+    message = f"the server of {connection!r} does not answer"
+    return TaskError("mongo_connection", message, retryable=True)

@@ -1,7 +1,7 @@
-"""Documents between JSON and BSON: MongoDB Extended JSON v2, so that ids, dates and decimals survive the way.
+"""Documents as MongoDB Extended JSON v2, which preserves ids, dates and decimals.
 
-In, both forms are taken. Out, `relaxed` writes numbers and usual dates as people would, `canonical`
-keeps every type.
+Both forms are read. `relaxed` writes numbers and usual dates the way people do, `canonical` keeps
+every type.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from tandem_worker.errors import TaskError
 
 Form = Literal["relaxed", "canonical"]
 
-# How documents are read: times with their zone, and those that Python has not as what they are.
+# Times have their zone; times outside Python's range stay DatetimeMS.
 DECODING: CodecOptions[dict[str, Any]] = CodecOptions(
     tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO
 )
@@ -33,17 +33,16 @@ _OPTIONS = {
     "relaxed": JSONOptions(json_mode=JSONMode.RELAXED, **_COMMON),
     "canonical": JSONOptions(json_mode=JSONMode.CANONICAL, **_COMMON),
 }
-# An object with one of these keys is a value of BSON. `$regex` is not among them: it is an operator
-# too, and stays one.
+# An object with one of these keys is a BSON value. `$regex` is left out: it stays an operator.
 _WRAPPERS = frozenset(
     "$oid $ref $date $minKey $maxKey $binary $code $uuid $undefined $numberLong $timestamp $numberDecimal $dbPointer"
     " $regularExpression $symbol $numberInt $numberDouble".split()
 )
-_AS_THEY_ARE: frozenset[type] = frozenset((str, bool, type(None)))
+_SAME_IN_JSON: frozenset[type] = frozenset((str, bool, type(None)))
 
 
-def to_bson(value: Any, place: str = "payload") -> Any:
-    """The value of Extended JSON, already read as JSON. Raises TaskError `invalid_document`, which says where."""
+def to_bson(value: Any, place: str) -> Any:
+    """The BSON value of decoded Extended JSON. Raises TaskError `invalid_document`, which names `place`."""
     if isinstance(value, dict):
         made = {key: to_bson(below, f"{place}/{key}") for key, below in value.items()}
         if _WRAPPERS.isdisjoint(made):
@@ -53,11 +52,11 @@ def to_bson(value: Any, place: str = "payload") -> Any:
                 raise ValueError("extra fields")
             return json_util.object_hook(made, _OPTIONS["canonical"])
         except (BSONError, InvalidId, TypeError, ValueError, KeyError, ArithmeticError) as error:
-            raise invalid(place, f"is no Extended JSON: {error}") from None
+            raise invalid(place, f"is not valid Extended JSON: {error}") from None
     if isinstance(value, list):
         return [to_bson(below, f"{place}/{number}") for number, below in enumerate(value)]
     if type(value) is int and not -(1 << 63) <= value < 1 << 63:
-        raise invalid(place, "is an integer of more than 64 bits")
+        raise invalid(place, "is an integer that does not fit into 64 bits")
     return value
 
 
@@ -70,9 +69,9 @@ def to_json(document: Mapping[str, Any], form: Form = "relaxed") -> bytes:
 
 
 def plain(value: Any, form: Form = "relaxed") -> Any:
-    """The same as values that JSON has."""
+    """The value as JSON values, in Extended JSON."""
     kind = type(value)
-    if kind in _AS_THEY_ARE:
+    if kind in _SAME_IN_JSON:
         return value
     if isinstance(value, Mapping):
         return {key: plain(below, form) for key, below in value.items()}
@@ -81,25 +80,22 @@ def plain(value: Any, form: Form = "relaxed") -> Any:
     if form == "relaxed" and (
         kind is int or kind is Int64 or (kind is float and math.isfinite(value))
     ):
-        return value + 0  # of an Int64 the int
+        return value + 0  # makes an int of an Int64
     made = json_util.default(value, _OPTIONS[form])
-    # What a reference or a scope holds are values again.
-    return (
-        plain(made, form)
-        if isinstance(made, Mapping) and ("$ref" in made or "$scope" in made)
-        else made
-    )
+    if isinstance(made, Mapping) and ("$ref" in made or "$scope" in made):
+        return plain(made, form)  # its parts are BSON values, too
+    return made
 
 
 def derived_id(job: str, index: int) -> ObjectId:
-    """The id of a job's document number `index`: the same in each of its attempts, and in no other job.
+    """The id of a job's document number `index`: the same in every attempt, different in other jobs.
 
-    72 bits of SHA-256 and a counter: documents of one job are neighbours in the index.
+    72 bits of SHA-256 and a counter, so a job's documents are neighbours in the collection's index.
     """
     digest = hashlib.sha256(f"tandem:{job}:{index >> 24}".encode()).digest()
     return ObjectId(digest[:9] + (index & 0xFFFFFF).to_bytes(3, "big"))
 
 
 def invalid(place: str, why: str) -> TaskError:
-    """What a document, or a part of one, is refused with."""
+    """The error for a document, or for a part of one."""
     return TaskError("invalid_document", f"{place[:200]} {why[:500]}", retryable=False)

@@ -1,9 +1,8 @@
-"""Documents in files, both ways: NDJSON (one Extended JSON document a line), a JSON array, CSV, Parquet.
+"""`mongo.export`: the documents of a query as NDJSON, a JSON array, CSV or Parquet.
 
-CSV and Parquet have the keys of all documents as columns. Numbers, booleans, dates and bytes have
-types of their own in Parquet where all values of a column have the same; ids, decimals and (in CSV)
-dates are plain text, and what else is no text is Extended JSON. What is read from CSV is text, an
-empty value no field.
+NDJSON and JSON hold Extended JSON. CSV and Parquet have the keys of all documents as columns.
+Parquet has native types for numbers, booleans, dates and bytes if all values of a column share one.
+Ids, decimals and (in CSV) dates are plain text; all other values are Extended JSON.
 """
 
 import asyncio
@@ -29,121 +28,23 @@ from tandem_worker.tables.schema import ObjectColumns
 from tandem_worker.tables.table import ColumnBatch, Columns, TableFormat
 from tandem_worker.tables.writers import Buffer, JsonWriter, open_writer
 from tandem_worker.task import task
-from tandem_worker.tasks.mongo.payloads import _found, _Read
+from tandem_worker.tasks.mongo.payloads import MongoRead, find_documents
 
-PORTION = 1 << 20  # bytes of documents, as BSON, that are written at once
-_TEXTUAL = frozenset({"$oid", "$numberDecimal", "$numberLong", "$numberInt", "$numberDouble"})
-
-
-class Dump(Protocol):
-    """Makes a file of documents, portion by portion. It computes: call it in a thread."""
-
-    def write(self, documents: Sequence[bytes]) -> bytes:
-        """Add documents, each as BSON; the bytes of the file that are ready by then."""
-
-    def end(self) -> Iterator[bytes]:
-        """The rest of the file, in pieces."""
+CHUNK_BYTES = 1 << 20  # of BSON documents, written at once
+_PLAIN_TEXT = frozenset({"$oid", "$numberDecimal", "$numberLong", "$numberInt", "$numberDouble"})
 
 
-@contextmanager
-def open_dump(
-    format: TableFormat, compression: Compression | None, form: Form, fields: Sequence[str] = ()
-) -> Iterator[Dump]:
-    """The dump of a format. `fields` are columns of CSV and Parquet that are there in any case, and come first."""
-    if format in ("ndjson", "json"):
-        yield _Texts(format, compression, form)
-        return
-    # It has no name, so nothing of it is left however this process ends.
-    with tempfile.TemporaryFile() as spool:
-        yield _Table(spool, format, compression, form, fields)
-
-
-class _Texts:
-    def __init__(self, format: TableFormat, compression: Compression | None, form: Form) -> None:
-        self._form = form
-        self._buffer = Buffer()
-        self._output = JsonWriter(Deflating(self._buffer, compression), array=format == "json")
-
-    def write(self, documents: Sequence[bytes]) -> bytes:
-        self._output.add([to_json(_read(one), self._form) for one in documents])
-        return self._buffer.take()
-
-    def end(self) -> Iterator[bytes]:
-        self._output.end()
-        yield self._buffer.take()
-
-
-class _Table:
-    """What has columns must know them all first: the documents wait in a file until the last one was seen."""
-
-    def __init__(
-        self,
-        spool: Any,
-        format: TableFormat,
-        compression: Compression | None,
-        form: Form,
-        fields: Sequence[str],
-    ) -> None:
-        self._spool = spool
-        self._format, self._compression, self._form = format, compression, form
-        self._keys = ObjectColumns(fields)
-
-    def write(self, documents: Sequence[bytes]) -> bytes:
-        for one in documents:
-            self._keys.add(_read(one))
-            self._spool.write(one)
-        return b""
-
-    def end(self) -> Iterator[bytes]:
-        columns = Columns(self._keys.names, self._keys.types, partial(_text, form=self._form))
-        buffer = Buffer()
-        output = open_writer(buffer, self._format, self._compression, columns)
-        for batch in self._batches():
-            output.write(batch)
-            yield buffer.take()
-        output.end()
-        yield buffer.take()
-
-    def _batches(self) -> Iterator[ColumnBatch]:
-        waiting: list[Any] = []
-        start = 0
-        self._spool.seek(0)
-        for document in bson.decode_file_iter(self._spool, DECODING):
-            waiting.append(document)
-            if self._spool.tell() - start >= PORTION:
-                yield self._keys.batch(waiting)
-                waiting, start = [], self._spool.tell()
-        if waiting:
-            yield self._keys.batch(waiting)
-
-
-def _read(document: bytes) -> dict[str, Any]:
-    return bson.decode(document, DECODING)
-
-
-def _text(value: Any, form: Form) -> str:
-    made = plain(value, form)
-    if isinstance(made, dict) and len(made) == 1:
-        ((key, text),) = made.items()
-        if key in _TEXTUAL or (key == "$date" and isinstance(text, str)):
-            return str(text)
-    return made if isinstance(made, str) else msgspec.json.encode(made).decode()
-
-
-# ------------------------------------------------------------------------------------------ reading
-
-
-class MongoExport(_Read):
-    """What `mongo.export` takes."""
+class MongoExport(MongoRead):
+    """The payload of `mongo.export`."""
 
     format: TableFormat
     compression: Annotated[
-        Compression | None, Field(description="of the file; of Parquet, inside of it")
+        Compression | None, Field(description="of the file; Parquet is compressed inside")
     ] = None
 
 
 class MongoExported(TypedDict):
-    """The file, and how many documents it has."""
+    """The file, and the number of documents in it."""
 
     file: FileRef
     count: int
@@ -160,51 +61,135 @@ class MongoExported(TypedDict):
     },
 )
 async def export(job: Job, payload: MongoExport) -> MongoExported:
-    """Write the documents that a query finds to a file: NDJSON or a JSON array of Extended JSON, CSV, or Parquet.
+    """Write the documents of a query to a file: NDJSON or a JSON array of Extended JSON, CSV, or Parquet.
 
-    CSV and Parquet have the fields of all documents as columns; ids, decimals and what is mixed in
-    them are text.
+    CSV and Parquet have the fields of all documents as columns; ids, decimals and columns of mixed
+    values are text.
     """
-    wanted = [
-        name for name, value in (payload.projection or {}).items() if value and "." not in name
-    ]
-    if wanted and "_id" not in (payload.projection or {}):
-        wanted.insert(0, "_id")
     count = 0
 
-    async def pieces(documents: AsyncIterator[RawBSONDocument], dump: Dump) -> AsyncIterator[bytes]:
+    async def pieces(
+        documents: AsyncIterator[RawBSONDocument], encoder: _Encoder
+    ) -> AsyncIterator[bytes]:
         nonlocal count
-        async for portion in _portions(documents):
-            if piece := await asyncio.to_thread(dump.write, portion):
+        async for chunk in _chunks(documents):
+            if piece := await asyncio.to_thread(encoder.write, chunk):
                 yield piece
-            count += len(portion)
+            count += len(chunk)
             await job.progress(count)
-        rest = dump.end()
-        while piece := await asyncio.to_thread(_next, rest):
+        rest = filter(None, encoder.end())
+        while piece := await asyncio.to_thread(next, rest, b""):
             yield piece
 
     stem = re.sub(r"[^\w.-]+", "_", payload.collection).strip(".")[:60] or "documents"
-    name, kind = output_name(stem, payload.format, payload.compression)
-    with open_dump(payload.format, payload.compression, payload.extended_json, wanted) as dump:
-        async with _found(job, payload, raw=True) as documents:
-            file = await job.files.write(name, pieces(documents, dump), kind)
+    name, content_type = output_name(stem, payload.format, payload.compression)
+    with _open_encoder(payload) as encoder:
+        async with find_documents(job, payload, raw=True) as documents:
+            file = await job.files.write(name, pieces(documents, encoder), content_type)
     await job.progress(count, count)
     return {"file": file, "count": count}
 
 
-def _next(pieces: Iterator[bytes]) -> bytes:
-    """The next one that is not empty; none at the end."""
-    return next(filter(None, pieces), b"")
-
-
-async def _portions(documents: AsyncIterator[RawBSONDocument]) -> AsyncIterator[list[bytes]]:
-    waiting: list[bytes] = []
+async def _chunks(documents: AsyncIterator[RawBSONDocument]) -> AsyncIterator[list[bytes]]:
+    chunk: list[bytes] = []
     size = 0
     async for document in documents:
-        waiting.append(bytes(document.raw))
+        chunk.append(bytes(document.raw))
         size += len(document.raw)
-        if size >= PORTION:
-            yield waiting
-            waiting, size = [], 0
-    if waiting:
-        yield waiting
+        if size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+class _Encoder(Protocol):
+    """Makes a file of BSON documents. It computes: call it in a thread."""
+
+    def write(self, documents: Sequence[bytes]) -> bytes:
+        """Append documents; returns the bytes of the file that are ready."""
+
+    def end(self) -> Iterator[bytes]:
+        """The rest of the file, in pieces."""
+
+
+@contextmanager
+def _open_encoder(payload: MongoExport) -> Iterator[_Encoder]:
+    if payload.format in ("ndjson", "json"):
+        yield _JsonEncoder(payload)
+        return
+    # A file without a name: the system removes it however this process ends.
+    with tempfile.TemporaryFile() as spool:
+        yield _TableEncoder(spool, payload)
+
+
+class _JsonEncoder:
+    def __init__(self, payload: MongoExport) -> None:
+        self._form = payload.extended_json
+        self._buffer = Buffer()
+        out = Deflating(self._buffer, payload.compression)
+        self._writer = JsonWriter(out, array=payload.format == "json")
+
+    def write(self, documents: Sequence[bytes]) -> bytes:
+        self._writer.add([to_json(_decode(document), self._form) for document in documents])
+        return self._buffer.take()
+
+    def end(self) -> Iterator[bytes]:
+        self._writer.end()
+        yield self._buffer.take()
+
+
+class _TableEncoder:
+    """Documents wait in a file until the last one is known, and with it all columns."""
+
+    def __init__(self, spool: Any, payload: MongoExport) -> None:
+        self._spool, self._payload = spool, payload
+        self._columns = ObjectColumns(_projected(payload.projection or {}))
+
+    def write(self, documents: Sequence[bytes]) -> bytes:
+        for document in documents:
+            self._columns.add(_decode(document))
+            self._spool.write(document)
+        return b""
+
+    def end(self) -> Iterator[bytes]:
+        found, payload = self._columns, self._payload
+        columns = Columns(found.names, found.types, partial(_text, form=payload.extended_json))
+        buffer = Buffer()
+        writer = open_writer(buffer, payload.format, payload.compression, columns)
+        for batch in self._batches():
+            writer.write(batch)
+            yield buffer.take()
+        writer.end()
+        yield buffer.take()
+
+    def _batches(self) -> Iterator[ColumnBatch]:
+        waiting: list[Any] = []
+        start = 0
+        self._spool.seek(0)
+        for document in bson.decode_file_iter(self._spool, DECODING):
+            waiting.append(document)
+            if self._spool.tell() - start >= CHUNK_BYTES:
+                yield self._columns.batch(waiting)
+                waiting, start = [], self._spool.tell()
+        if waiting:
+            yield self._columns.batch(waiting)
+
+
+def _projected(projection: dict[str, Any]) -> list[str]:
+    """The columns that a projection asks for: they come first, and exist without any document."""
+    names = [name for name, value in projection.items() if value and "." not in name]
+    return ["_id", *names] if names and "_id" not in projection else names
+
+
+def _decode(document: bytes) -> dict[str, Any]:
+    return bson.decode(document, DECODING)
+
+
+def _text(value: Any, form: Form) -> str:
+    made = plain(value, form)
+    if isinstance(made, dict) and len(made) == 1:
+        ((key, text),) = made.items()
+        if key in _PLAIN_TEXT or (key == "$date" and isinstance(text, str)):
+            return str(text)
+    return made if isinstance(made, str) else msgspec.json.encode(made).decode()

@@ -1,4 +1,4 @@
-"""MongoDB: `mongo.find`, `aggregate`, `insert`, `update`, `delete`, `export`, `import`. Documents are Extended JSON."""
+"""`mongo.find` and `mongo.aggregate`."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -11,24 +11,30 @@ from tandem_worker.connectors.mongo import allowlist
 from tandem_worker.connectors.mongo.extended_json import Form, to_bson, to_json
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
-from tandem_worker.tasks.mongo.payloads import Extended, _found, _Place, _Read, _target
+from tandem_worker.tasks.mongo.payloads import (
+    ExtendedJson,
+    MongoRead,
+    MongoTarget,
+    collection_ref,
+    find_documents,
+)
 
-REPORT_EVERY = 5000  # documents
+REPORT_DOCUMENTS = 5000  # documents between two progress reports
 
 
-class MongoFind(_Read):
-    """What `mongo.find` takes."""
+class MongoFind(MongoRead):
+    """The payload of `mongo.find`."""
 
 
-class MongoAggregate(_Place):
-    """What `mongo.aggregate` takes."""
+class MongoAggregate(MongoTarget):
+    """The payload of `mongo.aggregate`."""
 
     pipeline: Annotated[list[dict[str, Any]], Field(max_length=allowlist.MAX_STAGES)]
-    extended_json: Extended = "relaxed"
+    extended_json: ExtendedJson = "relaxed"
 
 
 class MongoCount(TypedDict):
-    """How many documents were given as output."""
+    """The number of documents in the job's output."""
 
     count: int
 
@@ -46,7 +52,7 @@ class MongoCount(TypedDict):
 )
 async def find(job: Job, payload: MongoFind) -> MongoCount:
     """Find documents in MongoDB and stream them as Extended JSON."""
-    async with _found(job, payload) as documents:
+    async with find_documents(job, payload) as documents:
         return {"count": await _emit(job, documents, payload.extended_json)}
 
 
@@ -63,11 +69,11 @@ async def find(job: Job, payload: MongoFind) -> MongoCount:
     },
 )
 async def aggregate(job: Job, payload: MongoAggregate) -> MongoCount:
-    """Run an aggregation pipeline in MongoDB and stream what it makes as Extended JSON."""
+    """Run an aggregation pipeline in MongoDB and stream its documents as Extended JSON."""
     connection = job.mongo(payload.connection)
     pipeline = to_bson(payload.pipeline, "pipeline")
-    allowlist.check_pipeline(pipeline, reach=connection.reach)
-    async with connection.aggregate(_target(job, payload), pipeline) as documents:
+    allowlist.check_pipeline(pipeline, readable=connection.readable)
+    async with connection.aggregate(collection_ref(job, payload), pipeline) as documents:
         return {"count": await _emit(job, documents, payload.extended_json)}
 
 
@@ -76,7 +82,7 @@ async def _emit(job: Job, documents: AsyncIterator[dict[str, Any]], form: Form) 
     async for document in documents:
         await job.emit(msgspec.Raw(to_json(document, form)))
         count += 1
-        if count % REPORT_EVERY == 0:
+        if count % REPORT_DOCUMENTS == 0:
             await job.progress(count)
     await job.progress(count, count)
     return count

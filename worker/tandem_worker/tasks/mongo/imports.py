@@ -13,7 +13,6 @@ from typing_extensions import TypedDict
 
 from tandem_worker.archives.compression import Compression
 from tandem_worker.connectors.mongo.allowlist import check_document
-from tandem_worker.connectors.mongo.extended_json import invalid, to_bson
 from tandem_worker.errors import TaskError
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
@@ -22,24 +21,24 @@ from tandem_worker.tables.reader import read_objects
 from tandem_worker.tables.stored import Stored
 from tandem_worker.tables.table import TableFormat
 from tandem_worker.task import task
-from tandem_worker.tasks.mongo.inserts import Entry, Inserts, next_batch
-from tandem_worker.tasks.mongo.payloads import _Place, _target
+from tandem_worker.tasks.mongo.inserts import Inserts, NumberedDocument, next_batch
+from tandem_worker.tasks.mongo.payloads import MongoTarget, collection_ref, to_document
 
 
-class MongoImport(_Place):
-    """What `mongo.import` takes."""
+class MongoImport(MongoTarget):
+    """The payload of `mongo.import`."""
 
     source: FileRef
     format: Annotated[
-        TableFormat | None, Field(description="told by the file's name if not given, else ndjson")
+        TableFormat | None, Field(description="default: by the file's name, or else ndjson")
     ] = None
     compression: Annotated[
-        Compression | None, Field(description="may be left out: the file's start says it")
+        Compression | None, Field(description="default: detected from the file's first bytes")
     ] = None
 
 
 class MongoImported(TypedDict):
-    """How many documents are inserted, by any attempt, and how many could not be: the first ones are in the log."""
+    """Documents inserted by any attempt, and documents that could not be; the first of these are logged."""
 
     inserted: int
     bad_count: int
@@ -55,57 +54,52 @@ class MongoImported(TypedDict):
     },
 )
 async def import_file(job: Job, payload: MongoImport) -> MongoImported:
-    """Insert the documents of a file into MongoDB, applied once: NDJSON, a JSON array, CSV, Parquet, also compressed.
+    """Insert the documents of a file into MongoDB, applied once: NDJSON, a JSON array, CSV or Parquet.
 
-    Documents that cannot be read, or that the server refuses, are counted and logged, and the
-    others inserted.
+    The file may be compressed. Documents that cannot be read, or that the server refuses, are
+    counted and logged; all others are inserted.
     """
     source = await job.files.stat(payload.source)
     stored = Stored(job, source)
-    found = entries(stored, payload.format or format_of(source) or "ndjson", payload.compression)
+    format = payload.format or format_of(source) or "ndjson"
+    documents = read_documents(stored, format, payload.compression)
 
-    def refuse(number: int, reason: str) -> None:
+    def report(number: int, reason: str) -> None:
         job.log.warning("not imported", number=number, reason=reason)
 
-    inserts = Inserts(job.mongo(payload.connection), _target(job, payload), job.id, refuse)
-    while batch := await asyncio.to_thread(next_batch, found):
+    inserts = Inserts(job.mongo(payload.connection), collection_ref(job, payload), job.id, report)
+    while batch := await asyncio.to_thread(next_batch, documents):
         await inserts.add(batch)
         await job.progress(stored.bytes_read, source.size)
     await job.progress(source.size or 0, source.size)
     return {"inserted": inserts.inserted, "bad_count": inserts.bad}
 
 
-def entries(
+def read_documents(
     pieces: Iterable[bytes], format: TableFormat, compression: Compression | None
-) -> Iterator[Entry]:
-    """The documents of a file, read in a thread. Raises Permanent for a file that is not what it is said to be."""
+) -> Iterator[NumberedDocument]:
+    """The documents of a file; read them in a thread. Raises Permanent `invalid_file`."""
     for row in read_objects(pieces, format, compression):
         document, problem = None, row.problem
         if not problem:
             try:
-                document = _document(row.value, parquet=format == "parquet")
+                fields = _bson_values(row.value) if format == "parquet" else row.value
+                document = to_document(fields, "document")
+                check_document(document)
             except TaskError as error:
-                problem = error.message
+                document, problem = None, error.message
             except (ValueError, RecursionError, DecimalException) as error:
                 problem = str(error)
-        yield Entry(row.line, document, problem, row.size)
+        yield NumberedDocument(row.line, document, problem, row.size)
 
 
-def _document(found: dict[str, Any], *, parquet: bool) -> dict[str, Any]:
-    document = to_bson(_stored(found) if parquet else found, "document")
-    if not isinstance(document, dict):
-        raise invalid("document", "is a single value, not an object")
-    check_document(document)
-    return document
-
-
-def _stored(value: Any) -> Any:
-    """A value of Parquet as one that BSON has."""
+def _bson_values(value: Any) -> Any:
+    """A Parquet value as one that BSON can hold."""
     match value:
         case dict():
-            return {str(name): _stored(below) for name, below in value.items()}
+            return {str(name): _bson_values(below) for name, below in value.items()}
         case list() | tuple():
-            return [_stored(below) for below in value]
+            return [_bson_values(below) for below in value]
         case datetime():
             return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
         case date():

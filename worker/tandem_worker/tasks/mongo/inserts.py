@@ -1,91 +1,85 @@
-"""The inserts of one job into a MongoDB collection, applied once: ids, batches, and what was refused."""
+"""The inserts of one job into a MongoDB collection, applied once: ids, batches, refused documents."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from tandem_worker.connectors.mongo.connections import MongoConnection, Rejected, Target
+from tandem_worker.connectors.mongo.connection import CollectionRef, MongoConnection, Rejected
 from tandem_worker.connectors.mongo.extended_json import derived_id
 
-BATCH = 1000  # documents that are inserted at once
-BATCH_BYTES = 8 << 20  # likewise, as they stand in the file
-SHOWN = 100  # refused documents that are told of; all are counted
+BATCH_DOCUMENTS = 1000
+BATCH_BYTES = 8 << 20  # in the file
+MAX_REPORTED = 100  # refused documents that are reported; all are counted
 
 
-class Entry(NamedTuple):
-    """One document of a file, or what is wrong with it; `number` counts lines (rows, elements of an array) from 1."""
+class NumberedDocument(NamedTuple):
+    """A document with its line in the file (or its row or element), from 1; or the `problem` with it."""
 
     number: int
     document: dict[str, Any] | None
-    problem: str
-    size: int  # bytes in the file, roughly
-
-
-def _unheard(number: int, reason: str) -> None:
-    """For whoever asks `insert` itself what was refused."""
+    problem: str = ""
+    size: int = 0  # bytes in the file, roughly
 
 
 class Inserts:
-    """Counts what is `inserted`, by this attempt or an earlier one, and what is `bad`; `refuse` hears of the latter."""
+    """Counts documents: `inserted` by any attempt, and `bad` ones, which `report` receives."""
 
     def __init__(
         self,
         connection: MongoConnection,
-        target: Target,
+        target: CollectionRef,
         job: str,
-        refuse: Callable[[int, str], None] = _unheard,
+        report: Callable[[int, str], None],
     ) -> None:
         self.inserted = 0
         self.bad = 0
         self._connection = connection
         self._target = target
         self._job = job
-        self._refuse = refuse
-        self._repeated: bool | None = (
-            None  # whether an earlier attempt has begun; None: nobody needed to know
-        )
+        self._report = report
+        self._repeated: bool | None = None  # whether an earlier attempt began; None: not asked yet
 
-    async def insert(self, entries: Sequence[Entry]) -> list[Rejected]:
-        """Insert the documents at once; those that were refused."""
-        documents, derived = [], set()
-        for place, entry in enumerate(entries):
-            document = entry.document or {}
-            if "_id" not in document:
-                derived.add(place)
-                document = {"_id": derived_id(self._job, entry.number), **document}
-            documents.append(document)
-        if len(derived) < len(documents) and self._repeated is None:
-            # Ids of the client's own choice do not tell whose documents they are: a note does.
+    async def insert(self, documents: Sequence[NumberedDocument]) -> list[Rejected]:
+        """Insert the documents in one command; returns those that the server refused."""
+        given, derived = [], set()
+        for index, (number, document, *_) in enumerate(documents):
+            fields = document or {}
+            if "_id" not in fields:
+                derived.add(index)
+                fields = {"_id": derived_id(self._job, number), **fields}
+            given.append(fields)
+        if len(derived) < len(given) and self._repeated is None:
+            # An id that the client chose does not show which job inserted it: leave a record.
             self._repeated = await self._connection.begin(self._target, self._job)
         rejected = await self._connection.insert(
-            self._target, documents, derived=derived, repeated=bool(self._repeated)
+            self._target, given, derived=derived, repeated=bool(self._repeated)
         )
-        self.inserted += len(documents) - len(rejected)
+        self.inserted += len(given) - len(rejected)
         return rejected
 
-    async def add(self, batch: Sequence[Entry]) -> None:
-        """Insert those of a batch that are documents, and count the others as bad."""
-        for entry in batch:
-            if entry.document is None:
-                self._bad(entry.number, entry.problem)
-        good = [entry for entry in batch if entry.document is not None]
+    async def add(self, batch: Sequence[NumberedDocument]) -> None:
+        """Insert the valid documents of a batch, and count the others as bad."""
+        for one in batch:
+            if one.document is None:
+                self._count_bad(one.number, one.problem)
+        good = [one for one in batch if one.document is not None]
         if good:
-            for one in await self.insert(good):
-                self._bad(good[one.place].number, one.reason)
+            for rejected in await self.insert(good):
+                self._count_bad(good[rejected.position].number, rejected.reason)
 
-    def _bad(self, number: int, reason: str) -> None:
+    def _count_bad(self, number: int, reason: str) -> None:
         self.bad += 1
-        if self.bad <= SHOWN:
-            self._refuse(number, reason)
+        if self.bad <= MAX_REPORTED:
+            self._report(number, reason)
 
 
-def next_batch(entries: Iterator[Entry]) -> list[Entry]:
-    """The next of a file's entries, as many as are inserted at once; none at the end."""
-    batch: list[Entry] = []
+def next_batch(documents: Iterator[NumberedDocument]) -> list[NumberedDocument]:
+    """The next documents to insert together; empty at the end."""
+    batch: list[NumberedDocument] = []
     size = 0
-    for entry in islice(entries, BATCH):
-        batch.append(entry)
-        size += entry.size
+    for one in islice(documents, BATCH_DOCUMENTS):
+        batch.append(one)
+        size += one.size
         if size >= BATCH_BYTES:
             break
     return batch

@@ -1,40 +1,41 @@
 """What the payloads of the MongoDB tasks share."""
 
 import time
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tandem_worker.connectors.mongo import allowlist
-from tandem_worker.connectors.mongo.connections import Target
-from tandem_worker.connectors.mongo.extended_json import Form, to_bson
+from tandem_worker.connectors.mongo.connection import CollectionRef
+from tandem_worker.connectors.mongo.extended_json import Form, invalid, to_bson
 from tandem_worker.errors import TaskError
 from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.job import Job
 
-_COLLECTION = {
+_NOT_RESERVED = {
     "not": {
         "pattern": r"^(system\.|tandem_applied$)",
-        "description": "must not be one of MongoDB's own, nor of Tandem's",
+        "description": "must not be a collection of MongoDB's own, nor of Tandem's",
+    }
+}
+_NOT_SYSTEM = {
+    "not": {
+        "type": "string",
+        "pattern": r"^(admin|config|local)$",
+        "description": "must not be admin, config or local, which are MongoDB's own",
     }
 }
 
-
-_OWN = "must not be admin, config or local, which are MongoDB's own"
-
-
-_DATABASE = {"not": {"type": "string", "pattern": r"^(admin|config|local)$", "description": _OWN}}
-
-
-Query = Annotated[dict[str, Any], Field(description="a MongoDB query; Extended JSON")]
-
-
-Extended = Annotated[
-    Form, Field(description="the documents' form: canonical keeps every number's type")
+Query = Annotated[dict[str, Any], Field(description="a MongoDB query, in Extended JSON")]
+ExtendedJson = Annotated[
+    Form, Field(description="form of the documents: canonical keeps the type of every number")
 ]
 
 
-class _Place(BaseModel):
+class MongoTarget(BaseModel):
+    """The collection that a task works on."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     connection: Annotated[
@@ -44,48 +45,53 @@ class _Place(BaseModel):
         str | None,
         Field(
             pattern=r'^[^/\\. "$*<>:|?\u0000]{1,63}$',
-            description="that of the connection's URL if not given",
-            json_schema_extra=_DATABASE,
+            description="default: the database in the connection's URL",
+            json_schema_extra=_NOT_SYSTEM,
         ),
     ] = None
-    collection: Annotated[str, Field(pattern=r"^[^$\u0000]{1,200}$", json_schema_extra=_COLLECTION)]
+    collection: Annotated[
+        str, Field(pattern=r"^[^$\u0000]{1,200}$", json_schema_extra=_NOT_RESERVED)
+    ]
 
 
-class _Read(_Place):
+class MongoRead(MongoTarget):
+    """A query for documents."""
+
     filter: Query = {}
     projection: Annotated[
-        dict[str, Any] | None, Field(description="the fields wanted, {name: 1}")
+        dict[str, Any] | None, Field(description="the fields to return, {name: 1}")
     ] = None
     sort: Annotated[
         dict[str, Literal[1, -1] | dict[str, Any]] | None,
         Field(description="1 is ascending, -1 descending"),
     ] = None
     limit: Annotated[int, Field(ge=1, le=(1 << 31) - 1)] | None = None
-    extended_json: Extended = "relaxed"
+    extended_json: ExtendedJson = "relaxed"
 
 
-def _target(job: Job, place: _Place) -> Target:
-    allowlist.check_collection(place.collection)
-    return Target(place.database, place.collection, time.monotonic() + call_timeout(job))
+def collection_ref(job: Job, target: MongoTarget) -> CollectionRef:
+    """The collection, with the job's deadline. Raises TaskError."""
+    allowlist.check_collection(target.collection)
+    return CollectionRef(target.database, target.collection, time.monotonic() + call_timeout(job))
 
 
-def _found(job: Job, payload: _Read, *, raw: bool = False) -> Any:
-    filter = _document(to_bson(payload.filter, "filter"), "filter")
+def find_documents(
+    job: Job, payload: MongoRead, *, raw: bool = False
+) -> AbstractAsyncContextManager[Any]:
+    """The documents of a query that is checked first. Raises TaskError."""
+    filter = to_document(payload.filter, "filter")
     allowlist.check_filter(filter)
-    projection = (
-        None
-        if payload.projection is None
-        else _document(to_bson(payload.projection, "projection"), "projection")
-    )
-    allowlist.check_projection(projection or {})
+    projection = None
+    if payload.projection is not None:
+        projection = to_document(payload.projection, "projection")
+        allowlist.check_projection(projection)
     sort = payload.sort or {}
     for name, direction in sort.items():
         if isinstance(direction, dict) and direction != {"$meta": "textScore"}:
-            raise TaskError(
-                "forbidden_operator", f"sort/{name[:100]} is 1, -1 or textScore", retryable=False
-            )
+            message = f"sort/{name[:100]} must be 1, -1 or {{$meta: textScore}}"
+            raise TaskError("forbidden_operator", message, retryable=False)
     return job.mongo(payload.connection).find(
-        _target(job, payload),
+        collection_ref(job, payload),
         filter,
         projection=projection,
         sort=list(sort.items()),
@@ -94,9 +100,9 @@ def _found(job: Job, payload: _Read, *, raw: bool = False) -> Any:
     )
 
 
-def _document(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TaskError(
-            "invalid_document", f"{place} is a single value, not an object", retryable=False
-        )
-    return value
+def to_document(value: Any, place: str) -> dict[str, Any]:
+    """The BSON document. Raises TaskError `invalid_document`."""
+    document = to_bson(value, place)
+    if not isinstance(document, dict):
+        raise invalid(place, "is a single value, not an object")
+    return document

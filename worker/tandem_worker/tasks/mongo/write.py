@@ -10,43 +10,43 @@ from tandem_worker.connectors.mongo.extended_json import to_bson
 from tandem_worker.errors import TaskError
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
-from tandem_worker.tasks.mongo.inserts import Entry, Inserts
-from tandem_worker.tasks.mongo.payloads import Query, _document, _Place, _target
+from tandem_worker.tasks.mongo.inserts import Inserts, NumberedDocument
+from tandem_worker.tasks.mongo.payloads import MongoTarget, Query, collection_ref, to_document
 
 
-class MongoInsert(_Place):
-    """What `mongo.insert` takes."""
+class MongoInsert(MongoTarget):
+    """The payload of `mongo.insert`."""
 
     documents: Annotated[list[dict[str, Any]], Field(min_length=1)]
 
 
-class MongoUpdate(_Place):
-    """What `mongo.update` takes."""
+class MongoUpdate(MongoTarget):
+    """The payload of `mongo.update`."""
 
     filter: Query
     update: Annotated[
         dict[str, Any] | list[dict[str, Any]],
         Field(description="operators such as $set, or a pipeline", min_length=1),
     ]
-    many: Annotated[bool, Field(description="all that match, not just one")] = False
-    upsert: Annotated[bool, Field(description="insert a document if none matches")] = False
+    many: Annotated[bool, Field(description="update all matches instead of one")] = False
+    upsert: Annotated[bool, Field(description="insert a document if there is no match")] = False
 
 
-class MongoDelete(_Place):
-    """What `mongo.delete` takes."""
+class MongoDelete(MongoTarget):
+    """The payload of `mongo.delete`."""
 
     filter: Query
-    many: Annotated[bool, Field(description="all that match, not just one")] = False
+    many: Annotated[bool, Field(description="delete all matches instead of one")] = False
 
 
 class MongoInserted(TypedDict):
-    """How many documents are inserted, by this attempt or an earlier one."""
+    """The number of documents inserted, by this attempt or an earlier one."""
 
     inserted: int
 
 
 class MongoUpdated(TypedDict):
-    """How many documents the filter matched, were changed by it, and were inserted for want of a match."""
+    """The numbers of documents that matched, were changed, and were inserted by `upsert`."""
 
     matched: int
     modified: int
@@ -54,7 +54,7 @@ class MongoUpdated(TypedDict):
 
 
 class MongoDeleted(TypedDict):
-    """How many documents were deleted."""
+    """The number of documents deleted."""
 
     deleted: int
 
@@ -77,26 +77,27 @@ class MongoDeleted(TypedDict):
 async def insert(job: Job, payload: MongoInsert) -> MongoInserted:
     """Insert documents into MongoDB, applied once.
 
-    Documents without an `_id` get one that is derived from the job, so that another attempt inserts
-    none twice. Those that the server refuses fail the job; the others are inserted.
+    A document without `_id` gets one that is derived from the job, so that another attempt does not
+    insert it again. Documents that the server refuses fail the job; all others are inserted.
     """
-    entries = []
-    for number, one in enumerate(payload.documents):
-        document = _document(to_bson(one, f"documents/{number}"), f"documents/{number}")
+    documents = []
+    for number, given in enumerate(payload.documents):
+        document = to_document(given, f"documents/{number}")
         allowlist.check_document(document, f"documents/{number}")
-        entries.append(Entry(number, document, "", 0))
-    inserts = Inserts(job.mongo(payload.connection), _target(job, payload), job.id)
-    rejected = await inserts.insert(entries)
-    await job.progress(inserts.inserted, len(entries))
+        documents.append(NumberedDocument(number, document))
+    inserts = Inserts(
+        job.mongo(payload.connection), collection_ref(job, payload), job.id, lambda *_: None
+    )
+    rejected = await inserts.insert(documents)
+    await job.progress(inserts.inserted, len(documents))
     if rejected:
         first = rejected[0]
         message = (
-            f"{len(rejected)} of {len(entries)} documents were refused, the others are inserted;"
-            f" documents/{first.place}: {first.reason}"
+            f"{len(rejected)} of {len(documents)} documents were refused, the others are inserted;"
+            f" documents/{first.position}: {first.reason}"
         )
-        raise TaskError(
-            "duplicate_key" if first.duplicate else "mongo_error", message, retryable=False
-        )
+        type = "duplicate_key" if first.duplicate else "mongo_error"
+        raise TaskError(type, message, retryable=False)
     return {"inserted": inserts.inserted}
 
 
@@ -111,13 +112,18 @@ async def insert(job: Job, payload: MongoInsert) -> MongoInserted:
     },
 )
 async def update(job: Job, payload: MongoUpdate) -> MongoUpdated:
-    """Update one or many documents in MongoDB, applied once where the server has transactions."""
-    filter, change = to_bson(payload.filter, "filter"), to_bson(payload.update, "update")
-    allowlist.check_filter(_document(filter, "filter"))
+    """Update one or many documents in MongoDB, applied once if the server has transactions."""
+    filter, change = to_document(payload.filter, "filter"), to_bson(payload.update, "update")
+    allowlist.check_filter(filter)
     allowlist.check_update(change)
     connection = job.mongo(payload.connection)
     done = await connection.update(
-        _target(job, payload), job.id, filter, change, many=payload.many, upsert=payload.upsert
+        collection_ref(job, payload),
+        job.id,
+        filter,
+        change,
+        many=payload.many,
+        upsert=payload.upsert,
     )
     return MongoUpdated(
         matched=done["matched"], modified=done["modified"], upserted=done["upserted"]
@@ -130,9 +136,9 @@ async def update(job: Job, payload: MongoUpdate) -> MongoUpdated:
     example={"connection": "demo", "collection": "orders", "filter": {"paid": False}, "many": True},
 )
 async def delete(job: Job, payload: MongoDelete) -> MongoDeleted:
-    """Delete one or many documents in MongoDB, applied once where the server has transactions."""
-    filter = _document(to_bson(payload.filter, "filter"), "filter")
+    """Delete one or many documents in MongoDB, applied once if the server has transactions."""
+    filter = to_document(payload.filter, "filter")
     allowlist.check_filter(filter)
     connection = job.mongo(payload.connection)
-    done = await connection.delete(_target(job, payload), job.id, filter, many=payload.many)
+    done = await connection.delete(collection_ref(job, payload), job.id, filter, many=payload.many)
     return {"deleted": done["deleted"]}
