@@ -1,0 +1,245 @@
+"""JSON values as parameters of PostgreSQL: as literals that the server reads, or as plain Python values.
+
+A literal that psql takes is taken as it stands. The server judges it, so nothing is rounded or cut
+here. Our own JSON forms (arrays, objects for composites and ranges, lists of points, base64) become
+the literals they stand for.
+"""
+
+import binascii
+import math
+import re
+from base64 import b64decode
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from tandem_worker.connectors.sql.pg_exchange import is_binary
+from tandem_worker.connectors.sql.pg_text import read_array
+from tandem_worker.connectors.sql.pg_types import PgType, unwrapped
+
+Types = Mapping[int, PgType]
+
+_encode_json = msgspec.json.Encoder(decimal_format="number").encode
+_INTEGER = re.compile(r"\s*[+-]?\d+(?:_\d+)*\s*", re.ASCII)
+_FLOAT = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", re.ASCII)
+_FLOAT_NAMES = re.compile(r"\s*[+-]?(?:nan|inf|infinity)\s*", re.IGNORECASE)
+_NONZERO = re.compile(r"[1-9]")
+_BOOLS = {
+    **dict.fromkeys(("t", "tr", "tru", "true", "y", "ye", "yes", "on", "1"), True),
+    **dict.fromkeys(("f", "fa", "fal", "fals", "false", "n", "no", "of", "off", "0"), False),
+}
+
+
+def parameter(value: Any, oid: int, types: Types) -> Any:
+    """The value as asyncpg takes it for a parameter of this type. Raises ValueError."""
+    if value is None:
+        return None
+    one = types[oid]
+    if not is_binary(one, types):
+        return literal(value, oid, types)
+    if not one.element:
+        return _BINARY_VALUES[one.name](value)
+    convert = _BINARY_VALUES[types[one.element].name]
+    if isinstance(value, str):
+        return (
+            read_array(value, convert) if value.lstrip().startswith(("{", "[")) else _refuse(value)
+        )
+    return _each(value, convert)
+
+
+def _each(value: Any, convert: Callable[[Any], Any]) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        return _refuse(value)
+    return [
+        None if one is None else _each(one, convert) if isinstance(one, list) else convert(one)
+        for one in value
+    ]
+
+
+# Values of the types that travel in binary.
+
+
+def _refuse(value: Any) -> Any:
+    raise ValueError(f"a {type(value).__name__} does not fit")
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
+        return int(value)
+    return value if type(value) is int else _refuse(value)
+
+
+def _float(value: Any) -> float:
+    if isinstance(value, str):
+        if _FLOAT_NAMES.fullmatch(value):
+            return float(value)
+        if not _FLOAT.fullmatch(value):
+            _refuse(value)
+    elif isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        _refuse(value)
+    return _in_range(str(value))
+
+
+def _in_range(text: str) -> float:
+    number = float(text)
+    lost = number == 0 and _NONZERO.search(re.split("[eE]", text)[0])
+    return _refuse(text) if math.isinf(number) or lost else number
+
+
+def _bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    return _BOOLS[text] if isinstance(value, str | int) and text in _BOOLS else _refuse(value)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else _refuse(value)
+
+
+def to_bytes(value: Any) -> bytes:
+    """The bytes of base64, or of PostgreSQL's own `\\x00ff`. Raises ValueError."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        return _refuse(value)
+    try:
+        if value.startswith("\\x"):
+            return bytes.fromhex(value[2:])
+        return b64decode(value, validate=True)
+    except binascii.Error as error:
+        raise ValueError("neither base64 nor \\x and hexadecimal digits") from error
+
+
+_BINARY_VALUES: dict[str, Callable[[Any], Any]] = {
+    "bool": _bool,
+    "bytea": to_bytes,
+    "float8": _float,
+    **dict.fromkeys(("int2", "int4", "int8", "oid"), _integer),
+    **dict.fromkeys(("text", "varchar", "bpchar", "name"), _text),
+}
+
+
+# Literals of all other types.
+
+
+def literal(value: Any, oid: int, types: Types) -> str:
+    """The value as the server reads it for this type. Raises ValueError for what cannot be one."""
+    one = unwrapped(types, oid)
+    if one.name in ("json", "jsonb"):
+        return value if isinstance(value, str) else _encode_json(value).decode()
+    if one.name == "bytea":
+        return f"\\x{to_bytes(value).hex()}"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float | Decimal):
+        return str(value)
+    if isinstance(value, Mapping):
+        return _object(value, one, types)
+    if isinstance(value, list | tuple):
+        return _list(value, one, types)
+    return str(_refuse(value))
+
+
+def _object(value: Mapping[str, Any], one: PgType, types: Types) -> str:
+    if one.kind == "r":
+        return _range(value, one, types)
+    if one.kind != "c" or value.keys() - {name for name, _ in one.fields}:
+        _refuse(value)
+    return _composite([value.get(name) for name, _ in one.fields], one, types)
+
+
+def _list(value: Sequence[Any], one: PgType, types: Types) -> str:
+    if one.element:
+        return _array(value, one, types)
+    if one.kind == "m":
+        return "{" + ",".join(literal(part, _range_of(one, types), types) for part in value) + "}"
+    if one.kind == "c":
+        return _composite(value, one, types)
+    if (shape := _SHAPES.get(one.name)) is not None:
+        return shape(value)
+    return str(_refuse(value))
+
+
+def _array(value: Sequence[Any], one: PgType, types: Types) -> str:
+    items = (
+        "NULL"
+        if item is None
+        else _array(item, one, types)
+        if isinstance(item, list) and not _is_listed(types, one.element)
+        else _quoted(literal(item, one.element, types))
+        for item in value
+    )
+    return "{" + one.delimiter.join(items) + "}"
+
+
+def _is_listed(types: Types, oid: int) -> bool:
+    """Whether a single value of the type is a list in JSON itself."""
+    one = unwrapped(types, oid)
+    return one.name in _SHAPES or one.kind in ("c", "m")
+
+
+def _composite(values: Sequence[Any], one: PgType, types: Types) -> str:
+    if len(values) != len(one.fields):
+        _refuse(values)
+    pairs = zip(values, one.fields, strict=True)
+    items = ("" if item is None else _quoted(literal(item, oid, types)) for item, (_, oid) in pairs)
+    return "(" + ",".join(items) + ")"
+
+
+def _range(value: Mapping[str, Any], one: PgType, types: Types) -> str:
+    if value.keys() - {"isempty", "lower", "upper", "lower_inc", "upper_inc"}:
+        _refuse(value)
+    if value.get("isempty"):
+        return "empty"
+    lower, upper = (
+        "" if value.get(end) is None else _quoted(literal(value[end], one.subtype, types))
+        for end in ("lower", "upper")
+    )
+    first, last = "[" if value.get("lower_inc") else "(", "]" if value.get("upper_inc") else ")"
+    return f"{first}{lower},{upper}{last}"
+
+
+def _range_of(multirange: PgType, types: Types) -> int:
+    return next(
+        one.oid for one in types.values() if one.kind == "r" and one.subtype == multirange.subtype
+    )
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+# Geometric types and other lists.
+
+
+def _point(value: Any) -> str:
+    x, y = value
+    return f"({x},{y})"
+
+
+def _points(value: Any) -> str:
+    return "(" + ",".join(map(_point, value)) + ")"
+
+
+def _circle(value: Any) -> str:
+    center, radius = value
+    return f"<{_point(center)},{radius}>"
+
+
+def _blank_separated(value: Any) -> str:
+    return " ".join(map(str, value))
+
+
+_SHAPES: dict[str, Callable[[Any], str]] = {
+    **dict.fromkeys(("point", "tid"), _point),
+    **dict.fromkeys(("lseg", "path", "box", "polygon"), _points),
+    **dict.fromkeys(("int2vector", "oidvector"), _blank_separated),
+    "circle": _circle,
+    "line": lambda value: "{" + ",".join(map(str, value)) + "}",
+}
