@@ -1,4 +1,4 @@
-"""The form in which a PostgreSQL connection exchanges values: text, as the server reads and writes it.
+"""How a PostgreSQL connection exchanges values: as text that the server reads and writes itself.
 
 asyncpg's own Python types would lose values: dates become infinities, digits of numbers are cut,
 text inside composites is read as binary. Only a few types travel in binary, without a loss and
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tandem_worker.connectors.sql.pg_record import read_record
-from tandem_worker.connectors.sql.pg_text import Reader, readers
+from tandem_worker.connectors.sql.pg_text import readers
 from tandem_worker.connectors.sql.pg_types import PgType, read_types
 
 Connection = Any  # asyncpg ships no types
@@ -28,12 +28,14 @@ async def exchange_text(connection: Connection) -> dict[int, PgType]:
     read = readers(types)
     settings = connection._protocol.get_settings()  # noqa: SLF001 - see above
     for one in types.values():
+        codec: tuple[Any, Any, str]  # encoder, decoder, format
         if one.oid == RECORD_OID:
-            given = (None, read_record(read), "binary")
-            settings.add_python_codec(one.oid, one.name, one.schema, [], "scalar", *given)
-        elif not is_binary(one, types):
-            given = (str, read[one.oid], "text")
-            settings.add_python_codec(one.oid, shown(one, types), one.schema, [], "scalar", *given)
+            codec = (None, read_record(read), "binary")
+        elif is_binary(one, types):
+            continue
+        else:
+            codec = (str, read[one.oid], "text")
+        settings.add_python_codec(one.oid, shown(one, types), one.schema, [], "scalar", *codec)
     connection._drop_local_statement_cache()  # noqa: SLF001 - as set_type_codec does
     return types
 
@@ -52,6 +54,3 @@ def is_binary(one: PgType, types: Mapping[int, PgType]) -> bool:
 def shown(one: PgType, types: Mapping[int, PgType]) -> str:
     """The name of the type as clients see it: `int4[]` for an array."""
     return f"{types[one.element].name}[]" if one.element in types else one.name
-
-
-__all__ = ["BINARY", "Reader", "exchange_text", "is_binary", "shown"]

@@ -1,4 +1,4 @@
-"""JSON values as parameters of PostgreSQL: as literals that the server reads, or as plain Python values.
+"""JSON values as parameters of PostgreSQL: literals that the server reads, or plain values.
 
 A literal that psql takes is taken as it stands. The server judges it, so nothing is rounded or cut
 here. Our own JSON forms (arrays, objects for composites and ranges, lists of points, base64) become
@@ -51,7 +51,7 @@ def parameter(value: Any, oid: int, types: Types) -> Any:
 
 def _each(value: Any, convert: Callable[[Any], Any]) -> list[Any]:
     if not isinstance(value, list | tuple):
-        return _refuse(value)
+        raise ValueError("not a list")
     return [
         None if one is None else _each(one, convert) if isinstance(one, list) else convert(one)
         for one in value
@@ -84,8 +84,10 @@ def _float(value: Any) -> float:
 
 def _in_range(text: str) -> float:
     number = float(text)
-    lost = number == 0 and _NONZERO.search(re.split("[eE]", text)[0])
-    return _refuse(text) if math.isinf(number) or lost else number
+    underflow = number == 0 and _NONZERO.search(re.split("[eE]", text)[0])
+    if math.isinf(number) or underflow:
+        raise ValueError("out of range")
+    return number
 
 
 def _bool(value: Any) -> bool:
@@ -100,11 +102,11 @@ def _text(value: Any) -> str:
 
 
 def to_bytes(value: Any) -> bytes:
-    """The bytes of base64, or of PostgreSQL's own `\\x00ff`. Raises ValueError."""
+    r"""The bytes of base64, or of PostgreSQL's own `\x00ff`. Raises ValueError."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        return _refuse(value)
+        raise ValueError("not text")
     try:
         if value.startswith("\\x"):
             return bytes.fromhex(value[2:])

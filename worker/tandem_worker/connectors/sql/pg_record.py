@@ -1,4 +1,4 @@
-"""Anonymous records, `SELECT ROW(1, 'x')`: only their binary form says what types their fields have.
+"""Anonymous records, `SELECT ROW(1, 'x')`: only their binary form has the types of their fields.
 
 The formats are those of the server's `*send` functions: integers are big-endian, times count
 microseconds and days from 2000-01-01.
@@ -6,7 +6,7 @@ microseconds and days from 2000-01-01.
 
 import struct
 from collections.abc import Callable, Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +16,7 @@ from tandem_worker.connectors.sql.pg_text import Reader, read_float
 from tandem_worker.errors import TaskError
 
 _EPOCH = date(2000, 1, 1)
-_MOMENT = datetime(2000, 1, 1, tzinfo=UTC)
+_MOMENT = datetime(2000, 1, 1)  # noqa: DTZ001 - the zone is written behind it
 
 
 def read_record(read: Mapping[int, Reader]) -> Callable[[bytes], list[Any]]:
@@ -24,7 +24,8 @@ def read_record(read: Mapping[int, Reader]) -> Callable[[bytes], list[Any]]:
 
     def decode(data: bytes) -> list[Any]:
         (count,) = struct.unpack_from(">i", data)
-        at, values = 4, []
+        at = 4
+        values: list[Any] = []
         for _ in range(count):
             oid, size = struct.unpack_from(">Ii", data, at)
             at += 8
@@ -118,12 +119,7 @@ def _timestamp(suffix: str) -> Field:
         (micros,) = struct.unpack(">q", data)
         if micros in _NEVER_US:
             return _NEVER_US[micros]
-        return _expressible(
-            lambda: (
-                f"{(_MOMENT + timedelta(microseconds=micros)).replace(tzinfo=None).isoformat()}"
-                f"{suffix}"
-            )
-        )
+        return _expressible(lambda: (_MOMENT + timedelta(microseconds=micros)).isoformat()) + suffix
 
     return read
 

@@ -25,7 +25,7 @@ _NUMBERS = re.compile(r"[^][(){}<>,]+")
 
 
 def readers(types: Mapping[int, PgType]) -> Mapping[int, Reader]:
-    """A reader for each type. Types refer to each other, so each finds the others when it is called."""
+    """A reader for each type. Types refer to each other, so readers look others up when called."""
     found: dict[int, Reader] = {}
     for oid, one in types.items():
         found[oid] = _reader(one, found)
@@ -39,7 +39,7 @@ def _reader(one: PgType, found: Mapping[int, Reader]) -> Reader:
         return lambda text: read_array(text, found[one.element], one.delimiter)
     match one.kind:
         case "d":
-            return lambda text: found[one.base](text)
+            return partial(_read_domain, base=one.base, found=found)
         case "c":
             return partial(_read_composite, fields=one.fields, found=found)
         case "r":
@@ -96,7 +96,7 @@ def read_json(text: str) -> msgspec.Raw:
 
 
 def read_bytes(text: str) -> bytes:
-    """The bytes of `\\x…`, which `bytea_output = hex` gives."""
+    r"""The bytes of `\x…`, the form that `bytea_output = hex` gives."""
     return bytes.fromhex(text[2:])
 
 
@@ -191,6 +191,10 @@ def composite_items(text: str) -> Iterator[str | None]:
                 stop += 2 if text[stop] == "\\" else 1
             parts.append(_unescaped(text[at:stop]))
             at = stop
+
+
+def _read_domain(text: str, *, base: int, found: Mapping[int, Reader]) -> Any:
+    return found[base](text)
 
 
 def _read_composite(
