@@ -73,6 +73,9 @@ class ParquetWriter:
                 for value in values
             ]
         try:
+            if pa.types.is_temporal(field.type) and any(type(value) is str for value in values):
+                # Times as a database writes them: Arrow reads RFC 3339 itself.
+                return pa.array(values, pa.string()).cast(field.type)
             return pa.array(values, field.type)
         except UnicodeError:
             raise

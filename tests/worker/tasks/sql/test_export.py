@@ -179,7 +179,7 @@ async def test_values_of_postgresql(bench: Bench, url: str) -> None:
         "at": at,
         "n": "3",
         "b": b"\0\xff",
-        "j": '{"a":["\'"]}',
+        "j": '{"a": ["\'"]}',
         "l": "[1,2]",
     }
     row |= {"nothing": None, "f": 0.1, "yes": True, "no_param": "$1", "q": "it's"}

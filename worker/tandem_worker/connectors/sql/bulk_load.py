@@ -10,13 +10,18 @@ from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import date, time
+from functools import partial
 from types import NoneType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import asyncpg
 import msgspec
 
+from tandem_worker.connectors.sql.pg_literals import Types, literal
+from tandem_worker.connectors.sql.pg_types import unwrapped
 from tandem_worker.errors import TaskError
+
+T = TypeVar("T")
 
 _STAGING = "pg_temp.tandem_staging"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
@@ -47,8 +52,8 @@ class Loader(Protocol):
 
 def by_column(
     columns: Sequence[Sequence[Any]],
-    types: Sequence[str],
-    convert: Callable[[Sequence[Any], str], Sequence[Any]],
+    types: Sequence[T],
+    convert: Callable[[Sequence[Any], T], Sequence[Any]],
 ) -> list[Sequence[Any]]:
     """Each column as `convert` makes it of its values and its type; of several that raise RowsRefused the first row's."""
     made: list[Sequence[Any]] = []
@@ -84,7 +89,7 @@ def column_list(columns: Sequence[str]) -> str:
     return ", ".join('"' + name.replace('"', '""') + '"' for name in columns)
 
 
-def check_columns(table: str, known: Mapping[str, str], columns: Sequence[str]) -> None:
+def check_columns(table: str, known: Mapping[str, Any], columns: Sequence[str]) -> None:
     """Refuses a table that is none, and columns that it has not."""
     if not known:
         raise TaskError("sql_error", f"there is no table {table!r}", retryable=False)
@@ -118,12 +123,13 @@ class PostgresLoader:
         table: str,
         *,
         columns: Sequence[str],
-        types: Sequence[str],
+        oids: Sequence[int],
+        types: Types,
         key: Sequence[str],
     ) -> None:
         self._connection, self._explained = connection, explained
         self._schema, self._table = table.rpartition(".")[::2]
-        self._columns, self._types = list(columns), list(types)
+        self._columns, self._oids, self._types = list(columns), list(oids), types
         self._full = quoted(table)
         self._key = key
 
@@ -180,7 +186,7 @@ class PostgresLoader:
         await connection.execute(f"TRUNCATE {_STAGING}")
 
     def _data(self, columns: Sequence[Sequence[Any]]) -> bytes:
-        cells = by_column(columns, self._types, _cells)
+        cells = by_column(columns, self._oids, partial(_cells, types=self._types))
         if self._key:
             cells.insert(0, [str(number) for number in range(len(columns[0]))])
         return ("\n".join(map("\t".join, zip(*cells, strict=True))) + "\n").encode()
@@ -190,10 +196,12 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-def _cells(values: Sequence[Any], type_: str) -> list[str]:
+def _cells(values: Sequence[Any], oid: int, *, types: Types) -> list[str]:
     """A column in COPY's text format."""
-    if type_ in _READ or not set(map(type, values)) <= {str, NoneType}:
-        values = each(values, lambda value: None if value is None else _postgres_text(value, type_))
+    if unwrapped(types, oid).name in _READ or not set(map(type, values)) <= {str, NoneType}:
+        values = each(
+            values, lambda value: None if value is None else _postgres_text(value, oid, types)
+        )
     # Most columns have nothing to escape: asked of all their texts at once, that takes no time.
     texts = [value for value in values if value is not None]
     joined = "\t".join(texts)
@@ -210,42 +218,18 @@ def _escaped(text: str | None) -> str:
     return text.translate(_ESCAPES)
 
 
-def _postgres_text(value: Any, type: str) -> str:
-    match value:
-        case str() if type not in _READ:
-            return value
-        case str() if type == "bytea":
-            return (
-                value if value.startswith("\\x") else "\\x" + b64decode(value, validate=True).hex()
-            )
-        case str():  # JSON, which it may be already
-            try:
-                msgspec.json.decode(value)
-            except msgspec.DecodeError:
-                return msgspec.json.encode(value).decode()
-            return value
-        case bytes():
-            return "\\x" + value.hex()
-        case list() if type.endswith("[]"):
-            return "{" + ",".join(_element(one, type[:-2]) for one in value) + "}"
-        case date() | time():
-            return value.isoformat()
-        case bool() | dict() | list():
+def _postgres_text(value: Any, oid: int, types: Types) -> str:
+    """The value as the server reads it; a string for a JSON column may be JSON already."""
+    if isinstance(value, str) and unwrapped(types, oid).name in ("json", "jsonb"):
+        try:
+            msgspec.json.decode(value)
+        except (msgspec.DecodeError, RecursionError):
             return msgspec.json.encode(value).decode()
-        case _:
-            return str(value)
+        return value
+    return literal(value, oid, types)
 
 
-def _element(value: Any, type: str) -> str:
-    if value is None:
-        return "NULL"
-    if isinstance(value, list):
-        return "{" + ",".join(_element(one, type) for one in value) + "}"
-    text = value if isinstance(value, str) else _postgres_text(value, type)
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-POSTGRES_COLUMNS = """SELECT attname AS name, format_type(atttypid, NULL) AS type FROM pg_attribute
+POSTGRES_COLUMNS = """SELECT attname AS name, atttypid AS oid FROM pg_attribute
     WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped"""
 
 

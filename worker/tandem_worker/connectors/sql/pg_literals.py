@@ -10,6 +10,7 @@ import math
 import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date, time
 from decimal import Decimal
 from typing import Any
 
@@ -18,10 +19,13 @@ import msgspec
 from tandem_worker.connectors.sql.pg_exchange import is_binary
 from tandem_worker.connectors.sql.pg_text import read_array
 from tandem_worker.connectors.sql.pg_types import PgType, unwrapped
+from tandem_worker.errors import TaskError
 
 Types = Mapping[int, PgType]
 
+MAX_PLAIN_EXPONENT = 150_000  # a numeric has at most 131,072 digits before its point
 _encode_json = msgspec.json.Encoder(decimal_format="number").encode
+_decode_json = msgspec.json.Decoder(float_hook=Decimal).decode
 _INTEGER = re.compile(r"\s*[+-]?\d+(?:_\d+)*\s*", re.ASCII)
 _FLOAT = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", re.ASCII)
 _FLOAT_NAMES = re.compile(r"\s*[+-]?(?:nan|inf|infinity)\s*", re.IGNORECASE)
@@ -30,6 +34,27 @@ _BOOLS = {
     **dict.fromkeys(("t", "tr", "tru", "true", "y", "ye", "yes", "on", "1"), True),
     **dict.fromkeys(("f", "fa", "fal", "fals", "false", "n", "no", "of", "off", "0"), False),
 }
+
+
+def arguments(values: Sequence[Any], expected: Sequence[Any], types: Types) -> list[Any]:
+    """The values as asyncpg takes them for the parameters of a statement. Raises TaskError."""
+    if len(values) != len(expected):
+        message = f"the statement has {len(expected)} placeholders, params {len(values)}"
+        raise TaskError("sql_error", message, retryable=False)
+    made = []
+    for number, (value, type_) in enumerate(zip(values, expected, strict=True), 1):
+        try:
+            made.append(parameter(value, type_.oid, types))
+        except (ValueError, TypeError, RecursionError):
+            raise misfit(number, type_.name) from None
+    return made
+
+
+def misfit(number: int, type_: str | None = None) -> TaskError:
+    """The error for a parameter that its type cannot hold; it does not quote the value."""
+    name = f" {type_}" if type_ else ""
+    message = f"the value of ${number} does not fit its type{name}"
+    return TaskError("sql_error", message, retryable=False)
 
 
 def parameter(value: Any, oid: int, types: Types) -> Any:
@@ -42,11 +67,19 @@ def parameter(value: Any, oid: int, types: Types) -> Any:
     if not one.element:
         return _BINARY_VALUES[one.name](value)
     convert = _BINARY_VALUES[types[one.element].name]
-    if isinstance(value, str):
-        return (
-            read_array(value, convert) if value.lstrip().startswith(("{", "[")) else _refuse(value)
-        )
-    return _each(value, convert)
+    return _each(_listed(value) if isinstance(value, str) else value, convert)
+
+
+def _listed(text: str) -> list[Any]:
+    """The items of an array as text, PostgreSQL's or JSON."""
+    if text.startswith("["):
+        try:
+            return msgspec.convert(_decode_json(text), list[Any])
+        except (msgspec.MsgspecError, RecursionError):
+            pass
+    if not text.lstrip().startswith(("{", "[")):
+        raise ValueError("not an array")
+    return read_array(text.strip(), str)
 
 
 def _each(value: Any, convert: Callable[[Any], Any]) -> list[Any]:
@@ -132,19 +165,48 @@ def literal(value: Any, oid: int, types: Types) -> str:
     one = unwrapped(types, oid)
     if one.name in ("json", "jsonb"):
         return value if isinstance(value, str) else _encode_json(value).decode()
-    if one.name == "bytea":
+    if one.name == "bytea" or isinstance(value, bytes):
         return f"\\x{to_bytes(value).hex()}"
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float | Decimal):
-        return str(value)
+    match value:
+        case str():
+            return _text_literal(value, one, types)
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return str(value)
+        case Decimal():
+            return plain_digits(value)
+        case date() | time():
+            return value.isoformat()
     if isinstance(value, Mapping):
         return _object(value, one, types)
     if isinstance(value, list | tuple):
         return _list(value, one, types)
     return str(_refuse(value))
+
+
+def _text_literal(value: str, one: PgType, types: Types) -> str:
+    """PostgreSQL's own literal as it stands; our JSON form of a structured value, as the literal.
+
+    Parquet and CSV hold structured values as JSON text. No literal of PostgreSQL is JSON too, but
+    the empty array and multirange.
+    """
+    structured = one.element or one.kind in ("c", "r", "m") or one.name in _SHAPES
+    if not structured or not value.startswith(("[", "{")):
+        return value
+    try:
+        decoded = _decode_json(value)
+    except (msgspec.DecodeError, RecursionError):
+        return value
+    wanted = Mapping if one.kind in ("c", "r") else list
+    return literal(decoded, one.oid, types) if isinstance(decoded, wanted) else value
+
+
+def plain_digits(value: Decimal) -> str:
+    """All digits without an exponent, unless that would be a megabyte of zeros."""
+    exponent = value.as_tuple().exponent
+    far = isinstance(exponent, int) and abs(exponent) > MAX_PLAIN_EXPONENT
+    return str(value) if far else f"{value:f}"
 
 
 def _object(value: Mapping[str, Any], one: PgType, types: Types) -> str:

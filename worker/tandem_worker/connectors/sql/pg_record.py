@@ -107,7 +107,12 @@ _SPECIAL = {0xC000: "NaN", 0xD000: "Infinity", 0xF000: "-Infinity"}
 
 def _date(data: bytes, _: Mapping[int, Reader]) -> str:
     (days,) = struct.unpack(">i", data)
-    return _NEVER.get(days) or _expressible(lambda: (_EPOCH + timedelta(days)).isoformat())
+    if days in _NEVER:
+        return _NEVER[days]
+    try:
+        return (_EPOCH + timedelta(days)).isoformat()
+    except OverflowError:
+        raise _far() from None
 
 
 _NEVER = {2**31 - 1: "infinity", -(2**31): "-infinity"}
@@ -119,9 +124,17 @@ def _timestamp(suffix: str) -> Field:
         (micros,) = struct.unpack(">q", data)
         if micros in _NEVER_US:
             return _NEVER_US[micros]
-        return _expressible(lambda: (_MOMENT + timedelta(microseconds=micros)).isoformat()) + suffix
+        try:
+            return (_MOMENT + timedelta(microseconds=micros)).isoformat() + suffix
+        except OverflowError:
+            raise _far() from None
 
     return read
+
+
+def _far() -> TaskError:
+    message = "an anonymous record holds a date outside the years 1 to 9999: select it by itself"
+    return TaskError("sql_error", message, retryable=False)
 
 
 def _time(data: bytes, _: Mapping[int, Reader]) -> str:
@@ -130,14 +143,6 @@ def _time(data: bytes, _: Mapping[int, Reader]) -> str:
     minutes, second = divmod(seconds, 60)
     text = f"{minutes // 60:02}:{minutes % 60:02}:{second:02}"
     return f"{text}.{rest:06}" if rest else text
-
-
-def _expressible(text: Callable[[], str]) -> str:
-    try:
-        return text()
-    except OverflowError:
-        message = "an anonymous record holds a date outside of the years 1 to 9999: select it alone"
-        raise TaskError("sql_error", message, retryable=False) from None
 
 
 def _interval(data: bytes, _: Mapping[int, Reader]) -> str:

@@ -121,29 +121,35 @@ def _circle(text: str) -> list[Any]:
 
 
 def read_array(text: str, read: Reader, delimiter: str = ",") -> list[Any]:
-    """A list, nested as the array is. Lower bounds other than 1 are not kept."""
+    """A list, nested as the array is. Lower bounds other than 1 are not kept. Raises ValueError."""
     start = text.index("=") + 1 if text.startswith("[") else 0
+    try:
+        return _read_array(text, start, read, delimiter)
+    except IndexError:
+        raise ValueError("a malformed array") from None
+
+
+def _read_array(text: str, at: int, read: Reader, delimiter: str) -> list[Any]:
     stack: list[list[Any]] = []
-    at, end = start, len(text)
-    while at < end:
+    while True:
         sign = text[at]
         if sign == "{":
             inner: list[Any] = []
             if stack:
                 stack[-1].append(inner)
             stack.append(inner)
-            at += 1
         elif sign == "}":
             last = stack.pop()
             if not stack:
+                if at + 1 != len(text):
+                    raise ValueError("text behind an array")
                 return last
-            at += 1
-        elif sign == delimiter:
-            at += 1
-        else:
+        elif sign != delimiter and not sign.isspace():
             value, quoted, at = _array_item(text, at, delimiter)
-            stack[-1].append(None if value == "NULL" and not quoted else read(value))
-    raise ValueError("an array without its end")
+            null = not quoted and value.upper() == "NULL"
+            stack[-1].append(None if null else read(value))
+            continue
+        at += 1
 
 
 def _array_item(text: str, at: int, delimiter: str) -> tuple[str, bool, int]:
@@ -153,7 +159,7 @@ def _array_item(text: str, at: int, delimiter: str) -> tuple[str, bool, int]:
     end = at
     while text[end] not in ("}", delimiter):
         end += 2 if text[end] == "\\" else 1
-    return _unescaped(text[at:end]), False, end
+    return _unescaped(text[at:end].rstrip()), False, end
 
 
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.|"")*)"', re.DOTALL)

@@ -9,15 +9,12 @@ runs only statements that return rows, a transaction none that would end it.
 import asyncio
 import re
 import ssl
-from base64 import b64decode
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
-from datetime import date, datetime, time
-from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import asyncpg
-import msgspec
 from tortoise.backends.asyncpg.client import AsyncpgDBClient
 
 from tandem_shared.postgres import asyncpg_options
@@ -30,6 +27,8 @@ from tandem_worker.connectors.sql.bulk_load import (
     quoted,
 )
 from tandem_worker.connectors.sql.copy_out import Copied, copy_out
+from tandem_worker.connectors.sql.pg_exchange import exchange_text
+from tandem_worker.connectors.sql.pg_literals import Types, arguments, misfit
 from tandem_worker.connectors.sql.placeholders import Dialect, bind, first_word
 from tandem_worker.connectors.sql.rows import Column, Row
 from tandem_worker.errors import TaskError
@@ -59,6 +58,7 @@ _CONTROL = frozenset(
 )
 
 Connection = Any  # asyncpg ships no types
+Params = Sequence[Any] | Mapping[str, Any] | None
 
 
 class PostgresConnection:
@@ -71,7 +71,9 @@ class PostgresConnection:
         self.name = name
         self.writable = writable
         self._options = asyncpg_options(credentials, maxsize=CONNECTIONS, timeout=CONNECT)
-        self._client = AsyncpgDBClient(connection_name=name, init=_prepare, **self._options)
+        # The types that each open connection exchanges as text.
+        self._types: WeakKeyDictionary[Any, Types] = WeakKeyDictionary()
+        self._client = AsyncpgDBClient(connection_name=name, init=self._prepare, **self._options)
 
     def config(self, expanded: Mapping[str, Any]) -> dict[str, Any]:
         """Tortoise's own form of the connection, for models."""
@@ -83,6 +85,34 @@ class PostgresConnection:
     async def close(self) -> None:
         await self._client.close()
 
+    async def _prepare(self, connection: Connection) -> None:
+        """Called with each new connection of the pool."""
+        self._types[connection] = await exchange_text(connection)
+
+    async def _statement(self, connection: Connection, text: str) -> tuple[Any, Types]:
+        """The prepared statement, unnamed so that poolers between us and the server may reuse sessions.
+
+        A type that was made after the connection opened is read first.
+        """
+        key = getattr(connection, "_con", connection)  # behind the pool's proxy
+        for known in (False, True):
+            statement = await connection.prepare(text, name="")
+            types = self._types[key]
+            used = [*statement.get_parameters(), *(one.type for one in statement.get_attributes())]
+            if known or all(one.oid in types for one in used):
+                break
+            await self._prepare(key)
+        return statement, types
+
+    async def _bound(
+        self, connection: Connection, sql: str, params: Params
+    ) -> tuple[str, Any, list[Any]]:
+        """The text with numbered placeholders, its prepared statement and the arguments."""
+        text, values = bind(sql, params, "postgresql")
+        with self._explained():
+            statement, types = await self._statement(connection, text)
+        return text, statement, arguments(values, statement.get_parameters(), types)
+
     @asynccontextmanager
     async def query(
         self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, timeout: float
@@ -93,11 +123,11 @@ class PostgresConnection:
         block commits, an exception rolls back. Raises TaskError, see
         worker/tandem_worker/connectors/sql/connections.py.
         """
-        text, values = bind(sql, params, "postgresql")
         async with self._begun(timeout, readonly=not self.writable) as connection:
+            _, statement, values = await self._bound(connection, sql, params)
+            _refuse_without_rows(statement)
             with self._explained():
-                statement, arguments = await _asked(connection, text, values)
-                cursor = await statement.cursor(*arguments)
+                cursor = await statement.cursor(*values)
             columns = [Column(one.name, one.type.name) for one in statement.get_attributes()]
             yield PostgresRows(cursor, columns, self._explained)
 
@@ -106,12 +136,12 @@ class PostgresConnection:
         self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, timeout: float
     ) -> AsyncIterator[Copied]:
         """The same, as CSV of the server's making."""
-        text, values = bind(sql, params, "postgresql")
         async with self._begun(timeout, readonly=not self.writable) as connection:
             with self._explained():
                 await connection.execute("SET LOCAL standard_conforming_strings = on")
-                statement, arguments = await _asked(connection, text, values)
-            async with copy_out(connection, text, arguments, statement, self._explained) as copied:
+            text, statement, values = await self._bound(connection, sql, params)
+            _refuse_without_rows(statement)
+            async with copy_out(connection, text, values, statement, self._explained) as copied:
                 yield copied
 
     @asynccontextmanager
@@ -124,7 +154,7 @@ class PostgresConnection:
         if not self.writable:
             raise rows.read_only(self.name)
         async with self._begun(timeout, readonly=False) as connection:
-            yield PostgresTransaction(connection, self._explained)
+            yield PostgresTransaction(connection, self._explained, self._bound, self._types)
 
     @asynccontextmanager
     async def _begun(self, timeout: float, *, readonly: bool) -> AsyncIterator[Connection]:
@@ -212,11 +242,16 @@ class PostgresTransaction:
     """Statements between BEGIN and COMMIT."""
 
     def __init__(
-        self, connection: Connection, explained: Callable[[], AbstractContextManager[None]]
+        self,
+        connection: Connection,
+        explained: Callable[[], AbstractContextManager[None]],
+        bound: Callable[[Connection, str, Params], Awaitable[tuple[str, Any, list[Any]]]],
+        types: Mapping[Any, Types],
     ) -> None:
         self._connection = connection
         self._explained = explained
-        self._prepared: tuple[str, Any] = ("", None)
+        self._bound = bound
+        self._types = types
 
     async def execute(
         self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None
@@ -228,62 +263,50 @@ class PostgresTransaction:
                 f"{word.upper()} is not allowed in a transaction of tasks",
                 retryable=False,
             )
-        statement, arguments = await self._bound(sql, params)
+        _, statement, values = await self._bound(self._connection, sql, params)
         with self._explained():
             if not statement.get_attributes():
-                await statement.fetch(*arguments)
+                await statement.fetch(*values)
                 return _affected(statement.get_statusmsg())
-            cursor, count = await statement.cursor(*arguments), 0
+            cursor, count = await statement.cursor(*values), 0
             while portion := len(await cursor.fetch(rows.FIRST_PORTION)):
                 count += portion
             return count
 
     async def first(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
         """The first row of a query."""
-        statement, arguments = await self._bound(sql, params)
+        _, statement, values = await self._bound(self._connection, sql, params)
         with self._explained():
-            record = await statement.fetchrow(*arguments)
+            record = await statement.fetchrow(*values)
         return None if record is None else dict(record)
 
     async def loader(self, table: str, columns: Sequence[str], key: Sequence[str]) -> Loader:
         """Writes rows into these columns, in place of those that have the same `key`, if one is given."""
         with self._explained():
             found = await self._connection.fetch(POSTGRES_COLUMNS, quoted(table))
-        types = {record["name"]: record["type"] for record in found}
-        check_columns(table, types, [*columns, *key])
+        oids = {record["name"]: record["oid"] for record in found}
+        check_columns(table, oids, [*columns, *key])
+        types = self._types[getattr(self._connection, "_con", self._connection)]
         made = PostgresLoader(
             self._connection,
             self._explained,
             table,
             columns=columns,
-            types=[types[name] for name in columns],
+            oids=[oids[name] for name in columns],
+            types=types,
             key=key,
         )
         await made.begin()
         return made
 
-    async def _bound(
-        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None
-    ) -> tuple[Any, list[Any]]:
-        text, values = bind(sql, params, "postgresql")
-        if self._prepared[0] != text:
-            with self._explained():
-                self._prepared = (text, await self._connection.prepare(text))
-        statement = self._prepared[1]
-        return statement, _arguments(values, statement.get_parameters())
 
-
-async def _asked(connection: Connection, text: str, values: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """A prepared statement that returns rows, and its arguments."""
-    statement = await connection.prepare(text)
-    arguments = _arguments(values, statement.get_parameters())
+def _refuse_without_rows(statement: Any) -> None:
+    """Raises TaskError for a statement that returns no rows, or two columns of one name."""
     attributes = statement.get_attributes()
     if not attributes:
-        raise TaskError(
-            "sql_error", "this statement returns no rows, a query does", retryable=False
-        )
+        message = "this statement returns no rows; a query must: use sql.execute"
+        raise TaskError("sql_error", message, retryable=False)
     rows.distinct([attribute.name for attribute in attributes])
-    return statement, arguments
 
 
 def _affected(status: str) -> int:
@@ -292,27 +315,13 @@ def _affected(status: str) -> int:
     return int(last) if last.isdecimal() else 0
 
 
-async def _prepare(connection: Connection) -> None:
-    """What asyncpg's own types would lose: months in intervals; and JSON as values instead of text."""
-    await connection.set_type_codec(
-        "interval", schema="pg_catalog", encoder=str, decoder=str, format="text"
-    )
-    for name in ("json", "jsonb"):
-        await connection.set_type_codec(
-            name, schema="pg_catalog", encoder=_json, decoder=msgspec.json.decode, format="text"
-        )
-
-
-def _json(value: Any) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
-
-
 def _limits(timeout: float) -> str:
     ms = max(1, min(int(timeout * 1000), 2**31 - 1))
     # The last one for a worker that vanished: nobody would end its transaction.
     return (
         f"SET LOCAL statement_timeout = {ms}; SET LOCAL lock_timeout = {min(ms, int(LOCK * 1000))};"
-        f" SET LOCAL idle_in_transaction_session_timeout = {ms}; SET LOCAL intervalstyle = iso_8601"
+        f" SET LOCAL idle_in_transaction_session_timeout = {ms}; SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO, YMD'; SET LOCAL intervalstyle = iso_8601;"
+        " SET LOCAL bytea_output = hex; SET LOCAL extra_float_digits = 1"
     )
 
 
@@ -334,44 +343,6 @@ async def _roll_back(transaction: Any, connection: Connection) -> None:
         OSError,
     ):
         _drop(connection)
-
-
-# ------------------------------------------------------------------------------------ values for it
-
-
-def _arguments(values: Sequence[Any], types: Sequence[asyncpg.Type]) -> list[Any]:
-    """JSON values as asyncpg wants them for the types that the server expects."""
-    if len(values) != len(types):
-        raise TaskError(
-            "sql_error",
-            f"the statement has {len(types)} placeholders, params {len(values)}",
-            retryable=False,
-        )
-    arguments = []
-    for number, (value, type_) in enumerate(zip(values, types, strict=True), 1):
-        try:
-            arguments.append(_argument(value, type_.name))
-        except (ValueError, TypeError):
-            message = f"the value of ${number} is no {type_.name}"
-            raise TaskError("sql_error", message, retryable=False) from None
-    return arguments
-
-
-def _argument(value: Any, type_: str) -> Any:
-    if type_.endswith("[]") and isinstance(value, list):
-        return [_argument(one, type_[:-2]) for one in value]
-    parse = _PARSED.get(type_) if isinstance(value, str) else None
-    return value if parse is None else parse(value)
-
-
-_PARSED: dict[str, Callable[[str], Any]] = {
-    "timestamp": datetime.fromisoformat,
-    "timestamptz": datetime.fromisoformat,
-    "date": date.fromisoformat,
-    "time": time.fromisoformat,
-    "timetz": time.fromisoformat,
-    "bytea": partial(b64decode, validate=True),
-}
 
 
 # ----------------------------------------------------------------------------------------- failures
@@ -397,6 +368,8 @@ def _lost(name: str) -> TaskError:
     return TaskError("sql_connection", f"the connection {name!r} broke", retryable=True)
 
 
+# How the server says which parameter it could not read; its message would quote the value.
+_PARAMETER = re.compile(r"^(?:unnamed )?portal (?:.* )?parameter \$([0-9]+)", re.MULTILINE)
 # By SQLSTATE class or code: connection, rollback (serialization, deadlock), resources, lock
 # timeout, shutdown.
 _PASSING = ("08", "40", "53", "55P03", "57P01", "57P02", "57P03")
@@ -410,13 +383,13 @@ def failure(error: Exception, name: str) -> TaskError:
             "the database cancelled the statement: it took longer than it may",
             retryable=True,
         )
-    if misfit := re.match(r"invalid input for query argument (\$[0-9]+)", str(error)):
-        # asyncpg's own words, which quote the value.
-        return TaskError(
-            "sql_error", f"the value of {misfit[1]} does not fit its type", retryable=False
-        )
+    if refused := re.match(r"invalid input for query argument \$([0-9]+)", str(error)):
+        return misfit(int(refused[1]))  # asyncpg's own words would quote the value
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
+        bound = _PARAMETER.search(getattr(error, "context", None) or "")
+        if bound and state.startswith("22"):
+            return misfit(int(bound[1]))
         if state.startswith(("08", "57P")):
             return _lost(name)
         message = str(error.args[0]) if error.args else type(error).__name__

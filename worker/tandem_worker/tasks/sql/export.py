@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from datetime import date
 from typing import Any, Literal
 
+import msgspec
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -155,7 +155,7 @@ class _Encoder:
             if isinstance(writer, JsonWriter):
                 writer.add([bytes(to_json(row)) for row in rows])
             else:
-                values = [self._values(rows, column) for column in columns]
+                values = [[row[column.name] for row in rows] for column in columns]
                 writer.write(ColumnBatch(values, len(rows)))
         return self._buffer.take()
 
@@ -171,16 +171,10 @@ class _Encoder:
             self._writer = open_writer(self._buffer, self._format, self._compression, table)
         return self._writer
 
-    def _values(self, rows: Sequence[Row], column: Column) -> list[Any]:
-        values = [row[column.name] for row in rows]
-        if self._format == "parquet" and column.type in ("date", "timestamp", "timestamptz"):
-            for value in values:
-                if isinstance(value, date) and isinstance(plain(value), str):
-                    raise _mismatch(column.name, column.type, "an infinity")
-        return values
-
 
 def _text(value: Any) -> str:
+    if isinstance(value, msgspec.Raw):  # JSON, as the database writes it
+        return bytes(value).decode()
     return text(value if type(value) is float else plain(value), plain)
 
 
@@ -191,9 +185,8 @@ def _as_task_errors() -> Iterator[None]:
     except UnicodeError:
         raise TaskError("sql_error", "a value is not valid Unicode text", retryable=False) from None
     except TypeMismatch as error:
-        raise _mismatch(error.name, error.type, "a value of another type") from None
-
-
-def _mismatch(name: str, type: str, what: str) -> TaskError:
-    message = f"the column {name!r} is of type {type} but has {what}: cast it in the statement"
-    return TaskError("sql_error", message, retryable=False)
+        message = (
+            f"the column {error.name!r} is {error.type} in Parquet, which cannot hold one of its"
+            " values: cast it to text in the statement"
+        )
+        raise TaskError("sql_error", message, retryable=False) from None
