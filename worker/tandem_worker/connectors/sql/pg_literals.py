@@ -218,14 +218,14 @@ def _object(value: Mapping[str, Any], one: PgType, types: Types) -> str:
 
 
 def _list(value: Sequence[Any], one: PgType, types: Types) -> str:
+    if (shape := _SHAPES.get(one.name)) is not None:
+        return shape(value)
     if one.element:
         return _array(value, one, types)
     if one.kind == "m":
         return "{" + ",".join(literal(part, _range_of(one, types), types) for part in value) + "}"
     if one.kind == "c":
         return _composite(value, one, types)
-    if (shape := _SHAPES.get(one.name)) is not None:
-        return shape(value)
     return str(_refuse(value))
 
 
