@@ -1,4 +1,4 @@
-"""The SQLite client: what cannot be opened, or is cancelled meanwhile, leaves no lock and no thread behind."""
+"""The SQLite client: a failed or cancelled opening leaves neither a lock nor a thread behind."""
 
 import asyncio
 import threading
@@ -16,7 +16,7 @@ from tandem_shared.sqlite import SQLiteClient
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[SQLiteClient]:
-    """One whose file cannot be opened before its directory is made."""
+    """A client whose file can be opened only once its directory exists."""
     config = {
         "connections": {
             "shop": {
@@ -36,7 +36,7 @@ async def client(tmp_path: Path) -> AsyncIterator[SQLiteClient]:
         await context.close_connections()
 
 
-async def test_a_file_that_could_not_be_opened_is_opened_later(client: SQLiteClient) -> None:
+async def test_a_client_recovers_from_a_file_that_could_not_be_opened(client: SQLiteClient) -> None:
     for _ in range(2):
         with pytest.raises(Exception, match="unable to open"):
             await client.execute_query("SELECT 1")
@@ -48,7 +48,7 @@ async def test_a_file_that_could_not_be_opened_is_opened_later(client: SQLiteCli
         await connection.execute_query("SELECT 1")
 
 
-async def test_whoever_is_cancelled_while_a_transaction_begins_leaves_it_to_others(
+async def test_a_cancelled_begin_releases_the_lock(
     client: SQLiteClient,
 ) -> None:
     Path(client.filename).parent.mkdir()
@@ -69,7 +69,7 @@ async def test_whoever_is_cancelled_while_a_transaction_begins_leaves_it_to_othe
         await insert()
 
 
-def test_who_is_cancelled_while_a_file_is_opened_leaves_no_thread(
+def test_a_cancelled_opening_leaves_no_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors: list[object] = []
@@ -91,7 +91,7 @@ def test_who_is_cancelled_while_a_file_is_opened_leaves_no_thread(
     assert errors == []
 
 
-async def test_a_ledger_that_is_no_file_is_unavailable_at_once_and_again(tmp_path: Path) -> None:
+async def test_a_ledger_on_a_directory_is_unavailable_every_time(tmp_path: Path) -> None:
     database = Database(f"sqlite://{tmp_path}")
     for _ in range(2):
         async with asyncio.timeout(10):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from tandem_shared.doctor.findings import Finding
 from tandem_shared.jobs.states import OPEN
 from tandem_shared.ledger.ledger import Ledger
-from tandem_shared.ledger.rows import JobRow, row_from_facts
+from tandem_shared.ledger.rows import JobRow, row_from_values
 from tandem_shared.queue.queue import Queue
 
 MAX_LAG_SECONDS = 120.0  # seconds that the ledger may be behind before it is a finding
@@ -66,7 +66,7 @@ class LedgerCheck:
                 if values is None:
                     found.append((Finding("row-without-record", id, str(stamp)), None))
                     continue
-                newest = row_from_facts(id, values)
+                newest = row_from_values(id, values)
                 if newest.stamp > stamp and newest.stamp / 1e6 < read:
                     found.append((Finding("row-behind", id, str(stamp)), newest))
             at += len(facts)
@@ -91,7 +91,7 @@ class LedgerCheck:
                     if now.final:
                         await self._queue.events.acknowledge([], [(now.id, now.stamp)])
                 elif mend and sure:
-                    await self._ledger.give_up(finding.subject, stamps[finding.subject])
+                    await self._ledger.fail_lost(finding.subject, stamps[finding.subject])
                 else:
                     mended = False
                 still.append(Finding(finding.word, finding.subject, mended=mended))

@@ -48,7 +48,7 @@ class Database:
             if self.sqlite:
                 self._file = Path(credentials["file_path"])
                 engine = "tandem_shared.sqlite"
-                # Half the timeout: SQLite reports a busy database before the statement is cancelled.
+                # Half the timeout: SQLite reports a busy database before we cancel the statement.
                 busy_ms = int(STATEMENT_TIMEOUT_SECONDS * 500)
                 options = {"busy_timeout": busy_ms, **credentials}
             else:

@@ -1,223 +1,220 @@
-"""The ledger: every job in SQL, for lists, search, history, and for the time after its record has left Redis.
+"""The ledger: every job in SQL, for lists, search and history beyond the life of its Redis record.
 
-Redis remains the truth for what is not final. Rows follow it by the event stream
-(worker/tandem_worker/runtime/ledger.py): a row is replaced by one with a higher stamp only, so the
-same events may come twice and in any order.
+Redis holds the truth about jobs that are not final. Rows follow it by the event stream
+(worker/tandem_worker/runtime/ledger.py). A row is replaced only by one with a higher stamp, so the
+same events may arrive twice and in any order.
 """
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tandem_shared.jobs.ids import id_prefix
 from tandem_shared.jobs.record import Record
 from tandem_shared.jobs.replay import ReplayInput
 from tandem_shared.jobs.states import FINAL, State
 from tandem_shared.ledger.database import Database, Statement
-from tandem_shared.ledger.query import AFTER_ALL_IDS, JobFilter, Query
+from tandem_shared.ledger.query import AFTER_ALL_IDS, JobFilter, Query, placeholders
 from tandem_shared.ledger.rows import COLUMNS, IMMUTABLE, JobRow, record_from_row, replay_tag
 from tandem_shared.settings import Settings
 
-SCAN_ROWS = (
-    500,
-    2_000,
-    4_000,
-)  # rows that are looked at, portion after portion, the last size from then on
-PAGE_SECONDS = 0.03  # seconds after which a page is given as far as it has come
-SEARCH_SECONDS = 0.25  # the same where a text is looked for, which no index helps with
-EXPORT_ROWS = 100  # rows at once
-# The error of a job that Redis lost.
-LOST_ERROR = '{"type":"record_lost","message":"the queue lost this job before it ended","retryable":true,"attempt":0}'
-
-_WRITTEN = ("id", *COLUMNS, "payload", "words")
-_READ = ("id", *COLUMNS)
-_CHANGING = [name for name in _WRITTEN[1:] if name not in IMMUTABLE]
-_UPSERT = (
-    f"INSERT INTO tandem_jobs ({', '.join(_WRITTEN)}) VALUES ({', '.join('?' * len(_WRITTEN))})"  # noqa: S608 - ours
-    f" ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _CHANGING)}"
-    " WHERE excluded.stamp > tandem_jobs.stamp"
+SCAN_ROWS = (500, 2_000, 4_000)  # per scan of an index: the first, the second, and all later ones
+# A page ends after this time with what it has found so far; a text search gets longer, since no
+# index helps it.
+PAGE_SECONDS, SEARCH_SECONDS = 0.03, 0.25
+EXPORT_ROWS = 100
+LOST_ERROR = (
+    '{"type":"record_lost","message":"the queue lost this job before it ended",'
+    '"retryable":true,"attempt":0}'
 )
-# Of jobs that are there: a late writer gives no tags to one that is buried.
-_TAG = (
+
+_READ = ("id", *COLUMNS)
+_WRITTEN = (*_READ, "payload", "words")
+_SELECT = f"SELECT {', '.join(_READ)} FROM tandem_jobs"
+
+
+def _upsert(updated: Iterable[str]) -> str:
+    changes = ", ".join(f"{name} = excluded.{name}" for name in updated)
+    return (
+        f"INSERT INTO tandem_jobs ({', '.join(_WRITTEN)}) VALUES ({placeholders(_WRITTEN)})"
+        f" ON CONFLICT (id) DO UPDATE SET {changes}"
+    )
+
+
+_SAVE_JOB = (
+    _upsert(name for name in _WRITTEN[1:] if name not in IMMUTABLE)
+    + " WHERE excluded.stamp > tandem_jobs.stamp"
+)
+# Only for jobs that exist: a late writer must not add tags to a tombstone.
+_SAVE_TAG = (
     "INSERT INTO tandem_tags (tenant, tag, job)"
     " SELECT tenant, CAST(? AS varchar(512)), id FROM tandem_jobs WHERE id = ? AND tenant = ?"
     " ON CONFLICT (tenant, tag, job) DO NOTHING"
 )
-# Nobody's, as of the end of time: no row of the job is newer, none of a tenant's questions finds
-# it, and it goes as cancelled ones do.
-_GRAVE: dict[str, str | int | None] = {
+# What stays of a deleted job. `stamp` is 2**63 - 1, so no late upsert can overwrite it; `tenant` is
+# "", so no query finds it; `state` is cancelled, so `expire` removes it with the cancelled jobs.
+_TOMBSTONE: dict[str, Any] = {
     **dict.fromkeys(_WRITTEN[1:]),
     **dict.fromkeys(("tenant", "task", "queue", "priority", "words"), ""),
     **dict.fromkeys(("attempt", "max_attempts", "submitted", "due", "version"), 0),
-    "state": "cancelled",
+    "state": State.CANCELLED.value,
     "stamp": (1 << 63) - 1,
     "options": "{}",
 }
-_BURY = (
-    f"INSERT INTO tandem_jobs ({', '.join(_WRITTEN)}) VALUES ({', '.join('?' * len(_WRITTEN))})"  # noqa: S608 - ours
-    f" ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _GRAVE)}"
+_SAVE_TOMBSTONE = _upsert(_TOMBSTONE)
+_DELETE_TAGS = "DELETE FROM tandem_tags WHERE job = ?"
+_DELETE_JOB = "DELETE FROM tandem_jobs WHERE id = ?"
+# A replay stays for as long as the job that it replays, which would otherwise seem not replayed.
+# Ids have the collation "C" in PostgreSQL, and so must what is compared with them.
+_EXPIRED = (
+    "SELECT id FROM tandem_jobs j WHERE tenant = ? AND state = ? AND id < ? AND ended < ?"
+    " AND NOT EXISTS (SELECT 1 FROM tandem_tags t"
+    " JOIN tandem_jobs o ON o.id = substr(t.tag, 2){collation} AND o.tenant = j.tenant"
+    " WHERE t.job = j.id AND t.tag LIKE '=%') ORDER BY id LIMIT {limit}"
 )
-_OVER = "tenant = ? AND state = ? AND id < ? AND ended < ?"
-# A replay stays for as long as what it replays, which else would look as if it had none.
-_ALONE = (
-    "NOT EXISTS (SELECT 1 FROM tandem_tags t JOIN tandem_jobs o ON o.id = substr(t.tag, 2){} AND o.tenant = j.tenant"
-    " WHERE t.job = j.id AND t.tag LIKE '=%')"
+# One step along the index per tenant.
+_TENANTS = (
+    "WITH RECURSIVE t(tenant) AS (SELECT min(tenant) FROM tandem_jobs WHERE tenant > ''"
+    " UNION ALL SELECT (SELECT min(j.tenant) FROM tandem_jobs j WHERE j.tenant > t.tenant)"
+    " FROM t WHERE t.tenant IS NOT NULL) SELECT tenant FROM t WHERE tenant IS NOT NULL"
 )
-_FORGET = ("DELETE FROM tandem_tags WHERE job = ?", "DELETE FROM tandem_jobs WHERE id = ?")
 
 
 class JobPage(NamedTuple):
-    """Jobs, the newest first; `next`: the id below which the list goes on, None at its end."""
+    """Jobs, newest first; the list continues below the id `next`, which is None at its end."""
 
     records: list[Record]
     next: str | None
 
 
 class Ledger:
-    """The ledger over one database; every method raises Unavailable while that does not serve."""
+    """The ledger in one database. Every method raises Unavailable while that cannot serve."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
     async def save(self, rows: Sequence[JobRow]) -> None:
-        """Writes these jobs where they are newer than what is there, all or none; at most one row a job."""
-        # In one order, so that two writers never wait for each other.
-        ordered = sorted(rows, key=lambda one: one.id)
-        statements: list[Statement] = [(_UPSERT, [(one.id, *one.values) for one in ordered])]
-        if tags := [(tag, one.id, one.tenant) for one in ordered for tag in one.tags]:
-            statements.append((_TAG, tags))
+        """Write the jobs that are newer than their rows, all or none; at most one row per job."""
+        # Always in the order of ids, so that two writers never deadlock.
+        ordered = sorted(rows, key=lambda row: row.id)
+        statements: list[Statement] = [(_SAVE_JOB, [(row.id, *row.values) for row in ordered])]
+        if tags := [(tag, row.id, row.tenant) for row in ordered for tag in row.tags]:
+            statements.append((_SAVE_TAG, tags))
         await self.database.write(statements)
 
     async def get(self, id: str, *, tenant: str) -> Record | None:
-        """The job as it was last written; None if there is none, or if it is another tenant's."""
-        text = f"SELECT {', '.join(_READ)} FROM tandem_jobs WHERE id = ? AND tenant = ?"  # noqa: S608 - ours
-        rows = await self.database.read(text, [id, tenant])
+        """The job as last written; None if it is unknown or belongs to another tenant."""
+        rows = await self.database.read(f"{_SELECT} WHERE id = ? AND tenant = ?", [id, tenant])
         return record_from_row(_READ, rows[0]) if rows else None
 
     async def payload(self, id: str, *, tenant: str) -> bytes | None:
         """The payload of a final job, JSON; None as with `get`."""
-        rows = await self.database.read(
-            "SELECT payload FROM tandem_jobs WHERE id = ? AND tenant = ?", [id, tenant]
-        )
-        return rows[0][0].encode() if rows and rows[0][0] is not None else None
+        replay_inputs = await self.replay_inputs([id], tenant=tenant)
+        return replay_inputs[id].payload if replay_inputs else None
 
     async def replay_inputs(self, ids: Sequence[str], *, tenant: str) -> dict[str, ReplayInput]:
-        """What replays of these final jobs need, as far as they are known."""
-        text = (
-            "SELECT id, payload, concurrency_key, concurrency_limit FROM tandem_jobs"  # noqa: S608 - only places for values
-            f" WHERE tenant = ? AND payload IS NOT NULL AND id IN ({', '.join('?' * len(ids))})"
+        """What replays of these jobs need; jobs that are unknown or not final are left out."""
+        sql = (
+            "SELECT id, payload, concurrency_key, concurrency_limit FROM tandem_jobs"
+            f" WHERE tenant = ? AND payload IS NOT NULL AND id IN ({placeholders(ids)})"
         )
-        rows = await self.database.read(text, [tenant, *ids]) if ids else []
+        rows = await self.database.read(sql, [tenant, *ids]) if ids else []
         return {id: ReplayInput(payload.encode(), key, limit) for id, payload, key, limit in rows}
 
     async def replayed(self, ids: Sequence[str], *, tenant: str) -> set[str]:
-        """Which of these have a replay."""
-        text = (
-            f"SELECT tag FROM tandem_tags WHERE tenant = ? AND tag IN ({', '.join('?' * len(ids))})"  # noqa: S608 - likewise
-        )
-        rows = await self.database.read(text, [tenant, *map(replay_tag, ids)]) if ids else []
-        return {row[0].removeprefix(replay_tag("")) for row in rows}
+        """Which of these jobs have a replay."""
+        sql = f"SELECT tag FROM tandem_tags WHERE tenant = ? AND tag IN ({placeholders(ids)})"
+        rows = await self.database.read(sql, [tenant, *map(replay_tag, ids)]) if ids else []
+        return {tag.removeprefix(replay_tag("")) for (tag,) in rows}
 
     async def find(self, wanted: JobFilter, *, before: str | None = None, limit: int) -> JobPage:
-        """Up to `limit` jobs with an id below `before`; fewer, even none, where they are so rare that it takes long."""
+        """Up to `limit` jobs with an id below `before`; fewer, or none, if they are rare."""
         query = Query(wanted, _READ)
         records: list[Record] = []
-        end_of_time = time.monotonic() + (PAGE_SECONDS if wanted.q is None else SEARCH_SECONDS)
-        turn = 0
+        deadline = time.monotonic() + (PAGE_SECONDS if wanted.q is None else SEARCH_SECONDS)
+        scans = 0
         while True:
-            left = limit - len(records)
-            many = left + 1 if query.exact else SCAN_ROWS[min(turn, len(SCAN_ROWS) - 1)]
-            rows = await self.database.read(*query.page(before, many, left + 1))
-            records += [record_from_row(_READ, row) for row in rows[:left]]
-            if len(rows) > left:
+            missing = limit - len(records)
+            count = missing + 1 if query.exact else SCAN_ROWS[min(scans, len(SCAN_ROWS) - 1)]
+            rows = await self.database.read(*query.page(before, count, missing + 1))
+            records += [record_from_row(_READ, row) for row in rows[:missing]]
+            if len(rows) > missing:
                 return JobPage(records, records[-1].id)
             if query.exact:
                 return JobPage(records, None)
-            [(end, found)] = await self.database.read(*query.reach(before, many))
-            if found < many:
+            [(last, found)] = await self.database.read(*query.reach(before, count))
+            if found < count:
                 return JobPage(records, None)
-            before, turn = end, turn + 1
-            if len(records) == limit or time.monotonic() > end_of_time:
+            before, scans = last, scans + 1
+            if len(records) == limit or time.monotonic() > deadline:
                 return JobPage(records, before)
 
     async def tombstone(self, id: str) -> None:
-        """Forgets a job for good: what is still on its way to the ledger does not bring it back.
+        """Delete a job so that events still on their way to the ledger cannot bring it back.
 
-        For that something of it stays, for as long as cancelled jobs are kept, in which nothing of
-        it can be seen.
+        A row without any of its content stays for as long as cancelled jobs are kept.
         """
-        grave = {**_GRAVE, "ended": int(time.time() * 1e6)}
-        statements: list[Statement] = [(_BURY, [(id, *grave.values())]), (_FORGET[0], [(id,)])]
-        await self.database.write(statements)
-
-    async def _remove(self, ids: Sequence[str]) -> None:
-        """Removes these jobs."""
-        rows = [(id,) for id in sorted(ids)]
-        await self.database.write([(text, rows) for text in _FORGET])
+        values = {**_TOMBSTONE, "ended": int(time.time() * 1e6)}.values()
+        await self.database.write([(_SAVE_TOMBSTONE, [(id, *values)]), (_DELETE_TAGS, [(id,)])])
 
     async def expire(self, keep: Mapping[State, float], *, limit: int = 500) -> int:
-        """Removes up to `limit` final jobs that ended longer ago than their state is kept, in seconds; how many."""
+        """Remove up to `limit` final jobs that ended longer ago than `keep` says for their state.
+
+        `keep` is in seconds. Returns how many were removed.
+        """
         removed = 0
-        now = time.time()
-        alone = _ALONE.format(
-            "" if self.database.sqlite else ' COLLATE "C"'
-        )  # as ids are in PostgreSQL
-        for tenant in (*await self._tenants(), _GRAVE["tenant"]):
+        collation = "" if self.database.sqlite else ' COLLATE "C"'
+        for tenant in (*await self._tenants(), _TOMBSTONE["tenant"]):
             for state, seconds in keep.items():
-                if state not in FINAL or removed >= limit:
+                if state not in FINAL:
                     continue
-                end = now - seconds
-                # Who ended before that was submitted before that.
-                text = f"SELECT id FROM tandem_jobs j WHERE {_OVER} AND {alone} ORDER BY id LIMIT {limit - removed}"  # noqa: S608 - ours
+                end = time.time() - seconds
+                # A job that ended before `end` has an id from before it, give or take a skew.
                 values = [tenant, state.value, id_prefix(end + 60.0), int(end * 1e6)]
-                rows = await self.database.read(text, values)
+                sql = _EXPIRED.format(collation=collation, limit=limit - removed)
+                rows = sorted(await self.database.read(sql, values))
                 if rows:
-                    await self._remove([row[0] for row in rows])
+                    await self.database.write([(_DELETE_TAGS, rows), (_DELETE_JOB, rows)])
                 removed += len(rows)
         return removed
 
     async def unfinished(
-        self, states: Sequence[State], many: int
+        self, states: Sequence[State], count: int
     ) -> AsyncIterator[list[tuple[str, int]]]:
-        """Every job in one of these states, `many` at a time: (id, stamp)."""
-        text = (
-            "SELECT id, stamp FROM tandem_jobs WHERE tenant = ? AND (state, id) > (?, ?) AND (state, id) < (?, ?)"  # noqa: S608 - ours
-            f" ORDER BY state, id LIMIT {many}"  # a pair, as in listing.py
+        """Yield all jobs in one of these states, `count` at a time: (id, stamp)."""
+        sql = (
+            "SELECT id, stamp FROM tandem_jobs"
+            " WHERE tenant = ? AND (state, id) > (?, ?) AND (state, id) < (?, ?)"
+            f" ORDER BY state, id LIMIT {count}"  # by the pair, as in query.py
         )
         for tenant in await self._tenants():
             for state in states:
                 last = ""
                 while rows := await self.database.read(
-                    text, [tenant, state.value, last, state.value, AFTER_ALL_IDS]
+                    sql, [tenant, state.value, last, state.value, AFTER_ALL_IDS]
                 ):
                     yield [(id, int(stamp)) for id, stamp in rows]
                     last = rows[-1][0]
 
     async def stamps(self, ids: Sequence[str]) -> list[tuple[str, int]]:
-        """Those of these jobs that there are: (id, stamp)."""
+        """Those of these jobs that the ledger has: (id, stamp)."""
         if not ids:
             return []
-        text = f"SELECT id, stamp FROM tandem_jobs WHERE id IN ({', '.join('?' * len(ids))})"  # noqa: S608 - no values
-        return [(id, int(stamp)) for id, stamp in await self.database.read(text, ids)]
+        sql = f"SELECT id, stamp FROM tandem_jobs WHERE id IN ({placeholders(ids)})"
+        return [(id, int(stamp)) for id, stamp in await self.database.read(sql, ids)]
 
-    async def give_up(self, id: str, stamp: int) -> None:
-        """Ends a job that Redis has lost as failed, if it still has this stamp."""
-        text = (
-            "UPDATE tandem_jobs SET state = 'failed', stamp = stamp + 1, ended = ?, error = ?, words = words || ?"
-            " WHERE id = ? AND stamp = ?"
+    async def fail_lost(self, id: str, stamp: int) -> None:
+        """End a job that Redis has lost as failed, if it still has this stamp."""
+        sql = (
+            "UPDATE tandem_jobs SET state = 'failed', stamp = stamp + 1, ended = ?, error = ?,"
+            " words = words || ? WHERE id = ? AND stamp = ?"
         )
-        await self.database.write(
-            [(text, [(int(time.time() * 1e6), LOST_ERROR, " record_lost", id, stamp)])]
-        )
+        values = (int(time.time() * 1e6), LOST_ERROR, " record_lost", id, stamp)
+        await self.database.write([(sql, [values])])
 
     async def _tenants(self) -> list[str]:
-        tenants: list[str] = []
-        # one step along the index
-        text = "SELECT tenant FROM tandem_jobs WHERE tenant > ? ORDER BY tenant LIMIT 1"
-        while rows := await self.database.read(text, [tenants[-1] if tenants else ""]):
-            tenants.append(rows[0][0])
-        return tenants
+        return [tenant for (tenant,) in await self.database.read(_TENANTS)]
 
     async def export(
         self,
@@ -226,23 +223,26 @@ class Ledger:
         until: float | None = None,
         states: Sequence[State] = (),
     ) -> AsyncIterator[tuple[Record, bytes | None]]:
-        """Every job of every tenant with its payload, the oldest first; `since` and `until` seconds since the epoch."""
-        parts = ["id > ?", "tenant <> ''"]
+        """Yield all jobs of all tenants with their payload, oldest first.
+
+        `since` (inclusive) and `until` (exclusive) are seconds since the epoch, of the submission.
+        """
+        conditions = ["id > ?", "tenant <> ''"]
         values: list[str | int] = [id_prefix(since - 60.0) if since is not None else ""]
         if since is not None:
-            parts.append("submitted >= ?")
+            conditions.append("submitted >= ?")
             values.append(int(since * 1e6))
         if until is not None:
-            parts += ["submitted < ?", "id < ?"]
+            conditions += ["submitted < ?", "id < ?"]
             values += [int(until * 1e6), id_prefix(until + 60.0)]
         if states:
-            parts.append(f"state IN ({', '.join('?' * len(states))})")
+            conditions.append(f"state IN ({placeholders(states)})")
             values += [state.value for state in states]
-        text = (
-            f"SELECT {', '.join((*_READ, 'payload'))} FROM tandem_jobs WHERE {' AND '.join(parts)}"  # noqa: S608 - ours
-            f" ORDER BY id LIMIT {EXPORT_ROWS}"
+        sql = (
+            f"SELECT {', '.join((*_READ, 'payload'))} FROM tandem_jobs"
+            f" WHERE {' AND '.join(conditions)} ORDER BY id LIMIT {EXPORT_ROWS}"
         )
-        while rows := await self.database.read(text, values):
+        while rows := await self.database.read(sql, values):
             for *row, payload in rows:
                 yield record_from_row(_READ, row), None if payload is None else payload.encode()
             values[0] = rows[-1][0]
@@ -250,7 +250,7 @@ class Ledger:
 
 @asynccontextmanager
 async def open_ledger(settings: Settings) -> AsyncIterator[Ledger]:
-    """The ledger of the settings; it connects when first used. Raises Misconfigured for a URL that is none."""
+    """The ledger of these settings, which connects when first used. Raises Misconfigured."""
     database = Database(settings.database_url)
     try:
         yield Ledger(database)

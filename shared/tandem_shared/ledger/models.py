@@ -1,11 +1,11 @@
-"""The tables of the ledger, as Tortoise knows them."""
+"""The tables of the ledger as Tortoise models."""
 
 from tortoise import fields
 from tortoise.models import Model
 
 
-class Job(Model):
-    """One job as it was when it was last projected. JSON is text as it came; stamps are µs, `due` and `run` ms."""
+class LedgerJob(Model):
+    """A job as last projected. JSON is text, unchanged; stamps are µs, `due` and `run` ms."""
 
     id = fields.CharField(max_length=64, primary_key=True)
     tenant = fields.CharField(max_length=64)
@@ -33,16 +33,16 @@ class Job(Model):
     result = fields.TextField(null=True)
     error = fields.TextField(null=True)
     files = fields.TextField(null=True)
-    payload = fields.TextField(null=True)  # of final jobs
-    words = fields.TextField()  # what `q` looks through
+    payload = fields.TextField(null=True)  # final jobs only
+    words = fields.TextField()  # the text that `q` searches
 
     class Meta:  # noqa: D106 - Tortoise's own form
         table = "tandem_jobs"
         app = "tandem"
 
 
-class Tag(Model):
-    """A tag of a job, as `name=value`; of a replay also `=` and the id of what it replays."""
+class LedgerTag(Model):
+    """A tag of a job, `name=value`; a replay also has `=` and the id of the job that it replays."""
 
     id = fields.BigIntField(primary_key=True, generated=True)
     tenant = fields.CharField(max_length=64)

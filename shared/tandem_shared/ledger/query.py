@@ -1,12 +1,12 @@
-"""Lists of jobs, newest first: a filter, the SQL that finds a page of it, and the same filter for records in hand.
+"""Lists of jobs, newest first: a filter, the SQL for a page of it, and the same filter in Python.
 
-Every way to look for jobs begins with an index that ends in the id: (tenant, [task | queue,] state,
-id), a state at a time, merged; or (tenant, tag, job). What the index cannot say is asked of the
-rows that it finds, in portions, so that no page costs more than its portions, however rare what it
-looks for.
+Every query walks an index that ends in the id: (tenant, [task | queue,] state, id), one branch per
+state, merged; or (tenant, tag, job). Conditions beyond the index are checked on the rows that it
+finds, a bounded number at a time, so a page costs no more than that however rare its jobs are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -15,15 +15,13 @@ from tandem_shared.jobs.record import Record
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.rows import search_text, tag_text
 
-STATES = tuple(State)
 AFTER_ALL_IDS = "~"  # sorts behind every id
-CLOCK_SKEW_SECONDS = (
-    10.0  # seconds that the clocks of the APIs, which make the ids, and of Redis may differ
-)
+# Ids are made by the APIs' clocks, submission times by Redis' clock.
+CLOCK_SKEW_SECONDS = 10.0
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which jobs of a tenant are asked for; `since` inclusive and `until` exclusive, µs of the submission."""
+    """Selects a tenant's jobs, submitted from `since` on and before `until`, both in µs."""
 
     tenant: str = "default"
     states: frozenset[State] = frozenset()
@@ -35,7 +33,7 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
     q: str | None = None  # case folded
 
     def matches(self, record: Record) -> bool:
-        """Whether a record is among them."""
+        """Whether the filter selects this job."""
         return (
             record.tenant == self.tenant
             and (not self.states or record.state in self.states)
@@ -48,100 +46,88 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+def placeholders(values: Sequence[Any] | frozenset[Any]) -> str:
+    """A `?` for each value, as in `IN (…)`."""
+    return ", ".join("?" * len(values))
+
+
 class Query:
-    """The statements for one filter; `?` for each value."""
+    """The statements for one filter, with `?` for each value."""
 
     def __init__(self, wanted: JobFilter, columns: Sequence[str]) -> None:
         self._wanted = wanted
         self._columns = ", ".join(f"j.{name}" for name in columns)
-        self._rest, self._values = self._residue()
-        self.exact = not self._rest  # the index alone says which
+        self._conditions = list(self._beyond_the_index())
+        self.exact = not self._conditions  # the index finds matching jobs only
 
-    def _residue(self) -> tuple[str, list[str | int]]:
-        """What is asked of each row that the index finds."""
-        one = self._wanted
-        parts: list[str] = []
-        values: list[str | int] = []
-        if one.tags:
-            if one.states:
-                parts.append(f"j.state IN ({', '.join('?' * len(one.states))})")
-                values += sorted(state.value for state in one.states)
-            if one.task is not None:
-                parts.append("j.task = ?")
-                values.append(one.task)
-        if one.queue is not None and (one.tags or one.task is not None):
-            parts.append("j.queue = ?")
-            values.append(one.queue)
-        for name, value in one.tags[1:]:
-            parts.append(
-                "EXISTS (SELECT 1 FROM tandem_tags t WHERE t.tenant = ? AND t.tag = ? AND t.job = j.id)"
-            )
-            values += [one.tenant, tag_text(name, value)]
-        if one.since is not None:
-            parts.append("j.submitted >= ?")
-            values.append(one.since)
-        if one.until is not None:
-            parts.append("j.submitted < ?")
-            values.append(one.until)
-        if one.q is not None:
-            parts.append("j.words LIKE ? ESCAPE '!'")
-            escaped = one.q.replace("!", "!!").replace("%", "!%").replace("_", "!_")
-            values.append(f"%{escaped}%")
-        return " AND ".join(parts), values
+    def _beyond_the_index(self) -> Iterator[tuple[str, list[Any]]]:
+        """The conditions, with their values, to check on each row that the index finds."""
+        wanted = self._wanted
+        if wanted.tags:
+            if wanted.states:
+                states = sorted(state.value for state in wanted.states)
+                yield f"j.state IN ({placeholders(states)})", states
+            if wanted.task is not None:
+                yield "j.task = ?", [wanted.task]
+        if wanted.queue is not None and (wanted.tags or wanted.task is not None):
+            yield "j.queue = ?", [wanted.queue]
+        for name, value in wanted.tags[1:]:
+            match = "t.tenant = ? AND t.tag = ? AND t.job = j.id"
+            values = [wanted.tenant, tag_text(name, value)]
+            yield f"EXISTS (SELECT 1 FROM tandem_tags t WHERE {match})", values
+        if wanted.since is not None:
+            yield "j.submitted >= ?", [wanted.since]
+        if wanted.until is not None:
+            yield "j.submitted < ?", [wanted.until]
+        if wanted.q is not None:
+            escaped = wanted.q.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+            yield "j.words LIKE ? ESCAPE '!'", [f"%{escaped}%"]
 
-    def _found(self, before: str | None, many: int) -> tuple[str, list[str]]:
-        """The ids that the index finds below `before`, the newest first, at most `many`."""
-        one = self._wanted
-        below = [before] if before is not None else []
-        if one.until is not None:
-            below.append(id_prefix(one.until / 1e6 + CLOCK_SKEW_SECONDS))
-        low = id_prefix(one.since / 1e6 - CLOCK_SKEW_SECONDS) if one.since is not None else ""
-        bounds = (min(below, default=AFTER_ALL_IDS), low)
-        if one.tags:
-            return self._branch("tandem_tags", "", "tag", "job", many), [
-                one.tenant, *_between(tag_text(*one.tags[0]), bounds),
-            ]  # fmt: skip
-        name, key = ("task", one.task) if one.task is not None else ("queue", one.queue)
-        fixed = f"{name} = ? AND " if key is not None else ""
-        branch = self._branch("tandem_jobs", fixed, "state", "id", many)
-        branches: list[str] = []
-        values: list[str] = []
-        for state in sorted(one.states or STATES):
-            branches.append(f"SELECT id FROM ({branch}) AS b{len(branches)}")  # noqa: S608 - our own words
-            values += [
-                one.tenant,
-                *([key] if key is not None else []),
-                *_between(state.value, bounds),
-            ]
-        return f"{' UNION ALL '.join(branches)} ORDER BY id DESC LIMIT {many}", values
+    def _index_scan(self, before: str | None, count: int) -> tuple[str, list[Any]]:
+        """SQL for the first `count` ids in the index below `before`, newest first."""
+        wanted = self._wanted
+        upper = before or AFTER_ALL_IDS
+        if wanted.until is not None:
+            upper = min(upper, id_prefix(wanted.until / 1e6 + CLOCK_SKEW_SECONDS))
+        lower = "" if wanted.since is None else id_prefix(wanted.since / 1e6 - CLOCK_SKEW_SECONDS)
+        if wanted.tags:
+            tag = tag_text(*wanted.tags[0])
+            values = [wanted.tenant, tag, upper, tag, lower]
+            return _branch("tandem_tags", "", "tag", "job", count), values
+        name, key = ("task", wanted.task) if wanted.task is not None else ("queue", wanted.queue)
+        fixed, fixed_values = (f"{name} = ? AND ", [key]) if key is not None else ("", [])
+        branch = _branch("tandem_jobs", fixed, "state", "id", count)
+        states = sorted(wanted.states or State)
+        union = " UNION ALL ".join(f"SELECT id FROM ({branch}) AS b_{state}" for state in states)
+        values = []
+        for state in states:
+            values += [wanted.tenant, *fixed_values, state.value, upper, state.value, lower]
+        return f"{union} ORDER BY id DESC LIMIT {count}", values
 
-    @staticmethod
-    def _branch(table: str, fixed: str, column: str, id: str, many: int) -> str:
-        """One run along an index; values: the tenant, the fixed one, and those of `_between`."""
-        # In pairs, and ordered by both, since for `column = ? ORDER BY id` PostgreSQL may take the
-        # primary key's index and throw away what it finds: for what is rare that is the whole
-        # table.
-        pair = f"({column}, {id})"
-        return (
-            f"SELECT {id} AS id FROM {table} WHERE tenant = ? AND {fixed}{pair} < (?, ?) AND {pair} >= (?, ?)"  # noqa: S608 - our own words
-            f" ORDER BY {column} DESC, {id} DESC LIMIT {many}"
-        )
-
-    def page(self, before: str | None, many: int, limit: int) -> tuple[str, list[str | int]]:
-        """Up to `limit` rows among the next `many` that the index finds."""
-        found, values = self._found(before, many)
-        rest = f" WHERE {self._rest}" if self._rest else ""
-        text = (
-            f"SELECT {self._columns} FROM ({found}) AS f JOIN tandem_jobs j ON j.id = f.id{rest}"  # noqa: S608 - ours
+    def page(self, before: str | None, count: int, limit: int) -> tuple[str, list[Any]]:
+        """SQL for up to `limit` matching rows among the next `count` ids in the index."""
+        scan, values = self._index_scan(before, count)
+        conditions = " AND ".join(sql for sql, _ in self._conditions)
+        where = f" WHERE {conditions}" if conditions else ""
+        sql = (
+            f"SELECT {self._columns} FROM ({scan}) AS f JOIN tandem_jobs j ON j.id = f.id{where}"
             f" ORDER BY f.id DESC LIMIT {limit}"
         )
-        return text, [*values, *self._values]
+        return sql, values + [value for _, values in self._conditions for value in values]
 
-    def reach(self, before: str | None, many: int) -> tuple[str, list[str]]:
-        """Where the next `many` end, and how many there are."""
-        found, values = self._found(before, many)
-        return f"SELECT min(id), count(*) FROM ({found}) AS f", values  # noqa: S608 - ours
+    def reach(self, before: str | None, count: int) -> tuple[str, list[Any]]:
+        """SQL for the last of the next `count` ids in the index, and how many there are."""
+        scan, values = self._index_scan(before, count)
+        return f"SELECT min(id), count(*) FROM ({scan}) AS f", values
 
 
-def _between(value: str, bounds: tuple[str, str]) -> list[str]:
-    return [value, bounds[0], value, bounds[1]]
+def _branch(table: str, fixed: str, column: str, id: str, count: int) -> str:
+    """A walk along an index; values: tenant, those of `fixed`, then twice `column` and a bound."""
+    # Compare and sort by the pair: for `column = ? ORDER BY id`, PostgreSQL may walk the primary
+    # key and filter, which for rare values reads the whole table.
+    pair = f"({column}, {id})"
+    return (
+        f"SELECT {id} AS id FROM {table}"
+        f" WHERE tenant = ? AND {fixed}{pair} < (?, ?) AND {pair} >= (?, ?)"
+        f" ORDER BY {column} DESC, {id} DESC LIMIT {count}"
+    )

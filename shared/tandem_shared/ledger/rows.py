@@ -1,4 +1,4 @@
-"""Rows of the ledger: made of a record's fields as Redis has them, and made into a Record again."""
+"""Rows of the ledger: made from a record's fields in Redis, and made back into a Record."""
 
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
@@ -9,146 +9,151 @@ import msgspec
 from tandem_shared.jobs.record import RECORD_FIELDS, Record, parse
 from tandem_shared.queue.events import LEDGER_FIELDS, LedgerValues
 
-# Column → the record's field. `parse` and the scripts know the fields, SQL the columns.
-COLUMNS = {
-    # Texts
-    "tenant": "tenant", "task": "task", "queue": "queue", "priority": "prio", "state": "state",
-    "concurrency_key": "ck", "token": "token", "options": "opts", "attempts": "attempts", "progress": "progress",
-    "result": "result", "error": "error", "files": "files",
-    # Numbers
-    "stamp": "v", "attempt": "attempt", "max_attempts": "max", "submitted": "at", "run": "run", "due": "due",
-    "began": "began", "ended": "ended", "cancel": "cancel", "output": "o", "version": "ver", "concurrency_limit": "cl",
-}  # fmt: skip
-NUMBERS = frozenset(
-    "stamp attempt max_attempts submitted run due began ended cancel output version concurrency_limit".split()
-)
-# What a job keeps for its whole life.
+# SQL column → the record's field in Redis.
+_TEXTS = {
+    "tenant": "tenant",
+    "task": "task",
+    "queue": "queue",
+    "priority": "prio",
+    "state": "state",
+    "concurrency_key": "ck",
+    "token": "token",
+    "options": "opts",
+    "attempts": "attempts",
+    "progress": "progress",
+    "result": "result",
+    "error": "error",
+    "files": "files",
+}
+_NUMBERS = {
+    "stamp": "v",
+    "attempt": "attempt",
+    "max_attempts": "max",
+    "submitted": "at",
+    "run": "run",
+    "due": "due",
+    "began": "began",
+    "ended": "ended",
+    "cancel": "cancel",
+    "output": "o",
+    "version": "ver",
+    "concurrency_limit": "cl",
+}
+COLUMNS = {**_TEXTS, **_NUMBERS}
+# Columns that never change after the submission.
 IMMUTABLE = frozenset(("tenant", "task", "queue", "priority", "submitted", "version", "options"))
-MAX_TAG_NAME_CHARS, MAX_TAG_VALUE_CHARS = (
-    64,
-    256,
-)  # characters, as api/tandem_api/validation/submission.py has them
+# As api/tandem_api/validation/submission.py limits them.
+MAX_TAG_NAME_CHARS, MAX_TAG_VALUE_CHARS = 64, 256
 
-_texts_of = itemgetter(
-    *(LEDGER_FIELDS.index(field) for name, field in COLUMNS.items() if name not in NUMBERS)
-)
-_numbers_of = itemgetter(
-    *(LEDGER_FIELDS.index(field) for name, field in COLUMNS.items() if name in NUMBERS)
-)
 _FIELDS = {field: name for name, field in COLUMNS.items()}
-_STAMP, _TENANT, _OPTIONS = (
-    LEDGER_FIELDS.index("v"),
-    LEDGER_FIELDS.index("tenant"),
-    LEDGER_FIELDS.index("opts"),
-)
-_TASK, _ERROR = LEDGER_FIELDS.index("task"), LEDGER_FIELDS.index("error")
+_texts_of = itemgetter(*map(LEDGER_FIELDS.index, _TEXTS.values()))
+_numbers_of = itemgetter(*map(LEDGER_FIELDS.index, _NUMBERS.values()))
+_essentials_of = itemgetter(*map(LEDGER_FIELDS.index, ("v", "tenant", "task", "opts", "error")))
 
 
-class _Tagged(msgspec.Struct):
+class _Options(msgspec.Struct):
     tags: dict[str, str] = {}
     replay_of: str | None = None
 
 
-class _Explained(msgspec.Struct):
+class _Error(msgspec.Struct):
     type: str = ""
     message: str = ""
 
 
-_tags_of = msgspec.json.Decoder(_Tagged)
-_error_of = msgspec.json.Decoder(_Explained)
+_options = msgspec.json.Decoder(_Options)
+_error = msgspec.json.Decoder(_Error)
 
 
 class JobRow(msgspec.Struct, frozen=True):
-    """A job to be written: `values` in the order of COLUMNS, then the payload and the words; its tags `name=value`."""
+    """A job to be written; `values` as in COLUMNS, followed by payload and search text."""
 
     id: str
     tenant: str
     stamp: int
     final: bool
     values: tuple[Any, ...]
-    tags: tuple[str, ...]
+    tags: tuple[str, ...]  # see tag_text and replay_tag
 
 
-def _text(value: str | None) -> str | None:
-    # PostgreSQL has no character 0 in its texts.
-    return (
-        value
-        if value is None or "\0" not in value
-        else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    )
+def _without_nul(text: str | None) -> str | None:
+    # PostgreSQL rejects the character 0 in texts.
+    return text and text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def storable_text(text: str) -> str:
-    """A text that both databases can hold, as tags are stored and looked for."""
+    """The text as both databases can store and compare it, also with lone surrogates."""
     return text.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
-def _number(text: str) -> int:
-    # A field that Lua wrote may be 1.7e+15.
+def _number(text: str | None) -> int | None:
+    if text is None:
+        return None
+    # Lua may have written a number as 1.7e+15.
     return int(text) if text.isdigit() else int(float(text))
 
 
 def tag_text(name: str, value: str) -> str:
-    """A tag as one text."""
+    """A tag as the table stores it."""
     return storable_text(f"{name}={value}")[: MAX_TAG_NAME_CHARS + MAX_TAG_VALUE_CHARS + 1]
 
 
 def replay_tag(origin: str) -> str:
-    """The tag by which the replays of a job are found.
+    """The tag of all replays of the job `origin`.
 
-    No client's is like it: a name has a letter at least, so what begins with `=` has another one,
-    and an id has none.
+    No tag of a client can equal it: tag names have at least one letter, so a tag that begins with
+    `=` contains a second one, and an id contains none.
     """
     return f"={origin}"
 
 
-def row_from_facts(id: str, facts: LedgerValues) -> JobRow:
-    """The row of a job from what `Events.facts` says of it."""
-    payload, options, error = facts[len(LEDGER_FIELDS)], facts[_OPTIONS] or "{}", facts[_ERROR]
-    given = (
-        _tags_of.decode(options) if '"tags"' in options or '"replay_of"' in options else _Tagged()
-    )
-    tags, origin = given.tags, given.replay_of
+def row_from_values(id: str, fields: LedgerValues) -> JobRow:
+    """The row of a job, from what `Events.ledger_values` returns for it."""
+    stamp, tenant, task, options, error = _essentials_of(fields)
+    payload = fields[len(LEDGER_FIELDS)]
+    given = _Options()
+    if options is not None and ('"tags"' in options or '"replay_of"' in options):
+        given = _options.decode(options)
+    tags = sorted(tag_text(name, value) for name, value in given.tags.items())
+    if given.replay_of is not None:
+        tags.append(replay_tag(given.replay_of))
     values = (
-        *map(_text, _texts_of(facts)),
-        *[None if value is None else _number(value) for value in _numbers_of(facts)],
-        _text(payload),
-        _words(id, facts[_TASK] or "", tags, error),
+        *map(_without_nul, _texts_of(fields)),
+        *map(_number, _numbers_of(fields)),
+        _without_nul(payload),
+        _search_text(id, task or "", given.tags, error),
     )
     return JobRow(
         id,
-        storable_text(facts[_TENANT] or ""),
-        _number(facts[_STAMP] or "0"),
+        storable_text(tenant or ""),
+        _number(stamp) or 0,
         payload is not None,
         values,
-        (
-            *sorted(tag_text(name, value) for name, value in tags.items()),
-            *([replay_tag(origin)] if origin is not None else []),
-        ),
+        tuple(tags),
     )
 
 
-def _words(id: str, task: str, tags: Mapping[str, str], error: str | bytes | None) -> str:
+def _search_text(id: str, task: str, tags: Mapping[str, str], error: str | bytes | None) -> str:
     parts = [id, task, *(f"{name}={value}" for name, value in tags.items())]
     if error is not None:
-        explained = _error_of.decode(error)
-        parts += [explained.type, explained.message]
+        reason = _error.decode(error)
+        parts += [reason.type, reason.message]
     return storable_text(" ".join(parts)).casefold()
 
 
 def search_text(record: Record) -> str:
-    """What `q` looks through: id, task, tags, and type and message of the last error; case folded."""
-    return _words(record.id, record.task, record.options.tags, record.error)
+    """What `q` searches, case folded: id, task, tags, and the last error's type and message."""
+    return _search_text(record.id, record.task, record.options.tags, record.error)
 
 
 def record_from_row(columns: Sequence[str], values: Sequence[Any]) -> Record:
-    """The record of a row whose columns are these."""
-    found = dict(zip(columns, values, strict=True))
+    """The record of a row with these columns. Raises ValueError for a row without a state."""
+    row = dict(zip(columns, values, strict=True))
     raw = [
-        None if (value := found.get(_FIELDS.get(field, ""))) is None else str(value).encode()
+        None if (value := row.get(_FIELDS.get(field, ""))) is None else str(value).encode()
         for field in RECORD_FIELDS
     ]
-    made = parse(found["id"], raw)
-    if made is None:
-        raise ValueError("a row without a state")
-    return made
+    record = parse(row["id"], raw)
+    if record is None:
+        raise ValueError("the row has no state")
+    return record

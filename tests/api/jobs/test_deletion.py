@@ -12,7 +12,7 @@ from tandem_shared.files.names import job_path
 from tandem_shared.files.store import open_store
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.query import JobFilter
-from tandem_shared.ledger.rows import row_from_facts
+from tandem_shared.ledger.rows import row_from_values
 from tandem_shared.queue.messages import Finish, Segment
 from tandem_shared.queue.steps import Step
 from tandem_shared.streams.segments import segment_path
@@ -142,7 +142,7 @@ async def test_a_projection_that_is_late_brings_nothing_back(
     (facts,) = await follower.queue.events.ledger_values([id], max_bytes=1 << 30)
     assert facts is not None
     assert (await client.delete(f"/v1/jobs/{id}")).status_code == 204
-    late = row_from_facts(id, facts)
+    late = row_from_values(id, facts)
     await asyncio.gather(*(follower.ledger.save([late]) for _ in range(3)))
     await follower.queue.events.acknowledge([], [(id, late.stamp)])
     assert problem(await client.get(f"/v1/jobs/{id}"))[0] == 404
@@ -165,7 +165,7 @@ async def test_forgetting_and_projecting_at_once(
     await follower.queue.events.join(100_000)
     ids = [await failed(client, hand, tags={"a": "b"}) for _ in range(12)]
     facts = await follower.queue.events.ledger_values(ids, max_bytes=1 << 30)
-    rows = [row_from_facts(id, one) for id, one in zip(ids, facts, strict=True) if one is not None]
+    rows = [row_from_values(id, one) for id, one in zip(ids, facts, strict=True) if one is not None]
     gone = ids[::2]
     done = await asyncio.gather(
         *(client.delete(f"/v1/jobs/{id}") for id in gone),

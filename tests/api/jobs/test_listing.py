@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.ledger import Ledger, open_ledger
-from tandem_shared.ledger.rows import row_from_facts
+from tandem_shared.ledger.rows import row_from_values
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import load_settings
 from tests.api.fake_worker import Hand
@@ -29,7 +29,7 @@ class Follower:
         assert taken is not None
         found = await self.queue.events.ledger_values(taken.jobs, max_bytes=1 << 30)
         rows = [
-            row_from_facts(id, facts)
+            row_from_values(id, facts)
             for id, facts in zip(taken.jobs, found, strict=True)
             if facts is not None
         ]

@@ -23,7 +23,7 @@ from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.record import Record
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.ledger import Ledger, open_ledger
-from tandem_shared.ledger.rows import row_from_facts
+from tandem_shared.ledger.rows import row_from_values
 from tandem_shared.queue.messages import Claimed, Finish, Report, WorkerInfo
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import load_settings
@@ -163,7 +163,7 @@ async def test_nothing_is_ended_on_the_word_of_a_redis_that_never_saw_this_ledge
     house: House,
 ) -> None:
     id = new_id()
-    await house.ledger.save([row_from_facts(id, facts())])
+    await house.ledger.save([row_from_values(id, facts())])
     await house.redis.hdel(house.key("clock"), "ledger")
     findings = (await house.examine(fix=True)).findings
     assert [(one.word, one.subject, one.mended) for one in findings] == [
@@ -173,7 +173,7 @@ async def test_nothing_is_ended_on_the_word_of_a_redis_that_never_saw_this_ledge
 
 
 async def test_a_job_of_another_shard_is_none_of_its_business(house: House) -> None:
-    await house.ledger.save([row_from_facts(new_id("b"), facts())])
+    await house.ledger.save([row_from_values(new_id("b"), facts())])
     assert not await house.found()
 
 
@@ -237,7 +237,7 @@ async def test_files_of_a_job_that_nobody_knows(house: House) -> None:
     await house.store.write(job_path(forgotten, 1, "a.txt"), b"1")
     remembered = new_id()  # by the ledger alone
     await house.store.write(job_path(remembered, 1, "a.txt"), b"1")
-    await house.ledger.save([row_from_facts(remembered, facts(State.SUCCEEDED))])
+    await house.ledger.save([row_from_values(remembered, facts(State.SUCCEEDED))])
     assert await house.found() == [("files-without-job", forgotten)]
     assert [one.mended for one in await house.heal()] == [True]
     left = {stat.path.split("/")[1] async for stat in house.store.list("jobs")}

@@ -1,4 +1,4 @@
-"""Jobs for a ledger, made without a queue: what Redis would say of them, and their rows."""
+"""Jobs for a ledger, made without a queue: their facts as Redis returns them, and their rows."""
 
 import random
 from typing import Any
@@ -7,14 +7,14 @@ import msgspec
 
 from tandem_shared.jobs.ids import id_prefix, new_id
 from tandem_shared.jobs.states import State
-from tandem_shared.ledger.rows import JobRow, row_from_facts
+from tandem_shared.ledger.rows import JobRow, row_from_values
 from tandem_shared.queue.events import LEDGER_FIELDS, LedgerValues
 
 BEGAN = 1_800_000_000 * 1_000_000  # µs
 
 
 def facts(state: State = State.QUEUED, stamp: int = BEGAN, **given: Any) -> LedgerValues:
-    """What Redis would say of a job."""
+    """The facts of a job, as `Events.ledger_values` returns them."""
     final = state in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
     options: dict[str, Any] = {"timeout": 30}
     if tags := given.pop("tags", None):
@@ -42,7 +42,7 @@ def facts(state: State = State.QUEUED, stamp: int = BEGAN, **given: Any) -> Ledg
 
 
 def many(count: int, *, seed: int = 1) -> list[JobRow]:
-    """Jobs of all kinds, a second between two of them."""
+    """Jobs of all kinds, one per second."""
     chance = random.Random(seed)
     rows = []
     for number in range(count):
@@ -55,7 +55,7 @@ def many(count: int, *, seed: int = 1) -> list[JobRow]:
             "attempt": 1,
         }
         rows.append(
-            row_from_facts(
+            row_from_values(
                 id_prefix(BEGAN / 1e6 + number) + new_id()[10:],
                 facts(
                     state,

@@ -1,4 +1,4 @@
-"""The ledger on SQLite and on PostgreSQL: rows that only get newer, lists that miss nothing, rows that go in time."""
+"""The ledger on SQLite and PostgreSQL: rows only get newer, lists are complete, old rows expire."""
 
 import asyncio
 import random
@@ -17,7 +17,7 @@ from tandem_shared.jobs.states import FINAL, State
 from tandem_shared.ledger.database import Database
 from tandem_shared.ledger.ledger import Ledger, open_ledger
 from tandem_shared.ledger.query import JobFilter, Query
-from tandem_shared.ledger.rows import COLUMNS, row_from_facts
+from tandem_shared.ledger.rows import COLUMNS, row_from_values
 from tandem_shared.settings import load_settings
 from tests.shared.ledger.rows import BEGAN, facts, many
 
@@ -28,7 +28,7 @@ async def ledger(any_ledger_url: str) -> AsyncIterator[Ledger]:
         yield ledger
 
 
-async def whole(ledger: Ledger, wanted: JobFilter, limit: int = 7) -> list[Record]:
+async def find_all(ledger: Ledger, wanted: JobFilter, limit: int = 7) -> list[Record]:
     """All pages of a list."""
     page = await ledger.find(wanted, limit=limit)
     found = page.records
@@ -37,9 +37,6 @@ async def whole(ledger: Ledger, wanted: JobFilter, limit: int = 7) -> list[Recor
         assert len(page.records) <= limit
         found += page.records
     return found
-
-
-# --------------------------------------------------------------------------------------------- rows
 
 
 async def test_a_job_comes_back_as_it_was_written(ledger: Ledger) -> None:
@@ -61,7 +58,7 @@ async def test_a_job_comes_back_as_it_was_written(ledger: Ledger) -> None:
         ck="k",
         cl=2,
     )
-    await ledger.save([row_from_facts(id, values)])
+    await ledger.save([row_from_values(id, values)])
     record = await ledger.get(id, tenant="default")
     assert record is not None
     assert (record.state, record.stamp, record.ended) == (State.SUCCEEDED, BEGAN + 10, BEGAN + 10)
@@ -79,15 +76,15 @@ async def test_a_job_comes_back_as_it_was_written(ledger: Ledger) -> None:
     assert await ledger.payload(id, tenant="default") == b'{"n": 1}'
     assert await ledger.get(id, tenant="acme") is None
     assert await ledger.payload(id, tenant="acme") is None
-    assert await ledger.get("nobody", tenant="default") is None
+    assert await ledger.get("unknown", tenant="default") is None
 
 
-async def test_what_a_text_cannot_hold_is_no_obstacle(ledger: Ledger) -> None:
+async def test_texts_with_nul_are_stored(ledger: Ledger) -> None:
     id = new_id()
     values = facts(
         State.FAILED, tags={"a\0b": "c\0"}, error='{"type":"x","message":"a\\u0000b"}', token="\0"
     )
-    await ledger.save([row_from_facts(id, values)])
+    await ledger.save([row_from_values(id, values)])
     assert [
         one.id for one in (await ledger.find(JobFilter(tags=(("a\0b", "c\0"),)), limit=5)).records
     ] == [id]
@@ -109,18 +106,18 @@ async def test_any_order_and_repetition_of_batches_gives_the_same_rows(
     at = 0
     while at < len(order):
         size = data.draw(st.integers(1, 4))
-        # A batch has a job once, as it was when the batch was read.
+        # A batch contains a job once, as of when the batch was read.
         batch = dict(order[at : at + size])
         await ledger.save(
             [
-                row_from_facts(id, facts(states[number], BEGAN + number, tags={"n": id}))
+                row_from_values(id, facts(states[number], BEGAN + number, tags={"n": id}))
                 for id, number in batch.items()
             ]
         )
         at += size
         missed = [one for one in order[at - size : at] if batch[one[0]] != one[1]]
         await asyncio.gather(
-            *(ledger.save([row_from_facts(id, facts(states[n], BEGAN + n))]) for id, n in missed)
+            *(ledger.save([row_from_values(id, facts(states[n], BEGAN + n))]) for id, n in missed)
         )
     for id, length in lives.items():
         record = await ledger.get(id, tenant="default")
@@ -128,12 +125,10 @@ async def test_any_order_and_repetition_of_batches_gives_the_same_rows(
         assert (record.state, record.stamp) == (states[length - 1], BEGAN + length - 1)
 
 
-# -------------------------------------------------------------------------------------------- lists
-
 FILTERS = [
     JobFilter(),
     JobFilter(tenant="acme"),
-    JobFilter(tenant="nobody"),
+    JobFilter(tenant="unknown"),
     JobFilter(states=frozenset({State.FAILED})),
     JobFilter(states=FINAL),
     JobFilter(task="a.one"),
@@ -156,13 +151,12 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize("portions", [(5, 11), (500,)])
-async def test_every_filter_finds_the_same_as_looking_at_each_job(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, portions: tuple[int, ...]
+@pytest.mark.parametrize("scan_rows", [(5, 11), (500,)])
+async def test_every_filter_finds_the_jobs_that_match_it(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, scan_rows: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(
-        "tandem_shared.ledger.ledger.SCAN_ROWS", portions
-    )  # so that a list takes many, or one
+    # Either many scans per list, or one.
+    monkeypatch.setattr("tandem_shared.ledger.ledger.SCAN_ROWS", scan_rows)
     rows = many(300)
     await ledger.save(rows)
     jobs = [
@@ -173,8 +167,8 @@ async def test_every_filter_finds_the_same_as_looking_at_each_job(
     assert len(jobs) == 300
     for wanted in FILTERS:
         expected = sorted((one.id for one in jobs if wanted.matches(one)), reverse=True)
-        assert expected or wanted in (JobFilter(tenant="nobody"), JobFilter(q="100__of"))
-        assert [one.id for one in await whole(ledger, wanted)] == expected, wanted
+        assert expected or wanted in (JobFilter(tenant="unknown"), JobFilter(q="100__of"))
+        assert [one.id for one in await find_all(ledger, wanted)] == expected, wanted
 
 
 async def test_a_page_is_stable_while_new_jobs_arrive(ledger: Ledger) -> None:
@@ -187,7 +181,7 @@ async def test_a_page_is_stable_while_new_jobs_arrive(ledger: Ledger) -> None:
     assert [one.id for one in first.records + second.records] == ids[:10]
 
 
-async def test_a_list_that_would_take_long_is_given_in_parts(
+async def test_a_slow_list_ends_its_page_early(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tandem_shared.ledger.ledger.SCAN_ROWS", (10,))
@@ -195,7 +189,7 @@ async def test_a_list_that_would_take_long_is_given_in_parts(
     await ledger.save(many(100))
     page = await ledger.find(JobFilter(q="no such word"), limit=5)
     assert (page.records, page.next is None) == ([], False)
-    assert await whole(ledger, JobFilter(q="no such word")) == []
+    assert await find_all(ledger, JobFilter(q="no such word")) == []
 
 
 PLANS = [
@@ -211,11 +205,12 @@ PLANS = [
 
 async def test_no_list_reads_the_whole_table(ledger: Ledger) -> None:
     await ledger.save(many(500))
-    # More of them, so that it would matter: each forty times.
+    # Forty copies of each, so that PostgreSQL plans for a large table.
     columns = ", ".join((*COLUMNS, "payload", "words"))
     text = (
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40)"
-        f" INSERT INTO tandem_jobs (id, {columns}) SELECT id || 'x' || i, {columns} FROM tandem_jobs, n"
+        f" INSERT INTO tandem_jobs (id, {columns})"
+        f" SELECT id || 'x' || i, {columns} FROM tandem_jobs, n"
     )
     await ledger.database.write([(text, [()])])
     if not ledger.database.sqlite:
@@ -232,10 +227,7 @@ async def test_no_list_reads_the_whole_table(ledger: Ledger) -> None:
         assert "SCAN tandem" not in plan, plan
 
 
-# ----------------------------------------------------------------------------- retention and export
-
-
-async def test_jobs_go_by_state_and_age_in_portions(ledger: Ledger) -> None:
+async def test_final_jobs_expire_by_state_and_age(ledger: Ledger) -> None:
     rows = many(200)
     await ledger.save(rows)
     records = {one.id: await ledger.get(one.id, tenant=one.tenant) for one in rows}
@@ -244,7 +236,7 @@ async def test_jobs_go_by_state_and_age_in_portions(ledger: Ledger) -> None:
         for id, one in records.items()
         if one is not None and one.state in (State.SUCCEEDED, State.CANCELLED)
     }
-    # They ended in 2027: of the past by a negative age only.
+    # These jobs end in 2027, so only a negative age makes them old.
     keep = dict.fromkeys((State.SUCCEEDED, State.CANCELLED), -1e9)
     removed = [await ledger.expire({State.SUCCEEDED: 0.0, State.CANCELLED: 0.0})]
     assert removed == [0]
@@ -259,7 +251,7 @@ async def test_jobs_go_by_state_and_age_in_portions(ledger: Ledger) -> None:
     } <= left
 
 
-async def test_everything_is_exported_oldest_first_by_time_and_state(
+async def test_export_yields_jobs_oldest_first_by_time_and_state(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tandem_shared.ledger.ledger.EXPORT_ROWS", 7)
@@ -280,10 +272,7 @@ async def test_everything_is_exported_oldest_first_by_time_and_state(
     assert between == [one.id for one in rows[10:50]]
 
 
-# ------------------------------------------------------------------------------------- the database
-
-
-async def test_many_start_at_once_and_migrate_once(any_ledger_url: str) -> None:
+async def test_concurrent_starts_migrate_once(any_ledger_url: str) -> None:
     async with AsyncExitStack() as stack:
         databases = [Database(any_ledger_url) for _ in range(4)]
         for one in databases:
@@ -298,7 +287,7 @@ async def test_many_start_at_once_and_migrate_once(any_ledger_url: str) -> None:
         ]
 
 
-async def test_a_database_that_is_not_there_is_unavailable_and_says_no_secret() -> None:
+async def test_an_unreachable_database_is_unavailable_and_keeps_its_password_secret() -> None:
     database = Database("postgres://me:hunter2@127.0.0.1:1/nowhere")
     with pytest.raises(Unavailable) as error:
         await database.open()
@@ -306,12 +295,20 @@ async def test_a_database_that_is_not_there_is_unavailable_and_says_no_secret() 
     await database.close()
 
 
-async def test_a_directory_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
+async def test_a_directory_that_cannot_be_created_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Unavailable):
         await Database(f"sqlite://{tmp_path}/file/tandem.db").open()
 
 
-def test_a_url_that_is_none_stops_the_start() -> None:
-    with pytest.raises(Misconfigured, match="TANDEM_DATABASE_URL"):
-        Database("postgres://me:hunter2@host:port/x")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://me:hunter2@host:port/x",
+        "postgres://me:hunter2@host/x?sslmode=maybe",
+    ],
+)
+def test_an_invalid_url_stops_the_start(url: str) -> None:
+    with pytest.raises(Misconfigured, match="TANDEM_DATABASE_URL") as error:
+        Database(url)
+    assert "hunter2" not in str(error.value)

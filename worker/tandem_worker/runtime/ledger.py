@@ -18,7 +18,7 @@ from tandem_shared.backoff import Backoff
 from tandem_shared.errors import TandemError
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.ledger import Ledger
-from tandem_shared.ledger.rows import JobRow, row_from_facts
+from tandem_shared.ledger.rows import JobRow, row_from_values
 from tandem_shared.queue.events import READ_ENTRIES, EventBatch, JobEvents, LedgerValues
 from tandem_shared.settings import Settings
 from tandem_worker.runtime.metrics import Spent, untold
@@ -188,7 +188,7 @@ class Projection:
 
 def _rows(ids: Sequence[str], facts: Sequence[LedgerValues | None]) -> list[JobRow]:
     return [
-        row_from_facts(id, values)
+        row_from_values(id, values)
         for id, values in zip(ids, facts, strict=True)
         if values is not None
     ]

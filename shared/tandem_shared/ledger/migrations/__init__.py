@@ -1,1 +1,1 @@
-"""The schema of the service's own database, one step a module, applied in order and never changed afterwards."""
+"""The schema of the service's own database: one module per step, never changed once released."""

@@ -1,4 +1,7 @@
-"""Jobs and their tags, with an index for each way to look for them: all end in the id, which sorts by submission."""
+"""Jobs and their tags, with an index for each kind of list.
+
+Every index ends in the id, which sorts by submission.
+"""
 
 from typing import Any
 
@@ -12,15 +15,15 @@ INDEXES = (
     "CREATE UNIQUE INDEX tandem_tags_tag ON tandem_tags (tenant, tag, job)",
     "CREATE INDEX tandem_tags_job ON tandem_tags (job)",
 )
-# By bytes, as SQLite compares, whatever the database's own collation: ids sort so.
+# Ids sort by bytes. SQLite compares this way; PostgreSQL would use the database's collation.
 BY_BYTES = (
     'ALTER TABLE tandem_jobs ALTER COLUMN id TYPE varchar(64) COLLATE "C"',
     'ALTER TABLE tandem_tags ALTER COLUMN job TYPE varchar(64) COLLATE "C"',
 )
 
 
-async def index(_apps: Any, editor: Any) -> None:
-    """What the models cannot say."""
+async def add_indexes(_apps: Any, editor: Any) -> None:
+    """Add the indexes, whose columns Tortoise's models cannot order."""
     postgres = editor.client.capabilities.dialect == "postgres"
     for statement in (*(BY_BYTES if postgres else ()), *INDEXES):
         await editor.client.execute_script(statement)
@@ -30,7 +33,7 @@ class Migration(Migration):  # type: ignore[no-redef] # Tortoise finds it by thi
     initial = True
     operations = [  # noqa: RUF012 - Tortoise's own form
         CreateModel(
-            name="Job",
+            name="LedgerJob",
             fields=[
                 ("id", fields.CharField(max_length=64, primary_key=True)),
                 ("tenant", fields.CharField(max_length=64)),
@@ -64,7 +67,7 @@ class Migration(Migration):  # type: ignore[no-redef] # Tortoise finds it by thi
             options={"table": "tandem_jobs", "app": "tandem"},
         ),
         CreateModel(
-            name="Tag",
+            name="LedgerTag",
             fields=[
                 ("id", fields.BigIntField(primary_key=True, generated=True)),
                 ("tenant", fields.CharField(max_length=64)),
@@ -73,5 +76,5 @@ class Migration(Migration):  # type: ignore[no-redef] # Tortoise finds it by thi
             ],
             options={"table": "tandem_tags", "app": "tandem"},
         ),
-        RunPython(index),
+        RunPython(add_indexes),
     ]
