@@ -228,7 +228,7 @@ async def test_a_cancelled_job_interrupts_its_statement(bench: Bench) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await eventually(lambda: threading.active_count() == threads)
+    await eventually(lambda: threading.active_count() <= threads)
     assert await query(bench, "SELECT a FROM notes") == [{"a": 1}]
 
 
@@ -241,4 +241,4 @@ async def test_a_job_cancelled_before_its_statement_began_leaves_no_thread(bench
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    await eventually(lambda: threading.active_count() == threads)
+    await eventually(lambda: threading.active_count() <= threads)
