@@ -1,6 +1,7 @@
 """JSON of what tasks return and emit: anything pydantic or msgspec can write, and never a silent `null` for a NaN."""
 
 import math
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -39,6 +40,14 @@ def encode(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
         reason = str(error).removeprefix("Error serializing to JSON: ").partition("\n")[0]
         raise TypeError(f"a {type(value).__name__} cannot be written as JSON: {reason}") from None
     return data
+
+
+_decode_exactly = msgspec.json.Decoder(float_hook=Decimal).decode
+
+
+def decode_exactly(body: bytes) -> Any:
+    """The JSON value, with its fractions as Decimal: a float would round their digits."""
+    return _decode_exactly(body)
 
 
 def _plain(value: Any, adapter: TypeAdapter[Any] | None) -> Any:

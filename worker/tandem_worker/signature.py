@@ -28,6 +28,7 @@ class Signature(NamedTuple):
     result: TypeAdapter[Any] | None  # None: anything
     payload_schema: dict[str, Any]
     result_schema: dict[str, Any]
+    exact_numbers: bool  # fractions in the payload are Decimal, with the digits that JSON has
 
 
 def describe(function: Callable[..., Any]) -> str:
@@ -76,7 +77,14 @@ def read(function: Callable[..., Any], *, cpu: bool, scope: dict[str, Any]) -> S
         (None, {"type": "null"}) if generator else _result(hints.get("return", UNKNOWN))
     )
     return Signature(
-        kind, generator, tuple(parameters), payload[0], result, payload[1], result_schema
+        kind,
+        generator,
+        tuple(parameters),
+        payload[0],
+        result,
+        payload[1],
+        result_schema,
+        getattr(annotation, "exact_numbers", False),
     )
 
 

@@ -23,7 +23,7 @@ from tandem_shared.jobs.states import Priority
 from tandem_shared.retry import RetryPolicy
 from tandem_shared.settings import QUEUE_NAME_PATTERN
 from tandem_shared.times import Duration, parse_duration
-from tandem_worker.encoding import encode
+from tandem_worker.encoding import decode_exactly, encode
 from tandem_worker.jobs.logs import following
 from tandem_worker.jobs.sync import SyncJob
 from tandem_worker.signature import Kind, Signature, describe, read
@@ -75,7 +75,11 @@ class Task:
 
     def decode(self, payload: bytes) -> Any:
         """The payload as `execute` takes it. Raises pydantic.ValidationError."""
-        value = self.signature.payload.validator.validate_json(payload)
+        validator = self.signature.payload.validator
+        if self.signature.exact_numbers:
+            value = validator.validate_python(decode_exactly(payload))
+        else:
+            value = validator.validate_json(payload)
         # A process gets the JSON itself and decodes it there: objects do not cross that border.
         return msgspec.Raw(payload) if self.signature.kind == "process" else value
 

@@ -12,6 +12,7 @@ boolean, date or datetime (both as ISO 8601 texts), uuid, json (anything); null 
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -93,7 +94,9 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[Any], bool]:
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "text": lambda value: isinstance(value, str),
     "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "number": lambda value: (
+        isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    ),
     "boolean": lambda value: isinstance(value, bool),
     "date": _parsed(date.fromisoformat),
     "datetime": _parsed(datetime.fromisoformat),

@@ -11,6 +11,7 @@ import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -407,7 +408,8 @@ def _value(value: Any) -> Any:
         raise TaskError(
             "sql_error", "SQLite takes numbers, text, booleans and null as params", retryable=False
         )
-    return value
+    # SQLite keeps fractions as doubles: the nearest one, as for a literal in SQL.
+    return float(value) if isinstance(value, Decimal) else value
 
 
 def failure(error: Exception, denied: str) -> TaskError:

@@ -1,6 +1,6 @@
 """`sql.execute`."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
@@ -38,6 +38,8 @@ class SqlExecute(BaseModel):
     """The payload of `sql.execute`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    exact_numbers: ClassVar[bool] = True  # params reach the database with the digits they have
 
     connection: ConnectionName
     statements: list[SqlStatement] = Field(min_length=1, max_length=10_000)

@@ -1,6 +1,6 @@
 """What the payloads of the SQL tasks share."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
@@ -54,6 +54,8 @@ class SqlSource(BaseModel):
             ]
         },
     )
+
+    exact_numbers: ClassVar[bool] = True  # params reach the database with the digits they have
 
     connection: ConnectionName | None = Field(None, description="optional with `query`")
     sql: Sql | None = None
