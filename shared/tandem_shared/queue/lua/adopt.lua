@@ -1,17 +1,19 @@
--- adopt(number of jobs, their arq ids, kinds and jobs, see enter.lua): jobs of plain arq clients
--- become ours. One that is no longer in arq's queue was adopted by another worker. An arq id is an
--- idempotency key, so a job enqueued again under its id is not run twice.
+-- adopt(number of jobs, their arq ids, then templates and jobs as in enter.lua): moves jobs of
+-- plain arq clients over. Returns our id for each, '' for one that is no longer in arq's queue,
+-- because another worker was first. The arq id is the idempotency key, so a job that is enqueued
+-- again under its id does not run twice.
 
+local jobs = tonumber(ARGV[4])
+local start = 5 + jobs
+local first = first_job(start)
 local out = {}
-local start = 5 + tonumber(ARGV[4])
-local jobs = after_kinds(start)
-for i = 1, tonumber(ARGV[4]) do
-  local foreign = ARGV[4 + i]
-  if call('ZREM', 'arq:queue', foreign) == 1 then
-    call('DEL', 'arq:job:' .. foreign, 'arq:retry:' .. foreign)
-    out[#out + 1] = enter(start, jobs + (i - 1) * JOB)[1]
+for i = 1, jobs do
+  local arq_id = ARGV[4 + i]
+  if call('ZREM', 'arq:queue', arq_id) == 1 then
+    call('DEL', 'arq:job:' .. arq_id, 'arq:retry:' .. arq_id)
+    out[i] = enter(start, first + (i - 1) * JOB_ARGS)[1]
   else
-    out[#out + 1] = ''
+    out[i] = ''
   end
 end
 commit()

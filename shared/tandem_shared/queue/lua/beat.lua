@@ -1,19 +1,20 @@
 -- beat(worker, catalogue, draining, then id and token of each job held): renews the leases that
--- still hold, also an ended one that nobody has settled yet; never adds one. Returns known (0:
--- register again), then 'lost' or 'cancel' and the id of each job whose code should stop. A job
--- that is to be cancelled is not renewed: its lease ends with its grace.
+-- this worker still holds, also one that has ended but is not settled; never adds one. Returns
+-- whether the worker is known (0: register again), then 'lost' or 'cancel' and the id of each job
+-- whose code should stop. A job with a cancel request is not renewed: its lease ends with the
+-- cancel grace.
 
 local worker, catalogue = ARGV[4], ARGV[5]
 local me = P .. 'worker:' .. worker
 local known = call('EXISTS', me)
 if known == 1 then
   call('HSET', me, 'draining', ARGV[6])
-  call('ZADD', P .. 'workers', MS, worker)
-  call('PEXPIRE', me, ALIVE)
-  known = call('PEXPIRE', P .. 'tasks:' .. catalogue, 86400000)
+  call('ZADD', P .. 'workers', NOW_MS, worker)
+  call('PEXPIRE', me, WORKER_TTL_MS)
+  known = call('PEXPIRE', P .. 'tasks:' .. catalogue, TASKS_TTL_MS)
 end
 
-pulse(call('HMGET', P .. 'clock', 'tick', 'grace'))
+note_tick(call('HMGET', P .. 'clock', 'tick', 'grace'))
 local out, renewed = { known }, {}
 for at = 7, #ARGV, 2 do
   local id = ARGV[at]

@@ -1,25 +1,27 @@
--- claim(worker, call number, slots, bytes, catalogue, queues…): up to `slots` due jobs start on
--- this worker. Returns known (0: register first), more (due jobs are left), ms until the next due
--- time (-1: none), settled leases, foreign (jobs of plain arq clients wait), then nine values a
--- job, see admit.lua.
+-- claim(worker, call number, slots, max bytes, catalogue, queues…): starts up to `slots` due jobs
+-- on this worker. Returns whether the worker is known (0: register first), whether due jobs are
+-- left, ms until the next due time (-1: none), settled leases, whether jobs of plain arq clients
+-- wait, then nine values per job, see `append_claimed`.
 
-local worker, number, slots, bytes, catalogue = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
+local worker, number, slots = ARGV[4], ARGV[5], tonumber(ARGV[6])
+local free_bytes, catalogue = tonumber(ARGV[7]), ARGV[8]
 local me = P .. 'worker:' .. worker
 local my = call('HMGET', me, 'call', 'held', 'since', 'suspect', 'tasks')
+local last_call, last_held, last_stamp, my_suspect = my[1], my[2], my[3], my[4]
 if my[5] ~= catalogue or call('EXISTS', P .. 'tasks:' .. catalogue) == 0 then
   return { 0, 0, -1, 0, 0 }
 end
 
-local settled, turn = keep_up()
+local settled, turn = upkeep()
 local queues, serves = {}, {}
 for i = 9, #ARGV do
-  if not paused(ARGV[i]) then
+  if not is_paused(ARGV[i]) then
     queues[#queues + 1] = ARGV[i]
     serves[ARGV[i]] = true
   end
 end
-local out, leases, taken, looked, more = {}, {}, {}, 0, false
-local free = slots
+local out, leases, started, looked_at, more = {}, {}, {}, 0, false
+local free_slots = slots
 
 local versions = {}
 local function knows(task)
@@ -31,110 +33,109 @@ end
 
 local function start(id, r)
   admit(id, r, worker, leases, out)
-  taken[#taken + 1] = id
-  if suspect(r) then
-    my[4] = id
+  started[#started + 1] = id
+  if is_suspect(r) then
+    my_suspect = id
     call('HSET', me, 'suspect', id)
   end
-  bytes = bytes - #r.payload
-  free = free - 1
+  free_bytes = free_bytes - #r.payload
+  free_slots = free_slots - 1
 end
 
--- A reply has room for the job; the first one always has.
+-- Whether the reply has room for the job; the first job always fits.
 local function fits(r)
-  return #taken == 0 or #r.payload <= bytes
+  return #started == 0 or #r.payload <= free_bytes
 end
 
--- A call before the last one, late on its way: nobody waits for what it would take.
-if my[1] and tonumber(number) < tonumber(my[1]) then
+-- Older than the last call, and late on its way: nobody waits for the reply.
+if last_call and tonumber(number) < tonumber(last_call) then
   commit()
   return { 1, 0, -1, settled, 0 }
 end
 
--- The same call again: its reply was lost. What it took and still holds is what it gets.
-if my[1] == number then
-  for id in string.gmatch(my[2] or '', '%S+') do
-    local r = read_whole(id)
+-- A repeat: the reply was lost. Returns what that call started and this worker still holds.
+if last_call == number then
+  for id in string.gmatch(last_held or '', '%S+') do
+    local r = read_full(id)
     local owner = r.token and string.match(r.token, '%.(.*)$')
-    if r.state == 'running' and owner == worker and tonumber(r.began) >= tonumber(my[3]) then
-      local n = #out
-      out[n + 1], out[n + 2], out[n + 3], out[n + 4] = id, r.token, r.attempt, r.max
-      out[n + 5], out[n + 6], out[n + 7], out[n + 8], out[n + 9] = r.task, r.tenant, r.payload, r.opts, r.due
+    if r.state == 'running' and owner == worker and tonumber(r.began) >= tonumber(last_stamp) then
+      append_claimed(out, id, r.token, r)
     end
   end
   commit()
   return { 1, 1, 0, settled, 0, unpack(out) }
 end
 
--- Suspects run one at a time here, so that a third loss takes no batch with it.
+-- A worker runs one suspect at a time, so that a third loss takes no other jobs with it.
 local function holds_suspect()
-  if not my[4] then
+  if not my_suspect then
     return false
   end
-  local r = call('HMGET', P .. 'job:' .. my[4], 'state', 'token')
+  local r = call('HMGET', P .. 'job:' .. my_suspect, 'state', 'token')
   return r[1] == 'running' and r[2] and string.match(r[2], '%.(.*)$') == worker
 end
 
-if call('EXISTS', P .. 'suspects') == 1 and not holds_suspect() then
-  local suspects = call('ZRANGE', P .. 'suspects', 0, 255)
-  for i = 1, #suspects do
-    local id = suspects[i]
-    local r = read_whole(id)
+-- Starts a job, or parks it for the reason that keeps it from starting. Returns whether it started.
+local function take_from(place, id, r)
+  local reason = obstacle(r, knows)
+  call('ZREM', place, id)
+  if reason then
+    park(id, r, reason)
+  else
+    start(id, r)
+  end
+  return not reason
+end
+
+local suspects = P .. 'suspects'
+if call('EXISTS', suspects) == 1 and not holds_suspect() then
+  local ids = call('ZRANGE', suspects, 0, 255)
+  for i = 1, #ids do
+    local id = ids[i]
+    local r = read_full(id)
     if r.state ~= 'queued' then
-      call('ZREM', P .. 'suspects', id)
-    elseif serves[r.queue] and not expired(id, r) then
-      local why = obstacle(r, knows)
-      call('ZREM', P .. 'suspects', id)
-      if why then
-        park(id, r, why)
-      else
-        start(id, r)
-        break
-      end
+      call('ZREM', suspects, id)
+    elseif serves[r.queue] and not fail_if_expired(id, r) and take_from(suspects, id, r) then
+      break
     end
   end
 end
 
--- Jobs that were set aside because some other worker could not run them.
-local function lifted(why)
-  local queue, version, task = string.match(why, '^task:([^:]*):(%d+):(.*)$')
+-- Whether this worker can run jobs that were parked for a worker with more tasks or formats.
+local function lifts(reason)
+  local queue, version, task = string.match(reason, '^task:([^:]*):(%d+):(.*)$')
   if queue then
     return serves[queue] and (knows(task) or 0) >= tonumber(version)
   end
-  local served, format = string.match(why, '^format:([^:]*):(%d+)$')
+  local served, format = string.match(reason, '^format:([^:]*):(%d+)$')
   return serves[served] and tonumber(format) <= RECORD_FORMAT
 end
 
-local aside = call('SMEMBERS', P .. 'parked')
-for i = 1, #aside do
-  if free > 0 and lifted(aside[i]) then
-    local place = P .. 'park:' .. aside[i]
+local reasons = call('SMEMBERS', P .. 'parked')
+for i = 1, #reasons do
+  if free_slots > 0 and lifts(reasons[i]) then
+    local place = P .. 'park:' .. reasons[i]
     local ids = call('ZRANGE', place, 0, slots - 1)
     for j = 1, #ids do
       local id = ids[j]
-      local r = read_whole(id)
+      local r = read_full(id)
       if r.state ~= 'waiting' then
         call('ZREM', place, id)
-      elseif free > 0 and fits(r) and not expired(id, r) and not (suspect(r) and holds_suspect()) then
-        local why = obstacle(r, knows)
-        call('ZREM', place, id)
-        if why then
-          park(id, r, why)
-        else
-          start(id, r)
-        end
+      elseif free_slots > 0 and fits(r) and not fail_if_expired(id, r)
+        and not (is_suspect(r) and holds_suspect()) then
+        take_from(place, id, r)
       end
     end
     if call('EXISTS', place) == 0 then
-      call('SREM', P .. 'parked', aside[i])
+      call('SREM', P .. 'parked', reasons[i])
     else
       more = true
     end
   end
 end
 
--- The heads of the queues, read in portions. What starts is taken out of them at the end, all at
--- once.
+-- The heads of the queues, read `slots` at a time. Jobs that start are removed at the end,
+-- together.
 local heads = { high = {}, normal = {}, low = {} }
 local function head(queue, prio)
   local h = heads[prio][queue]
@@ -151,7 +152,7 @@ local function head(queue, prio)
 end
 
 local function pick(slot)
-  local order, turns = ranks(slot)
+  local order, turns = priority_order(slot)
   for i = 1, 3 do
     for j = 0, #queues - 1 do
       local h = head(queues[(turns + j) % #queues + 1], order[i])
@@ -163,23 +164,23 @@ local function pick(slot)
   return nil
 end
 
-while free > 0 and looked < 4 * slots do
-  local h = pick(turn + #taken + 1)
+while free_slots > 0 and looked_at < 4 * slots do
+  local h = pick(turn + #started + 1)
   if not h then
     break
   end
   local id = h.ids[h.at]
-  local r = read_whole(id)
-  looked = looked + 1
-  local why = r.state == 'queued' and obstacle(r, knows)
+  local r = read_full(id)
+  looked_at = looked_at + 1
+  local reason = r.state == 'queued' and obstacle(r, knows)
   if r.state ~= 'queued' then
     h.gone[#h.gone + 1] = id
-  elseif expired(id, r) then
-    h.from = h.from - 1
-  elseif why then
+  elseif fail_if_expired(id, r) then
+    h.from = h.from - 1 -- it has left the queue, so later jobs have moved up
+  elseif reason then
     call('ZREM', h.key, id)
     h.from = h.from - 1
-    park(id, r, why)
+    park(id, r, reason)
   elseif fits(r) then
     start(id, r)
     h.gone[#h.gone + 1] = id
@@ -197,22 +198,22 @@ for _, prio in ipairs(HIGH_FIRST) do
   end
 end
 for i = 1, #queues do
-  more = ring_due(queues[i]) or more
+  more = ring_if_due(queues[i]) or more
 end
-call('HSET', me, 'call', number, 'held', table.concat(taken, ' '), 'since', NOW)
-if #taken > 0 then
+call('HSET', me, 'call', number, 'held', table.concat(started, ' '), 'since', NOW_STAMP)
+if #started > 0 then
   call('ZADD', P .. 'leases', unpack(leases))
-  call('HINCRBY', P .. 'clock', 'turn', #taken)
+  call('HINCRBY', P .. 'clock', 'turn', #started)
 end
 
-for task in pairs(touched) do
-  watch(task, limit(task))
+for task in pairs(touched_tasks) do
+  set_gate(task, limits_of(task))
 end
 local next_due = -1
 for _, times in ipairs({ 'later', 'gates' }) do
-  local head = call('ZRANGE', P .. times, 0, 0, 'WITHSCORES')
-  if head[2] then
-    local left = math.max(0, tonumber(head[2]) - MS)
+  local first = call('ZRANGE', P .. times, 0, 0, 'WITHSCORES')
+  if first[2] then
+    local left = math.max(0, tonumber(first[2]) - NOW_MS)
     next_due = next_due < 0 and left or math.min(next_due, left)
   end
 end

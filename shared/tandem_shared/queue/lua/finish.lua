@@ -1,8 +1,8 @@
--- finish(outcomes…), seven values each: id, token, to, outcome, body (JSON of the result or the
--- error), delay in ms, files (JSON). Covers finish, retry and release; returns 'ok', 'lost' or
--- 'gone' for each.
+-- finish(outcomes…): ends attempts (finish, retry or release), seven values each: id, token, to,
+-- outcome, body (JSON of the result or the failure), delay in ms, files (JSON). Returns 'ok',
+-- 'lost' or 'gone' for each.
 
--- An error half way would leave half of it done.
+-- Check all first: an error half way would leave the earlier outcomes without `commit`.
 for at = 4, #ARGV, 7 do
   if not TRANSITIONS.running[ARGV[at + 2]] then
     error('no transition running -> ' .. ARGV[at + 2] .. ' (' .. ARGV[at] .. ')')
@@ -11,9 +11,8 @@ end
 
 local out = {}
 for at = 4, #ARGV, 7 do
-  local id, token, to, outcome, body, delay, files = unpack(ARGV, at, at + 6)
-  out[#out + 1] = leave(id, token, to, outcome, body, delay, files)
+  out[#out + 1] = leave(unpack(ARGV, at, at + 6))
 end
-leave_leases()
+drop_leases()
 commit()
 return out

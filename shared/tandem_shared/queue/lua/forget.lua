@@ -1,10 +1,9 @@
--- forget(id, tenant): a final job goes, with all that Redis has of it. Returns 1, 0 if the tenant
--- has no such job, or
--- -1 if it is not final. Nothing tells the ledger: a row of it that is to go, and not to come back,
---   is its own matter.
+-- forget(id, tenant): deletes a final job and all that Redis has of it. Returns 1, 0 if the tenant
+-- has no such job, or -1 if it is not final. No event is written: the caller deletes the ledger's
+-- row itself.
 
 local id = ARGV[4]
-local r = read(id)
+local r = read_record(id)
 if not r.state or r.tenant ~= ARGV[5] then
   return 0
 end

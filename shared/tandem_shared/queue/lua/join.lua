@@ -1,30 +1,29 @@
--- join(backlog): a ledger follows the events, from the first one that is left; `backlog` is the
--- length of the stream above which nothing more is accepted. Consumers that have long gone and hold
--- nothing are forgotten.
+-- join(backlog): a ledger follows the events from the first one that is left. While the stream has
+-- `backlog` entries, no new job is accepted. Forgets consumers that are long gone and hold nothing.
 
 local stream = P .. 'events'
-local made = redis.pcall('XGROUP', 'CREATE', stream, 'ledger', '0', 'MKSTREAM')
-if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then
-  return made
+local created = redis.pcall('XGROUP', 'CREATE', stream, 'ledger', '0', 'MKSTREAM')
+if created.err and not string.find(created.err, 'BUSYGROUP', 1, true) then
+  return created
 end
 call('HSET', P .. 'clock', 'ledger', ARGV[4])
--- The last entry from before: records that end until then expire without a ledger that has them.
-if not made.err or call('HEXISTS', P .. 'clock', 'joined') == 0 then
-  local facts = call('XINFO', 'STREAM', stream)
-  for at = 1, #facts, 2 do
-    if facts[at] == 'last-generated-id' then
-      call('HSET', P .. 'clock', 'joined', facts[at + 1])
+-- Remember the last entry before: records that ended by then expire without the ledger's consent.
+if not created.err or call('HEXISTS', P .. 'clock', 'joined') == 0 then
+  local info = call('XINFO', 'STREAM', stream)
+  for at = 1, #info, 2 do
+    if info[at] == 'last-generated-id' then
+      call('HSET', P .. 'clock', 'joined', info[at + 1])
     end
   end
 end
 local consumers = call('XINFO', 'CONSUMERS', stream, 'ledger')
 for i = 1, #consumers do
-  local facts = {}
+  local consumer = {}
   for at = 1, #consumers[i], 2 do
-    facts[consumers[i][at]] = consumers[i][at + 1]
+    consumer[consumers[i][at]] = consumers[i][at + 1]
   end
-  if facts.pending == 0 and facts.idle > 300000 then
-    call('XGROUP', 'DELCONSUMER', stream, 'ledger', facts.name)
+  if consumer.pending == 0 and consumer.idle > 300000 then
+    call('XGROUP', 'DELCONSUMER', stream, 'ledger', consumer.name)
   end
 end
 return 1

@@ -1,6 +1,6 @@
--- lock(id, token, number, name): an acquisition of a running job, fenced; `number` tells it from
--- the others of its attempt. Returns 'held' and the fence, also to a repeat; 'wait' and the ms
--- after which to ask again, should no news come before; or 'lost'.
+-- lock(id, token, number, name): an acquisition of a running job; `number` is unique within the
+-- attempt. Returns 'held' and the fence, also to a repeat; 'wait' and the ms after which to ask
+-- again if no notification comes before; or 'lost' if another attempt has the job.
 
 local id, token, number, name = unpack(ARGV, 4, 7)
 local job = P .. 'job:' .. id
@@ -8,40 +8,41 @@ local r = call('HMGET', job, 'state', 'token', 'tenant', 'lk')
 if r[1] ~= 'running' or r[2] ~= token then
   return { 'lost', '0' }
 end
-local tenant, known = r[3], r[4] or ''
+local tenant, acquisitions = r[3], r[4] or ''
 local lock = P .. 'lock:' .. tenant .. ':' .. name
 local me = id .. ' ' .. token .. ' ' .. number
 
--- Given up before this call arrived: nobody would ever free what it took.
-if string.find('\n' .. known, '\n' .. number .. ' \n', 1, true) then
-  return { 'wait', int(LEASE) }
+-- Released before this call arrived: taking the lock now would hold it until the attempt ends.
+if string.find('\n' .. acquisitions, '\n' .. number .. ' \n', 1, true) then
+  return { 'wait', int(LEASE_MS) }
 end
 
 local holder = call('HGET', lock, 'holder')
-local ends = MS + LEASE
+local ends = NOW_MS + LEASE_MS
 if holder and holder ~= me then
   local other = string.match(holder, '^%S+')
-  ends = tonumber(call('ZSCORE', P .. 'leases', other) or MS)
-  if not holds_still(holder) then
-    hand_on(tenant, name)
-  elseif other ~= id and ends <= MS and pulse(call('HMGET', P .. 'clock', 'tick', 'grace')) then
-    leave(other, nil, 'lost') -- nobody else need come by for the lock to be free
-    leave_leases()
+  ends = tonumber(call('ZSCORE', P .. 'leases', other) or NOW_MS)
+  if not holder_runs(holder) then
+    hand_over_lock(tenant, name)
+  elseif other ~= id and ends <= NOW_MS
+    and note_tick(call('HMGET', P .. 'clock', 'tick', 'grace')) then
+    leave(other, nil, 'lost') -- frees the lock without waiting for a tick
+    drop_leases()
   end
   holder = call('HGET', lock, 'holder')
 end
 
 local answer
 if not holder then
-  answer = { 'held', grant(tenant, name, me) }
+  answer = { 'held', grant_lock(tenant, name, me) }
 elseif holder == me then
   answer = { 'held', call('HGET', lock, 'fence') }
 else
-  call('ZADD', P .. 'waits:' .. tenant .. ':' .. name, 'NX', NOW, me)
-  answer = { 'wait', int(math.max(0, ends - MS)) }
+  call('ZADD', P .. 'waits:' .. tenant .. ':' .. name, 'NX', NOW_STAMP, me)
+  answer = { 'wait', int(math.max(0, ends - NOW_MS)) }
 end
-if not string.find('\n' .. known, '\n' .. number .. ' ', 1, true) then
-  call('HSET', job, 'lk', known .. number .. ' ' .. name .. '\n')
+if not string.find('\n' .. acquisitions, '\n' .. number .. ' ', 1, true) then
+  call('HSET', job, 'lk', acquisitions .. number .. ' ' .. name .. '\n')
 end
 commit()
 return answer

@@ -1,5 +1,4 @@
--- look(number of fields, fields…, ids…): those fields of the jobs' records as they are now, one
--- answer an id.
+-- look(number of fields, fields…, ids…): these fields of each job's record.
 
 local width = tonumber(ARGV[4])
 local out = {}

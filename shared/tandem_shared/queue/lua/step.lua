@@ -1,9 +1,9 @@
--- step(most, room, then id, token, name, body each): keeps results (JSON) of steps of running jobs,
--- fenced. One that is kept already stays as it is. Returns a word and a body each: 'ok' and what is
--- kept where that is something else, 'lost', or 'full' when the job would keep more than `most`
--- results or `room` bytes.
+-- step(max steps, max bytes, then id, token, name, body each): keeps results (JSON) of steps of
+-- running jobs, unless one has been kept under the name. Returns a word and a body for each: 'ok'
+-- and what is kept if it differs from the given body, 'lost', or 'full' above `max steps` results
+-- or `max bytes` of the job.
 
-local most, room = tonumber(ARGV[4]), tonumber(ARGV[5])
+local max_steps, max_bytes = tonumber(ARGV[4]), tonumber(ARGV[5])
 local out = {}
 for at = 6, #ARGV, 4 do
   local id, token, name, body = unpack(ARGV, at, at + 3)
@@ -18,7 +18,7 @@ for at = 6, #ARGV, 4 do
     if kept == body then
       kept = ''
     end
-  elseif size > room or call('HLEN', steps) >= most then
+  elseif size > max_bytes or call('HLEN', steps) >= max_steps then
     word = 'full'
   else
     call('HSET', steps, name, body)

@@ -1,5 +1,4 @@
--- steps(id, token): what a running job keeps of its steps, fenced: 'ok' and name, body each; or
--- 'lost'.
+-- steps(id, token): results of a running job's steps: 'ok', then name and body of each; or 'lost'.
 
 local id, token = ARGV[4], ARGV[5]
 local r = call('HMGET', P .. 'job:' .. id, 'state', 'token')

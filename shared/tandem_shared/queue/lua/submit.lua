@@ -1,41 +1,41 @@
--- submit(limit, kinds and jobs, see enter.lua): up to 500 jobs enter, while fewer than `limit` of
--- their queue are not final (0: any number). Returns five values a job.
+-- submit(max unfinished, then templates and jobs as in enter.lua): enters up to 500 jobs while
+-- their queue has fewer than `max unfinished` jobs that are not final (0: no limit). Returns five
+-- values per job, see `enter`.
 
-if followed() and call('XLEN', P .. 'events') >= followed() then
+if ledger_backlog() and call('XLEN', P .. 'events') >= ledger_backlog() then
   return redis.error_reply('BACKLOG the ledger is too far behind')
 end
 
--- How many jobs of each queue are not final, those that enter now among them.
-local limit, open = tonumber(ARGV[4]), {}
-local short = call('HGET', P .. 'clock', 'full')
+local max_unfinished = tonumber(ARGV[4])
+local memory_full = call('HGET', P .. 'clock', 'full')
+local unfinished = {} -- jobs of each queue, including those that enter now
 
-local function room_for(queue)
-  if short then
-    return false, 'short'
-  elseif limit == 0 then
-    return true
+local function refusal(queue)
+  if memory_full then
+    return 'short'
+  elseif max_unfinished == 0 then
+    return nil
   end
-  if not open[queue] then
+  if not unfinished[queue] then
     local fields, sum = {}, 0
     for i = 1, #OPEN do
       fields[i] = queue .. ' ' .. OPEN[i]
     end
     local kept = call('HMGET', P .. 'counts', unpack(fields))
     for i = 1, #OPEN do
-      sum = sum + (tonumber(kept[i] or 0))
+      sum = sum + tonumber(kept[i] or 0)
     end
-    open[queue] = sum
+    unfinished[queue] = sum
   end
-  if open[queue] >= limit then
-    return false, 'full'
+  if unfinished[queue] >= max_unfinished then
+    return 'full'
   end
-  open[queue] = open[queue] + 1
-  return true
+  unfinished[queue] = unfinished[queue] + 1
 end
 
 local out = {}
-for at = after_kinds(5), #ARGV, JOB do
-  local entered = enter(5, at, room_for)
+for at = first_job(5), #ARGV, JOB_ARGS do
+  local entered = enter(5, at, refusal)
   for i = 1, 5 do
     out[#out + 1] = entered[i]
   end

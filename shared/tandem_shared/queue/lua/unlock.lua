@@ -1,5 +1,5 @@
--- unlock(id, token, number, name): the acquisition holds or waits no more. 'ok', also to a repeat,
--- or 'lost': the attempt is over, and what it held was given up with it.
+-- unlock(id, token, number, name): the acquisition no longer holds or waits. Returns 'ok', also to
+-- a repeat, or 'lost': the attempt has ended and released everything.
 
 local id, token, number, name = unpack(ARGV, 4, 7)
 local job = P .. 'job:' .. id
@@ -8,17 +8,17 @@ if r[1] ~= 'running' or r[2] ~= token then
   return 'lost'
 end
 local left, found = '', false
-for n, of in string.gmatch(r[4] or '', '(%d+) ([^\n]*)\n') do
+for n, lock in string.gmatch(r[4] or '', '(%d+) ([^\n]*)\n') do
   if n == number then
-    found = of ~= ''
+    found = lock ~= ''
   else
-    left = left .. n .. ' ' .. of .. '\n'
+    left = left .. n .. ' ' .. lock .. '\n'
   end
 end
 if found then
-  give_up(r[3], name, id .. ' ' .. token .. ' ' .. number)
+  release_lock(r[3], name, id .. ' ' .. token .. ' ' .. number)
 else
-  left = left .. number .. ' \n' -- its `lock` may still be on its way
+  left = left .. number .. ' \n' -- its `lock` call may still arrive
 end
 if left == '' then
   call('HDEL', job, 'lk')

@@ -258,13 +258,13 @@ async def test_no_attempt_starts_after_the_expiry_and_the_last_failure_is_still_
     if how == "too late":
         assert (told["state"], told["error"]["next_attempt_at"]) == ("failed", None)
         assert told["error"]["message"].endswith(
-            "; there is no other attempt, as it would start after the expires_in"
+            "; it is not retried, since the next attempt would start after expires_in"
         )
     else:
         assert told["state"] == ("retrying" if how == "in time" else "queued")
         await shard.wait(31)
         told = msgspec.json.decode(job_json(await shard.get(id)))
-        assert "no other attempt started within the expires_in" in told["error"]["message"]
+        assert "no further attempt started within expires_in" in told["error"]["message"]
     assert told["state"] == "failed"
     assert told["error"]["type"] == {"lost": "worker_lost", "released": "expired"}.get(how, "card")
     if how in ("too late", "in time"):

@@ -1,15 +1,15 @@
--- The entry to `running`, twin of `leave`: what a job takes hold of when it starts, and why it may
--- not start now.
+-- The entry to `running`, the twin of `leave`: what keeps a job from starting, and what an attempt
+-- takes when it starts.
 
--- What a claim needs to know of a record: all of it but for its stamp of submission, see `read`.
-local function read_whole(id)
+-- The record's fields that a claim needs: all, or the common ones (see `read_record`).
+local function read_full(id)
   local job = P .. 'job:' .. id
-  if call('HLEN', job) == SUBMITTED then
-    local a = call('HMGET', job, 'state', 'v', 'attempt', 'queue', 'prio', 'due', 'tenant', 'max', 'f', 'task', 'ver', 'opts',
-      'payload')
+  if call('HLEN', job) == SUBMITTED_FIELDS then
+    local a = call('HMGET', job, 'state', 'v', 'attempt', 'queue', 'prio', 'due', 'tenant', 'max',
+      'f', 'task', 'ver', 'opts', 'payload')
     return {
-      state = a[1], v = a[2], attempt = a[3], queue = a[4], prio = a[5], due = a[6], tenant = a[7], max = a[8], f = a[9],
-      task = a[10], ver = a[11], opts = a[12], payload = a[13],
+      state = a[1], v = a[2], attempt = a[3], queue = a[4], prio = a[5], due = a[6], tenant = a[7],
+      max = a[8], f = a[9], task = a[10], ver = a[11], opts = a[12], payload = a[13],
     }
   end
   local a, r = call('HGETALL', job), {}
@@ -19,10 +19,11 @@ local function read_whole(id)
   return r
 end
 
--- A reason names all that a worker has to be, so that of the jobs set aside for one it may take all
--- or none.
+-- The reason why a job may not start now, nil if it may. `knows(task)` is the worker's version of a
+-- task. A reason names everything that a worker must offer, so that a worker can take either all or
+-- none of the jobs parked for it.
 local function obstacle(r, knows)
-  if r.f ~= FORM and tonumber(r.f) > RECORD_FORMAT then
+  if r.f ~= FORMAT_TEXT and tonumber(r.f) > RECORD_FORMAT then
     return 'format:' .. r.queue .. ':' .. r.f
   end
   local version = knows(r.task)
@@ -35,66 +36,75 @@ local function obstacle(r, knows)
       return key
     end
   end
-  if full(r.task) then
+  if at_limit(r.task) then
     return 'limit:' .. r.queue .. ':' .. r.prio .. ':' .. r.task
   end
   return nil
 end
 
-local touched = {} -- limited tasks of which this claim started a job or set one aside
+local touched_tasks = {} -- limited tasks of which this claim started or parked a job
 
--- Whether a live worker, as it said of itself, serves the job's queue and can run its task.
-local function suits(worker, r)
+-- Whether a live worker, as it registered, serves the job's queue and can run its task.
+local function can_run(worker, r)
   local w = call('HMGET', P .. 'worker:' .. worker, 'tasks', 'queues', 'draining')
-  if not w[1] or w[3] == '1' or not string.find(',' .. w[2] .. ',', ',' .. r.queue .. ',', 1, true) then
+  local serves = w[2] and string.find(',' .. w[2] .. ',', ',' .. r.queue .. ',', 1, true)
+  if not w[1] or w[3] == '1' or not serves then
     return false
   end
   local version = tonumber(call('HGET', P .. 'tasks:' .. w[1], r.task) or nil)
   return version and version >= tonumber(r.ver)
 end
 
--- Sets a job aside for a reason; whatever lifts the reason brings it back. The caller has taken it
--- out of where it stood: before, since what happens here may bring it back at once.
-local function park(id, r, why)
+-- Sets a job aside; whatever removes the reason brings it back. The caller has removed it from its
+-- place first, since waking others may bring it back at once.
+local function park(id, r, reason)
   if r.state == 'queued' then
-    local v = stamp(r)
-    move(id, r, 'waiting', v)
+    local v = next_stamp(r)
+    change_state(id, r, 'waiting', v)
     call('HSET', P .. 'job:' .. id, 'state', 'waiting', 'v', v)
   end
-  call('HSET', P .. 'job:' .. id, 'park', why)
-  call('ZADD', P .. 'park:' .. why, r.due, id)
-  if string.sub(why, 1, 6) == 'limit:' then
+  call('HSET', P .. 'job:' .. id, 'park', reason)
+  call('ZADD', P .. 'park:' .. reason, r.due, id)
+  if string.sub(reason, 1, 6) == 'limit:' then
     call('SADD', P .. 'limited:' .. r.task, r.queue .. ':' .. r.prio)
-    touched[r.task] = true
+    touched_tasks[r.task] = true
     if r.ck then
       wake_key(r, true)
     end
     return
   end
   -- It may have been woken for a slot that it cannot use now.
-  if string.sub(why, 1, 4) == 'key:' then
+  if string.sub(reason, 1, 4) == 'key:' then
     wake_task(r)
     return
   end
-  call('SADD', P .. 'parked', why)
+  call('SADD', P .. 'parked', reason)
   wake(r)
-  -- A worker that can run it may be asleep, and the bell of the queue may wake another that cannot.
+  -- A worker that can run it may be asleep, and the queue's bell may wake one that cannot.
   local workers = call('ZREVRANGE', P .. 'workers', 0, 63)
   for i = 1, #workers do
-    if suits(workers[i], r) then
-      calls[workers[i]] = true
+    if can_run(workers[i], r) then
+      workers_to_wake[workers[i]] = true
       return
     end
   end
 end
 
--- Starts an attempt under a new token and adds what the worker needs to `out`.
+-- Appends what a worker needs of a job: nine values.
+local function append_claimed(out, id, token, r)
+  local n = #out
+  out[n + 1], out[n + 2], out[n + 3], out[n + 4], out[n + 5] = id, token, r.attempt, r.max, r.task
+  out[n + 6], out[n + 7], out[n + 8], out[n + 9] = r.tenant, r.payload, r.opts, r.due
+end
+
+-- Starts an attempt under a new token. Appends its lease to `leases`, and the job to `out`.
 local function admit(id, r, worker, leases, out)
-  local v = stamp(r)
+  local v = next_stamp(r)
   local token = v .. '.' .. worker
   r.attempt = r.attempt == '0' and '1' or int(r.attempt + 1)
-  move(id, r, 'running', v)
-  call('HSET', P .. 'job:' .. id, 'state', 'running', 'v', v, 'began', v, 'token', token, 'attempt', r.attempt)
+  change_state(id, r, 'running', v)
+  call('HSET', P .. 'job:' .. id, 'state', 'running', 'v', v, 'began', v, 'token', token,
+    'attempt', r.attempt)
   if r.attempts then
     call('HDEL', P .. 'job:' .. id, 'progress', 'oq')
   end
@@ -103,24 +113,22 @@ local function admit(id, r, worker, leases, out)
   if r.ck then
     call('SADD', P .. 'key:' .. r.tenant .. ':' .. r.ck, id .. ':' .. token)
   end
-  local l = limit(r.task)
+  local l = limits_of(r.task)
   if l and l.slots > 0 then
     call('SADD', P .. 'slots:' .. r.task, id .. ':' .. token)
     call('HSET', P .. 'job:' .. id, 'slot', r.task)
   elseif r.slot then
-    call('HDEL', P .. 'job:' .. id, 'slot') -- an earlier attempt's
+    call('HDEL', P .. 'job:' .. id, 'slot') -- left by an earlier attempt
   end
   if l then
     if l.every > 0 then
-      l.tat = math.max(l.tat, US) + l.every
+      l.tat = math.max(l.tat, NOW_US) + l.every
       call('HSET', P .. 'limit:' .. r.task, 'tat', int(l.tat))
     end
-    touched[r.task] = true
+    touched_tasks[r.task] = true
   end
   if r.exp then
     call('ZREM', P .. 'expiries', id)
   end
-  local n = #out
-  out[n + 1], out[n + 2], out[n + 3], out[n + 4] = id, token, r.attempt, r.max
-  out[n + 5], out[n + 6], out[n + 7], out[n + 8], out[n + 9] = r.task, r.tenant, r.payload, r.opts, r.due
+  append_claimed(out, id, token, r)
 end

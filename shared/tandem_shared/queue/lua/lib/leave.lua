@@ -1,53 +1,56 @@
--- The exits. `leave` is the only way out of `running`, `drop` the only way from any waiting place
--- to a final state; both end in `close`. What a running job holds (its lease, its slots of a key
--- and of its task, its locks) is given back here and nowhere else.
+-- The exits: `leave` is the only way out of `running`, `drop` the only way from a waiting place to
+-- a final state; both end in `finalize`. Only here does an attempt give back what it holds: lease,
+-- slots of its concurrency key and its task's limit, and locks.
 
-local function explain(type, message, attempt)
+local function failure_json(type, message, attempt)
   local retryable = type == 'expired' and 'false' or 'true'
   return '{"type":"' .. type .. '","message":"' .. message .. '","retryable":' .. retryable
     .. ',"attempt":' .. attempt .. '}'
 end
 
--- The same failure with more in its message. No JSON is decoded: within a string every quote has a
--- backslash before it, so what is looked for ends the message.
-local function but(body, more)
-  local at = string.find(body, '","retryable":', 1, true)
-  return at and string.sub(body, 1, at - 1) .. '; ' .. more .. string.sub(body, at) or body
+-- The failure with a reason appended to its message. The JSON need not be decoded: a quote within a
+-- string has a backslash before it, so the text searched for can only be the end of the message.
+local function with_reason(failure, reason)
+  local at = string.find(failure, '","retryable":', 1, true)
+  if not at then
+    return failure
+  end
+  return string.sub(failure, 1, at - 1) .. '; ' .. reason .. string.sub(failure, at)
 end
 
--- Whether a job may not start any more at that time, ms.
-local function late(r, at)
+-- Whether no attempt may start any more at that time, ms.
+local function expires_by(r, at)
   return r.exp and tonumber(r.exp) <= at
 end
 
-local LOOKED = 16 -- jobs that wait for a key, of which one is called
+local KEY_WAITERS_READ = 16 -- waiting jobs read to find one to wake
 
--- A slot of a concurrency key is free: the job that has waited longest for it may line up again.
--- While the job that was called for it waits for its task's limit, no other job of such a task is
--- called in its place: they would all move from here to there, and back.
+-- A slot of a concurrency key is free: requeues the job that has waited longest for it. With
+-- `limited`, the job woken before is now waiting for its task's limit; then jobs of tasks at their
+-- limit are skipped, or all of them would move from the key's place to the limit's and back.
 local function wake_key(r, limited)
   local place = P .. 'park:key:' .. r.tenant .. ':' .. r.ck
-  local ids = call('ZRANGE', place, 0, LOOKED - 1)
+  local ids = call('ZRANGE', place, 0, KEY_WAITERS_READ - 1)
   for i = 1, #ids do
     local id = ids[i]
-    local w = read(id)
-    if w.state ~= 'waiting' then
+    local waiter = read_record(id)
+    if waiter.state ~= 'waiting' then
       call('ZREM', place, id)
-    elseif not (limited and full(call('HGET', P .. 'job:' .. id, 'task'))) then
+    elseif not (limited and at_limit(call('HGET', P .. 'job:' .. id, 'task'))) then
       call('ZREM', place, id)
-      return requeue(id, w)
+      return requeue(id, waiter)
     end
   end
 end
 
--- The task whose limit a job waits for or was called for; nil if it never did.
-local function waited_for(r)
+-- The task whose limit the job waits for or was woken for, nil if there was none.
+local function limited_task(r)
   return r.park and string.match(r.park, '^limit:[^:]*:[^:]*:(.*)$')
 end
 
--- What the job held or was called for is free, or of no use to it: another one may line up.
+-- What the job held or was woken for is free again: another job may start in its place.
 local function wake_task(r)
-  local task = r.slot or waited_for(r)
+  local task = r.slot or limited_task(r)
   if task then
     serve(task, 1)
   end
@@ -60,57 +63,67 @@ local function wake(r)
   wake_task(r)
 end
 
--- The final transition sets the TTLs, of the record and of what belongs to it, unless a ledger is
--- yet to read it. Names and values of other fields that it writes come last.
-local function close(id, r, v, ...)
+-- Writes the final state, then further fields and values. Sets the TTLs unless a ledger still has
+-- to read the record; `projected` sets them then.
+local function finalize(id, r, v, ...)
   call('HSET', P .. 'job:' .. id, 'state', r.state, 'v', v, 'ended', v, ...)
-  if not followed() then
-    fade(id, r)
+  if not ledger_backlog() then
+    set_ttls(id, r)
   end
 end
 
--- Ends a job that does not run: cancelled, or failed with an error.
-local function drop(id, r, to, why)
-  -- Perhaps, for a slot that the next one may use; who waits for its task's limit was called by its
-  -- key.
-  local woken = r.state == 'queued' or r.state == 'waiting' and waited_for(r)
-  call('ZREM', place(r), id)
+-- Ends a job that is not running: cancelled, or failed with an error.
+local function drop(id, r, to, failure)
+  -- It may have been woken for a slot that the next job can use. A job that waits for its task's
+  -- limit may have been woken by its key.
+  local woken = r.state == 'queued' or r.state == 'waiting' and limited_task(r)
+  call('ZREM', place_of(r), id)
   if r.exp then
     call('ZREM', P .. 'expiries', id)
   end
-  local v = stamp(r)
-  move(id, r, to, v)
+  local v = next_stamp(r)
+  change_state(id, r, to, v)
   if to == 'cancelled' then
-    close(id, r, v, 'cancel', v)
+    finalize(id, r, v, 'cancel', v)
   else
-    close(id, r, v, 'error', why)
+    finalize(id, r, v, 'error', failure)
   end
   if woken then
     wake(r)
   end
 end
 
-local function remember(r, v, outcome)
-  local worker = string.sub(r.token, #r.began + 2) -- the token is the stamp of its claim, a dot, and the worker
+-- The record's `attempts` with one more line; only the last MAX_SHOWN_ATTEMPTS lines are kept.
+local function append_attempt(r, v, outcome)
+  local worker = string.sub(r.token, #r.began + 2) -- the token is '<began>.<worker>'
   local line = r.attempt .. ' ' .. r.began .. ' ' .. v .. ' ' .. outcome .. ' ' .. worker .. '\n'
   local lines = r.attempts and r.attempts .. line or line
   if r.attempts then
-    local _, many = string.gsub(lines, '\n', '')
-    for _ = MAX_SHOWN_ATTEMPTS + 1, many do
+    local _, count = string.gsub(lines, '\n', '')
+    for _ = MAX_SHOWN_ATTEMPTS + 1, count do
       lines = string.sub(lines, string.find(lines, '\n', 1, true) + 1)
     end
   end
   return lines
 end
 
--- Out of `running`. `token` nil: the holder is gone, and its lease with it. `to`: succeeded,
--- failed, cancelled, retrying (after `delay` ms), queued (handed back, uncharged) or lost. `body`:
--- JSON of the result or the error, `files` of what is published. Returns what the caller may tell:
--- 'ok' (also for a repeat, which the record's last token gives away), 'lost' or 'gone'.
-local leases_left = {}
+-- Why a job whose worker was lost gets no other attempt; nil if it does.
+local function last_loss(r)
+  if r.losses >= 3 then
+    return 'three workers were lost while they ran this job, so it is not run again'
+  elseif tonumber(r.attempt) >= tonumber(r.max) then
+    return 'the worker was lost while it ran the last attempt'
+  end
+end
 
+local dropped_leases = {} -- removed by `drop_leases`, all at once
+
+-- Ends an attempt. `token` nil: the holder is lost, its lease has ended. `to` is succeeded, failed,
+-- cancelled, retrying (after `delay` ms), queued (handed back, uncharged) or lost. `body` is the
+-- JSON of the result or the failure, `files` that of the published files. Returns 'ok', also for a
+-- repeat, which the record's last token shows; 'lost' if another attempt has the job; or 'gone'.
 local function leave(id, token, to, outcome, body, delay, files)
-  local r = read(id, FINAL[to])
+  local r = read_record(id, FINAL[to])
   if not r.state then
     return 'gone'
   end
@@ -123,24 +136,25 @@ local function leave(id, token, to, outcome, body, delay, files)
 
   local lost = to == 'lost'
   if r.cancel then
-    to, outcome = 'cancelled', 'cancelled' -- a request to cancel wins over every other outcome
+    to, outcome = 'cancelled', 'cancelled' -- a cancel request wins over every other outcome
   elseif lost then
     outcome = 'worker_lost'
     r.losses = tonumber(r.losses or 0) + 1
-    local last = r.losses >= 3 and 'three workers were lost while they ran this job, so no other one gets it'
-      or tonumber(r.attempt) >= tonumber(r.max) and 'the worker that ran the last of its attempts was lost'
-    body = explain('worker_lost', last or 'the worker that ran this attempt was lost', r.attempt)
+    local last = last_loss(r)
     to = last and 'failed' or 'queued'
+    local message = last or 'the worker was lost while it ran this attempt'
+    body = failure_json('worker_lost', message, r.attempt)
   elseif to == 'retrying' and tonumber(r.attempt) >= tonumber(r.max) then
     to = 'failed'
-  elseif to == 'retrying' and late(r, MS + delay) then
+  elseif to == 'retrying' and expires_by(r, NOW_MS + delay) then
     to = 'failed'
-    body = but(body, 'there is no other attempt, as it would start after the expires_in')
+    local reason = 'it is not retried, since the next attempt would start after expires_in'
+    body = with_reason(body, reason)
   end
 
-  local job, v = P .. 'job:' .. id, stamp(r)
-  local lines = remember(r, v, outcome)
-  leases_left[#leases_left + 1] = id
+  local job, v = P .. 'job:' .. id, next_stamp(r)
+  local lines = append_attempt(r, v, outcome)
+  dropped_leases[#dropped_leases + 1] = id
   if r.ck then
     call('SREM', P .. 'key:' .. r.tenant .. ':' .. r.ck, id .. ':' .. r.token)
   end
@@ -148,51 +162,51 @@ local function leave(id, token, to, outcome, body, delay, files)
     call('SREM', P .. 'slots:' .. r.slot, id .. ':' .. r.token)
   end
   if r.lk then
-    give_up_all(id, r)
+    release_locks(id, r)
   end
   if outcome == 'released' then
-    r.attempt = tonumber(r.attempt) - 1 -- refunded: the number is for people and policy, the token is the fence
+    r.attempt = tonumber(r.attempt) - 1 -- refunded: only the token is a fence
   end
-  move(id, r, to, v)
+  change_state(id, r, to, v)
   if not token then
-    call('HSET', job, 'token', '') -- whoever held it may finish its code, not the job
+    call('HSET', job, 'token', '') -- fences the lost holder, whose code may still run
   end
   if lost and to ~= 'cancelled' then
     call('HSET', job, 'losses', r.losses)
   end
 
   if to == 'succeeded' then
-    close(id, r, v, 'attempts', lines, 'result', body)
+    finalize(id, r, v, 'attempts', lines, 'result', body)
     if files ~= '' then
       call('HSET', job, 'files', files)
     end
   elseif to == 'failed' then
-    close(id, r, v, 'attempts', lines, 'error', body)
+    finalize(id, r, v, 'attempts', lines, 'error', body)
   elseif to == 'cancelled' then
-    close(id, r, v, 'attempts', lines)
+    finalize(id, r, v, 'attempts', lines)
   else
     if r.exp then
       call('ZADD', P .. 'expiries', r.exp, id)
     end
     if to == 'retrying' then
-      r.due = MS + delay
+      r.due = NOW_MS + delay
       call('HSET', job, 'state', to, 'v', v, 'attempts', lines, 'due', r.due, 'error', body)
-      put_off(id, r)
+      schedule(id, r)
     else
       call('HSET', job, 'state', to, 'v', v, 'attempts', lines, 'attempt', r.attempt)
       if lost then
         call('HSET', job, 'error', body)
       end
-      line_up(id, r) -- at its original due score, ahead of the backlog
+      enqueue(id, r) -- with its original due time, so ahead of the backlog
     end
   end
   wake(r)
   return 'ok'
 end
 
-local function leave_leases()
-  if #leases_left > 0 then
-    call('ZREM', P .. 'leases', unpack(leases_left))
-    leases_left = {}
+local function drop_leases()
+  if #dropped_leases > 0 then
+    call('ZREM', P .. 'leases', unpack(dropped_leases))
+    dropped_leases = {}
   end
 end

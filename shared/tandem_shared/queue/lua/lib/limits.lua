@@ -1,15 +1,17 @@
--- The limits of tasks: how many attempts run at once, and how many start in a time. What one keeps
--- from starting waits in `park:limit:<queue>:<priority>:<task>`, by due time; `limited:<task>`
--- names these places. They come back by `serve`: one job for each slot that is given back, and when
--- `gates`, which says when to look at a task again, is due.
+-- The limits of tasks: how many attempts run at once, and how many start in a period.
+--
+-- A job that a limit keeps from starting waits in `park:limit:<queue>:<priority>:<task>`, by due
+-- time; `limited:<task>` lists these places. `serve` brings jobs back: one for each slot that is
+-- given back, and some whenever the task's time in `gates` has come.
 
-local PACE = 50 -- ms between two looks at one task, at least; a rate's burst covers them
-local AGAIN = 1000 -- ms after which others are called if those that were did not start
+local GATE_INTERVAL_MS = 50 -- at least, between two looks at a task; a rate's burst covers it
+local GATE_RETRY_MS = 1000 -- then further jobs are woken, should the woken ones not have started
 
--- Every 4th turn has normal first and every 16th low first, so that nothing starves. Each kind of
--- turn counts on its own: else, of two queues, one would have all the turns that have low first.
+-- Every 4th turn tries normal first and every 16th low first, so that no priority starves. Each
+-- kind of turn has its own count: with one for all, one of two queues would get all the low-first
+-- turns.
 local NORMAL_FIRST, LOW_FIRST = { 'normal', 'high', 'low' }, { 'low', 'normal', 'high' }
-local function ranks(turn)
+local function priority_order(turn)
   local fourths, sixteenths = math.floor(turn / 4), math.floor(turn / 16)
   if turn % 16 == 0 then
     return LOW_FIRST, sixteenths
@@ -19,76 +21,76 @@ local function ranks(turn)
   return HIGH_FIRST, turn - fourths
 end
 
--- What limits a task; false if nothing does. `tat` (GCRA): the µs at which a start would be exactly
--- on time. One that is further off than starts can bring it is of another rate, or from before the
--- clock stepped back.
-local limits = {}
-local function limit(task)
-  local l = limits[task]
+-- The limits of a task, false if it has none. `tat` (GCRA's theoretical arrival time, µs) is when
+-- the next start would be exactly on time. A later one than starts can cause belongs to an earlier
+-- rate or to a clock that has stepped back since, and is cut.
+local limits_by_task = {}
+local function limits_of(task)
+  local l = limits_by_task[task]
   if l == nil then
     local a = call('HMGET', P .. 'limit:' .. task, 'slots', 'every', 'burst', 'tat', 'turn')
     l = a[1] and {
-      slots = tonumber(a[1]), every = tonumber(a[2]), burst = tonumber(a[3]), tat = tonumber(a[4] or 0),
-      turn = tonumber(a[5] or 0),
+      slots = tonumber(a[1]), every = tonumber(a[2]), burst = tonumber(a[3]),
+      tat = tonumber(a[4] or 0), turn = tonumber(a[5] or 0),
     } or false
-    local latest = l and US + l.burst * l.every
+    local latest = l and NOW_US + l.burst * l.every
     if l and l.tat > latest then
       l.tat = latest
       call('HSET', P .. 'limit:' .. task, 'tat', int(latest))
     end
-    limits[task] = l
+    limits_by_task[task] = l
   end
   return l
 end
 
--- How many attempts of the task may start now and, if it is only time that is in the way, the ms at
--- which one may.
-local function room(task, l)
+-- How many attempts of the task may start now; if only the rate forbids one, also the ms at which
+-- one may.
+local function startable(task, l)
   local free = 1e9
   if l.slots > 0 then
     free = l.slots - call('SCARD', P .. 'slots:' .. task)
   end
   if free > 0 and l.every > 0 then
-    local ahead = US + (l.burst - 1) * l.every - math.max(l.tat, US)
+    local ahead = NOW_US + (l.burst - 1) * l.every - math.max(l.tat, NOW_US)
     if ahead < 0 then
-      return 0, math.ceil((US - ahead) / 1000)
+      return 0, math.ceil((NOW_US - ahead) / 1000)
     end
     free = math.min(free, math.floor(ahead / l.every) + 1)
   end
   return free
 end
 
-local function full(task)
-  local l = limit(task)
-  return l and room(task, l) <= 0
+local function at_limit(task)
+  local l = limits_of(task)
+  return l and startable(task, l) <= 0
 end
 
--- Sets down when to look at the task again, if anything waits for it. A slot that is given back
--- needs no time.
-local function watch(task, l)
-  local free, at = room(task, l)
+-- Sets when to look at the task again, if jobs wait for it. While all slots are taken no time is
+-- needed: the end of an attempt serves the task.
+local function set_gate(task, l)
+  local free, at = startable(task, l)
   if call('EXISTS', P .. 'limited:' .. task) == 0 or (free <= 0 and not at) then
     call('ZREM', P .. 'gates', task)
   elseif at then
-    call('ZADD', P .. 'gates', math.max(at, MS + PACE), task)
+    call('ZADD', P .. 'gates', math.max(at, NOW_MS + GATE_INTERVAL_MS), task)
   else
-    call('ZADD', P .. 'gates', 'LT', MS + AGAIN, task)
+    call('ZADD', P .. 'gates', 'LT', NOW_MS + GATE_RETRY_MS, task)
   end
 end
 
--- Lines up as many of the jobs that wait for the task as may start now, at most `most`: by
--- priority, in each the one that is due first.
-local function serve(task, most)
-  local l = limit(task)
+-- Enqueues as many waiting jobs of the task as may start now, at most `max_jobs`: by priority, and
+-- within each the earliest due first.
+local function serve(task, max_jobs)
+  local l = limits_of(task)
   if not l then
     return
   end
   local places = call('SMEMBERS', P .. 'limited:' .. task)
-  local left = #places > 0 and math.min(most, (room(task, l))) or 0
+  local left = #places > 0 and math.min(max_jobs, (startable(task, l))) or 0
   local from = l.turn
   while left > 0 and #places > 0 do
     l.turn = l.turn + 1
-    local order, turns = ranks(l.turn)
+    local order, turns = priority_order(l.turn)
     local at
     for i = 1, 3 do
       for j = 0, #places - 1 do
@@ -100,7 +102,7 @@ local function serve(task, most)
     end
     local place = P .. 'park:limit:' .. places[at] .. ':' .. task
     local id = call('ZPOPMIN', place)[1]
-    local r = id and read(id)
+    local r = id and read_record(id)
     if r and r.state == 'waiting' then
       requeue(id, r)
       left = left - 1
@@ -113,15 +115,15 @@ local function serve(task, most)
   if l.turn > from then
     call('HSET', P .. 'limit:' .. task, 'turn', l.turn)
   end
-  watch(task, l)
+  set_gate(task, l)
   if #places == 0 and l.slots == 0 and l.every == 0 then
-    call('DEL', P .. 'limit:' .. task) -- the limit was lifted, and the last one that waited for it is gone
+    call('DEL', P .. 'limit:' .. task) -- the limit was lifted, and its last waiting job has left
   end
 end
 
--- Serves the tasks whose time has come.
-local function open_gates(most)
-  local due = call('ZRANGEBYSCORE', P .. 'gates', '-inf', MS, 'LIMIT', 0, most)
+-- Serves the tasks whose time in `gates` has come.
+local function open_gates(max_tasks)
+  local due = call('ZRANGEBYSCORE', P .. 'gates', '-inf', NOW_MS, 'LIMIT', 0, max_tasks)
   for i = 1, #due do
     call('ZREM', P .. 'gates', due[i])
     serve(due[i], 100)

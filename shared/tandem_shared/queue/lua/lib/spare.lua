@@ -1,4 +1,4 @@
--- When its memory is full, Redis refuses a script's first write if that may take memory, and no
--- write that comes after one. What goes on with jobs that were accepted takes little and gives back
--- more in the end, so it goes on: it begins with a write that takes none.
+-- While its memory is full, Redis refuses a script whose first write may take memory, but no write
+-- that follows another one. Scripts that finish accepted jobs take little and free more in the end,
+-- so they begin with a write that takes none.
 redis.call('DEL', KEYS[1] .. 'nothing')

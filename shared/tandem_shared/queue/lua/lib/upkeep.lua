@@ -1,53 +1,54 @@
--- What time brings about, done by whoever comes by: ended leases, due jobs, expiries. Needs no
--- worker and no queue.
+-- What time brings about: ended leases, due jobs, expiries, pauses. Every claim and tick does it
+-- for the whole shard, so it depends on no particular worker or queue.
 
--- Processes refresh a stamp, an API once a second. One that is older than half a lease says that
--- Redis was away, or that its clock has jumped: holders could not renew, so no lease is settled
--- before they had the time to. Where leases are so short that each second would be a silence, it
--- has to last a little longer. Returns whether leases may be settled.
-local SILENCE = math.max(LEASE / 2, 2500)
+-- Processes refresh `tick`, an API once a second. If it is older than this, Redis was away or its
+-- clock has jumped, and holders could not renew their leases. With very short leases the normal
+-- second between ticks must not count as silence, hence the minimum.
+local SILENCE_MS = math.max(LEASE_MS / 2, 2500)
 
-local function pulse(c)
+-- Refreshes `tick`, given `tick` and `grace` of `clock`. Returns whether leases may be settled:
+-- after a silence, not before holders had a lease's time to renew.
+local function note_tick(c)
   local tick, grace = tonumber(c[1] or 0), tonumber(c[2] or 0)
-  if tick - MS > LEASE / 2 then -- the clock stepped back: leases would hold for the length of the step
-    local far = call('ZRANGEBYSCORE', P .. 'leases', '(' .. int(MS + LEASE), '+inf', 'LIMIT', 0, 500)
+  if tick - NOW_MS > LEASE_MS / 2 then -- the clock stepped back: shorten what ends too late now
+    local far = call('ZRANGEBYSCORE', P .. 'leases', '(' .. LEASE_END, '+inf', 'LIMIT', 0, 500)
     for i = 1, #far do
-      call('ZADD', P .. 'leases', MS + LEASE, far[i])
+      call('ZADD', P .. 'leases', LEASE_END, far[i])
     end
     local gates = call('ZRANGE', P .. 'gates', 0, 499)
     for i = 1, #gates do
-      call('ZADD', P .. 'gates', MS, gates[i])
+      call('ZADD', P .. 'gates', NOW_MS, gates[i])
     end
-    grace = math.min(grace, MS + LEASE)
+    grace = math.min(grace, NOW_MS + LEASE_MS)
     if #far < 500 then
-      tick = MS
-      call('HSET', P .. 'clock', 'tick', MS, 'grace', grace)
+      tick = NOW_MS
+      call('HSET', P .. 'clock', 'tick', NOW_MS, 'grace', grace)
     end
-  elseif MS - tick > SILENCE then
-    grace = MS + LEASE
-    call('HSET', P .. 'clock', 'tick', MS, 'grace', grace)
-  elseif MS > tick then
-    call('HSET', P .. 'clock', 'tick', MS)
+  elseif NOW_MS - tick > SILENCE_MS then
+    grace = NOW_MS + LEASE_MS
+    call('HSET', P .. 'clock', 'tick', NOW_MS, 'grace', grace)
+  elseif NOW_MS > tick then
+    call('HSET', P .. 'clock', 'tick', NOW_MS)
   end
-  return MS >= grace
+  return NOW_MS >= grace
 end
 
-local function settle(limit)
-  local ended = call('ZRANGEBYSCORE', P .. 'leases', '-inf', MS, 'LIMIT', 0, limit)
+local function settle_leases(max_jobs)
+  local ended = call('ZRANGEBYSCORE', P .. 'leases', '-inf', NOW_MS, 'LIMIT', 0, max_jobs)
   for i = 1, #ended do
     if leave(ended[i], nil, 'lost') ~= 'ok' then
-      leases_left[#leases_left + 1] = ended[i] -- no record behind it
+      dropped_leases[#dropped_leases + 1] = ended[i] -- it has no record
     end
   end
-  leave_leases()
+  drop_leases()
   return #ended
 end
 
-local function fall_due(limit)
-  local due = call('ZRANGEBYSCORE', P .. 'later', '-inf', MS, 'LIMIT', 0, limit)
+local function enqueue_due(max_jobs)
+  local due = call('ZRANGEBYSCORE', P .. 'later', '-inf', NOW_MS, 'LIMIT', 0, max_jobs)
   for i = 1, #due do
     local id = due[i]
-    local r = read(id)
+    local r = read_record(id)
     if r.state == 'scheduled' or r.state == 'retrying' then
       requeue(id, r)
     end
@@ -57,52 +58,53 @@ local function fall_due(limit)
   end
 end
 
--- Whether a job that waits, for its first attempt or for another, has expired; it is then final,
--- and what the last attempt failed with is still why. A claim asks too, since `expire` works in
--- portions.
-local function expired(id, r)
-  local over = late(r, MS)
+-- Fails a waiting job whose expires_in is over and returns whether it is. The failure of the last
+-- attempt stays the error's cause. Claims call it too, since `fail_expired` has a limit per call.
+local function fail_if_expired(id, r)
+  local over = expires_by(r, NOW_MS)
   if over then
     local last = r.began and call('HGET', P .. 'job:' .. id, 'error')
-    local why = r.began and 'no other attempt started within the expires_in'
-      or 'the job was not started within its expires_in'
-    drop(id, r, 'failed', last and but(last, why) or explain('expired', why, r.attempt))
+    local reason = r.began and 'no further attempt started within expires_in'
+      or 'the job did not start within expires_in'
+    local failure = last and with_reason(last, reason) or failure_json('expired', reason, r.attempt)
+    drop(id, r, 'failed', failure)
   end
   return over
 end
 
-local function expire(limit)
-  local over = call('ZRANGEBYSCORE', P .. 'expiries', '-inf', MS, 'LIMIT', 0, limit)
+local function fail_expired(max_jobs)
+  local over = call('ZRANGEBYSCORE', P .. 'expiries', '-inf', NOW_MS, 'LIMIT', 0, max_jobs)
   for i = 1, #over do
-    local r = read(over[i])
-    if not r.state or r.state == 'running' or FINAL[r.state] or not expired(over[i], r) then
+    local r = read_record(over[i])
+    local waits = r.state and r.state ~= 'running' and not FINAL[r.state]
+    if not waits or not fail_if_expired(over[i], r) then
       call('ZREM', P .. 'expiries', over[i])
     end
   end
 end
 
--- Jobs of a paused queue go aside, those of a resumed one come back, in portions.
-local function follow_pauses(most)
-  paused('')
-  for queue, on in pairs(pauses) do
+-- Parks jobs of paused queues and brings those of resumed ones back, up to `max_jobs` per place.
+local function follow_pauses(max_jobs)
+  is_paused('')
+  for queue, on in pairs(paused_queues) do
     local left = false
     for _, prio in ipairs(HIGH_FIRST) do
-      local lined, aside = P .. 'q:' .. queue .. ':' .. prio, P .. 'park:queue:' .. queue .. ':' .. prio
-      local from = on == '1' and lined or aside
-      local ids = call('ZRANGE', from, 0, most - 1)
+      local due = P .. 'q:' .. queue .. ':' .. prio
+      local from = on == '1' and due or P .. 'park:queue:' .. queue .. ':' .. prio
+      local ids = call('ZRANGE', from, 0, max_jobs - 1)
       if #ids > 0 then
         call('ZREM', from, unpack(ids))
       end
       for i = 1, #ids do
-        local r = read(ids[i])
-        if r.state == 'queued' and not expired(ids[i], r) then
-          hold(ids[i], r)
+        local r = read_record(ids[i])
+        if r.state == 'queued' and not fail_if_expired(ids[i], r) then
+          park_paused(ids[i], r)
           wake(r) -- it may have been woken for a slot that it does not use now
         elseif r.state == 'waiting' then
           requeue(ids[i], r)
         end
       end
-      left = left or #ids == most
+      left = left or #ids == max_jobs
     end
     if on == '0' and not left then
       call('HDEL', P .. 'paused', queue)
@@ -110,14 +112,15 @@ local function follow_pauses(most)
   end
 end
 
-local function keep_up()
+-- Returns how many leases were settled, and `turn` of `clock`.
+local function upkeep()
   local c = call('HMGET', P .. 'clock', 'tick', 'grace', 'turn')
   local settled = 0
-  if pulse(c) then
-    settled = settle(100)
+  if note_tick(c) then
+    settled = settle_leases(100)
   end
-  fall_due(200)
-  expire(100)
+  enqueue_due(200)
+  fail_expired(100)
   open_gates(50)
   follow_pauses(100)
   return settled, tonumber(c[3] or 0)
