@@ -1,4 +1,4 @@
-"""Item 6: the queue's scripts while many jobs wait."""
+"""Item 6: the queue's scripts at different sizes of the backlog."""
 
 from asyncio import sleep
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 
 from bench.figures import OURS, Figure
-from bench.peers.tandem import job
+from bench.peers.tandem import new_job
 from bench.processes import open_redis
 from tandem_shared import catalogue
 from tandem_shared.jobs.states import State
@@ -17,10 +17,10 @@ from tandem_shared.queue.messages import Finish, WorkerInfo
 from tandem_shared.queue.queue import Queue
 
 DEPTHS = (10, 10_000, 1_000_000)
-SHALLOW = (10, 10_000, 100_000)  # where there is little time
-BATCH = 100  # what a worker claims and finishes at once
-TURN = 0.25  # seconds
-PORTION = 10_000  # jobs that wait for their submission in memory
+SHALLOW_DEPTHS = (10, 10_000, 100_000)  # for short measurements
+BATCH_JOBS = 100  # what a worker claims and finishes at once
+TURN_SECONDS = 0.25
+FILL_JOBS = 10_000  # jobs that are created and submitted together
 ENTRY = catalogue.CatalogueEntry(
     name="bench.noop", summary="", payload_schema={}, result_schema={}, defaults={}
 )
@@ -29,36 +29,36 @@ WORKER = WorkerInfo(
 )
 
 
-class Depth:
-    """One client that is also the worker, so that the number of waiting jobs stays what it is."""
+class Backlog:
+    """One client that is also the worker, so that the number of waiting jobs stays constant."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
         self._digest = catalogue.digest([ENTRY])
-        self._calls = self._deep = self._jobs = 0
+        self._calls = self._depth = self._jobs = 0
         self._submitting = self._claiming = 0.0
 
-    async def reach(self, depth: int) -> None:
-        while self._deep < depth:
-            count = min(PORTION, depth - self._deep)
-            await self._queue.submit_many([job() for _ in range(count)])
-            self._deep += count
+    async def fill(self, depth: int) -> None:
+        """Submit jobs until `depth` are waiting."""
+        while self._depth < depth:
+            count = min(FILL_JOBS, depth - self._depth)
+            await self._queue.submit_many([new_job() for _ in range(count)])
+            self._depth += count
 
-    async def turns(self, seconds: float) -> None:
-        """Goes on for so long."""
-        late = perf_counter() + seconds
-        while perf_counter() < late:
-            wanted = [job() for _ in range(BATCH)]
-            began = perf_counter()
-            await self._queue.submit_many(wanted)
-            between = perf_counter()
+    async def run(self, seconds: float) -> None:
+        """Submit, claim and finish jobs for so long."""
+        end = perf_counter() + seconds
+        while perf_counter() < end:
+            jobs = [new_job() for _ in range(BATCH_JOBS)]
+            start = perf_counter()
+            await self._queue.submit_many(jobs)
+            submitted = perf_counter()
             self._calls += 1
             claim = await self._queue.claim(
-                WORKER.id, self._calls, slots=BATCH, tasks=self._digest, queues=WORKER.queues
+                WORKER.id, self._calls, slots=BATCH_JOBS, tasks=self._digest, queues=WORKER.queues
             )
-            ended = perf_counter()
-            self._submitting += between - began
-            self._claiming += ended - between
+            self._submitting += submitted - start
+            self._claiming += perf_counter() - submitted
             self._jobs += len(claim.jobs)
             await self._queue.finish(
                 [
@@ -68,36 +68,38 @@ class Depth:
             )
 
     def rates(self) -> tuple[float, float]:
-        """Jobs submitted and claimed per second of the time that each took, since the last call."""
-        found = self._jobs / self._submitting, self._jobs / self._claiming
+        """Jobs submitted and claimed per second spent on each, since the last call."""
+        rates = self._jobs / self._submitting, self._jobs / self._claiming
         self._submitting = self._claiming = 0.0
         self._jobs = 0
-        return found
+        return rates
 
 
 async def measure(seconds: float) -> AsyncIterator[Figure]:
-    """Rates at each depth, each on a Redis of its own and all in short turns, so that they have the same neighbours."""
+    """Rates at each depth: each has its own Redis, and all take short turns under the same load."""
     async with AsyncExitStack() as stack:
-        depths: dict[int, Depth] = {}
-        for count in DEPTHS if seconds >= 3 else SHALLOW:
+        backlogs: dict[int, Backlog] = {}
+        for count in DEPTHS if seconds >= 3 else SHALLOW_DEPTHS:
             data = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
-            redis = connect(await stack.enter_async_context(open_redis(data)))
+            url, _ = await stack.enter_async_context(open_redis(data))
+            redis = connect(url)
             stack.push_async_callback(redis.aclose)
-            queue = Queue(redis, lease=600)  # nobody beats here
+            queue = Queue(redis, lease=600)  # there is no heartbeat
             stack.push_async_callback(queue.close)
             await queue.register(WORKER, [ENTRY])
-            depths[count] = Depth(queue)
-            await depths[count].reach(count)
-            await depths[count].turns(TURN)
-            depths[count].rates()
-        await sleep(2)  # the append-only files have been written
-        for _ in range(max(1, round(seconds / TURN))):
-            for depth in depths.values():
-                await depth.turns(TURN)
-        rates = {count: depth.rates() for count, depth in depths.items()}
-        for at, what in enumerate(("submitted", "claimed")):
-            for count, found in rates.items():
-                yield Figure(f"{what} by 100, {count:,} waiting", "jobs/s", OURS, found[at])
+            backlogs[count] = Backlog(queue)
+            await backlogs[count].fill(count)
+            await backlogs[count].run(TURN_SECONDS)
+            backlogs[count].rates()  # forgets the warm-up
+        await sleep(2)  # until the append-only files have been written
+        for _ in range(max(1, round(seconds / TURN_SECONDS))):
+            for backlog in backlogs.values():
+                await backlog.run(TURN_SECONDS)
+        rates = {count: backlog.rates() for count, backlog in backlogs.items()}
+        for index, what in enumerate(("submitted", "claimed")):
+            for count, pair in rates.items():
+                name = f"{what} in batches of {BATCH_JOBS}, {count:,} waiting"
+                yield Figure(name, "jobs/s", OURS, pair[index])
             first, last = min(rates), max(rates)
-            words = f"{what}, {last:,} waiting against {first}"
-            yield Figure(words, "×", OURS, rates[last][at] / rates[first][at])
+            name = f"{what}, {last:,} waiting compared with {first}"
+            yield Figure(name, "×", OURS, rates[last][index] / rates[first][index])

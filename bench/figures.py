@@ -1,9 +1,9 @@
-"""Figures and their tables: a figure has one value a round, a ratio is taken within each round."""
+"""Figures and their tables: one value per round; ratios are taken within each round."""
 
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ OURS = "Tandem"
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """What one system did in one round. Where `against` names no system, the ratio is to every other one's."""
+    """What one system achieved in one round."""
 
     what: str
     unit: str
@@ -26,7 +26,7 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """The same figure of all rounds, and our value divided by this one's, by round."""
+    """One figure of one system over all rounds; `ratios` are our value divided by this one."""
 
     item: int
     what: str
@@ -37,43 +37,39 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def rows(item: int, rounds: Sequence[Sequence[Figure]]) -> list[Row]:
-    """In the order in which the figures came."""
-    found: dict[tuple[str, str, str], list[float]] = {}
+    """One row per figure and system, in the order in which the figures were measured."""
+    by_figure: dict[tuple[str, str], dict[str, list[float]]] = {}
     for figures in rounds:
-        for one in figures:
-            found.setdefault((one.what, one.unit, one.system), []).append(one.value)
-    order = list(dict.fromkeys(key[:2] for key in found))
-    made = []
-    for (what, unit, system), values in sorted(
-        found.items(), key=lambda pair: order.index(pair[0][:2])
-    ):
-        ours = found.get((what, unit, OURS), [])
-        ratios = (
-            [mine / other for mine, other in zip(ours, values, strict=False) if other]
-            if system != OURS
-            else []
-        )
-        made.append(
-            Row(
-                item,
-                what,
-                unit,
-                system,
-                [round(value, 4) for value in values],
-                [round(r, 4) for r in ratios],
-            )
-        )
-    return made
+        for figure in figures:
+            systems = by_figure.setdefault((figure.what, figure.unit), {})
+            systems.setdefault(figure.system, []).append(figure.value)
+    return [
+        Row(item, what, unit, system, _rounded(values), _ratios(systems, system))
+        for (what, unit), systems in by_figure.items()
+        for system, values in systems.items()
+    ]
+
+
+def _ratios(systems: Mapping[str, list[float]], system: str) -> list[float]:
+    """Our values divided by those of another system, round by round."""
+    if system == OURS:
+        return []
+    pairs = zip(systems.get(OURS, []), systems[system], strict=False)
+    return _rounded(ours / other for ours, other in pairs if other)
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    return [round(value, 4) for value in values]
 
 
 def written(value: float) -> str:
-    """With three digits that count, or all of a whole number."""
+    """With three significant digits, or all digits before the point."""
     size = abs(value)
     return f"{value:,.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
 
 
 def spread(values: Sequence[float]) -> str:
-    """`median (least to most)`."""
+    """`median (min to max)`."""
     if not values:
         return ""
     if len(values) == 1:
@@ -83,26 +79,25 @@ def spread(values: Sequence[float]) -> str:
     )
 
 
-def table(title: str, found: Sequence[Row]) -> list[str]:
-    """Lines of Markdown."""
+def table(title: str, rows: Sequence[Row]) -> list[str]:
+    """The table in Markdown, line by line."""
     lines = [
         f"## {title}",
         "",
-        "| what | system | median (least to most) | Tandem ÷ it, by round |",
+        "| figure | system | median (min to max) | Tandem ÷ system, per round |",
         "|---|---|---|---|",
     ]
-    before = ""
-    for row in found:
-        what = f"{row.what}, {row.unit}"
-        lines.append(
-            f"| {what if what != before else ''} | {row.system} | {spread(row.values)} | {spread(row.ratios)} |"
-        )
-        before = what
+    last = ""
+    for row in rows:
+        figure = f"{row.what}, {row.unit}"
+        shown = "" if figure == last else figure
+        lines.append(f"| {shown} | {row.system} | {spread(row.values)} | {spread(row.ratios)} |")
+        last = figure
     return [*lines, ""]
 
 
-def facts() -> dict[str, Any]:
-    """What the figures depend on."""
+def machine_facts() -> dict[str, Any]:
+    """The date, the machine and the versions that the figures depend on."""
     return {
         "measured": datetime.now(UTC).date().isoformat(),
         "cores": os.cpu_count(),
@@ -113,20 +108,21 @@ def facts() -> dict[str, Any]:
     }
 
 
-def write(folder: Path, made: dict[str, Any], tables: Sequence[str]) -> None:
-    """RESULTS.md and results.json."""
+def write(folder: Path, results: Mapping[str, Any], tables: Sequence[str]) -> None:
+    """Write RESULTS.md and results.json."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_bytes(
-        msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n"
+        msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n"
     )
     machine = ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in made["machine"].items()
+        f"{name.replace('_', ' ')} {value}" for name, value in results["machine"].items()
     )
-    peers = ", ".join(f"{name} {value}" for name, value in made["peers"].items())
-    text = f"""# The last figures
+    peers = ", ".join(f"{name} {value}" for name, value in results["peers"].items())
+    text = f"""# The latest figures
 
-Written by `make bench`; README.md says what is measured and how. Tandem has everything on: ledger, events, metrics.
-{made["rounds"]} rounds, about {made["seconds"]:g} s a measurement, AOF everysec for all; {machine}.
+Written by `make bench`; README.md explains what is measured and how.
+All of Tandem's features are on: ledger, events, metrics. AOF everysec for every system.
+{results["rounds"]} rounds, roughly {results["seconds"]:g} s per measurement; {machine}.
 {f"Peers: {peers}." if peers else "Without peers."}
 
 """

@@ -1,11 +1,10 @@
-"""`http.gather` against a bare aiohttp loop: the same requests to one local server, at the same concurrency.
+"""`http.gather` compared with a bare aiohttp loop: the same requests at the same concurrency.
 
     .venv/bin/python -m bench.gather [requests] [concurrency] [rounds]
 
-Each round has a server of its own, so that nobody finds connections open, and runs three after one
-another: the bare loop, the task in this process, and a job from its POST to its end through an API
-and a worker, processes of their own. Ratios are taken within each round, where all had the same
-neighbours.
+Each round measures three in a row: the bare loop, the task in this process, and a job from its POST
+to its end, through separate API and worker processes. Each gets a new local server, so that none
+finds open connections. Ratios are taken within each round, under the same load.
 """
 
 import asyncio
@@ -20,11 +19,11 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
-from bench.processes import ROOT, Broken, open_service
+from bench.processes import ROOT, MeasurementFailed, open_service
 from tandem_worker.tasks.http.gather import gather as http_gather
 from tandem_worker.testing import Recorder, open_bench, run
 
-SERVER = "server"  # the argument with which this script serves
+SERVER = "server"  # the argument that makes this script a server
 
 
 async def answer(request: web.BaseRequest) -> web.Response:
@@ -32,7 +31,7 @@ async def answer(request: web.BaseRequest) -> web.Response:
 
 
 async def serve() -> None:
-    """Answers until stdin ends; its port is the one line that it prints."""
+    """Serve until stdin is closed; prints its port as the only line."""
     runner = web.ServerRunner(web.Server(answer))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -42,12 +41,12 @@ async def serve() -> None:
 
 
 async def bare(urls: list[str], concurrency: int) -> list[Any]:
-    """What one would write by hand."""
-    room = asyncio.Semaphore(concurrency)
+    """The answers, fetched as one would by hand."""
+    slots = asyncio.Semaphore(concurrency)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=concurrency)) as session:
 
         async def get(url: str) -> Any:
-            async with room, session.get(url) as response:
+            async with slots, session.get(url) as response:
                 return await response.json()
 
         return await asyncio.gather(*map(get, urls))
@@ -55,52 +54,52 @@ async def bare(urls: list[str], concurrency: int) -> list[Any]:
 
 @contextlib.asynccontextmanager
 async def serving(count: int) -> AsyncIterator[list[str]]:
-    """So many URLs of a new server."""
+    """The URLs of `count` resources on a new server."""
     pipe = asyncio.subprocess.PIPE
     server = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bench.gather", SERVER, cwd=ROOT, stdin=pipe, stdout=pipe
     )
     if server.stdin is None or server.stdout is None:
-        raise Broken("the server has no pipes")
+        raise MeasurementFailed("the server has no pipes")
     port = int(await asyncio.wait_for(server.stdout.readline(), 30))
     yield [f"http://127.0.0.1:{port}/{number}" for number in range(count)]
     server.stdin.close()
     await asyncio.wait_for(server.wait(), 30)
 
 
-def asked(urls: list[str], concurrency: int) -> dict[str, Any]:
+def gather_payload(urls: list[str], concurrency: int) -> dict[str, Any]:
     return {"requests": [{"url": url} for url in urls], "concurrency": concurrency}
 
 
-async def job(client: aiohttp.ClientSession, payload: Any) -> Any:
-    """The job's result, also where it is a file."""
+async def run_job(client: aiohttp.ClientSession, payload: Any) -> Any:
+    """The job's result, even if it was stored as a file."""
     body = {"task": "http.gather", "payload": payload}
     async with client.post("/v1/jobs", json=body, headers={"Prefer": "wait=30"}) as response:
         made = await response.json()
     if made.get("state") != "succeeded":
-        raise Broken(f"the job did not succeed: {made}")
+        raise MeasurementFailed(f"the job did not succeed: {made}")
     async with client.get(made["links"]["result"]) as response:
         return await response.json()
 
 
 async def compare(count: int, concurrency: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round, by name."""
+    """Name → the seconds of each round."""
     expected = [{"path": f"/{number}"} for number in range(count)]
     spans: dict[str, list[float]] = {"bare aiohttp": [], "http.gather": [], "POST to result": []}
 
     async def timed(name: str, work: Awaitable[Any]) -> None:
-        began = time.perf_counter()
+        start = time.perf_counter()
         answers = await work
-        spans[name].append(time.perf_counter() - began)
+        spans[name].append(time.perf_counter() - start)
         if isinstance(answers, dict):
-            answers = [one["json"] for one in answers["results"]]
+            answers = [result["json"] for result in answers["results"]]
         if answers != expected:
-            raise Broken("the answers are not those of the server")
+            raise MeasurementFailed(f"{name}: the answers differ from what the server sent")
 
-    allowed = "127.0.0.0/8"
+    loopback = "127.0.0.0/8"
     async with (
-        open_bench(http_allow=allowed) as resources,
-        open_service(TANDEM_HTTP_ALLOW=allowed) as whole,
+        open_bench(http_allow=loopback) as resources,
+        open_service(TANDEM_HTTP_ALLOW=loopback) as service,
     ):
         for number in range(rounds + 1):
             async with serving(count) as urls:
@@ -109,12 +108,17 @@ async def compare(count: int, concurrency: int, rounds: int) -> dict[str, list[f
                 await timed(
                     "http.gather",
                     run(
-                        http_gather, asked(urls, concurrency), resources=resources, sink=Recorder()
+                        http_gather,
+                        gather_payload(urls, concurrency),
+                        resources=resources,
+                        sink=Recorder(),
                     ),
                 )
             async with serving(count) as urls:
-                await timed("POST to result", job(whole.client, asked(urls, concurrency)))
-            if not number:  # imports, script caches
+                await timed(
+                    "POST to result", run_job(service.client, gather_payload(urls, concurrency))
+                )
+            if not number:  # the warm-up: imports and script caches
                 for seconds in spans.values():
                     seconds.clear()
     return spans
@@ -123,11 +127,10 @@ async def compare(count: int, concurrency: int, rounds: int) -> dict[str, list[f
 async def measure(count: int, concurrency: int, rounds: int) -> None:
     spans = await compare(count, concurrency, rounds)
     for name, seconds in spans.items():
-        ratios = [one / other for one, other in zip(seconds, spans["bare aiohttp"], strict=True)]
-        print(
-            f"{name:<15} {statistics.median(seconds):.3f} s ({min(seconds):.3f} to {max(seconds):.3f}),"
-            f" {statistics.median(ratios):.2f} × bare ({min(ratios):.2f} to {max(ratios):.2f})"
-        )
+        ratios = [ours / bare for ours, bare in zip(seconds, spans["bare aiohttp"], strict=True)]
+        times = f"{statistics.median(seconds):.3f} s ({min(seconds):.3f} to {max(seconds):.3f})"
+        factors = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"{name:<15} {times}, × bare: {factors}")
 
 
 if __name__ == "__main__":
@@ -135,6 +138,6 @@ if __name__ == "__main__":
         asyncio.run(serve())
     else:
         count, concurrency, rounds = (
-            int(one) for one in [*sys.argv[1:], *("1000", "100", "15")[len(sys.argv) - 1 :]]
+            int(text) for text in [*sys.argv[1:], *("1000", "100", "15")[len(sys.argv) - 1 :]]
         )
         uvloop.run(measure(count, concurrency, rounds))

@@ -1,9 +1,10 @@
-"""Lists of a ledger with millions of rows, by every filter: the milliseconds that a page takes.
+"""How long one page of a large ledger takes, by filter.
 
-`.venv/bin/python bench/ledger.py [--rows N] [--url sqlite:///path | postgres://…]`: fills an empty
-ledger by SQL, then asks for the first page of each filter, for one deep inside, and for the rarest,
-and prints median and worst. Without a URL: an SQLite file and a PostgreSQL (the wheel's) of its
-own, removed afterwards.
+    .venv/bin/python bench/ledger.py [--rows N] [--url sqlite:///path | postgres://…]
+
+Fills an empty ledger with SQL, then requests pages by every filter: the first, one deep inside, and
+filters that match little or nothing. Prints the median and the worst time. Without a URL it uses a
+temporary SQLite file and a temporary PostgreSQL.
 """
 
 import argparse
@@ -27,21 +28,24 @@ from tandem_shared.ledger.database import Database
 from tandem_shared.ledger.ledger import Ledger
 from tandem_shared.ledger.query import JobFilter
 
-BEGAN = 1_790_000_000  # seconds; a row each 10 ms from then on
-TURN = 20_000  # rows by one statement
-LIMIT = 50
+FIRST_SECONDS = 1_790_000_000  # when the first job was submitted; the others follow every 10 ms
+STATEMENT_ROWS = 20_000  # inserted by one statement
+PAGE_ROWS = 50
 ROUNDS = 7
 
-# Of a thousand jobs 3 are not final and 12 failed; 40 tasks, 5 queues, a customer of 20,000 on
-# every second job.
+# Of 1,000 jobs, 3 are not final and 12 failed. There are 40 tasks and 5 queues; every second job
+# has a tag with one of 20,000 customers.
 JOBS = """
 WITH RECURSIVE n(i) AS (SELECT {low} UNION ALL SELECT i + 1 FROM n WHERE i < {high})
-INSERT INTO tandem_jobs (id, tenant, task, queue, priority, state, stamp, attempt, max_attempts, submitted, due, began,
-  ended, version, options, attempts, result, error, payload, words)
+INSERT INTO tandem_jobs (id, tenant, task, queue, priority, state, stamp, attempt,
+  max_attempts, submitted, due, began, ended, version, options, attempts, result, error, payload,
+  words)
 SELECT {id}, 'default', 'shop.task' || (i / 7 % 40), 'queue' || (i / 3 % 5), 'normal', {state},
-  {us} + 5000, 1, 3, {us}, {us} / 1000, {us} + 1000, CASE WHEN i % 1000 < 997 THEN {us} + 5000 END, 1,
+  {us} + 5000, 1, 3, {us}, {us} / 1000, {us} + 1000,
+  CASE WHEN i % 1000 < 997 THEN {us} + 5000 END, 1,
   '{{"timeout":30,"retry":{{"max_attempts":3}}}}', '1 1 2 succeeded host-1-abcdef' || {line},
-  '{{"status":200,"rows":' || i || '}}', {error}, '{{"customer":' || (i % 20000) || ',"items":[3,1,4,1,5]}}',
+  '{{"status":200,"rows":' || i || '}}', {error},
+  '{{"customer":' || (i % 20000) || ',"items":[3,1,4,1,5]}}',
   {id} || ' shop.task' || (i / 7 % 40) || ' customer=' || (i % 20000)
     || CASE WHEN i % 1000 < 12 THEN ' card_declined no. ' || i ELSE '' END
 FROM n
@@ -53,14 +57,15 @@ STATE = """CASE WHEN i % 1000 < 12 THEN 'failed' WHEN i % 1000 < 30 THEN 'cancel
   WHEN i % 1000 = 998 THEN 'queued' ELSE 'scheduled' END"""
 TAGS = """
 WITH RECURSIVE n(i) AS (SELECT {low} UNION ALL SELECT i + 1 FROM n WHERE i < {high})
-INSERT INTO tandem_tags (tenant, tag, job) SELECT 'default', 'customer=' || (i % 20000), {id} FROM n WHERE i % 2 = 0
+INSERT INTO tandem_tags (tenant, tag, job)
+SELECT 'default', 'customer=' || (i % 20000), {id} FROM n WHERE i % 2 = 0
 """
 LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 def sql(text: str, low: int, high: int, *, sqlite: bool) -> str:
-    """The statement for these rows."""
-    ms = f"({BEGAN}000 + i * 10)" if sqlite else f"({BEGAN}000::bigint + i * 10)"
+    """The INSERT statement for these rows."""
+    ms = f"({FIRST_SECONDS}000 + i * 10)" if sqlite else f"({FIRST_SECONDS}000::bigint + i * 10)"
     digit = "substr('{letters}', 1 + (({ms} >> {shift}) & 31), 1)"
     if not sqlite:
         digit = "substr('{letters}', 1 + (({ms} >> {shift}) & 31)::int, 1)"
@@ -74,18 +79,18 @@ def sql(text: str, low: int, high: int, *, sqlite: bool) -> str:
 
 
 def filters(rows: int) -> list[tuple[str, JobFilter, str | None]]:
-    """What is asked for: its name, the filter, the id to begin below."""
-    end = BEGAN + rows / 100
-    deep = id_prefix(BEGAN + rows / 200)
+    """(name, filter, the id below which the page starts) of each query."""
+    end = FIRST_SECONDS + rows / 100
+    deep = id_prefix(FIRST_SECONDS + rows / 200)
     day = int((end - rows / 400) * 1e6)
     return [
         ("all, first page", JobFilter(), None),
-        ("all, in the middle", JobFilter(), deep),
+        ("all, deep page", JobFilter(), deep),
         ("state=failed", JobFilter(states=frozenset({State.FAILED})), None),
-        ("state=failed, in the middle", JobFilter(states=frozenset({State.FAILED})), deep),
+        ("state=failed, deep page", JobFilter(states=frozenset({State.FAILED})), deep),
         ("state=retrying (none)", JobFilter(states=frozenset({State.RETRYING})), None),
         ("task", JobFilter(task="shop.task7"), None),
-        ("task, in the middle", JobFilter(task="shop.task7"), deep),
+        ("task, deep page", JobFilter(task="shop.task7"), deep),
         (
             "task, state=failed",
             JobFilter(task="shop.task7", states=frozenset({State.FAILED})),
@@ -111,16 +116,16 @@ def filters(rows: int) -> list[tuple[str, JobFilter, str | None]]:
         ("until, state=failed", JobFilter(until=day, states=frozenset({State.FAILED})), None),
         ("q, common", JobFilter(q="card_declined"), None),
         ("q and state=failed", JobFilter(q="declined", states=frozenset({State.FAILED})), None),
-        ("q, nowhere: one page", JobFilter(q="no such word"), None),
+        ("q (none), one page", JobFilter(q="no such word"), None),
     ]
 
 
 async def fill(url: str, rows: int) -> None:
-    """`rows` jobs and their tags, over a connection that may take the time it needs."""
+    """Insert `rows` jobs and their tags, over a connection without timeouts."""
     sqlite = url.startswith("sqlite")
     texts = [
-        sql(text, low, min(rows, low + TURN) - 1, sqlite=sqlite)
-        for low in range(0, rows, TURN)
+        sql(text, low, min(rows, low + STATEMENT_ROWS) - 1, sqlite=sqlite)
+        for low in range(0, rows, STATEMENT_ROWS)
         for text in (JOBS, TAGS)
     ]
     if sqlite:
@@ -135,7 +140,7 @@ async def fill(url: str, rows: int) -> None:
 
 
 def fill_sqlite(path: str, texts: Sequence[str]) -> None:
-    """The same for a file."""
+    """Run the statements, each in a transaction."""
     with closing(sqlite3.connect(path, timeout=60)) as connection:
         for text in texts:
             with connection:
@@ -143,44 +148,41 @@ def fill_sqlite(path: str, texts: Sequence[str]) -> None:
 
 
 async def measure(name: str, url: str, rows: int) -> None:
-    """Fills, asks, prints."""
+    """Fill the database, time every query, and print the table."""
     database = Database(url)
     ledger = Ledger(database)
     try:
         await database.open()
-        begun = perf_counter()
+        start = perf_counter()
         await fill(url, rows)
-        print(f"\n{name}: {rows:,} rows in {perf_counter() - begun:.0f} s\n")
+        print(f"\n{name}: {rows:,} rows in {perf_counter() - start:.0f} s\n")
         print("| filter | found | median ms | worst ms |\n|---|---|---|---|")
-        for label, wanted, before in filters(rows):
-            times, found = [], 0
+        for label, job_filter, before in filters(rows):
+            times = []
             for _ in range(ROUNDS):
-                begun = perf_counter()
-                page = await ledger.find(wanted, before=before, limit=LIMIT)
-                times.append((perf_counter() - begun) * 1000)
-                found = len(page.records)
-            print(
-                f"| {label} | {found} | {statistics.median(times):.1f} | {max(times):.1f} |",
-                flush=True,
-            )
+                start = perf_counter()
+                page = await ledger.find(job_filter, before=before, limit=PAGE_ROWS)
+                times.append((perf_counter() - start) * 1000)
+            cells = f"{len(page.records)} | {statistics.median(times):.1f} | {max(times):.1f}"
+            print(f"| {label} | {cells} |", flush=True)
     finally:
         await database.close()
 
 
-async def own(root: Path, rows: int) -> None:
-    """The same for a database of each kind in a directory of its own."""
+async def measure_both(root: Path, rows: int) -> None:
+    """Measure a new SQLite file and a new PostgreSQL, both below `root`."""
     await measure("SQLite", f"sqlite://{root}/ledger.db", rows)
     try:
         server = await asyncio.to_thread(postgres_server, root)
     except Misconfigured as error:
         print(error)
         return
-    process = subprocess.Popen(  # noqa: ASYNC220 - it begins at once
+    process = subprocess.Popen(  # noqa: ASYNC220 - starting it does not block
         tied(server.argv, user=server.user), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, process_group=0,
     )  # fmt: skip
     try:
-        while not await server.ready():  # noqa: ASYNC110 - another process cannot set an Event
+        while not await server.ready():  # noqa: ASYNC110 - another process cannot set an event
             await asyncio.sleep(0.1)
         await measure("PostgreSQL", server.url, rows)
     finally:
@@ -189,11 +191,11 @@ async def own(root: Path, rows: int) -> None:
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Time the lists of a large ledger.")
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description="Measures the pages of a large ledger.")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument(
-        "--url", help="an empty database; without it, SQLite and PostgreSQL of its own"
+        "--url", help="an empty database; by default a temporary SQLite and PostgreSQL"
     )
     options = parser.parse_args()
     if options.url:
@@ -201,8 +203,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="tandem-bench-") as directory:
         root = Path(directory)
-        root.chmod(0o711)  # PostgreSQL may run as another user
-        asyncio.run(own(root, options.rows))
+        root.chmod(0o711)  # PostgreSQL may run as another user and must reach its data
+        asyncio.run(measure_both(root, options.rows))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""A load generator for HTTP: so many connections, each with one request in flight, made before the clock starts."""
+"""A load generator for HTTP: a number of connections, each with one request in flight."""
 
 import asyncio
 from collections.abc import Callable
 from time import perf_counter
 
-from bench.processes import PATIENCE, Broken
+from bench.processes import TIMEOUT_SECONDS, MeasurementFailed
 
 
 def request(method: str, path: str, body: bytes = b"") -> bytes:
-    """What goes over the wire."""
+    """A request as it goes over the wire."""
     head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     if body:
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
@@ -16,7 +16,7 @@ def request(method: str, path: str, body: bytes = b"") -> bytes:
 
 
 class Load:
-    """Counts answers. `ask` gives the next request, None when there are no more."""
+    """Counts answers. `ask` returns the next request, or None when there are no more."""
 
     def __init__(self, ask: Callable[[], bytes | None], status: int) -> None:
         self.ask, self.status = ask, b" %d " % status
@@ -26,7 +26,7 @@ class Load:
         self.idle = asyncio.Event()
 
     def next(self) -> bytes | None:
-        """Also None once anything went wrong."""
+        """The next request; None at the end, or after a wrong answer."""
         return None if self.wrong else self.ask()
 
     def closed(self) -> None:
@@ -36,14 +36,14 @@ class Load:
 
 
 class Connection(asyncio.Protocol):
-    """One of them; only answers with a Content-Length are understood."""
+    """One connection; it understands only answers with a Content-Length."""
 
     def __init__(self, load: Load) -> None:
         self._load = load
         self._data = b""
         self._transport: asyncio.Transport | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # it is one
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # TCP connections have a full Transport
         self._transport = transport
         self._load.open += 1
         self._next()
@@ -52,13 +52,13 @@ class Connection(asyncio.Protocol):
         self._load.closed()
 
     def _next(self) -> None:
-        wanted = self._load.next()
+        following = self._load.next()
         if self._transport is None:
             return
-        if wanted is None:
+        if following is None:
             self._transport.close()
         else:
-            self._transport.write(wanted)
+            self._transport.write(following)
 
     def data_received(self, data: bytes) -> None:
         self._data += data
@@ -78,33 +78,35 @@ class Connection(asyncio.Protocol):
 
 
 async def drive(port: int, load: Load, connections: int) -> None:
-    """Until `load` has nothing more to ask. Raises Broken after an answer of another status."""
+    """Send requests until `load` has no more. Raises MeasurementFailed after a wrong answer."""
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         for _ in range(connections):
             await loop.create_connection(lambda: Connection(load), "127.0.0.1", port)
         await load.idle.wait()
     if load.wrong:
-        raise Broken(f"the answer was another one: {load.wrong}")
+        raise MeasurementFailed(
+            f"expected a status of{load.status.decode()}but the answer was: {load.wrong}"
+        )
 
 
 async def rate(
     port: int, ask: Callable[[], bytes], status: int, seconds: float, connections: int = 64
 ) -> tuple[float, int]:
-    """Answers per second after a tenth of the time, and all answers."""
-    began = perf_counter()
-    early, ends = began + seconds / 10, began + seconds * 1.1
-    first: tuple[float, int] | None = None
+    """(answers per second, all answers); the rate leaves out the first tenth of the time."""
+    start = perf_counter()
+    counted_from, end = start + seconds / 10, start + seconds * 1.1
+    first: tuple[float, int] | None = None  # when counting began, and the answers until then
     load: Load
 
-    def until() -> bytes | None:
+    def next_request() -> bytes | None:
         nonlocal first
         now = perf_counter()
-        if first is None and now >= early:
+        if first is None and now >= counted_from:
             first = now, load.answered
-        return ask() if now < ends else None
+        return ask() if now < end else None
 
-    load = Load(until, status)
+    load = Load(next_request, status)
     await drive(port, load, connections)
-    since, before = first or (began, 0)
+    since, before = first or (start, 0)
     return (load.answered - before) / (perf_counter() - since), load.answered

@@ -1,4 +1,4 @@
-"""The children of a benchmark: a Redis, workers, APIs, clients, each in a process group of its own."""
+"""The processes of a benchmark: Redis, workers, APIs and clients, each in its own process group."""
 
 import asyncio
 import contextlib
@@ -22,15 +22,15 @@ from tandem_shared.queue.connections import connect
 from tandem_shared.queue.queue import Queue
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parent.parent
-PATIENCE = 300.0  # seconds after which whatever does not end has failed
+TIMEOUT_SECONDS = 300.0  # for any single step
 
 
-class Broken(Exception):
-    """Something did not run: there is no figure."""
+class MeasurementFailed(Exception):
+    """Something did not run, so there is no figure."""
 
 
 class Process:
-    """A child that ends with this one."""
+    """A child process that ends with this one."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Process:
         log: Path,
         env: Mapping[str, str] | None = None,
         *,
-        talks: bool = False,
+        piped: bool = False,
     ) -> None:
         self.name, self._log = name, log
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
@@ -49,98 +49,112 @@ class Process:
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": path, **(env or {})},
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE if talks else output,
-                stderr=output if talks else subprocess.STDOUT,
+                stdout=subprocess.PIPE if piped else output,
+                stderr=output if piped else subprocess.STDOUT,
                 process_group=0,
             )
 
-    def broken(self, how: str) -> Broken:
-        """What went wrong, with the end of its log."""
-        return Broken(f"{self.name} {how}\n{self._log.read_text(errors='replace')[-2000:]}")
+    def failure(self, what: str) -> MeasurementFailed:
+        """An error that says what went wrong, with the end of the process's log."""
+        return MeasurementFailed(
+            f"{self.name} {what}\n{self._log.read_text(errors='replace')[-2000:]}"
+        )
 
     async def until(self, fact: Callable[[], Awaitable[Any]]) -> None:
-        """Waits for a fact that it makes. Raises Broken if it ends before, or takes too long."""
-        late = perf_counter() + PATIENCE
+        """Wait until `fact` returns a true value.
+
+        Raises MeasurementFailed if the process exits first, or after TIMEOUT_SECONDS.
+        """
+        deadline = perf_counter() + TIMEOUT_SECONDS
         while not await fact():
-            if (code := self.popen.poll()) is not None or perf_counter() > late:
-                raise self.broken("takes too long" if code is None else f"ended with {code}")
+            if (code := self.popen.poll()) is not None:
+                raise self.failure(f"exited with code {code}")
+            if perf_counter() > deadline:
+                raise self.failure(f"was not ready after {TIMEOUT_SECONDS:g} s")
             await asyncio.sleep(0.02)
 
     def signal(self, number: signal.Signals) -> None:
-        """Stops it and its children, or lets them go on."""
+        """Send a signal to the process and its children."""
         os.killpg(self.popen.pid, number)
 
     def family(self) -> list[psutil.Process]:
-        """It and its children."""
+        """The process and all of its descendants."""
         own = psutil.Process(self.popen.pid)
         return [own, *own.children(recursive=True)]
 
     def rss(self) -> float:
-        """MiB of memory, of its children too."""
-        return self._sum(lambda one: float(one.memory_info().rss)) / (1 << 20)
+        """Memory in MiB, including its children."""
+        return self._sum(lambda process: float(process.memory_info().rss)) / (1 << 20)
 
     def cpu(self) -> float:
-        """Seconds of computing so far, of its children too."""
-        return self._sum(lambda one: float(sum(one.cpu_times()[:2])))
+        """CPU seconds so far, including its children."""
+        return self._sum(lambda process: float(sum(process.cpu_times()[:2])))
 
     def _sum(self, figure: Callable[[psutil.Process], float]) -> float:
         total = 0.0
-        for one in self.family():
-            with contextlib.suppress(psutil.NoSuchProcess):  # a child may end meanwhile
-                total += figure(one)
+        for process in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess):  # a child may have ended meanwhile
+                total += figure(process)
         return total
 
     def end(self) -> None:
-        """Kills it and its children: nothing that they hold is of value."""
+        """Kill the process and its children; their data is temporary."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.communicate()
 
 
 @contextlib.asynccontextmanager
-async def open_redis(data: Path) -> AsyncIterator[str]:
-    """A Redis of its own, with an append-only file (everysec); its URL."""
+async def open_redis(data: Path) -> AsyncIterator[tuple[str, Process]]:
+    """The URL and the process of a new Redis with an append-only file (everysec)."""
     server = redis_server(data)
     process = Process(server.name, server.argv, data / "redis.out")
     try:
         await process.until(server.ready)
-        yield server.url
+        yield server.url, process
     finally:
         process.end()
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Tandem whole: API and worker as processes, a client of the API, and the queue."""
+    """A complete Tandem: API and worker processes, an HTTP client of the API, and the queue."""
 
     data: Path
     port: int
     redis: "Redis"
     queue: Queue
+    redis_process: Process
     api: Process
     worker: Process
     client: aiohttp.ClientSession
 
+    def pids(self) -> dict[str, int]:
+        """Process name → its pid."""
+        processes = {"redis": self.redis_process, "worker": self.worker, "api": self.api}
+        return {name: process.popen.pid for name, process in processes.items()}
+
     async def settled(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether every job is final."""
         stats = await self.queue.stats()
         return not any(
-            one.waiting or one.scheduled or one.queued or one.running or one.retrying
-            for one in stats
+            queue.waiting or queue.scheduled or queue.queued or queue.running or queue.retrying
+            for queue in stats
         )
 
-    async def recorded(self) -> bool:
-        """Whether the ledger has everything."""
+    async def ledger_is_current(self) -> bool:
+        """Whether the ledger has caught up."""
         lag = await self.queue.events.lag()
         return lag is not None and lag.entries == 0
 
 
 @contextlib.asynccontextmanager
 async def open_service(**settings: str) -> AsyncIterator[Service]:
-    """All of Tandem with everything on; `settings` are TANDEM_* variables. Ready when the API knows the tasks."""
+    """A Tandem with all features on, ready to take jobs; `settings` are TANDEM_* variables."""
     async with contextlib.AsyncExitStack() as stack:
         data = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
-        url, port = await stack.enter_async_context(open_redis(data)), free_port()
+        url, redis_process = await stack.enter_async_context(open_redis(data))
+        port = free_port()
         env = {
             "TANDEM_REDIS_URL": url,
             "TANDEM_PORT": str(port),
@@ -164,7 +178,7 @@ async def open_service(**settings: str) -> AsyncIterator[Service]:
         stack.push_async_callback(redis.aclose)
         queue = Queue(redis)
         stack.push_async_callback(queue.close)
-        timeout = aiohttp.ClientTimeout(PATIENCE)
+        timeout = aiohttp.ClientTimeout(TIMEOUT_SECONDS)
         client = await stack.enter_async_context(
             aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout)
         )
@@ -178,4 +192,4 @@ async def open_service(**settings: str) -> AsyncIterator[Service]:
 
         await worker.until(queue.workers)
         await api.until(known)
-        yield Service(data, port, redis, queue, api, worker, client)
+        yield Service(data, port, redis, queue, redis_process, api, worker, client)

@@ -1,4 +1,4 @@
-"""Queues beside each other: no-op jobs, latency, jobs that wait, memory, and what an idle worker costs."""
+"""Tandem and its peers: no-op jobs, latency, waiting jobs, memory, and idle workers."""
 
 import asyncio
 import math
@@ -7,151 +7,136 @@ from collections.abc import AsyncIterator
 from time import perf_counter
 
 from bench.figures import Figure
-from bench.systems import NAMES, TANDEM, System, open_system
+from bench.systems import LABELS, TANDEM, System, open_system
 
-NAP = 0.05  # seconds of a job that waits
-WAVES = 4  # times at least that all slots are filled
-SAMPLES = (100, 2000)  # single jobs for a latency: at least, whatever it takes, and at most
-MOST = 200_000  # jobs at most in one measurement
-RUNNING = 1000
-QUIET = 5.0  # seconds at least for what is seldom
-
-
-def named(name: str) -> str:
-    return NAMES.get(name, name)
+SLEEP_SECONDS = 0.05  # how long a waiting job takes
+MIN_WAVES = 4  # how often all slots are filled
+MIN_SAMPLES, MAX_SAMPLES = 100, 2000  # of a latency
+MIN_JOBS, MAX_JOBS = 200, 200_000  # in one measurement
+RUNNING_JOBS = 1000
+MIN_IDLE_SECONDS = 5.0  # to observe what an idle worker rarely does
 
 
-def fitting(rate: float, seconds: float) -> int:
-    """Jobs that take about so long."""
-    return max(200, min(MOST, int(rate * seconds)))
+def label(name: str) -> str:
+    return LABELS.get(name, name)
+
+
+def jobs_for(rate: float, seconds: float) -> int:
+    """How many jobs take about so long at that rate."""
+    return max(MIN_JOBS, min(MAX_JOBS, int(rate * seconds)))
 
 
 async def throughput(name: str, seconds: float) -> AsyncIterator[Figure]:
     """Item 1: no-op jobs."""
+    system_label = label(name)
     async with open_system(name) as system:
-        rates, submits = [], []
-        for words in ("one worker", "two workers"):
+        rates, submit_rates = [], []
+        for workers in ("one worker", "two workers"):
             await system.start_worker()
-            count = fitting(await system.warm(), seconds)
+            count = jobs_for(await system.warm_up(), seconds)
             done = await system.run(count)
             rates.append(count / done.seconds)
-            submits.append(count / done.submitting)
-            yield Figure(f"no-op jobs, {words}", "jobs/s", named(name), rates[-1])
-            if len(rates) == 1:
-                yield Figure(
-                    "CPU of the worker for a no-op job",
-                    "µs",
-                    named(name),
-                    done.worker_cpu / count * 1e6,
-                )
-                yield Figure(
-                    "CPU of Redis for a no-op job", "µs", named(name), done.redis_cpu / count * 1e6
-                )
+            submit_rates.append(count / done.submitting)
+            yield Figure(f"no-op jobs, {workers}", "jobs/s", system_label, rates[-1])
+            if workers == "one worker":
+                for process, spent in (("worker", done.worker_cpu), ("Redis", done.redis_cpu)):
+                    what = f"{process} CPU per no-op job"
+                    yield Figure(what, "µs", system_label, spent / count * 1e6)
             if name == TANDEM:
-                recorded = float(await system.client.ask("recorded")) - done.began
-                yield Figure(
-                    f"no-op jobs, {words}, until the ledger has all",
-                    "jobs/s",
-                    named(name),
-                    count / recorded,
-                )
-        yield Figure("two workers against one", "×", named(name), rates[1] / rates[0])
-        yield Figure("submitted by one client", "jobs/s", named(name), max(submits))
+                recorded = float(await system.client.ask("ledger_is_current")) - done.start
+                what = f"no-op jobs, {workers}, including the ledger"
+                yield Figure(what, "jobs/s", system_label, count / recorded)
+        yield Figure("two workers compared with one", "×", system_label, rates[1] / rates[0])
+        yield Figure("submitted by one client", "jobs/s", system_label, max(submit_rates))
 
 
 async def latency(name: str, seconds: float) -> AsyncIterator[Figure]:
-    """Item 3: from the submission to the result, idle and while as many jobs come as half of what the worker can do."""
+    """Item 3: from submission to result, when idle and at half the worker's capacity."""
     async with open_system(name) as system:
         await system.start_worker()
-        capacity = await system.warm()
+        capacity = await system.warm_up()
         await system.client.ask("latency", samples=20)
-        quiet: list[float] = []
-        late = perf_counter() + seconds
-        while len(quiet) < SAMPLES[0] or (len(quiet) < SAMPLES[1] and perf_counter() < late):
-            quiet += await system.client.ask("latency", samples=20)
+        idle: list[float] = []
+        end = perf_counter() + seconds
+        while len(idle) < MIN_SAMPLES or (len(idle) < MAX_SAMPLES and perf_counter() < end):
+            idle += await system.client.ask("latency", samples=20)
         other = await system.another_client()
-        loaded = asyncio.create_task(other.ask("load", rate=capacity / 2, seconds=seconds))
-        busy: list[float] = []
-        while not loaded.done():
-            busy += await system.client.ask("latency", samples=10)
-        await loaded
-        for words, times in (("idle", quiet), ("half load", busy)):
-            yield Figure(
-                f"submit → result, {words}, median", "ms", named(name), statistics.median(times)
-            )
-            rare = statistics.quantiles(times, n=100)[98]
-            yield Figure(f"submit → result, {words}, 99th percentile", "ms", named(name), rare)
+        load = asyncio.create_task(other.ask("load", rate=capacity / 2, seconds=seconds))
+        loaded: list[float] = []
+        while not load.done():
+            loaded += await system.client.ask("latency", samples=10)
+        await load
+        for when, times in (("idle", idle), ("half load", loaded)):
+            what = f"submit → result, {when}"
+            yield Figure(f"{what}, median", "ms", label(name), statistics.median(times))
+            percentile = statistics.quantiles(times, n=100)[98]
+            yield Figure(f"{what}, 99th percentile", "ms", label(name), percentile)
 
 
 async def waiting(name: str, seconds: float) -> AsyncIterator[Figure]:
-    """Item 5: jobs of 50 ms, so many at once, against what would be possible."""
+    """Item 5: concurrent jobs of 50 ms, compared with the ideal throughput."""
     for concurrency in (100, 1000):
         async with open_system(name, BENCH_CONCURRENCY=str(concurrency), BENCH_WAITS="1") as system:
             await system.start_worker()
-            rate = min(concurrency / NAP, await system.warm(NAP))
-            count = max(WAVES, math.ceil(fitting(rate, seconds) / concurrency)) * concurrency
-            done = await system.run(count, NAP)
+            ideal = concurrency / SLEEP_SECONDS
+            rate = min(ideal, await system.warm_up(SLEEP_SECONDS))
+            waves = max(MIN_WAVES, math.ceil(jobs_for(rate, seconds) / concurrency))
+            count = waves * concurrency
+            done = await system.run(count, SLEEP_SECONDS)
+            what = f"jobs of 50 ms, {concurrency:,} concurrent"
+            reached = count / done.seconds
+            yield Figure(what, "jobs/s", label(name), reached)
             yield Figure(
-                f"jobs of 50 ms, {concurrency:,} at once",
-                "jobs/s",
-                named(name),
-                count / done.seconds,
-            )
-            ideal = 100 * count / concurrency * NAP / done.seconds
-            yield Figure(
-                f"jobs of 50 ms, {concurrency:,} at once, of the ideal", "%", named(name), ideal
+                f"{what}, of the ideal throughput", "%", label(name), 100 * reached / ideal
             )
 
 
-async def bytes_of(name: str, seconds: float) -> AsyncIterator[Figure]:
-    """Item 7: what Redis holds for a job that waits, and for one that has ended, with its result."""
+async def redis_per_job(name: str, seconds: float) -> AsyncIterator[Figure]:
+    """Item 7: what Redis holds for a waiting job, and for a finished one with its result."""
     async with open_system(name) as system:
-        before, count = await system.used(), fitting(1000, seconds)
+        before, count = await system.redis_bytes(), jobs_for(1000, seconds)
         await system.client.ask("submit", count=count)
-        await asyncio.sleep(1.5)  # the append-only file's buffer is written each second
-        yield Figure(
-            "Redis per waiting job", "bytes", named(name), (await system.used() - before) / count
-        )
+        await asyncio.sleep(1.5)  # the append-only file's buffer is written once per second
+        used = await system.redis_bytes() - before
+        yield Figure("Redis per waiting job", "bytes", label(name), used / count)
         await system.start_worker()
         await system.client.ask("finished")
-        await system.client.ask("recorded")
+        await system.client.ask("ledger_is_current")
         await asyncio.sleep(1.5)
-        yield Figure(
-            "Redis per finished job", "bytes", named(name), (await system.used() - before) / count
-        )
+        used = await system.redis_bytes() - before
+        yield Figure("Redis per finished job", "bytes", label(name), used / count)
 
 
 async def memory(name: str, seconds: float) -> AsyncIterator[Figure]:
-    """Item 8: a worker's memory, that of its children included."""
-    async with open_system(name, BENCH_CONCURRENCY=str(RUNNING), BENCH_WAITS="1") as system:
+    """Item 8: a worker's memory, including its child processes."""
+    async with open_system(name, BENCH_CONCURRENCY=str(RUNNING_JOBS), BENCH_WAITS="1") as system:
         await system.start_worker()
-        yield Figure("worker, idle", "MiB", named(name), system.workers[0].rss())
-        await system.client.ask("submit", count=RUNNING, sleep=60.0)
-        most, late = 0.0, perf_counter() + max(QUIET, seconds)
-        while perf_counter() < late:
-            most = max(most, system.workers[0].rss())
+        yield Figure("worker, idle", "MiB", label(name), system.workers[0].rss())
+        await system.client.ask("submit", count=RUNNING_JOBS, sleep=60.0)
+        peak, end = 0.0, perf_counter() + max(MIN_IDLE_SECONDS, seconds)
+        while perf_counter() < end:
+            peak = max(peak, system.workers[0].rss())
             await asyncio.sleep(0.1)
-        yield Figure(f"worker, {RUNNING:,} jobs running", "MiB", named(name), most)
+        yield Figure(f"worker, {RUNNING_JOBS:,} jobs running", "MiB", label(name), peak)
 
 
-async def quiet(name: str, seconds: float) -> AsyncIterator[Figure]:
+async def idle_worker(name: str, seconds: float) -> AsyncIterator[Figure]:
     """Item 12: a worker that has nothing to do."""
     async with open_system(name) as system:
         await system.start_worker()
-        await system.warm()
-        await system.client.ask("recorded")
+        await system.warm_up()
+        await system.client.ask("ledger_is_current")
         await asyncio.sleep(1)
-        worker, span = system.workers[0], max(QUIET, seconds)
+        worker, span = system.workers[0], max(MIN_IDLE_SECONDS, seconds)
         before = worker.cpu()
         commands = await commands_within(system, span)
-        yield Figure("idle worker, sent to Redis", "commands/s", named(name), commands / span)
-        yield Figure(
-            "idle worker, of one core", "%", named(name), 100 * (worker.cpu() - before) / span
-        )
+        share = 100 * (worker.cpu() - before) / span
+        yield Figure("idle worker, sent to Redis", "commands/s", label(name), commands / span)
+        yield Figure("idle worker, share of one core", "%", label(name), share)
 
 
 async def commands_within(system: System, seconds: float) -> int:
-    """Commands that Redis got meanwhile; what a script calls is not counted again."""
+    """Commands that reach Redis during that time, without those that scripts call."""
     count = 0
     async with system.redis.monitor() as monitor:
         try:
@@ -164,13 +149,12 @@ async def commands_within(system: System, seconds: float) -> int:
 
 
 async def scaling(seconds: float) -> AsyncIterator[Figure]:
-    """Item 12: Tandem with more workers than there are cores."""
+    """Item 12: Tandem with more workers than the machine has cores."""
     async with open_system(TANDEM) as system:
         for workers in (1, 2, 4, 8):
             while len(system.workers) < workers:
                 await system.start_worker()
-            count = fitting(await system.warm(), seconds)
+            count = jobs_for(await system.warm_up(), seconds)
             done = await system.run(count)
-            yield Figure(
-                f"no-op jobs, workers: {workers}", "jobs/s", named(TANDEM), count / done.seconds
-            )
+            what = f"no-op jobs, workers: {workers}"
+            yield Figure(what, "jobs/s", label(TANDEM), count / done.seconds)

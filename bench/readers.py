@@ -1,10 +1,10 @@
-"""How soon many readers of streams hear of the end, and what they cost while nothing happens.
+"""How soon many stream readers receive output and the end, and what they cost while idle.
 
     .venv/bin/python bench/readers.py [--readers 2000] [--idle 20]
 
-A real Redis, one API process, and readers of server-sent events over connections of their own:
-first all of one job, then each of its own. Times are from the call that ends the jobs; CPU is the
-API's, in per cent of one core.
+One API process, and readers of server-sent events over one connection each: first all on the same
+job, then each on a different job. Times start with the call that reports output or ends the jobs;
+CPU is the API's, in percent of one core.
 """
 
 import argparse
@@ -33,20 +33,22 @@ from tandem_shared.queue.messages import Claimed, Finish, Report, WorkerInfo
 from tandem_shared.queue.queue import Queue
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 60.0  # seconds for any one step
+TIMEOUT_SECONDS = 60.0  # for any single step
+SETTLE_SECONDS = 6.0  # after which connecting has no more effect on the API's CPU
 TASK = "bench.read"
-AT_ONCE = 200  # connections that are made together
+MAX_CONNECTING = 200  # connections that are opened together
+BATCH_JOBS = 500  # in one call to Redis
 
 
 class Reader(asyncio.Protocol):
-    """One client; when it heard what last is in `at`."""
+    """One client; `at` has the time at which it last received an event of each type."""
 
     def __init__(self, id: str) -> None:
         self.at: dict[bytes, float] = {}
         self._id = id
         self.bytes = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # it is one
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # TCP connections have a full Transport
         transport.write(
             b"GET /v1/jobs/%s/stream HTTP/1.1\r\nHost: bench\r\n\r\n" % self._id.encode()
         )
@@ -64,14 +66,14 @@ def _same(reader: Reader) -> Reader:
 
 
 def _all(readers: Sequence[Reader], event: bytes) -> bool:
-    return all(event in one.at for one in readers)
+    return all(event in reader.at for reader in readers)
 
 
 async def until(fact: Callable[[], bool], what: str) -> None:
-    late = perf_counter() + PATIENCE
+    deadline = perf_counter() + TIMEOUT_SECONDS
     while not fact():
-        if perf_counter() > late:
-            raise SystemExit(f"it takes too long: {what}")
+        if perf_counter() > deadline:
+            raise SystemExit(f"not within {TIMEOUT_SECONDS:g} s: {what}")
         await asyncio.sleep(0.02)
 
 
@@ -93,8 +95,8 @@ def listens(port: int) -> bool:
     )
 
 
-class Bench:
-    """The jobs' side: they are claimed, say things and end by hand."""
+class Jobs:
+    """The jobs' side: claims jobs, reports output and finishes them, in place of a worker."""
 
     def __init__(self, queue: Queue, port: int, api: psutil.Process) -> None:
         self.queue, self.port, self.api = queue, port, api
@@ -117,7 +119,7 @@ class Bench:
             [self._entry],
         )
 
-    async def begin(self, count: int) -> list[Claimed]:
+    async def start(self, count: int) -> list[Claimed]:
         jobs = [
             Submission(id=new_id(), task=TASK, payload=b"{}", options=JobOptions(timeout=3600))
             for _ in range(count)
@@ -136,56 +138,53 @@ class Bench:
     async def read(self, ids: Sequence[str]) -> list[Reader]:
         loop = asyncio.get_running_loop()
         readers = [Reader(id) for id in ids]
-        for start in range(0, len(readers), AT_ONCE):
-            made = (
-                loop.create_connection(partial(_same, one), "127.0.0.1", self.port)
-                for one in readers[start : start + AT_ONCE]
+        for start in range(0, len(readers), MAX_CONNECTING):
+            connecting = (
+                loop.create_connection(partial(_same, reader), "127.0.0.1", self.port)
+                for reader in readers[start : start + MAX_CONNECTING]
             )
-            await asyncio.gather(*made)
-        await until(lambda: all(one.at for one in readers), "the first entry at every reader")
+            await asyncio.gather(*connecting)
+        first = "every reader received its first entry"
+        await until(lambda: all(reader.at for reader in readers), first)
         return readers
 
-    def used(self) -> float:
+    def cpu(self) -> float:
+        """CPU seconds of the API so far."""
         times = self.api.cpu_times()
         return float(times.user + times.system)
 
     async def measure(
         self, name: str, claimed: Sequence[Claimed], ids: Sequence[str], idle: float
     ) -> None:
-        begun = perf_counter()
+        start = perf_counter()
         readers = await self.read(ids)
-        connected = perf_counter() - begun
-        await asyncio.sleep(6)  # what follows from the coming itself is over
-        before = self.used()
+        print(f"{name}: {len(readers)} readers connected in {perf_counter() - start:.2f} s")
+        await asyncio.sleep(SETTLE_SECONDS)
+        before = self.cpu()
         await asyncio.sleep(idle)
-        quiet = self.used() - before
-        spans = {}
-        for event, act in ((b"output", self._say), (b"end", self._finish)):
-            before, begun = self.used(), perf_counter()
+        share, rss = 100 * (self.cpu() - before) / idle, self.api.memory_info().rss >> 20
+        print(f"  idle: {share:.1f} % of a core, RSS {rss} MiB")
+        for event, act in ((b"output", self._report), (b"end", self._finish)):
+            before, start = self.cpu(), perf_counter()
             await act(claimed)
-            await until(partial(_all, readers, event), f"{event!r} at every reader")
-            times = sorted(one.at[event] - begun for one in readers)
-            spans[event] = (times[len(times) // 2], times[-1], self.used() - before)
-        print(f"{name}: {len(readers)} readers came within {connected:.2f} s")
-        print(
-            f"  idle: {100 * quiet / idle:.1f} % of a core, RSS {self.api.memory_info().rss >> 20} MiB"
-        )
-        for event, (middle, last, cpu) in spans.items():
-            print(f"  {event.decode()}: median {middle:.3f} s, last {last:.3f} s, CPU {cpu:.2f} s")
+            await until(partial(_all, readers, event), f"every reader received {event.decode()}")
+            times = sorted(reader.at[event] - start for reader in readers)
+            spread = f"median {times[len(times) // 2]:.3f} s, last {times[-1]:.3f} s"
+            print(f"  {event.decode()}: {spread}, CPU {self.cpu() - before:.2f} s")
 
-    async def _say(self, claimed: Sequence[Claimed]) -> None:
-        for start in range(0, len(claimed), 500):
-            portion = claimed[start : start + 500]
+    async def _report(self, claimed: Sequence[Claimed]) -> None:
+        for start in range(0, len(claimed), BATCH_JOBS):
+            batch = claimed[start : start + BATCH_JOBS]
             await self.queue.report(
-                [Report(one.id, one.token, 1, "output", b'{"n":1}') for one in portion],
+                [Report(job.id, job.token, 1, "output", b'{"n":1}') for job in batch],
                 limit=1 << 30,
             )
 
     async def _finish(self, claimed: Sequence[Claimed]) -> None:
-        for start in range(0, len(claimed), 500):
-            portion = claimed[start : start + 500]
+        for start in range(0, len(claimed), BATCH_JOBS):
+            batch = claimed[start : start + BATCH_JOBS]
             await self.queue.finish(
-                [Finish(one.id, one.token, State.SUCCEEDED, "succeeded", b"1") for one in portion]
+                [Finish(job.id, job.token, State.SUCCEEDED, "succeeded", b"1") for job in batch]
             )
 
 
@@ -196,30 +195,30 @@ async def main(count: int, idle: float) -> None:
             "TANDEM_REDIS_URL": server.url,
             "TANDEM_PORT": str(port),
             "TANDEM_STORE_URL": f"file://{data}/files",
-            "TANDEM_LEASE": "600",  # nobody beats here
+            "TANDEM_LEASE": "600",  # there is no heartbeat
         }
         with started(tied(server.argv, user=server.user)):
             client = connect(server.url)
             await until_ready(server)
             with started(tied([sys.executable, "-m", "tandem_api"]), **env) as api:
                 await until(partial(listens, port), "the API")
-                await measure_all(Bench(Queue(client, lease=600), port, api), count, idle)
+                await measure_all(Jobs(Queue(client, lease=600), port, api), count, idle)
             await client.aclose()
 
 
 async def until_ready(server: Server) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while not await server.ready():  # noqa: ASYNC110 - another process has no event to wait for
             await asyncio.sleep(0.02)
 
 
-async def measure_all(bench: Bench, count: int, idle: float) -> None:
-    await bench.register()
-    one = await bench.begin(1)
-    await bench.measure("one job", one, [one[0].id] * count, idle)
-    many = await bench.begin(count)
-    await bench.measure("a job each", many, [each.id for each in many], idle)
-    await bench.queue.close()
+async def measure_all(jobs: Jobs, count: int, idle: float) -> None:
+    await jobs.register()
+    single = await jobs.start(1)
+    await jobs.measure("one job", single, [single[0].id] * count, idle)
+    many = await jobs.start(count)
+    await jobs.measure("a job each", many, [job.id for job in many], idle)
+    await jobs.queue.close()
 
 
 if __name__ == "__main__":
@@ -228,7 +227,11 @@ if __name__ == "__main__":
     )
     parser.add_argument("--readers", type=int, default=2000, metavar="N", help="readers (2000)")
     parser.add_argument(
-        "--idle", type=float, default=20.0, metavar="SECONDS", help="how long nothing happens (20)"
+        "--idle",
+        type=float,
+        default=20.0,
+        metavar="SECONDS",
+        help="how long to measure idle readers (20)",
     )
     given = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)

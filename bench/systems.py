@@ -1,4 +1,4 @@
-"""Queues and their workers: Tandem and the peers, each with its own virtual environment, all driven in the same way."""
+"""Tandem and its peers, each in its own virtual environment and all driven in the same way."""
 
 import asyncio
 import contextlib
@@ -17,27 +17,20 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
-from bench.processes import HERE, PATIENCE, Broken, Process, open_redis
+from bench.processes import HERE, TIMEOUT_SECONDS, MeasurementFailed, Process, open_redis
 
 TANDEM = "tandem"
-PEERS = (
-    "arq",
-    "saq",
-    "taskiq",
-    "dramatiq",
-    "celery",
-)  # peers/<name>.py drives it, peers/<name>.txt pins it
+# peers/<name>.py drives each of them, peers/<name>.txt pins its packages.
+PEERS = ("arq", "saq", "taskiq", "dramatiq", "celery")
 WEB = "web"  # FastAPI in front of arq
-NAMES = {
-    "tandem": "Tandem", "arq": "arq, tuned", "taskiq": "taskiq-redis", "web": "FastAPI + arq",
-}  # fmt: skip
+LABELS = {"tandem": "Tandem", "arq": "arq, tuned", "taskiq": "taskiq-redis"}  # where they differ
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tandem-bench"
-LONG_ENOUGH = 0.25  # seconds of a warm-up that says how many jobs a measurement needs
-WARM_UP = 300  # jobs before the clock: imports, script caches and connections are there
+WARM_UP_SECONDS = 0.25  # of the round of jobs that determines how many a measurement needs
+WARM_UP_JOBS = (100, 300, 1200, 4800, 19_200)  # per round, until one takes long enough
 
 
 def python(name: str) -> str:
-    """The interpreter of a system's virtual environment."""
+    """The Python interpreter of a system's virtual environment."""
     if name == TANDEM:
         return sys.executable
     pins = HERE / "peers" / f"{name}.txt"
@@ -46,71 +39,56 @@ def python(name: str) -> str:
 
 
 def install(names: Sequence[str]) -> None:
-    """Makes the virtual environments that are not there yet. Raises CalledProcessError with pip's words on stderr."""
+    """Create the missing virtual environments. Raises CalledProcessError if pip fails."""
     for name in names:
         program = Path(python(name))
         stamp = program.parent.parent / "installed"
         if name == TANDEM or stamp.exists():
             continue
         print(f"installing {name} in {program.parent.parent}", flush=True)
-        subprocess.run(
-            [sys.executable, "-m", "venv", "--clear", program.parent.parent],
-            check=True,
-            timeout=PATIENCE,
-        )
+        venv = [sys.executable, "-m", "venv", "--clear", str(program.parent.parent)]
+        subprocess.run(venv, check=True, timeout=TIMEOUT_SECONDS)
+        pip = [str(program), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         pins = HERE / "peers" / f"{name}.txt"
-        subprocess.run(
-            [
-                program,
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-                "--no-deps",
-                "-r",
-                pins,
-            ],
-            check=True,
-            timeout=2 * PATIENCE,
-        )
+        command = [*pip, "--no-deps", "-r", str(pins)]
+        subprocess.run(command, check=True, timeout=2 * TIMEOUT_SECONDS)
         stamp.touch()
 
 
 class Client:
-    """The process beside the queue's own client, see peers/driver.py."""
+    """The process that drives the queue's own client: see peers/driver.py."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
 
-    async def ask(self, what: str, **given: Any) -> Any:
-        """The answer. Raises Broken."""
+    async def ask(self, command: str, **arguments: Any) -> Any:
+        """Run a command of peers/driver.py; its answer. Raises MeasurementFailed."""
         pipes = self.process.popen
         if pipes.stdin is None or pipes.stdout is None:
-            raise self.process.broken("has no pipes")
+            raise self.process.failure("has no pipes")
         with contextlib.suppress(BrokenPipeError):
-            pipes.stdin.write(msgspec.json.encode({"what": what, **given}) + b"\n")
+            pipes.stdin.write(msgspec.json.encode({"command": command, **arguments}) + b"\n")
             pipes.stdin.flush()
         line = await asyncio.to_thread(pipes.stdout.readline)
         if not line:
-            raise self.process.broken(f"did not answer to {what!r}")
+            raise self.process.failure(f"did not answer {command!r}")
         return msgspec.json.decode(line)
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """Seconds to submit, seconds from the workers' going on to the last result, when they went on, CPU seconds."""
+class RunTimes:
+    """In seconds: `seconds` from `start`, when the workers resumed, to the last result."""
 
     submitting: float
     seconds: float
-    began: float
+    start: float
     worker_cpu: float
     redis_cpu: float
 
 
 @dataclass(slots=True)
 class System:
-    """A queue on a Redis of its own; what is started here ends with it."""
+    """A queue with its own Redis; every process started here ends with it."""
 
     name: str
     data: Path
@@ -118,29 +96,23 @@ class System:
     redis: "Redis"
     client: Client
     workers: list[Process] = field(default_factory=list)
-    begun: list[Process] = field(default_factory=list)
+    processes: list[Process] = field(default_factory=list)
 
-    def begin(self, what: str, argv: Sequence[str], *, talks: bool = False) -> Process:
-        """A process in the system's virtual environment."""
-        number = len(self.begun)
-        name = f"{self.name} {what}"
-        process = Process(
-            name,
-            [python(self.name), *argv],
-            self.data / f"{what}-{number}.log",
-            self.env,
-            talks=talks,
-        )
-        self.begun.append(process)
+    def spawn(self, what: str, argv: Sequence[str], *, piped: bool = False) -> Process:
+        """Start a process in the system's virtual environment."""
+        number = len(self.processes)
+        name, log = f"{self.name} {what}", self.data / f"{what}-{number}.log"
+        process = Process(name, [python(self.name), *argv], log, self.env, piped=piped)
+        self.processes.append(process)
         return process
 
     async def another_client(self) -> Client:
-        """One more, beside `client`."""
-        return Client(self.begin("client", ["-m", f"bench.peers.{self.name}"], talks=True))
+        """A second client."""
+        return Client(self.spawn("client", ["-m", f"bench.peers.{self.name}"], piped=True))
 
     async def start_worker(self) -> None:
-        """Returns when it takes jobs and has done some."""
-        process = self.begin("worker", await self.client.ask("worker"))
+        """Start a worker; returns once it takes jobs."""
+        process = self.spawn("worker", await self.client.ask("worker"))
         self.workers.append(process)
 
         async def ready() -> bool:
@@ -148,63 +120,66 @@ class System:
 
         await process.until(ready)
 
-    async def warm(self, sleep: float = 0.0) -> float:
-        """Lets the workers do some jobs, more as long as they take no time; about how many they do in a second."""
+    async def warm_up(self, sleep: float = 0.0) -> float:
+        """Run ever more jobs until a round takes long enough; the jobs per second of that round."""
         rate = 0.0
-        for count in (WARM_UP // 3, WARM_UP, 4 * WARM_UP, 16 * WARM_UP, 64 * WARM_UP):
-            began = perf_counter()
+        for count in WARM_UP_JOBS:
+            start = perf_counter()
             await self.client.ask("submit", count=count, sleep=sleep)
-            ended = await self._finished()
-            rate = count / (ended - began)
-            if ended - began > LONG_ENOUGH:
+            spent = await self._finished() - start
+            rate = count / spent
+            if spent > WARM_UP_SECONDS:
                 break
         return rate
 
     async def _finished(self) -> float:
+        """When the last job had ended. Raises MeasurementFailed if a worker exits."""
         answer = asyncio.create_task(self.client.ask("finished"))
         while not answer.done():
             await asyncio.wait([answer], timeout=1)
             for worker in self.workers:
                 if (code := worker.popen.poll()) is not None:
-                    raise worker.broken(f"ended with {code}")
+                    raise worker.failure(f"exited with code {code}")
         return float(await answer)
 
-    async def run(self, count: int, sleep: float = 0.0) -> Done:
-        """So many jobs, submitted while the workers are stopped. Raises Broken unless every one has succeeded."""
+    async def run(self, count: int, sleep: float = 0.0) -> RunTimes:
+        """Submit jobs while the workers are stopped, then let them run.
+
+        Raises MeasurementFailed unless every job succeeded.
+        """
         for worker in self.workers:
             worker.signal(signal.SIGSTOP)
-        submitted = float(await self.client.ask("submit", count=count, sleep=sleep))
+        submitting = float(await self.client.ask("submit", count=count, sleep=sleep))
         worker_cpu, redis_cpu = await self._cpu()
-        began = perf_counter()
+        start = perf_counter()
         for worker in self.workers:
             worker.signal(signal.SIGCONT)
-        ended = await self._finished()
+        seconds = await self._finished() - start
         worker_after, redis_after = await self._cpu()
-        if (good := await self.client.ask("succeeded")) != count:
-            raise Broken(f"{self.name}: {good} of {count} jobs succeeded")
-        return Done(
-            submitted, ended - began, began, worker_after - worker_cpu, redis_after - redis_cpu
-        )
+        succeeded = await self.client.ask("succeeded")
+        if succeeded != count:
+            raise MeasurementFailed(f"{self.name}: only {succeeded} of {count} jobs succeeded")
+        worker_cpu, redis_cpu = worker_after - worker_cpu, redis_after - redis_cpu
+        return RunTimes(submitting, seconds, start, worker_cpu, redis_cpu)
 
     async def _cpu(self) -> tuple[float, float]:
-        """Seconds of computing so far: of all workers, and of Redis."""
+        """CPU seconds so far: of all workers, and of Redis."""
         info = await self.redis.info("cpu")
-        return sum(worker.cpu() for worker in self.workers), info["used_cpu_user"] + info[
-            "used_cpu_sys"
-        ]
+        redis_cpu = info["used_cpu_user"] + info["used_cpu_sys"]
+        return sum(worker.cpu() for worker in self.workers), redis_cpu
 
-    async def used(self) -> int:
-        """Bytes that Redis holds."""
+    async def redis_bytes(self) -> int:
+        """The memory that Redis uses."""
         return int((await self.redis.info("memory"))["used_memory"])
 
 
 @contextlib.asynccontextmanager
 async def open_system(name: str, **env: str) -> AsyncIterator[System]:
-    """The queue without workers."""
+    """A queue without workers; `env` is added to the environment of its processes."""
     async with contextlib.AsyncExitStack() as stack:
         data = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
-        url = await stack.enter_async_context(open_redis(data))
-        given = {
+        url, _ = await stack.enter_async_context(open_redis(data))
+        environment = {
             "BENCH_REDIS_URL": url,
             "TANDEM_REDIS_URL": url,
             "TANDEM_DATABASE_URL": f"sqlite://{data / 'tandem.db'}",
@@ -216,11 +191,12 @@ async def open_system(name: str, **env: str) -> AsyncIterator[System]:
         redis = Redis.from_url(url)
         stack.push_async_callback(redis.aclose)
         argv = [python(name), "-m", f"bench.peers.{name}"]
-        process = Process(f"{name} client", argv, data / "client.log", given, talks=True)
-        stack.callback(process.end)
-        system = System(name, data, given, redis, Client(process))
+        log = data / "client.log"
+        client = Process(f"{name} client", argv, log, environment, piped=True)
+        stack.callback(client.end)
+        system = System(name, data, environment, redis, Client(client))
         try:
             yield system
         finally:
-            for one in system.begun:
-                one.end()
+            for process in system.processes:
+                process.end()

@@ -1,4 +1,4 @@
-"""The jobs of the benchmark as Tandem's worker finds them, by TANDEM_TASKS=bench.tasks."""
+"""The benchmark's tasks for Tandem's worker: TANDEM_TASKS=bench.tasks."""
 
 import asyncio
 import random
@@ -8,36 +8,34 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel
 
-from tandem_shared.retry import RetryPolicy
-from tandem_worker import task
-from tandem_worker.jobs.job import Job
+from tandem_worker import Job, RetryPolicy, task
 
 
 @task("bench.noop", timeout="30s", retry=RetryPolicy(max_attempts=3))
 async def noop(job: Job, payload: dict[str, Any]) -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
-class Nap(BaseModel):
+class Sleep(BaseModel):
     seconds: float
 
 
 @task("bench.sleep", timeout="1h", retry=RetryPolicy(max_attempts=3))
-async def sleep(job: Job, payload: Nap) -> None:
-    """Waits."""
+async def sleep(job: Job, payload: Sleep) -> None:
+    """Wait."""
     await asyncio.sleep(payload.seconds)
 
 
 class Flood(BaseModel):
-    """`items` of `size` bytes each, made from a seed."""
+    """`items` items of `size` bytes each, generated from `seed`."""
 
     items: int
     size: int
     seed: int = 1
 
 
-def made(flood: Flood) -> Iterator[bytes]:
-    """The items as JSON: no two are alike, and none is stored."""
+def generated(flood: Flood) -> Iterator[bytes]:
+    """The items as JSON, each different, one at a time."""
     letters = random.Random(flood.seed).randbytes(2 * flood.size).hex()[: 2 * flood.size]
     for number in range(flood.items):
         head = f'{{"n":{number},"text":"'
@@ -47,6 +45,6 @@ def made(flood: Flood) -> Iterator[bytes]:
 
 @task("bench.flood", timeout="1h", retry=RetryPolicy(max_attempts=3))
 async def flood(job: Job, payload: Flood) -> None:
-    """Streams what it makes, as fast as it goes."""
-    for item in made(payload):
+    """Stream generated items as fast as possible."""
+    for item in generated(payload):
         await job.emit(msgspec.Raw(item))

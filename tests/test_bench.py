@@ -34,12 +34,12 @@ async def test_a_small_run_measures_and_writes_its_results(tmp_path: Path) -> No
     names = [row["what"] for row in rows]
     assert names == [
         "no-op jobs, one worker",
-        "CPU of the worker for a no-op job",
-        "CPU of Redis for a no-op job",
-        "no-op jobs, one worker, until the ledger has all",
+        "worker CPU per no-op job",
+        "Redis CPU per no-op job",
+        "no-op jobs, one worker, including the ledger",
         "no-op jobs, two workers",
-        "no-op jobs, two workers, until the ledger has all",
-        "two workers against one",
+        "no-op jobs, two workers, including the ledger",
+        "two workers compared with one",
         "submitted by one client",
     ]
     assert all(len(row["values"]) == 1 and row["values"][0] > 0 for row in rows)

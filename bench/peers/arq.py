@@ -1,4 +1,4 @@
-"""Plain arq at the best settings found: 100 jobs at once, a poll every 10 ms, uvloop, JSON by msgspec, quiet."""
+"""Plain arq with the best settings found: 100 concurrent jobs, polls every 10 ms, uvloop."""
 
 import asyncio
 import logging
@@ -13,9 +13,8 @@ from arq.jobs import Job, deserialize_result
 
 from bench.peers import driver
 
-asyncio.set_event_loop_policy(
-    uvloop.EventLoopPolicy()
-)  # arq's command line takes the loop that the policy makes
+# arq's command line runs on whatever loop the policy makes.
+asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 WORKER = ("-m", "arq", "bench.peers.arq.Worker", "--custom-log-dict", "bench.peers.arq.SILENT")
 SILENT = {
     "version": 1,
@@ -25,7 +24,7 @@ SILENT = {
 
 
 async def noop(ctx: dict[str, Any], **payload: Any) -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
 async def sleep(ctx: dict[str, Any], seconds: float) -> None:
@@ -37,7 +36,7 @@ async def started(ctx: dict[str, Any]) -> None:
 
 
 class Worker:
-    """What `python -m arq` takes. Results are kept for an hour, arq's own default."""
+    """The settings for `python -m arq`. Results are kept for an hour, arq's default."""
 
     functions: ClassVar = [noop, sleep]
     redis_settings = RedisSettings.from_dsn(driver.URL)
@@ -62,34 +61,34 @@ class Client:
         else:
             job = await self.redis.enqueue_job("noop", **driver.PAYLOAD)
         if job is None:
-            raise RuntimeError("the id was known")
+            raise RuntimeError("arq already has a job with this id")
         return job
 
     async def submit(self, count: int, sleep: float) -> list[str]:
-        async def one() -> str:
+        async def enqueue() -> str:
             return (await self._enqueue(sleep)).job_id
 
-        return await driver.many(one, count)
+        return await driver.many(enqueue, count)
 
     async def finished(self, ids: Sequence[str]) -> bool:
         return not await self.redis.zcard("arq:queue")
 
     async def succeeded(self, ids: Sequence[str]) -> int:
-        good = 0
+        succeeded = 0
         for start in range(0, len(ids), 1000):
             bodies = await self.redis.mget([f"arq:result:{id}" for id in ids[start : start + 1000]])
             for body in bodies:
-                good += (
+                succeeded += (
                     body is not None
                     and deserialize_result(body, deserializer=msgspec.json.decode).success
                 )
-        return good
+        return succeeded
 
-    async def once(self) -> None:
+    async def round_trip(self) -> None:
         job = await self._enqueue()
-        await job.result(timeout=driver.PATIENCE, poll_delay=0.001)
+        await job.result(timeout=driver.TIMEOUT_SECONDS, poll_delay=0.001)
 
-    async def recorded(self) -> bool:
+    async def ledger_is_current(self) -> bool:
         return True
 
 

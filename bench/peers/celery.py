@@ -1,4 +1,4 @@
-"""celery at the best settings found: prefork with 2 children for jobs that compute, gevent for jobs that wait."""
+"""celery with the best settings found: 2 prefork children for no-ops, gevent for waiting jobs."""
 
 import json
 import time
@@ -13,23 +13,14 @@ from bench.peers import driver
 
 POOL = ("gevent", str(driver.CONCURRENCY)) if driver.WAITS else ("prefork", "2")
 WORKER = (
-    *(
-        "-m",
-        "celery",
-        "-A",
-        "bench.peers.celery",
-        "worker",
-        "--pool",
-        POOL[0],
-        "--concurrency",
-        POOL[1],
-    ),
+    *("-m", "celery", "-A", "bench.peers.celery", "worker"),
+    *("--pool", POOL[0], "--concurrency", POOL[1]),
     *("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "ERROR"),
 )
 SOCKET = driver.URL.removeprefix("unix://").partition("?")[0]
-WHERE = f"redis+socket://{SOCKET}" if driver.URL.startswith("unix:") else driver.URL
+REDIS = f"redis+socket://{SOCKET}" if driver.URL.startswith("unix:") else driver.URL
 
-app: Any = Celery("bench", broker=WHERE, backend=WHERE)
+app: Any = Celery("bench", broker=REDIS, backend=REDIS)
 app.conf.update(
     worker_prefetch_multiplier=64,
     task_compression=None,
@@ -41,7 +32,7 @@ app.conf.update(
 
 @app.task(name="noop")
 def noop(**payload: Any) -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
 @app.task(name="sleep")
@@ -75,18 +66,18 @@ class Client:
         return await self._arrivals.all(ids)
 
     async def succeeded(self, ids: Sequence[str]) -> int:
-        good = 0
+        succeeded = 0
         for start in range(0, len(ids), 500):
             bodies = self.redis.mget([f"celery-task-meta-{id}" for id in ids[start : start + 500]])
-            good += sum(
+            succeeded += sum(
                 body is not None and json.loads(body)["status"] == "SUCCESS" for body in bodies
             )
-        return good
+        return succeeded
 
-    async def once(self) -> None:
+    async def round_trip(self) -> None:
         noop.delay(**driver.PAYLOAD).get(timeout=60, interval=0.001)
 
-    async def recorded(self) -> bool:
+    async def ledger_is_current(self) -> bool:
         return True
 
 

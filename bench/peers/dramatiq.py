@@ -1,4 +1,4 @@
-"""dramatiq at the best settings found: one process, 8 threads for jobs that compute, one for each job that waits."""
+"""dramatiq with the best settings found: 8 threads for no-op jobs, one per waiting job."""
 
 import time
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ WORKER = (
     *("--threads", str(driver.CONCURRENCY if driver.WAITS else 8)),
 )
 
-# A thousand threads that connect at once overrun the socket's backlog, and results would be lost.
+# A thousand threads connecting at once would overflow the socket's backlog and lose results.
 connections: Any = redis.BlockingConnectionPool.from_url(
     driver.URL, max_connections=128, timeout=None
 )
@@ -39,7 +39,7 @@ dramatiq.set_broker(broker)
 
 @dramatiq.actor
 def noop(**payload: Any) -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
 @dramatiq.actor
@@ -59,7 +59,7 @@ class Client:
         return int(self.redis.get(driver.READY) or 0)
 
     async def submit(self, count: int, seconds: float) -> list[str]:
-        """The keys of the results."""
+        """The keys of the results, in place of ids."""
         keys = []
         for _ in range(count):
             message: Any = sleep.send(seconds) if seconds else noop.send(**driver.PAYLOAD)
@@ -70,18 +70,20 @@ class Client:
         return await self._arrivals.all(ids)
 
     async def succeeded(self, ids: Sequence[str]) -> int:
-        good = 0
+        succeeded = 0
         for start in range(0, len(ids), 500):
             pipe = self.redis.pipeline(transaction=False)
             for id in ids[start : start + 500]:
                 pipe.lindex(id, 0)
-            good += sum(body is not None and b'"__t": "exn"' not in body for body in pipe.execute())
-        return good
+            succeeded += sum(
+                body is not None and b'"__t": "exn"' not in body for body in pipe.execute()
+            )
+        return succeeded
 
-    async def once(self) -> None:
+    async def round_trip(self) -> None:
         noop.send(**driver.PAYLOAD).get_result(backend=results, block=True, timeout=60_000)
 
-    async def recorded(self) -> bool:
+    async def ledger_is_current(self) -> bool:
         return True
 
 

@@ -1,7 +1,7 @@
-"""The client of one queue as a process that is told what to do, line by line, in JSON.
+"""The client of one queue, as a process that takes commands as lines of JSON on stdin.
 
 It runs in the virtual environment of its queue, so it imports nothing but the standard library.
-What is timed is timed here, beside the queue's own client: the harness only says how much.
+Everything is timed here, around the queue's own client; the harness only decides how much to run.
 """
 
 import asyncio
@@ -14,60 +14,66 @@ from typing import Any, Protocol
 
 URL = os.environ.get("BENCH_REDIS_URL", "redis://127.0.0.1:6379/0")
 CONCURRENCY = int(os.environ.get("BENCH_CONCURRENCY", "100"))
-WAITS = bool(
-    os.environ.get("BENCH_WAITS")
-)  # the jobs wait and do not compute: some queues have another pool for that
-READY = "bench:ready"  # how many workers have started
+# Whether jobs wait instead of computing: some queues have a separate pool for that.
+WAITS = bool(os.environ.get("BENCH_WAITS"))
+READY = "bench:ready"  # the key that counts started workers
 PAYLOAD: dict[str, Any] = {
     "customer": 4711,
     "address": "Lindenstr. 9, 10969 Berlin",
     "items": [3, 1, 4, 1, 5],
     "note": "n" * 24,
 }
-PATIENCE = 300.0  # seconds for any one thing
-LOOK = 0.01  # seconds between two looks at how far it is
+TIMEOUT_SECONDS = 300.0  # for any single command
+POLL_SECONDS = 0.01
 
 
 class Client(Protocol):
-    """What each queue gives. `sleep`: seconds that the job takes, 0 for the job that does nothing."""
+    """What each queue implements. `sleep`: seconds that a job takes, 0 for the no-op job."""
 
-    async def ready(self) -> int: ...  # workers that have started
-    async def submit(
-        self, count: int, sleep: float
-    ) -> Sequence[str]: ...  # as fast as one client can; the ids
-    async def finished(self, ids: Sequence[str]) -> bool: ...  # whether none is left; cheap
-    async def succeeded(self, ids: Sequence[str]) -> int: ...  # how many have a result that says so
-    async def once(
-        self,
-    ) -> None: ...  # one job from its submission to its result, heard of as soon as it can be
-    async def recorded(
-        self,
-    ) -> bool: ...  # whether everything beside the queue has been written too
+    async def ready(self) -> int:
+        """How many workers have started."""
+
+    async def submit(self, count: int, sleep: float) -> Sequence[str]:
+        """Submit jobs as fast as one client can; their ids."""
+
+    async def finished(self, ids: Sequence[str]) -> bool:
+        """Whether all jobs have ended; cheap."""
+
+    async def succeeded(self, ids: Sequence[str]) -> int:
+        """How many jobs have a successful result."""
+
+    async def round_trip(self) -> None:
+        """Submit one job and return as soon as its result is known."""
+
+    async def ledger_is_current(self) -> bool:
+        """Whether everything written in addition to the queue is complete."""
 
 
-async def many(call: Callable[[], Awaitable[str]], count: int, at_once: int = 50) -> list[str]:
-    """So many calls, some of them at once, each on its connection."""
+async def many(call: Callable[[], Awaitable[str]], count: int, concurrency: int = 50) -> list[str]:
+    """The results of `count` calls, some of them concurrent, each over its own connection."""
     ids: list[str] = []
-    for start in range(0, count, at_once):
-        ids += await asyncio.gather(*(call() for _ in range(min(at_once, count - start))))
+    for start in range(0, count, concurrency):
+        ids += await asyncio.gather(*(call() for _ in range(min(concurrency, count - start))))
     return ids
 
 
 class Arrivals:
-    """Looks at results in order, each until it is there: about one look a job in all."""
+    """Checks results in order, each until it has arrived: in total about one check per job."""
+
+    BATCH = 200
 
     def __init__(self, present: Callable[[Sequence[str]], Awaitable[int]]) -> None:
         self._present = present
         self._ids: Sequence[str] = ()
-        self._at = 0
+        self._arrived = 0
 
     async def all(self, ids: Sequence[str]) -> bool:
         if ids is not self._ids:
-            self._ids, self._at = ids, 0
-        while portion := ids[self._at : self._at + 200]:
-            if await self._present(portion) < len(portion):
+            self._ids, self._arrived = ids, 0
+        while batch := ids[self._arrived : self._arrived + self.BATCH]:
+            if await self._present(batch) < len(batch):
                 return False
-            self._at += len(portion)
+            self._arrived += len(batch)
         return True
 
 
@@ -76,59 +82,59 @@ class Driver:
         self.client, self.worker = client, worker
         self.ids: list[str] = []
 
-    async def do(self, what: str, **given: Any) -> Any:
-        """One command's answer."""
-        command: Callable[..., Coroutine[Any, Any, Any]] = getattr(self, f"do_{what}")
-        return await command(**given)
+    async def do(self, command: str, **arguments: Any) -> Any:
+        """Run one command; its answer."""
+        method: Callable[..., Coroutine[Any, Any, Any]] = getattr(self, f"do_{command}")
+        return await method(**arguments)
 
     async def do_worker(self) -> Sequence[str]:
-        """The arguments with which Python becomes a worker."""
+        """The arguments that make Python a worker of this queue."""
         return self.worker
 
     async def do_ready(self) -> int:
         return await self.client.ready()
 
     async def do_submit(self, count: int, sleep: float = 0.0) -> float:
-        """Seconds that it took."""
-        began = perf_counter()
+        """Submit jobs; the seconds it took."""
+        start = perf_counter()
         self.ids = list(await self.client.submit(count, sleep))
-        return perf_counter() - began
+        return perf_counter() - start
 
     async def do_finished(self) -> float:
-        """When all of the last submission had ended, on the clock that all processes share."""
-        async with asyncio.timeout(PATIENCE):
-            while not await self.client.finished(self.ids):  # noqa: ASYNC110 - another process cannot set an Event
-                await asyncio.sleep(LOOK)
+        """When all jobs of the last submission had ended, by the clock that all processes share."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            while not await self.client.finished(self.ids):  # noqa: ASYNC110 - another process cannot set an event
+                await asyncio.sleep(POLL_SECONDS)
         return perf_counter()
 
-    async def do_recorded(self) -> float:
-        """The same for what is written beside the queue."""
-        async with asyncio.timeout(PATIENCE):
-            while not await self.client.recorded():  # noqa: ASYNC110 - likewise
-                await asyncio.sleep(LOOK)
+    async def do_ledger_is_current(self) -> float:
+        """When the ledger had caught up, by the same clock."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            while not await self.client.ledger_is_current():  # noqa: ASYNC110 - see above
+                await asyncio.sleep(POLL_SECONDS)
         return perf_counter()
 
     async def do_succeeded(self) -> int:
         return await self.client.succeeded(self.ids)
 
     async def do_latency(self, samples: int) -> list[float]:
-        """Milliseconds of one job after the other."""
+        """The milliseconds of single jobs, one after another."""
         times = []
         for _ in range(samples):
-            began = perf_counter()
-            await self.client.once()
-            times.append(1000 * (perf_counter() - began))
+            start = perf_counter()
+            await self.client.round_trip()
+            times.append(1000 * (perf_counter() - start))
         return times
 
     async def do_load(self, rate: float, seconds: float) -> int:
-        """Submits evenly, whatever becomes of the jobs; how many."""
-        began, sent = perf_counter(), 0
-        while (now := perf_counter() - began) < seconds:
-            due = int(rate * now) - sent
+        """Submit jobs at a steady rate, without waiting for them; their number."""
+        start, sent = perf_counter(), 0
+        while (elapsed := perf_counter() - start) < seconds:
+            due = int(rate * elapsed) - sent
             if due > 0:
                 await self.client.submit(due, 0.0)
                 sent += due
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_SECONDS)
         return sent
 
 
@@ -139,7 +145,7 @@ async def _serve(driver: Driver) -> None:
 
 
 def serve(open_client: Callable[[], Awaitable[Client]], worker: Sequence[str]) -> None:
-    """Until stdin ends. An error ends it at once, with its traceback on stderr."""
+    """Answer commands until stdin ends. An error ends the process, with a traceback on stderr."""
 
     async def main() -> None:
         await _serve(Driver(await open_client(), worker))

@@ -1,4 +1,4 @@
-"""saq at the best settings found: 100 jobs at once, uvloop, hiredis, JSON by msgspec, quiet."""
+"""saq with the best settings found: 100 concurrent jobs, uvloop, hiredis, msgspec, no log lines."""
 
 import asyncio
 import logging
@@ -13,12 +13,12 @@ from saq.queue.redis import RedisQueue
 from bench.peers import driver
 
 asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-logging.getLogger("saq").setLevel(logging.WARNING)  # two lines a job otherwise
+logging.getLogger("saq").setLevel(logging.WARNING)  # it logs two lines per job
 WORKER = ("-m", "saq", "bench.peers.saq.SETTINGS", "--quiet")
 
 
 async def noop(ctx: dict[str, Any], **payload: Any) -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
 async def sleep(ctx: dict[str, Any], *, seconds: float) -> None:
@@ -54,29 +54,29 @@ class Client:
         return int(await self.queue.redis.get(driver.READY) or 0)
 
     async def submit(self, count: int, sleep: float) -> list[str]:
-        async def one() -> str:
+        async def enqueue() -> str:
             if sleep:
                 job = await self.queue.enqueue("sleep", seconds=sleep)
             else:
                 job = await self.queue.enqueue("noop", **driver.PAYLOAD)
             return str(job.key)
 
-        return await driver.many(one, count)
+        return await driver.many(enqueue, count)
 
     async def finished(self, ids: Sequence[str]) -> bool:
         return not await self.queue.count("incomplete")
 
     async def succeeded(self, ids: Sequence[str]) -> int:
-        good = 0
+        succeeded = 0
         for start in range(0, len(ids), 500):
             jobs = await self.queue.jobs(ids[start : start + 500])
-            good += sum(job is not None and job.status == Status.COMPLETE for job in jobs)
-        return good
+            succeeded += sum(job is not None and job.status == Status.COMPLETE for job in jobs)
+        return succeeded
 
-    async def once(self) -> None:
+    async def round_trip(self) -> None:
         await self.queue.apply("noop", poll_interval=0.001, **driver.PAYLOAD)
 
-    async def recorded(self) -> bool:
+    async def ledger_is_current(self) -> bool:
         return True
 
 

@@ -1,4 +1,4 @@
-"""Tandem with all that it does for every job: record, events, news, leases, fences, metrics and the SQL ledger."""
+"""Tandem with all features on: records, events, leases, fencing, metrics and the SQL ledger."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ WORKER = ("-m", "tandem_worker")
 OPTIONS = JobOptions(timeout=30.0, retry={"max_attempts": 3})
 
 
-def job(seconds: float = 0.0) -> Submission:
+def new_job(seconds: float = 0.0) -> Submission:
     if seconds:
         return Submission(
             id=new_id(), task="bench.sleep", payload=b'{"seconds":%f}' % seconds, options=OPTIONS
@@ -35,34 +35,34 @@ class Client:
         return len(await self.queue.workers())
 
     async def submit(self, count: int, sleep: float) -> list[str]:
-        jobs = [job(sleep) for _ in range(count)]
+        jobs = [new_job(sleep) for _ in range(count)]
         await self.queue.submit_many(jobs)
-        return [one.id for one in jobs]
+        return [job.id for job in jobs]
 
     async def finished(self, ids: Sequence[str]) -> bool:
-        stats = await self.queue.stats()
         return not any(
-            one.waiting or one.scheduled or one.queued or one.running or one.retrying
-            for one in stats
+            queue.waiting or queue.scheduled or queue.queued or queue.running or queue.retrying
+            for queue in await self.queue.stats()
         )
 
     async def succeeded(self, ids: Sequence[str]) -> int:
-        good = 0
+        succeeded = 0
         for start in range(0, len(ids), 5000):
             records = await self.queue.get_many(ids[start : start + 5000])
-            good += sum(one is not None and one.state is State.SUCCEEDED for one in records)
-        return good
+            states = [record.state for record in records if record is not None]
+            succeeded += states.count(State.SUCCEEDED)
+        return succeeded
 
-    async def once(self) -> None:
-        wanted = job()
-        async with self.queue.subscribe(wanted.id) as change:
-            await self.queue.submit(wanted)
-            while (record := await self.queue.get(wanted.id)) is None or not record.done:
+    async def round_trip(self) -> None:
+        job = new_job()
+        async with self.queue.subscribe(job.id) as change:
+            await self.queue.submit(job)
+            while (record := await self.queue.get(job.id)) is None or not record.done:
                 await change.wait()
         if record.state is not State.SUCCEEDED:
             raise RuntimeError(f"the job ended as {record.state}")
 
-    async def recorded(self) -> bool:
+    async def ledger_is_current(self) -> bool:
         lag = await self.queue.events.lag()
         return lag is not None and lag.entries == 0
 

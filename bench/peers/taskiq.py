@@ -1,4 +1,4 @@
-"""taskiq with taskiq-redis at the best settings found: stream broker, 100 tasks at once, uvloop, orjson, quiet."""
+"""taskiq-redis with the best settings found: stream broker, 100 concurrent tasks, uvloop."""
 
 import asyncio
 import logging
@@ -16,16 +16,8 @@ from bench.peers import driver
 for _name in ("taskiq", "taskiq.receiver.receiver"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 WORKER = (
-    *(
-        "-m",
-        "taskiq",
-        "worker",
-        "bench.peers.taskiq:broker",
-        "--workers",
-        "1",
-        "--log-level",
-        "WARNING",
-    ),
+    *("-m", "taskiq", "worker", "bench.peers.taskiq:broker"),
+    *("--workers", "1", "--log-level", "WARNING"),
     *("--max-async-tasks", str(driver.CONCURRENCY), "--max-prefetch", str(driver.CONCURRENCY)),
 )
 
@@ -41,7 +33,7 @@ broker: Any = (
 
 @broker.task("noop")
 async def noop(**payload: Any) -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
 @broker.task("sleep")
@@ -68,29 +60,29 @@ class Client:
         return int(await self.redis.get(driver.READY) or 0)
 
     async def submit(self, count: int, seconds: float) -> list[str]:
-        async def one() -> str:
+        async def enqueue() -> str:
             task = await (sleep.kiq(seconds) if seconds else noop.kiq(**driver.PAYLOAD))
             return str(task.task_id)
 
-        return await driver.many(one, count)
+        return await driver.many(enqueue, count)
 
     async def finished(self, ids: Sequence[str]) -> bool:
         return await self._arrivals.all(ids)
 
     async def succeeded(self, ids: Sequence[str]) -> int:
-        good = 0
+        succeeded = 0
         for start in range(0, len(ids), 500):
             found = await asyncio.gather(
                 *(results.get_result(id) for id in ids[start : start + 500])
             )
-            good += sum(not one.is_err for one in found)
-        return good
+            succeeded += sum(not one.is_err for one in found)
+        return succeeded
 
-    async def once(self) -> None:
+    async def round_trip(self) -> None:
         task = await noop.kiq(**driver.PAYLOAD)
-        await task.wait_result(check_interval=0.001, timeout=driver.PATIENCE)
+        await task.wait_result(check_interval=0.001, timeout=driver.TIMEOUT_SECONDS)
 
-    async def recorded(self) -> bool:
+    async def ledger_is_current(self) -> bool:
         return True
 
 

@@ -1,4 +1,4 @@
-"""FastAPI as people write it: endpoints that do nothing, and POST and status in front of tuned arq."""
+"""Ordinary FastAPI: endpoints that do nothing, and POST and status in front of tuned arq."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,12 +22,12 @@ class Payload(BaseModel):
     note: str
 
 
-class Wanted(BaseModel):
+class Submission(BaseModel):
     task: str
     payload: Payload
 
 
-class Made(BaseModel):
+class Status(BaseModel):
     id: str
     status: str
 
@@ -47,33 +47,35 @@ app = FastAPI(lifespan=lifespan)
 
 
 @app.post("/empty", status_code=202)
-async def empty_post(wanted: Wanted) -> Made:
-    return Made(id="0", status="queued")
+async def empty_post(submission: Submission) -> Status:
+    return Status(id="0", status="queued")
 
 
 @app.get("/empty/{id}")
-async def empty_get(id: str) -> Made:
-    return Made(id=id, status="queued")
+async def empty_get(id: str) -> Status:
+    return Status(id=id, status="queued")
 
 
-async def enqueue(redis: Any, wanted: Wanted) -> Made:
-    job = await redis.enqueue_job(wanted.task, **wanted.payload.model_dump())
-    return Made(id=job.job_id, status="queued")
+async def enqueue(redis: Any, submission: Submission) -> Status:
+    job = await redis.enqueue_job(submission.task, **submission.payload.model_dump())
+    return Status(id=job.job_id, status="queued")
 
 
 @app.post("/jobs", status_code=202)
-async def post(wanted: Wanted, request: Request) -> Made:
-    return await enqueue(request.app.state.redis, wanted)
+async def post(submission: Submission, request: Request) -> Status:
+    return await enqueue(request.app.state.redis, submission)
 
 
 @app.post("/jobs/bulk")
-async def bulk(wanted: list[Wanted], request: Request) -> list[Made]:
-    return list(await asyncio.gather(*(enqueue(request.app.state.redis, one) for one in wanted)))
+async def bulk(submission: list[Submission], request: Request) -> list[Status]:
+    return list(
+        await asyncio.gather(*(enqueue(request.app.state.redis, one) for one in submission))
+    )
 
 
 @app.get("/jobs/{id}")
-async def status(id: str, request: Request) -> Made:
-    found = await Job(id, request.app.state.redis, _deserializer=msgspec.json.decode).status()
-    if found == "not_found":
+async def show(id: str, request: Request) -> Status:
+    status = await Job(id, request.app.state.redis, _deserializer=msgspec.json.decode).status()
+    if status == "not_found":
         raise HTTPException(404)
-    return Made(id=id, status=found)
+    return Status(id=id, status=status)
