@@ -1,4 +1,4 @@
-# One image for both halves of the pair: `tandem api` (the default) and `tandem worker`.
+# One image for both services: `tandem api` (the default) and `tandem worker`.
 FROM python:3.12-slim AS build
 WORKDIR /build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore \
@@ -7,10 +7,10 @@ COPY requirements.lock pyproject.toml ./
 # The two build tools, at the versions and hashes of the lock.
 RUN sed -n '/^\(setuptools\|uv\)==/,/[^\\]$/p' requirements.lock > tools.lock \
     && pip install --require-hashes -r tools.lock
-# What the service needs, without the extras dev and test. The lock is the constraint: it gives version and hash of each
-# (uv checks a constraint's hashes; pip does so from 26 on).
+# The server's dependencies. The lock constrains each to one version and its hashes (uv checks the
+# hashes of constraints; pip does so from 26 on).
 RUN python -m venv --without-pip /opt/tandem \
-    && uv pip install --python /opt/tandem/bin/python -c requirements.lock -r pyproject.toml
+    && uv pip install --python /opt/tandem/bin/python -c requirements.lock -r pyproject.toml --extra server
 COPY README.md LICENSE ./
 COPY shared shared
 COPY api api

@@ -20,13 +20,14 @@ from time import perf_counter
 
 import asyncpg
 
-from tandem_shared.dev.servers import postgres_server, tied
+from tandem_shared.dev.servers import die_with_parent
 from tandem_shared.errors import Misconfigured
 from tandem_shared.jobs.ids import id_prefix
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.database import Database
 from tandem_shared.ledger.ledger import Ledger
 from tandem_shared.ledger.query import JobFilter
+from tests.postgres import postgres_server
 
 FIRST_SECONDS = 1_790_000_000  # when the first job was submitted; the others follow every 10 ms
 STATEMENT_ROWS = 20_000  # inserted by one statement
@@ -178,7 +179,7 @@ async def measure_both(root: Path, rows: int) -> None:
         print(error)
         return
     process = subprocess.Popen(  # noqa: ASYNC220 - starting it does not block
-        tied(server.argv, user=server.user), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        die_with_parent(server.argv), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, process_group=0,
     )  # fmt: skip
     try:

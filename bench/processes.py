@@ -17,7 +17,7 @@ import aiohttp
 import psutil
 from redis.asyncio import Redis
 
-from tandem_shared.dev.servers import free_port, redis_server, tied
+from tandem_shared.dev.servers import die_with_parent, free_port, redis_server
 from tandem_shared.queue.connections import connect
 from tandem_shared.queue.queue import Queue
 
@@ -45,7 +45,7 @@ class Process:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
         with log.open("wb") as output:
             self.popen = subprocess.Popen(
-                tied(argv),
+                die_with_parent(argv),
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": path, **(env or {})},
                 stdin=subprocess.PIPE,

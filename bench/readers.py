@@ -24,7 +24,7 @@ import psutil
 import uvloop
 
 from tandem_shared import catalogue
-from tandem_shared.dev.servers import Server, free_port, redis_server, tied
+from tandem_shared.dev.servers import Server, die_with_parent, free_port, redis_server
 from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.record import JobOptions, Submission
 from tandem_shared.jobs.states import State
@@ -197,10 +197,10 @@ async def main(count: int, idle: float) -> None:
             "TANDEM_STORE_URL": f"file://{data}/files",
             "TANDEM_LEASE": "600",  # there is no heartbeat
         }
-        with started(tied(server.argv, user=server.user)):
+        with started(die_with_parent(server.argv)):
             client = connect(server.url)
             await until_ready(server)
-            with started(tied([sys.executable, "-m", "tandem_api"]), **env) as api:
+            with started(die_with_parent([sys.executable, "-m", "tandem_api"]), **env) as api:
                 await until(partial(listens, port), "the API")
                 await measure_all(Jobs(Queue(client, lease=600), port, api), count, idle)
             await client.aclose()

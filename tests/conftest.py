@@ -20,15 +20,15 @@ from redis.asyncio import Redis
 
 from tandem_shared.dev.servers import (
     Server,
+    die_with_parent,
     free_port,
     mongo_server,
-    postgres_server,
     redis_program,
     redis_server,
     redis_version,
-    tied,
 )
 from tandem_shared.errors import Misconfigured
+from tests.postgres import postgres_server
 
 T = TypeVar("T")
 S3_REGION = "us-east-1"
@@ -82,7 +82,7 @@ def started(server: Server, log: IO[bytes] | None = None) -> Iterator[subprocess
     Its output goes to `log` or nowhere: a server blocks once a pipe that nobody reads is full.
     """
     with subprocess.Popen(
-        tied(server.argv, user=server.user),
+        die_with_parent(server.argv),
         stdin=subprocess.PIPE,
         stdout=log or subprocess.DEVNULL,
         stderr=subprocess.STDOUT,

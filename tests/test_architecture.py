@@ -3,16 +3,15 @@
 import ast
 import statistics
 import sys
-import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.distributions import required
 from tests.sources import PARTS, imports, module_name, modules, text, tracked, tree
 
 # Package → which of our other packages it may import. `tandem dev` runs its demo with the client.
@@ -24,6 +23,13 @@ MAY_IMPORT = {
     "tandem_jobs": {"tandem_shared"},
 }
 PACKAGES = {name for name in MAY_IMPORT if "." not in name}
+# Package → the extras that install what it imports; the client and the command need none.
+EXTRAS = {
+    "tandem_jobs": set[str](),
+    "tandem_shared": {"shared"},
+    "tandem_api": {"api"},
+    "tandem_worker": {"worker"},
+}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 
 # Redis commands whose names no other library uses for its methods: calling one touches keys.
@@ -129,52 +135,22 @@ def find_circle(graph: Mapping[str, set[str]]) -> list[str]:
     return next(filter(None, (walk(node, []) for node in sorted(graph))), [])
 
 
-def test_the_service_needs_nothing_that_only_tests_install() -> None:
+@pytest.mark.parametrize(("package", "extras"), EXTRAS.items())
+def test_each_package_imports_only_what_its_extra_installs(package: str, extras: set[str]) -> None:
     owners = metadata.packages_distributions()
     # `compression` joined the standard library in Python 3.14 and is imported only from then on.
     ours = {*sys.stdlib_module_names, "compression", *PACKAGES}
-    allowed = _shipped()
+    allowed = required(*extras)
     wrong = [
         f"{path}:{line} imports {name}"
         for path in modules(*PARTS)
+        if _belongs(path, package)
         for line, name in imports(path)
         for top in [name.partition(".")[0]]
         if top not in ours
         if not allowed & {canonicalize_name(owner) for owner in owners.get(top, ())}
     ]
     assert not wrong, "\n".join(wrong)
-
-
-def _shipped() -> set[str]:
-    """The distributions that the project installs at runtime, with their dependencies."""
-    shipped: set[str] = set()
-    todo = _runtime_requirements()
-    while todo:
-        requirement = todo.pop()
-        name = canonicalize_name(requirement.name)
-        if name in shipped and not requirement.extras:
-            continue
-        shipped.add(name)
-        needs = [Requirement(line) for line in metadata.requires(requirement.name) or ()]
-        extras = ("", *requirement.extras)
-        todo += [
-            need
-            for need in needs
-            if not need.marker or any(need.marker.evaluate({"extra": one}) for one in extras)
-        ]
-    return shipped
-
-
-def _runtime_requirements() -> list[Requirement]:
-    """Those of pyproject.toml, without the extras for development."""
-    project = tomllib.loads(text(Path("pyproject.toml")))["project"]
-    extras = project["optional-dependencies"]
-    lines = [
-        *project["dependencies"],
-        *(line for name in extras if name not in ("dev", "test") for line in extras[name]),
-    ]
-    found = [Requirement(line) for line in lines]
-    return [one for one in found if canonicalize_name(one.name) != project["name"]]
 
 
 def test_nothing_is_pickled() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench import figures
 from bench.figures import Figure
-from tandem_shared.dev.servers import tied
+from tandem_shared.dev.servers import die_with_parent
 
 ROOT = Path(__file__).parent.parent
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 async def test_a_small_run_measures_and_writes_its_results(tmp_path: Path) -> None:
     options = f"--peers none --only 1 --seconds 0.1 --rounds 1 --to {tmp_path}".split()
     process = await asyncio.create_subprocess_exec(
-        *tied([sys.executable, "-m", "bench", *options]),
+        *die_with_parent([sys.executable, "-m", "bench", *options]),
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

@@ -41,7 +41,8 @@ def declared() -> list[Requirement]:
     """Everything that pyproject.toml asks for, with all extras and for the build."""
     extras = PROJECT["project"]["optional-dependencies"].values()
     lists = [PROJECT["project"]["dependencies"], *extras, PROJECT["build-system"]["requires"]]
-    return [Requirement(text) for texts in lists for text in texts]
+    found = [Requirement(text) for texts in lists for text in texts]
+    return [requirement for requirement in found if requirement.name != PROJECT["project"]["name"]]
 
 
 @pytest.mark.parametrize("requirement", declared(), ids=lambda requirement: requirement.name)

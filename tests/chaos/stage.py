@@ -13,9 +13,10 @@ from typing import IO, Any
 
 from redis.asyncio import Redis
 
-from tandem_shared.dev.servers import free_port, postgres_server, redis_server, tied
+from tandem_shared.dev.servers import die_with_parent, free_port, redis_server
 from tests.chaos.journal import journaled
 from tests.chaos.relay import Front, Relay, ready
+from tests.postgres import postgres_server
 
 ROOT = Path(__file__).parent.parent.parent
 PREFIX = "tandem:{a}:"
@@ -29,10 +30,10 @@ class Process:
     """One of them. What it says is appended to a file of its name."""
 
     def __init__(
-        self, name: str, argv: tuple[str, ...], environment: dict[str, str], log: Path, user: str
+        self, name: str, argv: tuple[str, ...], environment: dict[str, str], log: Path
     ) -> None:
         self.name = name
-        self._argv, self._environment, self._log, self._user = argv, environment, log, user
+        self._argv, self._environment, self._log = argv, environment, log
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
 
@@ -53,7 +54,7 @@ class Process:
 
     def _popen(self, log: IO[bytes]) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
-            tied(self._argv, user=self._user),
+            die_with_parent(self._argv),
             env=self._environment,
             cwd=ROOT,
             stdin=subprocess.PIPE,
@@ -130,7 +131,7 @@ class Stage:
         options = ("-c", "lock_timeout=5s", "-c", "synchronous_commit=on")
         database = replace(database, argv=(*database.argv, *options))
         self.database = database.url
-        self.postgres = self._process("postgres", database.argv, environment, database.user)
+        self.postgres = self._process("postgres", database.argv, environment)
         self.postgres.start()
         for one in (server, database):
             async with asyncio.timeout(START):
@@ -175,10 +176,8 @@ class Stage:
         finally:
             await client.aclose()
 
-    def _process(
-        self, name: str, argv: tuple[str, ...], environment: dict[str, str], user: str = ""
-    ) -> Process:
-        return Process(name, argv, environment, self.directory / f"{name}.log", user)
+    def _process(self, name: str, argv: tuple[str, ...], environment: dict[str, str]) -> Process:
+        return Process(name, argv, environment, self.directory / f"{name}.log")
 
     def start_api(self, number: int) -> None:
         self.front.replicas[self.api_ports[number]] = False  # until it says otherwise

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from tandem_shared.dev.servers import Server, free_port, redis_server, tied
+from tandem_shared.dev.servers import Server, die_with_parent, free_port, redis_server
 from tests.conftest import eventually, started
 from tests.journeys.tasks import client_tasks
 
@@ -48,7 +48,7 @@ class Pair:
 
     def _spawned(self, *command: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            tied([sys.executable, "-m", *command]),
+            die_with_parent([sys.executable, "-m", *command]),
             env=self._environment,
             cwd=ROOT,
             stdin=subprocess.PIPE,

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tandem_shared.dev.servers import Server, redis_server, tied
+from tandem_shared.dev.servers import Server, die_with_parent, redis_server
 from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.record import JobOptions, Submission
@@ -67,7 +67,7 @@ class Stage:
         }
         with (self.directory / f"worker-{len(self.workers)}.log").open("wb") as log:
             process = subprocess.Popen(
-                tied([sys.executable, "-m", *command]),
+                die_with_parent([sys.executable, "-m", *command]),
                 env=environment,
                 cwd=ROOT,
                 stdin=subprocess.PIPE,

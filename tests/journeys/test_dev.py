@@ -1,4 +1,4 @@
-"""`tandem dev` as a user runs it: real processes, told apart from the outside."""
+"""`tandem dev` as a user runs it."""
 
 import asyncio
 import json
@@ -22,11 +22,11 @@ from tests.conftest import eventually
 from tests.shared.dev.test_servers import alive
 
 TASKS = ["http.request", "sql.query", "file.hash", "text.wordcount"]
-START = 60.0  # seconds at most; a start takes three
+START_SECONDS = 60.0  # at most; a start takes three
 
 
 class Dev:
-    """A running `tandem dev` and what it has said."""
+    """A running `tandem dev` and what it has printed."""
 
     def __init__(self, data: Path, *options: str, **environment: str) -> None:
         env = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
@@ -61,7 +61,7 @@ class Dev:
         return "\n".join(self.lines)
 
     def pids(self, name: str) -> list[int]:
-        """Of every start of this child that became ready."""
+        """The process ids of a child, one for each start that became ready."""
         return [
             int(pid)
             for pid in re.findall(rf"{name}: ready after [\d.]+ s \(pid (\d+)\)", self.text)
@@ -71,17 +71,18 @@ class Dev:
         return [one.pid for one in psutil.Process(self.process.pid).children(recursive=True)]
 
     async def url(self) -> str:
-        """Where it serves, once everything is ready."""
+        """The URL of the API, once everything is ready."""
         await eventually(
-            lambda: "tandem   | serving at" in self.text or self.process.poll() is not None, START
+            lambda: "tandem   | serving at" in self.text or self.process.poll() is not None,
+            START_SECONDS,
         )
         found = re.search(r"tandem   \| serving at (http://\S+)", self.text)
         assert found, self.text
         return found[1]
 
-    async def ended(self) -> int:
-        """Its exit code."""
-        await eventually(lambda: self.process.poll() is not None, START)
+    async def exit_code(self) -> int:
+        """The exit code, once it has ended."""
+        await eventually(lambda: self.process.poll() is not None, START_SECONDS)
         await asyncio.to_thread(self._reader.join, 10)
         assert self.process.returncode is not None
         return self.process.returncode
@@ -117,15 +118,17 @@ async def get(http: aiohttp.ClientSession, url: str) -> Any:
         return None
 
 
-async def test_once_runs_one_job_of_each_family_and_leaves_nothing_behind(tmp_path: Path) -> None:
+async def test_once_runs_one_job_of_each_family_and_leaves_no_process_behind(
+    tmp_path: Path,
+) -> None:
     with dev(tmp_path, "--once") as running:
         await eventually(
-            lambda: running.pids("worker") or running.process.poll() is not None, START
+            lambda: running.pids("worker") or running.process.poll() is not None, START_SECONDS
         )
         family = running.family()
-        assert await running.ended() == 0, running.text
+        assert await running.exit_code() == 0, running.text
     announced = re.findall(
-        r"^demo     \| ([a-z]+\.[a-z]+): .*(?<!file first)$", running.text, re.MULTILINE
+        r"^demo     \| ([a-z]+\.[a-z]+): .*(?<!uploading its input)$", running.text, re.MULTILINE
     )
     assert announced == TASKS
     assert running.text.count('"type":"end"') + running.text.count("succeeded") >= len(TASKS)
@@ -140,7 +143,7 @@ async def test_once_runs_one_job_of_each_family_and_leaves_nothing_behind(tmp_pa
     assert not [pid for pid in family if alive(pid)]
 
 
-async def test_every_child_is_started_by_its_command_line_in_a_group_of_its_own(
+async def test_each_child_runs_its_command_line_in_its_own_process_group(
     tmp_path: Path,
 ) -> None:
     with dev(
@@ -160,20 +163,21 @@ async def test_every_child_is_started_by_its_command_line_in_a_group_of_its_own(
         for child in children:
             assert os.getpgid(child.pid) == child.pid
             if "redis-server" in commands[child.pid]:
-                continue  # it writes its title over its environment
+                continue  # Redis overwrites its environment with its process title
             assert child.environ()["TANDEM_MARK"] == "kept"
             assert child.environ()["PYTHONPATH"].split(os.pathsep)[0] == str(Path.cwd())
             assert child.environ()["TANDEM_DRAIN"] == "5"
 
 
-async def test_a_second_one_on_the_same_data_is_refused(tmp_path: Path) -> None:
+async def test_a_second_one_with_the_same_data_is_refused(tmp_path: Path) -> None:
     with dev(tmp_path, "--no-demo") as first, dev(tmp_path, "--no-demo") as second:
         for one, other in ((first, second), (second, first)):
             await eventually(
-                lambda: first.process.poll() is not None or second.process.poll() is not None, START
+                lambda: first.process.poll() is not None or second.process.poll() is not None,
+                START_SECONDS,
             )
             if one.process.poll() is not None:
-                assert await one.ended() == 2
+                assert await one.exit_code() == 2
                 assert one.lines == [
                     f"--data-dir: another tandem dev (pid {other.process.pid}) uses {tmp_path}",
                 ]
@@ -181,14 +185,14 @@ async def test_a_second_one_on_the_same_data_is_refused(tmp_path: Path) -> None:
                 break
 
 
-async def test_whoever_dies_is_started_again(tmp_path: Path, http: aiohttp.ClientSession) -> None:
+async def test_a_killed_child_is_restarted(tmp_path: Path, http: aiohttp.ClientSession) -> None:
     with dev(tmp_path, "--no-demo") as running:
         url = await running.url()
         for name in ("worker", "redis", "api", "mongo"):
             pid = running.pids(name)[-1]
             os.kill(pid, signal.SIGKILL)
-            await eventually(ready_after(running, name, pid), START)
-            assert f"{name}: was ended by SIGKILL; starting it again" in running.text
+            await eventually(ready_after(running, name, pid), START_SECONDS)
+            assert f"{name}: killed by SIGKILL; restarting" in running.text
         pid = running.pids("worker")[-1]
         await eventually(lambda: served_by(http, url, pid))
         assert running.process.poll() is None
@@ -203,7 +207,7 @@ async def served_by(http: aiohttp.ClientSession, url: str, pid: int) -> bool:
     return answer is not None and pid in [worker["pid"] for worker in answer["items"]]
 
 
-async def test_when_it_is_killed_nothing_survives(tmp_path: Path) -> None:
+async def test_all_children_end_with_it_when_it_is_killed(tmp_path: Path) -> None:
     with dev(tmp_path, "--no-demo") as running:
         await running.url()
         family = running.family()
@@ -215,7 +219,7 @@ async def test_when_it_is_killed_nothing_survives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_ends_all_and_the_data_survives(
+async def test_a_signal_ends_everything_and_keeps_the_data(
     tmp_path: Path, http: aiohttp.ClientSession, how: signal.Signals
 ) -> None:
     (tmp_path / "mine.txt").write_text("stays")
@@ -243,8 +247,8 @@ async def test_a_signal_ends_all_and_the_data_survives(
             await eventually(lambda: len(held) == 1)
             family = first.family()
             first.process.send_signal(how)
-            assert await first.ended() == 0
-            assert first.lines[-1].endswith("ended")
+            assert await first.exit_code() == 0
+            assert first.lines[-1].endswith("stopped")
             assert not [pid for pid in family if alive(pid)]
             assert "killed" not in first.text
         answering.set()
@@ -264,7 +268,7 @@ async def done(http: aiohttp.ClientSession, url: str) -> Any:
     return job if job and job["done"] else None
 
 
-async def test_what_is_configured_is_used(tmp_path: Path, redis_url: str) -> None:
+async def test_configured_servers_are_used(tmp_path: Path, redis_url: str) -> None:
     with dev(
         tmp_path,
         "--once",
@@ -273,8 +277,8 @@ async def test_what_is_configured_is_used(tmp_path: Path, redis_url: str) -> Non
         TANDEM_HTTP_ALLOW="",
         TANDEM_KEYS="tk_abcd_0123456789SECRETSECRET",
     ) as running:
-        # Set, even empty, it holds: the job that asks this very machine is refused, and says so.
-        assert await running.ended() == 1, running.text
+        # An empty TANDEM_HTTP_ALLOW counts as set: the request to this machine is refused.
+        assert await running.exit_code() == 1, running.text
     assert "3 of 4 jobs succeeded" in running.text
     assert not running.pids("redis")
     assert not running.pids("mongo")
@@ -285,6 +289,6 @@ async def test_what_is_configured_is_used(tmp_path: Path, redis_url: str) -> Non
 
 async def test_a_worker_that_cannot_start_is_a_crash_loop_with_its_reason(tmp_path: Path) -> None:
     with dev(tmp_path, "--no-demo", TANDEM_TASKS="no_such_module") as running:
-        assert await running.ended() == 1
-    assert re.search(r"worker ended with exit code \d 5 times before it was ready", running.text)
+        assert await running.exit_code() == 1
+    assert re.search(r"worker exited with code \d, 5 times before it was ready", running.text)
     assert "no_such_module" in running.text

@@ -14,7 +14,13 @@ import httpx2
 import pytest
 from redis.asyncio import Redis
 
-from tandem_shared.dev.servers import Server, free_port, redis_program, redis_server, tied
+from tandem_shared.dev.servers import (
+    Server,
+    die_with_parent,
+    free_port,
+    redis_program,
+    redis_server,
+)
 from tests.api.server.test_supervisor import address, api, ready
 from tests.conftest import eventually, started
 from tests.journeys.tasks import crash_tasks as tasks
@@ -114,7 +120,7 @@ async def test_a_failover_loses_nothing_that_was_replicated(
         "TANDEM_TASKS": tasks.__name__,
         "TANDEM_LEASE": "2s",
     }
-    command = tied([sys.executable, "-m", "tandem_worker"])
+    command = die_with_parent([sys.executable, "-m", "tandem_worker"])
     with (tmp_path / "worker.log").open("wb") as log:
         worker = subprocess.Popen(
             command,

@@ -251,8 +251,8 @@ async def test_without_a_database_or_the_file_store_only_the_jobs_that_need_it_w
         waiting = await service.accepted("mongo.insert", document)
         await service.retries(waiting, "mongo_connection")
         await others_go_on(service, "mongo")
-        assert mongo.pid is not None
-        mongo.pid.unlink(missing_ok=True)
+        assert mongo.pid_file is not None
+        mongo.pid_file.unlink(missing_ok=True)
         stack.enter_context(started(mongo))
         await service.succeeds(waiting)
         found = await service.accepted("mongo.find", {"connection": "main", "collection": "c"})

@@ -14,7 +14,7 @@ import httpx2
 import msgspec
 import pytest
 
-from tandem_shared.dev.servers import free_port, tied
+from tandem_shared.dev.servers import die_with_parent, free_port
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.queue import MAX_TAIL_BYTES
 from tests.conftest import eventually
@@ -45,7 +45,7 @@ class Replicas:
         }
         process = self._stack.enter_context(
             subprocess.Popen(
-                tied([sys.executable, "-m", "tandem_api"]),
+                die_with_parent([sys.executable, "-m", "tandem_api"]),
                 env=environment,
                 cwd=ROOT,
                 stdin=subprocess.PIPE,

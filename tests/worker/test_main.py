@@ -6,7 +6,7 @@ import pstats
 import sys
 from pathlib import Path
 
-from tandem_shared.dev.servers import tied
+from tandem_shared.dev.servers import die_with_parent
 
 
 async def started(redis_url: str, tmp_path: Path, *options: str) -> tuple[int | None, str]:
@@ -18,7 +18,7 @@ async def started(redis_url: str, tmp_path: Path, *options: str) -> tuple[int | 
     }
     env["TANDEM_DATABASE_URL"] = f"sqlite://{tmp_path / 'tandem.db'}"
     pipe = asyncio.subprocess.PIPE
-    argv = tied([sys.executable, "-m", "tandem_worker", "--burst", *options])
+    argv = die_with_parent([sys.executable, "-m", "tandem_worker", "--burst", *options])
     process = await asyncio.create_subprocess_exec(
         *argv, env=env, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT, process_group=0
     )

@@ -67,8 +67,8 @@ def _serve(process: str, *arguments: str) -> int:
 
 def _dev(options: dict[str, Any]) -> int:
     with _server("dev"):
-        from tandem_shared.dev import session
-    return session.run(session.DevOptions(**options))
+        from tandem_shared.dev import plan, session
+    return session.run(plan.DevOptions(**options))
 
 
 def _export(options: dict[str, Any]) -> int:

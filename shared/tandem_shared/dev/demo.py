@@ -1,13 +1,12 @@
-"""The demo of `tandem dev`: one job of each family on real input, over HTTP as any client does it.
+"""The demo of `tandem dev`: one job of each family on real input, through the Python client.
 
-Each job is announced by its task, shown with the curl lines that do the same, printed as its stream
-comes, and its result checked against what Python itself says of the same input.
+Each job is shown with the curl lines that do the same and with the entries of its stream, and its
+result is checked against what Python computes from the same input.
 """
 
 import asyncio
 import contextlib
 import hashlib
-import json
 import pydoc_data
 import re
 import shlex
@@ -16,20 +15,25 @@ import sys
 import sysconfig
 import time
 import zoneinfo
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import msgspec
+
+from tandem_jobs.client.client import AsyncClient
+from tandem_jobs.client.errors import Problem
+from tandem_jobs.client.models import Entry, File, Job
+from tandem_shared.errors import TandemError
 
 TABLE_FILE = "demo.db"
-JOB_LIMIT = 60.0  # seconds for one job of the demo
-CATALOGUE_LIMIT = 30.0  # seconds until the API knows what the workers can do
-SHOWN_ITEMS = 4  # output items of one job
-SHOWN_WIDTH = 200  # characters of one line
-LINE_MAX = 4 << 20  # bytes; an entry holds a result of at most 256 KiB
+JOB_SECONDS = 60.0  # for one job
+CATALOGUE_SECONDS = 30.0  # until the API knows the workers' tasks
+POLL_SECONDS = 0.05
+MAX_SHOWN_ITEMS = 4  # output items of one job
+MAX_LINE_CHARS = 200
 
 QUERY = (
     "SELECT region, count(*) AS zones, min(january) AS westmost, max(january) AS eastmost,"
@@ -38,41 +42,35 @@ QUERY = (
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """Where the demo runs. `begun`: when `tandem dev` was started, of the monotonic clock."""
+class DemoSetup:
+    """Where the demo runs. `started`: when `tandem dev` was started, on the monotonic clock."""
 
     url: str
     key: str | None
     data: Path
-    connection: str  # the SQL connection that the workers have to `data`/TABLE_FILE
+    connection: str  # the workers' SQL connection to TABLE_FILE in `data`
     tutorial: bool  # whether the workers know text.wordcount
-    begun: float
+    started: float
 
 
-class Unsuccessful(Exception):
-    """A step of the demo did not go as it should; says how."""
+class WrongResult(Exception):
+    """A job of the demo returned something else than Python computes; says what."""
 
 
-async def run(setting: Setting, say: Callable[[str], None]) -> bool:
+async def run(setup: DemoSetup, print_line: Callable[[str], None]) -> bool:
     """Run the demo; whether every job succeeded with the right result."""
-    headers = {"Authorization": f"Bearer {setting.key}"} if setting.key else {}
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=JOB_LIMIT)
-    async with aiohttp.ClientSession(
-        setting.url, headers=headers, timeout=timeout, read_bufsize=LINE_MAX
-    ) as client:
-        show = Demo(setting, client, say)
-        jobs = [show.request, show.query, show.hash, *([show.words] if setting.tutorial else [])]
+    async with AsyncClient(setup.url, setup.key, patience=JOB_SECONDS) as client:
+        demo = Demo(setup, client, print_line)
+        jobs = [demo.request, demo.query, demo.hash, *([demo.words] if setup.tutorial else [])]
         succeeded = 0
         for job in jobs:
             try:
-                async with asyncio.timeout(JOB_LIMIT + CATALOGUE_LIMIT):
+                async with asyncio.timeout(JOB_SECONDS + CATALOGUE_SECONDS):
                     await job()
                 succeeded += 1
-            except Unsuccessful as error:
-                say(f"  failed: {error}")
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                say(f"  failed: {type(error).__name__}: {error}")
-    say(f"{succeeded} of {len(jobs)} jobs succeeded")
+            except (WrongResult, TandemError, TimeoutError, OSError) as error:
+                print_line(f"  failed: {error or type(error).__name__}")
+    print_line(f"{succeeded} of {len(jobs)} jobs succeeded")
     return succeeded == len(jobs)
 
 
@@ -80,126 +78,106 @@ class Demo:
     """The four jobs."""
 
     def __init__(
-        self, setting: Setting, client: aiohttp.ClientSession, say: Callable[[str], None]
+        self, setup: DemoSetup, client: AsyncClient, print_line: Callable[[str], None]
     ) -> None:
-        self._setting = setting
+        self._setup = setup
         self._client = client
-        self._say = say
-        self._first_result: float | None = None
+        self._print = print_line
+        self._has_result = False
 
     async def request(self) -> None:
         """`http.request`: this API's own description."""
-        result, _ = await self._job(
-            "http.request", {"url": f"{self._setting.url}/openapi.json"}, "an HTTP request"
-        )
+        payload = {"url": f"{self._setup.url}/openapi.json"}
+        result, _ = await self._run("http.request", payload, "an HTTP request")
         _check(result["status"], 200, "status")
 
     async def query(self) -> None:
         """`sql.query`: Python's time zones, from a table made of them."""
-        path = self._setting.data / TABLE_FILE
+        path = self._setup.data / TABLE_FILE
         zones = await asyncio.to_thread(load_time_zones, path)
+        payload = {"connection": self._setup.connection, "sql": QUERY}
         what = f"a query of the {zones} time zones that Python knows, loaded into {path}"
-        result, items = await self._job(
-            "sql.query", {"connection": self._setting.connection, "sql": QUERY}, what
-        )
+        result, items = await self._run("sql.query", payload, what)
         _check(sum(item["zones"] for item in items), zones, "zones in all rows")
         _check(result["row_count"], len(items), "row_count")
 
     async def hash(self) -> None:
-        """`file.hash`: the Python that runs this, uploaded."""
+        """`file.hash`: the running Python's executable, uploaded."""
         source, expected = await asyncio.to_thread(_python)
-        reference = await self._upload("file.hash", source)
-        result, _ = await self._job("file.hash", {"source": reference}, f"the hash of {source}")
+        file = await self._upload("file.hash", source)
+        payload = {"source": file.reference}
+        result, _ = await self._run("file.hash", payload, f"the hash of {source}")
         _check(result["sha256"], expected, "sha256")
 
     async def words(self) -> None:
-        """`text.wordcount`, of the tutorial docs/examples/wordcount.py: what Python says of itself."""
+        """`text.wordcount` of docs/examples/wordcount.py: a text that comes with Python."""
         source, expected = await asyncio.to_thread(_text)
-        reference = await self._upload("text.wordcount", source)
-        result, _ = await self._job(
-            "text.wordcount", {"source": reference}, f"the words of {source}"
-        )
+        file = await self._upload("text.wordcount", source)
+        payload = {"source": file.reference}
+        result, _ = await self._run("text.wordcount", payload, f"the words of {source}")
         _check(result["words"], expected, "words")
 
-    async def _upload(self, task: str, source: Path) -> dict[str, Any]:
-        self._say(f"{task}: its file first")
+    async def _upload(self, task: str, source: Path) -> File:
+        self._print(f"{task}: uploading its input")
         self._curl("/v1/files", "-F", f"file=@{source}")
-        with source.open("rb") as file:
-            form = aiohttp.FormData()
-            form.add_field(
-                "file", file, filename=source.name, content_type="application/octet-stream"
-            )
-            async with self._client.post("/v1/files", data=form) as response:
-                uploaded = await _good(response)
-        self._say(f"  {_short(json.dumps(uploaded))}")
-        return {"file": uploaded["id"]}
+        file = await self._client.upload(source)
+        self._print(f"  {_short(_json(file))}")
+        return file
 
-    async def _job(self, task: str, payload: dict[str, Any], what: str) -> tuple[Any, list[Any]]:
-        """The result and the output items of a job that succeeded."""
-        await self._known(task)
-        body = json.dumps({"task": task, "payload": payload})
-        self._say(f"{task}: {what}")
+    async def _run(self, task: str, payload: dict[str, Any], what: str) -> tuple[Any, list[Any]]:
+        """The result and the output items of a job."""
+        self._print(f"{task}: {what}")
+        body = _json({"task": task, "payload": payload})
         self._curl("/v1/jobs", "-H", "Content-Type: application/json", "-d", body)
-        begun = time.monotonic()
-        first: float | None = None
-        async with self._client.post(
-            "/v1/jobs", json={"task": task, "payload": payload}
-        ) as response:
-            path = (await _good(response))["links"]["stream"]
-        accept = {"Accept": "application/x-ndjson"}
-        self._curl(path, "-N", "-H", "Accept: application/x-ndjson")
+        job, submitted = await self._submit(task, payload)
+        accept = "Accept: application/x-ndjson"
+        self._curl(f"/v1/jobs/{job.id}/stream", "-N", "-H", accept)
         items: list[Any] = []
-        last: dict[str, Any] = {}
-        async with self._client.get(path, headers=accept) as response:
-            async for line in _lines(response):
-                last = json.loads(line)
-                if last["type"] == "output":
-                    items.append(last["data"])
-                if first is None and last["type"] in ("output", "end"):
-                    first = time.monotonic()
-                if last["type"] != "output" or len(items) <= SHOWN_ITEMS:
-                    self._say(f"  {_short(line)}")
-                elif len(items) == SHOWN_ITEMS + 1:
-                    self._say("  … (more items)")
-        if last.get("type") != "end" or first is None:
-            raise Unsuccessful("the stream was cut off")
-        job = last["data"]
-        if job["state"] != "succeeded":
-            raise Unsuccessful(f"{job['state']}: {json.dumps(job['error'])}")
-        self._say(f"  result: {_short(json.dumps(job['result']))}")
-        self._say(
-            f"  first result after {(first - begun) * 1000:.0f} ms, done after {_ms_since(begun)}"
-        )
-        if self._first_result is None:
-            self._first_result = first - self._setting.begun
-            self._say(
-                f"  the first job's was there {self._first_result:.1f} s after tandem dev was started"
-            )
-        return job["result"], items
+        arrivals: list[float] = []
+        async for entry in self._client.stream(job):
+            if entry.type in ("output", "end"):
+                arrivals.append(time.monotonic())
+            if entry.type == "output":
+                items.append(entry.data)
+            self._show_entry(entry, len(items))
+        result = await self._client.result(job)
+        self._print(f"  result: {_short(_json(result))}")
+        first, last = (1000 * (moment - submitted) for moment in (arrivals[0], arrivals[-1]))
+        self._print(f"  first result after {first:.0f} ms, done after {last:.0f} ms")
+        if not self._has_result:
+            self._has_result = True
+            passed = arrivals[0] - self._setup.started
+            self._print(f"  this first result came {passed:.1f} s after the start of tandem dev")
+        return result, items
 
-    async def _known(self, task: str) -> None:
-        # A worker shows up a moment before the API has read again what workers can do.
-        try:
-            async with asyncio.timeout(CATALOGUE_LIMIT):
-                while True:
-                    async with self._client.get(f"/v1/tasks/{task}") as response:
-                        if response.ok:
-                            return
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            raise Unsuccessful(f"no worker offers {task}") from None
+    async def _submit(self, task: str, payload: dict[str, Any]) -> tuple[Job, float]:
+        """The job and when it was submitted, after a new worker's tasks have reached the API."""
+        deadline = time.monotonic() + CATALOGUE_SECONDS
+        while True:
+            submitted = time.monotonic()
+            try:
+                return await self._client.submit(task, payload), submitted
+            except Problem as problem:
+                if problem.type != "/problems/unknown-task" or submitted > deadline:
+                    raise
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _show_entry(self, entry: Entry, count: int) -> None:
+        if entry.type != "output" or count <= MAX_SHOWN_ITEMS:
+            self._print(f"  {entry.type}: {_short(bytes(entry.raw).decode())}")
+        elif count == MAX_SHOWN_ITEMS + 1:
+            self._print("  … (more items)")
 
     def _curl(self, path: str, *arguments: str) -> None:
-        key = ' -H "Authorization: Bearer $TANDEM_API_KEY"' if self._setting.key else ""
-        self._say(
-            f"  $ curl -s {shlex.quote(self._setting.url + path)}{key} {shlex.join(arguments)}"
-        )
+        key = ' -H "Authorization: Bearer $TANDEM_API_KEY"' if self._setup.key else ""
+        url = shlex.quote(self._setup.url + path)
+        self._print(f"  $ curl -s {url}{key} {shlex.join(arguments)}")
 
 
 def load_time_zones(path: Path) -> int:
-    """Fill the table `time_zones` of the SQLite file with Python's time zones; their number. Blocks.
+    """Fill the table `time_zones` of the SQLite file; the number of Python's time zones. Blocks.
 
-    Offsets from UTC are in hours, in January and in July of this year.
+    `january` and `july` are the offsets from UTC in those months of this year, in hours.
     """
     year = datetime.now(tz=zoneinfo.ZoneInfo("UTC")).year
     rows = []
@@ -222,43 +200,30 @@ def load_time_zones(path: Path) -> int:
 
 
 def _python() -> tuple[Path, str]:
-    """The Python that runs this, and its SHA-256."""
+    """The executable of the running Python, and its SHA-256."""
     path = Path(sys.executable).resolve()
     with path.open("rb") as file:
         return path, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _text() -> tuple[Path, int]:
-    """A text that comes with Python, and the number of its words as the tutorial counts them."""
+    """A text that comes with Python, and its number of words as the tutorial counts them."""
     licence = Path(sysconfig.get_path("stdlib"), "LICENSE.txt")
     path = licence if licence.exists() else Path(pydoc_data.__file__).with_name("topics.py")
     words = re.findall(r"[\w'’]+", path.read_text(encoding="utf-8"))
     return path, sum(1 for word in words if word.strip("'’_"))
 
 
-async def _good(response: aiohttp.ClientResponse) -> Any:
-    body = await response.text()
-    if not response.ok:
-        raise Unsuccessful(f"{response.status} {_short(body)}")
-    return json.loads(body)
-
-
-async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
-    if not response.ok:
-        await _good(response)
-    while line := await response.content.readline():
-        if text := line.decode().strip():  # an empty one says that the job still runs
-            yield text
-
-
 def _check(found: object, expected: object, what: str) -> None:
     if found != expected:
-        raise Unsuccessful(f"{what} is {found!r}, and should be {expected!r}")
+        raise WrongResult(f"{what} is {found!r}, expected {expected!r}")
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= SHOWN_WIDTH else f"{text[:SHOWN_WIDTH]}… ({len(text)} characters)"
-
-
-def _ms_since(begun: float) -> str:
-    return f"{(time.monotonic() - begun) * 1000:.0f} ms"
+    if len(text) <= MAX_LINE_CHARS:
+        return text
+    return f"{text[:MAX_LINE_CHARS]}… ({len(text)} characters)"

@@ -11,7 +11,12 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from tandem_shared.dev.servers import SOCKET_PATH_MAX, mongo_server, redis_server, tied
+from tandem_shared.dev.servers import (
+    MAX_SOCKET_PATH_BYTES,
+    die_with_parent,
+    mongo_server,
+    redis_server,
+)
 from tests.conftest import eventually, running
 
 
@@ -19,9 +24,8 @@ async def test_redis_keeps_what_a_queue_needs(redis: Redis) -> None:
     assert await redis.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
     assert await redis.config_get("appendonly") == {"appendonly": "yes"}
     assert await redis.config_get("appendfsync") == {"appendfsync": "everysec"}
-    await redis.execute_command("HSET", "record", "payload", b"x" * 1000)  # type: ignore[no-untyped-call]  # hset's type is none to await
-    # Redis 7 calls the compact form and its setting listpack; the setting's former name still
-    # works.
+    await redis.execute_command("HSET", "record", "payload", b"x" * 1000)  # type: ignore[no-untyped-call]  # hset is typed as not awaitable
+    # Redis 7 calls the compact encoding listpack; the former name of its setting still works.
     assert await redis.object("encoding", "record") in (b"listpack", b"ziplist")
 
 
@@ -40,7 +44,7 @@ def test_redis_keeps_its_data_between_runs(tmp_path: Path) -> None:
 
 
 def test_redis_behind_a_long_path_listens_on_loopback(tmp_path: Path) -> None:
-    data = tmp_path / ("d" * SOCKET_PATH_MAX)
+    data = tmp_path / ("d" * MAX_SOCKET_PATH_BYTES)
     data.mkdir()
     server = redis_server(data)
     assert server.url.startswith("redis://127.0.0.1:")
@@ -64,10 +68,11 @@ async def test_a_fresh_database_for_each_test(postgres: str) -> None:
 
 
 @pytest.mark.parametrize("watch", [sys.platform != "linux", True])
-async def test_a_tied_child_ends_with_its_killed_parent(watch: bool) -> None:
+async def test_a_child_ends_with_its_killed_parent(watch: bool) -> None:
     starter = (
-        "import subprocess; from tandem_shared.dev.servers import tied\n"
-        f"child = subprocess.Popen(tied(['sleep', '600'], watch={watch}), stdin=subprocess.PIPE, process_group=0)\n"
+        "import subprocess; from tandem_shared.dev.servers import die_with_parent\n"
+        f"command = die_with_parent(['sleep', '600'], watch={watch})\n"
+        "child = subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0)\n"
         "print(child.pid, flush=True); child.wait()"
     )
     parent = await asyncio.create_subprocess_exec(
@@ -88,14 +93,18 @@ async def test_a_tied_child_ends_with_its_killed_parent(watch: bool) -> None:
 
 def test_a_missing_program_is_named() -> None:
     done = subprocess.run(
-        tied(["no-such-program"]), check=False, capture_output=True, text=True, process_group=0
+        die_with_parent(["no-such-program"]),
+        check=False,
+        capture_output=True,
+        text=True,
+        process_group=0,
     )
     assert done.returncode == 1
     assert done.stderr.strip() == "no-such-program: No such file or directory"
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has waited for yet does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return (
             Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from tandem_shared.dev.servers import postgres_server
 from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.ledger import Ledger, open_ledger
@@ -18,6 +17,7 @@ from tandem_shared.settings import Settings, load_settings
 from tandem_worker.runtime.ledger import Projection
 from tandem_worker.task import task
 from tests.conftest import eventually, started
+from tests.postgres import postgres_server
 from tests.shared.queue.model.shard import Shard
 from tests.worker.workers import Client, working
 
