@@ -16,18 +16,16 @@ def _base32(value: int, chars: int) -> str:
     return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(5 * (chars - 1), -1, -5))
 
 
-def _seed() -> tuple[str, "itertools.count[int]"]:
-    return _base32(secrets.randbits(35), 7), itertools.count(secrets.randbits(16))
-
-
-_process, _counter = _seed()
+_process: str
+_counter: "itertools.count[int]"
 
 
 def _reseed() -> None:
     global _process, _counter
-    _process, _counter = _seed()
+    _process, _counter = _base32(secrets.randbits(35), 7), itertools.count(secrets.randbits(16))
 
 
+_reseed()
 os.register_at_fork(after_in_child=_reseed)  # else a forked child would repeat its parent's ids
 
 

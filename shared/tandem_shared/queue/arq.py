@@ -23,13 +23,13 @@ class ArqQueue:
             last = limit + len(skip) - 1
             found = await self._redis.zrange("arq:queue", 0, last, withscores=True)
             names = [(id.decode(errors="replace"), due / 1000) for id, due in found]
-            wanted = [(name, due) for name, due in names if name not in skip]
+            wanted = [job for job in names if job[0] not in skip]
             keys = [f"arq:job:{name}" for name, _ in wanted]
             bodies = await self._redis.mget(keys) if keys else []
-        return [(name, due, body) for (name, due), body in zip(wanted, bodies, strict=True)]
+        return [(*job, body) for job, body in zip(wanted, bodies, strict=True)]
 
     async def adopt(self, jobs: Sequence[tuple[str, Submission]]) -> list[str]:
         """Moves jobs over, atomically: our id for each, '' if another worker was first."""
-        ids, submissions = zip(*jobs, strict=True) if jobs else ((), ())
-        adopted = await self._scripts.run("adopt", len(jobs), *ids, *submit_args(submissions))
-        return [id.decode() for id in adopted]
+        names = [name for name, _ in jobs]
+        args = submit_args([job for _, job in jobs])
+        return [id.decode() for id in await self._scripts.run("adopt", len(names), *names, *args)]

@@ -12,6 +12,8 @@ from tandem_shared.queue.scripts import MAX_CALL_BYTES, MAX_CALL_JOBS
 T = TypeVar("T")
 R = TypeVar("R")
 
+_Call = tuple[T, asyncio.Future[R], float]  # item, its answer, monotonic time of the call
+
 
 class Batcher(Generic[T, R]):
     """Collects the calls of one turn of the event loop, and those made while batches are in flight.
@@ -42,7 +44,7 @@ class Batcher(Generic[T, R]):
         self._max_in_flight, self._max_waiting = max_in_flight, max_waiting
         self._coalesce = coalesce
         self._futures: dict[T, asyncio.Future[R]] = {}  # by waiting item, if they coalesce
-        self._waiting: deque[tuple[T, asyncio.Future[R], float]] = deque()
+        self._waiting: deque[_Call[T, R]] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
         self._start_planned = False
 
@@ -71,8 +73,8 @@ class Batcher(Generic[T, R]):
                 self._in_flight.add(task)
                 task.add_done_callback(self._landed)
 
-    def _next_batch(self) -> list[tuple[T, "asyncio.Future[R]", float]]:
-        batch: list[tuple[T, asyncio.Future[R], float]] = []
+    def _next_batch(self) -> list[_Call[T, R]]:
+        batch: list[_Call[T, R]] = []
         free_bytes = self._max_bytes
         while self._waiting and len(batch) < self._max_items:
             item, future, since = self._waiting[0]
@@ -87,7 +89,7 @@ class Batcher(Generic[T, R]):
                 batch.append((item, future, since))
         return batch
 
-    async def _run(self, batch: list[tuple[T, "asyncio.Future[R]", float]]) -> None:
+    async def _run(self, batch: list[_Call[T, R]]) -> None:
         futures = [future for _, future, _ in batch]
         try:
             answers = await self._send([item for item, _, _ in batch])

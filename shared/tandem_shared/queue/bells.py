@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import Connection
 from redis.exceptions import RedisError
 
-from tandem_shared.errors import Unavailable
+from tandem_shared.queue.scripts import translate_errors
 
 REPLY_MARGIN_SECONDS = 3.0  # an answer may take this much longer than the blocking time
 
@@ -32,26 +32,27 @@ class Bells:
         self._connection: Connection | None = None
 
     async def wait(self, block: float) -> str | None:
-        """The word that was rung, or None after `block` seconds. Raises Unavailable on any fault.
+        """The word that was rung, or None after `block` seconds. Raises Unavailable if Redis fails.
 
         Cancelling the wait closes the connection, since an answer may still arrive on it.
         """
         try:
-            if self._connection is None:
-                self._connection = await open_connection(self._redis, REPLY_MARGIN_SECONDS)
-            timeout = block + REPLY_MARGIN_SECONDS
-            async with asyncio.timeout(timeout):
-                await self._connection.send_command("BLPOP", *self._keys, f"{max(block, 0.01):.3f}")
-                answer = await self._connection.read_response(
-                    timeout=10 * timeout, disconnect_on_error=False
-                )
-        except (RedisError, OSError, TimeoutError) as error:
-            await self.close()
-            raise Unavailable(f"Redis does not answer ({type(error).__name__})") from error
-        except asyncio.CancelledError:
+            with translate_errors():
+                answer = await self._wait(block)
+        except BaseException:
             await self.close()
             raise
         return answer[1].decode() if answer else None
+
+    async def _wait(self, block: float) -> Any:
+        if self._connection is None:
+            self._connection = await open_connection(self._redis, REPLY_MARGIN_SECONDS)
+        timeout = block + REPLY_MARGIN_SECONDS
+        async with asyncio.timeout(timeout):
+            await self._connection.send_command("BLPOP", *self._keys, f"{max(block, 0.01):.3f}")
+            return await self._connection.read_response(
+                timeout=10 * timeout, disconnect_on_error=False
+            )
 
     async def close(self) -> None:
         """Closes the connection without waiting for an answer."""

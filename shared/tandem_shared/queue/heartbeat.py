@@ -8,7 +8,14 @@ from typing import Any
 from redis.exceptions import NoScriptError, RedisError
 
 from tandem_shared.queue.messages import parse_beat
-from tandem_shared.queue.scripts import MAX_CALL_JOBS, Arg, execute, flatten, sha1_of, source
+from tandem_shared.queue.scripts import (
+    MAX_CALL_JOBS,
+    Arg,
+    execute,
+    flatten,
+    sha1_of,
+    source,
+)
 from tandem_shared.queue.sentinel import blocking_client
 
 CONNECT_TIMEOUT_SECONDS = 2
@@ -51,9 +58,9 @@ class Heartbeat(threading.Thread):
         """Beats until stopped. A failed beat is repeated soon; the lease leaves time for two."""
         pause = self._lease / 3
         while not self._stopped.wait(pause):
+            pause = self._lease / 3
             try:
                 self.beat()
-                pause = self._lease / 3
             except (RedisError, OSError):
                 pause = min(0.25, self._lease / 12)
         self._redis.close()

@@ -146,12 +146,8 @@ class Integrity:
 
     async def existing(self, ids: Sequence[str]) -> set[str]:
         """Those of these jobs that have a record."""
-        with translate_errors():
-            pipe = self._redis.pipeline(transaction=False)
-            for id in ids:
-                pipe.exists(f"{self._prefix}job:{id}")
-            found = await pipe.execute()
-        return {id for id, exists in zip(ids, found, strict=True) if exists}
+        found = await self._scripts.run("look", 1, "state", *ids)
+        return {id for id, (state,) in zip(ids, found, strict=True) if state}
 
     async def redis_time(self) -> float:
         """Redis' clock, seconds since the epoch."""

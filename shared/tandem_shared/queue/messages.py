@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -123,8 +122,7 @@ class Segment(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True)
-class QueueStats:
+class QueueStats(NamedTuple):
     """Jobs of one queue by state, and the seconds that its oldest due job has waited."""
 
     name: str
@@ -137,8 +135,7 @@ class QueueStats:
     oldest_age: float | None = None
 
 
-@dataclass(frozen=True)
-class WorkerInfo:
+class WorkerInfo(NamedTuple):
     """A live worker; times are seconds since the epoch."""
 
     id: str
@@ -205,10 +202,12 @@ def parse_claim(reply: list[Any]) -> Claim:
     registered, more, due_ms, settled, arq_jobs, *flat = reply
     jobs = [
         Claimed(
-            flat[i].decode(), flat[i + 1].decode(), int(flat[i + 2]), int(flat[i + 3]),
-            flat[i + 4].decode(), flat[i + 5].decode(), flat[i + 6], flat[i + 7], int(flat[i + 8]),
+            id.decode(), token.decode(), int(attempt), int(maximum), task.decode(), tenant.decode(),
+            payload, options, int(due),
         )
-        for i in range(0, len(flat), 9)
+        for id, token, attempt, maximum, task, tenant, payload, options, due in zip(
+            *(flat[at::9] for at in range(9)), strict=True
+        )
     ]  # fmt: skip
     next_due = None if due_ms < 0 else due_ms / 1000
     return Claim(bool(registered), bool(more), next_due, settled, bool(arq_jobs), jobs)

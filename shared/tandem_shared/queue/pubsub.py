@@ -14,8 +14,9 @@ from redis.asyncio.connection import Connection
 from redis.exceptions import RedisError
 
 from tandem_shared.backoff import Backoff
+from tandem_shared.errors import Unavailable
 from tandem_shared.queue.bells import open_connection
-from tandem_shared.queue.scripts import MAX_CALL_JOBS
+from tandem_shared.queue.scripts import MAX_CALL_JOBS, Scripts
 
 PING_SECONDS = 5.0  # of silence; also the time that Redis has for an answer
 POLL_SECONDS = 5.0
@@ -47,9 +48,8 @@ class ChangeSignal:
 class JobSubscriptions:
     """The jobs that this process watches, and the connection that brings their changes. `close` ends it."""
 
-    def __init__(self, redis: "Redis", prefix: str) -> None:
-        self._redis, self._channel = redis, f"{prefix}news"
-        self._job_key = f"{prefix}job:"
+    def __init__(self, redis: "Redis", prefix: str, scripts: Scripts) -> None:
+        self._redis, self._scripts, self._channel = redis, scripts, f"{prefix}news"
         self._signals: dict[str, set[ChangeSignal]] = {}
         self._connection: Connection | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -132,21 +132,12 @@ class JobSubscriptions:
             for start in range(0, rounds * MAX_CALL_JOBS, MAX_CALL_JOBS):
                 await asyncio.sleep(POLL_SECONDS / rounds)
                 some = [id for id in ids[start : start + MAX_CALL_JOBS] if id in self._signals]
-                with contextlib.suppress(*_FAULTS):  # the listener meets the same fault
-                    for id, version in zip(some, await self._read_versions(some), strict=True):
+                with contextlib.suppress(Unavailable):  # the listener meets the same fault
+                    found = await self._scripts.run("look", 2, "v", "o", *some) if some else []
+                    for id, version in zip(some, found, strict=True):
                         if id in self._signals and self._versions.get(id) != version:
                             self._versions[id] = version
                             self._set(id)
-
-    async def _read_versions(self, ids: list[str]) -> list[list[bytes | None]]:
-        if not ids:
-            return []
-        pipe = self._redis.pipeline(transaction=False)
-        for id in ids:
-            pipe.hmget(f"{self._job_key}{id}", ["v", "o"])
-        async with asyncio.timeout(PING_SECONDS):
-            found: list[list[bytes | None]] = await pipe.execute()
-        return found
 
     def _channels(self, ids: Iterable[str]) -> list[str]:
         return [f"{self._channel}:{id}" for id in ids]

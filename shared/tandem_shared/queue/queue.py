@@ -117,10 +117,8 @@ class Queue:
         self.lease, self.grace = lease, grace
         self._redis: Any = redis
         self._backlog = backlog
-        self._scripts = Scripts(
-            redis, self.prefix, lease=lease, keep=keep, grace=grace, clock=clock
-        )
-        self._subscriptions = JobSubscriptions(redis, self.prefix)
+        self._scripts = Scripts(redis, self.prefix, (lease, keep, grace), clock=clock)
+        self._subscriptions = JobSubscriptions(redis, self.prefix, self._scripts)
         self.events = JobEvents(redis, self.prefix, self._scripts)  # for the ledger
         self.steps = StepStore(self._scripts)
         self.locks = Locks(self._scripts, self._subscriptions)
@@ -196,8 +194,8 @@ class Queue:
 
     async def payload(self, id: str, *, tenant: str = "default") -> bytes | None:
         """The job's payload, JSON as it was submitted; None as for `get`."""
-        ((payload, owner),) = await self._look(("payload", "tenant"), [id])
-        return payload if owner == tenant.encode() else None
+        (found,) = await self.replay_inputs([id], tenant=tenant)
+        return found and found.payload
 
     async def replay_inputs(
         self, ids: Sequence[str], *, tenant: str = "default"

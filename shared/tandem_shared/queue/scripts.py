@@ -100,21 +100,16 @@ def sha1_of(text: str) -> str:
 
 
 class Scripts:
-    """The scripts of one shard, over a client that the caller owns."""
+    """The scripts of one shard, over a client that the caller owns.
+
+    `durations` are lease, retention and cancel grace in seconds.
+    """
 
     def __init__(
-        self,
-        redis: "Redis",
-        prefix: str,
-        *,
-        lease: float,
-        keep: float,
-        grace: float,
-        clock: str = CLOCK,
+        self, redis: "Redis", prefix: str, durations: tuple[float, float, float], *, clock: str
     ) -> None:
-        self._redis = redis
-        self._clock = clock
-        self._head = (1, prefix, int(lease * 1000), int(keep * 1000), int(grace * 1000))
+        self._redis, self._clock = redis, clock
+        self._head: tuple[Arg, ...] = (1, prefix, *(int(seconds * 1000) for seconds in durations))
 
     async def run(self, name: str, *args: Arg) -> Any:
         """The script's reply. Raises Unavailable if Redis does not reply in time; repeating is safe."""
