@@ -1,6 +1,6 @@
 """`redis+sentinel://` URLs, parsed without loading a Redis client.
 
-    redis+sentinel://[user:password@]host:26379,host:26379,…/<master name>[/<db>][?sentinel_password=…]
+    redis+sentinel://[user:password@]host:26379,host:26379,…/<master>[/<db>][?sentinel_password=…]
 
 User and password are those of Redis.
 """

@@ -1,6 +1,8 @@
 """Settings: what counts as set, what is refused and in which words, what is never shown."""
 
 import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -24,6 +26,11 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.upper().startswith("TANDEM_"):
             monkeypatch.delenv(name)
+
+
+def test_settings_load_no_redis_client() -> None:
+    program = "import sys, tandem_shared.settings; print('redis' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "False\n"
 
 
 def test_defaults_need_no_environment() -> None:

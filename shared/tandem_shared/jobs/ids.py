@@ -1,4 +1,4 @@
-"""Job ids sort by submission time, are unique without coordination, and end with the shard's letter."""
+"""Job ids: sorted by submission time, unique without coordination, the shard's letter last."""
 
 import itertools
 import os

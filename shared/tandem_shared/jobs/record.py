@@ -26,7 +26,7 @@ the clock steps back.
     ck, cl          concurrency key, and its limit
     slot            task whose concurrency limit the attempt counts for
     lk              locks that the attempt holds or waits for
-    o, ob, ot, oq   output: stamp of the last entry, bytes in all, bytes in Redis, last report number
+    o, ob, ot, oq   output: stamp of the last entry, bytes in all and in Redis, last report's number
     sb              bytes of the results of steps
 
 Every record has the 14 fields that enter.lua writes first; record.lua tells from the number of
@@ -51,7 +51,7 @@ MAX_SHOWN_ATTEMPTS = 50  # the record drops the lines of older attempts
 
 
 class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What a submission decides besides its payload, with the task's defaults filled in; durations in seconds."""
+    """What a submission sets besides its payload, or its task by default; durations in seconds."""
 
     timeout: float
     retry: dict[str, Any] = {}  # the fields of RetryPolicy
@@ -84,14 +84,14 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
         return int(self.options.retry.get("max_attempts", DEFAULT_MAX_ATTEMPTS))
 
     def fingerprint(self) -> str:
-        """Equal for submissions that may share an idempotency key: same task, payload value and replayed job."""
+        """Equal for submissions that may share an idempotency key: task, payload and origin."""
         canonical = msgspec.json.encode(msgspec.json.decode(self.payload), order="sorted")
         origin = b"" if self.options.replay_of is None else b"\0" + self.options.replay_of.encode()
         return hashlib.sha256(self.task.encode() + b"\0" + canonical + origin).hexdigest()[:32]
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """Why an attempt failed, shown as `error`. The message must not hold a secret, a traceback or a path."""
+    """Why an attempt failed, shown as `error`: the message shows no secret, traceback or path."""
 
     type: str
     message: str
@@ -141,7 +141,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def etag(self) -> str:
-        """The strong entity tag (RFC 9110) of the status: it changes with every change that a client can see."""
+        """The strong entity tag (RFC 9110) of the status, new with every visible change."""
         return f'"{self.stamp}"'
 
     def produced_files(self) -> list[JobFile]:
@@ -150,14 +150,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def state_entries(self) -> tuple[tuple[int, int, bytes], ...]:
-        """`state_history` as (stamp, attempt, JSON of the job at that time), computed once per record."""
+        """`state_history` as (stamp, attempt, JSON of the job then), computed once per record."""
         return tuple((stamp, then.attempt, job_json(then)) for stamp, then in state_history(self))
 
 
 # What `parse` reads, in its order. Scripts copy the JSON among these without decoding it.
 RECORD_FIELDS = (
-    "state task tenant queue prio v attempt max at run due opts began ended attempts token cancel progress result error"
-    " files o"
+    "state task tenant queue prio v attempt max at run due opts began ended attempts token"
+    " cancel progress result error files o"
 ).split()
 
 _options = msgspec.json.Decoder(JobOptions)
@@ -165,10 +165,10 @@ _files = msgspec.json.Decoder(list[JobFile])
 
 
 def parse(id: str, values: list[bytes | None]) -> Record | None:
-    """The record from the values of RECORD_FIELDS; None if those of a job that Redis does not have."""
+    """The record from the values of RECORD_FIELDS; None if Redis has no such record."""
     (
-        state, task, tenant, queue, priority, stamp, attempt, maximum, at, run, due, options, began, ended, attempts,
-        token, cancel, progress, result, error, files, output,
+        state, task, tenant, queue, priority, stamp, attempt, maximum, at, run, due, options, began,
+        ended, attempts, token, cancel, progress, result, error, files, output,
     ) = values  # fmt: skip
     if state is None:
         return None

@@ -27,7 +27,7 @@ def replay(
     key: str | None = None,
     traceparent: str | None = None,
 ) -> Submission:
-    """A new job with the task, payload and options of an old one, due at once: delays are not repeated.
+    """A new job with the task, payload and options of an old one; it is due at once.
 
     `expires_in` counts from now, `version` is the task's current one, `key` an idempotency key.
     """
@@ -51,7 +51,7 @@ def replay(
 
 
 def replay_key(record: Record) -> str:
-    """The idempotency key of a bulk replay: the same job is replayed once, however often it matches.
+    """The idempotency key of a bulk replay: a job is replayed once, however often it matches.
 
     The leading NUL keeps it apart from keys that clients choose.
     """

@@ -10,7 +10,7 @@ from tandem_shared.queue.scripts import Scripts, translate_errors
 
 
 class ArqQueue:
-    """arq's own queue. Every method raises Unavailable if Redis does not answer; repeating one is safe."""
+    """arq's own queue. Calls raise Unavailable if Redis does not answer; repeating one is safe."""
 
     def __init__(self, redis: "Redis", scripts: Scripts) -> None:
         self._redis, self._scripts = redis, scripts
@@ -18,7 +18,7 @@ class ArqQueue:
     async def pending(
         self, limit: int = 100, skip: Collection[str] = ()
     ) -> list[tuple[str, float, bytes | None]]:
-        """Jobs that wait there, except `skip`: (arq's id, due time in seconds since the epoch, its bytes)."""
+        """Waiting jobs, except `skip`: (arq's id, due time in seconds since the epoch, bytes)."""
         with translate_errors():
             last = limit + len(skip) - 1
             found = await self._redis.zrange("arq:queue", 0, last, withscores=True)

@@ -18,7 +18,7 @@ _Call = tuple[T, asyncio.Future[R], float]  # item, its answer, monotonic time o
 class Batcher(Generic[T, R]):
     """Collects the calls of one turn of the event loop, and those made while batches are in flight.
 
-    A batch has at most `max_items` items and, where `size` measures one in bytes, about `max_bytes`.
+    A batch has at most `max_items` items and, if `size` measures them, about `max_bytes` bytes.
     At most `max_waiting` items wait; the next one raises Unavailable, so that a Redis that hangs
     cannot fill the memory. With `coalesce`, equal items that wait are sent once and share the
     answer. An item in flight is sent again, since its answer may be older than the new call.

@@ -13,7 +13,7 @@ from tandem_shared.redis_url import parse_sentinel_url
 
 
 def pool(url: str, *, timeout: float = 5.0, connections: int = 32) -> BlockingConnectionPool:
-    """A pool of at most `connections` that answer within `timeout` seconds; redis-py does not retry."""
+    """At most `connections` that answer within `timeout` seconds, without redis-py's retries."""
     limits: dict[str, Any] = {
         "max_connections": connections,
         "timeout": timeout,
@@ -40,7 +40,7 @@ class _HiredisWriter:
         return [hiredis.pack_command(words)]
 
     async def send_packed_command(self, *args: Any, **options: Any) -> None:
-        """Sends within the socket's timeout; raises ConnectionError if the connection was closed meanwhile.
+        """Sends within the socket's timeout; raises ConnectionError if it was closed meanwhile.
 
         redis-py would send a command with a timeout through `wait_for`. That takes another task,
         and in Python 3.11 it swallows a cancellation that arrives as it ends.

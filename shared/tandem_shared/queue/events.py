@@ -49,7 +49,7 @@ class JobEvents:
         self._key = f"{prefix}events"
 
     async def join(self, backlog: int) -> None:
-        """Makes Redis keep the stream for a ledger, and refuse new jobs while `backlog` entries wait for it."""
+        """Keeps the stream for a ledger; while `backlog` entries wait, no job is accepted."""
         await self._scripts.run("join", backlog)
 
     async def read_new(self, consumer: str, *, block: float) -> EventBatch | None:
@@ -125,7 +125,7 @@ class JobEvents:
         return Lag(entries, round(max(0.0, seconds + micros / 1e6 - made), 3))
 
     async def recent_jobs(self, limit: int) -> list[str]:
-        """Ids of the jobs that changed last, newest first; the ledger may not have these changes yet."""
+        """Ids of the jobs that changed last, newest first; the ledger may not have them yet."""
         with translate_errors():
             entries = await self._redis.xrevrange(self._key, count=limit)
         jobs: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""The heartbeat: a thread with its own connection, so that a blocked event loop keeps its leases."""
+"""The heartbeat: a thread with its own connection, so a blocked event loop keeps its leases."""
 
 import threading
 import time

@@ -24,19 +24,19 @@ MAX_SEGMENTS = 1000  # read per job
 
 # By the first part of a key: what the key is checked as, and what its members are.
 _KEYS = {
-    "job": "job", "park": "park", "idem": "kin", "out": "kin", "cold": "kin", "steps": "kin", "worker": "worker",
-    "tasks": "worker", "lock": "lock", "waits": "lock",
+    "job": "job", "park": "park", "idem": "kin", "out": "kin", "cold": "kin", "steps": "kin",
+    "worker": "worker", "tasks": "worker", "lock": "lock", "waits": "lock",
 }  # fmt: skip
 _MEMBERS = {
-    "q": "entry", "park": "entry", "later": "entry", "leases": "entry", "suspects": "entry", "expiries": "entry",
-    "key": "holder", "slots": "holder", "waits": "wait",
+    "q": "entry", "park": "entry", "later": "entry", "leases": "entry", "suspects": "entry",
+    "expiries": "entry", "key": "holder", "slots": "holder", "waits": "wait",
 }  # fmt: skip
 _SETS = ("key", "slots")  # the other keys with members are sorted sets
 _TIMED = ("leases", "later", "expiries", "gates")
 
 
 class Violation(NamedTuple):
-    """An invariant that does not hold: the word for it, its subject, what was seen; `kind` checks it again."""
+    """An invariant that does not hold: its word, its subject, what was seen; `kind` rechecks it."""
 
     kind: str
     word: str
@@ -61,7 +61,7 @@ class Integrity:
         self.checked_jobs = 0  # records that the last `check_all` met, about
 
     async def check_all(self) -> list[Violation]:
-        """All violations, at most MAX_VIOLATIONS; some may only have been passing, so recheck them."""
+        """All violations, at most MAX_VIOLATIONS. Recheck them: some may have been passing."""
         self.checked_jobs = 0
         found: dict[Violation, None] = {}
         async for kind, subjects in self._subjects():
@@ -125,7 +125,7 @@ class Integrity:
         return [CountMismatch(name, int(kept), int(counted)) for name, kept, counted in rows]
 
     async def with_stored_files(self) -> AsyncIterator[list[tuple[Record, list[Segment]]]]:
-        """Records with files or output in the file store, in batches, each with its output's segments."""
+        """Batches of records with files or output in the file store, each with its segments."""
         async for _, ids in self._subjects(("job",)):
             found = await self.records(ids)
             yield [(record, segments) for record, segments in found if record.files or segments]

@@ -1,4 +1,4 @@
-"""Locks that jobs hold: one holder per tenant and name, the others queue; a lock lasts as long as the job's lease."""
+"""Locks that jobs hold, one holder per tenant and name; a lock lasts as long as the job's lease."""
 
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from tandem_shared.queue.scripts import Scripts
 
 
 class Acquisition(NamedTuple):
-    """One `async with` of one attempt; `number` is unique within it. The name has no control characters."""
+    """One `async with` of an attempt; `number` is unique in it. Names lack control characters."""
 
     id: str
     token: str
@@ -17,14 +17,14 @@ class Acquisition(NamedTuple):
 
 
 class LockReply(NamedTuple):
-    """`fence` is the number under which the lock is held; if None, ask again after `again` seconds."""
+    """The fence under which the lock is held; if None, ask again after `again` seconds."""
 
     fence: int | None
     again: float
 
 
 class Locks:
-    """The locks of one shard. Every method raises Unavailable if Redis does not answer; repeating one is safe."""
+    """Locks of one shard. Calls raise Unavailable if Redis does not answer; repeats are safe."""
 
     def __init__(self, scripts: Scripts, subscriptions: JobSubscriptions) -> None:
         self._scripts, self._subscriptions = scripts, subscriptions
@@ -41,7 +41,7 @@ class Locks:
         return LockReply(int(number), 0.0) if held else LockReply(None, int(number) / 1000)
 
     async def release(self, acquisition: Acquisition) -> bool:
-        """Frees the lock or the place in its queue; False if the attempt has ended and lost both before."""
+        """Frees the lock or the place in its queue; False if the attempt had already lost both."""
         return bool(await self._scripts.run("unlock", *acquisition) == b"ok")
 
     def subscribe(self, acquisition: Acquisition) -> AbstractAsyncContextManager[ChangeSignal]:

@@ -16,7 +16,7 @@ Refusal = KeyReused | Full  # why a job was not accepted
 
 
 class Submitted(NamedTuple):
-    """The answer to a submission. `replayed`: its idempotency key was known, `id` is the first job's."""
+    """An accepted job. `replayed`: its idempotency key was known, and `id` is the first job's."""
 
     id: str
     replayed: bool
@@ -26,7 +26,7 @@ class Submitted(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """A job as a worker gets it; `payload` and `options` are JSON, `due_ms` is ms since the epoch."""
+    """A job as a worker gets it; `payload` and `options` are JSON, `due_ms` is since the epoch."""
 
     id: str
     token: str
@@ -56,7 +56,7 @@ class Claim(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """The answer to a heartbeat; `registered` as in Claim, then ids of jobs whose code should stop."""
+    """The answer to a heartbeat: `registered` as in Claim, and ids of jobs that should stop."""
 
     registered: bool
     lost: list[str]
@@ -80,7 +80,7 @@ class Finish(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Progress, log lines or output (`type`) of a running job; `body` is JSON, one value per line for the last two.
+    """Progress, log lines or output (`type`) of a running job, as JSON; the last two one per line.
 
     `number` counts the attempt's reports from 1, so that a repeated report is written once.
     """
@@ -115,7 +115,7 @@ class Chunk(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Output moved from Redis to the file store: stamps of its first and last entry, and its bytes."""
+    """Output moved to the file store: stamps of its first and last entry, and its bytes."""
 
     first: int
     last: int
@@ -151,7 +151,7 @@ class WorkerInfo(NamedTuple):
 
 
 def submit_args(jobs: Sequence[Submission]) -> list[Arg]:
-    """The arguments that enter.lua reads: each distinct template once, then template, id and payload per job."""
+    """Arguments for enter.lua: each distinct template, then its number, id and payload per job."""
     templates: dict[tuple[Arg, ...], int] = {}
     encoded: dict[int, tuple[bytes, int]] = {}  # by identity: jobs that set none share their task's
     values: list[Arg] = []

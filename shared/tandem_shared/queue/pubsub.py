@@ -35,7 +35,7 @@ class ChangeSignal:
         self._event.set()
 
     async def wait(self, timeout: float | None = PING_SECONDS) -> bool:
-        """Whether it was set, before or within `timeout` seconds, and clears it: if so, read again."""
+        """Whether it was set, before or within `timeout` seconds; clears it. If so, read again."""
         if not self._event.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
@@ -46,7 +46,7 @@ class ChangeSignal:
 
 
 class JobSubscriptions:
-    """The jobs that this process watches, and the connection that brings their changes. `close` ends it."""
+    """The jobs that this process watches, and the connection that brings their changes."""
 
     def __init__(self, redis: "Redis", prefix: str, scripts: Scripts) -> None:
         self._redis, self._scripts, self._channel = redis, scripts, f"{prefix}news"
@@ -60,7 +60,7 @@ class JobSubscriptions:
 
     @contextlib.asynccontextmanager
     async def subscribe(self, id: str) -> AsyncIterator[ChangeSignal]:
-        """A signal that is set whenever the job changes, and first when its changes are sure to arrive."""
+        """A signal that is set when the job changes, and once its changes are sure to arrive."""
         signal = ChangeSignal()
         signals = self._signals.setdefault(id, set())
         signals.add(signal)
@@ -86,7 +86,7 @@ class JobSubscriptions:
             self._sender = asyncio.create_task(self._send_planned(), name="subscribe")
 
     async def _send_planned(self) -> None:
-        """Sends what one turn of the event loop planned in few commands: many readers come and go at once."""
+        """Sends what one turn of the event loop planned in few commands: readers come in crowds."""
         while self._commands:
             planned, self._commands = self._commands, {}
             for command in ("UNSUBSCRIBE", "SUBSCRIBE"):

@@ -81,10 +81,9 @@ from tandem_shared.queue.scripts import (
 from tandem_shared.queue.stats import read_stats, read_workers
 from tandem_shared.queue.steps import StepStore
 
-ARCHIVE_FROM_BYTES = (
-    2 << 20
-)  # of a job's stream: then its oldest part should move to the file store
-MAX_TAIL_BYTES = 3 << 20  # of a job's stream
+# Of a job's stream: when its oldest part should move to the file store, and what it may hold.
+ARCHIVE_FROM_BYTES = 2 << 20
+MAX_TAIL_BYTES = 3 << 20
 MAX_READ_STREAMS = 32  # per round trip
 
 
@@ -150,7 +149,7 @@ class Queue:
         return answer
 
     async def submit_many(self, jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
-        """Enqueues any number of jobs in order; a job that is not accepted has the reason in its place."""
+        """Enqueues any number of jobs, in order; a refused one has the reason in its place."""
         answers: list[Submitted | Refusal] = []
         batch: list[Submission] = []
         size = 0
@@ -211,14 +210,14 @@ class Queue:
         ]
 
     async def forget(self, id: str, *, tenant: str = "default") -> bool:
-        """Deletes a final job and all that belongs to it; False where `get` is None. Raises Conflict for others."""
+        """Deletes a final job with all it has, False where `get` is None. May raise Conflict."""
         deleted = await self._scripts.run("forget", id, tenant)
         if deleted < 0:
             raise Conflict("the job is not final; cancel it first")
         return bool(deleted)
 
     def subscribe(self, id: str) -> AbstractAsyncContextManager[ChangeSignal]:
-        """A signal that is set whenever the job, its progress or its output changes, or may have."""
+        """A signal that is set when the job, its progress or its output changes, or may have."""
         return self._subscriptions.subscribe(id)
 
     async def cancel(self, id: str, *, tenant: str = "default") -> Record | None:
@@ -228,7 +227,7 @@ class Queue:
         return await self.get(id, tenant=tenant)
 
     async def output(self, id: str, after: int = 0, limit: int = 100) -> list[Chunk]:
-        """Entries in Redis with a stamp above `after`, oldest first; `segments` has those that left it.
+        """Entries in Redis with stamps above `after`, oldest first; `segments` has those that left.
 
         Equal calls made together are sent once.
         """
@@ -254,7 +253,7 @@ class Queue:
         entries: Sequence[catalogue.CatalogueEntry],
         hidden: Sequence[catalogue.CatalogueEntry] = (),
     ) -> None:
-        """Announces the worker and publishes its tasks, except `hidden` ones, which it can run as well."""
+        """Announces the worker and publishes its tasks, except `hidden` ones that it also runs."""
         facts = (
             "host", worker.host, "pid", worker.pid, "queues", ",".join(worker.queues),
             "version", worker.version, "concurrency", worker.concurrency,
@@ -281,18 +280,19 @@ class Queue:
         queues: Sequence[str],
         max_bytes: int = MAX_CALL_BYTES,
     ) -> Claim:
-        """Takes up to `slots` due jobs; `number` grows by one per call, repeating one returns the same jobs."""
+        """Takes up to `slots` due jobs. `number` grows per call; a repeat returns the same jobs."""
         slots = min(slots, MAX_CALL_JOBS)
         return parse_claim(
             await self._scripts.run("claim", worker, number, slots, max_bytes, tasks, *queues)
         )
 
     async def finish(self, outcomes: Sequence[Finish]) -> list[str]:
-        """Ends at most 500 attempts; for each 'ok', 'lost' (another attempt has the job) or 'gone' (no record)."""
+        """Ends at most 500 attempts; 'ok', 'lost' (to another attempt) or 'gone' (no record)."""
         args: list[Arg] = []
         for one in outcomes:
             args += (
-                one.id, one.token, one.to.value, one.outcome, one.body, int(one.delay * 1000), one.files,
+                one.id, one.token, one.to.value, one.outcome, one.body, int(one.delay * 1000),
+                one.files,
             )  # fmt: skip
         return [word.decode() for word in await self._scripts.run("finish", *args)]
 
@@ -343,7 +343,7 @@ class Queue:
         return Bells(self._redis, self.prefix, names)
 
     async def tick(self) -> int:
-        """Lets time pass: settles ended leases, due jobs and expiries. Returns the number of leases."""
+        """Settles ended leases, due jobs and expiries; returns the number of ended leases."""
         return int(await self._scripts.run("tick"))
 
     async def ping(self) -> float:

@@ -112,7 +112,7 @@ class Scripts:
         self._head: tuple[Arg, ...] = (1, prefix, *(int(seconds * 1000) for seconds in durations))
 
     async def run(self, name: str, *args: Arg) -> Any:
-        """The script's reply. Raises Unavailable if Redis does not reply in time; repeating is safe."""
+        """The script's reply. Raises Unavailable if Redis does not answer; repeating is safe."""
         text = source(name, self._clock)
         with translate_errors():
             try:
@@ -127,7 +127,7 @@ def flatten(rows: Iterable[Iterable[Arg]]) -> Iterable[Arg]:
 
 
 def execute(redis: Any, *command: Arg) -> Any:
-    """The reply to a command, or an awaitable of it from an asyncio client; redis-py does not type it."""
+    """The reply to a command, from an asyncio client its awaitable; redis-py leaves it untyped."""
     return redis.execute_command(*command)
 
 

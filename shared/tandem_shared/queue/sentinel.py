@@ -1,4 +1,4 @@
-"""Redis Sentinel: each new connection asks where the master is, so a failover needs no restart here.
+"""Redis Sentinel: each new connection asks where the master is, so a failover needs no restart.
 
 tandem_shared/redis_url.py has the form of the URL. A connection to a demoted master closes with its
 first rejected write.
@@ -22,7 +22,7 @@ def _sentinel_options(found: SentinelUrl) -> dict[str, Any]:
 
 
 class MasterLookup:
-    """Asks the sentinels for the master; stands where redis-py's sentinel connections expect their pool."""
+    """Asks the sentinels for the master, in the form that redis-py's connections expect."""
 
     is_master = True
     check_connection = False
@@ -39,7 +39,7 @@ class MasterLookup:
 
 
 class MasterConnection(SentinelManagedConnection):
-    """Closes when its server is not a master or lacks replicas, so that the next connection asks Sentinel again."""
+    """Closes when its server is not a master or lacks replicas, so the next one asks again."""
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         """The reply."""

@@ -1,4 +1,4 @@
-"""Results of a job's steps, kept from one attempt to the next and written under the attempt's token."""
+"""Results of a job's steps, kept between attempts and written under the attempt's token."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class KeptStep(NamedTuple):
 
 
 class StepStore:
-    """The steps of one shard's jobs. Every method raises Unavailable if Redis does not answer; repeating is safe."""
+    """Steps of one shard's jobs. Calls raise Unavailable if Redis is away; repeats are safe."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
@@ -42,7 +42,7 @@ class StepStore:
         return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
 
     async def keep(self, step: Step) -> KeptStep:
-        """Keeps a result unless one has been kept under its name; concurrent calls share a round trip."""
+        """Keeps a result unless its name has one; concurrent calls share a round trip."""
         return await self._keeps.call(step)
 
     async def _keep(self, steps: Sequence[Step]) -> list[KeptStep]:

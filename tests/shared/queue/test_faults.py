@@ -95,6 +95,18 @@ async def test_a_redis_that_is_full_is_unavailable_and_serves_again(redis: Redis
     await queue.submit(job())
 
 
+async def test_a_replica_is_unavailable_for_writes(redis: Redis) -> None:
+    queue = Queue(redis)
+    await execute(redis, "REPLICAOF", "127.0.0.1", 1)
+    try:
+        for call in (queue.ping, queue.tick):
+            with pytest.raises(Unavailable, match="READONLY"):
+                await call()
+    finally:
+        await execute(redis, "REPLICAOF", "NO", "ONE")
+    await queue.ping()
+
+
 async def test_a_mistake_of_ours_is_not_called_unavailable(redis: Redis) -> None:
     with pytest.raises(Exception, match="unknown command") as caught, translate_errors():
         await execute(redis, "NONSENSE")
