@@ -1,4 +1,4 @@
-"""One Redis, API and worker for all tests of a test process that speak with them over HTTP."""
+"""One Redis, API and worker for all tests of a test process that use them over HTTP."""
 
 import asyncio
 import tempfile
@@ -19,16 +19,16 @@ def short_path() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def processes() -> Iterator[Pair]:
-    # A short name: a socket lies in it.
+    # A short name: Redis' socket lies in it.
     with (
         tempfile.TemporaryDirectory(prefix="tandem-") as directory,
-        open_pair(Path(directory)) as pair,
+        open_pair(Pair(Path(directory))) as pair,
     ):
         yield pair
 
 
 @pytest.fixture
 def pair(processes: Pair) -> Pair:
-    if not processes.whole:
-        asyncio.run(processes.mend())
+    if not processes.is_complete:
+        asyncio.run(processes.repair())
     return processes

@@ -1,4 +1,4 @@
-"""A Redis, an API and a worker as real processes, and a proxy before the API that cuts connections."""
+"""Redis, an API and a worker as real processes, and a proxy before the API that cuts connections."""
 
 import asyncio
 import os
@@ -12,45 +12,57 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from tandem_shared.dev.servers import Server, die_with_parent, free_port, redis_server
+from tandem_shared.dev.servers import die_with_parent, free_port, redis_server
 from tests.conftest import eventually, started
 from tests.journeys.tasks import client_tasks
 
 ROOT = Path(__file__).parent.parent.parent
 KEY = "tk_abcd_0123456789abcdefSECRET"
-START = 90.0  # seconds at most, on a machine that has much else to do
+START_SECONDS = 90.0  # at most, on a busy machine
+CHUNK_BYTES = 16 << 10
 
 
 class Pair:
-    """Processes on one directory; the API may be killed and started again where it was."""
+    """The processes of one directory. The API and Redis can be ended and started again.
 
-    def __init__(self, directory: Path, redis: Server) -> None:
+    `task`: one that the worker must know before the pair is ready.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        task: str = "client.counts",
+        modules: str = f"{client_tasks.__name__},wordcount",
+        path: str = f"{ROOT / 'docs' / 'examples'}",
+        cwd: Path = ROOT,
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self._task, self._cwd = task, cwd
         self._log = (directory / "processes.log").open("ab")
+        self._redis = redis_server(directory)
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")},
-            "TANDEM_REDIS_URL": redis.url,
+            "TANDEM_REDIS_URL": self._redis.url,
             "TANDEM_STORE_URL": f"file://{directory}/store",
             "TANDEM_DATABASE_URL": f"sqlite://{directory}/tandem.db",
-            "TANDEM_TASKS": f"{client_tasks.__name__},wordcount",
-            "PYTHONPATH": os.pathsep.join(
-                filter(None, (os.environ.get("PYTHONPATH"), str(ROOT / "docs" / "examples")))
-            ),
+            "TANDEM_TASKS": modules,
+            "PYTHONPATH": os.pathsep.join(filter(None, (path, os.environ.get("PYTHONPATH")))),
             "TANDEM_KEYS": KEY,
             "TANDEM_LEASE": "2s",
         }
-        self._redis = redis
         self._stack = ExitStack()
         self._redis_process: subprocess.Popen[bytes] | None = None
         self._api: subprocess.Popen[bytes] | None = None
         self._worker: subprocess.Popen[bytes] | None = None
 
-    def _spawned(self, *command: str) -> subprocess.Popen[bytes]:
+    def _spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Run `tandem` with these arguments."""
         return subprocess.Popen(
-            die_with_parent([sys.executable, "-m", *command]),
+            die_with_parent([sys.executable, "-m", "tandem_jobs.cli", *arguments]),
             env=self._environment,
-            cwd=ROOT,
+            cwd=self._cwd,
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,
@@ -58,68 +70,71 @@ class Pair:
         )
 
     async def start(self) -> None:
-        """Everything; ready when this returns."""
+        """Start everything; it is ready when this returns."""
         await self.start_redis()
-        self._worker = self._spawned("tandem_worker")
+        self._worker = self._spawn("worker")
         await self.start_api()
 
-    async def mend(self) -> None:
-        """Starts what a test that failed has left dead."""
-        if self._redis_process is None or self._redis_process.poll() is not None:
+    async def repair(self) -> None:
+        """Start what a failed test has left dead."""
+        if not _is_running(self._redis_process):
             await self.start_redis()
-        if self._api is None or self._api.poll() is not None:
+        if not _is_running(self._api):
             await self.start_api()
 
     @property
-    def whole(self) -> bool:
-        """Whether everything runs."""
-        processes = (self._redis_process, self._api, self._worker)
-        return all(process is not None and process.poll() is None for process in processes)
+    def is_complete(self) -> bool:
+        """Whether all processes run."""
+        return all(map(_is_running, (self._redis_process, self._api, self._worker)))
 
     async def start_redis(self) -> None:
-        """With all that it had."""
+        """Start Redis with the data that it had."""
         self._redis_process = self._stack.enter_context(started(self._redis))
-        await eventually(self._redis.ready, START)
+        await eventually(self._redis.ready, START_SECONDS)
 
     def stop_redis(self) -> None:
-        """SIGTERM: it keeps everything."""
+        """End Redis by SIGTERM, which saves everything."""
         assert self._redis_process is not None
         self._redis_process.terminate()
         self._redis_process.wait(10)
 
     async def start_api(self) -> None:
-        """Ready when this returns."""
-        self._api = self._spawned("tandem_api", "--port", str(self.port))
-        await eventually(self._ready, START)
+        """Start the API; it is ready when this returns."""
+        self._api = self._spawn("api", "--port", str(self.port))
+        await eventually(self._is_ready, START_SECONDS)
 
     def kill_api(self) -> None:
-        """SIGKILL."""
-        _end(self._api)
+        """End the API by SIGKILL."""
+        _kill(self._api)
 
-    async def _ready(self) -> bool:
+    async def _is_ready(self) -> bool:
         headers = {"Authorization": f"Bearer {KEY}"}
         with suppress(httpx2.TransportError):
             async with httpx2.AsyncClient(trust_env=False, headers=headers, timeout=5) as client:
-                return (await client.get(f"{self.url}/v1/tasks/client.counts")).status_code == 200
+                answer = await client.get(f"{self.url}/v1/tasks/{self._task}")
+                return answer.status_code == 200
         return False
 
     def close(self) -> None:
         for process in (self._worker, self._api):
-            _end(process)
+            _kill(process)
         self._stack.close()
         self._log.close()
 
 
-def _end(process: subprocess.Popen[bytes] | None) -> None:
+def _is_running(process: subprocess.Popen[bytes] | None) -> bool:
+    return process is not None and process.poll() is None
+
+
+def _kill(process: subprocess.Popen[bytes] | None) -> None:
     if process is not None:
         process.kill()
         process.communicate()
 
 
 @contextmanager
-def open_pair(directory: Path) -> Iterator[Pair]:
-    """Everything is ready."""
-    pair = Pair(directory, redis_server(directory))
+def open_pair(pair: Pair) -> Iterator[Pair]:
+    """Start the pair, and end its processes."""
     try:
         asyncio.run(pair.start())
         yield pair
@@ -127,77 +142,81 @@ def open_pair(directory: Path) -> Iterator[Pair]:
         pair.close()
 
 
-class Cutter:
-    """A proxy that aborts its first `cuts` connections after so many bytes of one direction, at random."""
+class CuttingProxy:
+    """Aborts its first `cuts` connections after a random number of bytes of one direction.
 
-    def __init__(self, target: str, *, cuts: int, most: int, seed: int) -> None:
+    A response is cut within its first `max_bytes`.
+    """
+
+    def __init__(self, target: str, *, cuts: int, max_bytes: int, seed: int) -> None:
         parts = urlsplit(target)
         self._target = (parts.hostname or "", parts.port or 0)
         self._random = random.Random(seed)
-        self._most = most
-        self.left = cuts
+        self._max_bytes = max_bytes
+        self.cuts_left = cuts
         self.url = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
-        asked = answered = None
-        if self.left:
-            # Requests are short; what is lost of one counts as much.
+        """Forward one connection."""
+        request_limit = response_limit = None
+        if self.cuts_left:
+            # Requests are short, so a fifth of the cuts is enough to hit them.
             if self._random.random() < 0.2:
-                asked = self._random.randrange(100)
+                request_limit = self._random.randrange(100)
             else:
-                answered = self._random.randrange(self._most)
+                response_limit = self._random.randrange(self._max_bytes)
         try:
-            behind, before = await asyncio.open_connection(*self._target)
+            api_reader, api_writer = await asyncio.open_connection(*self._target)
         except OSError:
             writer.transport.abort()
             return
         pumps = [
-            asyncio.create_task(self._pump(reader, before, asked)),
-            asyncio.create_task(self._pump(behind, writer, answered)),
+            asyncio.create_task(self._pump(reader, api_writer, request_limit)),
+            asyncio.create_task(self._pump(api_reader, writer, response_limit)),
         ]
         try:
             done, _ = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             if any(pump.result() for pump in done):
-                self.left = max(0, self.left - 1)
+                self.cuts_left = max(0, self.cuts_left - 1)
         finally:
             for pump in pumps:
                 pump.cancel()
             writer.transport.abort()
-            before.transport.abort()
+            api_writer.transport.abort()
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int | None
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int | None
     ) -> bool:
-        """Whether it was cut."""
-        passed = 0
+        """Copy up to `limit` bytes; whether they were cut there."""
+        copied = 0
         with suppress(ConnectionError):
-            while piece := await reader.read(16 << 10):
-                if most is not None and passed + len(piece) > most:
-                    writer.write(piece[: most - passed])
-                    await writer.drain()
-                    return True
-                passed += len(piece)
-                writer.write(piece)
+            while data := await reader.read(CHUNK_BYTES):
+                is_cut = limit is not None and copied + len(data) > limit
+                writer.write(data[: limit - copied] if limit is not None else data)
                 await writer.drain()
+                if is_cut:
+                    return True
+                copied += len(data)
         return False
 
 
 @asynccontextmanager
-async def cutting(target: str, *, cuts: int, most: int, seed: int) -> AsyncIterator[Cutter]:
-    """A proxy at `url`; `most`: bytes of an answer before it is cut."""
-    cutter = Cutter(target, cuts=cuts, most=most, seed=seed)
+async def cutting(
+    target: str, *, cuts: int, max_bytes: int, seed: int
+) -> AsyncIterator[CuttingProxy]:
+    """A proxy that serves at its `url`."""
+    proxy = CuttingProxy(target, cuts=cuts, max_bytes=max_bytes, seed=seed)
     connections: set[asyncio.Task[None]] = set()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(cutter.serve(reader, writer))
+        task = asyncio.create_task(proxy.serve(reader, writer))
         connections.add(task)
         task.add_done_callback(connections.discard)
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     try:
-        cutter.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        yield cutter
+        proxy.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield proxy
     finally:
         server.close()
         for task in list(connections):

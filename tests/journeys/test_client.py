@@ -19,7 +19,7 @@ from tandem_jobs.client.errors import JobCancelled, JobFailed, Problem
 from tandem_jobs.client.models import Entry, Job
 from tandem_shared.errors import Misconfigured, Unavailable
 from tests.conftest import eventually
-from tests.journeys.pair import KEY, ROOT, START, Pair, cutting
+from tests.journeys.pair import KEY, ROOT, START_SECONDS, Pair, cutting
 
 CUTS = 50
 
@@ -32,7 +32,7 @@ class Speaker:
         self._open: list[Client | AsyncClient] = []
         self.troubles: list[str] = []
 
-    def to(self, url: str, *, patience: float = START) -> "Speaker":
+    def to(self, url: str, *, patience: float = START_SECONDS) -> "Speaker":
         """A client of this URL from here on."""
         kind = Client if self._blocking else AsyncClient
         self._open.append(kind(url, KEY, patience=patience, on_retry=self.troubles.append))
@@ -91,9 +91,11 @@ async def test_a_stream_cut_fifty_times_is_complete_and_in_order(
     pair: Pair, speaker: Speaker
 ) -> None:
     job = await speaker.to(pair.url).submit("client.counts", {"count": 2000})
-    async with cutting(pair.url, cuts=CUTS, most=12_000, seed=random.randrange(1 << 30)) as cutter:
-        entries = await speaker.to(cutter.url).entries(job)
-        assert cutter.left == 0
+    async with cutting(
+        pair.url, cuts=CUTS, max_bytes=12_000, seed=random.randrange(1 << 30)
+    ) as proxy:
+        entries = await speaker.to(proxy.url).entries(job)
+        assert proxy.cuts_left == 0
     assert numbers(entries) == list(range(2000))
     assert len({entry.id for entry in entries}) == len(entries)
     assert [entry.type for entry in entries[-2:]] == ["state", "end"]
@@ -109,9 +111,9 @@ async def test_a_stream_lives_through_an_api_that_is_killed(
     seen: list[Entry] = []
     reading = asyncio.create_task(speaker.entries(job, seen, types="output"))
     for allowed in (20, 30):
-        await eventually(lambda: len(seen) == allowed - 10, START)  # noqa: B023 - it is called before the next turn
+        await eventually(lambda: len(seen) == allowed - 10, START_SECONDS)  # noqa: B023 - it is called before the next turn
         pair.kill_api()
-        await eventually(lambda: speaker.troubles, START)
+        await eventually(lambda: speaker.troubles, START_SECONDS)
         upto.write_text(str(allowed))
         await pair.start_api()
     entries = await reading
@@ -127,10 +129,12 @@ async def test_a_call_and_a_stream_live_through_a_redis_that_restarts(
     job = await speaker.to(pair.url).submit("client.counts", {"count": 20, "upto": str(upto)})
     seen: list[Entry] = []
     reading = asyncio.create_task(speaker.entries(job, seen, types="output"))
-    await eventually(lambda: len(seen) == 10, START)
+    await eventually(lambda: len(seen) == 10, START_SECONDS)
     pair.stop_redis()
     asking = asyncio.create_task(speaker.get(job))
-    await eventually(lambda: any("cannot serve" in trouble for trouble in speaker.troubles), START)
+    await eventually(
+        lambda: any("cannot serve" in trouble for trouble in speaker.troubles), START_SECONDS
+    )
     await pair.start_redis()
     assert (await asking).id == job.id
     upto.write_text("20")
@@ -172,13 +176,13 @@ async def test_a_reader_that_stops_lets_go(pair: Pair) -> None:
 
 async def test_a_job_submitted_under_cuts_is_one_job(pair: Pair, speaker: Speaker) -> None:
     queue = f"cuts-{os.urandom(4).hex()}"
-    async with cutting(pair.url, cuts=5, most=500, seed=random.randrange(1 << 30)) as cutter:
-        speaker.to(cutter.url)
+    async with cutting(pair.url, cuts=5, max_bytes=500, seed=random.randrange(1 << 30)) as proxy:
+        speaker.to(proxy.url)
         jobs = [
             await speaker.submit("client.ends", {"result": n}, queue=queue, delay="1h")
             for n in range(3)
         ]
-        assert cutter.left == 0
+        assert proxy.cuts_left == 0
     assert len({job.id for job in jobs}) == 3
     headers = {"Authorization": f"Bearer {KEY}"}
     async with httpx2.AsyncClient(base_url=pair.url, headers=headers, trust_env=False) as client:
@@ -203,7 +207,7 @@ async def test_a_wait_lives_through_an_api_that_is_killed(
     job = await speaker.to(pair.url).submit("client.ends", {"result": {"n": 1}, "go": str(go)})
     waiting = asyncio.create_task(speaker.result(job))
     pair.kill_api()
-    await eventually(lambda: speaker.troubles, START)
+    await eventually(lambda: speaker.troubles, START_SECONDS)
     await pair.start_api()
     go.touch()
     assert await waiting == {"n": 1}
@@ -288,8 +292,10 @@ async def test_files_are_whole_however_often_they_are_cut(
     data = random.randbytes(3 << 20)
     source, copy = tmp_path / "source.bin", tmp_path / "copy.bin"
     source.write_bytes(data)
-    async with cutting(pair.url, cuts=8, most=600_000, seed=random.randrange(1 << 30)) as cutter:
-        file = await speaker.to(cutter.url).upload(source)
+    async with cutting(
+        pair.url, cuts=8, max_bytes=600_000, seed=random.randrange(1 << 30)
+    ) as proxy:
+        file = await speaker.to(proxy.url).upload(source)
         assert (file.name, file.size) == ("source.bin", len(data))
         assert await speaker.download(file, copy) == len(data)
     assert copy.read_bytes() == data
@@ -349,7 +355,7 @@ def test_the_page_does_what_it_says(pair: Pair, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=START,
+        timeout=START_SECONDS,
     )
     assert done.stderr == ""
     assert done.stdout.splitlines() == [

@@ -18,7 +18,7 @@ import pytest
 
 from tandem_jobs.client.client import Client
 from tests.conftest import eventually
-from tests.journeys.pair import KEY, ROOT, START, Pair
+from tests.journeys.pair import KEY, ROOT, START_SECONDS, Pair
 
 CLEAR = "\r\x1b[2K"  # the live line is taken away
 
@@ -49,7 +49,7 @@ def tandem(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=START,
+        timeout=START_SECONDS,
         check=False,
     )
 
@@ -210,7 +210,7 @@ def test_a_reader_that_goes_away_is_quiet(pair: Pair, client: Client) -> None:
         process.stdout.readline()
         process.stdout.close()
         said = process.stderr.read().decode()
-        assert process.wait(START) == 141
+        assert process.wait(START_SECONDS) == 141
     assert "Traceback" not in said
 
 
@@ -250,7 +250,7 @@ class Terminal:
 
     def ended(self) -> int:
         """Its exit code."""
-        code = self.process.wait(START)
+        code = self.process.wait(START_SECONDS)
         self._reader.join(10)
         return code
 
@@ -275,7 +275,7 @@ async def test_a_terminal_has_a_live_line_and_keeps_the_rest(
     go = tmp_path / "go"
     id = client.submit("client.ends", {"result": {"n": 1}, "go": str(go)}).id
     with Terminal(pair, "watch", id) as terminal:
-        await eventually(lambda: f"{CLEAR}running" in terminal.shown, START)
+        await eventually(lambda: f"{CLEAR}running" in terminal.shown, START_SECONDS)
         go.touch()
         assert terminal.ended() == 0
     kept = re.sub(r"[^\n]*\r\x1b\[2K", "", terminal.shown).replace("\r\n", "\n")
@@ -302,7 +302,7 @@ async def test_progress_is_a_bar(pair: Pair, client: Client, tmp_path: Path) -> 
             def shown(line: str = line) -> bool:
                 return line in terminal.shown
 
-            await eventually(shown, START)
+            await eventually(shown, START_SECONDS)
         upto.write_text("4")
         assert terminal.ended() == 0
     assert not [
@@ -318,7 +318,7 @@ async def test_a_piped_terminal_has_its_line_on_stderr(
     go = tmp_path / "go"
     id = client.submit("client.ends", {"retries": 1, "go": str(go)}).id
     with Terminal(pair, "watch", id, piped=True, NO_COLOR="1") as terminal:
-        await eventually(lambda: f"{CLEAR}running" in terminal.shown, START)
+        await eventually(lambda: f"{CLEAR}running" in terminal.shown, START_SECONDS)
         go.touch()
         assert terminal.process.stdout
         items = terminal.process.stdout.read().decode()
@@ -341,12 +341,12 @@ async def test_ctrl_c_leaves_the_job_running_and_says_how_to_go_on(
 ) -> None:
     go = tmp_path / "go"
     id = client.submit("client.ends", {"go": str(go)}).id
-    await eventually(lambda: client.get(id).state == "running", START)
+    await eventually(lambda: client.get(id).state == "running", START_SECONDS)
     with Terminal(pair, *how, id) as terminal:
         if how == ["watch"]:
-            await eventually(lambda: "running" in terminal.shown, START)
+            await eventually(lambda: "running" in terminal.shown, START_SECONDS)
         else:
-            await eventually(lambda: waits(terminal.process.pid), START)
+            await eventually(lambda: waits(terminal.process.pid), START_SECONDS)
         os.killpg(terminal.process.pid, signal.SIGINT)
         assert terminal.ended() == 130
     assert "Traceback" not in terminal.shown
