@@ -23,7 +23,7 @@ from aiosmtplib import errors
 
 from tandem_shared.errors import Misconfigured
 from tandem_shared.settings import Settings
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent, TaskError
 
 CONNECTIONS = 10  # to the server at once
 TIMEOUT = 30.0  # seconds, of each of its answers
@@ -66,9 +66,7 @@ class Mailer:
         """Hand the message over; the recipients that the server refused, unless it refused all. Raises TaskError."""
         server = self._server
         if server is None:
-            raise TaskError(
-                "mail_connection", "the worker's settings name no mail server", retryable=False
-            )
+            raise Permanent("mail_connection", "the worker's settings name no mail server")
         async with self._free:
             try:
                 client = aiosmtplib.SMTP(
@@ -154,16 +152,14 @@ def _explained(error: Exception) -> TaskError:
     if isinstance(error, errors.SMTPServerDisconnected | errors.SMTPTimeoutError | OSError):
         return _unanswered(error)
     message = "the mail server has no TLS, or no login, as the settings want it"
-    return TaskError("mail_connection", message, retryable=False)
+    return Permanent("mail_connection", message)
 
 
 def _unanswered(error: BaseException) -> TaskError:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return TaskError(
-                "mail_connection", "the mail server's certificate is not trusted", retryable=False
-            )
+            return Permanent("mail_connection", "the mail server's certificate is not trusted")
         cause = cause.__cause__
     return TaskError(
         "mail_connection", "the mail server does not answer, or broke off", retryable=True

@@ -37,11 +37,14 @@ class TableWriter(Protocol):
 def text(value: Any, hook: Callable[[Any], Any] | None = None) -> str:
     """The value as JSON without surrounding quotes; `hook` converts what JSON cannot represent."""
     if isinstance(value, float):
-        if math.isfinite(value):
-            return msgspec.json.encode(value).decode()
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return msgspec.json.encode(value).decode() if math.isfinite(value) else non_finite(value)
     body = msgspec.json.encode(value, enc_hook=hook).decode()
     return str(msgspec.json.decode(body)) if body.startswith('"') else body
+
+
+def non_finite(value: float) -> str:
+    """The text of NaN and the infinities, which JSON does not have."""
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 class Columns(NamedTuple):

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from tandem_shared.files.names import OCTET_STREAM
 from tandem_shared.jobs.ids import id_time
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
@@ -117,18 +117,12 @@ async def send(job: Job, payload: Mail) -> MailResult:
     mailer = job.resources.mail
     sender = payload.from_ or mailer.sender
     if sender is None:
-        raise TaskError(
-            "mail_refused",
-            "the mail names no sender, nor do the worker's settings",
-            retryable=False,
-        )
+        raise Permanent("mail_refused", "the mail names no sender, nor do the worker's settings")
     recipients = list(
         dict.fromkeys(one.addr_spec for one in _all(payload.to, payload.cc, payload.bcc))
     )
     if len(recipients) > MAX_RECIPIENTS:
-        raise TaskError(
-            "too_large", f"a mail has at most {MAX_RECIPIENTS} recipients", retryable=False
-        )
+        raise Permanent("too_large", f"a mail has at most {MAX_RECIPIENTS} recipients")
     author = mailbox(sender)
     message = _message(job, payload, author)
     for reference in payload.attachments or ():
@@ -181,9 +175,7 @@ async def _attach(job: Job, message: EmailMessage, reference: FileRef) -> None:
     file = await job.files.stat(reference)
     had = sum(len(part.get_payload()) * 3 // 4 for part in message.iter_attachments())
     if had + (file.size or 0) > MAX_BYTES:
-        raise TaskError(
-            "too_large", f"the attachments have more than {MAX_BYTES} bytes", retryable=False
-        )
+        raise Permanent("too_large", f"the attachments have more than {MAX_BYTES} bytes")
     data = await job.files.read(file, MAX_BYTES)
     kind = (file.content_type or OCTET_STREAM).partition(";")[0].strip()
     if re.fullmatch(r"[a-z0-9.+-]+/[a-z0-9.+-]+", kind) is None or kind.startswith(

@@ -123,7 +123,7 @@ def test_payloads_that_are_none(payload: Any) -> None:
         ('[queries.a]\nconnection = "main"\nsql = "SELECT 1"\nmore = 1', "more"),
         (
             '[queries.a]\nconnection = "other"\nsql = "SELECT 1"',
-            "queries.a: there is no connection 'other'",
+            "queries.a: the settings have no connection 'other'",
         ),
         ('[queries.a]\nconnection = "main"\nsql = "SELECT :b"', ":b"),
         ('[queries.a]\nconnection = "main"\nsql = "SELECT 1; SELECT 2"', "one statement"),
@@ -144,6 +144,8 @@ async def test_a_wrong_file_stops_the_start(tmp_path: Path, text: str | None, wo
 
 
 async def test_a_wrong_word_in_a_url_stops_the_start() -> None:
-    with pytest.raises(Misconfigured, match="TANDEM_SQL__MAIN: raw is on or off"):
+    with pytest.raises(
+        Misconfigured, match=r"TANDEM_SQL__MAIN: raw='.*' is not valid; use on or off"
+    ):
         async with open_sql(Settings(sql={"main": "sqlite://a.db?raw=no"})):
             pass

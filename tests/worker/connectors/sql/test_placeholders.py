@@ -70,7 +70,7 @@ def test_a_text_with_the_databases_own_placeholders_is_left_alone(params: list[A
         ("SELECT '; DROP TABLE t", None, "one statement"),
         ("", None, "no statement"),
         (" -- nothing\n/* at all */ ;", None, "no statement"),
-        ("SELECT :a, :c", {"a": 1}, "no value in params for :c"),
+        ("SELECT :a, :c", {"a": 1}, "params has no value for :c"),
         ("SELECT :a", {"a": 1, "z": 2}, "params has 'z'"),
     ],
 )

@@ -35,7 +35,7 @@ from tandem_shared.settings import Settings
 from tandem_shared.version import tandem_version
 from tandem_worker.connectors.http import guard
 from tandem_worker.connectors.http.breaker import Breaker
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent, TaskError
 
 PER_HOST = 100  # connections to one host and port
 CONNECTIONS = 1000  # in all
@@ -153,7 +153,7 @@ class HttpClient:
                 taken(len(chunk))
             if len(data) > limit:
                 message = f"the response of {shown(response.url)} has more than {limit} bytes"
-                raise TaskError("too_large", message, retryable=False)
+                raise Permanent("too_large", message)
         return bytes(data)
 
     async def _follow(
@@ -167,10 +167,8 @@ class HttpClient:
                 return response
             response.release()
             hop = following
-        raise TaskError(
-            "redirect_refused",
-            f"{shown(first.url)} redirects more than {redirects} times",
-            retryable=False,
+        raise Permanent(
+            "redirect_refused", f"{shown(first.url)} redirects more than {redirects} times"
         )
 
     async def _send(self, hop: "_Hop", repeatable: bool) -> aiohttp.ClientResponse:
@@ -198,8 +196,8 @@ class HttpClient:
                 passed.failed()
             raise fault from error
         except UnicodeError as error:  # of a host that IDNA refuses: empty or over-long labels
-            raise TaskError(
-                "invalid_url", f"{shown(hop.url)} has no host name that can be", retryable=False
+            raise Permanent(
+                "invalid_url", f"{shown(hop.url)} has no host name that can be"
             ) from error
         finally:
             _dial.reset(token)
@@ -271,7 +269,7 @@ def _target(url: str | URL, params: Params | None) -> URL:
     except (ValueError, TypeError):
         target, problem = URL(), "this is no URL"
     if problem is not None:
-        raise TaskError("invalid_url", problem, retryable=False)
+        raise Permanent("invalid_url", problem)
     return target.with_fragment(None)
 
 
@@ -315,9 +313,7 @@ def _redirect(hop: _Hop, response: aiohttp.ClientResponse) -> _Hop | None:
     except ValueError:
         problem = "it leads to no URL"
     if problem is not None:
-        raise TaskError(
-            "redirect_refused", f"{shown(hop.url)} redirects, but {problem}", retryable=False
-        )
+        raise Permanent("redirect_refused", f"{shown(hop.url)} redirects, but {problem}")
     method, headers, body = hop.method, CIMultiDict(hop.headers), hop.body
     to_get = (response.status == 303 and method != "HEAD") or (
         response.status in (301, 302) and method == "POST"
@@ -342,7 +338,7 @@ def failure(error: Exception, url: URL, dial: _Dial | None, repeatable: bool) ->
         # one of it.
         if _name(url).replace(".", "").isdigit():
             return refused(url)
-        return TaskError("invalid_url", f"{where} cannot be called", retryable=False)
+        return Permanent("invalid_url", f"{where} cannot be called")
     if isinstance(error, aiohttp.ClientConnectorDNSError) and f".{_name(url)}".endswith(
         ".localhost"
     ):
@@ -350,7 +346,7 @@ def failure(error: Exception, url: URL, dial: _Dial | None, repeatable: bool) ->
             url
         )  # RFC 6761, 6.3: it is this machine, whether or not the name servers know it
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return TaskError("tls_failed", f"the certificate of {where} does not hold", retryable=False)
+        return Permanent("tls_failed", f"the certificate of {where} does not hold")
     if isinstance(error, aiohttp.ClientResponseError):
         return TaskError("bad_response", f"{where} did not answer in HTTP", repeatable)
     return TaskError("connection_failed", f"no response from {where}: {_reason(error)}", repeatable)
@@ -373,8 +369,7 @@ def _reason(error: Exception) -> str:
 
 
 def refused(url: URL) -> TaskError:
-    return TaskError(
+    return Permanent(
         "address_refused",
         f"{url.host} is at no address that this worker may call; its operator can allow one (TANDEM_HTTP_ALLOW)",
-        retryable=False,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from bson import Code, DBRef, Regex
 
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent
 
 MAX_PATTERN_CHARS = 1024  # of a regular expression
 MAX_STAGES = 200  # of a pipeline, including those inside other stages
@@ -61,7 +61,7 @@ def check_collection(name: str) -> None:
     reserved = name.startswith("system.") or name == "tandem_applied"
     if reserved or not name or "$" in name or "\0" in name:
         message = f"tasks may not use the collection {name[:100]!r}"
-        raise TaskError("forbidden_collection", message, retryable=False)
+        raise Permanent("forbidden_collection", message)
 
 
 def check_filter(filter: Any) -> None:
@@ -210,5 +210,5 @@ def _object(value: Any, place: str) -> Mapping[str, Any]:
     return value
 
 
-def _refused(place: str, why: str) -> TaskError:
-    return TaskError("forbidden_operator", f"{place[:200]} {why}", retryable=False)
+def _refused(place: str, why: str) -> Permanent:
+    return Permanent("forbidden_operator", f"{place[:200]} {why}")

@@ -44,7 +44,7 @@ from pymongo.write_concern import WriteConcern
 from tandem_worker.connectors.mongo.allowlist import check_collection
 from tandem_worker.connectors.mongo.errors import late, no_answer, task_error
 from tandem_worker.connectors.mongo.extended_json import DECODING
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent, TaskError
 
 CURSOR_BATCH = 500  # documents per reply; the server ends a reply at 16 MiB
 APPLIED = "tandem_applied"  # jobs whose work has begun or is done: {_id: job id, at, result}
@@ -109,10 +109,10 @@ class MongoConnection:
         chosen = name or self._database
         if chosen is None:
             message = f"the connection {self.name!r} has no default database: give one"
-            raise TaskError("forbidden_database", message, retryable=False)
+            raise Permanent("forbidden_database", message)
         if chosen in _SYSTEM_DATABASES:
             message = f"the database {chosen!r} is MongoDB's own and cannot be used"
-            raise TaskError("forbidden_database", message, retryable=False)
+            raise Permanent("forbidden_database", message)
         return (await self._open()).get_database(chosen, codec_options=DECODING)
 
     @asynccontextmanager

@@ -14,7 +14,7 @@ from pymongo.uri_parser import parse_uri
 from tandem_shared.errors import Misconfigured
 from tandem_shared.settings import Settings
 from tandem_worker.connectors.mongo.connection import SERVER_TIMEOUT_SECONDS, MongoConnection
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent
 
 
 class MongoConnections:
@@ -28,7 +28,7 @@ class MongoConnections:
         connection = self._connections.get(name.lower())
         if connection is None:
             message = f"the worker's settings have no MongoDB connection {name!r}"
-            raise TaskError("unknown_connection", message, retryable=False)
+            raise Permanent("unknown_connection", message)
         return connection
 
 

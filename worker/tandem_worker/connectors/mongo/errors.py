@@ -12,7 +12,7 @@ from pymongo.errors import (
     WaitQueueTimeoutError,
 )
 
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent, TaskError
 
 _AUTHENTICATION_FAILED = 18
 # Server codes after which the same command may succeed: elections, shutdowns, lost hosts,
@@ -32,7 +32,7 @@ def task_error(error: Exception, connection: str) -> TaskError:
     match error:
         case BSONError() | OverflowError() | DocumentTooLarge():
             message = f"a document cannot be stored: {error}"
-            return TaskError("invalid_document", message, retryable=False)
+            return Permanent("invalid_document", message)
         case ExecutionTimeout() | NetworkTimeout():
             return late()
         case WaitQueueTimeoutError():
@@ -43,19 +43,19 @@ def task_error(error: Exception, connection: str) -> TaskError:
             return no_answer(connection)
         case ConfigurationError():
             message = f"the server does not support the settings of {connection!r}"
-            return TaskError("mongo_connection", message, retryable=False)
+            return Permanent("mongo_connection", message)
         case OperationFailure():
             return _operation_failed(error, connection)
-    return TaskError("mongo_error", f"the driver failed: {type(error).__name__}", retryable=False)
+    return Permanent("mongo_error", f"the driver failed: {type(error).__name__}")
 
 
 def _operation_failed(error: OperationFailure, connection: str) -> TaskError:
     if error.code == _AUTHENTICATION_FAILED:
         message = f"the server rejects the user in the settings of {connection!r}"
-        return TaskError("mongo_connection", message, retryable=False)
+        return Permanent("mongo_connection", message)
     message = _server_message(error)
     if isinstance(error, DuplicateKeyError):
-        return TaskError("duplicate_key", message, retryable=False)
+        return Permanent("duplicate_key", message)
     transient = error.code in _TRANSIENT_CODES or any(map(error.has_error_label, _TRANSIENT_LABELS))
     return TaskError("mongo_error", message, retryable=transient)
 

@@ -16,7 +16,7 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError, InvalidId
 from bson.json_util import JSONMode, JSONOptions
 
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent
 
 Form = Literal["relaxed", "canonical"]
 
@@ -96,6 +96,6 @@ def derived_id(job: str, index: int) -> ObjectId:
     return ObjectId(digest[:9] + (index & 0xFFFFFF).to_bytes(3, "big"))
 
 
-def invalid(place: str, why: str) -> TaskError:
+def invalid(place: str, why: str) -> Permanent:
     """The error for a document, or for a part of one."""
-    return TaskError("invalid_document", f"{place[:200]} {why[:500]}", retryable=False)
+    return Permanent("invalid_document", f"{place[:200]} {why[:500]}")

@@ -1,9 +1,8 @@
-"""PostgreSQL's COPY TO STDOUT: a query's rows as CSV, as the server writes them.
+"""PostgreSQL's COPY TO STDOUT: a query's rows as CSV, written by the server.
 
-COPY knows no parameters and goes through the simple protocol, which takes several statements. So
-the values are set, bound, as settings of the transaction, and the text has
-`current_setting('tandem.p1')::int4` in their places; and the server itself has to read the whole
-text as one statement before it is sent.
+COPY takes no parameters and uses the simple protocol, which accepts several statements. So the
+values are bound into settings of the transaction, `current_setting('tandem.p1')::int4` replaces
+each placeholder, and the server first has to parse the whole text as one statement.
 """
 
 import asyncio
@@ -11,67 +10,66 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any
 
-from tandem_worker.connectors.sql.placeholders import numbered
+from tandem_worker.connectors.sql.placeholders import replace_numbered
 from tandem_worker.connectors.sql.rows import Column
 
-PIECE = 1 << 20  # bytes
-STOP = 5.0  # seconds, of a COPY that nobody reads any more
+PIECE_BYTES = 1 << 20
+STOP_TIMEOUT_SECONDS = 5.0  # for a COPY that is no longer read
 _OPTIONS = "WITH (FORMAT csv, HEADER true)"
 
-Connection = Any  # asyncpg ships no types
 
-
-class Copied:
-    """The text of a running COPY, in pieces; its first line has the names of the columns."""
+class CopyStream:
+    """The CSV of a running COPY, in pieces; its first line has the columns' names."""
 
     def __init__(
         self,
         columns: list[Column],
         pieces: "asyncio.Queue[bytes | None]",
         copying: "asyncio.Task[str]",
-        explained: Callable[[], AbstractContextManager[None]],
+        task_errors: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.columns = columns
         self.count = 0  # rows so far
-        self._pieces, self._copying, self._explained = pieces, copying, explained
-        self._outside = True  # of a quoted value
+        self._pieces, self._copying, self._task_errors = pieces, copying, task_errors
+        self._in_quotes = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         lines = 0
         while (piece := await self._pieces.get()) is not None:
-            lines += self._ends(piece)
+            lines += self._line_ends(piece)
             self.count = max(0, lines - 1)
             yield piece
-        with self._explained():
+        with self._task_errors():
             status = await self._copying
         self.count = int(status.rpartition(" ")[2])
 
-    def _ends(self, piece: bytes) -> int:
-        """How many lines end in it: line feeds that stand in no quoted value."""
+    def _line_ends(self, piece: bytes) -> int:
+        """The number of line feeds outside quoted values."""
         parts = piece.split(b'"')
-        first = 0 if self._outside else 1
-        self._outside = self._outside == bool(len(parts) % 2)
-        return sum(part.count(b"\n") for part in parts[first::2])
+        outside = parts[1 if self._in_quotes else 0 :: 2]
+        self._in_quotes ^= len(parts) % 2 == 0
+        return sum(part.count(b"\n") for part in outside)
 
 
 @asynccontextmanager
 async def copy_out(
-    connection: Connection,
-    text: str,
+    connection: Any,
+    sql: str,
     arguments: Sequence[Any],
     statement: Any,
-    explained: Callable[[], AbstractContextManager[None]],
-) -> AsyncIterator[Copied]:
-    """COPY what `statement`, prepared from `text`, returns for these arguments, within the transaction that is open."""
-    with explained():
-        query = f"\n{numbered(text, await _settings(connection, arguments, statement))}\n"
+    task_errors: Callable[[], AbstractContextManager[None]],
+) -> AsyncIterator[CopyStream]:
+    """COPY the rows of `statement`, prepared from `sql`, within the open transaction."""
+    with task_errors():
+        texts = await _set_parameters(connection, arguments, statement)
+        query = f"\n{replace_numbered(sql, texts)}\n"
         await connection.prepare(f"COPY ({query}) TO STDOUT {_OPTIONS}")
     pieces: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=2)
     waiting = bytearray()
 
     async def put(data: bytes) -> None:
         waiting.extend(data)
-        if len(waiting) >= PIECE:
+        if len(waiting) >= PIECE_BYTES:
             await pieces.put(bytes(waiting))
             waiting.clear()
 
@@ -88,29 +86,27 @@ async def copy_out(
         return status
 
     copying = asyncio.create_task(copy())
-    columns = [Column(one.name, one.type.name) for one in statement.get_attributes()]
+    columns = [Column(column.name, column.type.name) for column in statement.get_attributes()]
     try:
-        yield Copied(columns, pieces, copying, explained)
+        yield CopyStream(columns, pieces, copying, task_errors)
     finally:
         copying.cancel()
-        await asyncio.wait({copying}, timeout=STOP)
+        await asyncio.wait({copying}, timeout=STOP_TIMEOUT_SECONDS)
         if copying.done() and not copying.cancelled():
-            copying.exception()  # has been raised where the text was read, or nobody reads any more
+            copying.exception()  # mark it as retrieved: the reader got it, or has left
 
 
-async def _settings(connection: Connection, arguments: Sequence[Any], statement: Any) -> list[str]:
-    """What stands in the text for each parameter; its value is then in a setting of the transaction."""
-    found = []
+async def _set_parameters(connection: Any, arguments: Sequence[Any], statement: Any) -> list[str]:
+    """Bind the values to settings of the transaction; returns the SQL that reads each of them."""
+    texts = []
     for number, (value, type_) in enumerate(
         zip(arguments, statement.get_parameters(), strict=True), 1
     ):
         name = await connection.fetchval("SELECT format_type($1::oid, NULL)", type_.oid)
         if value is None:
-            found.append(f"(NULL::{name})")
+            texts.append(f"(NULL::{name})")
             continue
-        await connection.execute(
-            f"SELECT set_config('tandem.p{number}', ($1::{name})::text, true)",
-            value,
-        )
-        found.append(f"(current_setting('tandem.p{number}')::{name})")
-    return found
+        setting = f"tandem.p{number}"
+        await connection.execute(f"SELECT set_config('{setting}', ($1::{name})::text, true)", value)
+        texts.append(f"(current_setting('{setting}')::{name})")
+    return texts

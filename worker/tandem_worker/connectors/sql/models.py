@@ -1,7 +1,7 @@
-"""Tortoise models for tasks of one's own: a connection's URL names their module, `models=shop`.
+"""Tortoise models for your own tasks: a connection's URL names their module, `models=shop`.
 
-All such modules share one context of Tortoise, opened when first used; inside of `async with
-job.models():` their models work on the connections that name them, read-only unless the URL says
+All such modules share one Tortoise context, which is opened when first used. Inside `async with
+job.models():` each model uses the connection that names its module, read-only unless the URL has
 `mode=rw`.
 """
 
@@ -15,11 +15,11 @@ from tortoise.context import TortoiseContext, _current_context
 from tortoise.models import Model
 
 from tandem_shared.errors import Misconfigured
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent
 
 
 class Models:
-    """The models of one worker. `connections` has each one's `engine` and `credentials`, `modules` its module."""
+    """The models of one worker: Tortoise's configuration and the module, by connection."""
 
     def __init__(
         self, connections: Mapping[str, Mapping[str, Any]], modules: Mapping[str, str]
@@ -36,20 +36,17 @@ class Models:
 
     @asynccontextmanager
     async def __call__(self) -> AsyncIterator[None]:
-        """Inside of the block, and in the tasks it starts, the models are at work."""
+        """Make the models usable inside the block and in the asyncio tasks it starts."""
         if not self._config["apps"]:
-            raise TaskError(
-                "unknown_connection",
-                "no SQL connection of this worker names models",
-                retryable=False,
-            )
+            message = "no SQL connection in the worker's settings names models (models=…)"
+            raise Permanent("unknown_connection", message)
         async with self._opening:
             if self._context is None:
                 context = TortoiseContext()
-                with context:  # the models look for it while they are prepared
+                with context:  # models look it up during init
                     await context.init(config=self._config)
                 self._context = context
-        # The context's own `with` is for one user at a time, and here are many jobs.
+        # The context's own `with` supports one user at a time; many jobs share it here.
         token = _current_context.set(self._context)
         try:
             yield
@@ -63,7 +60,7 @@ class Models:
 
 
 def check_modules(modules: Mapping[str, str]) -> None:
-    """Raises Misconfigured for a module that cannot be imported, has no model, or is named by two connections."""
+    """Raises Misconfigured if a module cannot be imported, has no model, or belongs to two connections."""
     owners: dict[str, str] = {}
     for name, module in modules.items():
         setting = f"TANDEM_SQL__{name.upper()}: models={module}"
@@ -74,10 +71,10 @@ def check_modules(modules: Mapping[str, str]) -> None:
                 f"{setting}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
             ) from error
         if not any(
-            isinstance(one, type) and issubclass(one, Model) and one is not Model for one in found
+            isinstance(value, type) and issubclass(value, Model) and value is not Model
+            for value in found
         ):
-            raise Misconfigured(f"{setting}: it defines no Tortoise model")
+            raise Misconfigured(f"{setting}: the module defines no Tortoise model")
         if owners.setdefault(module, name) != name:
-            raise Misconfigured(
-                f"{setting}: the models are those of the connection {owners[module]!r} already"
-            )
+            other = owners[module]
+            raise Misconfigured(f"{setting}: the connection {other!r} already names this module")

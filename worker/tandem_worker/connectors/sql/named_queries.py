@@ -5,8 +5,8 @@
     sql = "SELECT * FROM sales WHERE city = :city AND day >= :since"
     params = { city = "text", since = "date" }
 
-A job gives the name and the params, all of them, and each of its type: text, integer, number,
-boolean, date or datetime (both as ISO 8601 texts), uuid, json (anything); null is of every type.
+A job gives the name and all params. Their types are text, integer, number, boolean, date and
+datetime (ISO 8601 texts), uuid, and json (any value); null is valid for every type.
 """
 
 import tomllib
@@ -21,36 +21,36 @@ import msgspec
 
 from tandem_shared.errors import Misconfigured
 from tandem_worker.connectors.sql.placeholders import bind
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent, TaskError
 
 _SETTING = "TANDEM_QUERIES"
 
 
 class NamedQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One declared query; `params` has the type of each `:name` in its text."""
+    """One declared query; `params` holds the type of each `:name` in its SQL."""
 
     connection: str
     sql: str
     params: dict[str, str] = {}
 
     def check(self, params: Any) -> dict[str, Any]:
-        """The params as the database takes them. Raises TaskError `invalid_params`."""
+        """The params as an object. Raises Permanent `invalid_params`."""
         given = {} if params is None else params
         if not isinstance(given, Mapping):
-            raise _invalid("a named query takes params as an object")
+            raise _invalid("the params of a named query are an object")
         for name in given:
             if name not in self.params:
-                raise _invalid(f"this query has no parameter {name!r}")
+                raise _invalid(f"the query has no parameter {name!r}")
         for name, type in self.params.items():
             if name not in given:
                 raise _invalid(f"the parameter {name!r} is missing")
-            if not _is(given[name], type):
-                raise _invalid(f"the parameter {name!r} is no {type}")
+            if given[name] is not None and not _TYPES[type](given[name]):
+                raise _invalid(f"the parameter {name!r} is not of type {type}")
         return dict(given)
 
 
 def load_queries(path: str, connections: Collection[str]) -> dict[str, NamedQuery]:
-    """The queries of the file, by name; none for an empty path. Raises Misconfigured, with what is wrong where."""
+    """The queries in the file, by name; empty for an empty path. Raises Misconfigured."""
     if not path:
         return {}
     try:
@@ -63,11 +63,11 @@ def load_queries(path: str, connections: Collection[str]) -> dict[str, NamedQuer
     for name, query in declared.items():
         where = f"{_SETTING}: {path}: queries.{name}"
         if query.connection.lower() not in connections:
-            raise Misconfigured(f"{where}: there is no connection {query.connection!r}")
+            raise Misconfigured(f"{where}: the settings have no connection {query.connection!r}")
         unknown = next((type for type in query.params.values() if type not in _TYPES), None)
         if unknown is not None:
             raise Misconfigured(
-                f"{where}: {unknown!r} is no type of a parameter: {', '.join(_TYPES)} are"
+                f"{where}: {unknown!r} is not a parameter type; use {', '.join(_TYPES)}"
             )
         try:
             bind(query.sql, dict.fromkeys(query.params), "postgresql")
@@ -80,7 +80,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     queries: dict[str, NamedQuery]
 
 
-def _parsed(parse: Callable[[str], Any]) -> Callable[[Any], bool]:
+def _parses(parse: Callable[[str], Any]) -> Callable[[Any], bool]:
     def fits(value: Any) -> bool:
         try:
             parse(value)
@@ -98,16 +98,12 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
         isinstance(value, int | float | Decimal) and not isinstance(value, bool)
     ),
     "boolean": lambda value: isinstance(value, bool),
-    "date": _parsed(date.fromisoformat),
-    "datetime": _parsed(datetime.fromisoformat),
-    "uuid": _parsed(UUID),
+    "date": _parses(date.fromisoformat),
+    "datetime": _parses(datetime.fromisoformat),
+    "uuid": _parses(UUID),
     "json": lambda _: True,
 }
 
 
-def _is(value: Any, type: str) -> bool:
-    return value is None or _TYPES[type](value)
-
-
-def _invalid(what: str) -> TaskError:
-    return TaskError("invalid_params", what, retryable=False)
+def _invalid(message: str) -> Permanent:
+    return Permanent("invalid_params", message)

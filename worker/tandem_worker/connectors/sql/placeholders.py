@@ -1,14 +1,14 @@
-"""Reading SQL just far enough: where its placeholders are, and whether it is one statement.
+"""Just enough SQL parsing to find the placeholders, and to tell whether a text is one statement.
 
-Quotes, quoted names, dollar quotes and comments are passed over as PostgreSQL and SQLite read them.
-Values are never written into the text: a misread text is one that the database refuses.
+Quotes, quoted names, dollar quotes and comments are skipped as PostgreSQL and SQLite read them.
+Values are never written into the text, so the worst result of a misreading is an error.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent
 
 Dialect = Literal["postgresql", "sqlite"]
 
@@ -16,7 +16,7 @@ _SPACE = r"(?P<space>\s+|--[^\n]*)"
 _COMMENT = r"(?P<comment>/\*)"
 _QUOTED = r"""'(?:[^']|'')*'|"(?:[^"]|"")*\""""
 _WORD = r"[^\W\d][\w$]*"
-# `a[1:n]`, `x::text` and `:=` have colons too: a placeholder's stands after a space or an operator.
+# `a[1:n]`, `x::text` and `:=` have colons, too: a placeholder's follows a space or an operator.
 _NAMED = r"(?<![\w\])\"':]):(?P<named>[^\W\d]\w*)"
 _REST = r"(?P<end>;)|::|."
 _NUMBER = r"\$(?P<number>[0-9]+)"
@@ -37,15 +37,16 @@ _IN_COMMENT = re.compile(r"/\*|\*/")
 def bind(
     sql: str, params: Sequence[Any] | Mapping[str, Any] | None, dialect: Dialect
 ) -> tuple[str, list[Any]]:
-    """The text as the database takes it, with the values in its order.
+    """The SQL for the database, and the values in the order of its placeholders.
 
-    Values in a list belong to the database's own placeholders (`$1`, `?`) and leave the text as it
-    is; in an object they belong to `:name`. Raises TaskError `sql_error` for several statements,
-    none, a name without a value or a value without its name.
+    A list has the values of the database's own placeholders (`$1`, `?`), and the text stays as it
+    is; an object has those of `:name`. Raises Permanent `sql_error` unless the text is one
+    statement and has exactly the names of the object.
     """
     parts: list[str] = []
     order: dict[str, int] = {}
     named = isinstance(params, Mapping)
+    mark = "$" if dialect == "postgresql" else "?"
     ended = found = False
     done = 0
     for match in _significant(sql, dialect):
@@ -53,31 +54,29 @@ def bind(
             ended = True
             continue
         if ended:
-            raise _wrong("one statement in each call, this is more")
+            raise Permanent("sql_error", "the text has more than one statement")
         found = True
         name = match["named"]
         if name is not None and named:
             number = order.setdefault(name, len(order) + 1)
-            parts += [
-                sql[done : match.start()],
-                f"{'$' if dialect == 'postgresql' else '?'}{number}",
-            ]
+            parts += [sql[done : match.start()], f"{mark}{number}"]
             done = match.end()
     if not found:
-        raise _wrong("there is no statement in it")
+        raise Permanent("sql_error", "the text has no statement")
     if not isinstance(params, Mapping):
         return sql, list(params or ())
     missing = [name for name in order if name not in params]
     unused = [name for name in params if name not in order]
     if missing:
-        raise _wrong(f"no value in params for :{missing[0]}")
+        raise Permanent("sql_error", f"params has no value for :{missing[0]}")
     if unused:
-        raise _wrong(f"params has {unused[0]!r}, but the statement has no :{unused[0]}")
+        message = f"params has {unused[0]!r}, but the statement has no :{unused[0]}"
+        raise Permanent("sql_error", message)
     return "".join([*parts, sql[done:]]), [params[name] for name in order]
 
 
-def numbered(sql: str, texts: Sequence[str]) -> str:
-    """One statement of PostgreSQL, without what ends it, with `texts[0]` in place of `$1` and so on."""
+def replace_numbered(sql: str, texts: Sequence[str]) -> str:
+    """The PostgreSQL statement without its semicolon, with `texts[0]` in place of `$1` and so on."""
     parts: list[str] = []
     done = 0
     for match in _significant(sql, "postgresql"):
@@ -90,12 +89,12 @@ def numbered(sql: str, texts: Sequence[str]) -> str:
 
 
 def first_word(sql: str, dialect: Dialect) -> str:
-    """The statement's first token in lower case: its command, for what begins with one."""
+    """The statement's first token in lower case, usually its command."""
     return next((match[0].lower() for match in _significant(sql, dialect)), "")
 
 
 def _significant(sql: str, dialect: Dialect) -> Iterator[re.Match[str]]:
-    """The tokens that are neither space nor comment."""
+    """The tokens that are neither spaces nor comments."""
     position = 0
     tokens = _TOKENS[dialect]
     while match := tokens.match(sql, position):
@@ -115,7 +114,3 @@ def _after_comment(sql: str, position: int, *, nested: bool) -> int:
         elif nested:
             depth += 1
     return position if depth == 0 else len(sql)
-
-
-def _wrong(what: str) -> TaskError:
-    return TaskError("sql_error", what, retryable=False)

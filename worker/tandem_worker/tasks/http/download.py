@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 
 from tandem_shared.files.names import name_problem
 from tandem_worker.connectors.http.client import failure, shown
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent, TaskError
 from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
@@ -154,7 +154,7 @@ class Download:
             message = (
                 f"{shown(self.response.url)} has {self.total} bytes, max_bytes is {self._limit}"
             )
-            raise TaskError("too_large", message, retryable=False)
+            raise Permanent("too_large", message)
 
     def _continues(self) -> bool:
         """Whether the response in hand goes on where the last one broke off. Raises TaskError for one that lies."""

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from tandem_shared.errors import TandemError
 from tandem_shared.times import DURATION_SCHEMA, Seconds
 from tandem_worker.encoding import encode
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent, TaskError
 from tandem_worker.failures import Fault, fault
 from tandem_worker.jobs.job import Job
 from tandem_worker.jobs.reports import item_body
@@ -124,9 +124,7 @@ async def gather(job: Job, payload: HttpGather) -> HttpGathered:
             except (TaskError, TandemError) as error:
                 what = fault(error)
                 if bodies.full or payload.on_error == "fail":
-                    raise TaskError(
-                        what.type, f"request {index}: {what.message}", retryable=False
-                    ) from error
+                    raise Permanent(what.type, f"request {index}: {what.message}") from error
                 item = encode({"ok": False, "index": index, "error": _problem(what)})
             results.take(len(item))
             landed[index] = item
@@ -206,7 +204,7 @@ async def race(job: Job, payload: HttpRace) -> HttpRaced:
     shown = "; ".join(
         f"request {index}: {failures[index].message}" for index in sorted(failures)[:MESSAGES]
     )
-    raise TaskError("all_failed", f"none of {total} requests succeeded: {shown}", retryable=False)
+    raise Permanent("all_failed", f"none of {total} requests succeeded: {shown}")
 
 
 # ------------------------------------------------------------------------------------------ webhook

@@ -17,7 +17,7 @@ from yarl import URL
 
 from tandem_shared.files.names import OCTET_STREAM
 from tandem_worker.connectors.http.client import MAX_BYTES, SAFE, Body, shown, unusable
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent, TaskError
 from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
@@ -221,10 +221,8 @@ class Room:
     def take(self, size: int) -> None:
         self._left -= size
         if self.full:
-            raise TaskError(
-                "too_large",
-                f"{self._what} have more than {TOGETHER >> 20} MiB together",
-                retryable=False,
+            raise Permanent(
+                "too_large", f"{self._what} have more than {TOGETHER >> 20} MiB together"
             )
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tandem_worker.connectors.mongo import allowlist
 from tandem_worker.connectors.mongo.connection import CollectionRef
 from tandem_worker.connectors.mongo.extended_json import Form, invalid, to_bson
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent
 from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.job import Job
 
@@ -89,7 +89,7 @@ def find_documents(
     for name, direction in sort.items():
         if isinstance(direction, dict) and direction != {"$meta": "textScore"}:
             message = f"sort/{name[:100]} must be 1, -1 or {{$meta: textScore}}"
-            raise TaskError("forbidden_operator", message, retryable=False)
+            raise Permanent("forbidden_operator", message)
     return job.mongo(payload.connection).find(
         collection_ref(job, payload),
         filter,

@@ -7,7 +7,7 @@ from typing_extensions import TypedDict
 
 from tandem_worker.connectors.mongo import allowlist
 from tandem_worker.connectors.mongo.extended_json import to_bson
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
 from tandem_worker.tasks.mongo.inserts import Inserts, NumberedDocument
@@ -97,7 +97,7 @@ async def insert(job: Job, payload: MongoInsert) -> MongoInserted:
             f" documents/{first.position}: {first.reason}"
         )
         type = "duplicate_key" if first.duplicate else "mongo_error"
-        raise TaskError(type, message, retryable=False)
+        raise Permanent(type, message)
     return {"inserted": inserts.inserted}
 
 

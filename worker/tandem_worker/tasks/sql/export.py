@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from tandem_worker.archives.compression import Compression, Deflating
 from tandem_worker.connectors.sql.rows import Column, Row, plain, to_json, too_many
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent
 from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
@@ -183,10 +183,10 @@ def _as_task_errors() -> Iterator[None]:
     try:
         yield
     except UnicodeError:
-        raise TaskError("sql_error", "a value is not valid Unicode text", retryable=False) from None
+        raise Permanent("sql_error", "a value is not valid Unicode text") from None
     except TypeMismatch as error:
         message = (
             f"the column {error.name!r} is {error.type} in Parquet, which cannot hold one of its"
             " values: cast it to text in the statement"
         )
-        raise TaskError("sql_error", message, retryable=False) from None
+        raise Permanent("sql_error", message) from None

@@ -17,7 +17,7 @@ from tandem_worker.connectors.sql.apply_once import apply_once
 from tandem_worker.connectors.sql.bulk_load import Loader, RowsRefused
 from tandem_worker.connectors.sql.connections import Transaction
 from tandem_worker.connectors.sql.rows import plain
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent
 from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
@@ -114,7 +114,7 @@ async def import_(job: Job, payload: SqlImport) -> SqlImported:
     format = payload.format or format_of(source)
     if format is None or format == "json":
         message = "the file's name and content type do not say csv, ndjson or parquet: set `format`"
-        raise TaskError("unknown_format", message, retryable=False)
+        raise Permanent("unknown_format", message)
     running = _Import(job, payload, source, format)
     applied = await apply_once(
         job.sql(payload.connection), job.id, "sql.import", running.run, timeout=call_timeout(job)
@@ -153,7 +153,7 @@ class _Import:
         chosen = payload.columns or table.columns
         missing = next((name for name in [*chosen, *key] if name not in table.columns), None)
         if missing is not None:
-            raise TaskError("invalid_file", f"the file has no column {missing!r}", retryable=False)
+            raise Permanent("invalid_file", f"the file has no column {missing!r}")
         loader = await transaction.loader(payload.table, chosen, key)
         places = [table.columns.index(name) for name in chosen]
         with tempfile.SpooledTemporaryFile(BAD_ROWS_BYTES) as bad:
@@ -195,7 +195,7 @@ class _Import:
         self._bad += 1
         if self._bad > self._payload.max_bad:
             more = f" ({self._bad - 1} more before it)" if self._bad > 1 else ""
-            raise TaskError("bad_rows", f"line {row.line}: {reason}{more}", retryable=False)
+            raise Permanent("bad_rows", f"line {row.line}: {reason}{more}")
         entry = {"line": row.line, "reason": reason, "row": plain(value)}
         bad.write(msgspec.json.encode(entry, enc_hook=str) + b"\n")
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from tandem_worker.connectors.sql.rows import to_json, too_many
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Permanent
 from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
@@ -74,7 +74,7 @@ async def query(job: Job, payload: SqlQuery) -> SqlResult:
                 size += len(bytes(item))
                 if max_bytes is not None and size > max_bytes:
                     message = f"the rows of the result have more than {max_bytes} bytes"
-                    raise TaskError("too_large", message, retryable=False)
+                    raise Permanent("too_large", message)
                 if payload.as_ == "output":
                     await job.emit(item)
                 else:

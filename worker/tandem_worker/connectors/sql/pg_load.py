@@ -1,0 +1,156 @@
+"""Rows into a PostgreSQL table by COPY FROM."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from types import NoneType
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from tandem_worker.connectors.sql.bulk_load import (
+    RowsRefused,
+    by_column,
+    check_columns,
+    column_list,
+    each,
+    on_conflict,
+    quoted,
+)
+from tandem_worker.connectors.sql.pg_literals import Types, literal
+from tandem_worker.connectors.sql.pg_types import unwrapped
+from tandem_worker.errors import TaskError
+
+_STAGING = "pg_temp.tandem_staging"
+_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+_ESCAPED = "\\\n\r\0"
+_PARSED = frozenset({"bytea", "json", "jsonb"})  # types whose texts are not passed on unchanged
+_LINE = re.compile(r"^COPY .*?, line ([0-9]+)", re.MULTILINE)
+_ROW_ERRORS = ("22", "23")  # SQLSTATE classes: data exception, integrity constraint violation
+_COLUMNS = """SELECT attname AS name, atttypid AS oid FROM pg_attribute
+    WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped"""
+
+TaskErrors = Callable[[], AbstractContextManager[None]]  # converts the driver's errors
+
+
+class PostgresLoader:
+    """COPY FROM; for an upsert, into a temporary table first."""
+
+    def __init__(
+        self,
+        connection: Any,
+        task_errors: TaskErrors,
+        table: str,
+        *,
+        columns: Sequence[str],
+        key: Sequence[str],
+        types: Types,
+    ) -> None:
+        self._connection, self._task_errors = connection, task_errors
+        self._table = table
+        self._quoted_table = quoted(table)
+        self._columns, self._key = list(columns), list(key)
+        self._types = types
+        self._oids: list[int] = []
+
+    async def begin(self) -> None:
+        """Check table and columns, and create what an upsert needs. Raises TaskError."""
+        with self._task_errors():
+            found = await self._connection.fetch(_COLUMNS, self._quoted_table)
+        oids = {record["name"]: record["oid"] for record in found}
+        check_columns(self._table, oids, [*self._columns, *self._key])
+        self._oids = [oids[name] for name in self._columns]
+        with self._task_errors():
+            await self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+            if self._key:
+                await self._connection.execute(
+                    f"CREATE TEMP TABLE tandem_staging ON COMMIT DROP AS"  # noqa: S608 - names are quoted
+                    f' SELECT 0::bigint AS "tandem number", {column_list(self._columns)}'
+                    f" FROM {self._quoted_table} WITH NO DATA"
+                )
+
+    async def load(self, columns: Sequence[Sequence[Any]]) -> None:
+        data = await asyncio.to_thread(self._encode, columns)
+        try:
+            with self._task_errors():
+                async with self._connection.transaction():
+                    await self._copy(data)
+        except TaskError as error:
+            cause = error.__cause__
+            if not isinstance(cause, asyncpg.PostgresError):
+                raise
+            if not (cause.sqlstate or "").startswith(_ROW_ERRORS):
+                raise
+            line = _LINE.search(getattr(cause, "context", None) or "")
+            raise RowsRefused(str(cause.args[0]), int(line[1]) - 1 if line else None) from None
+
+    async def _copy(self, data: bytes) -> None:
+        connection = self._connection
+        if not self._key:
+            schema, _, table = self._table.rpartition(".")
+            await connection.copy_to_table(
+                table,
+                schema_name=schema or None,
+                columns=self._columns,
+                source=_once(data),
+            )
+            return
+        columns, key = column_list(self._columns), column_list(self._key)
+        await connection.copy_to_table(
+            "tandem_staging",
+            schema_name="pg_temp",
+            columns=["tandem number", *self._columns],
+            source=_once(data),
+        )
+        # PostgreSQL does not update a row twice in one statement: keep each key's last row.
+        await connection.execute(
+            f"INSERT INTO {self._quoted_table} ({columns}) SELECT {columns}"  # noqa: S608 - names are quoted
+            f" FROM (SELECT DISTINCT ON ({key}) * FROM {_STAGING}"
+            f' ORDER BY {key}, "tandem number" DESC) AS rows ORDER BY "tandem number"'
+            f" {on_conflict(self._columns, self._key)}"
+        )
+        await connection.execute(f"TRUNCATE {_STAGING}")
+
+    def _encode(self, columns: Sequence[Sequence[Any]]) -> bytes:
+        cells = by_column(columns, self._oids, partial(_cells, types=self._types))
+        if self._key:
+            cells.insert(0, [str(number) for number in range(len(columns[0]))])
+        return ("\n".join(map("\t".join, zip(*cells, strict=True))) + "\n").encode()
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+def _cells(values: Sequence[Any], oid: int, *, types: Types) -> list[str]:
+    """A column in COPY's text format."""
+    if unwrapped(types, oid).name in _PARSED or not set(map(type, values)) <= {str, NoneType}:
+        values = each(values, lambda value: None if value is None else _text(value, oid, types))
+    # Most columns have nothing to escape; testing all of their texts at once is fast.
+    texts = [value for value in values if value is not None]
+    joined = "\t".join(texts)
+    if joined.count("\t") == len(texts) - 1 and not any(mark in joined for mark in _ESCAPED):
+        return ["\\N" if value is None else value for value in values]
+    return each(values, _escaped)
+
+
+def _escaped(text: str | None) -> str:
+    if text is None:
+        return "\\N"
+    if "\0" in text:
+        raise ValueError("the text has a NUL character")
+    return text.translate(_ESCAPES)
+
+
+def _text(value: Any, oid: int, types: Types) -> str:
+    """The value as the server reads it; a string for a JSON column may be JSON already."""
+    if isinstance(value, str) and unwrapped(types, oid).name in ("json", "jsonb"):
+        try:
+            msgspec.json.decode(value)
+        except (msgspec.DecodeError, RecursionError):
+            return msgspec.json.encode(value).decode()
+        return value
+    return literal(value, oid, types)

@@ -1,0 +1,89 @@
+"""Rows into a SQLite table by INSERT."""
+
+import asyncio
+import sqlite3
+from base64 import b64decode
+from collections.abc import Sequence
+from datetime import date, time
+from types import NoneType
+from typing import Any
+
+import msgspec
+
+from tandem_worker.connectors.sql.bulk_load import (
+    RowsRefused,
+    by_column,
+    check_columns,
+    column_list,
+    each,
+    on_conflict,
+    quoted,
+)
+from tandem_worker.connectors.sql.sqlite_client import GuardedClient
+
+_NATIVE = {str, int, float, bool, bytes, NoneType}  # types that SQLite stores as they are
+
+
+class SqliteLoader:
+    """INSERT of many rows."""
+
+    def __init__(
+        self, client: GuardedClient, table: str, columns: Sequence[str], key: Sequence[str]
+    ) -> None:
+        self._client, self._table, self._columns, self._key = client, table, columns, key
+        marks = ", ".join("?" * len(columns))
+        self._insert = (
+            f"INSERT INTO {quoted(table)} ({column_list(columns)}) VALUES ({marks})"  # noqa: S608 - names are quoted
+            f" {on_conflict(columns, key) if key else ''}"
+        )
+        self._types: list[str] = []
+
+    async def begin(self) -> None:
+        """Check table and columns. Raises TaskError."""
+        schema, dot, name = self._table.rpartition(".")
+        prefix = quoted(schema) + dot if dot else ""
+        with self._client.task_errors():
+            found = await self._client.open.execute_fetchall(
+                f"PRAGMA {prefix}table_xinfo({quoted(name)})"
+            )
+        types = {str(row[1]): str(row[2]) for row in found}
+        check_columns(self._table, types, [*self._columns, *self._key])
+        self._types = [types[name] for name in self._columns]
+
+    async def load(self, columns: Sequence[Sequence[Any]]) -> None:
+        rows = await asyncio.to_thread(self._encode, columns)
+        client, connection = self._client, self._client.open
+        with client.task_errors():
+            await connection.execute("SAVEPOINT batch")
+            try:
+                with client.guard():
+                    await connection.executemany(self._insert, rows)
+            except (sqlite3.IntegrityError, sqlite3.DataError, OverflowError) as error:
+                await connection.execute("ROLLBACK TO batch")
+                raise RowsRefused(str(error), None) from None
+            await connection.execute("RELEASE batch")
+
+    def _encode(self, columns: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+        return list(zip(*by_column(columns, self._types, _values), strict=True))
+
+
+def _values(values: Sequence[Any], type_: str) -> Sequence[Any]:
+    """A column's values as SQLite stores them under this declared type. Raises RowsRefused."""
+    kinds, blob = set(map(type, values)), "BLOB" in type_.upper()
+    if kinds <= _NATIVE and not (blob and str in kinds):
+        return values
+    return each(values, lambda value: _value(value, blob=blob))
+
+
+def _value(value: Any, *, blob: bool) -> Any:
+    match value:
+        case str() if blob:
+            return b64decode(value, validate=True)
+        case str() | bool() | int() | float() | bytes() | None:
+            return value
+        case date() | time():
+            return value.isoformat()
+        case dict() | list():
+            return msgspec.json.encode(value).decode()
+        case _:
+            return str(value)
