@@ -8,10 +8,9 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tandem_shared.errors import Misconfigured
 from tandem_shared.redis_url import parse_sentinel_url
@@ -64,12 +63,8 @@ def _url(schemes: str, usage: str, *, optional: bool = False) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _redis_url(url: str) -> str:
-    if parse_sentinel_url(url) is None and urlsplit(url).scheme not in ("redis", "rediss", "unix"):
-        raise ValueError(
-            "not a supported URL; use redis://host:port/db, rediss://…, unix:///path or"
-            " redis+sentinel://…"
-        )
+def _sentinel(url: str) -> str:
+    parse_sentinel_url(url)  # raises ValueError for an invalid redis+sentinel URL
     return url
 
 
@@ -82,20 +77,28 @@ def _networks(items: tuple[str, ...]) -> tuple[str, ...]:
     return items
 
 
-DatabaseURL = Annotated[
+RedisUrl = Annotated[
+    str,
+    _url(
+        "redis rediss unix redis+sentinel",
+        "redis://host:port/db, rediss://…, unix:///path or redis+sentinel://…",
+    ),
+    AfterValidator(_sentinel),
+]
+DatabaseUrl = Annotated[
     str,
     _url(
         "sqlite postgres postgresql asyncpg",
         "sqlite://path, postgres://user:password@host/name, postgresql://… or asyncpg://…",
     ),
 ]
-MongoURL = Annotated[
+MongoUrl = Annotated[
     str, _url("mongodb mongodb+srv", "mongodb://host:port/database or mongodb+srv://…")
 ]
-StoreURL = Annotated[
+StoreUrl = Annotated[
     str, _url("file s3 gs az memory", "file:///path, s3://bucket/prefix, gs://… or az://…")
 ]
-MailURL = Annotated[
+MailUrl = Annotated[
     str, _url("smtp smtps", "smtp://user:password@host:587 or smtps://…", optional=True)
 ]
 QueueNames = Annotated[
@@ -105,7 +108,7 @@ QueueNames = Annotated[
         "{item!r} is not a queue name; use up to 64 letters, digits, '.', '_' and '-'",
     ),
 ]
-APIKeys = Annotated[
+ApiKeys = Annotated[
     Names,
     _each_matches(
         API_KEY,
@@ -134,15 +137,15 @@ class Settings(BaseSettings):
         extra="ignore",
     )
 
-    redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
+    redis_url: RedisUrl = Field(
         "redis://127.0.0.1:6379/0",
         description="Redis or Valkey, 6.2 or newer: redis://, rediss://, unix:// or redis+sentinel://",
     )
-    database_url: DatabaseURL = Field(
+    database_url: DatabaseUrl = Field(
         "sqlite://.tandem/tandem.db",
         description="SQL database of the service itself: sqlite://path or postgres://…",
     )
-    store_url: StoreURL = Field(
+    store_url: StoreUrl = Field(
         "file:///tmp/tandem-files",
         description="file store: file:///path, s3://bucket/prefix, gs://… or az://…",
     )
@@ -154,17 +157,17 @@ class Settings(BaseSettings):
     tasks: Names = Field(
         (), description="modules of your own tasks, which the worker must be able to import"
     )
-    sql: dict[str, DatabaseURL] = Field(
+    sql: dict[str, DatabaseUrl] = Field(
         {}, description="SQL connections that tasks may use: TANDEM_SQL__<NAME>=<URL>"
     )
     queries: str = Field(
         "",
         description="TOML file of the SQL queries that jobs may run by name, see docs/deploying.md",
     )
-    mongo: dict[str, MongoURL] = Field(
+    mongo: dict[str, MongoUrl] = Field(
         {}, description="MongoDB connections that tasks may use: TANDEM_MONGO__<NAME>=<URL>"
     )
-    smtp_url: MailURL = Field(
+    smtp_url: MailUrl = Field(
         "",
         description="mail server: smtp://user:password@host:587 (STARTTLS) or smtps://…,"
         " with ?tls=none&from=a@b.org",
@@ -196,7 +199,7 @@ class Settings(BaseSettings):
         le=65535,
         description="port on which a worker serves /metrics; 0 for none",
     )
-    keys: APIKeys = Field(
+    keys: ApiKeys = Field(
         (),
         description="API keys, tk_<id>_<secret>; required unless the API listens on loopback",
     )
@@ -229,7 +232,7 @@ class Settings(BaseSettings):
     max_backlog: int = Field(
         1_000_000,
         ge=0,
-        description="unfinished jobs per queue, above which new ones are rejected (503); 0: unlimited",
+        description="unfinished jobs per queue before new ones are rejected (503); 0 for no limit",
     )
     max_body: int = Field(
         1 << 20, ge=1024, description="bytes of a job's body, and of each item of a bulk request"
@@ -238,18 +241,6 @@ class Settings(BaseSettings):
     max_output: int = Field(
         10 << 30, ge=1024, description="bytes that a job may stream, over all its attempts"
     )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic-settings' own
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - no .env file is looked for
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - nor a folder of secrets
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # Arguments and the environment: two sources, the first wins.
-        return init_settings, env_settings
 
 
 def is_loopback(host: str) -> bool:

@@ -1,14 +1,15 @@
-"""Whether the file store agrees with the queue and the ledger: files that are nobody's, and files that are missing."""
+"""Checks of the file store: files that belong to nothing, and files that are missing."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 
 from tandem_shared.doctor.findings import Finding
 from tandem_shared.doctor.ledger import LedgerCheck
 from tandem_shared.errors import NotFound
-from tandem_shared.files.names import job_path
+from tandem_shared.files.names import job_folder, job_path
 from tandem_shared.files.store import FileStore
 from tandem_shared.files.uploads import belongs_to_upload
 from tandem_shared.jobs.record import Record
@@ -16,141 +17,126 @@ from tandem_shared.queue.messages import Segment
 from tandem_shared.queue.queue import Queue
 from tandem_shared.streams.segments import segment_path
 
-MIN_AGE_SECONDS = (
-    3600.0  # seconds: what was written since may belong to somebody who has not told yet
-)
-BATCH_JOBS = 200  # jobs that are asked for at once
-MAX_REQUESTS = 8  # objects
-MAX_FINDINGS = 5000  # findings
+MIN_AGE_SECONDS = 3600.0  # younger files may belong to a job or an upload not yet recorded
+BATCH_JOBS = 200
+MAX_CONCURRENT_CALLS = 8  # to the store
+MAX_FINDINGS = 5000
 
-
-class _Object(NamedTuple):
-    path: str
-    size: int
-    word: str  # what it means if it is not there
-    subject: str
+Stored = tuple[Record, Sequence[Segment]]  # a record, and the segments of its output
 
 
 class FilesCheck:
-    """The look at one store; every method raises Unavailable when it, Redis or the ledger does not answer."""
+    """Checks the file store; every method raises Unavailable if a store does not answer."""
 
     def __init__(
-        self, store: FileStore, queue: Queue, ledger: LedgerCheck, *, young: float = MIN_AGE_SECONDS
+        self,
+        store: FileStore,
+        queue: Queue,
+        ledger: LedgerCheck,
+        *,
+        min_age: float = MIN_AGE_SECONDS,
     ) -> None:
-        self._store, self._queue, self._ledger, self._young = store, queue, ledger, young
+        self._store, self._queue, self._ledger, self._min_age = store, queue, ledger, min_age
 
-    async def look(self) -> list[Finding]:
-        """All that seems not to hold, about MOST at most; to be looked at again."""
+    async def find(self) -> list[Finding]:
+        """What seems broken, about MAX_FINDINGS at most."""
         found: list[Finding] = []
-        portion: list[str] = []
-        async for id in self._old_trees():
-            portion.append(id)
-            if len(portion) == BATCH_JOBS:
-                found += await self._unknown(portion)
-                portion = []
-            if len(found) >= MAX_FINDINGS:
-                return found
-        found += await self._unknown(portion)
-        async for stat in self._store.list("uploads"):
-            if stat.modified < time.time() - self._young:
-                found += await self._half(stat.path)
-        async for records in self._queue.integrity.with_stored_files():
-            found += await self._missing(records)
-            if len(found) >= MAX_FINDINGS:
-                break
+        async with aclosing(self._find()) as batches:
+            async for batch in batches:
+                found += batch
+                if len(found) >= MAX_FINDINGS:
+                    break
         return found
 
-    async def _old_trees(self) -> AsyncIterator[str]:
-        # A listing mostly has the objects of one job together; one that comes again is asked for
-        # again.
-        before, last, young = time.time() - self._young, "", False
-        async for stat in self._store.list("jobs"):
-            id = stat.path.split("/")[1]
-            if id != last:
-                if last and not young:
-                    yield last
-                last, young = id, False
-            young = young or stat.modified >= before
-        if last and not young:
-            yield last
+    async def _find(self) -> AsyncGenerator[list[Finding], None]:
+        before = time.time() - self._min_age
+        async for ids in self._old_jobs(before):
+            yield await self._without_job(ids)
+        async for stored in self._store.list("uploads"):
+            if stored.modified < before:
+                yield await self._without_upload(stored.path)
+        async for records in self._queue.integrity.with_stored_files():
+            yield await self._missing(records)
 
-    async def _unknown(self, ids: Sequence[str]) -> list[Finding]:
-        if not ids:
-            return []
-        there = await self._queue.integrity.existing(ids)
-        if rest := [id for id in ids if id not in there]:
-            there |= await self._ledger.knows(rest)
-        return [Finding("files-without-job", id) for id in dict.fromkeys(ids) if id not in there]
+    async def _old_jobs(self, before: float) -> AsyncIterator[list[str]]:
+        """Yield the jobs whose files are all old, in batches; a job may come twice."""
+        newest: dict[str, float] = {}  # file of each job of the batch
+        async for stored in self._store.list("jobs"):
+            id = stored.path.split("/")[1]
+            # Listings mostly have the files of a job together.
+            if len(newest) >= BATCH_JOBS and id not in newest:
+                yield [id for id, modified in newest.items() if modified < before]
+                newest = {}
+            newest[id] = max(newest.get(id, 0.0), stored.modified)
+        yield [id for id, modified in newest.items() if modified < before]
 
-    async def _half(self, path: str) -> list[Finding]:
-        _, id, part = path.split("/", 2) if path.count("/") > 1 else ("", "", "")
-        if (
-            not id
-            or part in ("meta.json", "begun.json")
-            or await belongs_to_upload(self._store, id, part)
+    async def _without_job(self, ids: Sequence[str]) -> list[Finding]:
+        known = await self._queue.integrity.existing(ids) if ids else set[str]()
+        known |= await self._ledger.known([id for id in ids if id not in known])
+        return [Finding("files-without-job", id) for id in ids if id not in known]
+
+    async def _without_upload(self, path: str) -> list[Finding]:
+        id, _, part = path.removeprefix("uploads/").partition("/")
+        if part in ("", "meta.json", "begun.json") or await belongs_to_upload(
+            self._store, id, part
         ):
             return []
         return [Finding("half-upload", path)]
 
-    async def _missing(self, records: Sequence[tuple[Record, Sequence[Segment]]]) -> list[Finding]:
-        wanted: list[_Object] = []
-        for record, segments in records:
-            wanted += [
-                _Object(
-                    segment_path(record.id, one),
-                    one.size,
-                    "output-missing",
-                    f"{record.id}/{one.first}",
-                )
-                for one in segments
-            ]
-            if record.files is not None and record.attempts:
-                began = record.attempts[-1].began
-                wanted += [
-                    _Object(
-                        job_path(record.id, began, one.name),
-                        one.size,
-                        "file-missing",
-                        f"{record.id}/{one.name}",
-                    )
-                    for one in record.produced_files()
-                ]
+    async def _missing(self, records: Sequence[Stored]) -> list[Finding]:
+        expected = [one for stored in records for one in _expected(*stored)]
         found: list[Finding] = []
-        for start in range(0, len(wanted), MAX_REQUESTS):
-            objects = wanted[start : start + MAX_REQUESTS]
-            there = await asyncio.gather(*(self._there(one) for one in objects))
+        for start in range(0, len(expected), MAX_CONCURRENT_CALLS):
+            batch = expected[start : start + MAX_CONCURRENT_CALLS]
+            sizes = await asyncio.gather(*(self._size(path) for path, _, _ in batch))
             found += [
-                Finding(one.word, one.subject)
-                for one, is_there in zip(objects, there, strict=True)
-                if not is_there
+                finding
+                for (_, size, finding), stored in zip(batch, sizes, strict=True)
+                if stored != size
             ]
         return found
 
-    async def _there(self, one: _Object) -> bool:
+    async def _size(self, path: str) -> int | None:
         try:
-            return await self._store.size(one.path) == one.size
+            return await self._store.size(path)
         except NotFound:
-            return False
+            return None
 
-    async def again(self, findings: Iterable[Finding], *, mend: bool = False) -> list[Finding]:
-        """Those that are still there, and mends them if asked to."""
+    async def recheck(self, suspects: Sequence[Finding], *, fix: bool = False) -> list[Finding]:
+        """The suspects that are still broken, fixed if possible and asked for."""
         still: list[Finding] = []
-        for one in findings:
-            id = one.subject.partition("/")[0]
-            if one.word == "files-without-job":
-                if await self._unknown([id]):
-                    if mend:
-                        await self._store.delete_tree(f"jobs/{id}")
-                    still.append(Finding(one.word, id, mended=mend))
-            elif one.word == "half-upload":
-                if await self._half(one.subject):
-                    if mend:
-                        await self._store.delete(one.subject)
-                    still.append(Finding(one.word, one.subject, mended=mend))
-            else:
-                still += [
-                    now
-                    for now in await self._missing(await self._queue.integrity.records([id]))
-                    if now == one
-                ]
+        for suspect in suspects:
+            still += [
+                replace(finding, fixed=fix and await self._fix(finding))
+                for finding in await self._recheck(suspect)
+            ]
         return still
+
+    async def _recheck(self, finding: Finding) -> list[Finding]:
+        if finding.code == "files-without-job":
+            return await self._without_job([finding.subject])
+        if finding.code == "half-upload":
+            return await self._without_upload(finding.subject)
+        job = finding.subject.partition("/")[0]
+        missing = await self._missing(await self._queue.integrity.records([job]))
+        return [one for one in missing if one == finding]
+
+    async def _fix(self, finding: Finding) -> bool:
+        if finding.code == "files-without-job":
+            await self._store.delete_tree(job_folder(finding.subject))
+        elif finding.code == "half-upload":
+            await self._store.delete(finding.subject)
+        else:
+            return False
+        return True
+
+
+def _expected(record: Record, segments: Sequence[Segment]) -> Iterator[tuple[str, int, Finding]]:
+    """The path and size of each object that a job refers to, and the finding if it is not there."""
+    for segment in segments:
+        finding = Finding("output-missing", f"{record.id}/{segment.first}")
+        yield segment_path(record.id, segment), segment.size, finding
+    if record.files is not None and record.attempts:
+        for file in record.produced_files():
+            finding = Finding("file-missing", f"{record.id}/{file.name}")
+            yield job_path(record.id, record.attempts[-1].began, file.name), file.size, finding

@@ -1,161 +1,174 @@
-"""What the doctor finds, in words: what each finding means, and what `--fix` does about it."""
+"""What the doctor finds: the meaning of each finding, and what `--fix` does about it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that does not hold: `word` is a key of WORDS, `subject` whom it is about, `seen` what was seen."""
+    """A broken invariant: `code` is a key of EXPLANATIONS, `seen` the evidence where it helps."""
 
-    word: str
+    code: str
     subject: str
     seen: str = ""
-    mended: bool = False
+    fixed: bool = False
 
-    @property
-    def says(self) -> str:
-        """What it means, one sentence."""
-        return WORDS[self.word][0]
+    def view(self) -> dict[str, Any]:
+        """The finding as `tandem doctor --json` shows it."""
+        meaning, remedy = EXPLANATIONS[self.code]
+        return {
+            "finding": self.code,
+            "subject": self.subject,
+            "seen": self.seen,
+            "says": meaning,
+            "fix": remedy,
+            "mended": self.fixed,
+        }
 
-    @property
-    def fix(self) -> str:
-        """What --fix does, one sentence."""
-        return WORDS[self.word][1]
+    def text(self, *, fix: bool) -> str:
+        """The finding for people; `fix` is whether fixes were asked for."""
+        meaning, remedy = EXPLANATIONS[self.code]
+        if fix:
+            remedy = "fixed" if self.fixed else "not fixed"
+        seen = f" ({self.seen})" if self.seen else ""
+        return f"{self.code}: {self.subject}{seen}\n    {meaning}; {remedy}."
 
 
-_NOTHING = "--fix cannot mend it"
-
-WORDS: dict[str, tuple[str, str]] = {
-    # -------------------------------------------------------------------------------------- records
+# Finding → its meaning, and what --fix does.
+EXPLANATIONS: dict[str, tuple[str, str]] = {
+    # Records
     "record-broken": (
-        "the job's record lacks fields that every job has, so nothing can be done with it",
-        f"{_NOTHING}: look at the record, and submit the job again",
+        "the job's record lacks fields that every job has, so it cannot be processed",
+        "--fix cannot repair it: look at the record, and submit the job again",
     ),
     "record-expires": (
-        "the job is not final, yet Redis would forget its record after a time",
-        "--fix takes the time limit away",
+        "the job is not final, yet Redis would delete its record after a while",
+        "--fix removes the expiry",
     ),
     "job-nowhere": (
-        "the job is not final and stands in no queue, so it would never go on",
+        "the job is not final but in no queue, so it would never run",
         "--fix puts it where it belongs",
     ),
-    "expiry-missing": ("the job has an expires_in that nobody watches", "--fix has it watched"),
-    "final-stays": (
-        "the job is final, the ledger has nothing more to read of it, and Redis would keep its record for ever",
-        "--fix tells the ledger of it again, after which it expires, or where there is no ledger has it expire",
+    "expiry-missing": (
+        "the job has an expires_in that is not scheduled",
+        "--fix schedules it",
     ),
-    # --------------------------------------------------------------------------------------- places
+    "final-stays": (
+        "the job is final and the ledger knows that, yet its record would stay forever",
+        "--fix sends it to the ledger again and lets it expire after that, or now without a ledger",
+    ),
+    # Places in the queue
     "entry-without-record": (
-        "a place in the queue names a job that has no record",
-        "--fix takes it out",
+        "an entry of the queue refers to a job without a record",
+        "--fix removes the entry",
     ),
     "entry-misplaced": (
-        "the job stands in a place that does not fit its state",
-        "--fix takes it out of there",
+        "the job is in a place that does not match its state",
+        "--fix removes it from there",
     ),
     "entry-at-wrong-time": (
-        "the job does not stand at the time when it is due",
-        "--fix moves it there",
+        "the job is queued for another time than when it is due",
+        "--fix moves it to the right time",
     ),
     "hold-without-pause": (
-        "jobs wait for a queue to be resumed that is not paused",
-        "--fix has them line up again, as a resume does",
+        "jobs are held back for a paused queue that is not paused",
+        "--fix queues them, as resuming does",
     ),
     "limit-gone": (
-        "jobs wait for the limits of a task that has none any more",
-        "--fix lines them up again",
+        "jobs wait for the limits of a task that no longer has any",
+        "--fix queues them",
     ),
     "limit-unwatched": (
-        "jobs wait for the limits of a task, and nobody would look at them again",
-        "--fix has them looked at now",
+        "jobs wait for the limits of a task, and nothing would check these again",
+        "--fix checks them now",
     ),
     "key-free": (
-        "jobs wait for a concurrency key that nobody holds and nobody was called for",
-        "--fix calls the first of them, who calls the next",
+        "jobs wait for a concurrency key that no job holds and no job was called for",
+        "--fix calls the first of them, which calls the next",
     ),
     "park-unlisted": (
-        "jobs wait for a worker that knows their task, and no worker would look at them",
+        "jobs wait for a worker that knows their task, but workers would not look for them",
         "--fix puts them on the list that workers look at",
     ),
     "time-stands": (
-        "jobs are overdue and nobody lets time pass: neither an API nor a worker runs, or none reaches this Redis",
-        "--fix does once what a tick does; start an API or a worker",
+        "jobs are overdue, because no API or worker that reaches this Redis advances the time",
+        "--fix advances it once; start an API or a worker",
     ),
-    # ----------------------------------------------------------------------- what running jobs hold
+    # What running jobs hold
     "worker-gone": (
-        "the job runs on a worker that nobody has heard of for a minute",
+        "the job runs on a worker that has been silent for a minute",
         "--fix ends the attempt as worker_lost, as the end of its lease would",
     ),
     "lease-too-long": (
-        "the job's lease ends later than any lease can",
-        "--fix shortens it to a whole one",
+        "the job's lease ends later than a lease can",
+        "--fix shortens it to a full lease",
     ),
     "holder-gone": (
-        "a slot of a concurrency key or of a task's limit is held for an attempt that does not run",
-        "--fix gives it back and calls who waits for it",
+        "an attempt that no longer runs holds a slot of a concurrency key or a task's limit",
+        "--fix frees the slot and calls the next job",
     ),
     "slot-untold": (
-        "the job runs without the slot of its key or its task's limit, so that more may run at once than should",
-        "--fix has it hold the slot",
+        "the job runs without the slot of its key or its task's limit, so too many may run at once",
+        "--fix gives it the slot",
     ),
     "lock-stays": (
-        "a lock is held by nobody who runs, while others may wait for it",
-        "--fix hands it on, or removes it",
+        "an attempt that no longer runs holds a lock, for which others may wait",
+        "--fix passes the lock on, or removes it",
     ),
     "wait-stays": (
-        "an attempt that does not run waits for a lock",
-        "--fix takes it out of the line",
+        "an attempt that no longer runs waits for a lock",
+        "--fix removes it from the line",
     ),
     "lock-forgotten": (
-        "the job's attempt asked for a lock that does not know of it",
-        "--fix puts it in the line for the lock",
+        "the job's attempt asked for a lock that has no trace of it",
+        "--fix adds it to the line for the lock",
     ),
     "locks-stay": (
-        "the job does not run and has locks in its record",
-        "--fix removes them from it",
+        "the job does not run, yet its record lists locks",
+        "--fix removes them from the record",
     ),
-    # ------------------------------------------------------------------------------------ lifetimes
+    # Lifetimes
     "kin-stays": (
         "output, steps or an idempotency key would outlive their job",
-        "--fix has them end with the job, or now if it is gone",
+        "--fix lets them expire with the job, or now if it is gone",
     ),
     "kin-expires": (
-        "output, steps or the idempotency key of a job would be forgotten before the job",
-        "--fix takes the time limit away",
+        "output, steps or the idempotency key of a job would expire before the job",
+        "--fix removes the expiry",
     ),
-    "worker-stays": ("what a worker said of itself would be kept for ever", "--fix has it expire"),
+    "worker-stays": ("a worker's registration would stay forever", "--fix lets it expire"),
     "counts-differ": (
-        "the number of jobs in a state is not what is counted, so that metrics and limits of the backlog are wrong",
-        "--fix sets it right, unless thousands of jobs are in that state",
+        "the kept number of jobs in a state is wrong, and so are metrics and backlog limits",
+        "--fix corrects it, unless thousands of jobs are in that state",
     ),
-    # --------------------------------------------------------------------------------------- ledger
+    # Ledger
     "ledger-behind": (
-        "the ledger is minutes behind the queue: no worker runs, or its database does not keep up or does not answer",
-        f"{_NOTHING}: workers catch up by themselves once both are there",
+        "the ledger lags minutes behind the queue: no worker runs, or its database is slow or away",
+        "--fix cannot help: workers catch up on their own once both are back",
     ),
     "row-behind": (
-        "the ledger has not seen what became of the job, although it has read all that was told",
+        "the ledger missed a change of the job, although it has read all events",
         "--fix writes the job as it is now",
     ),
     "row-without-record": (
-        "for the ledger the job goes on, but Redis has lost it",
-        "--fix ends it there as failed with the type record_lost; submit it again",
+        "the job is unfinished in the ledger, but Redis has lost it",
+        "--fix ends it in the ledger as failed with the type record_lost; submit it again",
     ),
-    # ---------------------------------------------------------------------------------------- files
+    # Files
     "files-without-job": (
-        "files of a job are stored that neither Redis nor the ledger knows",
+        "files are stored of a job that neither Redis nor the ledger knows",
         "--fix removes them",
     ),
     "half-upload": (
-        "bytes are stored of an upload that was never finished and cannot be",
+        "bytes are stored of an upload that was never completed and cannot be",
         "--fix removes them",
     ),
     "file-missing": (
-        "the job published a file that is not in the store, or of another size",
-        f"{_NOTHING}: restore it from a backup, or replay the job",
+        "a file that the job published is missing from the store, or has another size",
+        "--fix cannot repair it: restore the file from a backup, or replay the job",
     ),
     "output-missing": (
-        "a part of the job's output has left Redis and is not in the store, or of another size",
-        f"{_NOTHING}: restore it from a backup, or replay the job",
+        "a part of the job's output that left Redis is missing from the store, or has another size",
+        "--fix cannot repair it: restore the file from a backup, or replay the job",
     ),
 }

@@ -83,7 +83,7 @@ async def append_parts(
     async for part in _parts(upload, offset, data, part_bytes, limit):
         if count >= MAX_PARTS:
             raise TooLarge("the upload", MAX_PARTS, "parts")
-        if not await store.create(_part(upload.id, offset), part):
+        if not await store.put(_part(upload.id, offset), part, replace=False):
             progress = await upload_progress(store, upload.id)
             if progress.ended and progress.offset == offset:
                 raise Conflict(f"the upload ended at byte {offset}")
@@ -133,7 +133,7 @@ async def finish_upload(
     """
     if upload.length is not None and upload.length != offset:
         raise Malformed(f"Upload-Length: announced {upload.length} bytes, but {offset} came")
-    await store.create(_part(upload.id, offset), b"")
+    await store.put(_part(upload.id, offset), b"", replace=False)
     progress = await upload_progress(store, upload.id)
     if not progress.ended or progress.offset != offset:
         # Either more was appended there, or another request finished and removed the parts.
@@ -193,18 +193,16 @@ class UploadJoiner:
         self, store: FileStore, upload: PartialUpload, offset: int, *, keep: float
     ) -> Upload:
         """As `finish_upload`; continues even if the caller is cancelled."""
+
+        async def join() -> Upload:
+            async with self._slots:
+                return await finish_upload(store, upload, offset, keep=keep)
+
         task = self._tasks.get(upload.id)
         if task is None:
-            task = asyncio.create_task(self._finish(store, upload, offset, keep), name="join")
-            self._tasks[upload.id] = task
+            task = self._tasks[upload.id] = asyncio.create_task(join(), name="join")
             task.add_done_callback(lambda _: self._tasks.pop(upload.id, None))
         return await asyncio.shield(task)
-
-    async def _finish(
-        self, store: FileStore, upload: PartialUpload, offset: int, keep: float
-    ) -> Upload:
-        async with self._slots:
-            return await finish_upload(store, upload, offset, keep=keep)
 
     async def close(self) -> None:
         """Cancel all joins; clients that repeat their request start them again."""

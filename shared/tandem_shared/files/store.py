@@ -22,7 +22,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -116,16 +116,16 @@ class FileStore:
             await writer.close()
         return WriteResult(size, digest.hexdigest())
 
-    async def put(self, path: str, data: bytes) -> None:
-        """Store up to a few MiB in one call, replacing an older object; cheaper than `write`."""
-        async with _store_call(path):
-            await obstore.put_async(self._store, path, data, use_multipart=False)
+    async def put(self, path: str, data: bytes, *, replace: bool = True) -> bool:
+        """Store up to a few MiB in one call, which is cheaper than `write`.
 
-    async def create(self, path: str, data: bytes) -> bool:
-        """Store an object unless there is one; of several concurrent calls, one returns True."""
+        Without `replace` it returns False if there is an object already, and of several concurrent
+        calls one returns True.
+        """
+        mode: Literal["overwrite", "create"] = "overwrite" if replace else "create"
         async with _store_call(path):
             try:
-                await obstore.put_async(self._store, path, data, mode="create")
+                await obstore.put_async(self._store, path, data, mode=mode, use_multipart=False)
             except AlreadyExistsError:
                 return False
             return True

@@ -9,7 +9,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -81,11 +81,9 @@ class Database:
         """Close all connections; a server that has gone away is ignored."""
         context, self._context, self._client = self._context, None, None
         if context is not None:
-            try:
+            with suppress(TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
                     await context.close_connections()
-            except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                return
 
     async def open(self) -> None:
         """Connect and migrate to the newest schema, once. Raises Unavailable."""

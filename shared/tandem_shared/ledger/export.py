@@ -8,7 +8,7 @@ import msgspec
 from tandem_shared.errors import Misconfigured, Unavailable
 from tandem_shared.jobs.record import job_json
 from tandem_shared.jobs.states import State
-from tandem_shared.ledger.ledger import open_ledger
+from tandem_shared.ledger.ledger import END_OF_TIME, open_ledger
 from tandem_shared.settings import Settings
 from tandem_shared.times import parse_rfc3339
 
@@ -18,7 +18,7 @@ def run(settings: Settings, *, since: str | None, until: str | None, state: str 
 
     `since` and `until` are RFC 3339 times, `state` is a comma-separated list; None is no filter.
     """
-    bounds = _time("--since", since), _time("--until", until)
+    bounds = _time("--since", since, 0.0), _time("--until", until, END_OF_TIME)
     names = [name.strip() for name in (state or "").split(",") if name.strip()]
     if not set(names) <= set(State):
         raise Misconfigured(
@@ -33,9 +33,7 @@ def run(settings: Settings, *, since: str | None, until: str | None, state: str 
     return 0
 
 
-async def _print(
-    settings: Settings, since: float | None, until: float | None, states: list[State]
-) -> None:
+async def _print(settings: Settings, since: float, until: float, states: list[State]) -> None:
     async with open_ledger(settings) as ledger:
         async for record, payload in ledger.export(since=since, until=until, states=states):
             # The job as clients see it, preceded by its tenant, with the payload once it is final.
@@ -44,8 +42,8 @@ async def _print(
             sys.stdout.buffer.write(b'{"tenant":%b,%b\n' % (tenant, job))
 
 
-def _time(option: str, text: str | None) -> float | None:
-    moment = None if text is None else parse_rfc3339(text)
-    if text is not None and moment is None:
+def _time(option: str, text: str | None, default: float) -> float:
+    moment = default if text is None else parse_rfc3339(text)
+    if moment is None:
         raise Misconfigured(f"{option}: {text!r} is not a time; use RFC 3339: 2026-01-31T12:00:00Z")
     return moment

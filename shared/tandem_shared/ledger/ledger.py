@@ -6,7 +6,7 @@ same events may arrive twice and in any order.
 """
 
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ SCAN_ROWS = (500, 2_000, 4_000)  # per scan of an index: the first, the second, 
 # index helps it.
 PAGE_SECONDS, SEARCH_SECONDS = 0.03, 0.25
 EXPORT_ROWS = 100
+END_OF_TIME = 253_402_300_800.0  # seconds since the epoch: the year 10000
 LOST_ERROR = (
     '{"type":"record_lost","message":"the queue lost this job before it ended",'
     '"retryable":true,"attempt":0}'
@@ -219,29 +220,24 @@ class Ledger:
     async def export(
         self,
         *,
-        since: float | None = None,
-        until: float | None = None,
-        states: Sequence[State] = (),
+        since: float = 0.0,
+        until: float = END_OF_TIME,
+        states: Collection[State] = (),
     ) -> AsyncIterator[tuple[Record, bytes | None]]:
         """Yield all jobs of all tenants with their payload, oldest first.
 
-        `since` (inclusive) and `until` (exclusive) are seconds since the epoch, of the submission.
+        `since` (inclusive) and `until` (exclusive) are seconds since the epoch, of the submission;
+        no `states` means all.
         """
-        conditions = ["id > ?", "tenant <> ''"]
-        values: list[str | int] = [id_prefix(since - 60.0) if since is not None else ""]
-        if since is not None:
-            conditions.append("submitted >= ?")
-            values.append(int(since * 1e6))
-        if until is not None:
-            conditions += ["submitted < ?", "id < ?"]
-            values += [int(until * 1e6), id_prefix(until + 60.0)]
-        if states:
-            conditions.append(f"state IN ({placeholders(states)})")
-            values += [state.value for state in states]
+        wanted = [state.value for state in states or State]
         sql = (
             f"SELECT {', '.join((*_READ, 'payload'))} FROM tandem_jobs"
-            f" WHERE {' AND '.join(conditions)} ORDER BY id LIMIT {EXPORT_ROWS}"
+            " WHERE id > ? AND id < ? AND submitted >= ? AND submitted < ? AND tenant <> ''"
+            f" AND state IN ({placeholders(wanted)}) ORDER BY id LIMIT {EXPORT_ROWS}"
         )
+        # Ids carry the time of an API's clock, and `submitted` is Redis' time.
+        ids = (id_prefix(since - 60.0), id_prefix(until + 60.0))
+        values: list[str | int] = [*ids, int(since * 1e6), int(until * 1e6), *wanted]
         while rows := await self.database.read(sql, values):
             for *row, payload in rows:
                 yield record_from_row(_READ, row), None if payload is None else payload.encode()

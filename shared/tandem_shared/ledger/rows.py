@@ -9,32 +9,23 @@ import msgspec
 from tandem_shared.jobs.record import RECORD_FIELDS, Record, parse
 from tandem_shared.queue.events import LEDGER_FIELDS, LedgerValues
 
+
+def _same(names: str) -> dict[str, str]:
+    return {name: name for name in names.split()}
+
+
 # SQL column → the record's field in Redis.
 _TEXTS = {
-    "tenant": "tenant",
-    "task": "task",
-    "queue": "queue",
+    **_same("tenant task queue state token attempts progress result error files"),
     "priority": "prio",
-    "state": "state",
     "concurrency_key": "ck",
-    "token": "token",
     "options": "opts",
-    "attempts": "attempts",
-    "progress": "progress",
-    "result": "result",
-    "error": "error",
-    "files": "files",
 }
 _NUMBERS = {
+    **_same("attempt run due began ended cancel"),
     "stamp": "v",
-    "attempt": "attempt",
     "max_attempts": "max",
     "submitted": "at",
-    "run": "run",
-    "due": "due",
-    "began": "began",
-    "ended": "ended",
-    "cancel": "cancel",
     "output": "o",
     "version": "ver",
     "concurrency_limit": "cl",

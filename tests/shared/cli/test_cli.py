@@ -127,7 +127,7 @@ def test_the_doctor_says_what_it_finds_and_mends_it(redis_url: str, tmp_path: Pa
         found = tandem("doctor", **environment)
         assert found.returncode == 1
         assert (
-            "entry-without-record: later nobody\n    a place in the queue names a job that has no"
+            "entry-without-record: later nobody\n    an entry of the queue refers to a job without"
             in found.stdout
         )
         assert "1 found" in found.stdout

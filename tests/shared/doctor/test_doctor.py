@@ -1,4 +1,4 @@
-"""The doctor on a shard: each thing that must hold is broken by hand, found, mended, and every job ends."""
+"""The doctor on a shard: each invariant is broken by hand, found and fixed, and every job ends."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tandem_shared.doctor.doctor import Diagnosis, Doctor
+from tandem_shared.doctor import doctor
+from tandem_shared.doctor.doctor import Diagnosis
 from tandem_shared.jobs.states import FINAL, State
 from tandem_shared.queue.messages import Claimed, Report
 from tandem_shared.queue.queue import Queue
@@ -19,12 +20,12 @@ from tests.shared.queue.model.shard import Shard, Worker, job
 from tests.worker.workers import open_client, working
 
 
-async def examine(queue: Queue, *, fix: bool = False) -> Diagnosis:
-    return await Doctor(queue, ledger=None, store=None, pause=0).examine(fix=fix)
+async def examine(queue: Queue, *, pause: float = 0, fix: bool = False) -> Diagnosis:
+    return await doctor.examine(doctor.queue_checks(queue.integrity), pause=pause, fix=fix)
 
 
 class Broken:
-    """A shard that something was done to behind the queue's back."""
+    """A shard that is changed behind the queue's back."""
 
     def __init__(self, shard: Shard, worker: Worker) -> None:
         self.shard, self.worker, self.redis = shard, worker, shard.redis
@@ -276,7 +277,7 @@ CASES: dict[Callable[[Broken], Awaitable[None]], set[str]] = {
 
 
 async def end_all(shard: Shard) -> None:
-    """With a worker that knows everything, and time, every job ends."""
+    """Given time and a worker that knows all tasks, every job ends."""
     await shard.silence()
     worker = await shard.worker({"t": 2})
     for _ in range(40):
@@ -291,42 +292,43 @@ async def end_all(shard: Shard) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-async def test_what_is_broken_is_found_mended_and_every_job_ends(
+async def test_a_broken_invariant_is_found_and_fixed(
     shard: Shard, case: Callable[[Broken], Awaitable[None]]
 ) -> None:
     assert not (await examine(shard.queue)).findings
     it = Broken(shard, await shard.worker())
     await case(it)
     found = await examine(shard.queue)
-    assert {one.word for one in found.findings} == CASES[case], found.findings
-    assert found.code == 1
-    assert all(one.says and one.fix and not one.mended for one in found.findings)
+    assert {one.code for one in found.findings} == CASES[case], found.findings
+    assert found.exit_code == 1
+    views = [one.view() for one in found.findings]
+    assert all(one["says"] and one["fix"] and not one["mended"] for one in views)
     again = await examine(shard.queue)
-    assert again.findings == found.findings, "looking has changed something"
+    assert again.findings == found.findings, "an examination changed something"
 
-    mended = await examine(shard.queue, fix=True)
-    assert {one.word for one in mended.findings} >= {one.word for one in found.findings} - {
+    fixed = await examine(shard.queue, fix=True)
+    assert {one.code for one in fixed.findings} >= {one.code for one in found.findings} - {
         "counts-differ"
     }
-    assert all(one.mended for one in mended.findings), mended.findings
+    assert all(one.fixed for one in fixed.findings), fixed.findings
     healthy = await examine(shard.queue)
-    assert (healthy.findings, healthy.code) == ([], 0)
+    assert (healthy.findings, healthy.exit_code) == ([], 0)
     assert not broken(await shard.snapshot())
     await end_all(shard)
     assert not (await examine(shard.queue)).findings
 
 
-async def test_a_record_that_lacks_fields_is_told_and_left_alone(shard: Shard) -> None:
+async def test_a_record_without_required_fields_is_reported_and_left_alone(shard: Shard) -> None:
     id = await shard.add()
     key = f"{shard.queue.prefix}job:{id}"
     due = await shard.redis.hget(key, "due")
     await shard.redis.hdel(key, "due")
     found = (await examine(shard.queue, fix=True)).findings
-    assert [(one.word, one.subject, one.mended) for one in found] == [("record-broken", id, False)]
+    assert [(one.code, one.subject, one.fixed) for one in found] == [("record-broken", id, False)]
     await shard.redis.hset(key, "due", due)
 
 
-async def test_more_faults_than_are_mended_at_once(shard: Shard) -> None:
+async def test_more_jobs_than_are_fixed_in_one_round(shard: Shard) -> None:
     worker = await shard.worker(concurrency=1)
     await shard.submit(*(job() for _ in range(1300)))
     await worker.claim(1)
@@ -334,8 +336,8 @@ async def test_more_faults_than_are_mended_at_once(shard: Shard) -> None:
         await worker.call(slots=400)
     key = shard.queue.prefix
     await shard.redis.delete(f"{key}limit:t", f"{key}limited:t", f"{key}gates")
-    assert {one.word for one in (await examine(shard.queue)).findings} == {"limit-gone"}
-    assert all(one.mended for one in (await examine(shard.queue, fix=True)).findings)
+    assert {one.code for one in (await examine(shard.queue)).findings} == {"limit-gone"}
+    assert all(one.fixed for one in (await examine(shard.queue, fix=True)).findings)
     assert not (await examine(shard.queue)).findings
 
 
@@ -349,7 +351,7 @@ async def keyed() -> None:
     await asyncio.sleep(0.002)
 
 
-async def test_a_system_under_load_gives_no_false_alarm(
+async def test_a_system_under_load_causes_no_false_alarm(
     redis: Redis, redis_url: str, tmp_path: Path
 ) -> None:
     assert await redis.dbsize() == 0
@@ -380,7 +382,7 @@ async def test_a_system_under_load_gives_no_false_alarm(
             one.queued + one.scheduled + one.waiting + one.running
             for one in await client.queue.stats()
         ):
-            found = await Doctor(client.queue, ledger=None, store=None, pause=0.05).examine()
+            found = await examine(client.queue, pause=0.05)
             looks += 1
             assert not found.findings, found.findings
         assert (await submitting, looks > 1) == (2000, True)

@@ -1,4 +1,4 @@
-"""The doctor on the ledger and the file store: rows that Redis left behind, files that are nobody's or are missing."""
+"""The doctor on the ledger and the file store: lost rows, orphaned files and missing files."""
 
 import os
 import time
@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tandem_shared import catalogue
-from tandem_shared.doctor.doctor import Diagnosis, Doctor
+from tandem_shared.doctor.doctor import Check, Diagnosis, examine, queue_checks
 from tandem_shared.doctor.files import FilesCheck
 from tandem_shared.doctor.findings import Finding
 from tandem_shared.doctor.ledger import LedgerCheck
@@ -36,8 +36,8 @@ from tests.shared.queue.model.shard import entry, job
 ENTRY = entry("t")
 
 
-class House:
-    """A queue, a ledger and a store, and a worker whose part the test plays."""
+class System:
+    """A queue, a ledger, a store, and a worker that the test plays."""
 
     def __init__(self, queue: Queue, redis: Any, ledger: Ledger, store: FileStore) -> None:
         self.queue, self.redis, self.ledger, self.store = queue, redis, ledger, store
@@ -47,17 +47,21 @@ class House:
         self._calls = 0
 
     async def examine(
-        self, *, fix: bool = False, late: float = 60.0, store: FileStore | None = None
+        self, *, fix: bool = False, max_lag: float = 60.0, store: FileStore | None = None
     ) -> Diagnosis:
-        ledger = LedgerCheck(self.ledger, self.queue, late=late, margin=0)
-        files = FilesCheck(store or self.store, self.queue, ledger, young=-1)
-        return await Doctor(self.queue, ledger=ledger, store=files, pause=0).examine(fix=fix)
+        ledger = LedgerCheck(self.ledger, self.queue, max_lag=max_lag, margin=0)
+        checks: dict[str, Check] = {
+            **queue_checks(self.queue.integrity),
+            "the ledger": ledger,
+            "the file store": FilesCheck(store or self.store, self.queue, ledger, min_age=-1),
+        }
+        return await examine(checks, pause=0, fix=fix)
 
     async def found(self) -> list[tuple[str, str]]:
-        return [(one.word, one.subject) for one in (await self.examine()).findings]
+        return [(one.code, one.subject) for one in (await self.examine()).findings]
 
     async def heal(self) -> list[Finding]:
-        """What --fix says; then nothing is found any more."""
+        """The findings of --fix, after which nothing is found any more."""
         findings = (await self.examine(fix=True)).findings
         assert not await self.found()
         return findings
@@ -79,7 +83,7 @@ class House:
         return claimed.id
 
     async def project(self) -> None:
-        """The ledger has all that was told."""
+        """Let the ledger read all events."""
         await self.projection.step(0.01)
 
     async def row(self, id: str) -> Record:
@@ -92,7 +96,7 @@ class House:
 
 
 @asynccontextmanager
-async def opened(redis: Redis, url: str, store: FileStore) -> AsyncIterator[House]:
+async def opened(redis: Redis, url: str, store: FileStore) -> AsyncIterator[System]:
     queue = Queue(redis)
     info = WorkerInfo(
         id="w", host="h", pid=7, queues=("default",), concurrency=1, version="1", started_at=1.5
@@ -101,7 +105,7 @@ async def opened(redis: Redis, url: str, store: FileStore) -> AsyncIterator[Hous
     await queue.tick()
     await queue.events.join(1000)
     async with open_ledger(load_settings(database_url=url)) as ledger:
-        yield House(queue, redis, ledger, store)
+        yield System(queue, redis, ledger, store)
     await queue.close()
 
 
@@ -112,35 +116,35 @@ async def store(tmp_path: Path) -> AsyncIterator[FileStore]:
 
 
 @pytest.fixture
-async def ledgered(redis: Redis, any_ledger_url: str, store: FileStore) -> AsyncIterator[House]:
-    """With a ledger of each kind."""
-    async with opened(redis, any_ledger_url, store) as house:
-        yield house
+async def ledgered(redis: Redis, any_ledger_url: str, store: FileStore) -> AsyncIterator[System]:
+    """With each kind of ledger."""
+    async with opened(redis, any_ledger_url, store) as system:
+        yield system
 
 
 @pytest.fixture
-async def house(redis: Redis, ledger_url: str, store: FileStore) -> AsyncIterator[House]:
-    async with opened(redis, ledger_url, store) as house:
-        yield house
+async def system(redis: Redis, ledger_url: str, store: FileStore) -> AsyncIterator[System]:
+    async with opened(redis, ledger_url, store) as system:
+        yield system
 
 
 # ------------------------------------------------------------------------------------------- ledger
 
 
-async def test_a_row_that_missed_the_end_of_its_job(ledgered: House) -> None:
+async def test_a_row_that_missed_the_end_of_its_job(ledgered: System) -> None:
     id = await ledgered.add()
     await ledgered.project()
     await ledgered.end(await ledgered.claim())
-    assert not await ledgered.found()  # it is yet to be read
+    assert not await ledgered.found()  # the ledger has yet to read of it
     await ledgered.redis.xtrim(ledgered.key("events"), maxlen=0)
     assert set(await ledgered.found()) == {("row-behind", id), ("final-stays", id)}
     assert (await ledgered.row(id)).state is State.QUEUED
-    assert [one.mended for one in await ledgered.heal()] == [True, True]
+    assert [one.fixed for one in await ledgered.heal()] == [True, True]
     assert (await ledgered.row(id)).state is State.SUCCEEDED
     assert await ledgered.redis.pttl(ledgered.key(f"job:{id}")) > 0
 
 
-async def test_a_row_of_a_job_that_redis_has_lost(ledgered: House) -> None:
+async def test_a_row_of_a_job_that_redis_has_lost(ledgered: System) -> None:
     lost, kept = await ledgered.add(), await ledgered.add()
     await ledgered.project()
     await ledgered.redis.delete(ledgered.key(f"job:{lost}"))
@@ -149,7 +153,7 @@ async def test_a_row_of_a_job_that_redis_has_lost(ledgered: House) -> None:
         ("entry-without-record", f"q:default:normal {lost}"),
         ("counts-differ", "default queued"),
     }
-    assert all(one.mended for one in await ledgered.heal())
+    assert all(one.fixed for one in await ledgered.heal())
     record = await ledgered.row(lost)
     assert record.state is State.FAILED
     assert record.ended is not None
@@ -159,60 +163,60 @@ async def test_a_row_of_a_job_that_redis_has_lost(ledgered: House) -> None:
     assert (await ledgered.claim()).id == kept
 
 
-async def test_nothing_is_ended_on_the_word_of_a_redis_that_never_saw_this_ledger(
-    house: House,
+async def test_no_job_is_ended_if_this_redis_has_never_seen_the_ledger(
+    system: System,
 ) -> None:
     id = new_id()
-    await house.ledger.save([row_from_values(id, facts())])
-    await house.redis.hdel(house.key("clock"), "ledger")
-    findings = (await house.examine(fix=True)).findings
-    assert [(one.word, one.subject, one.mended) for one in findings] == [
+    await system.ledger.save([row_from_values(id, facts())])
+    await system.redis.hdel(system.key("clock"), "ledger")
+    findings = (await system.examine(fix=True)).findings
+    assert [(one.code, one.subject, one.fixed) for one in findings] == [
         ("row-without-record", id, False)
     ]
-    assert (await house.row(id)).state is State.QUEUED
+    assert (await system.row(id)).state is State.QUEUED
 
 
-async def test_a_job_of_another_shard_is_none_of_its_business(house: House) -> None:
-    await house.ledger.save([row_from_values(new_id("b"), facts())])
-    assert not await house.found()
+async def test_jobs_of_other_shards_are_ignored(system: System) -> None:
+    await system.ledger.save([row_from_values(new_id("b"), facts())])
+    assert not await system.found()
 
 
-async def test_a_final_record_of_which_no_ledger_was_told(house: House) -> None:
-    await house.add()
-    id = await house.end(await house.claim())
-    await house.redis.xtrim(house.key("events"), maxlen=0)
-    assert await house.found() == [("final-stays", id)]
-    assert [one.mended for one in (await house.examine(fix=True)).findings] == [True]
-    await house.project()
-    assert not await house.found()
-    assert (await house.row(id)).state is State.SUCCEEDED
-    assert await house.redis.pttl(house.key(f"job:{id}")) > 0
+async def test_a_final_record_that_the_ledger_missed(system: System) -> None:
+    await system.add()
+    id = await system.end(await system.claim())
+    await system.redis.xtrim(system.key("events"), maxlen=0)
+    assert await system.found() == [("final-stays", id)]
+    assert [one.fixed for one in (await system.examine(fix=True)).findings] == [True]
+    await system.project()
+    assert not await system.found()
+    assert (await system.row(id)).state is State.SUCCEEDED
+    assert await system.redis.pttl(system.key(f"job:{id}")) > 0
 
 
-async def test_a_ledger_that_is_minutes_behind(house: House) -> None:
-    await house.add()
+async def test_a_ledger_that_is_minutes_behind(system: System) -> None:
+    await system.add()
 
     async def behind() -> list[Finding]:
-        return (await house.examine(late=0.001)).findings
+        return (await system.examine(max_lag=0.001)).findings
 
     (finding,) = await eventually(behind)
-    assert (finding.word, finding.mended) == ("ledger-behind", False)
-    await house.project()
+    assert (finding.code, finding.fixed) == ("ledger-behind", False)
+    await system.project()
     assert not await behind()
 
 
-async def test_a_database_that_is_away_is_said_and_hides_nothing_else(
-    house: House, tmp_path: Path
+async def test_an_unavailable_database_is_reported_and_hides_nothing_else(
+    system: System, tmp_path: Path
 ) -> None:
-    await house.redis.zadd(house.key("later"), {"nobody": 1e15})
+    await system.redis.zadd(system.key("later"), {"nobody": 1e15})
     (tmp_path / "file").touch()
     async with open_ledger(
         load_settings(database_url=f"sqlite://{tmp_path}/file/tandem.db")
     ) as away:
-        house.ledger = away
-        found = await house.examine()
-    assert found.code == 2
-    assert [one.word for one in found.findings] == [
+        system.ledger = away
+        found = await system.examine()
+    assert found.exit_code == 2
+    assert [one.code for one in found.findings] == [
         "entry-without-record",
     ]
     assert "the ledger" in found.unchecked[0]
@@ -221,97 +225,99 @@ async def test_a_database_that_is_away_is_said_and_hides_nothing_else(
 # -------------------------------------------------------------------------------------------- files
 
 
-async def produced(house: House) -> str:
-    """A job that has ended and published a file."""
-    await house.add()
-    claimed = await house.claim()
+async def produced(system: System) -> str:
+    """A final job that has published a file."""
+    await system.add()
+    claimed = await system.claim()
     began = int(claimed.token.partition(".")[0])
-    await house.store.write(job_path(claimed.id, began, "a.txt"), b"hello")
+    await system.store.write(job_path(claimed.id, began, "a.txt"), b"hello")
     files = [{"name": "a.txt", "size": 5, "sha256": "", "content_type": "text/plain", "url": ""}]
-    return await house.end(claimed, msgspec.json.encode(files))
+    return await system.end(claimed, msgspec.json.encode(files))
 
 
-async def test_files_of_a_job_that_nobody_knows(house: House) -> None:
-    known = await produced(house)
+async def test_files_of_an_unknown_job(system: System) -> None:
+    known = await produced(system)
     forgotten = new_id()
-    await house.store.write(job_path(forgotten, 1, "a.txt"), b"1")
-    remembered = new_id()  # by the ledger alone
-    await house.store.write(job_path(remembered, 1, "a.txt"), b"1")
-    await house.ledger.save([row_from_values(remembered, facts(State.SUCCEEDED))])
-    assert await house.found() == [("files-without-job", forgotten)]
-    assert [one.mended for one in await house.heal()] == [True]
-    left = {stat.path.split("/")[1] async for stat in house.store.list("jobs")}
+    await system.store.write(job_path(forgotten, 1, "a.txt"), b"1")
+    remembered = new_id()  # only the ledger knows it
+    await system.store.write(job_path(remembered, 1, "a.txt"), b"1")
+    await system.ledger.save([row_from_values(remembered, facts(State.SUCCEEDED))])
+    assert await system.found() == [("files-without-job", forgotten)]
+    assert [one.fixed for one in await system.heal()] == [True]
+    left = {stored.path.split("/")[1] async for stored in system.store.list("jobs")}
     assert left == {known, remembered}
 
 
-async def test_what_was_written_just_now_may_be_of_somebody_who_has_not_told_yet(
-    house: House,
+async def test_young_files_may_belong_to_a_job_not_yet_recorded(
+    system: System,
 ) -> None:
-    await house.store.write(job_path(new_id(), 1, "a.txt"), b"1")
-    await house.store.write(f"uploads/{new_upload_id()}/data", b"1")
-    ledger = LedgerCheck(house.ledger, house.queue)
-    assert not await FilesCheck(house.store, house.queue, ledger).look()
-    for path in Path(os.fspath(house.store._root or "")).rglob("*"):
+    await system.store.write(job_path(new_id(), 1, "a.txt"), b"1")
+    await system.store.write(f"uploads/{new_upload_id()}/data", b"1")
+    ledger = LedgerCheck(system.ledger, system.queue)
+    assert not await FilesCheck(system.store, system.queue, ledger).find()
+    for path in Path(os.fspath(system.store._root or "")).rglob("*"):
         os.utime(path, (1, 1))
-    assert len(await FilesCheck(house.store, house.queue, ledger).look()) == 2
+    assert len(await FilesCheck(system.store, system.queue, ledger).find()) == 2
 
 
-async def test_half_uploads(house: House) -> None:
-    whole = await save_upload(house.store, b"1", tenant="default", keep=60)
-    begun = await begin_upload(house.store, tenant="default", keep=60)
-    await house.store.write(f"uploads/{begun.id}/parts/00000000000000", b"1")
+async def test_bytes_of_uploads_that_cannot_be_completed(system: System) -> None:
+    whole = await save_upload(system.store, b"1", tenant="default", keep=60)
+    begun = await begin_upload(system.store, tenant="default", keep=60)
+    await system.store.write(f"uploads/{begun.id}/parts/00000000000000", b"1")
     half, joined = new_upload_id(), f"uploads/{whole.id}/parts/00000000000000"
-    await house.store.write(f"uploads/{half}/data", b"1")
-    await house.store.write(joined, b"1")
-    before = {stat.path async for stat in house.store.list("uploads")}
-    assert set(await house.found()) == {
+    await system.store.write(f"uploads/{half}/data", b"1")
+    await system.store.write(joined, b"1")
+    before = {stored.path async for stored in system.store.list("uploads")}
+    assert set(await system.found()) == {
         ("half-upload", f"uploads/{half}/data"),
         ("half-upload", joined),
     }
-    assert all(one.mended for one in await house.heal())
-    after = {stat.path async for stat in house.store.list("uploads")}
+    assert all(one.fixed for one in await system.heal())
+    after = {stored.path async for stored in system.store.list("uploads")}
     assert before - after == {f"uploads/{half}/data", joined}
 
 
 @pytest.mark.parametrize("content", [None, b"hell"])
-async def test_a_published_file_that_is_missing_or_cut(house: House, content: bytes | None) -> None:
-    id = await produced(house)
-    assert not await house.found()
-    (stat,) = [stat async for stat in house.store.list(f"jobs/{id}")]
-    await house.store.delete(stat.path)
+async def test_a_published_file_that_is_missing_or_truncated(
+    system: System, content: bytes | None
+) -> None:
+    id = await produced(system)
+    assert not await system.found()
+    (stored,) = [stored async for stored in system.store.list(f"jobs/{id}")]
+    await system.store.delete(stored.path)
     if content is not None:
-        await house.store.write(stat.path, content)
-    findings = (await house.examine(fix=True)).findings
-    assert [(one.word, one.subject, one.mended) for one in findings] == [
+        await system.store.write(stored.path, content)
+    findings = (await system.examine(fix=True)).findings
+    assert [(one.code, one.subject, one.fixed) for one in findings] == [
         ("file-missing", f"{id}/a.txt", False)
     ]
-    await house.store.write(stat.path, b"hello")
-    assert not await house.found()
+    await system.store.write(stored.path, b"hello")
+    assert not await system.found()
 
 
-async def test_output_that_left_redis_and_is_not_there(house: House) -> None:
-    await house.add()
-    claimed = await house.claim()
+async def test_a_missing_output_segment(system: System) -> None:
+    await system.add()
+    claimed = await system.claim()
     for number in (1, 2):
-        await house.queue.report(
+        await system.queue.report(
             [Report(claimed.id, claimed.token, number, "output", b"1")], limit=100
         )
-    first, _ = await house.queue.output(claimed.id)
-    segment = await write_segment(house.store, claimed.id, [first])
-    await house.queue.archive(claimed.id, claimed.token, segment, first.weight)
-    await house.end(claimed)
-    assert not await house.found()
-    await house.store.delete(segment_path(claimed.id, segment))
-    assert await house.found() == [("output-missing", f"{claimed.id}/{segment.first}")]
+    first, _ = await system.queue.output(claimed.id)
+    segment = await write_segment(system.store, claimed.id, [first])
+    await system.queue.archive(claimed.id, claimed.token, segment, first.weight)
+    await system.end(claimed)
+    assert not await system.found()
+    await system.store.delete(segment_path(claimed.id, segment))
+    assert await system.found() == [("output-missing", f"{claimed.id}/{segment.first}")]
 
 
-async def test_a_store_that_is_away_is_said(house: House, tmp_path: Path) -> None:
+async def test_an_unavailable_store_is_reported(system: System, tmp_path: Path) -> None:
     async with open_store(f"file://{tmp_path}/other") as store:
         await store.write("uploads/x/data", b"1")
         (tmp_path / "other" / "uploads" / "x").chmod(0)
         (tmp_path / "other").rename(tmp_path / "gone")
         (tmp_path / "other").touch()
-        found = await house.examine(store=store)
+        found = await system.examine(store=store)
     (tmp_path / "gone" / "uploads" / "x").chmod(0o700)
     assert [line.partition(":")[0] for line in found.unchecked] == ["the file store"]
-    assert found.code == 2
+    assert found.exit_code == 2

@@ -132,7 +132,7 @@ async def test_nothing_can_be_appended_after_the_end(any_store: FileStore) -> No
     upload = await begun(any_store)
     await append_parts(any_store, upload, 0, chunks(b"12345"), limit=LIMIT)
     # As if a process wrote the end and was killed before it joined the parts.
-    assert await any_store.create(f"uploads/{upload.id}/parts/{5:014d}", b"")
+    assert await any_store.put(f"uploads/{upload.id}/parts/{5:014d}", b"", replace=False)
     assert (await upload_progress(any_store, upload.id)).ended
     with pytest.raises(Conflict):
         await append_parts(any_store, upload, 5, chunks(b"6"), limit=LIMIT)
@@ -215,15 +215,15 @@ async def test_sweep_removes_expired_uploads_and_joined_parts(tmp_path: Path) ->
     async with open_store(f"file://{tmp_path}") as store:
         live, late = await begun(store, keep=3600), await begun(store, keep=-1)
         for upload in (live, late):
-            await store.create(f"uploads/{upload.id}/parts/{0:014d}", b"1")
+            await store.put(f"uploads/{upload.id}/parts/{0:014d}", b"1", replace=False)
         done = await begun(store)
         await append_parts(store, done, 0, chunks(b"1"), limit=LIMIT)
         await finish_upload(store, done, 1, keep=3600)
         # As if the process that joined the parts was killed before it removed them.
-        await store.create(f"uploads/{done.id}/parts/{0:014d}", b"1")
+        await store.put(f"uploads/{done.id}/parts/{0:014d}", b"1", replace=False)
         gone = await begun(store)
         await remove_upload(store, gone.id)
-        await store.create(f"uploads/{gone.id}/parts/{0:014d}", b"1")
+        await store.put(f"uploads/{gone.id}/parts/{0:014d}", b"1", replace=False)
         for path in tmp_path.rglob("*"):
             if path.is_file():
                 os.utime(path, (path.stat().st_atime, path.stat().st_mtime - STALE_SECONDS - 60))
