@@ -16,7 +16,6 @@ import sysconfig
 import time
 import zoneinfo
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ import msgspec
 from tandem_jobs.client.client import AsyncClient
 from tandem_jobs.client.errors import Problem
 from tandem_jobs.client.models import Entry, File, Job
+from tandem_shared.dev.plan import TABLE_FILE, Plan
 from tandem_shared.errors import TandemError
 
-TABLE_FILE = "demo.db"
 JOB_SECONDS = 60.0  # for one job
 CATALOGUE_SECONDS = 30.0  # until the API knows the workers' tasks
 POLL_SECONDS = 0.05
@@ -41,27 +40,18 @@ QUERY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class DemoSetup:
-    """Where the demo runs. `started`: when `tandem dev` was started, on the monotonic clock."""
-
-    url: str
-    key: str | None
-    data: Path
-    connection: str  # the workers' SQL connection to TABLE_FILE in `data`
-    tutorial: bool  # whether the workers know text.wordcount
-    started: float
-
-
 class WrongResult(Exception):
     """A job of the demo returned something else than Python computes; says what."""
 
 
-async def run(setup: DemoSetup, print_line: Callable[[str], None]) -> bool:
-    """Run the demo; whether every job succeeded with the right result."""
-    async with AsyncClient(setup.url, setup.key, patience=JOB_SECONDS) as client:
-        demo = Demo(setup, client, print_line)
-        jobs = [demo.request, demo.query, demo.hash, *([demo.words] if setup.tutorial else [])]
+async def run(plan: Plan, started: float, print_line: Callable[[str], None]) -> bool:
+    """Run the demo; whether every job succeeded with the right result.
+
+    `started`: when `tandem dev` was started, on the monotonic clock.
+    """
+    async with AsyncClient(plan.url, plan.key, patience=JOB_SECONDS) as client:
+        demo = Demo(plan, started, client, print_line)
+        jobs = [demo.request, demo.query, demo.hash, *([demo.words] if plan.tutorial else [])]
         succeeded = 0
         for job in jobs:
             try:
@@ -69,7 +59,7 @@ async def run(setup: DemoSetup, print_line: Callable[[str], None]) -> bool:
                     await job()
                 succeeded += 1
             except (WrongResult, TandemError, TimeoutError, OSError) as error:
-                print_line(f"  failed: {error or type(error).__name__}")
+                print_line(f"  failed: {str(error) or type(error).__name__}")
     print_line(f"{succeeded} of {len(jobs)} jobs succeeded")
     return succeeded == len(jobs)
 
@@ -78,24 +68,25 @@ class Demo:
     """The four jobs."""
 
     def __init__(
-        self, setup: DemoSetup, client: AsyncClient, print_line: Callable[[str], None]
+        self, plan: Plan, started: float, client: AsyncClient, print_line: Callable[[str], None]
     ) -> None:
-        self._setup = setup
+        self._plan = plan
+        self._started = started
         self._client = client
         self._print = print_line
         self._has_result = False
 
     async def request(self) -> None:
         """`http.request`: this API's own description."""
-        payload = {"url": f"{self._setup.url}/openapi.json"}
+        payload = {"url": f"{self._plan.url}/openapi.json"}
         result, _ = await self._run("http.request", payload, "an HTTP request")
         _check(result["status"], 200, "status")
 
     async def query(self) -> None:
         """`sql.query`: Python's time zones, from a table made of them."""
-        path = self._setup.data / TABLE_FILE
+        path = self._plan.data / TABLE_FILE
         zones = await asyncio.to_thread(load_time_zones, path)
-        payload = {"connection": self._setup.connection, "sql": QUERY}
+        payload = {"connection": self._plan.connection, "sql": QUERY}
         what = f"a query of the {zones} time zones that Python knows, loaded into {path}"
         result, items = await self._run("sql.query", payload, what)
         _check(sum(item["zones"] for item in items), zones, "zones in all rows")
@@ -146,7 +137,7 @@ class Demo:
         self._print(f"  first result after {first:.0f} ms, done after {last:.0f} ms")
         if not self._has_result:
             self._has_result = True
-            passed = arrivals[0] - self._setup.started
+            passed = arrivals[0] - self._started
             self._print(f"  this first result came {passed:.1f} s after the start of tandem dev")
         return result, items
 
@@ -169,8 +160,8 @@ class Demo:
             self._print("  … (more items)")
 
     def _curl(self, path: str, *arguments: str) -> None:
-        key = ' -H "Authorization: Bearer $TANDEM_API_KEY"' if self._setup.key else ""
-        url = shlex.quote(self._setup.url + path)
+        key = ' -H "Authorization: Bearer $TANDEM_API_KEY"' if self._plan.key else ""
+        url = shlex.quote(self._plan.url + path)
         self._print(f"  $ curl -s {url}{key} {shlex.join(arguments)}")
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tandem_shared.dev.demo import TABLE_FILE
 from tandem_shared.dev.servers import Server, free_port, mongo_server, redis_server
 from tandem_shared.errors import Misconfigured
 from tandem_shared.settings import LOOPBACK_NETWORKS, Settings, mask_url
 
+TABLE_FILE = "demo.db"
 TUTORIAL = "wordcount"
 EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"  # of a checkout
 MAX_DRAIN_SECONDS = 5.0
@@ -30,7 +30,7 @@ class DevOptions:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The servers to start before the API and the workers, and what all of them need to know."""
+    """The servers to start before the API and the workers, and what all processes are given."""
 
     data: Path
     servers: tuple[Server, ...]
@@ -39,8 +39,8 @@ class Plan:
     port: int
     url: str  # of the API, from this machine
     key: str | None
-    tutorial: bool  # whether the workers load the tutorial's task
-    connection: str  # SQL connection of the demo
+    tutorial: bool  # whether the workers know text.wordcount
+    connection: str  # the workers' SQL connection to TABLE_FILE in `data`
     notes: tuple[str, ...]  # for the user
 
 

@@ -25,6 +25,15 @@ PROBE_SECONDS = 2.0
 # build, glibc caches 7 chunks per size; caching more saves a fifth of Redis' time.
 GLIBC_TUNABLES = "GLIBC_TUNABLES=glibc.malloc.tcache_count=65535"
 
+# A rewrite of the append-only file buffers all writes: a stream of 100 MB/s must not start one each
+# second. The ziplist limit keeps a record with a payload above 64 bytes in the compact encoding.
+REDIS_OPTIONS = (
+    *"--daemonize no --always-show-logo no --maxmemory-policy noeviction --appendonly yes".split(),
+    *"--appendfsync everysec --auto-aof-rewrite-min-size 256mb".split(),
+    *"--hash-max-ziplist-value 1024 --save".split(),
+    "",
+)
+
 # Runs in a bare interpreter that becomes the command by exec: preexec_fn may deadlock beside
 # threads. On Linux the kernel kills the command when the thread that started it ends. Elsewhere a
 # fork reads the parent's pipe on stdin to its end, then kills the process group.
@@ -98,7 +107,8 @@ def redis_version(program: Path) -> str:
 
 def redis_server(data: Path) -> Server:
     """Redis or Valkey with an append-only file and its socket in `data`. Raises Misconfigured."""
-    path = data.resolve() / "redis.sock"
+    root = data.resolve()
+    path = root / "redis.sock"
     if len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
         host, port, url = str(path), 0, f"unix://{quote(str(path))}?db=0"
         address = ["--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"]
@@ -106,19 +116,9 @@ def redis_server(data: Path) -> Server:
         host, port = "127.0.0.1", free_port()
         url = f"redis://{host}:{port}/0"
         address = ["--port", str(port), "--bind", host]
-    log = data.resolve() / "redis.log"
-    argv = (
-        *("env", GLIBC_TUNABLES, str(redis_program())),
-        *(*address, "--dir", str(data.resolve()), "--daemonize", "no", "--logfile", str(log)),
-        *("--pidfile", str(data.resolve() / "redis.pid"), "--always-show-logo", "no"),
-        # Redis buffers all writes during a rewrite; a stream of 100 MB/s must not start one each
-        # second.
-        *("--auto-aof-rewrite-min-size", "256mb"),
-        *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
-        *("--maxmemory-policy", "noeviction"),
-        # Keeps a record with a payload above 64 bytes in the compact encoding.
-        *("--hash-max-ziplist-value", "1024"),
-    )
+    log = root / "redis.log"
+    files = ("--dir", str(root), "--logfile", str(log), "--pidfile", str(root / "redis.pid"))
+    argv = ("env", GLIBC_TUNABLES, str(redis_program()), *address, *files, *REDIS_OPTIONS)
 
     async def ready() -> bool:
         return await is_answering(host, port, b"PING\r\n", b"+PONG")

@@ -11,9 +11,9 @@ import signal
 import sys
 import sysconfig
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +85,6 @@ async def _serve(options: DevOptions, plan: Plan) -> int:
         await asyncio.to_thread(output.close)
 
 
-@dataclass(frozen=True, slots=True)
-class Children:
-    """All child processes."""
-
-    servers: list[Child]
-    api: Child
-    workers: list[Child]
-
-    def __iter__(self) -> Iterator[Child]:
-        return iter((*self.servers, self.api, *self.workers))
-
-
 class Session:
     """One run, from the start of the first child to the end of the last."""
 
@@ -104,13 +92,13 @@ class Session:
         self,
         options: DevOptions,
         plan: Plan,
-        children: Children,
+        children: Sequence[list[Child]],
         output: Output,
         stop: asyncio.Event,
     ) -> None:
         self._options = options
         self._plan = plan
-        self._children = children
+        self._children = children  # servers, API, workers
         self._output = output
         self._stop = stop
         self._crash: CrashLoop | None = None
@@ -167,22 +155,20 @@ class Session:
         # One Ctrl-C may arrive twice: from the terminal, and passed on by make.
         if now - self._signalled > REPEAT_SECONDS:
             self._print("second signal: killing everything")
-            for child in self._children:
+            for child in chain(*self._children):
                 child.kill()
         self._stop.set()
 
     async def _work(self) -> bool:
         """Start everything, then the demo; whether its jobs succeeded."""
         plan = self._plan
-        await self._start(self._children.servers)  # the others would crash without Redis
-        await self._start([self._children.api, *self._children.workers])
+        servers, *services = self._children
+        await self._start(servers)  # the services would crash without Redis
+        await self._start([*chain(*services)])
         self._print(f"ready after {time.monotonic() - self._started:.1f} s: {plan.url}")
         if not self._options.demo:
             return True
-        setup = demo.DemoSetup(
-            plan.url, plan.key, plan.data, plan.connection, plan.tutorial, self._started
-        )
-        return await demo.run(setup, lambda text: self._output.print("demo", text))
+        return await demo.run(plan, self._started, lambda text: self._output.print("demo", text))
 
     async def _start(self, children: list[Child]) -> None:
         """Returns when all are ready; the demo does not need MongoDB."""
@@ -200,9 +186,8 @@ class Session:
     async def _shut_down(self) -> None:
         # Workers first: while Redis still runs they hand their jobs back, and the API answers.
         self._print("shutting down")
-        children = self._children
-        for stage in (children.workers, [children.api], children.servers):
-            grace = MAX_DRAIN_SECONDS + CLOSE_SECONDS
+        grace = MAX_DRAIN_SECONDS + CLOSE_SECONDS
+        for stage in reversed(self._children):
             await asyncio.gather(*(child.stop(grace) for child in stage))
         for task in self._tasks:
             task.cancel()
@@ -212,7 +197,10 @@ class Session:
         self._output.print("tandem", text)
 
 
-def _children(workers: int, plan: Plan, output: Output, client: AsyncClient) -> Children:
+def _children(
+    workers: int, plan: Plan, output: Output, client: AsyncClient
+) -> tuple[list[Child], ...]:
+    """The servers, the API and the workers."""
     script = Path(sysconfig.get_path("scripts")) / "tandem"
     tandem = [str(script)] if script.exists() else [sys.executable, "-m", "tandem_jobs.cli"]
 
@@ -228,10 +216,10 @@ def _children(workers: int, plan: Plan, output: Output, client: AsyncClient) -> 
 
     address = ("--host", plan.host, "--port", str(plan.port))
     names = ["worker"] if workers == 1 else [f"worker-{n}" for n in range(1, workers + 1)]
-    return Children(
-        servers=[Child(_program(server, plan.env), output) for server in plan.servers],
-        api=child("api", is_api_ready, "api", *address),
-        workers=[child(name, is_worker_ready, "worker") for name in names],
+    return (
+        [Child(_program(server, plan.env), output) for server in plan.servers],
+        [child("api", is_api_ready, "api", *address)],
+        [child(name, is_worker_ready, "worker") for name in names],
     )
 
 
