@@ -1,6 +1,6 @@
 -- adopt(number of jobs, their arq ids, then templates and jobs as in enter.lua): moves jobs of
--- plain arq clients over. Returns our id for each, '' if another worker was first. The arq id is the
--- idempotency key, so a job that is enqueued again under its id does not run twice.
+-- plain arq clients over. Returns our id for each, '' if another worker was first. The arq id is
+-- the idempotency key, so a job that is enqueued again under its id does not run twice.
 
 local jobs = tonumber(ARGV[4])
 local start = 5 + jobs
