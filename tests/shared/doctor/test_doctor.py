@@ -75,7 +75,7 @@ async def a_running_job_without_its_lease(it: Broken) -> None:
 async def a_suspect_out_of_its_place(it: Broken) -> None:
     id = await it.add(max_attempts=9)
     for _ in range(2):
-        await it.worker.loses(id)
+        await it.worker.lose(id)
     assert await it.redis.zrem(it.key("suspects"), id)
 
 

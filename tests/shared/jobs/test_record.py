@@ -1,4 +1,4 @@
-"""Ids, records, and what clients see of them."""
+"""Ids, the transition table, and what clients see of a record."""
 
 import re
 import subprocess
@@ -27,8 +27,6 @@ from tests.shared.queue.model.shard import Shard
 
 laws = settings(derandomize=True, database=None, deadline=None)
 
-# ---------------------------------------------------------------------------------------------- ids
-
 
 def test_ids_are_unique_sort_by_time_and_end_with_the_shard() -> None:
     before = time.time()
@@ -43,7 +41,7 @@ def test_ids_are_unique_sort_by_time_and_end_with_the_shard() -> None:
     assert [id[:10] for id in ids] == sorted(id[:10] for id in ids)
 
 
-def test_a_forked_child_makes_other_ids() -> None:
+def test_a_forked_child_makes_different_ids() -> None:
     program = (
         "import os\nfrom tandem_shared.jobs.ids import new_id\nnew_id()\npid = os.fork()\n"
         "os.write(1, b''.join(new_id()[10:].encode() + b'\\n' for _ in range(100)))\n"
@@ -59,22 +57,18 @@ def test_a_forked_child_makes_other_ids() -> None:
 @pytest.mark.parametrize(
     "id", ["", "short", "nobody-at-all", "01jc8xw3t4z5", "ILOU000000aaaaaaaaaaaa"]
 )
-def test_what_is_no_id_of_ours_has_no_time(id: str) -> None:
+def test_foreign_ids_have_no_time(id: str) -> None:
     assert id_time(id) is None
 
 
-# ------------------------------------------------------------------------------------------- states
-
-
-def test_the_table_is_whole() -> None:
+def test_the_transition_table_is_complete() -> None:
     assert set(TRANSITIONS) == set(State)
     assert {state for state, after in TRANSITIONS.items() if not after} == FINAL
     assert all(
         State.CANCELLED in after for state, after in TRANSITIONS.items() if state not in FINAL
     )
-    assert all(
-        State.FAILED in after for state, after in TRANSITIONS.items() if state not in FINAL
-    )  # expired, if not failed
+    # Every unfinished job can at least expire.
+    assert all(State.FAILED in after for state, after in TRANSITIONS.items() if state not in FINAL)
     reached, todo = {State.QUEUED, State.SCHEDULED}, [State.QUEUED, State.SCHEDULED]
     while todo:
         new = TRANSITIONS[todo.pop()] - reached
@@ -83,42 +77,45 @@ def test_the_table_is_whole() -> None:
     assert reached == set(State)
 
 
-# ----------------------------------------------------------------------------------------- the view
-
 NOON = 1_800_000_000_000_000
 
 
 def record(**given: Any) -> Record:
     fields: dict[str, Any] = {
-        "id": "j1", "task": "t", "tenant": "default", "queue": "mail", "priority": "high", "state": State.QUEUED,
-        "stamp": NOON, "attempt": 0, "max_attempts": 3, "submitted": NOON, "scheduled_for": None, "due": NOON // 1000,
-        "options": JobOptions(timeout=30.0, tags={"a": "1"}), "began": None, "ended": None, "attempts": (), "cancel": None,
-        "progress": None, "result": None, "error": None, "files": None, "output": 0,
+        "id": "j1", "task": "t", "tenant": "default", "queue": "mail", "priority": "high",
+        "state": State.QUEUED, "stamp": NOON, "max_attempts": 3, "submitted": NOON,
+        "scheduled_for": None, "due": NOON // 1000,
+        "options": JobOptions(timeout=30.0, tags={"a": "1"}),
     }  # fmt: skip
     return Record(**fields | given)
 
 
-def seen(one: Record, **given: Any) -> dict[str, Any]:
+def shown(one: Record, **given: Any) -> dict[str, Any]:
     job: dict[str, Any] = msgspec.json.decode(jobs.job_json(one, **given))
     return job
 
 
 def test_a_queued_job_as_clients_see_it() -> None:
-    assert seen(record()) == {
-        "id": "j1", "task": "t", "state": "queued", "done": False, "queue": "mail", "priority": "high", "attempt": 0,
-        "max_attempts": 3, "submitted_at": "2027-01-15T08:00:00.000Z", "scheduled_for": None, "started_at": None,
-        "finished_at": None, "timeout": 30, "progress": None, "result": None, "error": None, "cancel_requested": False,
-        "tags": {"a": "1"}, "files": [], "attempts": [],
-        "links": {"self": "/v1/jobs/j1", "stream": "/v1/jobs/j1/stream", "result": "/v1/jobs/j1/result"},
+    assert shown(record()) == {
+        "id": "j1", "task": "t", "state": "queued", "done": False, "queue": "mail",
+        "priority": "high", "attempt": 0, "max_attempts": 3,
+        "submitted_at": "2027-01-15T08:00:00.000Z", "scheduled_for": None, "started_at": None,
+        "finished_at": None, "timeout": 30, "progress": None, "result": None, "error": None,
+        "cancel_requested": False, "tags": {"a": "1"}, "files": [], "attempts": [],
+        "links": {
+            "self": "/v1/jobs/j1", "stream": "/v1/jobs/j1/stream", "result": "/v1/jobs/j1/result",
+        },
     }  # fmt: skip
 
 
 def test_a_job_that_is_done_as_clients_see_it() -> None:
-    job = seen(
+    job = shown(
         record(
-            state=State.SUCCEEDED, stamp=NOON + 9, ended=NOON + 2_500_000, began=NOON + 1_000_000, attempt=1,
+            state=State.SUCCEEDED, stamp=NOON + 9, ended=NOON + 2_500_000,
+            began=NOON + 1_000_000, attempt=1,
             attempts=(Attempt(1, NOON + 1_000_000, NOON + 2_500_000, "succeeded", "w1"),),
-            result=b'{"big": 123456789012345678901}', files=b'[{"name":"a"}]', progress=b'{"current":1}',
+            result=b'{"big": 123456789012345678901}', files=b'[{"name":"a"}]',
+            progress=b'{"current":1}',
             options=JobOptions(timeout=0.25, replay_of="j0"),
         ),
         payload=b"[1, 2]",
@@ -140,8 +137,8 @@ def test_a_job_that_is_done_as_clients_see_it() -> None:
     assert job["replay_of"] == "j0"
     assert job["attempts"] == [
         {
-            "attempt": 1, "started_at": "2027-01-15T08:00:01.000Z", "finished_at": "2027-01-15T08:00:02.500Z",
-            "outcome": "succeeded", "worker": "w1",
+            "attempt": 1, "started_at": "2027-01-15T08:00:01.000Z",
+            "finished_at": "2027-01-15T08:00:02.500Z", "outcome": "succeeded", "worker": "w1",
         }
     ]  # fmt: skip
 
@@ -151,10 +148,10 @@ ERROR = b'{"type":"timeout","message":"too slow","retryable":true,"attempt":1}'
 
 @pytest.mark.parametrize("state", list(State))
 def test_an_error_is_shown_only_where_it_explains_something(state: State) -> None:
-    error = seen(record(state=state, error=ERROR, result=b"1"))["error"]
+    error = shown(record(state=state, error=ERROR, result=b"1"))["error"]
     if state in (State.FAILED, State.RETRYING, State.QUEUED, State.WAITING):
-        told = {"type": "timeout", "message": "too slow", "retryable": True, "attempt": 1}
-        assert error == told | {
+        expected = {"type": "timeout", "message": "too slow", "retryable": True, "attempt": 1}
+        assert error == expected | {
             "next_attempt_at": None if state is State.FAILED else "2027-01-15T08:00:00.000Z"
         }
     else:
@@ -162,15 +159,15 @@ def test_an_error_is_shown_only_where_it_explains_something(state: State) -> Non
 
 
 @pytest.mark.parametrize("state", list(State))
-def test_a_result_is_shown_only_of_what_succeeded(state: State) -> None:
-    assert seen(record(state=state, result=b"1"))["result"] == (
+def test_a_result_is_shown_only_for_succeeded_jobs(state: State) -> None:
+    assert shown(record(state=state, result=b"1"))["result"] == (
         1 if state is State.SUCCEEDED else None
     )
 
 
 def test_fifty_attempts_are_shown() -> None:
     attempts = tuple(Attempt(n, NOON + n, NOON + n, "failed", "w") for n in range(1, 61))
-    assert [one["attempt"] for one in seen(record(attempts=attempts))["attempts"]] == list(
+    assert [one["attempt"] for one in shown(record(attempts=attempts))["attempts"]] == list(
         range(11, 61)
     )
 
@@ -179,27 +176,24 @@ def test_the_entity_tag_is_the_stamp() -> None:
     assert record(stamp=7).etag == '"7"'
 
 
-def test_no_record_is_none() -> None:
+def test_a_missing_record_is_none() -> None:
     assert parse("j1", [None] * 22) is None
 
 
-def test_whole_seconds_are_whole_numbers() -> None:
+def test_whole_seconds_become_integers() -> None:
     assert (plain_number(30.0), plain_number(0.25)) == (30, 0.25)
     assert isinstance(plain_number(30.0), int)
 
 
-# -------------------------------------------------------------------------------------- the history
-
-
-async def told(shard: Shard, id: str) -> list[tuple[int, str]]:
-    """(stamp, state) as the events told them."""
+async def published(shard: Shard, id: str) -> list[tuple[int, str]]:
+    """(stamp, state) of the job's events."""
     lines = [
         line.split() for _, text in (await shard.snapshot()).events for line in text.splitlines()
     ]
     return [(int(words[2]), words[1]) for words in lines if words[0] == id]
 
 
-async def test_the_history_is_what_was_told(shard: Shard) -> None:
+async def test_the_history_matches_the_events(shard: Shard) -> None:
     id = await shard.add(delay=1, max_attempts=9)
     worker = await shard.worker()
     readings: list[list[tuple[int, Record]]] = []
@@ -219,21 +213,21 @@ async def test_the_history_is_what_was_told(shard: Shard) -> None:
             await read()
         await (shard.silence() if to is None else worker.end(claimed, to, body=ERROR))
     await read()
-    events = await told(shard, id)
+    events = await published(shard, id)
     for reading in readings:
         entries = [(stamp, one.state.value) for stamp, one in reading]
         assert entries == sorted(entries)
         assert set(entries) <= set(events)
         assert all(stamp == one.stamp for stamp, one in reading)
-    # What a reader has been given stays, except the present state of one that waited, which only
-    # passes.
+    # Entries that a reader has seen stay, except the current state of a job that was queued again.
     for before, after in pairwise(readings):
         kept = [(stamp, one.state) for stamp, one in after]
         gone = [one.state for stamp, one in before if (stamp, one.state) not in kept]
         assert gone in ([], [State.QUEUED])
     final = [(one.state.value, one.attempt, one.cancel is not None) for _, one in readings[-1]]
     assert final == [
-        ("scheduled", 0, False), ("running", 1, False), ("retrying", 1, False), ("running", 2, False),
-        ("queued", 2, False), ("running", 2, False), ("queued", 2, False), ("running", 3, False),
+        ("scheduled", 0, False), ("running", 1, False), ("retrying", 1, False),
+        ("running", 2, False), ("queued", 2, False), ("running", 2, False), ("queued", 2, False),
+        ("running", 3, False),
         ("running", 3, True), ("cancelled", 3, True),
     ]  # fmt: skip

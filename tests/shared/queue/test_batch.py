@@ -1,4 +1,4 @@
-"""Calls that come together go together, and each caller gets its own answer."""
+"""Batching: calls made together share a round trip, and each caller gets its own answer."""
 
 import asyncio
 import gc
@@ -12,7 +12,7 @@ from tests.conftest import eventually
 
 
 class Line:
-    """Whoever is sent to here waits until `land`."""
+    """A server whose answers wait for `land`."""
 
     def __init__(self) -> None:
         self.flights: list[list[int]] = []
@@ -46,21 +46,21 @@ def counted(
     return Batcher(counting, max_items=4), flights
 
 
-async def test_calls_of_one_moment_go_in_one_flight() -> None:
+async def test_calls_of_one_moment_share_a_batch() -> None:
     batch, flights = counted(tens)
     assert await asyncio.gather(*(batch.call(n) for n in range(3))) == [0, 10, 20]
     assert await batch.call(3) == 30
     assert flights == [[0, 1, 2], [3]]
 
 
-async def test_a_flight_takes_no_more_than_its_limit() -> None:
+async def test_a_batch_respects_its_item_limit() -> None:
     batch, flights = counted(tens)
     assert await asyncio.gather(*(batch.call(n) for n in range(10))) == [10 * n for n in range(10)]
     assert [len(flight) for flight in flights] == [4, 4, 2]
     assert [n for flight in flights for n in flight] == list(range(10))
 
 
-async def test_what_comes_meanwhile_goes_together_in_the_next_one() -> None:
+async def test_calls_during_a_flight_share_the_next_batch() -> None:
     line = Line()
     batch = Batcher(line.send, max_in_flight=1)
     first = batch.call(1)
@@ -76,7 +76,7 @@ async def test_what_comes_meanwhile_goes_together_in_the_next_one() -> None:
     assert await rest[2] == 40
 
 
-async def test_two_flights_are_under_way_at_most() -> None:
+async def test_at_most_two_batches_are_in_flight() -> None:
     line = Line()
     batch = Batcher(line.send, max_items=1, max_in_flight=2)
     calls = [batch.call(n) for n in range(5)]
@@ -90,7 +90,7 @@ async def test_two_flights_are_under_way_at_most() -> None:
     assert await asyncio.gather(*calls) == [0, 10, 20, 30, 40]
 
 
-async def test_a_flight_takes_no_more_than_it_has_room_for_but_one_always() -> None:
+async def test_a_batch_respects_its_byte_limit_but_takes_at_least_one_item() -> None:
     flights: list[list[int]] = []
 
     async def send(items: list[int]) -> Sequence[int]:
@@ -102,7 +102,7 @@ async def test_a_flight_takes_no_more_than_it_has_room_for_but_one_always() -> N
     assert flights == [[4, 6], [1], [99], [3, 7]]
 
 
-async def test_a_fault_is_told_to_each_of_its_callers_and_to_no_other() -> None:
+async def test_an_error_reaches_the_callers_of_its_batch_only() -> None:
     async def send(items: list[int]) -> Sequence[int]:
         if 1 in items:
             raise Unavailable("away")
@@ -114,7 +114,7 @@ async def test_a_fault_is_told_to_each_of_its_callers_and_to_no_other() -> None:
     assert await batch.call(4) == 4
 
 
-async def test_a_fault_of_callers_that_have_gone_leaves_no_warning(
+async def test_an_error_for_absent_callers_logs_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     sent = asyncio.Event()
@@ -130,7 +130,7 @@ async def test_a_fault_of_callers_that_have_gone_leaves_no_warning(
     assert caplog.records == []
 
 
-async def test_an_answer_too_few_is_nobodys_endless_wait() -> None:
+async def test_a_missing_answer_raises_instead_of_blocking() -> None:
     async def send(items: list[int]) -> Sequence[int]:
         return items[1:]
 
@@ -139,7 +139,7 @@ async def test_an_answer_too_few_is_nobodys_endless_wait() -> None:
     assert [type(answer) for answer in answers] == [RuntimeError] * 3
 
 
-async def test_a_caller_that_goes_in_time_is_not_sent() -> None:
+async def test_a_call_cancelled_before_the_flight_is_not_sent() -> None:
     batch, flights = counted(tens)
     calls = [batch.call(n) for n in range(4)]
     calls[1].cancel()
@@ -147,7 +147,7 @@ async def test_a_caller_that_goes_in_time_is_not_sent() -> None:
     assert flights == [[0, 2, 3]]
 
 
-async def test_a_caller_that_goes_later_hurts_no_other() -> None:
+async def test_a_call_cancelled_in_flight_leaves_the_others_alone() -> None:
     line = Line()
     batch = Batcher(line.send)
     calls = [batch.call(n) for n in range(3)]
@@ -157,7 +157,7 @@ async def test_a_caller_that_goes_later_hurts_no_other() -> None:
     assert [await calls[0], await calls[2]] == [0, 20]
 
 
-async def test_all_callers_of_a_flight_may_go() -> None:
+async def test_all_calls_of_a_batch_can_be_cancelled() -> None:
     batch, flights = counted(tens)
     batch.call(1).cancel()
     assert await batch.call(2) == 20
@@ -168,7 +168,7 @@ async def test_all_callers_of_a_flight_may_go() -> None:
     assert flights == [[2], [4]]
 
 
-async def test_no_more_wait_than_may() -> None:
+async def test_the_number_of_waiting_calls_is_bounded() -> None:
     line = Line()
     batch = Batcher(line.send, max_items=1, max_in_flight=1, max_waiting=2)
     calls = [batch.call(0)]
@@ -181,7 +181,7 @@ async def test_no_more_wait_than_may() -> None:
     assert await asyncio.gather(*calls) == [0, 10, 20]
 
 
-async def test_what_was_waited_for_is_told_once_it_has_come() -> None:
+async def test_on_batch_gets_the_count_and_the_time_waited() -> None:
     line, told = Line(), list[tuple[int, float]]()
     batch = Batcher(
         line.send,
@@ -199,7 +199,7 @@ async def test_what_was_waited_for_is_told_once_it_has_come() -> None:
     assert min(seconds for _, seconds in told) > 0
 
 
-async def test_a_flight_that_is_cancelled_cancels_its_callers() -> None:
+async def test_cancelling_a_flight_cancels_its_callers() -> None:
     line = Line()
     batch = Batcher(line.send)
     call = batch.call(1)
@@ -210,7 +210,7 @@ async def test_a_flight_that_is_cancelled_cancels_its_callers() -> None:
         await call
 
 
-async def test_what_waits_is_sent_once_for_all_who_ask() -> None:
+async def test_equal_waiting_items_are_sent_once() -> None:
     line = Line()
     batch = Batcher(line.send, max_items=2, max_in_flight=1, coalesce=True)
     first = [asyncio.ensure_future(batch.call(n)) for n in (1, 1, 2, 1)]
@@ -219,7 +219,7 @@ async def test_what_waits_is_sent_once_for_all_who_ask() -> None:
     assert line.flights == [[1, 2]]
 
 
-async def test_what_is_under_way_is_sent_again() -> None:
+async def test_an_item_in_flight_is_sent_again() -> None:
     line = Line()
     batch = Batcher(line.send, max_items=1, max_in_flight=2, coalesce=True)
     old = asyncio.ensure_future(batch.call(1))
@@ -228,12 +228,12 @@ async def test_what_is_under_way_is_sent_again() -> None:
     await eventually(lambda: line.flights == [[1], [1]])
     await line.land(1)
     assert await new == 10
-    assert not old.done(), "its answer may be older than the question"
+    assert not old.done(), "its answer may be older than the second call"
     await line.land(0)
     assert await old == 10
 
 
-async def test_one_that_goes_takes_the_answer_from_nobody() -> None:
+async def test_cancelling_one_coalesced_call_keeps_the_others() -> None:
     line = Line()
     batch = Batcher(line.send, coalesce=True)
     one, other = (asyncio.ensure_future(batch.call(1)) for _ in range(2))
@@ -244,7 +244,7 @@ async def test_one_that_goes_takes_the_answer_from_nobody() -> None:
     assert one.cancelled()
 
 
-async def test_a_fault_is_told_to_all_who_asked_and_leaves_no_warning() -> None:
+async def test_an_error_reaches_all_coalesced_callers_and_logs_nothing() -> None:
     async def fail(_items: list[int]) -> Sequence[int]:
         raise Unavailable("away")
 

@@ -1,4 +1,4 @@
-"""Who is woken, by what, and that nobody who sleeps misses it."""
+"""Doorbells: which events wake which workers."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from tests.shared.queue.model.shard import Shard, job
 
 
 @contextlib.asynccontextmanager
-async def ear(shard: Shard, *names: str) -> AsyncIterator[Bells]:
+async def listening(shard: Shard, *names: str) -> AsyncIterator[Bells]:
     bells = shard.queue.bells(*names)
     try:
         yield bells
@@ -25,7 +25,7 @@ async def ear(shard: Shard, *names: str) -> AsyncIterator[Bells]:
 
 
 async def rung(shard: Shard, name: str = "default") -> list[str]:
-    """What was rung there since this was last asked."""
+    """The words rung since the last call."""
     key = f"{shard.queue.prefix}bell:{name}"
     words = [word.decode() for word in await shard.redis.lrange(key, 0, -1)]
     await shard.redis.delete(key)
@@ -33,7 +33,7 @@ async def rung(shard: Shard, name: str = "default") -> list[str]:
 
 
 async def asleep(shard: Shard, number: int = 1) -> None:
-    """Returns when this many sleep."""
+    """Returns once this many connections block."""
 
     async def blocked() -> bool:
         return bool((await shard.redis.info("clients"))["blocked_clients"] == number)
@@ -41,8 +41,8 @@ async def asleep(shard: Shard, number: int = 1) -> None:
     await eventually(blocked)
 
 
-async def test_a_submission_wakes_who_sleeps(shard: Shard) -> None:
-    async with ear(shard, "mail", "default") as bells:
+async def test_a_submission_wakes_a_sleeper(shard: Shard) -> None:
+    async with listening(shard, "mail", "default") as bells:
         wait = asyncio.create_task(bells.wait(5))
         await asleep(shard)
         await shard.add()
@@ -52,8 +52,8 @@ async def test_a_submission_wakes_who_sleeps(shard: Shard) -> None:
         assert await bells.wait(5) == "1"
 
 
-async def test_only_one_of_those_who_sleep_is_woken(shard: Shard) -> None:
-    async with ear(shard, "default") as one, ear(shard, "default") as two:
+async def test_only_one_sleeper_is_woken(shard: Shard) -> None:
+    async with listening(shard, "default") as one, listening(shard, "default") as two:
         waits = [asyncio.create_task(bells.wait(1)) for bells in (one, two)]
         await asleep(shard, 2)
         await shard.submit(*(job() for _ in range(5)))
@@ -88,7 +88,7 @@ async def test_a_claim_rings_the_queue_whose_jobs_are_left(shard: Shard) -> None
     assert sorted(left) == [[], ["1"]]
 
 
-async def test_a_job_for_later_rings_only_if_it_is_the_next(shard: Shard) -> None:
+async def test_a_scheduled_job_rings_only_if_it_is_the_next_one_due(shard: Shard) -> None:
     words = []
     for delay in (60, 90, 30):
         await shard.add(delay=delay)
@@ -96,7 +96,7 @@ async def test_a_job_for_later_rings_only_if_it_is_the_next(shard: Shard) -> Non
     assert words == [["1"], [], ["1"]]
 
 
-async def test_what_becomes_due_rings(shard: Shard) -> None:
+async def test_a_job_that_falls_due_rings(shard: Shard) -> None:
     await shard.add(delay=1)
     await rung(shard)
     await shard.turn(1)
@@ -105,7 +105,7 @@ async def test_what_becomes_due_rings(shard: Shard) -> None:
 
 
 @pytest.mark.parametrize("to", [State.QUEUED, State.RETRYING])
-async def test_what_comes_back_rings(shard: Shard, to: State) -> None:
+async def test_a_job_that_comes_back_rings(shard: Shard, to: State) -> None:
     await shard.add()
     worker = await shard.worker()
     claimed = await worker.take()
@@ -114,14 +114,14 @@ async def test_what_comes_back_rings(shard: Shard, to: State) -> None:
     assert await rung(shard) == ["1"]
 
 
-async def test_a_lost_worker_rings_for_what_it_held(shard: Shard) -> None:
+async def test_losing_a_worker_rings_for_its_jobs(shard: Shard) -> None:
     id = await shard.add()
     await rung(shard)
-    await (await shard.worker()).loses(id)
+    await (await shard.worker()).lose(id)
     assert await rung(shard) == ["1"]
 
 
-async def test_a_free_slot_of_a_key_rings(shard: Shard) -> None:
+async def test_a_freed_slot_of_a_concurrency_key_rings(shard: Shard) -> None:
     await shard.submit(*(job(concurrency_key="k", queue=queue) for queue in ("a", "b")))
     worker, other = await shard.worker(queues=["a"]), await shard.worker(queues=["b"])
     claimed = await worker.take()
@@ -131,7 +131,7 @@ async def test_a_free_slot_of_a_key_rings(shard: Shard) -> None:
     assert await rung(shard, "b") == ["1"]
 
 
-async def test_who_can_run_what_another_set_aside_is_called(shard: Shard) -> None:
+async def test_a_worker_that_can_run_a_parked_job_is_woken(shard: Shard) -> None:
     knowing = await shard.worker({"u": 2})
     old = await shard.worker({"u": 1})
     elsewhere = await shard.worker({"u": 2}, queues=["mail"])
@@ -143,7 +143,7 @@ async def test_who_can_run_what_another_set_aside_is_called(shard: Shard) -> Non
     assert len(await knowing.claim()) == 3
 
 
-async def test_a_worker_that_drains_is_not_called(shard: Shard) -> None:
+async def test_a_draining_worker_is_not_woken(shard: Shard) -> None:
     draining = await shard.worker({"u": 1})
     await shard.queue.beat(draining.id, draining.digest, [], draining=True)
     await shard.add(task="u")
@@ -151,10 +151,10 @@ async def test_a_worker_that_drains_is_not_called(shard: Shard) -> None:
     assert await rung(shard, draining.id) == []
 
 
-async def test_a_word_for_one_worker(shard: Shard) -> None:
+async def test_a_cancel_rings_the_worker_of_the_job(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
-    async with ear(shard, worker.id) as bells:
+    async with listening(shard, worker.id) as bells:
         await worker.take()
         wait = asyncio.create_task(bells.wait(5))
         await asleep(shard)
@@ -162,7 +162,7 @@ async def test_a_word_for_one_worker(shard: Shard) -> None:
         assert await wait == f"cancel {id}"
 
 
-async def test_a_worker_that_retires_takes_its_bell_along(shard: Shard) -> None:
+async def test_retiring_a_worker_removes_its_bell(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     claimed = await worker.take()
@@ -172,10 +172,10 @@ async def test_a_worker_that_retires_takes_its_bell_along(shard: Shard) -> None:
     assert not [key for key in (await shard.snapshot()).ttl if worker.id in key]
 
 
-async def test_a_worker_that_retires_rings_for_what_is_due(shard: Shard) -> None:
+async def test_retiring_a_worker_rings_for_due_jobs(shard: Shard) -> None:
     worker, other = await shard.worker(), await shard.worker()
     await shard.add()
-    assert await rung(shard) == ["1"]  # which is lost on its way
+    assert await rung(shard) == ["1"]  # the bell is lost on its way
     await shard.queue.retire(worker.id)
     assert await rung(shard) == ["1"]
     await other.take()
@@ -183,8 +183,8 @@ async def test_a_worker_that_retires_rings_for_what_is_due(shard: Shard) -> None
     assert await rung(shard) == []
 
 
-async def test_a_wait_that_is_cancelled_leaves_no_answer_behind(shard: Shard) -> None:
-    async with ear(shard, "default") as bells:
+async def test_a_cancelled_wait_swallows_no_later_bell(shard: Shard) -> None:
+    async with listening(shard, "default") as bells:
         wait = asyncio.create_task(bells.wait(5))
         await asleep(shard)
         wait.cancel()
@@ -194,8 +194,8 @@ async def test_a_wait_that_is_cancelled_leaves_no_answer_behind(shard: Shard) ->
         assert await bells.wait(5) == "1"
 
 
-async def test_a_connection_that_breaks_is_told_and_made_again(shard: Shard) -> None:
-    async with ear(shard, "default") as bells:
+async def test_a_broken_connection_raises_and_is_replaced(shard: Shard) -> None:
+    async with listening(shard, "default") as bells:
         wait = asyncio.create_task(bells.wait(5))
         await asleep(shard)
         await execute(shard.redis, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
@@ -205,7 +205,7 @@ async def test_a_connection_that_breaks_is_told_and_made_again(shard: Shard) -> 
         assert await bells.wait(5) == "1"
 
 
-async def test_without_redis_a_wait_is_told_so(shard: Shard) -> None:
+async def test_a_wait_without_redis_raises_unavailable(shard: Shard) -> None:
     redis = connect("redis://127.0.0.1:1/0", timeout=0.5)
     bells = Bells(redis, shard.queue.prefix, ("default",))
     with pytest.raises(Unavailable):

@@ -1,4 +1,4 @@
-"""A wait for a bell ends when it is cancelled, at whatever moment that comes."""
+"""Cancelling a wait for a bell, at any moment."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from tandem_shared.queue.queue import Queue
 
 
 @pytest.mark.parametrize("turns", range(16))
-async def test_a_cancellation_is_obeyed_at_every_moment(
+async def test_a_wait_can_be_cancelled_at_any_moment(
     redis: Redis, redis_url: str, turns: int
 ) -> None:
     # redis-py sends through `asyncio.wait_for`, which in Python 3.11 may swallow a cancellation.

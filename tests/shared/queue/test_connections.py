@@ -1,4 +1,4 @@
-"""A call to Redis that is cancelled, at whatever moment."""
+"""Cancelling a call to Redis, at any moment."""
 
 import asyncio
 
@@ -7,10 +7,10 @@ import pytest
 from tandem_shared.queue.connections import connect
 from tandem_shared.queue.queue import Queue
 
-MOMENTS = 60  # turns of the event loop, more than a call has
+CALL_TURNS = 60  # of the event loop, more than a call takes
 
 
-@pytest.mark.parametrize("turns", range(0, MOMENTS, 6))
+@pytest.mark.parametrize("turns", range(0, CALL_TURNS, 6))
 async def test_no_cancellation_is_swallowed(redis_url: str, turns: int) -> None:
     redis = connect(redis_url)
     queue = Queue(redis)

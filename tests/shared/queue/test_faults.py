@@ -1,4 +1,4 @@
-"""Redis that forgets, hangs, refuses or is gone; and the jobs of plain arq clients."""
+"""Faults of Redis: lost scripts, hangs, full memory, broken connections; and arq's own jobs."""
 
 import asyncio
 from typing import Any
@@ -20,7 +20,7 @@ from tests.conftest import eventually
 from tests.shared.queue.model.shard import Shard, job
 
 
-async def test_scripts_that_redis_forgot_are_sent_again(shard: Shard) -> None:
+async def test_scripts_are_sent_again_after_redis_forgot_them(shard: Shard) -> None:
     worker = await shard.worker()
     for _ in range(2):
         await shard.redis.script_flush()
@@ -34,15 +34,17 @@ async def test_scripts_that_redis_forgot_are_sent_again(shard: Shard) -> None:
 
 async def calls(queue: Queue) -> list[object]:
     return await asyncio.gather(
-        queue.submit(job()), queue.submit_many([job()]), queue.get("x"), queue.payload("x"), queue.cancel("x"),
-        queue.output("x"), queue.tick(), queue.ping(), queue.catalogue_entries(), queue.catalogue_stamp(),
-        queue.stats(), queue.workers(), queue.claim("w", 1, slots=1, tasks="x", queues=["default"]), queue.finish([]),
-        queue.beat("w", "x", []), queue.report([], limit=1), queue.arq.pending(), queue.retire("w"),
+        queue.submit(job()), queue.submit_many([job()]), queue.get("x"), queue.payload("x"),
+        queue.cancel("x"), queue.output("x"), queue.tick(), queue.ping(),
+        queue.catalogue_entries(), queue.catalogue_stamp(), queue.stats(), queue.workers(),
+        queue.claim("w", 1, slots=1, tasks="x", queues=["default"]), queue.finish([]),
+        queue.beat("w", "x", []), queue.report([], limit=1), queue.arq.pending(),
+        queue.retire("w"),
         return_exceptions=True,
     )  # fmt: skip
 
 
-def test_a_transport_that_is_closed_is_an_error_of_the_connection(redis_url: str) -> None:
+def test_writing_to_a_closed_transport_raises_a_connection_error(redis_url: str) -> None:
     async def write_to_a_closed_one() -> None:
         redis = connect(redis_url)
         try:
@@ -60,7 +62,7 @@ def test_a_transport_that_is_closed_is_an_error_of_the_connection(redis_url: str
     uvloop.run(write_to_a_closed_one())
 
 
-async def test_without_redis_every_call_says_so() -> None:
+async def test_every_call_without_redis_raises_unavailable() -> None:
     redis = connect("redis://somebody:SECRET@127.0.0.1:1/0", timeout=1)
     answers = await calls(Queue(redis))
     await redis.aclose()
@@ -70,7 +72,7 @@ async def test_without_redis_every_call_says_so() -> None:
     ]
 
 
-async def test_a_redis_that_hangs_is_not_waited_for(redis: Redis, redis_url: str) -> None:
+async def test_a_hanging_redis_times_out(redis: Redis, redis_url: str) -> None:
     impatient = connect(redis_url, timeout=0.2)
     queue = Queue(impatient)
     await queue.submit(job())
@@ -84,7 +86,7 @@ async def test_a_redis_that_hangs_is_not_waited_for(redis: Redis, redis_url: str
     await impatient.aclose()
 
 
-async def test_a_redis_that_is_full_is_unavailable_and_serves_again(redis: Redis) -> None:
+async def test_a_full_redis_is_unavailable_until_it_has_memory(redis: Redis) -> None:
     queue = Queue(redis)
     await redis.config_set("maxmemory", 1)
     try:
@@ -107,13 +109,13 @@ async def test_a_replica_is_unavailable_for_writes(redis: Redis) -> None:
     await queue.ping()
 
 
-async def test_a_mistake_of_ours_is_not_called_unavailable(redis: Redis) -> None:
+async def test_a_bug_is_not_reported_as_unavailable(redis: Redis) -> None:
     with pytest.raises(Exception, match="unknown command") as caught, translate_errors():
         await execute(redis, "NONSENSE")
     assert not isinstance(caught.value, Unavailable)
 
 
-async def test_a_connection_that_broke_is_replaced(shard: Shard) -> None:
+async def test_a_broken_connection_is_replaced(shard: Shard) -> None:
     await shard.add()
     await execute(shard.redis, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
 
@@ -127,17 +129,14 @@ async def test_a_connection_that_broke_is_replaced(shard: Shard) -> None:
     await eventually(again)
 
 
-async def test_a_ping_takes_no_time_and_is_a_write(shard: Shard) -> None:
+async def test_a_ping_is_a_write(shard: Shard) -> None:
     await shard.redis.config_resetstat()
     assert 0 < await shard.queue.ping() < 5
     assert (await shard.redis.info("commandstats"))["cmdstat_hdel"]["calls"] == 1
 
 
-# ----------------------------------------------------------------------------- plain arq's own jobs
-
-
 async def enqueue(shard: Shard, foreign: str, due: int, **kwargs: object) -> None:
-    """As arq's client does it, with a JSON serializer."""
+    """Enqueues a job as arq's client does, with a JSON serializer."""
     body = msgspec.json.encode({"t": None, "f": "t", "a": [], "k": kwargs, "et": due})
     await shard.redis.psetex(f"arq:job:{foreign}", 60_000, body)
     await shard.redis.zadd("arq:queue", {foreign: due})
@@ -147,7 +146,7 @@ def ours(foreign: str, run_at: float | None = None) -> tuple[str, Submission]:
     return foreign, job(idempotency_key=f"arq:{foreign}", run_at=run_at)
 
 
-async def test_a_claim_tells_of_jobs_of_plain_arq_clients(shard: Shard) -> None:
+async def test_a_claim_reports_waiting_arq_jobs(shard: Shard) -> None:
     worker = await shard.worker()
     assert not (await worker.call()).arq_jobs
     assert await shard.queue.arq.pending() == []
@@ -159,24 +158,22 @@ async def test_a_claim_tells_of_jobs_of_plain_arq_clients(shard: Shard) -> None:
     assert msgspec.json.decode(body)["k"] == {"n": 1}
 
 
-async def test_they_are_adopted_once(shard: Shard) -> None:
+async def test_arq_jobs_are_adopted_once(shard: Shard) -> None:
     await enqueue(shard, "one", shard.ms)
     await enqueue(shard, "two", shard.ms + 5000)
     await shard.redis.set("arq:retry:one", 1)
     jobs = [ours("one"), ours("two", run_at=(shard.ms + 5000) / 1000)]
     first = await shard.queue.arq.adopt(jobs)
     assert first == [job.id for _, job in jobs]
-    assert await shard.queue.arq.adopt([ours("one"), ours("two")]) == [
-        "",
-        "",
-    ]  # another worker was first
+    # Another worker was first.
+    assert await shard.queue.arq.adopt([ours("one"), ours("two")]) == ["", ""]
     assert await shard.redis.keys("arq:*") == []
     assert [await shard.state(id) for id in first] == [State.QUEUED, State.SCHEDULED]
     worker = await shard.worker()
     assert (await worker.take()).id == first[0]
 
 
-async def test_one_that_is_enqueued_again_under_its_id_runs_once(shard: Shard) -> None:
+async def test_an_arq_job_enqueued_again_under_its_id_runs_once(shard: Shard) -> None:
     ids = []
     for _ in range(2):
         await enqueue(shard, "one", shard.ms)

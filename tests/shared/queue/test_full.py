@@ -1,4 +1,4 @@
-"""Full: Redis without memory, a queue with as many jobs as it may have. What was accepted goes on, and is not lost."""
+"""Full memory and full queues: new jobs are refused, accepted ones run and are not lost."""
 
 from collections.abc import AsyncIterator
 
@@ -11,14 +11,14 @@ from tandem_shared.queue.messages import Report
 from tests.conftest import eventually
 from tests.shared.queue.model.shard import Shard, job
 
-ROOM = 3 << 20  # bytes that Redis may have beyond what an empty one takes
+SPARE_BYTES = 3 << 20  # of Redis' memory, beyond what an empty one takes
 
 
 @pytest.fixture
 async def small(redis: Redis) -> AsyncIterator[Shard]:
-    """A shard on a Redis with little memory, which keeps final jobs for a second."""
+    """A shard on a Redis with little memory; final jobs are kept for a second."""
     used = (await redis.info("memory"))["used_memory"]
-    await redis.config_set("maxmemory", used + ROOM)
+    await redis.config_set("maxmemory", used + SPARE_BYTES)
     made = Shard(redis, keep=1.0)
     await made.turn(0)
     await made.silence()
@@ -28,7 +28,7 @@ async def small(redis: Redis) -> AsyncIterator[Shard]:
 
 
 async def fill(shard: Shard) -> list[str]:
-    """Submits until Redis refuses; nobody lets time pass meanwhile."""
+    """Submits until Redis refuses; no ticks happen meanwhile."""
     ids: list[str] = []
 
     async def submit() -> None:
@@ -41,11 +41,11 @@ async def fill(shard: Shard) -> list[str]:
     return ids
 
 
-async def test_jobs_that_were_accepted_go_on_without_memory_until_there_is_some(
+async def test_accepted_jobs_finish_without_memory(
     small: Shard,
 ) -> None:
     ids = await fill(small)
-    await small.redis.config_set("maxmemory", 1)  # however far above
+    await small.redis.config_set("maxmemory", 1)  # far exceeded
     worker = await small.worker()
     assert await small.queue.cancel(ids.pop())
     ended = {}
@@ -55,22 +55,22 @@ async def test_jobs_that_were_accepted_go_on_without_memory_until_there_is_some(
             assert await worker.end(one, body=b'"done"') == "ok"
             ended[one.id] = await small.state(one.id)
     assert ended == dict.fromkeys(ids, State.SUCCEEDED)
-    await worker.loses()
+    await worker.lose()
     await small.queue.retire(worker.id)
 
     await small.redis.config_set(
-        "maxmemory", (await small.redis.info("memory"))["used_memory"] + ROOM
+        "maxmemory", (await small.redis.info("memory"))["used_memory"] + SPARE_BYTES
     )
 
-    async def gone() -> bool:  # their second is over
+    async def expired() -> bool:
         return not any(await small.queue.get_many(ids))
 
-    await eventually(gone)
+    await eventually(expired)
     await small.queue.tick()
     assert await fill(small)
 
 
-async def test_a_job_that_is_lost_without_memory_runs_again(small: Shard) -> None:
+async def test_a_job_lost_while_memory_is_full_runs_again(small: Shard) -> None:
     await fill(small)
     first, second = await small.worker(), await small.worker()
     claimed = (await first.claim(1))[0]
@@ -82,7 +82,7 @@ async def test_a_job_that_is_lost_without_memory_runs_again(small: Shard) -> Non
     assert await second.end(again, State.RETRYING, body=b"{}", delay=0.0) == "ok"
 
 
-async def test_what_would_fill_redis_more_waits_for_memory(small: Shard) -> None:
+async def test_output_waits_for_memory(small: Shard) -> None:
     await fill(small)
     worker = await small.worker()
     one = (await worker.claim(1))[0]
@@ -95,7 +95,7 @@ async def test_what_would_fill_redis_more_waits_for_memory(small: Shard) -> None
     ]
 
 
-async def test_nothing_enters_the_last_tenth_of_the_memory(small: Shard) -> None:
+async def test_new_jobs_do_not_use_the_last_tenth_of_memory(small: Shard) -> None:
     id = await small.add(idempotency_key="known", payload=b"1")
     used = (await small.redis.info("memory"))["used_memory"]
     await small.redis.config_set("maxmemory", int(used / 0.95))
@@ -108,7 +108,7 @@ async def test_nothing_enters_the_last_tenth_of_the_memory(small: Shard) -> None
     await small.add()
 
 
-async def test_a_queue_takes_so_many_jobs_and_others_are_not_in_its_way(redis: Redis) -> None:
+async def test_a_full_queue_refuses_jobs_and_other_queues_do_not(redis: Redis) -> None:
     shard = Shard(redis, backlog=3)
     await shard.turn(0)
     await shard.silence()
@@ -125,7 +125,7 @@ async def test_a_queue_takes_so_many_jobs_and_others_are_not_in_its_way(redis: R
 
     worker = await shard.worker(queues=("a",))
     first, _ = await worker.claim()
-    with pytest.raises(Full):  # it runs, and may come back
+    with pytest.raises(Full):  # running jobs count, since they may come back
         await shard.queue.submit(job(queue="a"))
     await worker.end(first)
     await shard.queue.submit(job(queue="a"))

@@ -1,4 +1,4 @@
-"""A task's limits over all workers: how many attempts run at once, and how many start in a time."""
+"""A task's limits across workers: how many attempts run at once, how many start in a period."""
 
 from typing import Any
 
@@ -29,11 +29,11 @@ async def many(shard: Shard, number: int, **given: Any) -> list[str]:
         ("10000/s", 100, 1000),
     ],
 )
-def test_what_a_rate_says(rate: str, every: int, burst: int) -> None:
+def test_a_rate_becomes_an_interval_and_a_burst(rate: str, every: int, burst: int) -> None:
     assert parse_limits(None, rate) == Limits(0, every, burst)
 
 
-async def test_no_more_run_than_the_task_allows_over_all_workers(shard: Shard) -> None:
+async def test_the_concurrency_limit_holds_across_workers(shard: Shard) -> None:
     one, other = [await shard.worker(concurrency=2) for _ in range(2)]
     ids = await many(shard, 5)
     (first,) = await one.claim(slots=1)
@@ -48,17 +48,17 @@ async def test_no_more_run_than_the_task_allows_over_all_workers(shard: Shard) -
 
 
 @pytest.mark.parametrize("how", ["succeeded", "failed", "retrying", "queued", "cancelled", "lost"])
-async def test_whatever_ends_a_run_gives_its_slot_back(shard: Shard, how: str) -> None:
+async def test_every_end_of_an_attempt_frees_its_slot(shard: Shard, how: str) -> None:
     worker = await shard.worker(concurrency=1)
     ids = await many(shard, 2)
     claimed = await worker.take()
-    await worker.leaves(claimed, how)
+    await worker.end_as(claimed, how)
     (again,) = await worker.claim()
     assert again.id == (ids[0] if how in ("queued", "lost") else ids[1])
     assert (await shard.snapshot()).values["slots:t"] == [f"{again.id}:{again.token}"]
 
 
-async def test_starts_are_spread_over_the_time(shard: Shard) -> None:
+async def test_a_rate_spreads_the_starts(shard: Shard) -> None:
     worker = await shard.worker(rate="100/m")
     ids = await many(shard, 4)
     starts = []
@@ -75,9 +75,8 @@ async def test_a_fast_rate_has_a_burst(shard: Shard) -> None:
     await many(shard, 20)
     assert len(await worker.claim()) == 5
     assert len(await worker.claim()) == 0
-    assert (
-        await worker.call()
-    ).next_due == 0.05  # not 0.02: no worker comes by for every single start
+    # Not 0.02: a burst saves a claim for every single start.
+    assert (await worker.call()).next_due == 0.05
     await shard.turn(0.05)
     await shard.queue.tick()
     assert (await shard.snapshot()).counts == {
@@ -90,7 +89,7 @@ async def test_a_fast_rate_has_a_burst(shard: Shard) -> None:
     assert len(await worker.claim()) == 5
 
 
-async def test_only_a_start_consumes_a_rate(shard: Shard) -> None:
+async def test_only_starts_use_up_the_rate(shard: Shard) -> None:
     worker = await shard.worker(rate="1/m")
     ids = await many(shard, 3)
     first = await worker.take()
@@ -102,14 +101,14 @@ async def test_only_a_start_consumes_a_rate(shard: Shard) -> None:
     await shard.wait(20)
     await worker.beat()
     assert await worker.claim() == []
-    await worker.end(first, State.QUEUED)  # an attempt that was handed back had started, too
+    await worker.end(first, State.QUEUED)  # it had started, so it counts although handed back
     await shard.wait(19)
     assert await worker.claim() == []
     await shard.wait(1)
     assert [one.id for one in await worker.claim()] == ids[:1]
 
 
-async def test_a_backlog_is_set_aside_once_and_left_alone(shard: Shard) -> None:
+async def test_a_limited_backlog_is_parked_once(shard: Shard) -> None:
     worker = await shard.worker(rate="1/m")
     ids = await many(shard, 60)
     await worker.take()
@@ -121,12 +120,11 @@ async def test_a_backlog_is_set_aside_once_and_left_alone(shard: Shard) -> None:
     assert (claim.more, before.jobs, before.zsets) == (False, after.jobs, after.zsets)
     await shard.wait(60)
     again = await shard.snapshot()
-    assert [id for id in ids if again.jobs[id] != after.jobs[id]] == ids[
-        :2
-    ]  # the lost one, and the next
+    # The lost one, and the next.
+    assert [id for id in ids if again.jobs[id] != after.jobs[id]] == ids[:2]
 
 
-async def test_what_waits_for_limits_hides_nothing_else(shard: Shard) -> None:
+async def test_jobs_at_their_limit_do_not_block_other_tasks(shard: Shard) -> None:
     await many(shard, 30, priority="high")
     worker = await shard.worker({"t": 1, "u": 1}, concurrency=1)
     other = await shard.add(task="u", priority="low")
@@ -134,7 +132,7 @@ async def test_what_waits_for_limits_hides_nothing_else(shard: Shard) -> None:
     assert other in [one.id for claimed in started for one in claimed]
 
 
-async def test_priorities_hold_among_what_waits(shard: Shard) -> None:
+async def test_parked_jobs_keep_their_priorities(shard: Shard) -> None:
     low, high = await many(shard, 3, priority="low"), await many(shard, 3, priority="high")
     worker = await shard.worker(concurrency=1)
     order = []
@@ -145,7 +143,7 @@ async def test_priorities_hold_among_what_waits(shard: Shard) -> None:
     assert order == high + low
 
 
-async def test_a_free_slot_rings(shard: Shard) -> None:
+async def test_a_freed_slot_of_a_limit_rings(shard: Shard) -> None:
     worker, other = (
         await shard.worker(queues=["a"], concurrency=1),
         await shard.worker(queues=["b"], concurrency=1),
@@ -160,7 +158,7 @@ async def test_a_free_slot_rings(shard: Shard) -> None:
 
 
 @pytest.mark.parametrize("how", ["cancelled", "expired"])
-async def test_what_ends_while_it_waits_leaves_cleanly(shard: Shard, how: str) -> None:
+async def test_a_parked_job_can_end_cleanly(shard: Shard, how: str) -> None:
     worker = await shard.worker(concurrency=1)
     ids = await many(shard, 3, expires_in=5)
     claimed = await worker.take()
@@ -178,7 +176,7 @@ async def test_what_ends_while_it_waits_leaves_cleanly(shard: Shard, how: str) -
 
 
 @pytest.mark.parametrize("how", ["cancelled", "expired", "keyed", "unknown"])
-async def test_a_called_job_that_cannot_use_its_slot_calls_the_next(shard: Shard, how: str) -> None:
+async def test_a_woken_job_that_cannot_start_wakes_the_next(shard: Shard, how: str) -> None:
     worker = await shard.worker({"t": 2}, concurrency=1)
     first = await shard.add()
     called = await shard.add(
@@ -199,13 +197,13 @@ async def test_a_called_job_that_cannot_use_its_slot_calls_the_next(shard: Shard
         await shard.queue.cancel(called)
     elif how == "expired":
         await shard.wait(5)
-    # For `unknown` an older one asks; what it says of limits does not count.
+    # For `unknown` an older worker claims, whose limits are ignored.
     asker = await shard.worker({"t": 1}) if how == "unknown" else worker
     assert [one.id for _ in range(2) for one in await asker.claim()] == [last]
 
 
-async def test_two_limits_at_once(shard: Shard) -> None:
-    """A key's call is passed on to tasks that may start, and comes back once the limited job has run."""
+async def test_a_concurrency_key_and_a_rate_work_together(shard: Shard) -> None:
+    """A key's slot goes to a task that may start, and back to the limited job afterwards."""
     worker = await shard.worker({"t": 1, "u": 1}, rate="1/s")
     first, second = await many(shard, 2, concurrency_key="k")
     third = await shard.add(task="u", concurrency_key="k")
@@ -213,7 +211,7 @@ async def test_two_limits_at_once(shard: Shard) -> None:
     assert claimed.id == first
     assert await worker.claim() == []
     await worker.end(claimed)
-    assert await worker.claim() == []  # the second is called and may not start: the third is called
+    assert await worker.claim() == []  # the second is woken but may not start: the third is woken
     other = await worker.take()
     assert other.id == third
     assert await shard.place(second) == ["park:limit:default:normal:t"]
@@ -237,7 +235,7 @@ async def test_jobs_of_one_limited_task_do_not_move_between_key_and_limit(shard:
     assert places == [["park:limit:default:normal:t"]] + [["park:key:default:k"]] * 38
 
 
-async def test_who_waits_for_the_limit_with_a_keys_call_passes_it_on(shard: Shard) -> None:
+async def test_cancelling_a_job_woken_by_its_key_wakes_the_next(shard: Shard) -> None:
     worker = await shard.worker(rate="1/m")
     _, second, third = await many(shard, 3, concurrency_key="k")
     claimed = await worker.take()
@@ -249,7 +247,7 @@ async def test_who_waits_for_the_limit_with_a_keys_call_passes_it_on(shard: Shar
     assert await shard.state(third) is State.QUEUED
 
 
-async def test_a_raised_limit_wakes_what_waits(shard: Shard) -> None:
+async def test_a_raised_limit_wakes_parked_jobs(shard: Shard) -> None:
     worker = await shard.worker(concurrency=1)
     ids = await many(shard, 5)
     await worker.take()
@@ -265,7 +263,7 @@ async def test_a_raised_limit_wakes_what_waits(shard: Shard) -> None:
     ]
 
 
-async def test_a_raised_rate_counts_at_once(shard: Shard) -> None:
+async def test_a_raised_rate_takes_effect_at_once(shard: Shard) -> None:
     slow = await shard.worker(rate="1/h")
     await many(shard, 3)
     await slow.take()
@@ -275,7 +273,7 @@ async def test_a_raised_rate_counts_at_once(shard: Shard) -> None:
     assert len(await fast.claim()) == 1
 
 
-async def test_a_lowered_limit_waits_for_those_that_run(shard: Shard) -> None:
+async def test_a_lowered_limit_waits_for_running_attempts(shard: Shard) -> None:
     wide = await shard.worker(concurrency=3)
     await many(shard, 5)
     running = await wide.claim()
@@ -288,14 +286,14 @@ async def test_a_lowered_limit_waits_for_those_that_run(shard: Shard) -> None:
     assert len(await narrow.claim()) == 1
 
 
-async def test_the_limits_of_an_older_version_do_not_count(shard: Shard) -> None:
+async def test_limits_of_an_older_version_are_ignored(shard: Shard) -> None:
     await shard.worker({"t": 2}, concurrency=2)
     old = await shard.worker({"t": 1}, concurrency=1)
     await many(shard, 3)
     assert len(await old.claim()) == 2
 
 
-async def test_a_clock_that_steps_back_stops_no_rate(shard: Shard) -> None:
+async def test_a_clock_step_back_does_not_stop_a_rate(shard: Shard) -> None:
     worker = await shard.worker(rate="1/s")
     await many(shard, 3)
     await worker.take()
@@ -309,7 +307,7 @@ async def test_a_clock_that_steps_back_stops_no_rate(shard: Shard) -> None:
     assert started >= 1
 
 
-async def test_a_call_that_nobody_answers_is_made_again(shard: Shard) -> None:
+async def test_another_job_is_woken_if_the_first_does_not_start(shard: Shard) -> None:
     live, dead = [await shard.worker(queues=[queue], concurrency=1) for queue in ("live", "dead")]
     first = await shard.add(queue="live", priority="high")
     nobodys = await shard.add(queue="dead", priority="high")

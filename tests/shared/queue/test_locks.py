@@ -1,4 +1,4 @@
-"""Locks: one holder, the others in order; held for as long as the attempt runs, whatever becomes of it."""
+"""Locks: one holder, the others in order; a lock lasts as long as the holder's attempt."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from tests.shared.queue.model.shard import Shard, Worker
 
 
 async def start(shard: Shard, worker: Worker | None = None, **given: str) -> Claimed:
-    """A job that runs."""
+    """A running job."""
     await shard.add(**given)
     return await (worker or await shard.worker()).take()
 
@@ -21,20 +21,20 @@ def one(claimed: Claimed, number: int = 1, name: str = "door") -> Acquisition:
 
 
 async def fence(shard: Shard, acquisition: Acquisition) -> int | None:
-    """The fence under which it holds, None while it waits."""
-    asked = await shard.queue.locks.acquire(acquisition)
-    assert asked is not None
-    return asked.fence
+    """The fence under which it holds the lock, None while it waits."""
+    reply = await shard.queue.locks.acquire(acquisition)
+    assert reply is not None
+    return reply.fence
 
 
-async def test_one_holds_and_the_others_follow_in_order(shard: Shard) -> None:
+async def test_a_lock_is_handed_over_in_order(shard: Shard) -> None:
     jobs = [one(await start(shard)) for _ in range(4)]
     fences = []
     assert await fence(shard, jobs[0])
     for job in jobs[1:]:
         await shard.turn(0.001)
         assert await fence(shard, job) is None
-    assert await fence(shard, jobs[1]) is None  # to ask again costs no place
+    assert await fence(shard, jobs[1]) is None  # asking again keeps the place
     for number, job in enumerate(jobs):
         assert [await fence(shard, later) for later in jobs[number + 1 :]] == [None] * (3 - number)
         fences.append(await fence(shard, job) or 0)
@@ -45,7 +45,7 @@ async def test_one_holds_and_the_others_follow_in_order(shard: Shard) -> None:
     assert not [key for key in left.ttl if key.startswith(("lock:", "waits:"))]
 
 
-async def test_fences_grow_though_the_clock_steps_back_and_redis_forgets(shard: Shard) -> None:
+async def test_fences_grow_across_clock_steps_and_lost_data(shard: Shard) -> None:
     job = one(await start(shard))
     first = await fence(shard, job) or 0
     await shard.queue.locks.release(job)
@@ -61,7 +61,7 @@ async def test_fences_grow_though_the_clock_steps_back_and_redis_forgets(shard: 
     await shard.turn(0)
 
 
-async def test_names_and_tenants_do_not_meet(shard: Shard) -> None:
+async def test_locks_are_per_name_and_tenant(shard: Shard) -> None:
     jobs = [
         one(await start(shard)),
         one(await start(shard), name="gate"),
@@ -73,9 +73,7 @@ async def test_names_and_tenants_do_not_meet(shard: Shard) -> None:
 @pytest.mark.parametrize(
     "to", [State.SUCCEEDED, State.FAILED, State.CANCELLED, State.RETRYING, State.QUEUED]
 )
-async def test_the_end_of_an_attempt_frees_what_it_held_and_waited_for(
-    shard: Shard, to: State
-) -> None:
+async def test_the_end_of_an_attempt_releases_its_locks_and_places(shard: Shard, to: State) -> None:
     worker, other = await shard.worker(), await shard.worker()
     holder, second = await start(shard, worker), await start(shard, other)
     third = await start(shard, other)
@@ -99,12 +97,12 @@ async def test_the_end_of_an_attempt_frees_what_it_held_and_waited_for(
     assert await fence(shard, one(third, 2))
 
 
-async def test_a_lease_that_ends_frees_the_lock_with_nobody_else_about(shard: Shard) -> None:
+async def test_an_ended_lease_frees_the_lock_without_a_tick(shard: Shard) -> None:
     dead, alive = await shard.worker(), await shard.worker()
     holder, waiter = await start(shard, dead), await start(shard, alive)
     first = await fence(shard, one(holder)) or 0
-    asked = await shard.queue.locks.acquire(one(waiter))
-    assert asked == (None, shard.lease)  # by then it knows more
+    reply = await shard.queue.locks.acquire(one(waiter))
+    assert reply == (None, shard.lease)  # by then the lease is renewed or ended
     for _ in range(10):
         await shard.turn(1)
         await alive.beat()
@@ -114,7 +112,7 @@ async def test_a_lease_that_ends_frees_the_lock_with_nobody_else_about(shard: Sh
     assert await shard.queue.locks.acquire(one(holder)) is None
 
 
-async def test_a_lock_is_held_for_as_long_as_the_lease_is_renewed(shard: Shard) -> None:
+async def test_a_lock_is_held_while_the_lease_is_renewed(shard: Shard) -> None:
     worker, other = await shard.worker(), await shard.worker()
     holder, waiter = await start(shard, worker), await start(shard, other)
     assert await fence(shard, one(holder))
@@ -125,13 +123,13 @@ async def test_a_lock_is_held_for_as_long_as_the_lease_is_renewed(shard: Shard) 
         assert await fence(shard, one(waiter)) is None
 
 
-async def test_a_redis_that_was_away_costs_nobody_a_lock(shard: Shard) -> None:
+async def test_an_outage_of_redis_costs_no_lock(shard: Shard) -> None:
     worker, other = await shard.worker(), await shard.worker()
     holder, waiter = await start(shard, worker), await start(shard, other)
     held = await fence(shard, one(holder))
     await shard.turn(100)
-    asked = await shard.queue.locks.acquire(one(waiter))
-    assert asked == (None, 0.0)
+    reply = await shard.queue.locks.acquire(one(waiter))
+    assert reply == (None, 0.0)
     await worker.beat()
     await other.beat()
     assert await fence(shard, one(holder)) == held
@@ -142,7 +140,7 @@ async def test_acquisitions_of_one_attempt_wait_for_each_other(shard: Shard) -> 
     job = await start(shard, worker)
     assert await fence(shard, one(job, 1))
     assert await fence(shard, one(job, 2)) is None
-    await shard.turn(shard.lease + 1)  # its own lease is nothing to end
+    await shard.turn(shard.lease + 1)  # an attempt does not settle its own lease
     await shard.queue.beat(worker.id, worker.digest, [])
     await shard.turn(shard.lease + 1)
     assert await fence(shard, one(job, 2)) is None
@@ -150,7 +148,7 @@ async def test_acquisitions_of_one_attempt_wait_for_each_other(shard: Shard) -> 
     assert await fence(shard, one(job, 2))
 
 
-async def test_a_call_that_arrives_after_its_acquisition_was_given_up_takes_nothing(
+async def test_a_lock_call_after_its_release_takes_nothing(
     shard: Shard,
 ) -> None:
     worker = await shard.worker()
@@ -163,15 +161,15 @@ async def test_a_call_that_arrives_after_its_acquisition_was_given_up_takes_noth
     assert "lk" not in (await shard.snapshot()).jobs[job.id]
 
 
-async def test_who_waits_is_told(shard: Shard) -> None:
+async def test_a_waiting_acquisition_is_notified(shard: Shard) -> None:
     worker = await shard.worker()
     holder, waiter = await start(shard, worker), await start(shard, worker)
     assert await fence(shard, one(holder))
     assert await fence(shard, one(waiter)) is None
     async with shard.queue.locks.subscribe(one(waiter)) as change:
         await change.wait()  # for the subscription
-        told = asyncio.create_task(change.wait())
+        notified = asyncio.create_task(change.wait())
         await shard.queue.locks.release(one(holder))
-        async with asyncio.timeout(3):  # well before a watch looks again by itself
-            await told
+        async with asyncio.timeout(3):  # well before the next poll
+            await notified
         assert await fence(shard, one(waiter))

@@ -7,7 +7,7 @@ from tandem_shared.queue.messages import Finish
 from tests.shared.queue.model.shard import Shard, Worker, job
 
 
-async def test_an_ended_lease_brings_the_job_back_to_its_place(shard: Shard) -> None:
+async def test_an_ended_lease_returns_the_job_to_its_place(shard: Shard) -> None:
     id = await shard.add()
     due = (await shard.get(id)).due
     worker = await shard.worker()
@@ -36,10 +36,10 @@ async def test_a_claim_settles_leases_of_any_queue(shard: Shard) -> None:
     assert (await shard.snapshot()).counts == {"mail queued": 1}
 
 
-async def test_losses_count_like_failures(shard: Shard) -> None:
+async def test_losses_count_as_attempts(shard: Shard) -> None:
     id = await shard.add(max_attempts=2)
-    await (await shard.worker()).loses(id)
-    await (await shard.worker()).loses(id)
+    await (await shard.worker()).lose(id)
+    await (await shard.worker()).lose(id)
     record = await shard.get(id)
     assert (record.state, record.attempt) == (State.FAILED, 2)
     assert record.error is not None
@@ -50,9 +50,9 @@ async def test_losses_count_like_failures(shard: Shard) -> None:
 async def test_the_third_loss_is_final(shard: Shard) -> None:
     id = await shard.add(max_attempts=9)
     for _ in range(2):
-        await (await shard.worker()).loses(id)
+        await (await shard.worker()).lose(id)
         assert await shard.state(id) is State.QUEUED
-    await (await shard.worker()).loses(id)
+    await (await shard.worker()).lose(id)
     record = await shard.get(id)
     assert (record.state, record.attempt) == (State.FAILED, 3)
     assert await shard.field(id, "losses") == "3"
@@ -62,11 +62,11 @@ async def suspects(shard: Shard, number: int) -> list[str]:
     """Jobs under which two workers were lost."""
     ids = await shard.submit(*(job(max_attempts=9) for _ in range(number)))
     for _ in range(2):
-        await (await shard.worker()).loses(*ids)
+        await (await shard.worker()).lose(*ids)
     return ids
 
 
-async def test_a_worker_holds_one_suspect_at_a_time(shard: Shard) -> None:
+async def test_a_worker_runs_one_suspect_at_a_time(shard: Shard) -> None:
     ids = await suspects(shard, 3)
     innocent = await shard.submit(*(job() for _ in range(3)))
     worker, other = await shard.worker(), await shard.worker()
@@ -74,22 +74,22 @@ async def test_a_worker_holds_one_suspect_at_a_time(shard: Shard) -> None:
     assert [one.id for one in held] == [ids[0], *innocent]
     assert await worker.claim() == []
     assert [one.id for one in await other.claim()] == [ids[1]]
-    # The one that it holds may have been handed back, or ended.
+    # Its suspect may have been handed back, or ended.
     assert await worker.end(held[0], State.QUEUED) == "ok"
     assert [one.id for one in await worker.claim()] == [ids[0]]
     assert await shard.queue.cancel(ids[0])
     assert await worker.claim() == []  # it still runs
 
 
-async def test_a_suspect_takes_no_batch_with_it(shard: Shard) -> None:
+async def test_a_suspect_takes_no_other_job_down(shard: Shard) -> None:
     ids = await suspects(shard, 5)
     for id in ids:
-        await (await shard.worker()).loses(id)
+        await (await shard.worker()).lose(id)
     assert (await shard.snapshot()).counts == {}
     assert [await shard.field(id, "losses") for id in ids] == ["3"] * 5
 
 
-async def test_a_suspect_that_cannot_run_here_waits_and_stays_one(shard: Shard) -> None:
+async def test_a_parked_suspect_stays_a_suspect(shard: Shard) -> None:
     ids = await suspects(shard, 3)
     ignorant = await shard.worker({"u": 1})
     for _ in ids:
@@ -103,7 +103,7 @@ async def test_a_suspect_that_cannot_run_here_waits_and_stays_one(shard: Shard) 
     ]
 
 
-async def test_heartbeats_keep_what_is_held(shard: Shard) -> None:
+async def test_heartbeats_keep_leases(shard: Shard) -> None:
     ids = await shard.submit(*(job() for _ in range(3)))
     worker = await shard.worker()
     await worker.claim()
@@ -113,19 +113,19 @@ async def test_heartbeats_keep_what_is_held(shard: Shard) -> None:
     assert (await shard.snapshot()).zsets["leases"] == dict.fromkeys(ids, shard.ms + 10_000)
 
 
-async def test_a_heartbeat_renews_a_lease_that_nobody_has_settled(shard: Shard) -> None:
+async def test_a_heartbeat_renews_an_ended_lease_that_is_not_settled(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     await worker.take()
     for _ in range(6):
         await shard.turn(2)
-        await shard.queue.submit(job(queue="other"))  # nobody ticks, but Redis is there
+        await shard.queue.submit(job(queue="other"))  # no process ticks, but Redis is up
     assert await worker.beat() == (True, [], [])
     await shard.wait(9)
     assert await shard.state(id) is State.RUNNING
 
 
-async def test_a_heartbeat_adds_nothing(shard: Shard) -> None:
+async def test_a_heartbeat_never_adds_a_lease(shard: Shard) -> None:
     ids = await shard.submit(*(job() for _ in range(4)))
     worker, other = await shard.worker(), await shard.worker()
     claimed = {one.id: one for one in await worker.claim()}
@@ -139,7 +139,7 @@ async def test_a_heartbeat_adds_nothing(shard: Shard) -> None:
     assert set((await shard.snapshot()).zsets["leases"]) == {ids[1], ids[3]}
 
 
-async def test_a_heartbeat_of_an_unknown_worker_still_renews(shard: Shard) -> None:
+async def test_a_heartbeat_of_an_unknown_worker_renews_leases(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     await worker.take()
@@ -151,12 +151,12 @@ async def test_a_heartbeat_of_an_unknown_worker_still_renews(shard: Shard) -> No
 
 
 @pytest.mark.parametrize("seconds", [11, 60, 86_400])
-async def test_a_stall_costs_nobody_a_lease(shard: Shard, seconds: int) -> None:
+async def test_a_stall_ends_no_lease(shard: Shard, seconds: int) -> None:
     ids = await shard.submit(*(job() for _ in range(3)))
     alive, dead = await shard.worker(), await shard.worker()
     await alive.claim(slots=2)
     await dead.claim(slots=1)
-    await shard.turn(seconds)  # Redis is away, or its clock jumps: nobody ticks
+    await shard.turn(seconds)  # without ticks: Redis is away, or its clock jumps
     assert await shard.queue.tick() == 0
     assert (await dead.call()).settled == 0
     assert await shard.wait(8) == 0
@@ -165,7 +165,7 @@ async def test_a_stall_costs_nobody_a_lease(shard: Shard, seconds: int) -> None:
     assert [await shard.state(id) for id in ids] == [State.RUNNING, State.RUNNING, State.QUEUED]
 
 
-async def test_a_heartbeat_that_comes_first_after_a_stall_sees_it_too(shard: Shard) -> None:
+async def test_a_heartbeat_notices_a_stall(shard: Shard) -> None:
     await shard.submit(*(job() for _ in range(2)))
     first, second = await shard.worker(), await shard.worker()
     await first.claim(slots=1)
@@ -176,7 +176,7 @@ async def test_a_heartbeat_that_comes_first_after_a_stall_sees_it_too(shard: Sha
     assert await second.beat() == (True, [], [])
 
 
-async def test_a_short_silence_is_no_stall(shard: Shard) -> None:
+async def test_a_short_silence_is_not_a_stall(shard: Shard) -> None:
     await shard.add()
     await (await shard.worker()).take()
     settled = 0
@@ -187,9 +187,7 @@ async def test_a_short_silence_is_no_stall(shard: Shard) -> None:
 
 
 @pytest.mark.parametrize("lease", [1.0, 2.0])
-async def test_a_lease_as_short_as_the_ticks_are_apart_still_ends(
-    shard: Shard, lease: float
-) -> None:
+async def test_a_lease_as_short_as_a_tick_still_ends(shard: Shard, lease: float) -> None:
     short = Shard(shard.redis, letter="b", lease=lease)
     await short.turn(0)
     await short.silence()
@@ -202,7 +200,7 @@ async def test_a_lease_as_short_as_the_ticks_are_apart_still_ends(
     assert settled == 1
 
 
-async def stand(shard: Shard, seconds: float) -> tuple[str, Worker]:
+async def running_then_turned(shard: Shard, seconds: float) -> tuple[str, Worker]:
     id = await shard.add()
     worker = await shard.worker()
     await worker.take()
@@ -210,14 +208,14 @@ async def stand(shard: Shard, seconds: float) -> tuple[str, Worker]:
     return id, worker
 
 
-async def test_a_clock_that_steps_back_does_not_make_leases_longer(shard: Shard) -> None:
-    id, _ = await stand(shard, -3600)
+async def test_a_clock_step_back_does_not_prolong_leases(shard: Shard) -> None:
+    id, _ = await running_then_turned(shard, -3600)
     await shard.queue.tick()
     assert (await shard.snapshot()).zsets["leases"] == {id: shard.ms + 10_000}
     assert await shard.wait(10) == 1
 
 
-async def test_many_leases_when_the_clock_steps_back(shard: Shard) -> None:
+async def test_a_clock_step_back_shortens_many_leases(shard: Shard) -> None:
     await shard.submit(*(job() for _ in range(1200)))
     worker = await shard.worker()
     for _ in range(3):
@@ -226,25 +224,25 @@ async def test_many_leases_when_the_clock_steps_back(shard: Shard) -> None:
     assert await shard.wait(30) == 1200
 
 
-async def test_a_clock_that_steps_back_keeps_holders(shard: Shard) -> None:
-    id, worker = await stand(shard, -3600)
+async def test_a_clock_step_back_keeps_holders(shard: Shard) -> None:
+    id, worker = await running_then_turned(shard, -3600)
     assert await worker.beat() == (True, [], [])
     await shard.wait(5)
     before = (await shard.get(id)).stamp
     assert await shard.queue.finish(
         [Finish(id, worker.held[id], State.SUCCEEDED, "succeeded")]
     ) == ["ok"]
-    assert (await shard.get(id)).stamp > before  # the order of changes outlives the step
+    assert (await shard.get(id)).stamp > before  # changes stay in order
 
 
-async def test_jobs_that_are_due_stay_due_when_the_clock_steps_back(shard: Shard) -> None:
+async def test_due_jobs_stay_due_after_a_clock_step_back(shard: Shard) -> None:
     id = await shard.add()
     await shard.turn(-3600)
     assert (await (await shard.worker()).take()).id == id
 
 
-async def test_a_step_back_during_a_grace_ends_it_in_time(shard: Shard) -> None:
-    await stand(shard, 3600)
+async def test_a_clock_step_back_shortens_the_grace(shard: Shard) -> None:
+    await running_then_turned(shard, 3600)
     await shard.queue.tick()  # grace begins
     await shard.turn(-3600)
     assert await shard.wait(11) == 1

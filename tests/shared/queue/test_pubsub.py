@@ -1,4 +1,4 @@
-"""News of jobs: nobody who waits misses a change, over one connection for all."""
+"""Subscriptions to jobs: every reader sees every change, over one connection for all."""
 
 import asyncio
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tandem_shared.jobs.states import State
-from tandem_shared.queue import pubsub as watch
+from tandem_shared.queue import pubsub as module
 from tandem_shared.queue.messages import Report
 from tandem_shared.queue.pubsub import ChangeSignal
 from tandem_shared.queue.queue import Queue
@@ -16,40 +16,39 @@ from tests.shared.queue.model.shard import Shard
 
 
 async def pubsub(redis: Redis) -> list[dict[str, Any]]:
-    """The connections that are subscribed to something."""
+    """The connections with subscriptions."""
     clients: list[dict[str, Any]] = await redis.client_list(_type="pubsub")
     return [client for client in clients if client["sub"] != "0"]
 
 
 async def channels(shard: Shard) -> set[str]:
-    """Of which jobs news are told."""
+    """The jobs whose changes are subscribed to."""
     skip = len(f"{shard.queue.prefix}news:")
     return {name.decode()[skip:] for name in await shard.redis.pubsub_channels()} - {""}
 
 
 async def quiet(shard: Shard, change: ChangeSignal) -> None:
-    """Takes in what the subscription itself marks: a mark after this is most likely news."""
+    """Consumes the signals of the subscription itself: a later one most likely means a change."""
     await eventually(lambda: channels(shard))
     for _ in range(3):
         await change.wait(0.05)
 
 
-async def marked(change: ChangeSignal) -> None:
-    await asyncio.wait_for(
-        change._event.wait(), 4
-    )  # less than the 5 s after which everybody reads again
+async def signalled(change: ChangeSignal) -> None:
+    # Less than the 5 s of the poll.
+    await asyncio.wait_for(change._event.wait(), 4)
     await change.wait()
 
 
-async def test_who_begins_to_watch_reads_at_once(shard: Shard) -> None:
+async def test_a_new_subscriber_reads_at_once(shard: Shard) -> None:
     id = await shard.add()
     async with shard.queue.subscribe(id) as change:
-        await marked(change)
+        await signalled(change)
     async with shard.queue.subscribe(id) as change:
-        await marked(change)
+        await signalled(change)
 
 
-async def test_every_visible_change_is_told_and_nothing_else(shard: Shard) -> None:
+async def test_only_visible_changes_are_published(shard: Shard) -> None:
     worker = await shard.worker()
     async with shard.redis.pubsub(ignore_subscribe_messages=True) as news:
         await news.psubscribe(f"{shard.queue.prefix}news:*")
@@ -65,9 +64,9 @@ async def test_every_visible_change_is_told_and_nothing_else(shard: Shard) -> No
         await worker.beat()
         for _ in range(2):
             await worker.end(claimed, State.CANCELLED)
-        await shard.redis.publish(f"{shard.queue.prefix}news:{id}", "that is all")
+        await shard.redis.publish(f"{shard.queue.prefix}news:{id}", "the end")
         told: list[str] = []
-        while told[-1:] != ["that is all"]:
+        while told[-1:] != ["the end"]:
             message = await news.get_message(timeout=5)
             if message is not None:
                 assert message["channel"].decode().endswith(f":{id}")
@@ -82,32 +81,32 @@ async def test_every_visible_change_is_told_and_nothing_else(shard: Shard) -> No
             "log",
             "running",
             "cancelled",
-            "that is all",
+            "the end",
         )
     ]
 
 
-async def test_who_watches_is_told_of_each(shard: Shard) -> None:
+async def test_a_subscriber_is_notified_of_each_change(shard: Shard) -> None:
     id = await shard.add(delay=1)
     worker = await shard.worker()
     async with shard.queue.subscribe(id) as change:
         await quiet(shard, change)
         await shard.wait(1)
-        await marked(change)
+        await signalled(change)
         claimed = await worker.take()
-        await marked(change)
+        await signalled(change)
         await shard.queue.report([Report(id, claimed.token, 1, "output", b"1")], limit=99)
-        await marked(change)
+        await signalled(change)
         await worker.end(claimed)
-        await marked(change)
+        await signalled(change)
 
 
-async def test_watchers_share_one_connection(shard: Shard) -> None:
+async def test_subscribers_share_one_connection(shard: Shard) -> None:
     ids = [await shard.add() for _ in range(20)]
     contexts = [shard.queue.subscribe(id) for id in ids * 2]
     changes = [await context.__aenter__() for context in contexts]
     for change in changes:
-        await marked(change)
+        await signalled(change)
     assert await eventually(lambda: channels(shard)) <= set(ids)
 
     async def all_of_them() -> bool:
@@ -119,8 +118,8 @@ async def test_watchers_share_one_connection(shard: Shard) -> None:
     for change in changes:
         await change.wait(0)
     await shard.queue.cancel(ids[7])
-    await marked(changes[7])
-    await marked(changes[27])
+    await signalled(changes[7])
+    await signalled(changes[27])
     for context in contexts:
         await context.__aexit__(None, None, None)
 
@@ -131,25 +130,25 @@ async def test_watchers_share_one_connection(shard: Shard) -> None:
     assert shard.queue._subscriptions._signals == {}
 
 
-async def test_who_comes_first_after_the_last_has_gone(shard: Shard) -> None:
+async def test_a_job_can_be_subscribed_to_again(shard: Shard) -> None:
     id = await shard.add()
     for _ in range(3):
         async with shard.queue.subscribe(id) as change:
-            await marked(change)
+            await signalled(change)
             await quiet(shard, change)
     async with shard.queue.subscribe(id) as change:
         await quiet(shard, change)
         await shard.queue.cancel(id)
-        await marked(change)
+        await signalled(change)
 
 
-async def test_a_connection_that_breaks_makes_everybody_read_again(shard: Shard) -> None:
+async def test_a_broken_connection_makes_all_subscribers_read_again(shard: Shard) -> None:
     id = await shard.add()
     async with shard.queue.subscribe(id) as change:
         await quiet(shard, change)
         (client,) = await pubsub(shard.redis)
         await shard.redis.client_kill_filter(_id=client["id"])
-        await marked(change)
+        await signalled(change)
 
         async def back() -> bool:
             others = [one for one in await pubsub(shard.redis) if one["id"] != client["id"]]
@@ -158,10 +157,10 @@ async def test_a_connection_that_breaks_makes_everybody_read_again(shard: Shard)
         await eventually(back)
         await quiet(shard, change)
         await shard.queue.cancel(id)
-        await marked(change)
+        await signalled(change)
 
 
-async def test_a_wait_ends_after_its_time_and_says_whether_it_was_marked(shard: Shard) -> None:
+async def test_a_wait_ends_after_its_timeout_and_returns_whether_it_was_set(shard: Shard) -> None:
     async with shard.queue.subscribe("nobody") as change:
         await quiet(shard, change)
         for seconds in (0.01, 0, -1):
@@ -172,33 +171,32 @@ async def test_a_wait_ends_after_its_time_and_says_whether_it_was_marked(shard: 
             assert await change.wait(timeout) is True
 
 
-async def test_a_change_whose_news_were_lost_is_found(
+async def test_a_change_whose_message_was_lost_is_found(
     shard: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(watch, "MAX_CALL_JOBS", 2)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(module, "MAX_CALL_JOBS", 2)
     ids = [await shard.add() for _ in range(5)]
     contexts = [shard.queue.subscribe(id) for id in ids]
     changes = [await context.__aenter__() for context in contexts]
-    look = shard.queue._subscriptions
-    await eventually(lambda: set(look._versions) == set(ids))
+    subscriptions = shard.queue._subscriptions
+    await eventually(lambda: set(subscriptions._versions) == set(ids))
     for change in changes:
         await quiet(shard, change)
     for field in ("v", "o"):
         for id, change in zip(ids, changes, strict=True):
-            await shard.redis.hset(
-                f"{shard.queue.prefix}job:{id}", field, "1790000000000000"
-            )  # and nobody tells
-            await marked(change)
+            # A change without a message.
+            await shard.redis.hset(f"{shard.queue.prefix}job:{id}", field, "1790000000000000")
+            await signalled(change)
     for context in contexts:
         await context.__aexit__(None, None, None)
-    assert look._versions == {}
+    assert subscriptions._versions == {}
 
 
-async def test_closing_lets_go_of_who_waits_and_of_the_connection(redis: Redis) -> None:
+async def test_closing_releases_waiters_and_the_connection(redis: Redis) -> None:
     queue = Queue(redis)
     async with queue.subscribe("one") as change:
-        await marked(change)
+        await signalled(change)
         wait = asyncio.create_task(change.wait())
         await queue.close()
         await asyncio.wait_for(wait, 4)
@@ -210,11 +208,11 @@ async def test_closing_lets_go_of_who_waits_and_of_the_connection(redis: Redis) 
     await queue.close()  # twice does no harm
 
 
-async def test_many_that_come_and_go_at_once_are_told_right(
+async def test_many_subscribers_can_come_and_go_at_once(
     shard: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "MAX_CALL_JOBS", 7)
-    look = shard.queue._subscriptions
+    monkeypatch.setattr(module, "MAX_CALL_JOBS", 7)
+    subscriptions = shard.queue._subscriptions
     async with shard.queue.subscribe("first") as change:
         await quiet(shard, change)
         contexts = {f"job-{number}": shard.queue.subscribe(f"job-{number}") for number in range(50)}
@@ -224,16 +222,16 @@ async def test_many_that_come_and_go_at_once_are_told_right(
         again = shard.queue.subscribe("job-0")
         changes["job-0"], contexts["job-0"] = await again.__aenter__(), again
 
-        async def fits() -> bool:
+        async def exact() -> bool:
             return await channels(shard) == {"first", *contexts}
 
-        await eventually(fits)
+        await eventually(exact)
         for id in contexts:
-            await marked(changes[id])
+            await signalled(changes[id])
         for context in contexts.values():
             await context.__aexit__(None, None, None)
         await eventually(lambda: only_first(shard))
-    assert look._signals == {}
+    assert subscriptions._signals == {}
 
 
 async def only_first(shard: Shard) -> bool:

@@ -1,4 +1,4 @@
-"""URLs of masters behind sentinels."""
+"""Sentinel URLs."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_a_password_alone_and_no_credentials() -> None:
         assert found.credentials == credentials
 
 
-def test_other_schemes_are_none_of_its_business() -> None:
+def test_other_schemes_are_not_sentinel_urls() -> None:
     assert parse_sentinel_url("redis://localhost:6379/0") is None
 
 
@@ -43,13 +43,13 @@ def test_other_schemes_are_none_of_its_business() -> None:
         "redis+sentinel://one/main?socket_timeout=5",
     ],
 )  # fmt: skip
-def test_a_wrong_url_stops_the_start_and_shows_no_secret(url: str) -> None:
+def test_an_invalid_url_stops_the_start_and_shows_no_secret(url: str) -> None:
     with pytest.raises(Misconfigured, match="TANDEM_REDIS_URL") as caught:
         load_settings(redis_url=url.replace("://", "://:hidden@", 1))
     assert "hidden" not in str(caught.value)
 
 
-def test_its_secrets_are_masked() -> None:
+def test_secrets_of_a_sentinel_url_are_masked() -> None:
     shown = mask_url("redis+sentinel://me:hidden@one,two/main?sentinel_password=secret")
     assert "hidden" not in shown
     assert "secret" not in shown

@@ -1,4 +1,4 @@
-"""What jobs keep of their steps: under the token, once, within bounds, for as long as the record."""
+"""Results of steps: fenced by the token, kept once, bounded, and kept as long as the record."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tandem_shared.queue.steps import KeptStep, Step
 from tests.shared.queue.model.shard import Shard
 
 
-async def test_a_later_attempt_gets_what_an_earlier_one_kept(shard: Shard) -> None:
+async def test_a_later_attempt_gets_the_steps_of_an_earlier_one(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     first = await worker.take()
@@ -18,14 +18,14 @@ async def test_a_later_attempt_gets_what_an_earlier_one_kept(shard: Shard) -> No
         "ok",
         b'{"n":1}',
     )
-    assert (await shard.get(id)).etag == before.etag  # nothing that clients see
+    assert (await shard.get(id)).etag == before.etag  # clients do not see steps
     await worker.end(first, State.RETRYING)
     await shard.wait(1)
     second = await worker.take()
     assert await shard.queue.steps.load(id, second.token) == {"a ü": b'{"n":1}'}
 
 
-async def test_only_the_current_attempt_keeps_and_reads(shard: Shard) -> None:
+async def test_only_the_current_attempt_keeps_and_reads_steps(shard: Shard) -> None:
     id = await shard.add()
     zombie = await shard.worker()
     first = await zombie.take()
@@ -38,16 +38,18 @@ async def test_only_the_current_attempt_keeps_and_reads(shard: Shard) -> None:
         assert (await shard.queue.steps.keep(Step(unknown, second.token, "a", b"1"))).word == "lost"
 
 
-async def test_what_is_kept_stays_as_it_is(shard: Shard) -> None:
+async def test_a_kept_step_does_not_change(shard: Shard) -> None:
     id = await shard.add()
     token = (await (await shard.worker()).take()).token
-    for _ in range(2):  # the answer was lost
+    for _ in range(2):  # the reply was lost
         assert await shard.queue.steps.keep(Step(id, token, "a", b"1")) == KeptStep("ok", b"1")
     assert await shard.queue.steps.keep(Step(id, token, "a", b"22")) == KeptStep("ok", b"1")
     assert await shard.field(id, "sb") == "2"
 
 
-async def test_the_bounds(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_steps_are_bounded_in_number_and_bytes(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(steps, "MAX_JOB_STEPS", 3)
     monkeypatch.setattr(steps, "MAX_JOB_STEP_BYTES", 20)
     id = await shard.add()
@@ -58,7 +60,7 @@ async def test_the_bounds(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None
 
     assert await keep("a", 10) == "ok"
     assert await keep("b", 9) == "full"
-    assert [await keep("b", 4), await keep("c", 3)] == ["ok", "ok"]  # 20 bytes, names and all
+    assert [await keep("b", 4), await keep("c", 3)] == ["ok", "ok"]  # 20 bytes including the names
     assert await keep("d", 0) == "full"
     assert await keep("a", 10) == "ok"
     assert set(await shard.queue.steps.load(id, token) or ()) == {"a", "b", "c"}
@@ -77,7 +79,7 @@ async def test_steps_live_as_long_as_the_record(shard: Shard, to: State) -> None
     assert (await shard.queue.steps.keep(Step(id, claimed.token, "b", b"1"))).word == "lost"
 
 
-async def test_steps_of_a_job_that_is_cancelled_between_its_attempts_end_too(shard: Shard) -> None:
+async def test_steps_of_a_job_cancelled_between_attempts_expire(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     claimed = await worker.take()

@@ -1,4 +1,4 @@
-"""Jobs that may not run now are set aside, out of everybody's way, and come back when the reason is gone."""
+"""Parked jobs: set aside while something keeps them from running, and brought back afterwards."""
 
 import pytest
 
@@ -38,7 +38,7 @@ async def test_an_older_version_does_not_wait(shard: Shard) -> None:
     assert (await (await shard.worker({"t": 2})).take()).id == id
 
 
-async def test_what_a_worker_still_cannot_run_does_not_hide_what_it_can(shard: Shard) -> None:
+async def test_parked_jobs_a_worker_cannot_run_do_not_block_others(shard: Shard) -> None:
     await shard.submit(*(job("u", version=3) for _ in range(9)))
     id = await shard.add(task="u", version=1)
     ignorant = await shard.worker()
@@ -49,7 +49,7 @@ async def test_what_a_worker_still_cannot_run_does_not_hide_what_it_can(shard: S
     assert [one.id for one in await worker.claim(slots=1)] == [id]
 
 
-async def test_what_waits_in_another_queue_does_not_hide_what_it_can_run(shard: Shard) -> None:
+async def test_parked_jobs_of_other_queues_do_not_block_others(shard: Shard) -> None:
     await shard.submit(*(job("u", queue="mail") for _ in range(9)))
     id = await shard.add(task="u")
     await (await shard.worker(queues=["mail"])).claim()
@@ -59,7 +59,7 @@ async def test_what_waits_in_another_queue_does_not_hide_what_it_can_run(shard: 
     assert await worker.claim() == []
 
 
-async def test_what_waits_comes_back_in_portions(shard: Shard) -> None:
+async def test_parked_jobs_come_back_in_portions(shard: Shard) -> None:
     ids = []
     for _ in range(10):
         await shard.turn(0.01)
@@ -71,7 +71,7 @@ async def test_what_waits_comes_back_in_portions(shard: Shard) -> None:
     assert [claim.more for claim in claims] == [True, True, False, False]
 
 
-async def test_a_job_that_waits_leaves_room_for_the_others_in_the_answer(shard: Shard) -> None:
+async def test_parked_jobs_respect_the_byte_limit_of_a_claim(shard: Shard) -> None:
     await shard.submit(*(job("u", payload=b'"%s"' % (b"x" * 60)) for _ in range(2)))
     await (await shard.worker()).claim()
     worker = await shard.worker({"u": 1})
@@ -79,7 +79,7 @@ async def test_a_job_that_waits_leaves_room_for_the_others_in_the_answer(shard: 
 
 
 def newer(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shard's scripts are those of a later format from now on."""
+    """Gives the shard scripts of a later format."""
     monkeypatch.setattr(scripts, "RECORD_FORMAT", 2)
     shard.queue = Queue(shard.redis, clock=f"{CLOCK} --[[ newer ]]")
 
@@ -107,7 +107,7 @@ async def keyed(shard: Shard, number: int, limit: int = 1) -> tuple[list[str], W
     return ids, await shard.worker()
 
 
-async def test_no_more_run_than_the_key_allows(shard: Shard) -> None:
+async def test_the_limit_of_a_concurrency_key_holds(shard: Shard) -> None:
     ids, worker = await keyed(shard, 5, limit=2)
     first = await worker.claim()
     assert [one.id for one in first] == ids[:2]
@@ -121,11 +121,11 @@ async def test_no_more_run_than_the_key_allows(shard: Shard) -> None:
 
 
 @pytest.mark.parametrize("how", ["succeeded", "failed", "retrying", "queued", "cancelled", "lost"])
-async def test_whatever_ends_a_run_wakes_the_next(shard: Shard, how: str) -> None:
+async def test_every_end_of_an_attempt_wakes_the_next(shard: Shard, how: str) -> None:
     ids, worker = await keyed(shard, 2)
     claimed = await worker.take()
-    await worker.leaves(claimed, how)
-    # The one that came back may be the first again, but never both.
+    await worker.end_as(claimed, how)
+    # The job that came back may be first again, but never both.
     (again,) = await worker.claim()
     assert again.id == (ids[0] if how in ("queued", "lost") else ids[1])
     assert await worker.claim() == []
@@ -163,18 +163,17 @@ async def test_a_woken_job_that_cannot_run_wakes_the_next(shard: Shard) -> None:
     claimed = await both.take()
     await both.end(claimed)
     assert [await shard.state(id) for id in ids[1:]] == [State.QUEUED, State.WAITING]
-    # One claim sets the last one aside for the key, and brings it back as the other turns out not
-    # to need the slot.
+    # One claim parks the last job for the key, and brings it back when the other turns out not to
+    # use the slot.
     assert [one.id for one in await worker.claim()] == [ids[2]]
 
 
-async def test_a_job_set_aside_and_woken_in_one_claim_is_not_lost(shard: Shard) -> None:
+async def test_a_job_parked_and_woken_in_one_claim_is_not_lost(shard: Shard) -> None:
     ids, worker = await keyed(shard, 2)
     await worker.claim(slots=1)
     unknown = await shard.add(task="u", concurrency_key="k", priority="low")
-    assert (
-        await worker.claim() == []
-    )  # sets ids[1] aside for the key, and `unknown`, which wakes it, for its task
+    # Parks ids[1] for the key, then `unknown` for its task, which wakes ids[1].
+    assert await worker.claim() == []
     assert [await shard.state(ids[1]), await shard.state(unknown)] == [State.QUEUED, State.WAITING]
     assert await shard.place(ids[1]) == ["q:default:normal"]
     await worker.claim()
@@ -183,7 +182,7 @@ async def test_a_job_set_aside_and_woken_in_one_claim_is_not_lost(shard: Shard) 
     assert [one.id for one in await worker.claim()] == [ids[0]]
 
 
-async def test_jobs_of_one_key_with_other_limits(shard: Shard) -> None:
+async def test_jobs_of_one_key_can_have_different_limits(shard: Shard) -> None:
     wide = await shard.submit(*(job(concurrency_key="k", concurrency_limit=3) for _ in range(3)))
     narrow = await shard.submit(*(job(concurrency_key="k", concurrency_limit=1) for _ in range(2)))
     worker = await shard.worker()
@@ -196,7 +195,7 @@ async def test_jobs_of_one_key_with_other_limits(shard: Shard) -> None:
     assert [ids for ids in order if ids] == [wide, narrow[:1], narrow[1:]]
 
 
-async def test_a_member_without_a_record_does_not_stop_the_waking(shard: Shard) -> None:
+async def test_a_parked_id_without_a_record_does_not_stop_the_waking(shard: Shard) -> None:
     ids, worker = await keyed(shard, 2)
     claimed = await worker.take()
     assert await worker.claim() == []

@@ -1,4 +1,4 @@
-"""What the limits of one task allow, counted apart from the queue."""
+"""What the limits of one task allow, computed independently of the queue."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,34 +7,33 @@ from tandem_shared.catalogue import parse_limits
 from tandem_shared.queue.messages import Claimed
 from tests.shared.queue.model.shard import Shard, Snapshot
 
-# Of the task `t`; which workers publish these, with a version, is part of a life.
+# Limits of the task `t` that workers publish during a run of the state machine.
 LIMITS: tuple[dict[str, Any], ...] = (
-    {}, {"concurrency": 1}, {"concurrency": 2}, {"rate": "2/5s"}, {"rate": "40/s"}, {"concurrency": 2, "rate": "1/s"},
+    {}, {"concurrency": 1}, {"concurrency": 2}, {"rate": "2/5s"}, {"rate": "40/s"},
+    {"concurrency": 2, "rate": "1/s"},
 )  # fmt: skip
 
 
 class Allowance:
-    """Fed with every registration and every start; starts beyond the limits fail."""
+    """Gets every registration and every start, and fails on starts beyond the limits."""
 
     def __init__(self, shard: Shard, task: str) -> None:
         self._shard, self._task = shard, task
-        self._newest = 0  # version that was published
+        self._newest = 0  # published version
         self.published: Mapping[str, Any] = {}  # its limits
-        self._limits = parse_limits(None, None)  # the same as the queue takes them
-        self._due = 0  # µs of the shard's life at which a start would be on time
-        self._slotted: set[tuple[str, str]] = (
-            set()
-        )  # attempts that began under a limit of how many there are
+        self._limits = parse_limits(None, None)  # the same, parsed
+        self._due = 0  # µs of `shard.lived` at which the next start would be on time
+        self._slotted: set[tuple[str, str]] = set()  # attempts that began under a concurrency limit
 
     def publish(self, version: int, given: Mapping[str, Any]) -> None:
-        """The limits of the newest version hold, of those the last that were published."""
+        """The limits published last for the newest version hold."""
         if version >= self._newest:
             self._newest, self.published = version, given
             self._limits = parse_limits(given.get("concurrency"), given.get("rate"))
             self._due = min(self._due, self._shard.lived + self._limits.burst * self._limits.every)
 
     def start(self, claimed: Sequence[Claimed], after: Snapshot) -> None:
-        """No more attempts than the limits allow."""
+        """Checks that the limits allow these starts."""
         own = [one for one in claimed if one.task == self._task]
         slots, every, burst = self._limits
         if own and slots:
@@ -53,7 +52,7 @@ class Allowance:
         }
 
     def startable(self, snapshot: Snapshot) -> list[str]:
-        """Jobs that wait for the limits of their task alone, while it has free slots."""
+        """Jobs that wait only for the rate of their task, while it has free slots."""
         if self._limits.slots and len(self.running(snapshot)) >= self._limits.slots:
             return []
         return [

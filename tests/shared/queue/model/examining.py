@@ -1,12 +1,12 @@
-"""The doctor's part in a random life."""
+"""A step of the state machine: the doctor finds no violation at any time."""
 
 from tandem_shared.doctor.doctor import examine, queue_checks
-from tests.shared.queue.model.pausing import Living
+from tests.shared.queue.model.pausing import Machine
 
 
 class Examining:
-    """A step of a life: the doctor, which has its own rules, finds nothing at any time."""
+    """Runs the doctor, whose rules are written independently of laws.py."""
 
-    def examine(self: Living) -> None:
+    def examine(self: Machine) -> None:
         found = self.run(examine(queue_checks(self.shard.queue.integrity), pause=0))
         assert not found.findings, found.findings

@@ -1,4 +1,4 @@
-"""What clients forget of a shard in its random life: final jobs, with all that belongs to them."""
+"""A step of the state machine: clients delete final jobs with all that belongs to them."""
 
 from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
@@ -15,8 +15,8 @@ from tests.shared.queue.model.shard import Shard, Snapshot, Worker
 T = TypeVar("T")
 
 
-class Living(Protocol):
-    """The part of a life that this needs."""
+class Machine(Protocol):
+    """What this step needs of the state machine."""
 
     shard: Shard
     workers: list[Worker]
@@ -34,9 +34,9 @@ class Living(Protocol):
 
 
 class Forgetting:
-    """A step of a life."""
+    """Deletes final jobs; others are refused."""
 
-    def forget(self: Living) -> None:
+    def forget(self: Machine) -> None:
         if not self.jobs:
             return
         id = self.pick([*self.final] or [*self.jobs])

@@ -1,4 +1,4 @@
-"""The part of a shard's random life in which running jobs keep steps and take locks."""
+"""Steps of the state machine: running jobs keep results of steps and take locks."""
 
 from abc import abstractmethod
 from collections.abc import Coroutine, Sequence
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Keeping:
-    """What the workers of a `Life` do for the code of their jobs."""
+    """What workers do for the code of their jobs."""
 
     shard: Shard
     claims: list[tuple[Worker, Claimed]]
@@ -22,7 +22,7 @@ class Keeping:
     def __init__(self) -> None:
         super().__init__()
         self.steps: dict[str, dict[str, bytes]] = {}
-        self.locked: set[Acquisition] = set()  # asked for, and not given up
+        self.locked: set[Acquisition] = set()  # asked for and not released
         self.last: dict[str, dict[str, str]] = {}  # the last holder of each lock
 
     @abstractmethod
@@ -46,7 +46,7 @@ class Keeping:
             self.keep_of(self.pick(self.claims)[1])
 
     def keep_of(self, claimed: Claimed) -> None:
-        """What an attempt keeps of its steps all later ones find, and nobody else changes it."""
+        """Later attempts find what an attempt keeps of its steps, and only attempts change it."""
         kept = self.steps.setdefault(claimed.id, {})
         name, body = self.pick("xyz"), str(len(self.claims)).encode()
         answer = self.run(self.shard.queue.steps.keep(Step(claimed.id, claimed.token, name, body)))
@@ -75,8 +75,11 @@ class Keeping:
             if asked is not None:
                 self.locked.add(one)
                 if asked.fence is not None:
-                    told = {"holder": f"{one.id} {one.token} {number}", "fence": str(asked.fence)}
-                    assert self.held_by(self.now)[name] == told
+                    expected = {
+                        "holder": f"{one.id} {one.token} {number}",
+                        "fence": str(asked.fence),
+                    }
+                    assert self.held_by(self.now)[name] == expected
 
     def unlock(self) -> None:
         if self.locked:
@@ -96,7 +99,7 @@ class Keeping:
         }
 
     def check_fences(self, now: Snapshot) -> None:
-        """Each holder of a lock has a larger one than every holder before."""
+        """Each holder of a lock has a larger fence than all holders before."""
         for name, held in self.held_by(now).items():
             last = self.last.setdefault(name, held)
             assert held == last or int(held["fence"]) > int(last["fence"])

@@ -1,4 +1,4 @@
-"""The laws that always hold for what stands in a shard."""
+"""The invariants of a shard, checked on a snapshot, independently of doctor.lua."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from tests.shared.queue.model.shard import Snapshot, is_place, pairs
 
 
 def home(record: Mapping[str, str]) -> list[str]:
-    """The one place where a record stands, or none if it is final."""
+    """The only place where a record belongs, none if it is final."""
     state = State(record["state"])
     if state in FINAL:
         return []
@@ -26,7 +26,7 @@ def home(record: Mapping[str, str]) -> list[str]:
 
 
 def broken(shard: Snapshot) -> list[str]:
-    """Every law that does not hold, with whom it does not hold for."""
+    """Every invariant that does not hold, with its subject."""
     found = [
         *_places(shard),
         *_fields(shard),
@@ -38,7 +38,7 @@ def broken(shard: Snapshot) -> list[str]:
     return [*found, *_lifetimes(shard)]
 
 
-# The scripts tell by the number of fields whether a record has any besides these.
+# Scripts tell from the number of fields whether a record has others.
 SUBMITTED = frozenset(
     "state v attempt queue prio due tenant max f task ver opts payload at".split()
 )
@@ -56,28 +56,28 @@ def _fields(shard: Snapshot) -> Iterable[str]:
             missing := (SUCCEEDED if record["state"] == "succeeded" else SUBMITTED | begun)
             - record.keys()
         ):
-            yield f"{id} is {record['state']} and has no {sorted(missing)}"
+            yield f"{id} is {record['state']} and lacks {sorted(missing)}"
 
 
 def _places(shard: Snapshot) -> Iterable[str]:
     for id, record in shard.jobs.items():
         places = shard.place(id)
         if places != home(record):
-            yield f"{id} is {record['state']} and stands in {places}, not in {home(record)}"
+            yield f"{id} is {record['state']} and in {places}, not in {home(record)}"
         elif places and places != ["leases"] and shard.zsets[places[0]][id] != int(record["due"]):
-            yield f"{id} does not stand at its due time"
+            yield f"{id} is not at its due time"
         waits = State(record["state"]) not in {*FINAL, State.RUNNING} and "exp" in record
         if waits != (id in shard.zsets.get("expiries", {})):
-            yield f"{id} {'may expire and is not' if waits else 'cannot expire and is'} among the expiries"
+            yield f"{id} {'lacks' if waits else 'has'} an entry in expiries"
     for key, members in shard.zsets.items():
         if is_place(key) or key == "expiries":
             yield from (
-                f"{id} stands in {key} without a record" for id in members if id not in shard.jobs
+                f"{id} is in {key} without a record" for id in members if id not in shard.jobs
             )
         if key.startswith(("park:task:", "park:format:")) and key[5:] not in shard.values.get(
             "parked", []
         ):
-            yield f"nobody would look at {key}"
+            yield f"{key} is not listed, so no worker would look at it"
 
 
 def _numbers(shard: Snapshot) -> Iterable[str]:
@@ -87,17 +87,17 @@ def _numbers(shard: Snapshot) -> Iterable[str]:
         if State(record["state"]) not in FINAL
     )
     if counted != shard.counts:
-        yield f"counted {dict(counted)}, kept {shard.counts}"
+        yield f"counted {dict(counted)}, but kept {shard.counts}"
     for id, record in shard.jobs.items():
         if int(record["attempt"]) > int(record["max"]):
             yield f"{id} has had {record['attempt']} attempts of {record['max']}"
 
 
 def _holders(shard: Snapshot) -> Iterable[str]:
-    """A concurrency key is held by the running jobs that have it, within their limit; none waits for a free one."""
+    """Running jobs hold their concurrency key, within its limit; no job waits for a free key."""
     holders: dict[str, set[str]] = {}
     limits: Counter[str] = Counter()
-    lined_up: set[str] = set()
+    woken: set[str] = set()  # keys with a job that wakes the next one when it leaves
     for id, record in shard.jobs.items():
         if "ck" in record:
             key = f"key:{record['tenant']}:{record['ck']}"
@@ -105,28 +105,26 @@ def _holders(shard: Snapshot) -> Iterable[str]:
                 holders.setdefault(key, set()).add(f"{id}:{record['token']}")
                 limits[key] = max(limits[key], int(record["cl"]))
             elif record["state"] == "queued" or record.get("park", "").startswith("limit:"):
-                lined_up.add(
-                    key
-                )  # who waits for its task's limit calls the next one when it leaves
+                woken.add(key)
     kept = {key: set(value) for key, value in shard.values.items() if key.startswith("key:")}
     if kept != holders:
-        yield f"holders are {holders}, kept are {kept}"
+        yield f"holders are {holders}, but kept are {kept}"
     yield from (
         f"{key} is held {len(ids)} times" for key, ids in holders.items() if len(ids) > limits[key]
     )
     for key in shard.zsets:
-        if key.startswith("park:key:") and key[5:] not in holders.keys() | lined_up:
-            yield f"nobody will ever wake {key}"
+        if key.startswith("park:key:") and key[5:] not in holders.keys() | woken:
+            yield f"nothing will ever wake {key}"
 
 
 def _locks(shard: Snapshot) -> Iterable[str]:
-    """A lock is held by one acquisition of a running job, and waited for only while it is held."""
+    """One acquisition of a running job holds a lock; others wait only while it is held."""
     claims: dict[str, set[str]] = {}
     for id, record in shard.jobs.items():
         for line in record.get("lk", "").splitlines():
             number, _, name = line.partition(" ")
             if record["state"] != "running":
-                yield f"{id} does not run and has {line!r} in its locks"
+                yield f"{id} is not running and has {line!r} in its locks"
             elif name:
                 holder = f"{id} {record['token']} {number}"
                 claims.setdefault(f"{record['tenant']}:{name}", set()).add(holder)
@@ -143,11 +141,11 @@ def _locks(shard: Snapshot) -> Iterable[str]:
     for name in held.keys() | waiting.keys() | claims.keys():
         one, others = held.get(name), waiting.get(name, set())
         if one is None or one in others or {one, *others} != claims.get(name):
-            yield f"the lock {name} is held by {one}, waited for by {others}, and recorded for {claims.get(name)}"
+            yield f"lock {name}: held by {one}, queue {others}, recorded {claims.get(name)}"
 
 
 def _limits(shard: Snapshot) -> Iterable[str]:
-    """A task's slots are held by running attempts of it; what waits for its limits is looked at again."""
+    """Running attempts hold a task's slots; jobs parked by its limits will be looked at again."""
     waiting: dict[str, set[str]] = {}
     for key in shard.zsets:
         if key.startswith("park:limit:"):
@@ -163,19 +161,19 @@ def _limits(shard: Snapshot) -> Iterable[str]:
                 token,
                 task,
             ):
-                yield f"{key} is held by {holder}, which does not run"
+                yield f"{key} is held by {holder}, which is not running"
     for task, places in waiting.items():
         if not set(shard.values.get(f"limited:{task}", [])) >= places:
-            yield f"nobody knows of {places} of {task}"
+            yield f"{places} of {task} are not listed"
         slots = int(pairs(shard.values[f"limit:{task}"])["slots"])
         if task not in shard.zsets.get("gates", {}) and not 0 < slots <= len(
             shard.values.get(f"slots:{task}", [])
         ):
-            yield f"nobody will look again at what waits for the limits of {task}"
+            yield f"nothing will look again at jobs parked by the limits of {task}"
 
 
-# Keys that need no TTL: a number of them that does not grow with the jobs that were, or as long as
-# their jobs are not final.
+# Keys without a TTL: they live only while their jobs are unfinished, or their number does not grow
+# with the jobs.
 KINDS = ("key", "slots", "limit", "limited", "lock", "waits")
 LASTING = (
     "gates",
@@ -193,14 +191,13 @@ LASTING = (
 
 
 def _lifetimes(shard: Snapshot) -> Iterable[str]:
-    # What a ledger has still to read does not expire before.
+    # Records that the ledger has not read yet do not expire.
     unread = {line.split()[0] for _, text in shard.events for line in text.splitlines()}
     unread = unread if "ledger" in pairs(shard.values.get("clock", [])) else set()
     final = {id for id, record in shard.jobs.items() if State(record["state"]) in FINAL}
     keys = {record["idem"]: id for id, record in shard.jobs.items() if "idem" in record}
-    queues = {
-        name.split()[0] for name in pairs(shard.values.get("counts", []))
-    }  # also of jobs that are forgotten
+    # Includes queues of deleted jobs.
+    queues = {name.split()[0] for name in pairs(shard.values.get("counts", []))}
     for key, left in shard.ttl.items():
         kind, _, name = key.partition(":")
         if kind in ("job", "out", "cold", "steps", "idem"):
@@ -215,7 +212,7 @@ def _lifetimes(shard: Snapshot) -> Iterable[str]:
         elif key in LASTING or is_place(key) or kind in KINDS:
             ends = False
         else:
-            yield f"{key} is on no list"
+            yield f"{key} is not on any list"
             continue
         if (left > 0) != ends:
             yield f"{key} {'lacks a TTL' if ends else 'has a TTL'}"

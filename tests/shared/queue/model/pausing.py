@@ -1,4 +1,4 @@
-"""What operators do to a shard in its random life: they pause queues and let them go on."""
+"""Steps of the state machine: operators pause and resume queues."""
 
 from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
@@ -8,8 +8,8 @@ from tests.shared.queue.model.shard import Shard
 T = TypeVar("T")
 
 
-class Living(Protocol):
-    """The part of a life that this needs."""
+class Machine(Protocol):
+    """What these steps need of the state machine."""
 
     shard: Shard
     paused: frozenset[str]
@@ -19,23 +19,23 @@ class Living(Protocol):
 
 
 class Pausing:
-    """Steps of a life; `paused` names the queues of which nothing may start."""
+    """`paused` are the queues whose jobs may not start."""
 
     paused: frozenset[str] = frozenset()
 
-    def pause(self: Living) -> None:
+    def pause(self: Machine) -> None:
         queue = self.pick("aab")
-        for _ in range(self.pick((1, 2))):  # the answer may have been lost
+        for _ in range(self.pick((1, 2))):  # the reply may be lost
             self.run(self.shard.queue.pause(queue, on=True))
         self.paused |= {queue}
 
-    def resume(self: Living) -> None:
+    def resume(self: Machine) -> None:
         queue = self.pick("ab")
         for _ in range(self.pick((1, 2))):
             self.run(self.shard.queue.pause(queue, on=False))
         self.paused -= {queue}
 
-    def resume_all(self: Living) -> None:
+    def resume_all(self: Machine) -> None:
         for queue in self.paused:
             self.run(self.shard.queue.pause(queue, on=False))
         self.paused = frozenset()

@@ -1,4 +1,4 @@
-"""A shard of the queue whose clock only the test turns, and what stands in it."""
+"""A shard whose clock only the test turns, and a snapshot of all that it holds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ from tandem_shared.queue.messages import Claim, Claimed, Finish, WorkerInfo
 from tandem_shared.queue.queue import Queue
 from tandem_shared.queue.scripts import MAX_CALL_BYTES
 
-# What the scripts take for Redis TIME: a hash that the test writes.
+# Replaces Redis TIME in the scripts: a hash that the test writes.
 CLOCK = "redis.call('HMGET', KEYS[1] .. 'now', 's', 'us')"
-NOON = 1_800_000_000 * 1_000_000  # µs; where every test's clock starts
+NOON = 1_800_000_000 * 1_000_000  # µs; every test's clock starts here
 
-# Also while Redis has no memory: it refuses no write that comes after one that needs none.
+# The HDEL lets it pass while Redis is full, see lua/lib/spare.lua.
 TURN = "redis.call('HDEL', KEYS[1], 'us') redis.call('HSET', KEYS[1], 's', ARGV[1], 'us', ARGV[2])"
 
 DUMP = """
@@ -48,7 +48,7 @@ return cjson.encode(out)
 def job(
     task: str = "t", *, payload: bytes = b"{}", max_attempts: int = 3, **given: Any
 ) -> Submission:
-    """A submission with what the test is not about filled in."""
+    """A submission with defaults for all that a test leaves out."""
     options = JobOptions(
         timeout=30, retry={"max_attempts": max_attempts}, replay_of=given.pop("replay_of", None)
     )
@@ -74,28 +74,28 @@ def entry(
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that stands under a shard's prefix, keys without it."""
+    """All keys under a shard's prefix, named without it."""
 
-    ttl: dict[str, int]  # ms, -1: none
+    ttl: dict[str, int]  # ms, -1 without
     jobs: dict[str, dict[str, str]]
     zsets: dict[str, dict[str, float]]
     values: dict[str, Any]  # of all other keys
-    counts: dict[str, int]  # the ones that are not 0
+    counts: dict[str, int]  # without zeros
     events: list[tuple[str, str]]  # (entry id, lines)
 
     def place(self, id: str) -> list[str]:
-        """Where a job stands."""
+        """The places that a job is in."""
         return [key for key, members in self.zsets.items() if is_place(key) and id in members]
 
 
 def is_place(key: str) -> bool:
-    """Whether jobs stand there."""
+    """Whether the key is a place of jobs."""
     return key in ("later", "leases", "suspects") or key.startswith(("q:", "park:"))
 
 
 @dataclass
 class Worker:
-    """A worker as the queue sees it, holding what it claimed."""
+    """A worker as the queue sees it; `held` are the jobs that it claimed."""
 
     shard: "Shard"
     id: str
@@ -129,7 +129,7 @@ class Worker:
     async def call(
         self, *, slots: int = 10, number: int | None = None, max_bytes: int = MAX_CALL_BYTES
     ) -> Claim:
-        """A claim; its jobs are held from now on."""
+        """Claims jobs, which are held from now on."""
         if number is None:
             self.calls += 1
         claim = await self.shard.queue.claim(
@@ -147,7 +147,7 @@ class Worker:
         return (await self.call(slots=slots)).jobs
 
     async def take(self) -> Claimed:
-        """The one job that there is to claim."""
+        """Claims the only job."""
         (claimed,) = await self.claim()
         return claimed
 
@@ -157,22 +157,22 @@ class Worker:
     async def end(
         self, claimed: Claimed, to: State = State.SUCCEEDED, outcome: Any = None, **given: Any
     ) -> str:
-        """Finishes, or hands back; what the queue answers."""
+        """Ends an attempt or hands the job back; returns the queue's answer."""
         outcome = outcome or {State.QUEUED: "released", State.RETRYING: "failed"}.get(to, to.value)
         self.held.pop(claimed.id, None)
         return (
             await self.shard.queue.finish([Finish(claimed.id, claimed.token, to, outcome, **given)])
         )[0]
 
-    async def leaves(self, claimed: Claimed, how: str) -> None:
-        """The run of its one job ends in the state `how`, or `lost`."""
+    async def end_as(self, claimed: Claimed, how: str) -> None:
+        """Ends the attempt of its only job in the state `how`, or loses it ('lost')."""
         if how == "lost":
             await self.shard.silence()
         else:
             await self.end(claimed, State(how), body=b"{}", delay=60)
 
-    async def loses(self, *ids: str) -> None:
-        """Claims these jobs until it has them and never says a word again: their leases end and are settled."""
+    async def lose(self, *ids: str) -> None:
+        """Claims these jobs and falls silent: their leases end and are settled."""
         await self.claim()
         assert set(ids) <= set(self.held)
         self.held.clear()
@@ -185,11 +185,11 @@ class Shard:
     def __init__(
         self, redis: "Redis", *, letter: str = "a", lease: float = 10.0, **given: Any
     ) -> None:
-        self.redis: Any = redis  # redis-py gives one annotation to its sync and its async methods
+        self.redis: Any = redis  # redis-py shares annotations between sync and async methods
         self.queue = Queue(redis, shard=letter, lease=lease, clock=CLOCK, **given)
         self.lease = lease
         self.us = NOON
-        self.lived = 0  # µs that have passed, whatever the clock shows
+        self.lived = 0  # µs that have really passed, whatever the clock shows
         self._workers = 0
 
     @property
@@ -197,14 +197,14 @@ class Shard:
         return self.us // 1000
 
     async def turn(self, seconds: float) -> None:
-        """Turns the clock, forwards or back, while nobody does anything."""
+        """Turns the clock forwards or back, without ticks."""
         self.us += round(seconds * 1_000_000)
         self.lived += max(0, round(seconds * 1_000_000))
         now = (self.us // 1_000_000, self.us % 1_000_000)
         await self.redis.eval(TURN, 1, f"{self.queue.prefix}now", *now)
 
     async def wait(self, seconds: float) -> int:
-        """Lets time pass as it does while Redis is well: with a tick at least once a second. How many leases ended."""
+        """Lets time pass with a tick per second; returns the number of leases that ended."""
         settled = 0
         while seconds > 0:
             await self.turn(min(seconds, 1))
@@ -222,7 +222,7 @@ class Shard:
         queues: Sequence[str] = ("default",),
         **limits: Any,
     ) -> Worker:
-        """A registered worker of its own; by default it knows the task `t`, with these limits."""
+        """A newly registered worker; by default it knows the task `t`, with these limits."""
         self._workers += 1
         return await Worker(
             self, f"w{self._workers}", tasks or {"t": 1}, queues, {"t": limits}
@@ -233,7 +233,7 @@ class Shard:
         return [answer.id for answer in answers if not isinstance(answer, Exception)]
 
     async def add(self, **given: Any) -> str:
-        """Submits one job; its id."""
+        """Submits one job and returns its id."""
         return (await self.queue.submit(job(**given))).id
 
     async def get(self, id: str) -> Record:
@@ -248,7 +248,7 @@ class Shard:
         return (await self.snapshot()).place(id)
 
     async def events(self, id: str) -> list[str]:
-        """The states that were told of a job."""
+        """The states of a job that were published, in order."""
         lines = [
             line.split() for _, text in (await self.snapshot()).events for line in text.splitlines()
         ]
@@ -258,7 +258,7 @@ class Shard:
         return (await self.snapshot()).jobs[id].get(name)
 
     async def snapshot(self, since: str = "-") -> Snapshot:
-        """What stands there; events from the entry `since` on."""
+        """All that the shard holds; events from the entry `since` on."""
         rows = msgspec.json.decode(await self.redis.eval(DUMP, 1, self.queue.prefix, since))
         ttl, jobs, zsets, values, events = {}, {}, {}, {}, []
         for key, left, value in rows:
@@ -280,5 +280,5 @@ class Shard:
 
 
 def pairs(flat: Sequence[Any]) -> dict[str, Any]:
-    """What a script says as a name and its value in turns."""
+    """The dict of a flat list of names and values."""
     return dict(zip(flat[::2], flat[1::2], strict=True))

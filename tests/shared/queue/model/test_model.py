@@ -1,6 +1,6 @@
-"""Random lives of a shard: whatever the order of events, and whatever is lost or repeated, its laws hold.
+"""Random operations on a shard: the invariants hold whatever their order, losses and repeats.
 
-Every run lives the same few lives; with `MODEL_ROUNDS=1000` these and many more.
+Every test run uses the same few seeds; MODEL_ROUNDS=1000 adds many more.
 """
 
 import asyncio
@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from redis.asyncio import Redis
 
-from tandem_shared.errors import Full, KeyReused
 from tandem_shared.jobs.record import MAX_SHOWN_ATTEMPTS, Submission, state_history
-from tandem_shared.jobs.states import FINAL, PRIORITIES, TRANSITIONS, State
+from tandem_shared.jobs.states import FINAL, TRANSITIONS, State
 from tandem_shared.queue.connections import connect
 from tandem_shared.queue.messages import Claimed, Report
 from tandem_shared.queue.scripts import execute
@@ -26,12 +25,13 @@ from tests.shared.queue.model.forgetting import Forgetting
 from tests.shared.queue.model.keeping import Keeping
 from tests.shared.queue.model.laws import broken
 from tests.shared.queue.model.pausing import Pausing
-from tests.shared.queue.model.shard import Shard, Snapshot, Worker, job
+from tests.shared.queue.model.shard import Shard, Snapshot, Worker
+from tests.shared.queue.model.submitting import Submitting
 
 T = TypeVar("T")
 
 ROUNDS = int(os.environ.get("MODEL_ROUNDS", "20"))
-LEASE, GRACE, SILENCE = 6.0, 2.0, 3.0  # seconds; a silence of more than half a lease is a stall
+LEASE, GRACE, SILENCE = 6.0, 2.0, 3.0  # seconds; more than half a lease of silence is a stall
 TASKS: tuple[dict[str, int], ...] = ({"t": 1, "u": 1}, {"t": 2, "u": 1}, {"t": 1}, {"t": 2})
 QUEUES = (["a", "b"], ["a", "b"], ["a"], ["b"])
 KINDS = (
@@ -43,37 +43,38 @@ KINDS = (
     State.CANCELLED,
 )
 
-# Each step is one of these. They are not rules of their own: of those, each life has only some.
+# Each step is one of these. They are not rules: hypothesis uses only some rules per example.
 STEPS = (
-    "forget_scripts", *("submit",) * 5, *("claim",) * 7, *("finish",) * 4, *("finish_late",) * 3, *("wait",) * 4,
-    *("beat",) * 2, *("crash",) * 3, *("cancel",) * 2, "report", "report_late", "claim_late", "stall", "step_back",
-    "forget", "keep", "keep_late", "pause", "resume", *("lock",) * 4, "lock_late", *("unlock",) * 2, "examine",
+    "forget_scripts", *("submit",) * 5, *("claim",) * 7, *("finish",) * 4, *("finish_late",) * 3,
+    *("wait",) * 4, *("beat",) * 2, *("crash",) * 3, *("cancel",) * 2, "report", "report_late",
+    "claim_late", "stall", "step_back", "forget", "keep", "keep_late", "pause", "resume",
+    *("lock",) * 4, "lock_late", *("unlock",) * 2, "examine",
 )  # fmt: skip
 
 
-class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
-    """One shard, its clients and its workers; the clock is the test's."""
+class ShardMachine(Examining, Forgetting, Keeping, Pausing, Submitting, RuleBasedStateMachine):
+    """One shard, its clients and its workers, on a clock that the machine turns."""
 
     url = ""
 
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.redis: Redis = connect(self.url, timeout=60)  # nobody waits: the machine may be busy
+        self.redis: Redis = connect(self.url, timeout=60)  # the machine may be busy
         self.shard = Shard(self.redis, letter="m", lease=LEASE, grace=GRACE)
         self.workers: list[Worker] = []
-        self.claims: list[tuple[Worker, Claimed]] = []  # every token that was ever given out
-        self.ended: set[tuple[str, str]] = set()  # those whose holder had the last word
-        self.calls: list[tuple[Worker, int]] = []  # every claim's number
+        self.claims: list[tuple[Worker, Claimed]] = []  # every token ever given out
+        self.ended: set[tuple[str, str]] = set()  # attempts ended by their holder
+        self.calls: list[tuple[Worker, int]] = []  # the number of every claim
         self.allowance = Allowance(self.shard, "t")
         self.jobs: dict[str, Submission] = {}
         self.keys: dict[str, Submission] = {}
-        self.cancelled: set[str] = set()  # asked for while they were not final
-        self.told: set[str] = set()  # of them, those that ran
-        self.states: dict[str, tuple[State, int]] = {}  # as the events tell: state, stamp
+        self.cancelled: set[str] = set()  # cancelled while they were not final
+        self.notified: set[str] = set()  # those of them that were running
+        self.states: dict[str, tuple[State, int]] = {}  # state and stamp by the events
         self.past: dict[str, set[tuple[int, State]]] = {}
         self.final: dict[str, dict[str, str]] = {}
-        self.now = Snapshot({}, {}, {}, {}, {}, [])  # as of the last look at the laws
+        self.now = Snapshot({}, {}, {}, {}, {}, [])  # of the last invariant check
         self.seen = "-"  # the last event
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -104,47 +105,9 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
         return self.run(self.shard.worker(tasks, queues, **given))
 
     @rule(step=st.sampled_from(STEPS), data=st.data())
-    def live(self, step: str, data: st.DataObject) -> None:
+    def take_step(self, step: str, data: st.DataObject) -> None:
         self.data = data
         getattr(self, step)()
-
-    # ------------------------------------------------------------------------------ what clients do
-
-    def submission(self) -> Submission:
-        limit = self.pick((0, 0, 1, 1, 2))
-        task, version = self.pick((("t", 1), ("t", 1), ("t", 2), ("u", 1)))
-        return job(
-            task,
-            version=version,
-            payload=self.pick((b"1", b"1", b"2")),
-            queue=self.pick("aab"),
-            priority=self.pick(PRIORITIES),
-            delay=self.pick((None, None, None, 0.0, 1.0, 5.0)),
-            expires_in=self.pick((None, None, None, 2.0, 20.0)),
-            concurrency_key="k" if limit else None,
-            concurrency_limit=limit or 1,
-            max_attempts=self.pick((1, 2, 4, 9, 9)),
-            idempotency_key=self.pick((None, None, None, "x", "y")),
-            replay_of=self.pick([*self.final]) if self.final and self.chance() else None,
-        )
-
-    def submit(self) -> None:
-        jobs = [self.submission() for _ in range(self.pick((1, 1, 2, 4)))]
-        answers = self.run(self.shard.queue.submit_many(jobs))
-        for one, answer in zip(jobs, answers, strict=True):
-            first = self.keys.setdefault(one.idempotency_key, one) if one.idempotency_key else one
-            if first.fingerprint() != one.fingerprint():
-                assert isinstance(answer, KeyReused)
-            else:
-                assert not isinstance(answer, KeyReused | Full)
-                assert (answer.id, answer.replayed) == (first.id, first is not one)
-            if first is one:
-                self.jobs[one.id] = one
-        if self.chance():  # the answers were lost
-            before = self.look()
-            again = self.run(self.shard.queue.submit_many(jobs))
-            assert [str(answer) for answer in again] == [str(answer) for answer in answers]
-            assert self.look().jobs == before.jobs
 
     def cancel(self) -> None:
         if not self.jobs:
@@ -166,8 +129,6 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
             if id in worker.held:
                 self.beat_of(worker)
 
-    # ------------------------------------------------------------------------------ what workers do
-
     def holds(self, claimed: Claimed) -> bool:
         record = self.now.jobs[claimed.id]
         return record["state"] == "running" and record["token"] == claimed.token
@@ -178,7 +139,7 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
         claim = self.run(worker.call(slots=slots, max_bytes=room))
         assert claim.registered
         assert len(claim.jobs) <= slots
-        if self.chance():  # the answer was lost
+        if self.chance():  # the reply was lost
             assert (
                 self.run(worker.call(slots=slots, max_bytes=room, number=worker.calls)).jobs
                 == claim.jobs
@@ -207,7 +168,7 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
         ) >= 2
 
     def claim_late(self) -> None:
-        """A call that took long on its way, or a second copy of one."""
+        """A call that was delayed, or a second copy of one."""
         if not self.calls:
             return
         worker, call = self.pick(self.calls)
@@ -239,7 +200,7 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
             self.end(*self.pick(held))
 
     def finish_late(self) -> None:
-        """With any token there ever was."""
+        """Ends an attempt with any token that was ever given out."""
         if self.claims:
             self.end(*self.pick(self.claims))
 
@@ -264,19 +225,19 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
             )
             refunded = to is State.QUEUED and "cancel" not in before
             assert int(after["attempt"]) == int(before["attempt"]) - refunded
-        if self.chance():  # the answer was lost
+        if self.chance():  # the reply was lost
             assert self.run(worker.end(claimed, to, body=b"{}", delay=delay)) == answer
             assert self.look().jobs[claimed.id] == after
 
     def report(self) -> None:
         if held := [one for _, one in self.claims if self.holds(one)]:
-            self.say(self.pick(held))
+            self.report_of(self.pick(held))
 
     def report_late(self) -> None:
         if self.claims:
-            self.say(self.pick(self.claims)[1])
+            self.report_of(self.pick(self.claims)[1])
 
-    def say(self, claimed: Claimed) -> None:
+    def report_of(self, claimed: Claimed) -> None:
         number = int(self.now.jobs[claimed.id].get("oq", 0)) + 1
         before = len(self.run(self.shard.queue.output(claimed.id)))
         reports = [
@@ -287,20 +248,18 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
         assert len(self.run(self.shard.queue.output(claimed.id))) == before + self.holds(claimed)
 
     def crash(self) -> None:
-        """What they held is forgotten; other incarnations take their places, perhaps with other code."""
+        """Workers vanish; new incarnations replace them, perhaps with other tasks and limits."""
         for worker in [self.pick(self.workers)] if self.chance() else [*self.workers]:
             self.workers.remove(worker)
             self.workers.append(self.arrive(self.pick(TASKS), self.pick(QUEUES), self.pick(LIMITS)))
         if self.chance():
             self.run(self.shard.wait(LEASE))
 
-    # ----------------------------------------------------------------------------- what time brings
-
     def wait(self) -> None:
         self.run(self.shard.wait(self.pick((0.001, 1.0, 2.5, LEASE))))
 
     def stall(self) -> None:
-        """Redis is away, or its clock jumps: who held a job until then, and still lives, still holds it."""
+        """Redis is away, or its clock jumps: live workers keep the jobs that they held."""
         held: dict[str, str] = {}
         for worker in self.workers:
             _, lost, cancelled = self.run(worker.beat())
@@ -322,8 +281,6 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
     def forget_scripts(self) -> None:
         self.run(execute(self.redis, "SCRIPT", "FLUSH"))
 
-    # ------------------------------------------------------------------------------------- the laws
-
     @invariant()
     def laws(self) -> None:
         self.now = now = self.run(self.shard.snapshot(self.seen))
@@ -332,60 +289,57 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
         for entry, text in now.events:
             if entry != self.seen:
                 for line in text.splitlines():
-                    self.hear(*line.split())
+                    self.check_event(*line.split())
         self.seen = now.events[-1][0] if now.events else "-"
         kept = {
             (id, token)
             for id, _, token in (one.partition(":") for one in now.values.get("slots:t", []))
         }
-        assert kept == self.allowance.running(now), "a slot of the task leaked, or was given away"
-        longest = (
-            self.shard.ms + 1500 * LEASE
-        )  # the clock may have stepped back by half a lease, unseen
-        assert all(end <= longest for end in now.zsets.get("leases", {}).values())
-        assert set(self.jobs) == set(now.jobs), "a job is gone, or there is one too many"
+        assert kept == self.allowance.running(now), "a slot of the task leaked or was freed twice"
+        # A clock step back of less than half a lease goes unnoticed.
+        latest = self.shard.ms + 1500 * LEASE
+        assert all(end <= latest for end in now.zsets.get("leases", {}).values())
+        assert set(self.jobs) == set(now.jobs), "a job was lost or appeared"
         for id, record in now.jobs.items():
             state, stamp = self.states[id]
-            assert state == record["state"], f"{id} became {record['state']} and nobody was told"
-            assert stamp == int(record["v"]) or state is State.RUNNING  # which progress moves on
+            assert state == record["state"], f"{id} became {record['state']} without an event"
+            assert stamp == int(record["v"]) or state is State.RUNNING  # progress moves its stamp
             if state in FINAL:
                 assert self.final.setdefault(id, record) == record, "a final record changed"
                 assert state is State.CANCELLED or id not in self.cancelled
 
-    def hear(self, id: str, word: str, stamp: str, _: str) -> None:
-        """Every change is told once, in order, and is on the table."""
+    def check_event(self, id: str, word: str, stamp: str, _: str) -> None:
+        """Every change is one event, in order, and a legal transition."""
         state = State(word)
         before, last = self.states.get(id, (None, 0))
         if before is None:
             assert state in (State.QUEUED, State.SCHEDULED)
-        elif before is state:  # a running job is to be cancelled
+        elif before is state:  # a cancel request to a running job
             assert state is State.RUNNING
-            assert id in self.cancelled - self.told
-            self.told.add(id)
+            assert id in self.cancelled - self.notified
+            self.notified.add(id)
         else:
             assert state in TRANSITIONS[before], f"{id}: {before} -> {state}"
-            assert state is State.CANCELLED or id not in self.told
+            assert state is State.CANCELLED or id not in self.notified
         assert int(stamp) > last
         self.states[id] = (state, int(stamp))
         self.past.setdefault(id, set()).add((int(stamp), state))
 
-    # ------------------------------------------------------------------------------- no job is lost
-
     def teardown(self) -> None:
         try:
             if self.workers:
-                self.run(self.remember())
+                self.run(self.check_histories())
                 self.recover()
                 self.laws()
-                self.run(self.remember())
+                self.run(self.check_histories())
                 assert set(self.final) == set(self.jobs)
                 self.examine()
         finally:
             self.run(self.redis.aclose())
             self.runner.close()
 
-    async def remember(self) -> None:
-        """What the records tell of their past is what was told when it was present."""
+    async def check_histories(self) -> None:
+        """The histories in the records match the events."""
         for id in self.jobs:
             record = await self.shard.get(id)
             if len(record.attempts) < MAX_SHOWN_ATTEMPTS:
@@ -394,31 +348,31 @@ class Life(Examining, Forgetting, Keeping, Pausing, RuleBasedStateMachine):
                 ]
 
     def recover(self) -> None:
-        """With a healthy worker, and as time goes on, every job becomes final; what may start does so when asked."""
+        """A healthy worker and time make every job final; startable jobs start at once."""
         self.resume_all()
         worker = self.arrive({"t": 2, "u": 1}, ["a", "b"], self.allowance.published)
-        snapshot, thirst = self.look(), 0
+        snapshot, starved = self.look(), 0
         for _ in range(300):
             while claimed := self.run(worker.claim(slots=50)):
                 self.allowance.start(claimed, self.look())
-                thirst = 0 if any(one.task == "t" for one in claimed) else thirst
+                starved = 0 if any(one.task == "t" for one in claimed) else starved
                 for one in claimed:
                     assert self.run(worker.end(one)) == "ok"
-            assert thirst < 2, f"nothing of {self.allowance.startable(snapshot)} starts"
+            assert starved < 2, f"none of {self.allowance.startable(snapshot)} starts"
             snapshot = self.look()
             if not snapshot.counts:
                 return
-            thirst = thirst + 1 if self.allowance.startable(snapshot) else 0
-            # Twice this is longer than it takes to have a token of any rate, after a step back that
-            # nobody saw.
+            starved = starved + 1 if self.allowance.startable(snapshot) else 0
+            # Two of these steps suffice for any rate to allow a start, even after a clock step back
+            # that went unnoticed.
             self.run(self.shard.turn(SILENCE - 0.1))
             self.run(self.shard.queue.tick())
         raise AssertionError(f"never final: {snapshot.counts}, {snapshot.zsets}")
 
 
 @pytest.mark.timeout(max(120, 10 * ROUNDS))
-def test_the_laws_hold_whatever_happens(redis_url: str) -> None:
-    # In rounds of few lives, since those that come later in a round are much like the ones before.
+def test_the_invariants_hold_whatever_happens(redis_url: str) -> None:
+    # In rounds of few examples, since later examples of a round resemble earlier ones.
     few = settings(
         max_examples=6,
         stateful_step_count=60,
@@ -427,5 +381,5 @@ def test_the_laws_hold_whatever_happens(redis_url: str) -> None:
         suppress_health_check=list(HealthCheck),
     )
     for number in range(ROUNDS):
-        life = seed(number)(type("Life", (Life,), {"url": redis_url}))
-        stateful.run_state_machine_as_test(life, settings=few)
+        machine = seed(number)(type("ShardMachine", (ShardMachine,), {"url": redis_url}))
+        stateful.run_state_machine_as_test(machine, settings=few)

@@ -1,4 +1,4 @@
-"""What leaves Redis for the file store: in order, fenced, once, and readable for as long as the job is known."""
+"""Archiving output to the file store: in order, fenced, once, and readable as long as the job."""
 
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Claimed, Report, Segment
@@ -6,7 +6,7 @@ from tandem_shared.queue.scripts import ENTRY_BYTES
 from tests.shared.queue.model.shard import Shard
 
 
-async def says(
+async def write(
     shard: Shard, claimed: Claimed, count: int, first: int = 1, **bounds: int
 ) -> list[str]:
     reports = [
@@ -15,44 +15,44 @@ async def says(
     return await shard.queue.report(reports, limit=1 << 20, **bounds)
 
 
-async def test_entries_name_the_one_before_them_over_attempts(shard: Shard) -> None:
+async def test_entries_name_their_predecessor_across_attempts(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     for _ in range(2):
         claimed = await worker.take()
-        await says(shard, claimed, 2)
+        await write(shard, claimed, 2)
         await worker.end(claimed, State.QUEUED)
     said = await shard.queue.output(id)
     assert [chunk.before for chunk in said] == [0, *(chunk.stamp for chunk in said[:-1])]
 
 
-async def test_a_long_stream_is_told_and_a_full_one_waits(shard: Shard) -> None:
+async def test_a_long_stream_asks_to_be_archived_and_a_full_one_waits(shard: Shard) -> None:
     await shard.add()
     claimed = await (await shard.worker()).take()
     bounds = {"archive_from": 3 * (36 + ENTRY_BYTES), "max_tail": 4 * (36 + ENTRY_BYTES)}
-    assert await says(shard, claimed, 6, **bounds) == ["ok", "ok", "long", "long", "wait", "wait"]
+    assert await write(shard, claimed, 6, **bounds) == ["ok", "ok", "long", "long", "wait", "wait"]
     first, second, *_ = await shard.queue.output(claimed.id)
     left = await shard.queue.archive(
         claimed.id, claimed.token, Segment(first.stamp, second.stamp, 99), 2 * first.weight
     )
     assert left == 2 * (36 + ENTRY_BYTES)
-    # Nothing was written out of turn, and nothing is refused any more.
-    assert await says(shard, claimed, 2, first=5, **bounds) == ["long", "long"]
-    assert await says(shard, claimed, 1, first=7, **bounds) == ["wait"]
+    # Nothing was written out of order, and the next reports are accepted.
+    assert await write(shard, claimed, 2, first=5, **bounds) == ["long", "long"]
+    assert await write(shard, claimed, 1, first=7, **bounds) == ["wait"]
     assert len(await shard.queue.output(claimed.id)) == 4
 
 
-async def test_what_alone_is_too_long_is_written_all_the_same(shard: Shard) -> None:
+async def test_a_single_entry_may_exceed_the_limit(shard: Shard) -> None:
     await shard.add()
     claimed = await (await shard.worker()).take()
-    assert await says(shard, claimed, 2, archive_from=1, max_tail=10) == ["long", "wait"]
+    assert await write(shard, claimed, 2, archive_from=1, max_tail=10) == ["long", "wait"]
 
 
-async def test_the_oldest_go_and_a_repeat_changes_nothing(shard: Shard) -> None:
+async def test_archiving_removes_the_oldest_entries_once(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     claimed = await worker.take()
-    await says(shard, claimed, 4)
+    await write(shard, claimed, 4)
     said = await shard.queue.output(id)
     one, two = Segment(said[0].stamp, said[1].stamp, 7), Segment(said[2].stamp, said[2].stamp, 8)
     weight = said[0].weight
@@ -61,7 +61,7 @@ async def test_the_oldest_go_and_a_repeat_changes_nothing(shard: Shard) -> None:
         assert await shard.queue.output(id) == said[2:]
         assert await shard.queue.segments(id) == [one]
     assert await shard.queue.archive(id, claimed.token, two, weight) == weight
-    assert await shard.queue.archive(id, claimed.token, one, 2 * weight) == weight  # comes late
+    assert await shard.queue.archive(id, claimed.token, one, 2 * weight) == weight  # late
     assert await shard.queue.segments(id) == [one, two]
     assert await shard.queue.segments(id, one.last - 1) == [one, two]
     assert await shard.queue.segments(id, one.last) == [two]
@@ -69,10 +69,10 @@ async def test_the_oldest_go_and_a_repeat_changes_nothing(shard: Shard) -> None:
     await worker.end(claimed)
 
 
-async def test_a_segment_that_is_not_the_oldest_part_is_not_taken(shard: Shard) -> None:
+async def test_only_the_oldest_part_can_be_archived(shard: Shard) -> None:
     await shard.add()
     claimed = await (await shard.worker()).take()
-    await says(shard, claimed, 3)
+    await write(shard, claimed, 3)
     said = await shard.queue.output(claimed.id)
     weight = said[0].weight
     assert (
@@ -85,11 +85,11 @@ async def test_a_segment_that_is_not_the_oldest_part_is_not_taken(shard: Shard) 
     assert await shard.queue.segments(claimed.id) == []
 
 
-async def test_only_the_holder_moves_anything(shard: Shard) -> None:
+async def test_only_the_current_attempt_can_archive(shard: Shard) -> None:
     id = await shard.add(max_attempts=9)
     worker = await shard.worker()
     old = await worker.take()
-    await says(shard, old, 2)
+    await write(shard, old, 2)
     first, second = await shard.queue.output(id)
     segment = Segment(first.stamp, second.stamp, 7)
     await worker.end(old, State.QUEUED)
@@ -97,18 +97,18 @@ async def test_only_the_holder_moves_anything(shard: Shard) -> None:
     new = await worker.take()
     assert await shard.queue.archive(id, old.token, segment, 1) is None
     assert len(await shard.queue.output(id)) == 2
-    # The next attempt may move what the one before it has left.
+    # The next attempt may archive what the previous one left.
     assert await shard.queue.archive(id, new.token, segment, 2 * first.weight) == 0
     await worker.end(new)
     assert await shard.queue.archive(id, new.token, segment, 1) is None
     assert await shard.queue.archive("nobody", new.token, segment, 1) is None
 
 
-async def test_the_index_lives_as_long_as_the_record(shard: Shard) -> None:
+async def test_the_segment_index_lives_as_long_as_the_record(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     claimed = await worker.take()
-    await says(shard, claimed, 1)
+    await write(shard, claimed, 1)
     (chunk,) = await shard.queue.output(id)
     await shard.queue.archive(id, claimed.token, Segment(chunk.stamp, chunk.stamp, 7), chunk.weight)
     assert (await shard.snapshot()).ttl[f"cold:{id}"] == -1

@@ -1,4 +1,4 @@
-"""Cancelling: at once what does not run; what runs becomes cancelled, whatever it does."""
+"""Cancelling: at once if a job is not running; a running one is cancelled whatever its outcome."""
 
 import pytest
 
@@ -21,7 +21,7 @@ async def in_state(shard: Shard, state: State) -> str:
 
 
 @pytest.mark.parametrize("state", [State.SCHEDULED, State.QUEUED, State.WAITING, State.RETRYING])
-async def test_what_does_not_run_is_cancelled_at_once(shard: Shard, state: State) -> None:
+async def test_a_job_that_is_not_running_is_cancelled_at_once(shard: Shard, state: State) -> None:
     id = await in_state(shard, state)
     await shard.turn(1)
     record = await shard.queue.cancel(id)
@@ -37,14 +37,14 @@ async def test_what_does_not_run_is_cancelled_at_once(shard: Shard, state: State
 async def test_a_suspect_is_cancelled_at_once(shard: Shard) -> None:
     id = await shard.add()
     for _ in range(2):
-        await (await shard.worker()).loses(id)
+        await (await shard.worker()).lose(id)
     assert await shard.place(id) == ["suspects"]
     record = await shard.queue.cancel(id)
     assert record is not None
     assert record.state is State.CANCELLED
 
 
-async def test_a_running_job_is_told_and_asked_once(shard: Shard) -> None:
+async def test_a_running_job_gets_one_cancel_request(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     await worker.take()
@@ -55,7 +55,7 @@ async def test_a_running_job_is_told_and_asked_once(shard: Shard) -> None:
     await shard.turn(1)
     assert await shard.queue.cancel(id) == record
     assert (await shard.snapshot()).values[f"bell:{worker.id}"] == [f"cancel {id}"]
-    # Repeated in the answers to heartbeats until it obeys.
+    # Repeated in the answers to heartbeats until the worker obeys.
     assert await worker.beat() == (True, [], [id])
     assert await worker.beat() == (True, [], [id])
 
@@ -63,7 +63,7 @@ async def test_a_running_job_is_told_and_asked_once(shard: Shard) -> None:
 @pytest.mark.parametrize(
     "to", [State.SUCCEEDED, State.FAILED, State.RETRYING, State.QUEUED, State.CANCELLED]
 )
-async def test_the_request_wins_over_every_outcome(shard: Shard, to: State) -> None:
+async def test_a_cancel_request_wins_over_every_outcome(shard: Shard, to: State) -> None:
     id = await shard.add()
     worker = await shard.worker()
     claimed = await worker.take()
@@ -80,7 +80,7 @@ async def test_the_request_wins_over_every_outcome(shard: Shard, to: State) -> N
     assert await worker.end(claimed, to) == "ok"  # a repeat
 
 
-async def test_one_that_does_not_obey_loses_its_lease_with_the_grace(shard: Shard) -> None:
+async def test_a_job_that_ignores_a_cancel_loses_its_lease_with_the_grace(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     claimed = await worker.take()
@@ -97,7 +97,7 @@ async def test_one_that_does_not_obey_loses_its_lease_with_the_grace(shard: Shar
     assert await worker.beat() == (True, [], [])
 
 
-async def test_a_cancel_never_makes_a_lease_longer(shard: Shard) -> None:
+async def test_a_cancel_never_prolongs_a_lease(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     await worker.take()
@@ -117,7 +117,7 @@ async def test_a_lost_worker_does_not_undo_a_cancel(shard: Shard) -> None:
     assert await shard.events(id) == ["queued", "running", "running", "cancelled"]
 
 
-async def test_a_final_job_stays_as_it_is(shard: Shard) -> None:
+async def test_a_final_job_cannot_be_cancelled(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     await worker.end(await worker.take(), body=b"1")
@@ -126,7 +126,7 @@ async def test_a_final_job_stays_as_it_is(shard: Shard) -> None:
     assert await shard.queue.cancel(id) == before
 
 
-async def test_cancelling_the_woken_one_wakes_the_next(shard: Shard) -> None:
+async def test_cancelling_a_woken_job_wakes_the_next(shard: Shard) -> None:
     ids = await shard.submit(*(job(concurrency_key="k") for _ in range(3)))
     worker = await shard.worker()
     claimed = await worker.take()
@@ -137,7 +137,7 @@ async def test_cancelling_the_woken_one_wakes_the_next(shard: Shard) -> None:
     assert (await worker.take()).id == ids[2]
 
 
-async def test_cancelling_one_that_waits_wakes_nobody(shard: Shard) -> None:
+async def test_cancelling_a_parked_job_wakes_no_other(shard: Shard) -> None:
     ids = await shard.submit(*(job(concurrency_key="k") for _ in range(3)))
     worker = await shard.worker()
     await worker.take()

@@ -1,4 +1,4 @@
-"""How workers take jobs: in what order, how many, once, also when an answer is lost."""
+"""Claims: order, number and size of what a worker gets, and lost replies."""
 
 import asyncio
 from collections import Counter
@@ -38,7 +38,7 @@ async def test_a_claimed_job_runs(shard: Shard) -> None:
     assert await worker.claim() == []
 
 
-async def test_a_worker_that_redis_does_not_know_registers_first(shard: Shard) -> None:
+async def test_an_unknown_worker_must_register_first(shard: Shard) -> None:
     await shard.add()
     worker = await shard.worker()
     await shard.queue.retire(worker.id)
@@ -47,7 +47,7 @@ async def test_a_worker_that_redis_does_not_know_registers_first(shard: Shard) -
     assert len(await worker.claim()) == 1
 
 
-async def test_a_worker_whose_catalogue_is_gone_registers_again(shard: Shard) -> None:
+async def test_a_worker_without_a_catalogue_must_register_again(shard: Shard) -> None:
     worker = await shard.worker()
     await shard.redis.delete(f"{shard.queue.prefix}tasks:{worker.digest}")
     assert not (await worker.call()).registered
@@ -56,14 +56,12 @@ async def test_a_worker_whose_catalogue_is_gone_registers_again(shard: Shard) ->
     assert (await worker.call()).registered
 
 
-async def test_the_oldest_first(shard: Shard) -> None:
+async def test_the_oldest_jobs_come_first(shard: Shard) -> None:
     ids = []
     for _ in range(5):
         await shard.turn(0.01)
         ids.append(await shard.add())
-    early = await shard.add(
-        delay=1
-    )  # due later than those, although it was scheduled before the next one
+    early = await shard.add(delay=1)  # due after those, but before the next one
     await shard.turn(2)
     late = await shard.add()
     worker = await shard.worker()
@@ -88,7 +86,7 @@ async def test_no_priority_starves(shard: Shard, size: int) -> None:
     assert got == want
 
 
-async def test_a_lower_priority_fills_the_slots_that_are_left(shard: Shard) -> None:
+async def test_a_lower_priority_fills_the_remaining_slots(shard: Shard) -> None:
     low = await shard.submit(*(job(priority="low") for _ in range(9)))
     high = await shard.submit(*(job(priority="high") for _ in range(3)))
     worker = await shard.worker()
@@ -115,14 +113,14 @@ async def test_queues_take_turns_at_every_priority(shard: Shard, number: int) ->
     }
 
 
-async def test_only_the_queues_it_serves(shard: Shard) -> None:
+async def test_a_worker_gets_jobs_of_its_queues_only(shard: Shard) -> None:
     await shard.add(queue="mail")
     id = await shard.add(queue="web")
     worker = await shard.worker(queues=["web", "default"])
     assert [one.id for one in await worker.claim()] == [id]
 
 
-async def test_no_more_than_there_are_slots(shard: Shard) -> None:
+async def test_a_claim_respects_its_slots(shard: Shard) -> None:
     await shard.submit(*(job() for _ in range(5)))
     worker = await shard.worker()
     first = await worker.call(slots=3)
@@ -131,7 +129,7 @@ async def test_no_more_than_there_are_slots(shard: Shard) -> None:
     assert (len(second.jobs), second.more) == (2, False)
 
 
-async def test_a_full_claim_tells_of_jobs_that_it_never_looked_at(shard: Shard) -> None:
+async def test_a_full_claim_reports_that_due_jobs_are_left(shard: Shard) -> None:
     await shard.add(priority="high")
     await shard.add(priority="low")
     worker = await shard.worker()
@@ -139,7 +137,7 @@ async def test_a_full_claim_tells_of_jobs_that_it_never_looked_at(shard: Shard) 
     assert not (await worker.call(slots=1)).more
 
 
-async def test_five_hundred_at_once(shard: Shard) -> None:
+async def test_a_claim_takes_at_most_500_jobs(shard: Shard) -> None:
     await shard.submit(*(job() for _ in range(600)))
     worker = await shard.worker()
     assert len(await worker.claim(slots=10_000)) == 500
@@ -148,7 +146,7 @@ async def test_five_hundred_at_once(shard: Shard) -> None:
     assert await shard.queue.beat(worker.id, worker.digest, held[:500]) == (True, [], [])
 
 
-async def test_a_claim_has_room_for_the_first_job_and_what_fits_beside_it(shard: Shard) -> None:
+async def test_a_claim_respects_its_byte_limit_but_takes_at_least_one_job(shard: Shard) -> None:
     sizes = [900, 90, 20, 5]
     ids = await shard.submit(*(job(payload=b'"%s"' % (b"x" * (size - 2))) for size in sizes))
     worker = await shard.worker()
@@ -160,14 +158,14 @@ async def test_a_claim_has_room_for_the_first_job_and_what_fits_beside_it(shard:
     assert ([one.id for one in claim.jobs], claim.more) == (ids[2:], False)
 
 
-async def test_a_lost_answer_is_given_again(shard: Shard) -> None:
+async def test_a_repeated_claim_returns_the_same_jobs(shard: Shard) -> None:
     await shard.submit(*(job() for _ in range(6)))
     worker = await shard.worker()
     first = await worker.call(slots=3)
     again = await worker.call(slots=3, number=1)
     assert again.jobs == first.jobs
     assert again.more
-    # What it has ended, and what it has lost, is not given again.
+    # Jobs that it has ended or lost are left out.
     await worker.end(first.jobs[0])
     await worker.end(first.jobs[1], State.QUEUED)
     assert (await worker.call(number=1)).jobs == first.jobs[2:]
@@ -176,7 +174,7 @@ async def test_a_lost_answer_is_given_again(shard: Shard) -> None:
     assert len(await worker.claim()) == 5
 
 
-async def test_a_job_that_came_back_is_given_once(shard: Shard) -> None:
+async def test_a_repeated_claim_omits_jobs_that_went_back(shard: Shard) -> None:
     id = await shard.add()
     worker, other = await shard.worker(), await shard.worker()
     await worker.end(await worker.take(), State.QUEUED)
@@ -184,7 +182,7 @@ async def test_a_job_that_came_back_is_given_once(shard: Shard) -> None:
     assert (await worker.call(number=1)).jobs == []
 
 
-async def test_a_call_that_comes_late_takes_nothing(shard: Shard) -> None:
+async def test_a_late_claim_takes_nothing(shard: Shard) -> None:
     worker = await shard.worker()
     assert (await worker.call(number=1)).jobs == []
     assert (await worker.call(number=2)).jobs == []
@@ -193,7 +191,7 @@ async def test_a_call_that_comes_late_takes_nothing(shard: Shard) -> None:
     assert len((await worker.call(number=3)).jobs) == 1
 
 
-async def test_many_workers_share_what_there_is(shard: Shard) -> None:
+async def test_many_workers_share_the_jobs(shard: Shard) -> None:
     ids = await shard.submit(*(job() for _ in range(500)))
     workers = [await shard.worker() for _ in range(5)]
 
@@ -207,16 +205,16 @@ async def test_many_workers_share_what_there_is(shard: Shard) -> None:
     assert sorted(id for share in shares for id in share) == sorted(ids)
 
 
-async def test_what_cannot_run_here_does_not_hide_the_rest(shard: Shard) -> None:
+async def test_jobs_that_cannot_run_do_not_block_the_rest(shard: Shard) -> None:
     await shard.submit(*(job("u") for _ in range(9)))
     id = await shard.add()
     worker = await shard.worker()
-    claim = await worker.call(slots=2)  # looks at 8 jobs at most
+    claim = await worker.call(slots=2)  # looks at no more than 8 jobs
     assert (claim.jobs, claim.more) == ([], True)
     assert [one.id for one in await worker.claim(slots=2)] == [id]
 
 
-async def test_a_stale_member_of_a_queue_is_dropped(shard: Shard) -> None:
+async def test_stale_members_of_places_are_dropped(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     await worker.end(await worker.take())
@@ -229,7 +227,7 @@ async def test_a_stale_member_of_a_queue_is_dropped(shard: Shard) -> None:
     assert snapshot.place(id) == snapshot.place("nobody") == []
 
 
-async def test_the_next_due_time(shard: Shard) -> None:
+async def test_a_claim_returns_the_next_due_time(shard: Shard) -> None:
     worker = await shard.worker()
     assert (await worker.call()).next_due is None
     await shard.add(delay=30)

@@ -1,4 +1,4 @@
-"""How attempts end: the fence, what a repeat is told, and what each outcome makes of the job."""
+"""Ends of attempts: the fence, repeats, and what each outcome does to the job."""
 
 import msgspec
 import pytest
@@ -43,7 +43,7 @@ async def test_failure(shard: Shard, outcome: str) -> None:
     assert record.attempts[0].outcome == outcome
 
 
-async def test_a_retry_waits_and_comes_back_under_a_new_token(shard: Shard) -> None:
+async def test_a_retry_starts_later_under_a_new_token(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     first = await worker.take()
@@ -67,14 +67,14 @@ async def test_a_retry_waits_and_comes_back_under_a_new_token(shard: Shard) -> N
     ]
 
 
-async def test_a_retry_at_once(shard: Shard) -> None:
+async def test_a_retry_can_start_at_once(shard: Shard) -> None:
     await shard.add()
     worker = await shard.worker()
     await worker.end(await worker.take(), State.RETRYING, body=FAILURE)
     assert (await worker.take()).attempt == 2
 
 
-async def test_there_is_no_attempt_beyond_the_last(shard: Shard) -> None:
+async def test_the_last_attempt_is_not_retried(shard: Shard) -> None:
     id = await shard.add(max_attempts=1)
     worker = await shard.worker()
     assert await worker.end(await worker.take(), State.RETRYING, body=FAILURE, delay=3) == "ok"
@@ -98,7 +98,7 @@ async def test_a_released_job_is_not_charged_and_keeps_its_place(shard: Shard) -
     assert [one.id for one in await worker.claim()] == [id, later]
 
 
-async def test_a_repeat_is_told_ok_and_changes_nothing(shard: Shard) -> None:
+async def test_a_repeated_finish_is_ok_and_changes_nothing(shard: Shard) -> None:
     ids = await shard.submit(*(job() for _ in range(4)))
     worker = await shard.worker()
     claimed = {one.id: one for one in await worker.claim()}
@@ -128,13 +128,13 @@ async def test_a_finish_twice_in_one_call_counts_once(shard: Shard) -> None:
 @pytest.mark.parametrize(
     "to", [State.SUCCEEDED, State.FAILED, State.RETRYING, State.QUEUED, State.CANCELLED]
 )
-async def test_an_old_token_is_refused(shard: Shard, to: State) -> None:
+async def test_an_old_token_is_rejected(shard: Shard, to: State) -> None:
     id = await shard.add()
     old = await shard.worker()
     first = await old.take()
-    await old.loses()
+    await old.lose()
     new = await shard.worker()
-    assert await old.end(first, to, body=b"1") == "lost"  # while it waits
+    assert await old.end(first, to, body=b"1") == "lost"  # while the job waits
     second = await new.take()
     before = await shard.snapshot()
     assert await old.end(first, to, body=b"1") == "lost"  # while another runs it
@@ -145,15 +145,15 @@ async def test_an_old_token_is_refused(shard: Shard, to: State) -> None:
     assert (record.state, record.result) == (State.SUCCEEDED, b"2")
 
 
-async def test_a_finish_for_no_record_is_told_so(shard: Shard) -> None:
+async def test_finishing_a_missing_record_returns_gone(shard: Shard) -> None:
     assert await shard.queue.finish([Finish("nobody", "1.w", State.SUCCEEDED, "succeeded")]) == [
         "gone"
     ]
-    assert (await shard.snapshot()).jobs == {}  # nothing is written to a record that is missing
+    assert (await shard.snapshot()).jobs == {}  # no record is created
 
 
 @pytest.mark.parametrize("to", [State.WAITING, State.SCHEDULED, State.RUNNING])
-async def test_no_transition_leaves_the_table(shard: Shard, to: State) -> None:
+async def test_transitions_outside_the_table_are_errors(shard: Shard, to: State) -> None:
     one, two = await shard.add(), await shard.add()
     worker = await shard.worker()
     claimed = {each.id: each for each in await worker.claim()}
@@ -169,7 +169,7 @@ async def test_no_transition_leaves_the_table(shard: Shard, to: State) -> None:
     assert (after.jobs, after.zsets, after.counts) == (before.jobs, before.zsets, before.counts)
 
 
-async def test_a_record_in_no_known_state_is_moved_nowhere(shard: Shard) -> None:
+async def test_a_record_in_an_unknown_state_is_left_alone(shard: Shard) -> None:
     id = await shard.add()
     key = f"{shard.queue.prefix}job:{id}"
     await shard.redis.hset(key, "state", "dreaming")
@@ -189,7 +189,7 @@ async def test_the_record_remembers_fifty_attempts(shard: Shard) -> None:
 
 
 @pytest.mark.parametrize("to", [State.SUCCEEDED, State.FAILED, State.CANCELLED])
-async def test_what_is_final_is_kept_for_a_while(shard: Shard, to: State) -> None:
+async def test_final_records_expire_after_the_retention(shard: Shard, to: State) -> None:
     id = (await shard.queue.submit(job(idempotency_key="k"))).id
     worker = await shard.worker()
     claimed = await worker.take()
@@ -203,7 +203,7 @@ async def test_what_is_final_is_kept_for_a_while(shard: Shard, to: State) -> Non
     after = (await shard.snapshot()).ttl
     for key in kept:
         assert 7 * DAY - 60_000 < after[key] <= 7 * DAY
-    # Nothing that comes later gives it another life.
+    # Later calls do not prolong its life.
     await shard.queue.cancel(id)
     await shard.queue.submit(job(idempotency_key="k"))
     assert await shard.queue.report([Report(id, claimed.token, 2, "output", b"2")], limit=99) == [
@@ -228,7 +228,7 @@ async def test_a_final_record_never_changes(shard: Shard) -> None:
     assert (await shard.snapshot()).jobs[id] == before
 
 
-async def test_stamps_grow_when_the_clock_does_not(shard: Shard) -> None:
+async def test_stamps_grow_while_the_clock_steps_back(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     stamps = [(await shard.get(id)).stamp]
@@ -251,8 +251,8 @@ async def test_results_are_bytes(shard: Shard) -> None:
     assert (await shard.get(id)).result == body
 
 
-async def test_what_few_records_have_is_seen_however_many_fields_there_are(shard: Shard) -> None:
-    """A record with a key and its limit has as many fields as one that has begun: it is not taken for one."""
+async def test_rare_fields_are_read_whatever_the_number_of_fields(shard: Shard) -> None:
+    """A record with a key and its limit has as many fields as a started one."""
     worker = await shard.worker()
     for given in (
         {},

@@ -1,10 +1,10 @@
-"""A paused queue: nothing of it starts, what runs goes on, and everything comes back in its order."""
+"""Paused queues: their jobs do not start, running ones continue, and all come back in order."""
 
 from tandem_shared.jobs.states import State
 from tests.shared.queue.model.shard import Shard, job
 
 
-async def test_nothing_of_a_paused_queue_starts_and_what_runs_goes_on(shard: Shard) -> None:
+async def test_a_paused_queue_starts_no_jobs_and_running_ones_continue(shard: Shard) -> None:
     worker = await shard.worker(queues=["default", "other"])
     await shard.add()
     running = await worker.take()
@@ -20,7 +20,7 @@ async def test_nothing_of_a_paused_queue_starts_and_what_runs_goes_on(shard: Sha
     assert "paused" not in (await shard.snapshot()).values
 
 
-async def test_a_backlog_waits_and_comes_back_in_its_order_in_portions(shard: Shard) -> None:
+async def test_a_paused_backlog_comes_back_in_order(shard: Shard) -> None:
     worker = await shard.worker()
     ids = await shard.submit(
         *(job(priority="low" if number % 2 else "high") for number in range(250))
@@ -40,7 +40,7 @@ async def test_a_backlog_waits_and_comes_back_in_its_order_in_portions(shard: Sh
     assert [id for id in taken if id in ids[::2]] == ids[::2]
 
 
-async def test_a_job_that_waits_for_its_queue_expires_and_can_be_cancelled(shard: Shard) -> None:
+async def test_a_job_of_a_paused_queue_can_expire_and_be_cancelled(shard: Shard) -> None:
     await shard.queue.pause("default", on=True)
     first, second = await shard.add(expires_in=5.0), await shard.add()
     await shard.queue.cancel(second)
@@ -50,7 +50,7 @@ async def test_a_job_that_waits_for_its_queue_expires_and_can_be_cancelled(shard
     assert await shard.place(first) == await shard.place(second) == []
 
 
-async def test_a_key_that_a_paused_job_would_have_had_goes_to_the_next(shard: Shard) -> None:
+async def test_a_paused_job_passes_its_concurrency_key_on(shard: Shard) -> None:
     worker = await shard.worker(queues=["default", "other"])
     await shard.add(concurrency_key="k")
     holder = await worker.take()
@@ -64,7 +64,7 @@ async def test_a_key_that_a_paused_job_would_have_had_goes_to_the_next(shard: Sh
     assert await shard.state(paused) is State.WAITING
 
 
-async def test_what_falls_due_or_is_retried_meanwhile_waits_too(shard: Shard) -> None:
+async def test_jobs_that_fall_due_in_a_paused_queue_wait(shard: Shard) -> None:
     worker = await shard.worker()
     later = await shard.add(delay=2.0)
     again = await shard.add()
@@ -78,7 +78,7 @@ async def test_what_falls_due_or_is_retried_meanwhile_waits_too(shard: Shard) ->
     assert {one.id for one in await worker.claim()} == {later, again}
 
 
-async def test_resuming_what_is_not_paused_changes_nothing(shard: Shard) -> None:
+async def test_resuming_an_active_queue_changes_nothing(shard: Shard) -> None:
     await shard.queue.pause("default", on=False)
     assert "paused" not in (await shard.snapshot()).values
     assert await shard.queue.stats() == []

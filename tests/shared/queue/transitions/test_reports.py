@@ -1,4 +1,4 @@
-"""What jobs say while they run, what is told of them, and what operators see."""
+"""Reports of running jobs, the events about them, and what operators see."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tandem_shared.queue.scripts import source
 from tests.shared.queue.model.shard import CLOCK, Shard, job
 
 
-async def test_progress_is_a_change_that_clients_see(shard: Shard) -> None:
+async def test_progress_changes_the_record(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     claimed = await worker.take()
@@ -21,7 +21,7 @@ async def test_progress_is_a_change_that_clients_see(shard: Shard) -> None:
     assert await shard.queue.output(id) == [Chunk(shard.us, "progress", 1, b'{"current":1}')]
 
 
-async def test_output_is_no_change_of_the_record(shard: Shard) -> None:
+async def test_output_does_not_change_the_record(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     claimed = await worker.take()
@@ -38,7 +38,7 @@ async def test_output_is_no_change_of_the_record(shard: Shard) -> None:
         Chunk(shard.us, "output", 1, b'{"n":1}\n{"n":2}'),
         Chunk(shard.us + 1, "log", 1, b'{"message":"x"}', before=shard.us),
     ]
-    # One order for what it said and what became of it.
+    # Output and states have one order.
     await worker.end(claimed)
     assert (await shard.get(id)).stamp == shard.us + 2
 
@@ -53,7 +53,7 @@ async def test_a_repeated_report_is_written_once(shard: Shard) -> None:
     assert [chunk.items for chunk in await shard.queue.output(id)] == [[b"1"], [b"2"]]
 
 
-async def test_each_attempt_counts_its_reports_anew_and_starts_without_progress(
+async def test_each_attempt_starts_without_progress_and_counts_its_own_reports(
     shard: Shard,
 ) -> None:
     id = await shard.add()
@@ -70,28 +70,28 @@ async def test_each_attempt_counts_its_reports_anew_and_starts_without_progress(
         )
 
 
-async def test_only_the_holder_is_heard(shard: Shard) -> None:
+async def test_only_the_current_attempt_can_report(shard: Shard) -> None:
     id = await shard.add(max_attempts=9)
     worker = await shard.worker()
     old = await worker.take()
 
-    async def says(token: str) -> list[str]:
+    async def report(token: str) -> list[str]:
         return await shard.queue.report([Report(id, token, 9, "output", b"1")], limit=99)
 
     await worker.end(old, State.QUEUED)
-    assert await says(old.token) == ["lost"]
+    assert await report(old.token) == ["lost"]
     new = await worker.take()
-    assert await says(old.token) == ["lost"]
-    assert await says(new.token) == ["ok"]
+    assert await report(old.token) == ["lost"]
+    assert await report(new.token) == ["ok"]
     await worker.end(new)
-    assert await says(new.token) == ["lost"]
+    assert await report(new.token) == ["lost"]
     assert await shard.queue.report([Report("nobody", "1.w", 1, "output", b"1")], limit=99) == [
         "lost"
     ]
     assert "out:nobody" not in (await shard.snapshot()).ttl
 
 
-async def test_a_job_may_say_so_much_over_all_attempts(shard: Shard) -> None:
+async def test_output_is_limited_across_attempts(shard: Shard) -> None:
     id = await shard.add()
     worker = await shard.worker()
     claimed = await worker.take()
@@ -107,23 +107,23 @@ async def test_a_job_may_say_so_much_over_all_attempts(shard: Shard) -> None:
     assert await shard.queue.report([first], limit=10) == ["lost"]
 
 
-async def test_output_in_pages(shard: Shard) -> None:
+async def test_output_is_read_in_pages(shard: Shard) -> None:
     id = await shard.add()
     claimed = await (await shard.worker()).take()
     reports = [Report(id, claimed.token, n, "output", b"%d" % n) for n in range(1, 251)]
     await shard.queue.report(reports, limit=1 << 20)
-    said: list[bytes] = []
+    items: list[bytes] = []
     after, pages = 0, []
     while page := await shard.queue.output(id, after):
         pages.append(len(page))
-        said += [item for chunk in page for item in chunk.items]
+        items += [item for chunk in page for item in chunk.items]
         after = page[-1].stamp
     assert pages == [100, 100, 50]
-    assert said == [b"%d" % n for n in range(1, 251)]
+    assert items == [b"%d" % n for n in range(1, 251)]
     assert len(await shard.queue.output(id, 0, limit=3)) == 3
 
 
-async def test_output_goes_on_when_the_clock_steps_back(shard: Shard) -> None:
+async def test_output_stamps_grow_while_the_clock_steps_back(shard: Shard) -> None:
     id = await shard.add()
     claimed = await (await shard.worker()).take()
     for number in (1, 2, 3):
@@ -135,7 +135,7 @@ async def test_output_goes_on_when_the_clock_steps_back(shard: Shard) -> None:
     assert stamps == sorted(set(stamps))
 
 
-async def test_one_event_a_transition(shard: Shard) -> None:
+async def test_each_transition_is_one_event(shard: Shard) -> None:
     ids = await shard.submit(*(job(delay=1) for _ in range(2)))
     await shard.wait(1)
     worker = await shard.worker()
@@ -143,14 +143,14 @@ async def test_one_event_a_transition(shard: Shard) -> None:
         await worker.end(one, State.SUCCEEDED if one.id == ids[0] else State.FAILED, body=b"{}")
     for id, last in zip(ids, ("succeeded", "failed"), strict=True):
         assert await shard.events(id) == ["scheduled", "queued", "running", last]
-    # A script's transitions are one entry: id, state, stamp and attempt, a line each.
+    # The transitions of one script are one entry: id, state, stamp and attempt per line.
     entries = [text.splitlines() for _, text in (await shard.snapshot()).events]
     assert [len(lines) for lines in entries] == [2, 2, 2, 1, 1]
     stamp = (await shard.get(ids[1])).stamp
     assert entries[-1] == [f"{ids[1]} failed {stamp} 1"]
 
 
-async def test_counts_are_what_there_is(shard: Shard) -> None:
+async def test_counts_match_the_jobs(shard: Shard) -> None:
     await shard.add(queue="mail", delay=60)
     await shard.add(queue="mail", task="u")
     for _ in range(5):
@@ -166,7 +166,7 @@ async def test_counts_are_what_there_is(shard: Shard) -> None:
     assert web == QueueStats("web", False, 0, 0, 1, 0, 0, web.oldest_age)
 
 
-async def test_how_long_the_oldest_due_job_has_waited(shard: Shard) -> None:
+async def test_stats_show_the_age_of_the_oldest_due_job(shard: Shard) -> None:
     real = await shard.redis.time()
     await shard.turn(real[0] - 100 - shard.us / 1e6)
     await shard.add(priority="low")
@@ -181,7 +181,7 @@ async def test_how_long_the_oldest_due_job_has_waited(shard: Shard) -> None:
     assert stats == QueueStats("default", False, 0, 0, 0, 2, 0, None)
 
 
-async def test_workers_and_what_they_run(shard: Shard) -> None:
+async def test_workers_are_listed_with_their_jobs(shard: Shard) -> None:
     ids = await shard.submit(*(job() for _ in range(3)))
     one, two = await shard.worker(), await shard.worker(queues=["mail", "default"])
     await one.claim(slots=2)
@@ -208,9 +208,7 @@ async def test_workers_and_what_they_run(shard: Shard) -> None:
 
 
 @pytest.mark.parametrize(("lease", "alive"), [(10.0, 60), (600.0, 1800)])
-async def test_a_worker_that_says_nothing_is_forgotten(
-    shard: Shard, lease: float, alive: int
-) -> None:
+async def test_a_silent_worker_is_forgotten(shard: Shard, lease: float, alive: int) -> None:
     other = Shard(shard.redis, letter="b", lease=lease)
     await other.turn(0)
     await other.worker()
@@ -222,7 +220,7 @@ async def test_a_worker_that_says_nothing_is_forgotten(
     assert await other.queue.workers() == []
 
 
-async def test_the_scripts_know_the_states_from_one_place() -> None:
+async def test_scripts_get_the_states_from_python() -> None:
     text = source("finish", CLOCK)
     assert "queued = {cancelled = true, failed = true, running = true, waiting = true}" in text
     assert "FINAL, OPEN = {cancelled = true, failed = true, succeeded = true}, {'waiting', " in text

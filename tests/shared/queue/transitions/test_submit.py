@@ -1,4 +1,4 @@
-"""How jobs enter: once, at their time, under their key."""
+"""Submissions: idempotency, start times, expiry, and the catalogue that workers publish."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from tandem_shared.queue.messages import Submitted
 from tests.shared.queue.model.shard import Shard, entry, job
 
 
-async def test_a_job_is_queued_with_all_that_was_said(shard: Shard) -> None:
+async def test_a_job_is_queued_as_submitted(shard: Shard) -> None:
     id = await shard.add(
         payload=b'{"n": 1}', queue="mail", priority="high", max_attempts=5, tenant="acme"
     )
@@ -32,7 +32,7 @@ async def test_a_job_is_queued_with_all_that_was_said(shard: Shard) -> None:
     assert await shard.place(id) == ["q:mail:high"]
 
 
-async def test_a_job_is_nobody_elses(shard: Shard) -> None:
+async def test_a_job_belongs_to_one_tenant(shard: Shard) -> None:
     id = await shard.add(tenant="acme")
     assert await shard.queue.get(id) is None
     assert await shard.queue.payload(id) is None
@@ -40,7 +40,7 @@ async def test_a_job_is_nobody_elses(shard: Shard) -> None:
     assert (await shard.snapshot()).jobs[id]["state"] == "queued"
 
 
-async def test_an_unknown_job_is_none(shard: Shard) -> None:
+async def test_an_unknown_job_is_not_found(shard: Shard) -> None:
     assert await shard.queue.get("nobody") is None
     assert await shard.queue.payload("nobody") is None
     assert await shard.queue.cancel("nobody") is None
@@ -63,7 +63,7 @@ async def test_a_repeated_submission_changes_nothing(shard: Shard) -> None:
     )
 
 
-async def test_a_repeated_submission_tells_what_became_of_the_job(shard: Shard) -> None:
+async def test_a_repeated_submission_returns_the_current_state(shard: Shard) -> None:
     one = job()
     await shard.queue.submit(one)
     worker = await shard.worker()
@@ -76,13 +76,13 @@ async def test_an_idempotency_key_runs_once(shard: Shard) -> None:
     first = await shard.queue.submit(
         job(payload=b'{"a": 1, "b": 2}', idempotency_key="k", priority="high")
     )
-    # another spelling of the same content, and other options
+    # The same content spelled differently, and other options.
     again = await shard.queue.submit(job(payload=b'{"b":2,"a":1}', idempotency_key="k"))
     assert again == first._replace(replayed=True)
     assert list((await shard.snapshot()).jobs) == [first.id]
 
 
-async def test_an_idempotency_key_is_kept_for_its_content(shard: Shard) -> None:
+async def test_an_idempotency_key_belongs_to_its_content(shard: Shard) -> None:
     first = await shard.queue.submit(job(payload=b'{"a": 1}', idempotency_key="k"))
     for other in (
         job(payload=b'{"a": 2}', idempotency_key="k"),
@@ -93,7 +93,7 @@ async def test_an_idempotency_key_is_kept_for_its_content(shard: Shard) -> None:
     assert list((await shard.snapshot()).jobs) == [first.id]
 
 
-async def test_large_numbers_are_not_taken_for_equal(shard: Shard) -> None:
+async def test_large_numbers_are_compared_exactly(shard: Shard) -> None:
     await shard.queue.submit(
         job(payload=b'{"n": 123456789012345678901234567890}', idempotency_key="k")
     )
@@ -111,7 +111,7 @@ async def test_idempotency_keys_are_per_tenant(shard: Shard) -> None:
     assert len(ids) == 2
 
 
-async def test_one_key_many_times_at_once_is_one_job(shard: Shard) -> None:
+async def test_concurrent_submissions_with_one_key_make_one_job(shard: Shard) -> None:
     answers = await asyncio.gather(
         *(shard.queue.submit(job(idempotency_key="k")) for _ in range(50))
     )
@@ -120,7 +120,9 @@ async def test_one_key_many_times_at_once_is_one_job(shard: Shard) -> None:
     assert len((await shard.snapshot()).jobs) == 1
 
 
-async def test_one_key_at_once_for_other_content(shard: Shard) -> None:
+async def test_concurrent_submissions_with_one_key_and_different_content_conflict(
+    shard: Shard,
+) -> None:
     jobs = [job(payload=b'{"n": %d}' % n, idempotency_key="k") for n in range(10)]
     answers = await asyncio.gather(
         *(shard.queue.submit(one) for one in jobs), return_exceptions=True
@@ -129,11 +131,11 @@ async def test_one_key_at_once_for_other_content(shard: Shard) -> None:
     assert sum(isinstance(answer, KeyReused) for answer in answers) == 9
 
 
-async def test_a_key_whose_record_is_gone_is_free(shard: Shard) -> None:
+async def test_a_key_is_free_once_its_record_has_expired(shard: Shard) -> None:
     first = await shard.queue.submit(job(idempotency_key="k"))
     worker = await shard.worker()
     await worker.end(await worker.take())
-    # The record and its key expire one after the other: in between there is a moment.
+    # The key expires a moment after its record.
     await shard.redis.delete(f"{shard.queue.prefix}job:{first.id}")
     second = await shard.queue.submit(job(payload=b'{"other": 1}', idempotency_key="k"))
     assert second.id != first.id
@@ -143,7 +145,7 @@ async def test_a_key_whose_record_is_gone_is_free(shard: Shard) -> None:
     ).id == second.id
 
 
-async def test_many_at_once_keep_their_order_and_tell_of_each(shard: Shard) -> None:
+async def test_bulk_submissions_keep_their_order(shard: Shard) -> None:
     jobs = [job(idempotency_key=str(n % 1000)) for n in range(1200)]
     jobs[700] = job(payload=b'{"other": 1}', idempotency_key="0")
     answers = await shard.queue.submit_many(jobs)
@@ -155,7 +157,7 @@ async def test_many_at_once_keep_their_order_and_tell_of_each(shard: Shard) -> N
     assert stats == {"default": 999}
 
 
-async def test_large_payloads_go_in_several_calls(shard: Shard) -> None:
+async def test_large_payloads_take_several_calls(shard: Shard) -> None:
     jobs = [job(payload=b'"%s"' % (b"x" * 700_000)) for _ in range(4)]
     answers = await shard.queue.submit_many(jobs)
     assert [answer.id for answer in answers if isinstance(answer, Submitted)] == [
@@ -165,7 +167,7 @@ async def test_large_payloads_go_in_several_calls(shard: Shard) -> None:
 
 
 @pytest.mark.parametrize("when", [{"delay": 60.0}, {"run_at": 1_800_000_000.0 + 11 + 60}])
-async def test_a_job_for_later_waits_for_its_time(shard: Shard, when: dict[str, float]) -> None:
+async def test_a_scheduled_job_waits_for_its_time(shard: Shard, when: dict[str, float]) -> None:
     id = await shard.add(**when)
     record = await shard.get(id)
     assert record.state is State.SCHEDULED
@@ -181,19 +183,19 @@ async def test_a_job_for_later_waits_for_its_time(shard: Shard, when: dict[str, 
 
 
 @pytest.mark.parametrize("when", [{"delay": 0.0}, {"delay": 0.0004}, {"run_at": 1_700_000_000.0}])
-async def test_a_time_that_has_come_is_now(shard: Shard, when: dict[str, float]) -> None:
+async def test_a_start_time_in_the_past_is_now(shard: Shard, when: dict[str, float]) -> None:
     record = await shard.get(await shard.add(**when))
     assert (record.state, record.due, record.scheduled_for) == (State.QUEUED, shard.ms, None)
 
 
-async def test_a_claim_makes_due_jobs_due(shard: Shard) -> None:
+async def test_a_claim_queues_scheduled_jobs_that_are_due(shard: Shard) -> None:
     id = await shard.add(delay=1)
     worker = await shard.worker()
     await shard.turn(1)
     assert (await worker.take()).id == id
 
 
-async def test_more_due_jobs_than_a_portion(shard: Shard) -> None:
+async def test_due_jobs_are_queued_in_portions(shard: Shard) -> None:
     await shard.submit(*(job(delay=1) for _ in range(450)))
     await shard.turn(1)
     worker = await shard.worker()
@@ -227,7 +229,7 @@ async def test_a_job_expires_while_it_waits(shard: Shard) -> None:
         assert b'"expired"' in record.error
         assert b'"retryable":false' in record.error
     assert await shard.state(started) is State.RUNNING
-    # What runs may end in time or late; no other attempt follows.
+    # The running attempt may still succeed.
     await worker.end(claimed)
     assert await shard.state(started) is State.SUCCEEDED
 
@@ -236,7 +238,7 @@ FAULT = b'{"type":"card","message":"say \\",\\"retryable\\":","retryable":true,"
 
 
 @pytest.mark.parametrize("how", ["too late", "in time", "lost", "released"])
-async def test_no_attempt_starts_after_the_expiry_and_the_last_failure_is_still_why(
+async def test_no_attempt_starts_after_the_expiry_and_the_error_names_the_last_failure(
     shard: Shard, how: str
 ) -> None:
     id = await shard.add(expires_in=30)
@@ -254,29 +256,29 @@ async def test_no_attempt_starts_after_the_expiry_and_the_last_failure_is_still_
             )
             == "ok"
         )
-    told = msgspec.json.decode(job_json(await shard.get(id)))
+    shown = msgspec.json.decode(job_json(await shard.get(id)))
     if how == "too late":
-        assert (told["state"], told["error"]["next_attempt_at"]) == ("failed", None)
-        assert told["error"]["message"].endswith(
+        assert (shown["state"], shown["error"]["next_attempt_at"]) == ("failed", None)
+        assert shown["error"]["message"].endswith(
             "; it is not retried, since the next attempt would start after expires_in"
         )
     else:
-        assert told["state"] == ("retrying" if how == "in time" else "queued")
+        assert shown["state"] == ("retrying" if how == "in time" else "queued")
         await shard.wait(31)
-        told = msgspec.json.decode(job_json(await shard.get(id)))
-        assert "no further attempt started within expires_in" in told["error"]["message"]
-    assert told["state"] == "failed"
-    assert told["error"]["type"] == {"lost": "worker_lost", "released": "expired"}.get(how, "card")
+        shown = msgspec.json.decode(job_json(await shard.get(id)))
+        assert "no further attempt started within expires_in" in shown["error"]["message"]
+    assert shown["state"] == "failed"
+    assert shown["error"]["type"] == {"lost": "worker_lost", "released": "expired"}.get(how, "card")
     if how in ("too late", "in time"):
-        assert told["error"]["message"].startswith('say ","retryable":; ')
-        assert (told["error"]["retryable"], told["error"]["attempt"]) == (True, 1)
+        assert shown["error"]["message"].startswith('say ","retryable":; ')
+        assert (shown["error"]["retryable"], shown["error"]["attempt"]) == (True, 1)
     assert await worker.claim() == []
-    assert [one["outcome"] for one in told["attempts"]] == [
+    assert [one["outcome"] for one in shown["attempts"]] == [
         {"lost": "worker_lost", "released": "released"}.get(how, "failed")
     ]
 
 
-async def test_an_expired_job_never_starts_however_many_expire(shard: Shard) -> None:
+async def test_expired_jobs_never_start(shard: Shard) -> None:
     await shard.submit(*(job(expires_in=5) for _ in range(300)))
     alive = await shard.add()
     worker = await shard.worker()
@@ -286,7 +288,7 @@ async def test_an_expired_job_never_starts_however_many_expire(shard: Shard) -> 
     assert snapshot.counts == {"default running": 1}
 
 
-async def test_the_catalogue(shard: Shard) -> None:
+async def test_workers_publish_their_tasks(shard: Shard) -> None:
     assert await shard.queue.catalogue_entries() == []
     assert await shard.queue.catalogue_stamp() == b""
     await shard.worker({"b": 2, "a": 1})
@@ -299,26 +301,24 @@ async def test_the_catalogue(shard: Shard) -> None:
     await shard.worker({"a": 1})
     assert await shard.queue.catalogue_stamp() == stamp  # nothing new
     await shard.worker({"b": 1})
-    assert [one.version for one in await shard.queue.catalogue_entries()] == [
-        1,
-        2,
-    ]  # an older one replaces no newer one
+    # An older version does not replace a newer one.
+    assert [one.version for one in await shard.queue.catalogue_entries()] == [1, 2]
     assert await shard.queue.catalogue_stamp() == stamp
     await shard.worker({"b": 3})
     assert [one.version for one in await shard.queue.catalogue_entries()] == [1, 3]
     assert await shard.queue.catalogue_stamp() != stamp
 
 
-async def test_an_entry_that_cannot_be_read_costs_none_of_the_others(shard: Shard) -> None:
+async def test_an_unreadable_catalogue_entry_is_skipped(shard: Shard) -> None:
     await shard.worker({"a": 1})
     broken = {"b": b'{"name": "b", "version": "of a later day"}', "c": b"none"}
     await shard.redis.hset(f"{shard.queue.prefix}catalogue", mapping=broken)
     assert [one.name for one in await shard.queue.catalogue_entries()] == ["a"]
 
 
-async def test_hidden_tasks_run_and_are_not_told(shard: Shard) -> None:
+async def test_hidden_tasks_are_not_published(shard: Shard) -> None:
     worker = await shard.worker()
     info = (await shard.queue.workers())[0]
     await shard.queue.register(info, [entry("t")], [entry("tick")])
     assert [one.name for one in await shard.queue.catalogue_entries()] == ["t"]
-    assert not (await worker.call()).registered  # its catalogue is another now
+    assert not (await worker.call()).registered  # its catalogue has changed
