@@ -1,4 +1,4 @@
-"""Clients of a chaos run: they submit with idempotency keys, repeat on any doubt, and note what they were told."""
+"""Clients of a chaos run: they use idempotency keys, repeat requests if in doubt, and keep logs."""
 
 import asyncio
 import random
@@ -10,47 +10,47 @@ from typing import Any, NamedTuple
 import aiohttp
 import msgspec
 
-from tests.chaos.check.evidence import Told, View
+from tests.chaos.check.evidence import SubmissionLog, View
 from tests.chaos.followers import FAULTS, follow_lines, follow_socket
-from tests.chaos.submissions import RETRY, WEIGHTS, work
-from tests.chaos.work import made
+from tests.chaos.submissions import RETRY, WEIGHTS, job_request
+from tests.chaos.work import generated
 
-PATIENCE = 15.0  # seconds for an answer
-LOOKS = 0.4  # of the jobs whose end is waited for
-TWICE = 0.02  # of the clients that did not hear an answer, and ask once more
+ANSWER_SECONDS = 15.0  # without a byte, then the request is repeated
+WATCHED_SHARE = 0.4  # of the jobs whose end the client waits for
+REPEATED_SHARE = 0.02  # of the submissions that are sent again although they were answered
 
 
 class Answer(NamedTuple):
-    """One that leaves no doubt, to what was asked at `asked`."""
+    """A conclusive answer; times are in seconds since the epoch."""
 
     status: int
     body: bytes
     headers: Mapping[str, str]
-    asked: float
+    requested: float
     answered: float
 
 
 class Clients:
-    """Everybody who submits, by one seed; `told` is their log."""
+    """All clients, driven by one seed; `submissions` are their logs."""
 
     def __init__(self, url: str, seed: int, *, weights: Mapping[str, float] = WEIGHTS) -> None:
-        self.told: list[Told] = []
+        self.submissions: list[SubmissionLog] = []
         self.requests = 0
-        self.repeats = 0  # requests that had to be made again
+        self.repeats = 0  # requests that had to be sent again
         self._url, self._seed, self._weights = url, seed, weights
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._session: aiohttp.ClientSession
 
     def start(self, count: int) -> None:
-        timeout = aiohttp.ClientTimeout(total=None, sock_read=PATIENCE, sock_connect=5)
+        timeout = aiohttp.ClientTimeout(total=None, sock_read=ANSWER_SECONDS, sock_connect=5)
         self._session = aiohttp.ClientSession(
             self._url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0), trust_env=False
         )
         self._tasks = [asyncio.create_task(self._client(number)) for number in range(count)]
 
     async def stop(self) -> None:
-        """No more is submitted; what is under way is seen through."""
+        """Submit nothing more, and follow everything submitted to its end."""
         self._stop.set()
         await asyncio.gather(*self._tasks)
 
@@ -67,94 +67,90 @@ class Clients:
         while not self._stop.is_set():
             turn += 1
             kind = chance.choices(list(self._weights), list(self._weights.values()))[0]
-            # A generator of its own: how long the last one took changes nothing of the next.
-            await self._work(
-                kind,
-                f"{self._seed}-{number}-{turn}",
-                random.Random(f"{self._seed}-{number}-{turn}"),
-            )
+            # A new generator for each job, so that timing does not change what is submitted next.
+            key = f"{self._seed}-{number}-{turn}"
+            await self._run_job(kind, key, random.Random(key))
 
-    async def _work(self, kind: str, key: str, chance: random.Random) -> None:
+    async def _run_job(self, kind: str, key: str, chance: random.Random) -> None:
         if kind in ("bulk", "lines"):
             await self._bulk(key, chance.randrange(20, 100), lines=kind == "lines")
             return
-        one = work(kind, key, chance)
-        told = Told(key, one.body["task"], held=one.held, count=one.items)
-        self.told.append(told)
-        id = await self._submit(told, one.body)
-        if id and chance.random() < TWICE:
-            await self._submit(told, one.body)
+        request = job_request(kind, key, chance)
+        log = SubmissionLog(key, request.body["task"])
+        log.concurrency_key, log.count = request.concurrency_key, request.size
+        self.submissions.append(log)
+        id = await self._submit(log, request.body)
+        if id and chance.random() < REPEATED_SHARE:
+            await self._submit(log, request.body)
         if kind == "cancelled":
             await asyncio.sleep(chance.uniform(0, 0.6))
-            told.cancelled = True
-            await self.ask("POST", f"/v1/jobs/{id}/cancel", expect=(202,), told=told)
-            await self._wait(told, id)
+            log.cancelled = True
+            await self.ask("POST", f"/v1/jobs/{id}/cancel", expect=(202,), log=log)
+            await self._wait(log, id)
         elif kind == "stream":
-            await follow_lines(self._session, told, id, self._again)
+            await follow_lines(self._session, log, id, self._count_retry)
         elif kind == "socket":
-            await follow_socket(self._session, told, id, self._again)
+            await follow_socket(self._session, log, id, self._count_retry)
         elif kind == "file":
-            await self._fetch(told, id)
-        elif kind != "poison" and chance.random() < LOOKS:
-            await self._wait(told, id)
+            await self._fetch(log, id)
+        elif kind != "poison" and chance.random() < WATCHED_SHARE:
+            await self._wait(log, id)
 
-    def _again(self) -> None:
+    def _count_retry(self) -> None:
         self.requests += 1
         self.repeats += 1
 
-    # ------------------------------------------------------------------------------ single requests
-
     async def ask(
-        self, method: str, path: str, *, expect: tuple[int, ...], told: Told, **given: Any
+        self, method: str, path: str, *, expect: tuple[int, ...], log: SubmissionLog, **given: Any
     ) -> Answer:
-        """The answer: the request is made again until there is no doubt."""
+        """Repeat a request until the answer is conclusive; that answer."""
         while True:
             self.requests += 1
-            asked = time.time()
+            requested = time.time()
             try:
-                async with self._session.request(method, path, **given) as found:
-                    answer = Answer(
-                        found.status, await found.read(), found.headers, asked, time.time()
-                    )
+                async with self._session.request(method, path, **given) as response:
+                    body = await response.read()
             except FAULTS:
                 pass
             else:
-                if answer.status in expect:
+                status = response.status
+                answer = Answer(status, body, response.headers, requested, time.time())
+                if status in expect:
                     return answer
-                if answer.status == 404 and told.ids:
-                    told.gone = True
+                if status == 404 and log.ids:
+                    log.not_found = True
                     return answer
-                if answer.status != 503:
-                    told.wrong.append(f"{method} {path}: {answer.status} {answer.body[:200]!r}")
-                    if answer.status < 500:
+                if status != 503:
+                    log.unexpected.append(f"{method} {path}: {status} {body[:200]!r}")
+                    if status < 500:
                         return answer
             self.repeats += 1
             await asyncio.sleep(random.uniform(0.05, 0.4))
 
-    async def _submit(self, told: Told, body: dict[str, Any]) -> str:
+    async def _submit(self, log: SubmissionLog, body: dict[str, Any]) -> str:
         answer = await self.ask(
             "POST",
             "/v1/jobs",
             expect=(202,),
-            told=told,
+            log=log,
             json=body,
-            headers={"Idempotency-Key": told.key},
+            headers={"Idempotency-Key": log.key},
         )
         id = str(msgspec.json.decode(answer.body).get("id", ""))
-        told.accepted(id, answer.asked, answer.answered)
+        log.accepted(id, answer.requested, answer.answered)
         return id
 
     async def _bulk(self, key: str, count: int, *, lines: bool) -> None:
-        many = [Told(f"{key}-{index}", "chaos.quick") for index in range(count)]
-        self.told += many
+        logs = [SubmissionLog(f"{key}-{index}", "chaos.quick") for index in range(count)]
+        self.submissions += logs
         items = [
             {
-                "task": one.task,
-                "payload": {"key": one.key},
+                "task": log.task,
+                "payload": {"key": log.key},
                 "options": {"retry": RETRY},
-                "idempotency_key": one.key,
+                "idempotency_key": log.key,
             }
-            for one in many
+            for log in logs
         ]
         kind, body = "application/json", msgspec.json.encode(items)
         if lines:
@@ -163,37 +159,40 @@ class Clients:
                 b"".join(msgspec.json.encode(item) + b"\n" for item in items),
             )
         headers = {"Content-Type": kind}
-        while not all(told.ids for told in many):
+        while not all(log.ids for log in logs):
             answer = await self.ask(
-                "POST", "/v1/jobs/bulk", expect=(200,), told=many[0], data=body, headers=headers
+                "POST", "/v1/jobs/bulk", expect=(200,), log=logs[0], data=body, headers=headers
             )
-            found = [msgspec.json.decode(line) for line in answer.body.splitlines()]
-            for one, told in zip(
-                found if lines else found[0], many, strict=False
-            ):  # NDJSON may end with a problem
-                if "id" in one:
-                    told.accepted(one["id"], answer.asked, answer.answered)
-                elif one.get("error", one).get("status") != 503:
-                    told.wrong.append(str(one))
+            decoded = [msgspec.json.decode(line) for line in answer.body.splitlines()]
+            results = decoded if lines else decoded[0]
+            # NDJSON may end early, with a problem.
+            for result, log in zip(results, logs, strict=False):
+                if "id" in result:
+                    log.accepted(result["id"], answer.requested, answer.answered)
+                elif result.get("error", result).get("status") != 503:
+                    log.unexpected.append(str(result))
 
-    async def _wait(self, told: Told, id: str) -> dict[str, Any]:
+    async def _wait(self, log: SubmissionLog, id: str) -> dict[str, Any]:
         while True:
-            answer = await self.ask("GET", f"/v1/jobs/{id}?wait=5s", expect=(200,), told=told)
+            answer = await self.ask("GET", f"/v1/jobs/{id}?wait=5s", expect=(200,), log=log)
             job: dict[str, Any] = msgspec.json.decode(answer.body)
             if answer.status != 200:
                 return {}
             if job["done"]:
-                told.finals.append(
+                log.finals.append(
                     View(
-                        job["state"], answer.headers.get("ETag", ""), answer.asked, answer.answered
+                        job["state"],
+                        answer.headers.get("ETag", ""),
+                        answer.requested,
+                        answer.answered,
                     )
                 )
                 return job
 
-    async def _fetch(self, told: Told, id: str) -> None:
-        job = await self._wait(told, id)
+    async def _fetch(self, log: SubmissionLog, id: str) -> None:
+        job = await self._wait(log, id)
         if job.get("state") == "succeeded":
             url = job["files"][0]["url"]
-            answer = await self.ask("GET", url, expect=(200,), told=told)
-            if sha256(answer.body).digest() != sha256(made(told.key, told.count)).digest():
-                told.wrong.append(f"{url}: other bytes than were made")
+            answer = await self.ask("GET", url, expect=(200,), log=log)
+            if sha256(answer.body).digest() != sha256(generated(log.key, log.count)).digest():
+                log.unexpected.append(f"{url}: wrong bytes")

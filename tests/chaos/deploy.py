@@ -1,7 +1,7 @@
-"""A rolling restart of 2 APIs and 3 workers while jobs come in: `python -m tests.chaos.deploy --rate 500`.
+"""A rolling restart of 2 APIs and 3 workers under load: `python -m tests.chaos.deploy --rate 500`.
 
-A client gives each request one try. Before each next process ends, the one before is back, as a
-deployment does it.
+The client tries each request once. As in a real deployment, each process is replaced before the
+next one ends.
 """
 
 import argparse
@@ -21,25 +21,25 @@ from tests.chaos.check.evidence import attempts
 from tests.chaos.relay import ready
 from tests.chaos.stage import PREFIX, Process, Stage, open_stage
 
-DRAIN = 1.0  # seconds that a worker finishes its jobs; what takes longer is handed back
-SETTINGS = {"TANDEM_DRAIN": f"{DRAIN:g}s"}  # of the stage
-PATIENCE = 60.0  # seconds, of a deployment for a process that starts, and for the last jobs
+DRAIN_SECONDS = 1.0  # then a worker hands its remaining jobs back
+SETTINGS = {"TANDEM_DRAIN": f"{DRAIN_SECONDS:g}s"}  # of the stage
+TIMEOUT_SECONDS = 60.0  # for a process to start, and for the last jobs to end
 
 
-class Rolled(NamedTuple):
-    """What came of it. `failed`: requests by what was wrong; `lost`: accepted jobs that did not succeed."""
+class RestartResult(NamedTuple):
+    """`failed`: error → number of requests; `lost`: accepted jobs that did not succeed."""
 
     seconds: float
     requests: int
     failed: dict[str, int]
     lost: int
-    charged: int  # attempts beyond the one of each job
+    charged: int  # attempts beyond the first one of each job
     released: int
-    codes: list[int | None]  # of the processes that ended
+    codes: list[int | None]  # exit codes of the replaced processes
 
 
 class Load:
-    """Submits jobs at a steady rate over kept connections, each with one request."""
+    """Submits jobs at a steady rate over kept-alive connections, one request per job."""
 
     def __init__(self, url: str, rate: float) -> None:
         self.accepted: list[str] = []
@@ -48,7 +48,7 @@ class Load:
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
-        """Until `stop`; every request is answered, or has failed, when this returns."""
+        """Submit until `stop`; returns once every request is answered or has failed."""
         timeout = aiohttp.ClientTimeout(total=30)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
         loop = asyncio.get_running_loop()
@@ -58,19 +58,19 @@ class Load:
             ) as session,
             asyncio.TaskGroup() as group,
         ):
-            begun, number = loop.time(), 0
+            start, number = loop.time(), 0
             while not self._stop.is_set():
                 number += 1
                 group.create_task(self._submit(session, number))
-                await asyncio.sleep(max(0.0, begun + number / self._rate - loop.time()))
+                await asyncio.sleep(max(0.0, start + number / self._rate - loop.time()))
 
     def stop(self) -> None:
         self._stop.set()
 
     async def _submit(self, session: aiohttp.ClientSession, number: int) -> None:
         key = f"deploy-{number}"
-        # Some run when their worker is told to end, and a few for longer than it then waits.
-        seconds = 0.0 if number % 20 else 0.5 if number % 40 else 4 * DRAIN
+        # Some are running when their worker gets SIGTERM, a few for longer than it then drains.
+        seconds = 0.0 if number % 20 else 0.5 if number % 40 else 4 * DRAIN_SECONDS
         body = {"task": "chaos.slow", "payload": {"key": key, "seconds": seconds}}
         try:
             async with session.post("/v1/jobs", json=body) as answer:
@@ -84,10 +84,10 @@ class Load:
                 self.failed[str(answer.status)] += 1
 
 
-async def roll(stage: Stage, rate: float) -> Rolled:
-    """Restarts every API and worker of the stage, one after the other."""
+async def roll(stage: Stage, rate: float) -> RestartResult:
+    """Restart every API and worker of the stage, one after another."""
     load = Load(f"http://127.0.0.1:{stage.front.port}", rate)
-    begun = time.monotonic()
+    start = time.monotonic()
     running = asyncio.create_task(load.run())
     codes: list[int | None] = []
     try:
@@ -102,23 +102,25 @@ async def roll(stage: Stage, rate: float) -> Rolled:
     finally:
         load.stop()
         await running
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     client = stage.client()
     try:
         records = await _final(client, load.accepted)
     finally:
         await client.aclose()
-    outcomes = Counter(one.outcome for record in records for one in attempts(record))
+    outcomes = Counter(line.outcome for record in records for line in attempts(record))
     lost = sum(record.get("state") != "succeeded" for record in records)
     charged = sum(
-        count for word, count in outcomes.items() if word not in ("succeeded", "released")
+        count for name, count in outcomes.items() if name not in ("succeeded", "released")
     )
     requests = len(load.accepted) + sum(load.failed.values())
-    return Rolled(seconds, requests, dict(load.failed), lost, charged, outcomes["released"], codes)
+    return RestartResult(
+        seconds, requests, dict(load.failed), lost, charged, outcomes["released"], codes
+    )
 
 
 async def _until(fact: Any) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while not await fact():
             await asyncio.sleep(0.05)
 
@@ -138,41 +140,43 @@ async def works(stage: Stage, worker: Process) -> bool:
 
 
 async def _final(client: Any, ids: list[str]) -> list[dict[str, str]]:
-    """The records once all are final, or as they are when that takes too long."""
+    """The records once all are final, or after TIMEOUT_SECONDS."""
     records: list[dict[str, str]] = []
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT_SECONDS
     for start in range(0, len(ids), 1000):
         while True:
             pipe = client.pipeline(transaction=False)
             for id in ids[start : start + 1000]:
                 pipe.hgetall(f"{PREFIX}job:{id}")
-            found = await pipe.execute()
-            if all(one.get("ended") for one in found) or time.monotonic() > end:
+            batch = await pipe.execute()
+            if all(record.get("ended") for record in batch) or time.monotonic() > end:
                 break
             await asyncio.sleep(0.1)
-        records += found
+        records += batch
     return records
 
 
-async def _main(rate: float) -> Rolled:
+async def _main(rate: float) -> RestartResult:
     with tempfile.TemporaryDirectory(prefix="tandem-") as directory:
-        Path(directory).chmod(0o711)  # PostgreSQL's own user passes through it
+        Path(directory).chmod(0o711)  # PostgreSQL's user must reach its data
         async with open_stage(Path(directory), settings=SETTINGS) as stage:
             return await roll(stage, rate)
 
 
 def main() -> int:
-    """0 if nothing failed, was lost or charged."""
+    """Exit code 0 if no request failed and no job was lost or charged."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rate", type=float, default=500.0, help="requests a second (500)")
-    found = asyncio.run(_main(parser.parse_args().rate))
+    parser.add_argument("--rate", type=float, default=500.0, help="requests per second (500)")
+    result = asyncio.run(_main(parser.parse_args().rate))
+    rate = f"{result.requests / result.seconds:.0f} per second"
+    lost = f"failed: {result.failed or 0}; lost: {result.lost}"
     lines = (
-        f"{found.requests} requests in {found.seconds:.1f} s, {found.requests / found.seconds:.0f} a second",
-        f"failed: {found.failed or 0}; lost: {found.lost}; charged: {found.charged}; handed back: {found.released}",
-        f"exit codes: {found.codes}",
+        f"{result.requests} requests in {result.seconds:.1f} s, {rate}",
+        f"{lost}; charged: {result.charged}; handed back: {result.released}",
+        f"exit codes: {result.codes}",
     )
     sys.stdout.write("\n".join(lines) + "\n")
-    return 1 if found.failed or found.lost or found.charged or any(found.codes) else 0
+    return 1 if result.failed or result.lost or result.charged or any(result.codes) else 0
 
 
 if __name__ == "__main__":

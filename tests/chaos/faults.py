@@ -1,4 +1,4 @@
-"""How the processes of a chaos run are hurt, and started again by a supervisor."""
+"""How faults are injected in a chaos run, and how dead workers are restarted."""
 
 import asyncio
 import random
@@ -17,47 +17,48 @@ from tandem_shared.jobs.states import State
 from tandem_shared.queue.connections import connect
 from tandem_shared.queue.messages import Finish
 from tandem_shared.queue.queue import Queue
+from tests.chaos.check.evidence import Span
 from tests.chaos.relay import Relay
-from tests.chaos.schedule import Fault
-from tests.chaos.stage import APIS, LEASE, PREFIX, WORKERS, Process, Stage
+from tests.chaos.schedule import ScheduledFault
+from tests.chaos.stage import APIS, LEASE_SECONDS, PREFIX, WORKERS, Process, Stage
 
-HARMLESS = {"late finishes", "pause queue"}  # nobody may lose a job by these
-LOOKED = 20  # jobs that somebody else tries to finish
+HARMLESS = {"late finishes", "pause queue"}  # no worker may lose a job because of these
+LATE_JOBS = 20  # that an intruder tries to finish
 
 
 class Faults:
-    """Does them. A target that is still under an earlier fault is left alone; `done` counts what happened."""
+    """Injects faults, but never two at once into the same target."""
 
     def __init__(self, stage: Stage) -> None:
-        self.done: Counter[str] = Counter()
-        self.times: list[tuple[float, float]] = []  # seconds since the epoch, of each that hurts
-        self.crashes: list[float] = []  # of Redis
-        self.pauses: list[tuple[float, float]] = []
-        self.codes: list[str] = []  # of processes that were told to end and did not do so well
+        self.done: Counter[str] = Counter()  # how often each kind was injected
+        self.times: list[Span] = []  # of the faults that may cost a worker its jobs
+        self.crashes: list[float] = []  # of Redis, in seconds since the epoch
+        self.pauses: list[Span] = []
+        self.bad_exits: list[str] = []  # processes that did not exit cleanly after SIGTERM
         self._stage = stage
-        self._under: set[str] = set()
+        self._affected: set[str] = set()  # names of the targets that are under a fault
 
-    async def run(self, faults: Sequence[Fault]) -> None:
-        """The whole schedule, and then until everything is as it was."""
+    async def run(self, faults: Sequence[ScheduledFault]) -> None:
+        """Inject the whole schedule; returns once every fault is over."""
         loop = asyncio.get_running_loop()
-        begun = loop.time()
+        start = loop.time()
         async with asyncio.TaskGroup() as group:
             for fault in faults:
-                await asyncio.sleep(max(0.0, begun + fault.at - loop.time()))
-                group.create_task(self._one(fault))
-        await self._turn("resume")  # a crash of Redis may have forgotten that it was
+                await asyncio.sleep(max(0.0, start + fault.at - loop.time()))
+                group.create_task(self._inject(fault))
+        await self._switch_queue("resume")  # a crash of Redis may have undone the last resume
 
     async def supervise(self) -> None:
-        """Until it is cancelled: a worker that ended by itself is started again."""
+        """Restart workers that have exited by themselves, until cancelled."""
         while True:
-            for one in self._stage.workers:
-                if not one.alive and one.name not in self._under:
+            for worker in self._stage.workers:
+                if not worker.alive and worker.name not in self._affected:
                     self.done["died"] += 1
                     self.times.append((time.time() - 1, time.time()))
-                    one.start()
+                    worker.start()
             await asyncio.sleep(0.2)
 
-    async def _one(self, fault: Fault) -> None:
+    async def _inject(self, fault: ScheduledFault) -> None:
         what, _, whom = fault.kind.partition(" ")
         target, name = fault.target, whom
         if whom in ("worker", "disk"):
@@ -66,28 +67,30 @@ class Faults:
         elif whom == "api":
             target = fault.target % APIS
             name = f"api-{target}"
-        if name in self._under:
+        if name in self._affected:
             return
-        self._under.add(name)
-        begun = time.time()
+        self._affected.add(name)
+        start = time.time()
         try:
             await self._act(what, whom, target, fault)
             self.done[fault.kind] += 1
         finally:
             if fault.kind not in HARMLESS:
-                self.times.append((begun, time.time()))
-            self._under.discard(name)
+                self.times.append((start, time.time()))
+            self._affected.discard(name)
 
-    async def _act(self, what: str, whom: str, target: int, fault: Fault) -> None:
+    async def _act(self, what: str, whom: str, target: int, fault: ScheduledFault) -> None:
         stage = self._stage
         match (what, whom):
             case ("kill" | "end" | "stop", "worker"):
-                one = stage.workers[target]
-                await self._treat(what, one, one.start, fault)
+                worker = stage.workers[target]
+                await self._interrupt(what, worker, worker.start, fault)
             case ("kill" | "end" | "stop", "api"):
-                await self._treat(what, stage.apis[target], lambda: stage.start_api(target), fault)
+                await self._interrupt(
+                    what, stage.apis[target], lambda: stage.start_api(target), fault
+                )
             case ("kill" | "stop", "redis"):
-                await self._treat(what, stage.redis, stage.redis.start, fault)
+                await self._interrupt(what, stage.redis, stage.redis.start, fault)
             case ("end", "database"):
                 await stage.postgres.end(signal.SIGQUIT)
                 await asyncio.sleep(fault.seconds)
@@ -99,33 +102,34 @@ class Faults:
             case ("late", "finishes"):
                 await self._late_finishes()
             case ("pause", "queue"):
-                begun = await self._turn("pause")
+                start = await self._switch_queue("pause")
                 await asyncio.sleep(fault.seconds)
-                self.pauses.append((begun, time.time()))
-                await self._turn("resume")
+                self.pauses.append((start, time.time()))
+                await self._switch_queue("resume")
             case _:
-                raise ValueError(f"there is no fault {fault.kind!r}")
+                raise ValueError(f"unknown fault {fault.kind!r}: add it to faults.py")
 
-    async def _treat(
-        self, what: str, one: Process, start: Callable[[], None], fault: Fault
+    async def _interrupt(
+        self, what: str, process: Process, start: Callable[[], None], fault: ScheduledFault
     ) -> None:
+        """Suspend a process for a while, or end it and start it again."""
         if what == "stop":
-            one.send(signal.SIGSTOP)
+            process.send(signal.SIGSTOP)
             await asyncio.sleep(fault.seconds)
-            one.send(signal.SIGCONT)
+            process.send(signal.SIGCONT)
             return
-        served = self._stage.serves(one)
-        if what == "kill" and one is self._stage.redis:
+        served = self._stage.serves(process)
+        if what == "kill" and process is self._stage.redis:
             self.crashes.append(time.time())
-        code = await one.end(signal.SIGKILL if what == "kill" else signal.SIGTERM)
-        # Until it serves, and so has something to hand back, SIGTERM may end it as it ends any
-        # program.
-        if what == "end" and code not in (0, None, *((-signal.SIGTERM,) if not served else ())):
-            self.codes.append(f"{one.name} ended with {code} after SIGTERM")
+        code = await process.end(signal.SIGKILL if what == "kill" else signal.SIGTERM)
+        # A process that does not serve yet has nothing to hand back: SIGTERM may simply kill it.
+        clean = (0, None) if served else (0, None, -signal.SIGTERM)
+        if what == "end" and code not in clean:
+            self.bad_exits.append(f"{process.name} exited with code {code} after SIGTERM")
         await asyncio.sleep(fault.dice * fault.seconds / 2)
         start()
 
-    async def _disturb(self, what: str, relay: Relay, fault: Fault) -> None:
+    async def _disturb(self, what: str, relay: Relay, fault: ScheduledFault) -> None:
         if what == "cut":
             relay.cut(0.3 if fault.dice < 0.5 else 1.0, random.Random(fault.dice))
         elif what == "slow":
@@ -137,20 +141,20 @@ class Faults:
             await asyncio.sleep(fault.seconds)
             relay.flow()
 
-    async def _no_disk(self, one: Process, seconds: float) -> None:
-        """Its files may not grow, as if the disk were full."""
-        pid = one.pid
-        if not one.alive:
+    async def _no_disk(self, process: Process, seconds: float) -> None:
+        """Keep the process's files from growing, as if the disk were full."""
+        pid = process.pid
+        if not process.alive:
             return
         before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, before[1]))
         await asyncio.sleep(seconds)
-        if one.alive and one.pid == pid:
+        if process.alive and process.pid == pid:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
-    async def _turn(self, word: str) -> float:
-        """Pauses or resumes the queue, however often that has to be asked for; when it was answered."""
-        url = f"http://127.0.0.1:{self._stage.front.port}/v1/queues/default/{word}"
+    async def _switch_queue(self, action: str) -> float:
+        """Pause or resume the queue, however often it must be tried; when it was answered."""
+        url = f"http://127.0.0.1:{self._stage.front.port}/v1/queues/default/{action}"
         timeout = aiohttp.ClientTimeout(total=5)
         async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
             while True:
@@ -163,32 +167,32 @@ class Faults:
                 await asyncio.sleep(0.1)
 
     async def _late_finishes(self) -> None:
-        """Who has, or had, a job finishes it otherwise, twice: after it ended, or after somebody else has got it."""
+        """Finish jobs again, with tokens that are no longer valid: that must change nothing."""
         redis = connect(f"unix://{self._stage.redis_socket}?db=0")
-        queue = Queue(redis, lease=LEASE)
+        queue = Queue(redis, lease=LEASE_SECONDS)
         try:
             held: dict[str, bytes] = {}
-            for id in await redis.zrange(f"{PREFIX}leases", 0, LOOKED):
+            for id in await redis.zrange(f"{PREFIX}leases", 0, LATE_JOBS):
                 token, _ = await _fence(redis, id.decode())
                 if token:
                     held[id.decode()] = token
-            await asyncio.sleep(1.5 * LEASE)
+            await asyncio.sleep(1.5 * LEASE_SECONDS)
             for id, token in held.items():
                 now, state = await _fence(redis, id)
                 if (now, state) == (token, b"running"):
-                    continue  # it still has it
+                    continue  # the token is still valid
                 body = b'{"type":"late","message":"too late","retryable":false,"attempt":1}'
                 late = Finish(id, token.decode(), State.FAILED, "failed", body)
                 await queue.finish([late, late])
-                self.done["finished again" if now == token else "finished by who lost it"] += 1
-        except (Unavailable, RedisError, OSError):  # Redis may be the one that is under a fault
-            self.done["finished in vain"] += 1
+                self.done["finished again" if now == token else "finished with a stale token"] += 1
+        except (Unavailable, RedisError, OSError):  # Redis may be down itself
+            self.done["late finishes without Redis"] += 1
         finally:
             await queue.close()
             await redis.aclose()
 
 
 async def _fence(redis: Any, id: str) -> tuple[bytes, bytes]:
-    """Token and state of a job."""
+    """A job's (token, state)."""
     token, state = await redis.hmget(f"{PREFIX}job:{id}", "token", "state")
     return token or b"", state or b""

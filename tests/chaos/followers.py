@@ -1,4 +1,4 @@
-"""Readers of streams in a chaos run: they take up again where they were cut off, and note every entry."""
+"""Stream readers of a chaos run: they resume where they were cut off, and log every entry."""
 
 import asyncio
 import contextlib
@@ -10,83 +10,84 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from tests.chaos.check.evidence import Told, View
+from tests.chaos.check.evidence import SubmissionLog, View
 
 FAULTS = (aiohttp.ClientError, TimeoutError, OSError)
-SILENCE = 40.0  # seconds that a socket may say nothing, which is more than two pings
+SILENCE_SECONDS = 40.0  # without a message on a WebSocket: more than two pings
 
 
 async def follow_lines(
-    session: aiohttp.ClientSession, told: Told, id: str, again: Callable[[], None]
+    session: aiohttp.ClientSession, log: SubmissionLog, id: str, on_retry: Callable[[], None]
 ) -> None:
-    """The whole stream as NDJSON, however often it breaks off; `again` is called before each further request."""
+    """Read a stream as NDJSON to its end; `on_retry` is called before every further request."""
 
     async def read() -> None:
         headers = {"Accept": "application/x-ndjson"}
-        if told.places:
-            headers["Last-Event-ID"] = told.places[-1]
+        if log.entry_ids:
+            headers["Last-Event-ID"] = log.entry_ids[-1]
         async with session.get(f"/v1/jobs/{id}/stream", headers=headers) as answer:
             if answer.status != 200:
-                _refused(told, answer.status, await answer.read())
+                _refused(log, answer.status, await answer.read())
                 return
             async for line in answer.content:
-                if (
-                    line.endswith(b"\n") and line.strip()
-                ):  # else it was cut off, or is a sign of life
-                    _heard(told, msgspec.json.decode(line))
+                # An incomplete line was cut off; an empty one only shows that the job still runs.
+                if line.endswith(b"\n") and line.strip():
+                    _received(log, msgspec.json.decode(line))
 
-    await _to_the_end(read, told, again)
+    await _repeat(read, log, on_retry)
 
 
 async def follow_socket(
-    session: aiohttp.ClientSession, told: Told, id: str, again: Callable[[], None]
+    session: aiohttp.ClientSession, log: SubmissionLog, id: str, on_retry: Callable[[], None]
 ) -> None:
-    """The same over a WebSocket."""
+    """Read a stream over a WebSocket to its end."""
 
     async def read() -> None:
-        wish = {"subscribe": id} | ({"after": told.places[-1]} if told.places else {})
-        timeout = aiohttp.ClientWSTimeout(ws_receive=SILENCE, ws_close=2)
+        request = {"subscribe": id}
+        if log.entry_ids:
+            request["after"] = log.entry_ids[-1]
+        timeout = aiohttp.ClientWSTimeout(ws_receive=SILENCE_SECONDS, ws_close=2)
         async with session.ws_connect(
             "/v1/stream", protocols=("tandem.v1",), timeout=timeout
         ) as socket:
-            await socket.send_str(msgspec.json.encode(wish).decode())
+            await socket.send_str(msgspec.json.encode(request).decode())
             async for message in socket:
                 entry = msgspec.json.decode(message.data)
                 if entry["type"] == "error":
-                    _refused(told, entry["data"]["status"], message.data)
+                    _refused(log, entry["data"]["status"], message.data)
                     return
-                _heard(told, entry)
-                if told.ended:
+                _received(log, entry)
+                if log.stream_ended:
                     return
 
-    await _to_the_end(read, told, again)
+    await _repeat(read, log, on_retry)
 
 
-async def _to_the_end(
-    read: Callable[[], Awaitable[None]], told: Told, again: Callable[[], None]
+async def _repeat(
+    read: Callable[[], Awaitable[None]], log: SubmissionLog, on_retry: Callable[[], None]
 ) -> None:
     while True:
         with contextlib.suppress(*FAULTS):
             await read()
-        if told.ended or told.gone or told.wrong:
+        if log.stream_ended or log.not_found or log.unexpected:
             return
-        again()
+        on_retry()
         await asyncio.sleep(random.uniform(0.02, 0.2))
 
 
-def _refused(told: Told, status: int, body: object) -> None:
-    """Where there is a use in asking again, nothing is noted."""
+def _refused(log: SubmissionLog, status: int, body: object) -> None:
+    """Log a refusal, unless retrying may help."""
     if status == 404:
-        told.gone = True
+        log.not_found = True
     elif status != 503:
-        told.wrong.append(f"stream: {status} {str(body)[:200]}")
+        log.unexpected.append(f"stream: {status} {str(body)[:200]}")
 
 
-def _heard(told: Told, entry: dict[str, Any]) -> None:
-    told.places.append(entry["id"])
+def _received(log: SubmissionLog, entry: dict[str, Any]) -> None:
+    log.entry_ids.append(entry["id"])
     if entry["type"] == "output":
-        told.output.append((entry["attempt"], entry["data"]["number"]))
+        log.output.append((entry["attempt"], entry["data"]["number"]))
     elif entry["type"] == "end":
-        told.ended = True
+        log.stream_ended = True
         now = time.time()
-        told.finals.append(View(entry["data"]["state"], "", now, now))
+        log.finals.append(View(entry["data"]["state"], "", now, now))

@@ -1,6 +1,6 @@
-"""The queue's events, read from Redis' append-only files: trimming the stream removes none of them.
+"""The queue's events, from Redis' append-only files, which keep them when the stream is trimmed.
 
-An event that a crash of Redis lost is missing here too: the files hold the history that survived.
+Events that a crash of Redis lost are missing here too: the files hold the history that survived.
 """
 
 import mmap
@@ -10,25 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from tandem_shared.dev.servers import Server
-from tests.chaos.check.evidence import Event
+from tests.chaos.check.evidence import Transition
 
-# A rewrite drops the entries that the stream has lost, so the server never starts one by itself.
-# One that is asked for writes commands: the entries of an RDB file are compressed.
+# A rewrite drops the entries that were trimmed, so Redis must never start one by itself. A rewrite
+# on request writes commands, because the entries of an RDB file are compressed.
 _OPTIONS = ("--auto-aof-rewrite-percentage", "0", "--aof-use-rdb-preamble", "no")
 _RDB = (b"REDIS", b"VALKEY")  # how an RDB file begins
-# XADD <stream> (how to trim) <id> e <length>: what the scripts wrote, as Redis repeats it to
-# itself.
+# XADD <stream> (trimming options) <id> e <length>: how Redis logs what the scripts have added.
 _ENTRY = re.compile(
-    rb"XADD\r\n\$\d+\r\ntandem:\{a\}:events\r\n(?:\$\d+\r\n[^\r]*\r\n){1,5}?\$1\r\ne\r\n\$(?P<length>\d+)\r\n"
+    rb"XADD\r\n\$\d+\r\ntandem:\{a\}:events\r\n(?:\$\d+\r\n[^\r]*\r\n){1,5}?"
+    rb"\$1\r\ne\r\n\$(?P<length>\d+)\r\n"
 )
 
 
 def journaled(server: Server) -> Server:
-    """The same Redis, with the settings that let `events` read its append-only files."""
+    """The same Redis, with the settings that let `transitions` read its append-only files."""
     return replace(server, argv=(*server.argv, *_OPTIONS))
 
 
-def events(data: Path) -> Iterator[Event]:
+def transitions(data: Path) -> Iterator[Transition]:
     """All transitions, in order, of the `journaled` Redis that keeps its files in `data`."""
     for path in _files(data):
         if path.stat().st_size:  # mmap refuses an empty file
@@ -50,14 +50,14 @@ def _files(data: Path) -> list[Path]:
     return files
 
 
-def _read(path: Path) -> Iterator[Event]:
+def _read(path: Path) -> Iterator[Transition]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as journal:
         if journal[:6].startswith(_RDB):
             raise ValueError(
-                f"{path}: an RDB file, whose events cannot be read; start Redis with `journaled`"
+                f"{path} is an RDB file, which cannot be read here; start Redis with `journaled`"
             )
         for entry in _ENTRY.finditer(journal):
             body = journal[entry.end() : entry.end() + int(entry["length"])]
             for line in body.decode().splitlines():
                 id, state, stamp, attempt, *_ = line.split(" ")
-                yield Event(id, state, int(stamp), int(attempt))
+                yield Transition(id, state, int(stamp), int(attempt))

@@ -1,4 +1,4 @@
-"""How long jobs stand still when their worker is killed: `python -m tests.chaos.recovery --jobs 100`."""
+"""How long a killed worker's jobs stand still: `python -m tests.chaos.recovery --jobs 100`."""
 
 import argparse
 import asyncio
@@ -12,17 +12,17 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from tests.chaos.deploy import PATIENCE, works
-from tests.chaos.stage import LEASE, PREFIX, open_stage
+from tests.chaos.deploy import TIMEOUT_SECONDS, works
+from tests.chaos.stage import LEASE_SECONDS, PREFIX, open_stage
 
 
 async def recover(count: int) -> list[float]:
-    """Seconds from SIGKILL of the worker that ran all of so many jobs to the next start of each, sorted."""
+    """Kill the worker that runs `count` jobs; the seconds until each runs again, sorted."""
     with tempfile.TemporaryDirectory(prefix="tandem-") as directory:
-        Path(directory).chmod(0o711)  # PostgreSQL's own user passes through it
+        Path(directory).chmod(0o711)  # PostgreSQL's user must reach its data
         settings = {"TANDEM_CONCURRENCY": str(count)}
         async with open_stage(Path(directory), apis=1, workers=2, settings=settings) as stage:
-            doomed, other = stage.workers
+            victim, other = stage.workers
             await other.end(signal.SIGTERM)
             client = stage.client()
             ids: list[str] = []
@@ -39,14 +39,14 @@ async def recover(count: int) -> list[float]:
                     session.post("/v1/jobs/bulk", json=[job] * count) as answer,
                 ):
                     ids = [one["id"] for one in msgspec.json.decode(await answer.read())]
-                async with asyncio.timeout(PATIENCE):
-                    while len([began for began in await _began(client, ids) if began]) < count:
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    while not all(await _began(client, ids)):
                         await asyncio.sleep(0.05)
                     other.start()
                     while not await works(stage, other):
                         await asyncio.sleep(0.05)
                     killed = time.time()
-                    await doomed.end(signal.SIGKILL)
+                    await victim.end(signal.SIGKILL)
                     while min(again := await _began(client, ids)) < killed:
                         await asyncio.sleep(0.05)
             finally:
@@ -55,7 +55,7 @@ async def recover(count: int) -> list[float]:
 
 
 async def _began(client: Any, ids: list[str]) -> list[float]:
-    """When the present attempt of each began, in seconds since the epoch; 0 if none runs."""
+    """When each job's running attempt began, in seconds since the epoch; 0 if it is not running."""
     pipe = client.pipeline(transaction=False)
     for id in ids:
         pipe.hmget(f"{PREFIX}job:{id}", "state", "began")
@@ -65,15 +65,14 @@ async def _began(client: Any, ids: list[str]) -> list[float]:
 
 
 def main() -> int:
-    """0 if all ran again within the lease and two seconds."""
+    """Exit code 0 if all ran again within the lease plus two seconds."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=100, help="that run on the worker (100)")
-    found = asyncio.run(recover(parser.parse_args().jobs))
-    middle = found[len(found) // 2]
-    sys.stdout.write(
-        f"{len(found)} jobs, lease {LEASE:g} s: half run again after {middle:.2f} s, all {found[-1]:.2f} s\n"
-    )
-    return 0 if found[-1] <= LEASE + 2 else 1
+    parser.add_argument("--jobs", type=int, default=100, help="number of jobs on the worker (100)")
+    waits = asyncio.run(recover(parser.parse_args().jobs))
+    half, last = waits[len(waits) // 2], waits[-1]
+    times = f"half ran again after {half:.2f} s, all after {last:.2f} s"
+    sys.stdout.write(f"{len(waits)} jobs, lease {LEASE_SECONDS:g} s: {times}\n")
+    return 0 if last <= LEASE_SECONDS + 2 else 1
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
-"""TCP in between: what comes is passed on, slowly, not for a while, or no more."""
+"""TCP relays that pass bytes on, with delays, stalls and cuts."""
 
 import asyncio
 import contextlib
 import random
 from collections.abc import Awaitable, Callable
 
-PIECE = 64 << 10
-QUEUED = 15.0  # seconds
+PIECE_BYTES = 64 << 10
+QUEUE_SECONDS = 15.0  # that a connection waits for a ready replica
 Open = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
 class Relay:
-    """Listens on a port of the loopback address and connects each client by `open_there`."""
+    """Listens on a loopback port and connects each client with `open_target`."""
 
-    def __init__(self, open_there: Open) -> None:
+    def __init__(self, open_target: Open) -> None:
         self.port = 0
-        self.delay = 0.0  # seconds, for each piece
-        self.held = 0  # pieces that a stall keeps back
-        self._open = open_there
+        self.delay = 0.0  # seconds for each piece
+        self.held = 0  # pieces that a stall holds back
+        self._open = open_target
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -33,37 +33,38 @@ class Relay:
         self.cut()
 
     def stall(self) -> None:
-        """Nothing passes any more, and nobody is told."""
+        """Pass nothing on from now on, with all connections left open."""
         self._flowing.clear()
 
     def flow(self) -> None:
+        """End a stall."""
         self._flowing.set()
 
     def cut(self, share: float = 1.0, chance: random.Random | None = None) -> None:
-        """Resets that share of the connections."""
+        """Reset that share of the connections."""
         for writer in list(self._writers):
             if (chance or random).random() < share:
                 writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            there_reader, there_writer = await self._open()
+            target_reader, target_writer = await self._open()
         except OSError:
             writer.transport.abort()
             return
-        self._writers |= {writer, there_writer}
+        self._writers |= {writer, target_writer}
         try:
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._pump(reader, there_writer))
-                both.create_task(self._pump(there_reader, writer))
+                both.create_task(self._pump(reader, target_writer))
+                both.create_task(self._pump(target_reader, writer))
         finally:
-            self._writers -= {writer, there_writer}
-            for one in (writer, there_writer):
-                one.transport.abort()
+            self._writers -= {writer, target_writer}
+            for end in (writer, target_writer):
+                end.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
-            while piece := await reader.read(PIECE):
+            while piece := await reader.read(PIECE_BYTES):
                 if self.delay:
                     await asyncio.sleep(self.delay)
                 self.held += 1
@@ -76,23 +77,23 @@ class Relay:
 
 
 class Front(Relay):
-    """A load balancer of the simplest kind: a connection goes to a replica that said `/readyz` 200 a moment ago."""
+    """A minimal load balancer: connections go to replicas whose `/readyz` was 200 a moment ago."""
 
     def __init__(self) -> None:
         super().__init__(self._open_ready)
-        self.replicas: dict[int, bool] = {}  # by port
-        self._asking: asyncio.Task[None] | None = None
+        self.replicas: dict[int, bool] = {}  # port → whether it is ready
+        self._polling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         await super().start()
-        self._asking = asyncio.create_task(self._ask())
+        self._polling = asyncio.create_task(self._poll())
 
     async def close(self) -> None:
-        if self._asking is not None:
-            self._asking.cancel()
+        if self._polling is not None:
+            self._polling.cancel()
         await super().close()
 
-    async def _ask(self) -> None:
+    async def _poll(self) -> None:
         while True:
             ports = list(self.replicas)
             answers = await asyncio.gather(*(ready(port) for port in ports))
@@ -102,15 +103,15 @@ class Front(Relay):
             await asyncio.sleep(0.1)
 
     async def _open_ready(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Raises OSError; a connection for which no replica is ready waits for one, as a balancer lets it."""
-        async with asyncio.timeout(QUEUED):  # TimeoutError is an OSError
+        """Connect to a ready replica, or wait for one. Raises OSError."""
+        async with asyncio.timeout(QUEUE_SECONDS):  # TimeoutError is an OSError
             while not (ports := [port for port, is_ready in self.replicas.items() if is_ready]):
                 await asyncio.sleep(0.05)
         return await asyncio.open_connection("127.0.0.1", random.choice(ports))
 
 
 async def ready(port: int) -> bool:
-    """Whether the API there says that it can take and give jobs."""
+    """Whether the API on that port says that it is ready."""
     try:
         async with asyncio.timeout(1):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""The processes of a chaos run: each can be killed, stopped, told to end, and started again."""
+"""The processes of a chaos run: each can be killed, stopped, terminated and restarted."""
 
 import asyncio
 import os
@@ -20,14 +20,14 @@ from tests.postgres import postgres_server
 
 ROOT = Path(__file__).parent.parent.parent
 PREFIX = "tandem:{a}:"
-LEASE = 2.0  # seconds
-DRAIN = 5.0
-START = 180.0  # at most, of everything on a busy machine
+LEASE_SECONDS = 2.0
+DRAIN_SECONDS = 5.0
+START_SECONDS = 180.0  # for everything, even on a busy machine
 APIS, WORKERS = 2, 3
 
 
 class Process:
-    """One of them. What it says is appended to a file of its name."""
+    """One process; its output is appended to a log file."""
 
     def __init__(
         self, name: str, argv: tuple[str, ...], environment: dict[str, str], log: Path
@@ -46,7 +46,7 @@ class Process:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Starts it, also again after it has ended by itself."""
+        """Start the process, or restart it after it has ended."""
         if self._process is not None:
             self._process.communicate()
         with self._log.open("ab") as log:
@@ -68,15 +68,15 @@ class Process:
             os.kill(self.pid, number)
             self._stopped = number is signal.SIGSTOP
 
-    async def end(self, number: signal.Signals, patience: float = 60.0) -> int | None:
-        """Signals it and waits for its end; the exit code."""
+    async def end(self, number: signal.Signals, timeout: float = 60.0) -> int | None:
+        """Signal the process and wait until it exits; its exit code."""
         if self._process is None:
             return None
         if self._stopped:
             self.send(signal.SIGCONT)
         self.send(number)
         process = self._process
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout):
             while process.poll() is None:
                 await asyncio.sleep(0.02)
         process.communicate()
@@ -84,7 +84,10 @@ class Process:
 
 
 class Stage:
-    """All of them, the relays between them, and where their data lies. `settings` are more of the environment."""
+    """All processes, the relays between them, and their data.
+
+    `settings` are added to the environment of the APIs and workers.
+    """
 
     def __init__(
         self,
@@ -114,7 +117,7 @@ class Stage:
         return await asyncio.open_unix_connection(self.redis_socket)
 
     def client(self) -> Any:
-        """A client of Redis, past the relay."""
+        """A client of Redis that bypasses the relay."""
         return Redis(unix_socket_path=self.redis_socket, socket_timeout=5, decode_responses=True)
 
     async def open(self) -> None:
@@ -127,15 +130,15 @@ class Stage:
         self.redis = self._process("redis", argv, environment)
         self.redis.start()
         database = await asyncio.to_thread(postgres_server, self.directory)
-        # Without it a crash of PostgreSQL forgets what it has committed.
+        # Without synchronous_commit, a crash of PostgreSQL loses committed transactions.
         options = ("-c", "lock_timeout=5s", "-c", "synchronous_commit=on")
         database = replace(database, argv=(*database.argv, *options))
         self.database = database.url
         self.postgres = self._process("postgres", database.argv, environment)
         self.postgres.start()
-        for one in (server, database):
-            async with asyncio.timeout(START):
-                while not await one.ready():
+        for store in (server, database):
+            async with asyncio.timeout(START_SECONDS):
+                while not await store.ready():
                     await asyncio.sleep(0.05)
         await self.to_redis.start()
         await self.front.start()
@@ -146,8 +149,8 @@ class Stage:
             "TANDEM_DATABASE_URL": self.database,
             "TANDEM_SQL__EFFECTS": f"{self.database}?mode=rw",
             "TANDEM_TASKS": "tests.chaos.work",
-            "TANDEM_LEASE": f"{LEASE}s",
-            "TANDEM_DRAIN": f"{DRAIN}s",
+            "TANDEM_LEASE": f"{LEASE_SECONDS}s",
+            "TANDEM_DRAIN": f"{DRAIN_SECONDS}s",
             "TANDEM_LINGER": "2s",
             "PYTHONUNBUFFERED": "1",
             **self._settings,
@@ -162,7 +165,7 @@ class Stage:
             argv = (sys.executable, "-m", *self._worker_module.split())
             self.workers.append(self._process(f"worker-{number}", argv, environment))
             self.workers[-1].start()
-        async with asyncio.timeout(START):
+        async with asyncio.timeout(START_SECONDS):
             while (
                 not all([await ready(port) for port in self.api_ports])
                 or not await self._registered()
@@ -180,14 +183,14 @@ class Stage:
         return Process(name, argv, environment, self.directory / f"{name}.log")
 
     def start_api(self, number: int) -> None:
-        self.front.replicas[self.api_ports[number]] = False  # until it says otherwise
+        self.front.replicas[self.api_ports[number]] = False  # until /readyz says otherwise
         self.apis[number].start()
 
-    def serves(self, one: Process) -> bool:
-        """Whether it has come up: an API is ready, a worker has said so."""
-        if one in self.apis:
-            return self.front.replicas[self.api_ports[self.apis.index(one)]]
-        return any(f"-{one.pid}-" in line for line in self.said("worker is ready"))
+    def serves(self, process: Process) -> bool:
+        """Whether an API is ready, or a worker has logged that it is."""
+        if process in self.apis:
+            return self.front.replicas[self.api_ports[self.apis.index(process)]]
+        return any(f"-{process.pid}-" in line for line in self.logged("worker is ready"))
 
     @property
     def processes(self) -> list[Process]:
@@ -196,19 +199,19 @@ class Stage:
     async def close(self) -> None:
         await self.front.close()
         await self.to_redis.close()
-        for one in self.processes:
-            await one.end(signal.SIGKILL)
+        for process in self.processes:
+            await process.end(signal.SIGKILL)
 
-    def said(self, word: str) -> list[str]:
-        """Lines of the processes' logs with that word."""
-        found: list[str] = []
+    def logged(self, text: str) -> list[str]:
+        """The lines of all logs that contain a text."""
+        lines: list[str] = []
         for path in self.directory.glob("*.log"):
-            found += [
+            lines += [
                 f"{path.stem}: {line}"
                 for line in path.read_text(errors="replace").splitlines()
-                if word in line
+                if text in line
             ]
-        return found
+        return lines
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""What is submitted in a chaos run: kinds of work, how often each is chosen, and its body."""
+"""What clients submit in a chaos run: kinds of jobs, how often each is chosen, and its body."""
 
 import random
 from collections.abc import Mapping
@@ -6,34 +6,35 @@ from typing import Any, NamedTuple
 
 RETRY = {"max_attempts": 6, "base": "50ms", "cap": "500ms"}
 INSERT = "INSERT INTO applied (key) VALUES ($1)"
-KEYS = 6  # concurrency keys; each has a limit of its own, 1 or 2
+KEYS = 6  # concurrency keys; the limit of each is 1 or 2
 LOCKS = 4
 
 WEIGHTS: Mapping[str, float] = {
-    "quick": 30, "slow": 12, "thread": 4, "flaky": 8, "refuses": 3, "late": 2, "poison": 0.03, "stream": 4, "socket": 2,
-    "file": 4, "sql": 14, "delayed": 6, "cancelled": 6, "keyed": 5, "locked": 3, "steps": 3, "bulk": 9, "lines": 6,
+    "quick": 30, "slow": 12, "thread": 4, "flaky": 8, "refuses": 3, "late": 2, "poison": 0.03,
+    "stream": 4, "socket": 2, "file": 4, "sql": 14, "delayed": 6, "cancelled": 6, "keyed": 5,
+    "locked": 3, "steps": 3, "bulk": 9, "lines": 6,
 }  # fmt: skip
 
 
 TASKS = {
-    "stream": "chaos.stream", "socket": "chaos.stream", "sql": "sql.execute", "delayed": "chaos.quick",
-    "cancelled": "chaos.slow", "keyed": "chaos.slow",
+    "stream": "chaos.stream", "socket": "chaos.stream", "sql": "sql.execute",
+    "delayed": "chaos.quick", "cancelled": "chaos.slow", "keyed": "chaos.slow",
 }  # fmt: skip
 
 
-class Work(NamedTuple):
-    """A submission: its body, and what a client has to know of it besides."""
+class JobRequest(NamedTuple):
+    """The body of a submission, and what its client and the checker need to know about it."""
 
     body: dict[str, Any]
-    held: tuple[str, int] | None = None  # concurrency key and limit
-    items: int = 0  # of its output, or bytes of its file
+    concurrency_key: tuple[str, int] | None = None  # the key and its limit
+    size: int = 0  # items of its output, or bytes of its file
 
 
-def work(kind: str, key: str, chance: random.Random) -> Work:
-    """One submission of that kind."""
+def job_request(kind: str, key: str, chance: random.Random) -> JobRequest:
+    """A job of that kind."""
     payload = {"key": key, **_payload(kind, chance)}
     options: dict[str, Any] = {"retry": RETRY}
-    held = None
+    concurrency_key = None
     match kind:
         case "late":
             options = {"timeout": "300ms", "retry": {**RETRY, "max_attempts": 2}}
@@ -43,12 +44,13 @@ def work(kind: str, key: str, chance: random.Random) -> Work:
             options["delay"] = f"{chance.randrange(100, 5000)}ms"
         case "keyed":
             number = chance.randrange(KEYS)
-            held = (f"key-{number}", 1 + number % 2)
-            options |= {"concurrency_key": held[0], "concurrency_limit": held[1]}
+            concurrency_key = (f"key-{number}", 1 + number % 2)
+            names = ("concurrency_key", "concurrency_limit")
+            options |= dict(zip(names, concurrency_key, strict=True))
         case "locked":
-            options["timeout"] = "2m"  # which counts while it waits for the lock
+            options["timeout"] = "2m"  # includes the wait for the lock
     body = {"task": TASKS.get(kind, f"chaos.{kind}"), "payload": payload, "options": options}
-    return Work(body, held, payload.get("count", 0))
+    return JobRequest(body, concurrency_key, payload.get("count", 0))
 
 
 def _payload(kind: str, chance: random.Random) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A minute of chaos, and three broken builds that must be caught."""
+"""A minute of faults, and three builds that are broken on purpose and must be caught."""
 
 from collections.abc import Mapping
 
@@ -17,15 +17,15 @@ async def test_every_promise_is_kept_through_a_minute_of_faults() -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("mutant", "faults", "said"),
+    ("mutant", "faults", "sentence"),
     [
         ("without-fence", {"stop worker": 1}, "not of the accepted attempt"),
         ("finish-before-commit", {"kill worker": 1}, "nothing was done"),
-        ("without-heartbeat", {}, "and nothing was hurt"),
+        ("without-heartbeat", {}, "lost its worker without a fault"),
     ],
 )
 async def test_a_build_that_is_broken_on_purpose_is_caught(
-    mutant: str, faults: Mapping[str, int], said: str
+    mutant: str, faults: Mapping[str, int], sentence: str
 ) -> None:
     plan = Plan(
         seed=5,
@@ -34,10 +34,8 @@ async def test_a_build_that_is_broken_on_purpose_is_caught(
         worker=f"tests.chaos.check.mutants {mutant}",
         faults=faults or {"late finishes": 1},
         work={"slow": 30, "sql": 10},
-        patience=60.0,
+        rest=60.0,
     )
     result = await perform(plan)
-    assert [sentence for sentence in result.broken if said in sentence], (
-        result.broken[:20],
-        result.figures,
-    )
+    found = any(sentence in broken for broken in result.broken)
+    assert found, (result.broken[:20], result.figures)

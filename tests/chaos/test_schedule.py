@@ -1,4 +1,4 @@
-"""What a seed decides: the faults, the work; and that no transition is missed in Redis' files."""
+"""What a seed decides, and that Redis' append-only files contain every transition."""
 
 import random
 from pathlib import Path
@@ -10,11 +10,11 @@ from tandem_shared.dev.servers import redis_server
 from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.record import JobOptions, Submission
 from tandem_shared.queue.queue import Queue
-from tests.chaos.check.evidence import Event
-from tests.chaos.journal import events, journaled
+from tests.chaos.check.evidence import Transition
+from tests.chaos.journal import journaled, transitions
 from tests.chaos.schedule import WEIGHTS, schedule
 from tests.chaos.submissions import WEIGHTS as KINDS
-from tests.chaos.submissions import work
+from tests.chaos.submissions import job_request
 from tests.conftest import eventually, started
 
 
@@ -29,13 +29,15 @@ def test_a_seed_repeats_its_schedule() -> None:
     )
 
 
-def test_a_seed_repeats_its_work() -> None:
+def test_a_seed_repeats_its_jobs() -> None:
     for kind in KINDS:
         if kind not in ("bulk", "lines"):
-            assert work(kind, "k", random.Random(3)) == work(kind, "k", random.Random(3))
+            assert job_request(kind, "k", random.Random(3)) == job_request(
+                kind, "k", random.Random(3)
+            )
 
 
-async def test_the_journal_has_what_the_stream_has_lost(tmp_path: Path) -> None:
+async def test_the_journal_keeps_what_was_trimmed_from_the_stream(tmp_path: Path) -> None:
     server = journaled(redis_server(tmp_path))
     with started(server):
         await eventually(server.ready)
@@ -49,19 +51,19 @@ async def test_the_journal_has_what_the_stream_has_lost(tmp_path: Path) -> None:
         await queue.events.join(1000)
         await queue.submit_many(jobs[1:])
         await queue.cancel(jobs[0].id)
-        stamps = [(await queue.get(job.id)).stamp for job in jobs]  # type: ignore[union-attr] # they are there
+        stamps = [(await queue.get(job.id)).stamp for job in jobs]  # type: ignore[union-attr] # they exist
         await redis.delete("tandem:{a}:events")
         await queue.close()
         await redis.aclose()
-        found = list(events(tmp_path))
+        found = list(transitions(tmp_path))
     assert [(event.id, event.stamp) for event in found[1:3]] == [
         (job.id, stamp) for job, stamp in zip(jobs[1:], stamps[1:], strict=True)
     ]
     assert [event.state for event in found[:3]] == ["queued"] * 3
-    assert found[3:] == [Event(jobs[0].id, "cancelled", stamps[0], 0)]
+    assert found[3:] == [Transition(jobs[0].id, "cancelled", stamps[0], 0)]
 
 
-async def test_the_journal_goes_on_after_a_rewrite(tmp_path: Path) -> None:
+async def test_the_journal_continues_after_a_rewrite(tmp_path: Path) -> None:
     server = journaled(redis_server(tmp_path))
     jobs = [
         Submission(id=new_id(), task="a.b", payload=b"1", options=JobOptions(timeout=30))
@@ -76,26 +78,26 @@ async def test_the_journal_goes_on_after_a_rewrite(tmp_path: Path) -> None:
         await queue.submit(jobs[1])
         await queue.close()
         await redis.aclose()
-        assert [event.id for event in events(tmp_path)] == [job.id for job in jobs]
+        assert [event.id for event in transitions(tmp_path)] == [job.id for job in jobs]
 
 
-async def test_a_journal_that_is_compressed_is_refused(tmp_path: Path) -> None:
+async def test_a_compressed_journal_is_rejected(tmp_path: Path) -> None:
     server = redis_server(tmp_path)
     with started(server):
         await eventually(server.ready)
         async with Redis.from_url(server.url, socket_timeout=5) as redis:
             await redis.set("key", "value")
             await rewrite(redis)
-        with pytest.raises(ValueError, match="an RDB file"):
-            list(events(tmp_path))
+        with pytest.raises(ValueError, match="is an RDB file"):
+            list(transitions(tmp_path))
 
 
 async def rewrite(redis: Redis) -> None:
-    """Returns when Redis has written its append-only file anew."""
+    """Rewrite the append-only file, and wait until Redis has done so."""
 
     async def rewritten() -> bool:
         return int((await redis.info("persistence"))["aof_base_size"]) > 0
 
     assert not await rewritten()
-    await redis.bgrewriteaof()  # type: ignore[no-untyped-call]  # redis-py gives it no types
+    await redis.bgrewriteaof()  # type: ignore[no-untyped-call]  # redis-py has no types for it
     await eventually(rewritten)

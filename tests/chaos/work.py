@@ -1,4 +1,4 @@
-"""Tasks of a chaos run. Each appends a line to the effects log for what it did: at least once is then a count."""
+"""The tasks of a chaos run: each appends what it did to the effects log, so that repeats show."""
 
 import asyncio
 import hashlib
@@ -10,19 +10,15 @@ from functools import cache
 import msgspec
 from pydantic import BaseModel
 
-from tandem_worker import task
-from tandem_worker.errors import Permanent
-from tandem_worker.jobs.files import FileRef
-from tandem_worker.jobs.job import Job
-from tandem_worker.jobs.sync import SyncJob
+from tandem_worker import FileRef, Job, Permanent, SyncJob, task
 
 
 class Work(BaseModel):
-    """`key` names the submission, as the client's log does."""
+    """`key` identifies the submission, as in the client's log."""
 
     key: str
     seconds: float = 0.0
-    fails: int = 0  # attempts that fail before one does not
+    fails: int = 0  # attempts that fail before one succeeds
     count: int = 0  # items, or bytes
     lock: str = ""
 
@@ -33,7 +29,7 @@ def _effects() -> int:
 
 
 def effect(job: Job | SyncJob, payload: Work, word: str, stamp: int = 0, fence: int = 0) -> None:
-    """`stamp` names the attempt, 0 where its code does not know it; `fence` is that of a lock."""
+    """Append a line; `stamp` is the attempt's (0 in threads), `fence` that of a lock."""
     line = {
         "job": job.id,
         "key": payload.key,
@@ -42,7 +38,7 @@ def effect(job: Job | SyncJob, payload: Work, word: str, stamp: int = 0, fence: 
         "word": word,
         "fence": fence,
     }
-    # One write to a file opened for appending: lines of several processes do not mix.
+    # A single write to a file opened for appending, so that lines of several processes do not mix.
     os.write(_effects(), msgspec.json.encode(line) + b"\n")
 
 
@@ -54,7 +50,7 @@ async def quick(job: Job, payload: Work) -> int:
 
 @task("chaos.slow")
 async def slow(job: Job, payload: Work) -> int:
-    await job.progress(0, 1, "begun")
+    await job.progress(0, 1, "started")
     await asyncio.sleep(payload.seconds)
     effect(job, payload, "done", job.stamp)
     return job.stamp
@@ -79,16 +75,16 @@ async def locked(job: Job, payload: Work) -> int:
 
 @task("chaos.steps")
 async def steps(job: Job, payload: Work) -> list[int]:
-    """Which attempt did each of its steps."""
+    """The stamp of the attempt that ran each step."""
 
     async def do(number: int) -> int:
         await asyncio.sleep(payload.seconds)
         effect(job, payload, f"step {number}", job.stamp)
         return job.stamp
 
-    found = [await job.step(f"step {number}", do, number) for number in range(payload.count)]
+    stamps = [await job.step(f"step {number}", do, number) for number in range(payload.count)]
     effect(job, payload, "done", job.stamp)
-    return found
+    return stamps
 
 
 @task("chaos.flaky")
@@ -102,18 +98,18 @@ async def flaky(job: Job, payload: Work) -> int:
 @task("chaos.refuses")
 async def refuses(job: Job, payload: Work) -> None:
     effect(job, payload, "refused")
-    raise Permanent("refused", "by its nature")
+    raise Permanent("refused", "this task always refuses")
 
 
 @task("chaos.late")
 async def late(job: Job, payload: Work) -> None:
-    effect(job, payload, "begun")
+    effect(job, payload, "started")
     await asyncio.sleep(3600)
 
 
 @task("chaos.poison")
 async def poison(job: Job, payload: Work) -> None:
-    effect(job, payload, "begun")
+    effect(job, payload, "started")
     os._exit(9)
 
 
@@ -128,12 +124,12 @@ async def stream(job: Job, payload: Work) -> AsyncIterator[dict[str, int]]:
 
 @task("chaos.file")
 async def file(job: Job, payload: Work) -> FileRef:
-    """A file whose bytes follow from the key."""
-    ref = await job.files.write("made.bin", made(payload.key, payload.count))
+    """A file whose bytes are determined by the key."""
+    ref = await job.files.write("made.bin", generated(payload.key, payload.count))
     effect(job, payload, "done", job.stamp)
     return ref
 
 
-def made(key: str, count: int) -> bytes:
-    """`count` bytes."""
+def generated(key: str, count: int) -> bytes:
+    """`count` bytes that are determined by `key`."""
     return hashlib.shake_128(key.encode()).digest(count)

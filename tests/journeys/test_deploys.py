@@ -22,7 +22,7 @@ async def test_a_rolling_restart_fails_no_request_and_charges_no_attempt() -> No
         Path(directory).chmod(0o711)  # PostgreSQL's own user passes through it
         async with open_stage(Path(directory), settings=SETTINGS) as stage:
             rolled = await roll(stage, rate=40)
-            said = stage.said("[error")
+            said = stage.logged("[error")
     assert (rolled.failed, rolled.lost, rolled.charged) == ({}, 0, 0), (rolled, said)
     assert rolled.codes == [0] * 5
     assert said == []

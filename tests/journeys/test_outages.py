@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from tandem_shared.dev.servers import mongo_server
-from tests.chaos.check.evidence import Told
+from tests.chaos.check.evidence import SubmissionLog
 from tests.chaos.followers import follow_lines
 from tests.chaos.stage import Stage, open_stage
 from tests.conftest import eventually, started
@@ -144,13 +144,13 @@ async def outage(service: Service, name: str, begin: Callable[[Stage], Awaitable
         await service.accepted("outage.speaks", scene),
         await service.accepted("outage.waits", scene),
     )
-    told = Told(name, "outage.speaks", [speaker])
+    log = SubmissionLog(name, "outage.speaks", [speaker])
     timeout = aiohttp.ClientTimeout(total=None, sock_read=60)
     async with aiohttp.ClientSession(
         str(service.client.base_url), timeout=timeout, trust_env=False
     ) as session:
-        reading = asyncio.create_task(follow_lines(session, told, speaker, _nothing))
-        await eventually(lambda: service.noted(name, "begun") == 2 and len(told.output) > 2, LONG)
+        reading = asyncio.create_task(follow_lines(session, log, speaker, _nothing))
+        await eventually(lambda: service.noted(name, "begun") == 2 and len(log.output) > 2, LONG)
         unwritten = service.said("during=finish")
         again = await begin(service.stage)
 
@@ -179,9 +179,9 @@ async def outage(service: Service, name: str, begin: Callable[[Stage], Awaitable
             # lease.
             assert [attempt["outcome"] for attempt in job["attempts"]] == ["succeeded"], job
         await asyncio.wait_for(reading, LONG)
-    assert told.wrong == []
-    assert told.places == sorted(set(told.places))
-    assert [number for _, number in told.output] == list(range(len(told.output)))
+    assert log.unexpected == []
+    assert log.entry_ids == sorted(set(log.entry_ids))
+    assert [number for _, number in log.output] == list(range(len(log.output)))
     assert service.noted(name, "begun") == 2
     await service.succeeds(await service.accepted("outage.quick", 1))
 
@@ -198,7 +198,7 @@ async def test_redis_goes_away_in_three_ways_and_everybody_waits_for_it() -> Non
             await outage(service, begin.__name__, begin)
         assert [one.pid for one in (*service.stage.apis, *service.stage.workers)] == processes
         assert all(one.alive for one in (*service.stage.apis, *service.stage.workers))
-        assert service.stage.said("[error") == []
+        assert service.stage.logged("[error") == []
 
 
 # -------------------------------------------------------------------------------- one of the others

@@ -1,6 +1,7 @@
-"""What must hold of a chaos run, whatever happened in it. Written against API.md and DESIGN.md, not against the code.
+"""What must hold after a chaos run, whatever happened in it.
 
-`check` returns a sentence for each broken promise.
+Written against the API's and the queue's promises, not against the code. `check` returns a sentence
+for each broken promise.
 """
 
 from collections import Counter, defaultdict
@@ -8,81 +9,71 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 from tests.chaos.check import traces
-from tests.chaos.check.evidence import Event, Evidence, attempts
+from tests.chaos.check.evidence import Evidence, Transition, attempts
 
 FINAL = {"succeeded", "failed", "cancelled"}
 OUTCOMES = {"succeeded", "failed", "timeout", "cancelled", "worker_lost", "released"}
 CHARGED = {"failed", "timeout", "worker_lost"}
-LOSSES = 3  # that end a job
-AFTERMATH = 10.0  # seconds for which a fault may still be felt
-STAMPED = {
-    "chaos.quick",
-    "chaos.slow",
-    "chaos.flaky",
-    "chaos.locked",
-}  # whose result is the stamp of their attempt
-# The fates that a kind of work may have; a job that was cancelled may also be cancelled.
-FATES: Mapping[
-    str, set[str]
-] = {  # an OSError: the effects log could not be written either when the disk was full
+MAX_LOSSES = 3  # of workers, then the job fails
+AFTERMATH_SECONDS = 10.0  # how long after a fault its effects may show
+# Tasks whose result is the stamp of their attempt.
+STAMPED = {"chaos.quick", "chaos.slow", "chaos.flaky", "chaos.locked"}
+# Task → the error types with which it may fail. On a full disk the effects log cannot be written
+# (OSError). A job that was cancelled may be cancelled instead.
+FAILURES: Mapping[str, set[str]] = {
     "chaos.refuses": {"refused", "worker_lost", "exception:OSError"},
     "chaos.late": {"timeout", "worker_lost", "exception:OSError"},
     "chaos.poison": {"worker_lost", "exception:OSError"},
 }
-# What names its owner, and so has to end with it.
+# Kinds of keys that belong to a job, a worker or a task, and must expire with it.
 OWNED = {"job", "idem", "out", "cold", "steps", "key", "slots", "worker", "tasks", "lock", "waits"}
 
 
 def check(evidence: Evidence) -> list[str]:
-    """Every broken promise, in words."""
-    parts = (
-        *(accepted, keys_of, states, seen, lives, starts, policies, losses, leftovers, ledger),
-        *(
-            traces.effects,
-            traces.steps,
-            traces.locks,
-            traces.holders,
-            traces.applied,
-            traces.streams,
-        ),
+    """Every broken promise, as a sentence."""
+    rules = (
+        *(accepted_jobs_end, one_job_per_key, state_changes, last_events, views, attempt_lines),
+        *(paused_queue, retry_policies, lost_workers, leftovers, ledger),
+        *(traces.effects, traces.steps, traces.locks, traces.concurrency_keys),
+        *(traces.applied_once, traces.streams),
     )
-    broken = [sentence for part in parts for sentence in part(evidence)]
-    return [*broken, *(f"a log says: {line}" for line in evidence.logged)]
+    broken = [sentence for rule in rules for sentence in rule(evidence)]
+    return [*broken, *(f"a log has an error: {line}" for line in evidence.errors)]
 
 
-def accepted(evidence: Evidence) -> Iterator[str]:
+def accepted_jobs_end(evidence: Evidence) -> Iterator[str]:
     """A job answered with 202 is known, and final."""
-    forgiven = evidence.forgiven()
-    for told in evidence.told:
-        yield from (f"{told.key}: {sentence}" for sentence in told.wrong)
-        if not told.ids:
-            yield f"{told.key}: never accepted"
-        if told.gone and not forgiven.intersection(told.ids):
-            yield f"{told.key}: accepted, and later unknown"
-        for id in told.ids:
+    lost = evidence.lost_jobs()
+    for log in evidence.submissions:
+        yield from (f"{log.key}: {sentence}" for sentence in log.unexpected)
+        if not log.ids:
+            yield f"{log.key}: never accepted"
+        if log.not_found and not lost.intersection(log.ids):
+            yield f"{log.key}: accepted, and later unknown"
+        for id in log.ids:
             record = evidence.records.get(id)
-            if record is None and id not in forgiven:
-                yield f"{id} ({told.task}): accepted and lost"
+            if record is None and id not in lost:
+                yield f"{id} ({log.task}): accepted and lost"
             elif record is not None and record["state"] not in FINAL:
-                yield f"{id} ({told.task}): still {record['state']}"
+                yield f"{id} ({log.task}): still {record['state']}"
 
 
-def keys_of(evidence: Evidence) -> Iterator[str]:
-    """A key has one job, and nobody has a job that nobody asked for."""
-    forgiven = evidence.forgiven()
-    for told in evidence.told:
-        if len(set(told.ids) - forgiven) > 1:
-            yield f"{told.key}: several jobs, {sorted(set(told.ids))}"
-    known = {id for told in evidence.told for id in told.ids}
-    for id in evidence.records.keys() - known:
-        yield f"{id}: a job that no client has"
+def one_job_per_key(evidence: Evidence) -> Iterator[str]:
+    """An idempotency key has one job, and every job was submitted by a client."""
+    lost = evidence.lost_jobs()
+    for log in evidence.submissions:
+        if len(set(log.ids) - lost) > 1:
+            yield f"{log.key}: several jobs, {sorted(set(log.ids))}"
+    submitted = {id for log in evidence.submissions for id in log.ids}
+    for id in evidence.records.keys() - submitted:
+        yield f"{id}: a job that no client submitted"
 
 
-def states(evidence: Evidence) -> Iterator[str]:
-    """A final state is reached once, stamps grow, and the record is what the last event says."""
-    ends: dict[str, list[Event]] = defaultdict(list)
+def state_changes(evidence: Evidence) -> Iterator[str]:
+    """A job ends once and stays so; stamps grow."""
+    ends: dict[str, list[Transition]] = defaultdict(list)
     last: dict[str, int] = {}
-    for event in evidence.events:
+    for event in evidence.transitions:
         if event.state in FINAL:
             ends[event.id].append(event)
         elif event.id in ends:
@@ -90,111 +81,119 @@ def states(evidence: Evidence) -> Iterator[str]:
         if event.stamp <= last.get(event.id, 0):
             yield f"{event.id}: stamp {event.stamp} after {last[event.id]}"
         last[event.id] = event.stamp
-    for id, found in ends.items():
-        if len(found) > 1:
-            yield f"{id}: ended {len(found)} times, {[event.state for event in found]}"
+    for id, events in ends.items():
+        if len(events) > 1:
+            yield f"{id}: ended {len(events)} times, {[event.state for event in events]}"
+
+
+def last_events(evidence: Evidence) -> Iterator[str]:
+    """The record of a final job agrees with its last event."""
+    ends = {event.id: event for event in evidence.transitions if event.state in FINAL}
     for id, record in evidence.records.items():
-        if record["state"] in FINAL and id not in ends:
-            yield f"{id}: {record['state']}, and no event says so"
-        elif id in ends and (record["state"], int(record["v"])) != (
-            ends[id][-1].state,
-            ends[id][-1].stamp,
-        ):
-            yield f"{id}: the event says {ends[id][-1].state}, the record {record['state']}"
+        if id in ends:
+            event = ends[id]
+            if (record["state"], int(record["v"])) != (event.state, event.stamp):
+                yield f"{id}: the event says {event.state}, the record {record['state']}"
+        elif record["state"] in FINAL:
+            yield f"{id}: {record['state']}, without an event"
 
 
-def seen(evidence: Evidence) -> Iterator[str]:
-    """Whoever saw a job final saw the same, however often and wherever they looked."""
-    for told in evidence.told:
-        views = [view for view in told.finals if not evidence.forgotten(view.asked, view.answered)]
-        record = evidence.records.get(told.ids[0]) if told.ids else None
-        found = {view.state for view in views} | (
-            {record["state"]} if record is not None else set()
-        )
-        tags = {view.tag for view in views if view.tag}
-        if views and (len(found) > 1 or len(tags) > 1):
-            yield f"{told.key}: seen final as {sorted(found)} with {sorted(tags)}"
+def views(evidence: Evidence) -> Iterator[str]:
+    """A final job looks the same to every client, however often and wherever it is read."""
+    for log in evidence.submissions:
+        seen = [
+            view for view in log.finals if not evidence.may_be_lost(view.requested, view.answered)
+        ]
+        record = evidence.records.get(log.ids[0]) if log.ids else None
+        states = {view.state for view in seen}
+        if record is not None:
+            states.add(record["state"])
+        etags = {view.etag for view in seen if view.etag}
+        if seen and (len(states) > 1 or len(etags) > 1):
+            yield f"{log.key}: seen final as {sorted(states)} with {sorted(etags)}"
 
 
-def lives(evidence: Evidence) -> Iterator[str]:
-    """Attempts follow one another, one at most is accepted, and the result is that one's."""
+def attempt_lines(evidence: Evidence) -> Iterator[str]:
+    """Attempts follow one another, at most one is accepted, and the result is its own."""
     for id, record in evidence.records.items():
         lines = attempts(record)
         for before, after in pairwise(lines):
+            last = f"attempt {before.number}"
             if after.began <= before.ended:
-                yield f"{id}: attempt {after.number} began before attempt {before.number} had ended"
+                yield f"{id}: attempt {after.number} began before {last} ended"
             if after.number != before.number + (before.outcome != "released"):
-                yield f"{id}: attempt {after.number} after attempt {before.number}, {before.outcome}"
-        if [one.outcome for one in lines].count("succeeded") != (record["state"] == "succeeded"):
-            yield f"{id}: {record['state']} after {[one.outcome for one in lines]}"
-        for one in lines:
-            if one.outcome not in OUTCOMES or one.ended < one.began:
-                yield f"{id}: attempt {one.number} {one.outcome}, from {one.began} to {one.ended}"
+                yield f"{id}: attempt {after.number} after {last}, {before.outcome}"
+        outcomes = [line.outcome for line in lines]
+        if outcomes.count("succeeded") != (record["state"] == "succeeded"):
+            yield f"{id}: {record['state']} after {outcomes}"
+        for line in lines:
+            if line.outcome not in OUTCOMES or line.ended < line.began:
+                span = f"from {line.began} to {line.ended}"
+                yield f"{id}: attempt {line.number} {line.outcome}, {span}"
         if record["task"] in STAMPED and record["state"] == "succeeded":
             stamp = record.get("result", "")
             if not lines or stamp != str(lines[-1].began):
                 yield f"{id}: the result is of {stamp}, not of the accepted attempt"
 
 
-def starts(evidence: Evidence) -> Iterator[str]:
-    """While the queue is paused nothing of it starts."""
+def paused_queue(evidence: Evidence) -> Iterator[str]:
+    """A paused queue starts no jobs."""
+    # A crash of Redis may have forgotten the pause.
     pauses = [
-        (begun, end)
-        for begun, end in evidence.pauses
-        if not any(
-            begun <= crash <= end for crash in evidence.crashes
-        )  # which may have forgotten the pause
+        (begin, end)
+        for begin, end in evidence.pauses
+        if not any(begin <= crash <= end for crash in evidence.crashes)
     ]
     for id, record in evidence.records.items():
-        for one in attempts(record):
-            if any(begun < one.began / 1e6 < end for begun, end in pauses):
-                yield f"{id}: attempt {one.number} began while the queue was paused"
+        for line in attempts(record):
+            if any(begin < line.began / 1e6 < end for begin, end in pauses):
+                yield f"{id}: attempt {line.number} began while the queue was paused"
 
 
-def policies(evidence: Evidence) -> Iterator[str]:
-    """No more attempts than allowed are charged, and the reason of an end is one that the work can have."""
-    cancelled = {id for told in evidence.told if told.cancelled for id in told.ids}
+def retry_policies(evidence: Evidence) -> Iterator[str]:
+    """Charged attempts stay within the limit; a job fails only for reasons its task can have."""
+    cancelled = {id for log in evidence.submissions if log.cancelled for id in log.ids}
     for id, record in evidence.records.items():
-        outcomes = Counter(one.outcome for one in attempts(record))
-        charged = sum(outcomes[one] for one in CHARGED)
+        outcomes = Counter(line.outcome for line in attempts(record))
+        charged = sum(outcomes[outcome] for outcome in CHARGED)
         allowed = int(record["max"])
         if charged > allowed:
             yield f"{id}: {charged} attempts charged of {allowed}"
-        if outcomes["worker_lost"] > LOSSES:
+        if outcomes["worker_lost"] > MAX_LOSSES:
             yield f"{id}: lost {outcomes['worker_lost']} workers"
         if record["state"] == "cancelled" and id not in cancelled:
-            yield f"{id}: cancelled, and nobody asked for it"
-        if record["state"] == "succeeded" and record["task"] in FATES:
+            yield f"{id}: cancelled, and no client asked for it"
+        if record["state"] == "succeeded" and record["task"] in FAILURES:
             yield f"{id} ({record['task']}): succeeded, which it cannot"
         if record["state"] == "failed":
-            yield from _reason(id, record, charged, allowed, outcomes)
+            yield from _failure(id, record, charged, allowed, outcomes)
 
 
-def _reason(
+def _failure(
     id: str, record: Mapping[str, str], charged: int, allowed: int, outcomes: Mapping[str, int]
 ) -> Iterator[str]:
     error = record.get("error", "")
-    fates = FATES.get(record["task"])
-    if fates is not None:
-        if not any(f'"type":"{fate}"' in error for fate in fates):
+    types = FAILURES.get(record["task"])
+    if types is not None:
+        if not any(f'"type":"{type}"' in error for type in types):
             yield f"{id} ({record['task']}): failed for {error}"
-    elif charged < allowed and outcomes["worker_lost"] < LOSSES:
+    elif charged < allowed and outcomes["worker_lost"] < MAX_LOSSES:
         yield f"{id} ({record['task']}): given up after {charged} of {allowed} attempts: {error}"
 
 
-def losses(evidence: Evidence) -> Iterator[str]:
-    """A worker is lost only if something was hurt around that time; nobody else may take its jobs from it."""
+def lost_workers(evidence: Evidence) -> Iterator[str]:
+    """An attempt loses its worker only around a fault; nothing else may take jobs from a worker."""
     for id, record in evidence.records.items():
-        for one in attempts(record):
-            near = (one.began / 1e6 - AFTERMATH, one.ended / 1e6)
-            if one.outcome == "worker_lost" and not any(
-                begun <= near[1] and near[0] <= end for begun, end in evidence.faults
+        for line in attempts(record):
+            first, last = line.began / 1e6 - AFTERMATH_SECONDS, line.ended / 1e6
+            if line.outcome == "worker_lost" and not any(
+                begin <= last and first <= end for begin, end in evidence.faults
             ):
-                yield f"{id}: attempt {one.number} lost its worker, and nothing was hurt"
+                yield f"{id}: attempt {line.number} lost its worker without a fault"
 
 
 def leftovers(evidence: Evidence) -> Iterator[str]:
-    """Once all is quiet nothing waits, nothing is held, and what is kept has an end."""
+    """Once all is quiet nothing waits, nothing is held, and every owned key expires."""
     for place, count in evidence.members.items():
         if count:
             yield f"{place} still holds {count}"
@@ -203,14 +202,14 @@ def leftovers(evidence: Evidence) -> Iterator[str]:
             yield f"{count} jobs are counted as {name}"
     for key, ttl in evidence.keys.items():
         if ttl < 0 and key.removeprefix("tandem:{a}:").partition(":")[0] in OWNED:
-            yield f"{key} has no end"
+            yield f"{key} never expires"
 
 
 def ledger(evidence: Evidence) -> Iterator[str]:
-    """The ledger has caught up: it knows every job, as Redis does."""
+    """The ledger has caught up: it has every job in the state that Redis has."""
     for id, record in evidence.records.items():
         state, stamp = evidence.ledger.get(id, ("nothing", 0))
         if (state, stamp) != (record["state"], int(record["v"])):
             yield f"{id}: {record['state']} at {record['v']}, the ledger says {state} at {stamp}"
-    for id in evidence.ledger.keys() - evidence.records.keys() - evidence.forgiven():
-        yield f"{id}: in the ledger alone"
+    for id in evidence.ledger.keys() - evidence.records.keys() - evidence.lost_jobs():
+        yield f"{id}: only in the ledger"

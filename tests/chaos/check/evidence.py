@@ -1,51 +1,51 @@
-"""What is known of a run once all is quiet: what clients were told, what tasks did, what the stores hold."""
+"""What is known of a run once it is quiet: what clients saw, tasks did and stores hold."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-LOST = 2.0  # seconds before its crash that a Redis with `appendfsync everysec` may forget
+Span = tuple[float, float]  # begin and end, in seconds since the epoch
+
+AOF_LOSS_SECONDS = 2.0  # what a Redis with `appendfsync everysec` may forget when it crashes
 
 
 class View(NamedTuple):
-    """A final state as a client saw it, in an answer to what was asked at `asked`; both in seconds since the epoch."""
+    """A final state as a client saw it; times are in seconds since the epoch."""
 
     state: str
-    tag: str  # ETag, if it was given
-    asked: float
+    etag: str  # empty where none was sent
+    requested: float
     answered: float
 
 
 @dataclass
-class Told:
-    """What a client knows of one submission of its own."""
+class SubmissionLog:
+    """What a client knows of one of its own submissions."""
 
     key: str
     task: str
-    ids: list[str] = field(
-        default_factory=list
-    )  # of every acceptance: all the same, if all is well
-    asked: float = 0.0  # when the request was made that was accepted first
+    ids: list[str] = field(default_factory=list)  # of every 202: all equal unless a promise broke
+    requested: float = 0.0  # of the first accepted request
     answered: float = 0.0
     finals: list[View] = field(default_factory=list)
-    gone: bool = False  # answered 404, after it had been accepted
+    not_found: bool = False  # answered 404 after a 202
     cancelled: bool = False
-    held: tuple[str, int] | None = None  # its concurrency key, and the limit
-    count: int = 0  # items that a stream should have
-    places: list[str] = field(default_factory=list)  # ids of the entries that a stream gave
-    output: list[tuple[int, int]] = field(default_factory=list)  # (attempt, number) of its items
-    ended: bool = False
-    wrong: list[str] = field(default_factory=list)  # answers that should not have been
+    concurrency_key: tuple[str, int] | None = None  # the key and its limit
+    count: int = 0  # items that its stream should have
+    entry_ids: list[str] = field(default_factory=list)  # of the stream, in order of arrival
+    output: list[tuple[int, int]] = field(default_factory=list)  # (attempt, number) of each item
+    stream_ended: bool = False
+    unexpected: list[str] = field(default_factory=list)  # answers that the API should not give
 
-    def accepted(self, id: str, asked: float, answered: float) -> None:
+    def accepted(self, id: str, requested: float, answered: float) -> None:
         if not self.ids:
-            self.asked, self.answered = asked, answered
+            self.requested, self.answered = requested, answered
         self.ids.append(id)
 
 
-class Event(NamedTuple):
-    """One transition."""
+class Transition(NamedTuple):
+    """One event of the queue."""
 
     id: str
     state: str
@@ -55,68 +55,59 @@ class Event(NamedTuple):
 
 @dataclass
 class Evidence:
-    """`records`: Redis' hashes by job id; `keys`: each key that is left, with its TTL in ms (-1: none)."""
+    """Everything that the checker looks at, as plain data."""
 
-    told: Sequence[Told] = ()
-    effects: Sequence[Mapping[str, Any]] = ()
-    events: Sequence[Event] = ()
-    records: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    keys: Mapping[str, int] = field(default_factory=dict)
-    members: Mapping[str, int] = field(
-        default_factory=dict
-    )  # of the places in which jobs stand that are not final
-    counts: Mapping[str, int] = field(default_factory=dict)  # of jobs by queue and state
-    applied: Sequence[str] = ()  # keys, a row each
-    ledger: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # state and stamp by job id
-    faults: Sequence[
-        tuple[float, float]
-    ] = ()  # when something was hurt, in seconds since the epoch
-    pauses: Sequence[
-        tuple[float, float]
-    ] = ()  # when the queue was paused: from the answer to the next request
-    crashes: Sequence[
-        float
-    ] = ()  # of a Redis that may forget what it was told in the last LOST seconds
-    logged: Sequence[str] = ()  # lines of logs that no fault explains
+    submissions: Sequence[SubmissionLog] = ()
+    effects: Sequence[Mapping[str, Any]] = ()  # the lines that tasks have written
+    transitions: Sequence[Transition] = ()
+    records: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by job id
+    keys: Mapping[str, int] = field(default_factory=dict)  # TTL in ms of each key, -1 without one
+    members: Mapping[str, int] = field(default_factory=dict)  # sizes of the places of open jobs
+    counts: Mapping[str, int] = field(default_factory=dict)  # of jobs, by queue and state
+    applied: Sequence[str] = ()  # the key of each row that SQL jobs have inserted
+    ledger: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # (state, stamp) by job id
+    faults: Sequence[Span] = ()
+    pauses: Sequence[Span] = ()  # from the answer to the pause until the request to resume
+    crashes: Sequence[float] = ()  # of a Redis that may lose its last AOF_LOSS_SECONDS
+    errors: Sequence[str] = ()  # log lines that no fault explains
 
-    def forgotten(self, asked: float, answered: float) -> bool:
-        """Whether what was written between these times may have been lost: by a crash, and no more than LOST before."""
-        return any(asked <= crash <= answered + LOST for crash in self.crashes)
+    def may_be_lost(self, requested: float, answered: float) -> bool:
+        """Whether a crash of Redis may have lost what was written between these times."""
+        return any(requested <= crash <= answered + AOF_LOSS_SECONDS for crash in self.crashes)
 
-    def forgiven(self) -> set[str]:
-        """Accepted jobs that are gone, and may be."""
+    def lost_jobs(self) -> set[str]:
+        """Accepted jobs that a crash of Redis has lost, as it may."""
         return {
             id
-            for told in self.told
-            for id in told.ids
-            if id not in self.records and self.forgotten(told.asked, told.answered)
+            for log in self.submissions
+            for id in log.ids
+            if id not in self.records and self.may_be_lost(log.requested, log.answered)
         }
 
 
-class Attempt:
-    """One line of a record's attempts."""
+class AttemptLine:
+    """One line of a record's attempts; times are stamps in µs."""
 
     def __init__(self, line: str) -> None:
         number, began, ended, self.outcome, self.worker = line.split(" ")
         self.number, self.began, self.ended = int(number), int(began), int(ended)
 
 
-def attempts(record: Mapping[str, str]) -> list[Attempt]:
-    return [Attempt(line) for line in record.get("attempts", "").splitlines()]
+def attempts(record: Mapping[str, str]) -> list[AttemptLine]:
+    return [AttemptLine(line) for line in record.get("attempts", "").splitlines()]
 
 
 def summary(evidence: Evidence) -> dict[str, Any]:
-    """Figures of the run."""
-    outcomes = Counter(
-        one.outcome for record in evidence.records.values() for one in attempts(record)
-    )
+    """The figures of the run."""
+    records = evidence.records.values()
+    outcomes = Counter(attempt.outcome for record in records for attempt in attempts(record))
     return {
         "jobs": len(evidence.records),
-        "states": dict(Counter(record["state"] for record in evidence.records.values())),
+        "states": dict(Counter(record["state"] for record in records)),
         "attempts": dict(outcomes),
-        "transitions": len(evidence.events),
+        "transitions": len(evidence.transitions),
         "effects": len(evidence.effects),
-        "streams": sum(1 for told in evidence.told if told.ended),
+        "streams": sum(log.stream_ended for log in evidence.submissions),
         "rows in the ledger": len(evidence.ledger),
-        "forgotten by a crash of Redis": len(evidence.forgiven()),
+        "lost by a crash of Redis": len(evidence.lost_jobs()),
     }

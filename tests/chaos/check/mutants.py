@@ -1,4 +1,7 @@
-"""Workers that are broken on purpose: `python -m tests.chaos.check.mutants <name>`. Who checks a run must catch each."""
+"""Workers that are broken on purpose: the checker must catch each of them.
+
+python -m tests.chaos.check.mutants without-fence
+"""
 
 import asyncio
 import sys
@@ -12,45 +15,41 @@ from tandem_worker.runtime.run import Run
 
 
 def without_fence() -> None:
-    """Whoever finishes a job that runs may: the token is not looked at."""
+    """Let any worker finish a running job: the script no longer compares the token."""
     original = scripts.source
     fence = "  if token and r.token ~= token then\n    return 'lost'\n  end\n"
 
     def source(name: str, clock: str = scripts.CLOCK) -> str:
         text = original(name, clock)
         if name == "finish":
-            assert fence in text, "the fence is written otherwise now"
+            assert fence in text, "the script compares the token elsewhere: update this mutant"
             text = text.replace(fence, "")
         return text
 
-    scripts.source = source  # type: ignore[assignment] # it was cached, which does not matter here
+    scripts.source = source  # type: ignore[assignment] # the original is cached, this one is not
 
 
 def finish_before_commit() -> None:
-    """The job is told to have succeeded first, and then done."""
+    """Report success first, and do the work afterwards."""
     original = Run._outcome
-    kept: set[asyncio.Task[Finish | None]] = set()
+    running: set[asyncio.Task[Finish | None]] = set()
 
     async def outcome(self: Run) -> Finish | None:
         if self.claimed.task not in ("sql.execute", "chaos.slow", "chaos.quick"):
             return await original(self)
-        self.handle = None  # nothing stops the code from now on
-        going = asyncio.get_running_loop().create_task(original(self))
-        kept.add(going)
-        going.add_done_callback(kept.discard)
-        return Finish(
-            self.claimed.id,
-            self.claimed.token,
-            State.SUCCEEDED,
-            "succeeded",
-            str(self.job.stamp).encode(),
-        )
+        self.handle = None  # so that nothing can stop the code
+        work = asyncio.get_running_loop().create_task(original(self))
+        running.add(work)
+        work.add_done_callback(running.discard)
+        result = str(self.job.stamp).encode()
+        claimed = self.claimed
+        return Finish(claimed.id, claimed.token, State.SUCCEEDED, "succeeded", result)
 
-    Run._outcome = outcome  # type: ignore[method-assign] # what a mutant is
+    Run._outcome = outcome  # type: ignore[method-assign] # a mutant replaces methods
 
 
 def without_heartbeat() -> None:
-    """Leases are never renewed."""
+    """Never renew a lease."""
     original = heartbeat.Heartbeat.beat
 
     def beat(self: heartbeat.Heartbeat) -> None:
@@ -60,7 +59,7 @@ def without_heartbeat() -> None:
         finally:
             self.held = held
 
-    heartbeat.Heartbeat.beat = beat  # type: ignore[method-assign] # likewise
+    heartbeat.Heartbeat.beat = beat  # type: ignore[method-assign] # a mutant replaces methods
 
 
 MUTANTS: dict[str, Callable[[], None]] = {
