@@ -165,12 +165,13 @@ def submit_args(jobs: Sequence[Submission]) -> list[Arg]:
     return [len(templates), *chain.from_iterable(templates), *values]
 
 
-def _template(job: Submission, options: tuple[bytes, int]) -> tuple[Arg, ...]:
+def _template(job: Submission, shared: tuple[bytes, int]) -> tuple[Arg, ...]:
+    options, max_attempts = shared
     key = ""
     if job.idempotency_key is not None:
         key = hashlib.sha256(f"{job.tenant}\0{job.idempotency_key}".encode()).hexdigest()[:32]
     return (
-        job.task, job.version, job.tenant, job.queue, job.priority, *options,
+        job.task, job.version, job.tenant, job.queue, job.priority, options, max_attempts,
         "" if job.delay is None else int(job.delay * 1000),
         "" if job.run_at is None else int(job.run_at * 1000),
         "" if job.expires_in is None else int(job.expires_in * 1000),
