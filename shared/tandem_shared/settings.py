@@ -307,15 +307,12 @@ def masked_settings(settings: Settings) -> dict[str, str]:
     lines: dict[str, str] = {}
     for name, value in settings:
         key = f"TANDEM_{name.upper()}"
-        if name == "keys":
-            lines[key] = ",".join(f"{one.rpartition('_')[0]}_***" for one in value)
-        elif isinstance(value, dict):
+        if isinstance(value, dict):
             for connection, url in value.items():
                 lines[f"{key}__{connection.upper()}"] = mask_url(url)
-        elif isinstance(value, tuple):
-            lines[key] = ",".join(value)
-        elif name.endswith("_url"):
-            lines[key] = mask_url(value)
-        else:
-            lines[key] = str(value)
+            continue
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        if name == "keys":
+            text = API_KEY.sub(r"tk_\1_***", text)
+        lines[key] = mask_url(text) if name.endswith("_url") else text
     return lines

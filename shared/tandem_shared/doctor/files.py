@@ -3,12 +3,10 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import aclosing
 from dataclasses import replace
 
-from tandem_shared.doctor.findings import Finding
+from tandem_shared.doctor.findings import Finding, collect
 from tandem_shared.doctor.ledger import LedgerCheck
-from tandem_shared.errors import NotFound
 from tandem_shared.files.names import job_folder, job_path
 from tandem_shared.files.store import FileStore
 from tandem_shared.files.uploads import belongs_to_upload
@@ -20,7 +18,6 @@ from tandem_shared.streams.segments import segment_path
 MIN_AGE_SECONDS = 3600.0  # younger files may belong to a job or an upload not yet recorded
 BATCH_JOBS = 200
 MAX_CONCURRENT_CALLS = 8  # to the store
-MAX_FINDINGS = 5000
 
 Stored = tuple[Record, Sequence[Segment]]  # a record, and the segments of its output
 
@@ -39,14 +36,8 @@ class FilesCheck:
         self._store, self._queue, self._ledger, self._min_age = store, queue, ledger, min_age
 
     async def find(self) -> list[Finding]:
-        """What seems broken, about MAX_FINDINGS at most."""
-        found: list[Finding] = []
-        async with aclosing(self._find()) as batches:
-            async for batch in batches:
-                found += batch
-                if len(found) >= MAX_FINDINGS:
-                    break
-        return found
+        """What seems broken, at most MAX_FINDINGS."""
+        return await collect(self._find())
 
     async def _find(self) -> AsyncGenerator[list[Finding], None]:
         before = time.time() - self._min_age
@@ -88,19 +79,13 @@ class FilesCheck:
         found: list[Finding] = []
         for start in range(0, len(expected), MAX_CONCURRENT_CALLS):
             batch = expected[start : start + MAX_CONCURRENT_CALLS]
-            sizes = await asyncio.gather(*(self._size(path) for path, _, _ in batch))
+            sizes = await asyncio.gather(*(self._store.size(path) for path, _, _ in batch))
             found += [
                 finding
                 for (_, size, finding), stored in zip(batch, sizes, strict=True)
                 if stored != size
             ]
         return found
-
-    async def _size(self, path: str) -> int | None:
-        try:
-            return await self._store.size(path)
-        except NotFound:
-            return None
 
     async def recheck(self, suspects: Sequence[Finding], *, fix: bool = False) -> list[Finding]:
         """The suspects that are still broken, fixed if possible and asked for."""

@@ -1,7 +1,11 @@
 """What the doctor finds: the meaning of each finding, and what `--fix` does about it."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
+
+MAX_FINDINGS = 5000  # per check
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,17 @@ class Finding:
             remedy = "fixed" if self.fixed else "not fixed"
         seen = f" ({self.seen})" if self.seen else ""
         return f"{self.code}: {self.subject}{seen}\n    {meaning}; {remedy}."
+
+
+async def collect(batches: AsyncGenerator[list[Finding], None]) -> list[Finding]:
+    """The findings of these batches, at most MAX_FINDINGS."""
+    found: list[Finding] = []
+    async with aclosing(batches):
+        async for batch in batches:
+            found += batch
+            if len(found) >= MAX_FINDINGS:
+                break
+    return found[:MAX_FINDINGS]
 
 
 # Finding → its meaning, and what --fix does.

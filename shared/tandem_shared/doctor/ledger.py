@@ -1,9 +1,9 @@
 """Checks of the ledger: rows of unfinished jobs against the records in Redis."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 
-from tandem_shared.doctor.findings import Finding
+from tandem_shared.doctor.findings import Finding, collect
 from tandem_shared.jobs.states import OPEN
 from tandem_shared.ledger.ledger import Ledger
 from tandem_shared.ledger.rows import JobRow, row_from_values
@@ -13,7 +13,6 @@ MAX_LAG_SECONDS = 120.0  # a larger lag is a finding
 MARGIN_SECONDS = 30.0  # beyond its lag, until the ledger must have written an event
 BATCH_ROWS = 250
 BATCH_BYTES = 4 << 20  # of records read at once, about
-MAX_FINDINGS = 5000
 
 
 class LedgerCheck:
@@ -32,12 +31,12 @@ class LedgerCheck:
 
     async def find(self) -> list[Finding]:
         """What seems broken, at most MAX_FINDINGS."""
-        found = await self._lag()
+        return await collect(self._find())
+
+    async def _find(self) -> AsyncGenerator[list[Finding], None]:
+        yield await self._lag()
         async for rows in self._ledger.unfinished(OPEN, BATCH_ROWS):
-            found += [finding async for finding, _ in self._compare(rows)]
-            if len(found) >= MAX_FINDINGS:
-                break
-        return found[:MAX_FINDINGS]
+            yield [finding async for finding, _ in self._compare(rows)]
 
     async def _lag(self) -> list[Finding]:
         lag = await self._queue.events.lag()

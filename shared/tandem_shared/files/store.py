@@ -130,18 +130,12 @@ class FileStore:
                 return False
             return True
 
-    async def size(self, path: str) -> int:
-        """The object's size in bytes. Raises NotFound."""
-        async with _store_call(path):
-            return int((await obstore.head_async(self._store, path))["size"])
-
-    async def exists(self, path: str) -> bool:
-        """Whether there is an object under this path."""
-        try:
-            await self.size(path)
-        except NotFound:
-            return False
-        return True
+    async def size(self, path: str) -> int | None:
+        """The object's size in bytes; None if it does not exist."""
+        with suppress(NotFound):
+            async with _store_call(path):
+                return int((await obstore.head_async(self._store, path))["size"])
+        return None
 
     async def read(
         self, path: str, start: int = 0, end: int | None = None
@@ -152,6 +146,8 @@ class FileStore:
         """
         if end is None:
             end = await self.size(path)
+        if end is None:
+            raise NotFound("file", path)
         descriptor = None
         try:
             if self._root is not None:
@@ -220,7 +216,7 @@ class FileStore:
 
     async def ping(self) -> None:
         """Return if the store answers."""
-        await self.exists("uploads/ping")
+        await self.size("uploads/ping")
 
     async def drop_temporaries(self, before: float, limit: int) -> int:
         """Remove up to `limit` temporaries of dead writers, and empty folders, older than `before`.
@@ -249,14 +245,11 @@ async def open_store(url: str) -> AsyncIterator[FileStore]:
         yield FileStore(LocalStore(root, automatic_cleanup=True), root=root)
         return
     try:
-        if scheme == "memory":
-            store = from_url("memory:///")
-        else:
-            store = from_url(
-                url,
-                client_options=_client_options(),
-                retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=20)},
-            )
+        store = from_url(
+            "memory:///" if scheme == "memory" else url,
+            client_options=_client_options(),
+            retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=20)},
+        )
     except (BaseError, ValueError, OSError) as error:
         # Keep the first line only: the others show all parts of the URL, the password included.
         reason = str(error).partition("\n")[0].replace(url, "the URL")

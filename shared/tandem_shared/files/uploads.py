@@ -203,6 +203,6 @@ async def remove_upload(store: FileStore, id: str) -> None:
 
 async def belongs_to_upload(store: FileStore, id: str, part: str) -> bool:
     """Whether an upload needs these bytes: `data` belongs to any, a part to an incomplete one."""
-    if await store.exists(f"uploads/{id}/meta.json"):
+    if await store.size(f"uploads/{id}/meta.json") is not None:
         return part == "data"
-    return await store.exists(f"uploads/{id}/begun.json")
+    return await store.size(f"uploads/{id}/begun.json") is not None
