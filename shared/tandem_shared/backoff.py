@@ -35,7 +35,7 @@ class Backoff:
 
 
 async def until_available(call: Callable[[], Awaitable[T]]) -> T:
-    """Return the answer of `call`, repeated while it raises Unavailable; the caller sets a timeout."""
+    """The answer of `call`, repeated while it raises Unavailable; the caller sets a timeout."""
     backoff = Backoff()
     while True:
         try:

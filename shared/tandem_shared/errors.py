@@ -50,7 +50,6 @@ class UnknownTask(Refused):
 
     def __init__(self, task: str) -> None:
         super().__init__(f"no worker has published a task named {task!r}")
-        self.task = task
 
 
 class KeyReused(Refused):
@@ -73,7 +72,6 @@ class NotFound(Refused):
 
     def __init__(self, kind: str, id: str) -> None:
         super().__init__(f"no {kind} with id {id!r}")
-        self.kind = kind
 
 
 class BadCursor(Refused):

@@ -63,12 +63,13 @@ def configure_logging(format: Literal["console", "json"], process: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "arq"):
+    # arq logs two lines per job, and uvicorn.access one per request.
+    quiet = ("arq", "uvicorn.access")
+    for name in ("uvicorn", "uvicorn.error", *quiet):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
-    # arq logs two lines per job and uvicorn one per request.
-    logging.getLogger("arq").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
+        if name in quiet:
+            logger.setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

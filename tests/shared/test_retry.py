@@ -1,4 +1,4 @@
-"""The laws of `delay`: when a failed attempt is followed by another."""
+"""The laws of `retry_delay`: whether and when a failed attempt is followed by another."""
 
 import random
 from typing import Any
@@ -30,7 +30,7 @@ chance = st.floats(0, 1, exclude_max=True)
 
 @laws
 @given(policies, attempts, after, chance)
-def test_there_is_none_after_the_last_attempt_and_one_before(
+def test_every_attempt_but_the_last_is_retried(
     policy: RetryPolicy, attempt: int, after: float | None, chance: float
 ) -> None:
     wait = retry_delay(policy, attempt, after=after, random=lambda: chance)
@@ -39,7 +39,7 @@ def test_there_is_none_after_the_last_attempt_and_one_before(
 
 @laws
 @given(policies, attempts, after)
-def test_what_is_not_worth_it_is_never_retried(
+def test_a_permanent_failure_is_never_retried(
     policy: RetryPolicy, attempt: int, after: float | None
 ) -> None:
     assert retry_delay(policy, attempt, retryable=False, after=after) is None
@@ -47,7 +47,7 @@ def test_what_is_not_worth_it_is_never_retried(
 
 @laws
 @given(policies, attempts, after, chance)
-def test_it_is_finite_and_between_the_floor_and_the_cap(
+def test_the_delay_is_between_the_floor_and_the_cap(
     policy: RetryPolicy, attempt: int, after: float | None, chance: float
 ) -> None:
     wait = retry_delay(policy, attempt, after=after, random=lambda: chance)
@@ -58,16 +58,14 @@ def test_it_is_finite_and_between_the_floor_and_the_cap(
 
 @laws
 @given(policies, attempts, chance)
-def test_the_other_side_is_obeyed_also_above_the_cap(
-    policy: RetryPolicy, attempt: int, chance: float
-) -> None:
+def test_retry_after_exceeds_the_cap(policy: RetryPolicy, attempt: int, chance: float) -> None:
     wait = retry_delay(policy, attempt, after=policy.cap + 1, random=lambda: chance)
     assert wait in (None, policy.cap + 1)
 
 
 @laws
 @given(policies, attempts, chance)
-def test_jitter_takes_a_share_of_what_it_would_be(
+def test_jitter_takes_a_random_share_of_the_delay(
     policy: RetryPolicy, attempt: int, chance: float
 ) -> None:
     plain = retry_delay(policy.model_copy(update={"jitter": False}), attempt)
@@ -77,13 +75,11 @@ def test_jitter_takes_a_share_of_what_it_would_be(
 
 @laws
 @given(policies, st.integers(1, 998))
-def test_without_jitter_it_never_shrinks_and_asks_no_chance(
-    policy: RetryPolicy, attempt: int
-) -> None:
+def test_without_jitter_the_delay_never_shrinks(policy: RetryPolicy, attempt: int) -> None:
     steady = policy.model_copy(update={"jitter": False, "max_attempts": 1000})
 
     def never() -> float:
-        raise AssertionError("chance was asked")
+        raise AssertionError("random was called")
 
     first, second = (retry_delay(steady, number, random=never) for number in (attempt, attempt + 1))
     assert first is not None
@@ -99,12 +95,12 @@ def test_without_jitter_it_never_shrinks_and_asks_no_chance(
         ("fixed", [2, 2, 2, 2, 2, 2]),
     ],
 )
-def test_how_it_grows(backoff: Any, waits: list[float]) -> None:
+def test_the_delay_grows_by_the_backoff(backoff: Any, waits: list[float]) -> None:
     policy = RetryPolicy(max_attempts=7, backoff=backoff, base=2.0, cap=20.0, jitter=False)
     assert [retry_delay(policy, attempt) for attempt in range(1, 8)] == [*waits, None]
 
 
-def test_full_jitter_reaches_from_nothing_to_everything() -> None:
+def test_full_jitter_spreads_over_the_whole_delay() -> None:
     policy = RetryPolicy(base=8.0)
     chance = random.Random(4).random
     waits = [retry_delay(policy, 1, random=chance) or 0.0 for _ in range(1000)]
@@ -113,7 +109,7 @@ def test_full_jitter_reaches_from_nothing_to_everything() -> None:
     assert 3.5 < sum(waits) / 1000 < 4.5
 
 
-def test_durations_are_written_as_people_write_them() -> None:
+def test_durations_may_have_a_unit() -> None:
     policy = RetryPolicy.model_validate({"base": "250ms", "cap": "5m"})
     assert (policy.base, policy.cap) == (0.25, 300.0)
     assert (policy.max_attempts, policy.backoff, policy.jitter) == (3, "exponential", True)
@@ -130,13 +126,13 @@ WRONG = [
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_the_policy_refuses_the_schema_refuses_too(wrong: dict[str, Any]) -> None:
+def test_policy_and_schema_reject_the_same(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         RetryPolicy.model_validate(wrong)
     assert not jsonschema_rs.validator_for(RETRY_SCHEMA).is_valid(wrong)
 
 
-def test_the_schema_lets_everything_be_left_out() -> None:
+def test_the_schema_requires_no_field() -> None:
     validator = jsonschema_rs.validator_for(RETRY_SCHEMA)
     assert validator.is_valid({})
     assert validator.is_valid(dict.fromkeys(RetryPolicy.model_fields))

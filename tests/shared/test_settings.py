@@ -1,4 +1,4 @@
-"""Settings: what counts as set, what is refused and in which words, what is never shown."""
+"""Settings: what counts as set, how invalid values are reported, and which are masked."""
 
 import os
 import subprocess
@@ -105,7 +105,7 @@ def test_durations_are_seconds_or_have_a_unit(
         ("TANDEM_LOG", "xml"),
     ],
 )
-def test_a_wrong_value_is_refused_by_its_name(
+def test_an_invalid_value_is_rejected_by_its_name(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -115,7 +115,7 @@ def test_a_wrong_value_is_refused_by_its_name(
     assert "\n" not in str(caught.value)
 
 
-def test_all_wrong_ones_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_invalid_values_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TANDEM_PORT", "x")
     monkeypatch.setenv("TANDEM_LEASE", "y")
     with pytest.raises(Misconfigured) as caught:
@@ -127,6 +127,35 @@ def test_all_wrong_ones_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "TANDEM_LEASE",
+            "5 parsecs",
+            "'5 parsecs' is not a duration; use a number of seconds, or 250ms, 30s, 5m, 2h, 7d",
+        ),
+        ("TANDEM_DRAIN", "2h", "must be at most 3600 seconds"),
+        ("TANDEM_PORT", "x", "must be a whole number"),
+        ("TANDEM_PORT", "65536", "must be at most 65535"),
+        ("TANDEM_QUEUES", "", "must name at least 1"),
+        ("TANDEM_LOG", "xml", "must be 'console' or 'json'"),
+        (
+            "TANDEM_SMTP_URL",
+            "mail.example",
+            "not a supported URL; use smtp://user:password@host:587 or smtps://…",
+        ),
+    ],
+)
+def test_messages_say_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(Misconfigured) as caught:
+        load_settings()
+    assert str(caught.value) == f"{name}: {message}"
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("TANDEM_KEYS", "tk_ab_hunter2hunter2"),
@@ -134,14 +163,16 @@ def test_all_wrong_ones_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> No
         ("TANDEM_PORT", "hunter2"),
     ],
 )
-def test_no_error_repeats_a_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_no_error_repeats_a_possible_secret(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(Misconfigured) as caught:
         load_settings()
     assert "hunter2" not in str(caught.value)
 
 
-def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TANDEM_PORT", "1000")
     assert load_settings(port=2000).port == 2000
 
@@ -166,7 +197,7 @@ def test_settings_are_frozen() -> None:
         ("", False),
     ],
 )
-def test_only_a_loopback_address_needs_no_key(host: str, loopback: bool) -> None:
+def test_only_loopback_addresses_need_no_key(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
     require_keys(load_settings(host=host, keys=(KEY,)))
     if loopback:
@@ -194,7 +225,7 @@ def test_urls_are_masked(url: str, masked: str) -> None:
     assert mask_url(url) == masked
 
 
-def test_nothing_shown_holds_a_secret() -> None:
+def test_masked_settings_show_no_secret() -> None:
     settings = load_settings(
         redis_url="redis://:hunter2@h",
         database_url="postgres://u:hunter2@h/d",
@@ -223,7 +254,7 @@ def test_nothing_shown_holds_a_secret() -> None:
         ("TANDEM_MONGO__EVENTS", "postgres://host/name"),
     ],
 )
-def test_a_url_of_another_kind_stops_the_start(
+def test_an_unsupported_url_stops_the_start(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)

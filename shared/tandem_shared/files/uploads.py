@@ -155,23 +155,24 @@ async def publish_upload(
 
 async def find_upload(store: FileStore, id: str, *, tenant: str) -> Upload:
     """The tenant's complete upload. Raises NotFound, also for an expired one, which it removes."""
-    upload: Upload = await _find(store, id, "meta.json", tenant)
+    upload: Upload = await _find(store, id, tenant, "meta.json")
     return upload
 
 
 async def find_partial_upload(store: FileStore, id: str, *, tenant: str) -> PartialUpload:
     """The tenant's upload that is not complete. Raises NotFound as `find_upload` does."""
-    upload: PartialUpload = await _find(store, id, "begun.json", tenant)
+    upload: PartialUpload = await _find(store, id, tenant, "begun.json")
     return upload
 
 
-async def _find(store: FileStore, id: str, file: str, tenant: str) -> Any:
-    with suppress(NotFound):
-        upload = await load_upload(store, id, file)
-        if upload is not None and upload.tenant == tenant:
-            if upload.expires > time.time():
-                return upload
-            await remove_upload(store, id)
+async def _find(store: FileStore, id: str, tenant: str, *files: str) -> Any:
+    for file in files:
+        with suppress(NotFound):
+            upload = await load_upload(store, id, file)
+            if upload is not None and upload.tenant == tenant:
+                if upload.expires > time.time():
+                    return upload
+                await remove_upload(store, id)
     raise NotFound("file", id)
 
 
@@ -186,10 +187,7 @@ async def load_upload(store: FileStore, id: str, file: str) -> Any:
 
 async def delete_upload(store: FileStore, id: str, *, tenant: str) -> None:
     """Remove the tenant's upload, complete or not. Raises NotFound."""
-    try:
-        await find_upload(store, id, tenant=tenant)
-    except NotFound:
-        await find_partial_upload(store, id, tenant=tenant)
+    await _find(store, id, tenant, *_DECODERS)
     await remove_upload(store, id)
 
 

@@ -1,40 +1,43 @@
-"""The tables of the ledger as Tortoise models."""
+"""The tables of the ledger as Tortoise models.
 
-from tortoise import fields
+Tortoise needs them to connect. The statements are written by hand, see query.py and ledger.py.
+"""
+
+from tortoise.fields import BigIntField, CharField, IntField, TextField
 from tortoise.models import Model
 
 
 class LedgerJob(Model):
     """A job as last projected. JSON is text, unchanged; stamps are µs, `due` and `run` ms."""
 
-    id = fields.CharField(max_length=64, primary_key=True)
-    tenant = fields.CharField(max_length=64)
-    task = fields.CharField(max_length=255)
-    queue = fields.CharField(max_length=64)
-    priority = fields.CharField(max_length=8)
-    state = fields.CharField(max_length=16)
-    stamp = fields.BigIntField()
-    attempt = fields.IntField()
-    max_attempts = fields.IntField()
-    submitted = fields.BigIntField()
-    run = fields.BigIntField(null=True)
-    due = fields.BigIntField()
-    began = fields.BigIntField(null=True)
-    ended = fields.BigIntField(null=True)
-    cancel = fields.BigIntField(null=True)
-    output = fields.BigIntField(null=True)
-    version = fields.IntField()
-    concurrency_key = fields.CharField(max_length=255, null=True)
-    concurrency_limit = fields.IntField(null=True)
-    token = fields.CharField(max_length=255, null=True)
-    options = fields.TextField()
-    attempts = fields.TextField(null=True)
-    progress = fields.TextField(null=True)
-    result = fields.TextField(null=True)
-    error = fields.TextField(null=True)
-    files = fields.TextField(null=True)
-    payload = fields.TextField(null=True)  # final jobs only
-    words = fields.TextField()  # the text that `q` searches
+    id = CharField(max_length=64, primary_key=True)
+    tenant = CharField(max_length=64)
+    task = CharField(max_length=255)
+    queue = CharField(max_length=64)
+    priority = CharField(max_length=8)
+    state = CharField(max_length=16)
+    stamp = BigIntField()
+    attempt = IntField()
+    max_attempts = IntField()
+    submitted = BigIntField()
+    run = BigIntField(null=True)
+    due = BigIntField()
+    began = BigIntField(null=True)
+    ended = BigIntField(null=True)
+    cancel = BigIntField(null=True)
+    output = BigIntField(null=True)
+    version = IntField()
+    concurrency_key = CharField(max_length=255, null=True)
+    concurrency_limit = IntField(null=True)
+    token = CharField(max_length=255, null=True)
+    options = TextField()
+    attempts = TextField(null=True)
+    progress = TextField(null=True)
+    result = TextField(null=True)
+    error = TextField(null=True)
+    files = TextField(null=True)
+    payload = TextField(null=True)  # final jobs only
+    words = TextField()  # the text that `q` searches
 
     class Meta:  # noqa: D106 - Tortoise's own form
         table = "tandem_jobs"
@@ -44,10 +47,10 @@ class LedgerJob(Model):
 class LedgerTag(Model):
     """A tag of a job, `name=value`; a replay also has `=` and the id of the job that it replays."""
 
-    id = fields.BigIntField(primary_key=True, generated=True)
-    tenant = fields.CharField(max_length=64)
-    tag = fields.CharField(max_length=512)
-    job = fields.CharField(max_length=64)
+    id = BigIntField(primary_key=True, generated=True)
+    tenant = CharField(max_length=64)
+    tag = CharField(max_length=512)
+    job = CharField(max_length=64)
 
     class Meta:  # noqa: D106 - Tortoise's own form
         table = "tandem_tags"
