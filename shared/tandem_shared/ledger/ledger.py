@@ -16,7 +16,14 @@ from tandem_shared.jobs.replay import ReplayInput
 from tandem_shared.jobs.states import FINAL, State
 from tandem_shared.ledger.database import Database, Statement
 from tandem_shared.ledger.query import AFTER_ALL_IDS, JobFilter, Query, placeholders
-from tandem_shared.ledger.rows import COLUMNS, IMMUTABLE, JobRow, record_from_row, replay_tag
+from tandem_shared.ledger.rows import (
+    COLUMNS,
+    IMMUTABLE,
+    RECORD_COLUMNS,
+    JobRow,
+    record_from_row,
+    replay_tag,
+)
 from tandem_shared.settings import Settings
 
 SCAN_ROWS = (500, 2_000, 4_000)  # per scan of an index: the first, the second, and all later ones
@@ -30,9 +37,8 @@ LOST_ERROR = (
     '"retryable":true,"attempt":0}'
 )
 
-_READ = ("id", *COLUMNS)
-_WRITTEN = (*_READ, "payload", "words")
-_SELECT = f"SELECT {', '.join(_READ)} FROM tandem_jobs"
+_WRITTEN = ("id", *COLUMNS, "payload", "words")
+_READ = ", ".join(RECORD_COLUMNS)
 
 
 def _upsert(updated: Iterable[str]) -> str:
@@ -106,8 +112,9 @@ class Ledger:
 
     async def get(self, id: str, *, tenant: str) -> Record | None:
         """The job as last written; None if it is unknown or belongs to another tenant."""
-        rows = await self.database.read(f"{_SELECT} WHERE id = ? AND tenant = ?", [id, tenant])
-        return record_from_row(_READ, rows[0]) if rows else None
+        sql = f"SELECT {_READ} FROM tandem_jobs WHERE id = ? AND tenant = ?"
+        rows = await self.database.read(sql, [id, tenant])
+        return record_from_row(rows[0]) if rows else None
 
     async def payload(self, id: str, *, tenant: str) -> bytes | None:
         """The payload of a final job, JSON; None as with `get`."""
@@ -131,7 +138,7 @@ class Ledger:
 
     async def find(self, wanted: JobFilter, *, before: str | None = None, limit: int) -> JobPage:
         """Up to `limit` jobs with an id below `before`; fewer, or none, if they are rare."""
-        query = Query(wanted, _READ)
+        query = Query(wanted, RECORD_COLUMNS)
         records: list[Record] = []
         deadline = time.monotonic() + (PAGE_SECONDS if wanted.q is None else SEARCH_SECONDS)
         scans = 0
@@ -139,7 +146,7 @@ class Ledger:
             missing = limit - len(records)
             count = missing + 1 if query.exact else SCAN_ROWS[min(scans, len(SCAN_ROWS) - 1)]
             rows = await self.database.read(*query.page(before, count, missing + 1))
-            records += [record_from_row(_READ, row) for row in rows[:missing]]
+            records += map(record_from_row, rows[:missing])
             if len(rows) > missing:
                 return JobPage(records, records[-1].id)
             if query.exact:
@@ -231,7 +238,7 @@ class Ledger:
         """
         wanted = [state.value for state in states or State]
         sql = (
-            f"SELECT {', '.join((*_READ, 'payload'))} FROM tandem_jobs"
+            f"SELECT {_READ}, payload FROM tandem_jobs"
             " WHERE id > ? AND id < ? AND submitted >= ? AND submitted < ? AND tenant <> ''"
             f" AND state IN ({placeholders(wanted)}) ORDER BY id LIMIT {EXPORT_ROWS}"
         )
@@ -240,7 +247,7 @@ class Ledger:
         values: list[str | int] = [*ids, int(since * 1e6), int(until * 1e6), *wanted]
         while rows := await self.database.read(sql, values):
             for *row, payload in rows:
-                yield record_from_row(_READ, row), None if payload is None else payload.encode()
+                yield record_from_row(row), None if payload is None else payload.encode()
             values[0] = rows[-1][0]
 
 

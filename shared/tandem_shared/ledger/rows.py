@@ -36,7 +36,9 @@ IMMUTABLE = frozenset(("tenant", "task", "queue", "priority", "submitted", "vers
 # As api/tandem_api/validation/submission.py limits them.
 MAX_TAG_NAME_CHARS, MAX_TAG_VALUE_CHARS = 64, 256
 
-_FIELDS = {field: name for name, field in COLUMNS.items()}
+_columns = {field: name for name, field in COLUMNS.items()}
+RECORD_COLUMNS = ("id", *(_columns[field] for field in RECORD_FIELDS))  # what a Record is made of
+
 _texts_of = itemgetter(*map(LEDGER_FIELDS.index, _TEXTS.values()))
 _numbers_of = itemgetter(*map(LEDGER_FIELDS.index, _NUMBERS.values()))
 _essentials_of = itemgetter(*map(LEDGER_FIELDS.index, ("v", "tenant", "task", "opts", "error")))
@@ -137,14 +139,10 @@ def search_text(record: Record) -> str:
     return _search_text(record.id, record.task, record.options.tags, record.error)
 
 
-def record_from_row(columns: Sequence[str], values: Sequence[Any]) -> Record:
-    """The record of a row with these columns. Raises ValueError for a row without a state."""
-    row = dict(zip(columns, values, strict=True))
-    raw = [
-        None if (value := row.get(_FIELDS.get(field, ""))) is None else str(value).encode()
-        for field in RECORD_FIELDS
-    ]
-    record = parse(row["id"], raw)
+def record_from_row(row: Sequence[Any]) -> Record:
+    """The record of a row of RECORD_COLUMNS. Raises ValueError for a row without a state."""
+    id, *values = row
+    record = parse(id, [None if value is None else str(value).encode() for value in values])
     if record is None:
         raise ValueError("the row has no state")
     return record
