@@ -82,7 +82,7 @@ def _doctor(options: dict[str, Any]) -> int:
     with _server("doctor"):
         from tandem_shared.doctor import doctor
         from tandem_shared.settings import load_settings
-    return doctor.run(doctor.DoctorOptions(**options), load_settings())
+    return doctor.run(load_settings(), **options)
 
 
 def _settings(_options: dict[str, Any]) -> int:

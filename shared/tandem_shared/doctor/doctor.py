@@ -26,15 +26,6 @@ from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class DoctorOptions:
-    """The command line."""
-
-    fix: bool = False
-    json: bool = False
-    files: bool = True
-
-
 class Check(Protocol):
     """The checks of one store; both methods raise Unavailable."""
 
@@ -112,7 +103,7 @@ async def examine(checks: Mapping[str, Check], *, pause: float, fix: bool = Fals
     return diagnosis
 
 
-async def _examine(options: DoctorOptions, settings: Settings) -> Diagnosis:
+async def _examine(settings: Settings, *, fix: bool, files: bool) -> Diagnosis:
     async with AsyncExitStack() as stack:
         redis = connect(settings.redis_url)
         stack.push_async_callback(redis.aclose)
@@ -120,21 +111,21 @@ async def _examine(options: DoctorOptions, settings: Settings) -> Diagnosis:
         stack.push_async_callback(queue.close)
         ledger = LedgerCheck(await stack.enter_async_context(open_ledger(settings)), queue)
         checks = queue_checks(queue.integrity) | {"the ledger": ledger}
-        if options.files:
+        if files:
             store = await stack.enter_async_context(open_store(settings.store_url))
             checks["the file store"] = FilesCheck(store, queue, ledger)
-        diagnosis = await examine(checks, pause=settings.lease / 2, fix=options.fix)
+        diagnosis = await examine(checks, pause=settings.lease / 2, fix=fix)
         diagnosis.jobs = queue.integrity.checked_jobs
         return diagnosis
 
 
-def run(options: DoctorOptions, settings: Settings) -> int:
+def run(settings: Settings, *, fix: bool, json: bool, files: bool) -> int:
     """Examine the system of these settings, print the diagnosis and return the exit code.
 
     Raises Misconfigured.
     """
-    diagnosis = asyncio.run(_examine(options, settings))
-    text = diagnosis.json() if options.json else diagnosis.text(fix=options.fix)
+    diagnosis = asyncio.run(_examine(settings, fix=fix, files=files))
+    text = diagnosis.json() if json else diagnosis.text(fix=fix)
     # Names that clients chose may not be valid Unicode.
     sys.stdout.buffer.write(text.encode(errors="replace") + b"\n")
     return diagnosis.exit_code
