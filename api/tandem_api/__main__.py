@@ -9,16 +9,19 @@ from typing import Any
 
 import structlog
 
-from tandem_api.server.process import listen, serve, url_of
+from tandem_api.server.process import serve
+from tandem_api.server.sockets import listen, url_of
 from tandem_api.server.supervisor import serve_many
 from tandem_shared import logs
 from tandem_shared.errors import Misconfigured
 from tandem_shared.files.store import open_store
 from tandem_shared.settings import Settings, load_settings, require_keys
 
+MAX_PROCESSES = 256
+
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options; what is left out is taken from the settings."""
+    """The options; those that are left out are settings."""
     parser = argparse.ArgumentParser(
         prog="tandem api", description="Serve the HTTP API until SIGTERM."
     )
@@ -29,19 +32,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--processes", type=_count, default=1, metavar="N", help="processes that share the port (1)"
     )
-    # How the processes get the sockets that they share.
+    # For the children of `--processes`: the sockets that they inherit.
     parser.add_argument("--fd", type=int, action="append", default=[], help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def _count(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= 256:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 256")
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= MAX_PROCESSES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_PROCESSES}")
     return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serves; 0 after a clean end, 2 for a wrong setting."""
+    """Serves; returns 0 after a clean end, 2 for an invalid setting."""
     options = parse(argv)
     given: dict[str, Any] = {
         name: value for name in ("host", "port") if (value := getattr(options, name)) is not None
@@ -52,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logs.configure_logging(settings.log, "api")
         if options.fd:
             return serve(settings, [socket.socket(fileno=fd) for fd in options.fd], tied=True)
-        asyncio.run(_probe(settings))
+        asyncio.run(_check_store(settings))
         sockets = listen(settings.host, settings.port)
     except Misconfigured as error:
         print(error, file=sys.stderr)
@@ -68,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return serve(settings, sockets)
 
 
-async def _probe(settings: Settings) -> None:
-    """Raises Misconfigured for a file store that cannot be: one line here, a traceback in the server."""
+async def _check_store(settings: Settings) -> None:
+    """Raises Misconfigured for an invalid file store here, as one line; the server would print a traceback."""
     async with open_store(settings.store_url):
         pass
 

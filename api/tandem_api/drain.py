@@ -1,32 +1,32 @@
-"""Waiting for jobs and for Redis: never longer than asked, never in a busy loop, and not beyond the service's end."""
+"""The end of this process's service: announced to probes first, then begun, which ends every wait."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class Drain:
-    """The end of this process's service: announced to who probes it, then begun, and told to all who wait."""
+    """`announced`: probes see the process as unready. `begun`: streams and long polls end."""
 
     def __init__(self) -> None:
         self.announced = False
         self.begun = False
-        self._told: set[Callable[[], None]] = set()
+        self._callbacks: set[Callable[[], None]] = set()
 
     def announce(self) -> None:
-        """From now on the process is unready, and asks clients to come back over another connection."""
+        """Report unready from now on, and ask clients to come back over another connection."""
         self.announced = True
 
     def begin(self) -> None:
-        """Who waits for news gets what there is, and goes."""
+        """Call everything that waits for the drain."""
         self.announced = self.begun = True
-        for tell in list(self._told):
-            tell()
+        for callback in list(self._callbacks):
+            callback()
 
     @contextmanager
-    def telling(self, tell: Callable[[], None]) -> Iterator[None]:
-        """Has `tell` called when the drain begins."""
-        self._told.add(tell)
+    def notifying(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Within the block, `callback` is called when the drain begins."""
+        self._callbacks.add(callback)
         try:
             yield
         finally:
-            self._told.discard(tell)
+            self._callbacks.discard(callback)

@@ -1,149 +1,129 @@
-"""The outermost layer of our own: who asks, under which id, and what becomes of an error that nobody expected."""
+"""The ASGI application: who asks, under which id, and what becomes of an unexpected error."""
 
 import asyncio
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 
 import structlog
+from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from tandem_api.auth import OPEN_PATHS, TENANT, Keys
+from tandem_api.auth import ApiKeys
 from tandem_api.drain import Drain
-from tandem_api.http.extensions import ANSWER
-from tandem_api.http.headers import TRACEPARENT
-from tandem_api.http.problems import RETRY_AFTER, of_status, path_of
-from tandem_api.http.routing import Plain
-from tandem_api.metrics import Requests
+from tandem_api.http.headers import TRACEPARENT, read_headers
+from tandem_api.http.problems import RETRY_AFTER_SECONDS, Problem, path_of, status_problem
+from tandem_api.http.routing import PlainRoutes
+from tandem_api.metrics import RequestMetrics
 
-# What begins an answer; that of an upgrade has headers too.
+# What begins a response; that to an upgrade may have headers too.
 STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = structlog.get_logger()
 
 
 class Edge:
-    """An ASGI layer that needs no task and no copy of the body; `scope["state"]["tenant"]` is its finding."""
+    """Every request passes here once, on its way to a plain route, which is found first, or to FastAPI.
 
-    def __init__(self, app: ASGIApp, keys: Keys, requests: Requests, drain: Drain) -> None:
-        self._app, self._keys, self._requests, self._drain = app, keys, requests, drain
+    It reads the headers, refuses requests without one Host or without a valid API key, counts and
+    labels the response, and answers whatever the application could not.
+    """
+
+    def __init__(
+        self, fastapi: FastAPI, keys: ApiKeys, metrics: RequestMetrics, drain: Drain
+    ) -> None:
+        self.fastapi, self.drain = fastapi, drain
+        self._keys, self._metrics = keys, metrics
+        self._plain = PlainRoutes(fastapi.routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self.fastapi(scope, receive, send)
             return
-        if scope["type"] not in ("http", "websocket"):
-            return  # there are no others, and none is let in unasked
-        known, request_id = self._enter(scope)
-        if known:
-            await self._serve(scope, receive, send, request_id)
+        headers = read_headers(scope["headers"])
+        refusal = self._admit(scope, headers)
+        if refusal is None:
+            await self._serve(scope, receive, send, headers)
         else:
-            await _unknown(scope)(scope, receive, send)
-
-    def _enter(self, scope: Scope) -> tuple[bool, bytes | None]:
-        """Whether we know who asks, the tenant being in the scope then; and what the client calls the request."""
-        authorization = request_id = None
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                authorization = value
-            elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-                request_id = value
-        tenant: str | None = TENANT
-        if not self._keys.open and scope["path"] not in OPEN_PATHS:
-            tenant = self._keys.tenant(authorization.decode("latin-1")) if authorization else None
-        scope["state"]["tenant"] = tenant
-        return tenant is not None, request_id
-
-    async def answer(self, plain: Plain, scope: Scope, receive: Receive, send: Send) -> None:
-        """The same for a plain endpoint that a shortcut leads to: nothing is between it and this layer."""
-        known, request_id = self._enter(scope)
-        if not known:
-            await _unknown(scope)(scope, receive, send)
-            return
-        begun = time.perf_counter()
-        try:
-            response = await plain.respond(scope, receive, send)
-        except ClientDisconnect:
-            return
-        except asyncio.CancelledError:
-            if not self._drain.begun:
-                raise
-            response = _unfinished(scope)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
-            response = _unexpected(scope, request_id, error)
-        self._requests.answered(scope, response.status_code, begun)
-        response.raw_headers += self._added(request_id)
-        if type(response) is Response and ANSWER in scope.get("extensions", ()):
-            whole = {
-                "status": response.status_code,
-                "headers": response.raw_headers,
-                "body": response.body,
-            }
-            await send({"type": ANSWER, **whole})
-        else:
-            await response(scope, receive, send)
-
-    def _added(self, request_id: bytes | None, *, http: bool = True) -> list[tuple[bytes, bytes]]:
-        """The headers that every answer gets here."""
-        more = [] if request_id is None else [(b"x-request-id", request_id)]
-        if http and self._drain.announced:
-            # An idle connection that we close may carry a request by then.
-            more.append((b"connection", b"close"))
-        return more
+            await refusal.response(scope)(scope, receive, send)
 
     async def _serve(
-        self, scope: Scope, receive: Receive, send: Send, request_id: bytes | None
+        self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str]
     ) -> None:
-        started, begun = False, time.perf_counter()
+        began, started = time.perf_counter(), False
 
-        async def tell(message: Message) -> None:
+        async def respond(message: Message) -> None:
             nonlocal started
             if message["type"] in STARTS:
                 started = True
-                self._requests.answered(scope, message.get("status", 101), begun)
-                more = self._added(request_id, http=message["type"] == "http.response.start")
-                if more:
-                    message = {**message, "headers": [*message.get("headers", ()), *more]}
+                self._metrics.answered(scope, message.get("status", 101), began)
+                added = self._added(headers, message)
+                if added:
+                    message = {**message, "headers": [*message.get("headers", ()), *added]}
             await send(message)
 
+        route = self._plain.find(scope) if scope["type"] == "http" else None
         try:
-            await self._app(scope, receive, tell)
+            await (route.app if route is not None else self.fastapi)(scope, receive, respond)
         except ClientDisconnect:
             return
         except asyncio.CancelledError:
-            if started or not self._drain.begun:
+            if started or not self.drain.begun:
                 raise
-            await _unfinished(scope)(scope, receive, tell)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
-            problem = _unexpected(scope, request_id, error)
-            if started:
-                if scope["type"] == "websocket":
-                    with suppress(Exception):  # the client may have gone, or have been sent away
-                        await send({"type": "websocket.close", "code": 1011})
-                # the server closes the connection, so that the client sees a cut body and not a
-                # whole one
-                return
-            await problem(scope, receive, tell)
+            await _unfinished().response(scope)(scope, receive, respond)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a response
+            problem = _unexpected(scope, headers, error)
+            if not started:
+                await problem.response(scope)(scope, receive, respond)
+            elif scope["type"] == "websocket":
+                with suppress(Exception):  # the client may be gone, or was sent away before
+                    await send({"type": "websocket.close", "code": 1011})
+            # The server closes a connection whose response has no end, so the client sees the cut.
+
+    def _admit(self, scope: Scope, headers: Mapping[str, str]) -> Problem | None:
+        """Puts the headers and the tenant into the request's state, or returns why it is refused."""
+        host = headers.get("host")
+        if (host is None or "," in host) and scope["http_version"] == "1.1":
+            # RFC 9112 (3.2). With two of them, a proxy may have obeyed another one than we would.
+            detail = "an HTTP/1.1 request must have exactly one Host header"
+            return status_problem(400, detail, headers={"Connection": "close"})
+        tenant = self._keys.tenant(scope["path"], headers.get("authorization"))
+        if tenant is None:
+            detail = "send an API key: Authorization: Bearer tk_…"
+            return status_problem(401, detail, headers={"WWW-Authenticate": "Bearer"})
+        scope["state"]["tenant"], scope["state"]["headers"] = tenant, headers
+        return None
+
+    def _added(self, headers: Mapping[str, str], start: Message) -> list[tuple[bytes, bytes]]:
+        """The headers that every response gets."""
+        added = []
+        request_id = _request_id(headers)
+        if request_id is not None:
+            added.append((b"x-request-id", request_id.encode()))
+        if self.drain.announced and start["type"] == "http.response.start":
+            # We are about to close idle connections; a request on one would be lost.
+            added.append((b"connection", b"close"))
+        return added
 
 
-def _unknown(scope: Scope) -> Response:
-    detail = "give an API key: Authorization: Bearer tk_…"
-    return of_status(401, detail, headers={"WWW-Authenticate": "Bearer"}).response(scope)
+def _request_id(headers: Mapping[str, str]) -> str | None:
+    request_id = headers.get("x-request-id")
+    return request_id if request_id is not None and REQUEST_ID.fullmatch(request_id) else None
 
 
-def _unfinished(scope: Scope) -> Response:
-    """For a request that the server cancels: its end has waited long enough, for Redis mostly."""
-    detail = "the process ends and had no answer in time: ask again, and another one answers"
-    return of_status(503, detail, headers={"Retry-After": RETRY_AFTER}).response(scope)
+def _unfinished() -> Problem:
+    """For a request that the drain cancels: it has waited long enough, mostly for Redis."""
+    detail = "the process is ending and had no answer in time: repeat the request"
+    return status_problem(503, detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
 
 
-def _unexpected(scope: Scope, request_id: bytes | None, error: Exception) -> Response:
-    """Logs the error; the answer that says no more of it than where to look."""
-    trace = trace_id(scope, request_id)
+def _unexpected(scope: Scope, headers: Mapping[str, str], error: Exception) -> Problem:
+    """Logs the error; the problem says where to look, and nothing else."""
+    trace = trace_id(headers)
     log.error(
         "request failed",
         trace_id=trace,
@@ -151,24 +131,10 @@ def _unexpected(scope: Scope, request_id: bytes | None, error: Exception) -> Res
         path=path_of(scope),
         exc_info=error,
     )
-    detail = f"it is logged under the trace id {trace}"
-    return of_status(500, detail, more={"trace_id": trace}).response(scope)
+    return status_problem(500, f"logged under the trace id {trace}", more={"trace_id": trace})
 
 
-def trace_id(scope: Scope, request_id: bytes | None) -> str:
-    """What the client calls the request, else what its trace is called, else something new."""
-    if request_id is not None:
-        return request_id.decode("ascii")
-    return next(
-        (
-            match[1]
-            for name, value in scope["headers"]
-            if name == b"traceparent"
-            if (match := _trace(value))
-        ),
-        secrets.token_hex(16),
-    )
-
-
-def _trace(value: bytes) -> re.Match[str] | None:
-    return TRACEPARENT.fullmatch(value.decode("latin-1"))
+def trace_id(headers: Mapping[str, str]) -> str:
+    """The client's request id, or the id of its trace, or a new one."""
+    match = TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+    return _request_id(headers) or (match[1] if match else secrets.token_hex(16))

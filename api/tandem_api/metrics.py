@@ -1,4 +1,4 @@
-"""The requests that this API answers, counted for /metrics; processes that serve together add their numbers up."""
+"""The requests that this API answers, counted for /metrics. Processes that share a port share their counts."""
 
 import os
 import time
@@ -10,31 +10,33 @@ from prometheus_client.core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import Scope
 
-# set by api/tandem_api/server/supervisor.py: the directory in which processes add up their numbers
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
+# The directory in which the processes of server/supervisor.py add up their counts.
+SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 METHODS = frozenset("GET HEAD POST PUT PATCH DELETE OPTIONS".split())
-CALLS = ("submit", "read", "output")  # see `Queue`
-BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)  # seconds
+REDIS_CALLS = ("submit", "read", "output")  # see `Queue`
+BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
 
 
-class Requests:
-    """Requests by route, method and status, and the time until the answer begins (a stream may go on for hours).
+class RequestMetrics:
+    """Requests by route, method and status, the time until a response begins, and the time in Redis.
 
-    Of that time, what they waited for Redis: summed, as it is measured for those that go there
-    together.
+    A response that streams may last for hours, so its end is not measured. Requests that Redis
+    answers together each count the time that they waited.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, routes: Iterable[Any]) -> None:
+        # Routes are labelled by their templates: a path that a client made up would be a new series.
+        self._paths: dict[Any, str] = {route.endpoint: route.path_format for route in routes}
         self._registry = CollectorRegistry()
         labels = ("method", "route", "status")
         self._count = Counter(
             "tandem_http_requests", "Requests answered.", labels, registry=self._registry
         )
-        self._times = Histogram(
+        self._seconds = Histogram(
             "tandem_http_request_seconds",
-            "Until the answer begins.",
+            "Until the response begins.",
             labels[:2],
-            buckets=BOUNDS,
+            buckets=BUCKETS_SECONDS,
             registry=self._registry,
         )
         calls = Counter(
@@ -42,44 +44,40 @@ class Requests:
         )
         seconds = Counter(
             "tandem_http_redis_seconds",
-            "For how long they were waited for.",
+            "Time that requests waited for them.",
             ("call",),
             registry=self._registry,
         )
-        self._waits = {call: (calls.labels(call).inc, seconds.labels(call).inc) for call in CALLS}
-        self._paths: dict[Any, str] = {}
-        self._known: dict[
+        self._redis = {
+            call: (calls.labels(call).inc, seconds.labels(call).inc) for call in REDIS_CALLS
+        }
+        # `labels()` locks and looks up; the bound methods are kept because every request needs them.
+        self._bound: dict[
             tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]
         ] = {}
 
-    def name(self, routes: Iterable[Any]) -> None:
-        """Learns what the routes are called: labels are their templates, never what a client wrote."""
-        self._paths |= {
-            route.endpoint: route.path_format for route in routes if hasattr(route, "endpoint")
-        }
-
-    def answered(self, scope: Scope, status: int, begun: float) -> None:
-        """The answer to a request begins, which came at `begun` on the clock of `time.perf_counter`."""
+    def answered(self, scope: Scope, status: int, began: float) -> None:
+        """Count a response that begins now; `began` is when the request did, by `time.perf_counter`."""
         path = self._paths.get(scope.get("endpoint"), "other")
-        method = scope.get("method", "GET")  # an upgrade to WebSocket says none, and is that
+        method = scope.get("method", "GET")  # the scope of a WebSocket has none
         key = (method if method in METHODS else "other", path, status)
-        known = self._known.get(key)
-        if known is None:
-            count = self._count.labels(key[0], key[1], str(status))
-            known = self._known[key] = (count.inc, self._times.labels(*key[:2]).observe)
-        known[0]()
-        known[1](time.perf_counter() - begun)
+        bound = self._bound.get(key)
+        if bound is None:
+            count = self._count.labels(key[0], path, str(status))
+            bound = self._bound[key] = (count.inc, self._seconds.labels(*key[:2]).observe)
+        bound[0]()
+        bound[1](time.perf_counter() - began)
 
-    def heard(self, call: str, count: int, seconds: float) -> None:
-        """So many answers of Redis came together, for which so many seconds were waited in all."""
-        calls, waited = self._waits[call]
-        calls(count)
-        waited(seconds)
+    def redis_answered(self, call: str, count: int, seconds: float) -> None:
+        """Count answers that came together, and the seconds that were waited for all of them."""
+        count_calls, count_seconds = self._redis[call]
+        count_calls(count)
+        count_seconds(seconds)
 
     def collect(self) -> Iterable[Metric]:
-        """The families, of all processes that serve together."""
-        if SHARED not in os.environ:
+        """The metric families, of all processes that share the port."""
+        if SHARED_DIRECTORY not in os.environ:
             return self._registry.collect()
-        together = CollectorRegistry()
-        MultiProcessCollector(together)  # type: ignore[no-untyped-call] # the library has no types here
-        return together.collect()
+        shared = CollectorRegistry()
+        MultiProcessCollector(shared)  # type: ignore[no-untyped-call] # the library has no types here
+        return shared.collect()

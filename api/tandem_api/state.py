@@ -1,11 +1,12 @@
-"""What the application holds while it serves: opened by its lifespan, found in every request's `scope["state"]`."""
+"""What the application holds while it serves: its lifespan opens it, every request finds it in `scope["state"]`."""
 
-from typing import TypedDict
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, TypedDict
 
-from starlette.requests import Request
+from fastapi import Depends, Request
 
 from tandem_api.drain import Drain
-from tandem_api.metrics import Requests
+from tandem_api.metrics import RequestMetrics
 from tandem_api.validation.catalogue import Catalogue
 from tandem_api.validation.submission import Submissions
 from tandem_shared.files.resumable import UploadJoiner
@@ -16,28 +17,38 @@ from tandem_shared.settings import Settings
 from tandem_shared.streams.reader import StreamSource
 
 
-class State(TypedDict):
-    """Of one process; `tenant` is added for each request."""
+class AppState(TypedDict):
+    """One process's; shared by all of its requests."""
 
     settings: Settings
     queue: Queue
     catalogue: Catalogue
     submissions: Submissions
+    openapi: Callable[[], Awaitable[bytes]]  # /openapi.json, see openapi/document.py
     store: FileStore
     source: StreamSource
-    joins: UploadJoiner
+    joiner: UploadJoiner
     ledger: Ledger
     drain: Drain
-    requests: Requests
+    metrics: RequestMetrics
 
 
-class Served(State):
-    """The same for one request."""
+class RequestState(AppState):
+    """The same with what `edge.py` found out about the request."""
 
     tenant: str
+    headers: Mapping[str, str]  # see `http.headers.read_headers`
 
 
-def served(request: Request) -> Served:
-    """The state of a request, with its tenant."""
-    state: Served = request.scope["state"]
+def state_of(request: Request) -> RequestState:
+    """The state of a request."""
+    state: RequestState = request.scope["state"]
     return state
+
+
+async def _depend(request: Request) -> RequestState:
+    # FastAPI runs dependencies that are not `async` in a thread.
+    return state_of(request)
+
+
+StateDep = Annotated[RequestState, Depends(_depend)]

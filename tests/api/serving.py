@@ -9,7 +9,8 @@ from typing import Any
 import httpx2
 
 from tandem_api.app import create_app
-from tandem_api.server.process import listen, make_server, url_of
+from tandem_api.server.process import make_server
+from tandem_api.server.sockets import listen, url_of
 from tandem_shared.settings import load_settings
 from tests.conftest import eventually
 

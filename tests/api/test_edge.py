@@ -10,7 +10,8 @@ import httpx2
 import pytest
 
 from tandem_api.app import create_app
-from tandem_api.server.process import listen, make_server
+from tandem_api.server.process import make_server
+from tandem_api.server.sockets import listen
 from tandem_shared.settings import load_settings
 from tests.api.fake_worker import Hand
 from tests.api.serving import problem, serving
@@ -85,13 +86,13 @@ async def test_an_error_of_the_service_shows_its_trace_id_and_nothing_else(
     redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, sent: str | None
 ) -> None:
     settings = load_settings(redis_url=redis_url, store_url=f"file://{tmp_path}", keys=(), linger=0)
-    app = create_app(settings)
+    edge = create_app(settings)
 
-    @app.get("/broken")
+    @edge.fastapi.get("/broken")
     async def broken() -> None:
         raise RuntimeError("the password is hunter2")
 
-    server, sockets = make_server(app, settings), listen("127.0.0.1", 0)
+    server, sockets = make_server(edge, settings), listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
     running = asyncio.create_task(server.serve(sockets))
     await eventually(lambda: server.started)

@@ -1,21 +1,29 @@
-"""Files over HTTP, out: uploads and what jobs produced, whole or by ranges, streamed in bounded memory."""
+"""Downloads over HTTP: uploads and files that jobs produced, whole or by ranges, in bounded memory."""
 
 import base64
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, HTTPException, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
-from tandem_api.auth import Tenant
-from tandem_api.files.uploads import BINARY, state_of
-from tandem_api.http.headers import matches
+from tandem_api.files.uploads import FileId, progress_headers
+from tandem_api.http.headers import NO_CACHE, headers_of, matches
+from tandem_api.jobs.job import JobId
+from tandem_api.openapi.describe import (
+    BINARY,
+    COMMON,
+    Responses,
+    content,
+    problems,
+    response,
+)
+from tandem_api.state import RequestState, StateDep
 from tandem_shared.errors import Conflict, NotFound
 from tandem_shared.files.names import OCTET_STREAM, content_disposition, job_path
 from tandem_shared.files.resumable import upload_progress
-from tandem_shared.files.store import FileStore
 from tandem_shared.files.uploads import (
     PartialUpload,
     delete_upload,
@@ -26,11 +34,29 @@ from tandem_shared.files.uploads import (
 _TAG = re.compile(r'(?:W/)?"[^"]*"')
 _RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.ASCII | re.IGNORECASE)
 
-router = APIRouter(tags=["files"])
+router = APIRouter(tags=["files"], default_response_class=Response, responses=COMMON)
+
+FileName = Annotated[str, Path(description="The file's name")]
+_FILE = content(BINARY, OCTET_STREAM)
+_NOT_MODIFIED = response("The file is the one that If-None-Match names")
+_GET: Responses = {
+    200: response("The file", _FILE),
+    206: response("The range that was asked for", _FILE),
+    304: _NOT_MODIFIED,
+    307: response(
+        "The store serves the file for a while (`TANDEM_STORE_PRESIGN`)", Location="where"
+    ),
+    **problems(404, 412, 416),
+}
+_HEAD: Responses = {
+    200: response("The headers of a GET"),
+    304: _NOT_MODIFIED,
+    **problems(404, 412),
+}
 
 
-class Served(NamedTuple):
-    """A stored file as it is served."""
+class StoredFile(NamedTuple):
+    """A file of the store as clients see it."""
 
     path: str  # in the store
     name: str
@@ -40,12 +66,12 @@ class Served(NamedTuple):
 
     @property
     def headers(self) -> dict[str, str]:
-        # Whatever the content claims to be, no browser shows or runs it as a page of this service.
+        # Whatever the content claims to be, no browser may show or run it as a page of this service.
         digest = base64.b64encode(bytes.fromhex(self.sha256)).decode()
         return {
             "ETag": f'"{self.sha256}"',
             "Accept-Ranges": "bytes",
-            "Cache-Control": "private, no-cache",
+            **NO_CACHE,
             "Content-Disposition": content_disposition(self.name),
             "Content-Security-Policy": "sandbox",
             "Repr-Digest": f"sha-256=:{digest}:",
@@ -54,14 +80,13 @@ class Served(NamedTuple):
 
 
 def _span(request: Request, etag: str, size: int) -> tuple[int, int] | None:
-    """The range [start, end) that a GET asks for, None for the whole. Raises HTTPException 416 for one outside.
+    """The range [start, end) that a GET asks for; None for the whole. Raises HTTPException 416.
 
-    Several ranges, and anything that is no range, are answered by the whole, as RFC 9110 (14.2)
-    allows.
+    Several ranges, and a header that is not valid, get the whole, as RFC 9110 (14.2) allows.
     """
-    match = _RANGE.fullmatch(request.headers.get("range", "")) if request.method == "GET" else None
-    condition = request.headers.get("if-range")
-    if match is None or (condition is not None and condition.strip() != etag):
+    headers = headers_of(request)
+    match = _RANGE.fullmatch(headers.get("range", "")) if request.method == "GET" else None
+    if match is None or headers.get("if-range", etag).strip() != etag:
         return None
     first, last = match.groups()
     if (not first and not last) or (first and last and int(first) > int(last)):
@@ -77,13 +102,15 @@ def _span(request: Request, etag: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
-async def _serve(request: Request, file: Served, more: Mapping[str, str] = {}) -> Response:
+async def _serve(
+    request: Request, state: RequestState, file: StoredFile, more: Mapping[str, str] = {}
+) -> Response:
     headers = {**file.headers, **more}
     etag = headers["ETag"]
-    wanted = request.headers.get("if-match")
-    if wanted is not None and wanted.strip() != "*" and etag not in _TAG.findall(wanted):
+    if_match = headers_of(request).get("if-match")
+    if if_match is not None and if_match.strip() != "*" and etag not in _TAG.findall(if_match):
         raise HTTPException(412, "the file is not the one that If-Match names")
-    if matches(request.headers, etag):
+    if matches(request, etag):
         return Response(status_code=304, headers=headers)
     span = _span(request, etag, file.size)
     start, end = span or (0, file.size)
@@ -92,110 +119,104 @@ async def _serve(request: Request, file: Served, more: Mapping[str, str] = {}) -
         return Response(headers=headers)
     if span is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
-    store: FileStore = request.state.store
-    signed = None
-    if (
-        wanted is None and request.state.settings.store_presign
-    ):  # the store's own tag is another than If-Match names
-        signed = await store.presign(file.path, request.state.settings.store_presign)
-    if signed is not None:
+    store, presign = state["store"], state["settings"].store_presign
+    # The store has other entity tags than ours, so it would refuse our If-Match.
+    url = await store.presign(file.path, presign) if presign and if_match is None else None
+    if url is not None:
         return Response(
-            status_code=307, headers={"Location": signed, "Cache-Control": "private, no-store"}
+            status_code=307, headers={"Location": url, "Cache-Control": "private, no-store"}
         )
-    pieces = store.read(file.path, start, end)
-    # The first piece before the status: what is wrong with the store is an answer then, and not a
-    # cut body.
-    first = await anext(pieces, b"")
-    return StreamingResponse(_after(first, pieces), 206 if span else 200, headers)
+    chunks = store.read(file.path, start, end)
+    # Read the first chunk before the status is sent: a store that fails is then an error response,
+    # and not a cut body.
+    first = await anext(chunks, b"")
+    return StreamingResponse(_prepend(first, chunks), 206 if span else 200, headers)
 
 
-async def _after(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
-    async with aclosing(rest):  # a reader that is gone leaves no open file
+async def _prepend(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+    async with aclosing(rest):  # closes the file when the reader leaves
         yield first
-        async for piece in rest:
-            yield piece
-
-
-_CONTENT: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The file", "content": {OCTET_STREAM: BINARY}},
-    206: {"description": "The range that was asked for", "content": {OCTET_STREAM: BINARY}},
-    304: {"description": "The file is the one that If-None-Match names"},
-    307: {
-        "description": "The store itself has it, where Location says, for a while (`TANDEM_STORE_PRESIGN`)"
-    },
-}
-_HEADERS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The headers of a GET"},
-    304: _CONTENT[304],
-}
-_STATE = {
-    **_HEADERS,
-    204: {"description": "The upload is not complete: how far it came is in Upload-Offset"},
-}
+        async for chunk in rest:
+            yield chunk
 
 
 @router.head(
     "/v1/files/{id}",
     operation_id="lookAtFile",
-    response_class=Response,
-    responses=_STATE,
-    summary="Look at an upload",
+    summary="Show an upload's headers",
+    responses={
+        **_HEAD,
+        204: response("The upload is not complete: Upload-Offset says how far it has come"),
+    },
 )
 @router.get(
-    "/v1/files/{id}", operation_id="downloadFile", response_class=Response, responses=_CONTENT
+    "/v1/files/{id}",
+    operation_id="downloadFile",
+    summary="Download an upload",
+    responses={**_GET, **problems(_409="The upload is not complete")},
 )
-async def download_file(request: Request, tenant: Tenant, id: str) -> Response:
-    """Download an upload, whole or by a range."""
-    store: FileStore = request.state.store
+async def download_file(request: Request, state: StateDep, id: FileId) -> Response:
+    """The whole file, or a range of it."""
+    store, tenant = state["store"], state["tenant"]
     try:
         upload = await find_upload(store, id, tenant=tenant)
     except NotFound:
-        return await _unfinished(request, await find_partial_upload(store, id, tenant=tenant))
-    file = Served(upload.path, upload.name or id, upload.size, upload.sha256, upload.content_type)
-    return await _serve(request, file, {"Upload-Complete": "?1", "Upload-Offset": str(upload.size)})
-
-
-async def _unfinished(request: Request, upload: PartialUpload) -> Response:
-    have = await upload_progress(request.state.store, upload.id)
-    if request.method == "HEAD":
-        return Response(
-            status_code=204, headers=state_of(upload, have.offset, request.state.settings)
+        return await _incomplete(
+            request, state, await find_partial_upload(store, id, tenant=tenant)
         )
-    raise Conflict(f"the upload is not complete: it goes on at byte {have.offset}")
+    file = StoredFile(
+        upload.path, upload.name or id, upload.size, upload.sha256, upload.content_type
+    )
+    progress = {"Upload-Complete": "?1", "Upload-Offset": str(upload.size)}
+    return await _serve(request, state, file, progress)
+
+
+async def _incomplete(request: Request, state: RequestState, upload: PartialUpload) -> Response:
+    progress = await upload_progress(state["store"], upload.id)
+    if request.method == "HEAD":
+        headers = progress_headers(upload, progress.offset, state["settings"])
+        return Response(status_code=204, headers=headers)
+    raise Conflict(f"the upload is not complete: it continues at byte {progress.offset}")
 
 
 @router.delete(
-    "/v1/files/{id}", operation_id="deleteFile", status_code=204, response_class=Response
+    "/v1/files/{id}",
+    operation_id="deleteFile",
+    summary="Delete an upload, complete or not",
+    status_code=204,
+    responses=problems(404),
 )
-async def delete_file(request: Request, tenant: Tenant, id: str) -> Response:
-    """Remove an upload, complete or not. Jobs that still name it will not find it."""
-    await delete_upload(request.state.store, id, tenant=tenant)
+async def delete_file(state: StateDep, id: FileId) -> Response:
+    """Jobs that still name it will not find it."""
+    await delete_upload(state["store"], id, tenant=state["tenant"])
     return Response(status_code=204)
 
 
 @router.head(
     "/v1/jobs/{id}/files/{name:path}",
     operation_id="lookAtJobFile",
-    response_class=Response,
-    responses=_HEADERS,
-    summary="Look at a job's file",
+    summary="Show the headers of a job's file",
+    responses=_HEAD,
 )
 @router.get(
     "/v1/jobs/{id}/files/{name:path}",
     operation_id="downloadJobFile",
-    response_class=Response,
-    responses=_CONTENT,
+    summary="Download a file that a job produced",
+    responses=_GET,
 )
-async def download_job_file(request: Request, tenant: Tenant, id: str, name: str) -> Response:
-    """Download a file that the job produced, whole or by a range."""
-    record = await request.state.queue.get(id, tenant=tenant)
+async def download_job_file(
+    request: Request, state: StateDep, id: JobId, name: FileName
+) -> Response:
+    """The whole file, or a range of it."""
+    record = await state["queue"].get(id, tenant=state["tenant"])
     if record is None:
         raise NotFound("job", id)
-    view = next((one for one in record.produced_files() if one.name == name), None)
-    if view is None:
+    found = next((one for one in record.produced_files() if one.name == name), None)
+    if found is None:
         raise NotFound("file", f"{id}/{name}")
     path = job_path(record.id, record.attempts[-1].began, name)
+    file = StoredFile(path, name, found.size, found.sha256, found.content_type)
     try:
-        return await _serve(request, Served(path, name, view.size, view.sha256, view.content_type))
+        return await _serve(request, state, file)
     except NotFound:
         raise NotFound("file", f"{id}/{name}") from None

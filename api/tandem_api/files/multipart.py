@@ -1,4 +1,4 @@
-"""The one file of a multipart/form-data body (RFC 7578), streamed: it is never on disk or in memory as a whole."""
+"""The one file of a multipart/form-data body (RFC 7578), streamed: it is never whole in memory or on disk."""
 
 from collections import deque
 from collections.abc import AsyncIterator
@@ -8,24 +8,22 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from tandem_shared.errors import Invalid, Malformed, TooLarge
 
-OVERHEAD = (
-    64 << 10
-)  # bytes of a body that may be other than the file's: headers, boundaries, other fields
+MAX_OVERHEAD_BYTES = 64 << 10  # of a body beside its file: part headers, boundaries, other fields
 
 
 class FilePart:
-    """`await open()`, then `name` and `content_type` are known, then `chunks()` is the file.
+    """After `await open()`, `name` and `content_type` are known, and `chunks()` is the file.
 
-    Fields beside the file are passed over. Raises Malformed, TooLarge for more than
-    OVERHEAD bytes of them, and Invalid if there is no file or a second one.
+    Other fields are ignored. Raises Malformed, TooLarge for more than MAX_OVERHEAD_BYTES of them,
+    and Invalid if there is no file or a second one.
     """
 
     def __init__(self, body: AsyncIterator[bytes], content_type: str) -> None:
         self.name: str | None = None
         self.content_type: str | None = None
         self._body = body
-        self._data: deque[bytes] = deque()  # of the file, and of one chunk of the body at most
-        self._files = 0
+        self._data: deque[bytes] = deque()  # of the file, from one chunk of the body at most
+        self._found = False
         self._in_file = False
         self._ended = False
         self._overhead = 0
@@ -33,7 +31,7 @@ class FilePart:
         self._headers: dict[bytes, str] = {}
         boundary = parse_options_header(content_type)[1].get(b"boundary")
         if not boundary:
-            raise Malformed("the Content-Type names no boundary")
+            raise Malformed("the Content-Type has no boundary")
         try:
             self._parser = MultipartParser(
                 boundary,
@@ -52,17 +50,17 @@ class FilePart:
                 },
             )
         except FormParserError as error:
-            raise Malformed(f"no multipart body: {error}") from None
+            raise Malformed(f"the multipart body is malformed: {error}") from None
 
     async def open(self) -> None:
-        """Read up to the file."""
-        while not self._files and await self._feed():
+        """Reads up to the file."""
+        while not self._found and await self._feed():
             pass
-        if not self._files:
+        if not self._found:
             raise Invalid([("", "the form has no file: send one part with a filename")])
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The file's bytes; the body is read to its end."""
+        """The file's bytes; reads the body to its end."""
         while True:
             while self._data:
                 yield self._data.popleft()
@@ -70,7 +68,7 @@ class FilePart:
                 return
 
     async def _feed(self) -> bool:
-        """Parse one more chunk of the body; False at its end."""
+        """Parses one more chunk of the body; False at its end."""
         chunk = await anext(self._body, None)
         if chunk is None:
             if not self._ended:
@@ -80,10 +78,10 @@ class FilePart:
             try:
                 self._parser.write(chunk)
             except FormParserError as error:
-                raise Malformed(f"no multipart body: {error}") from None
+                raise Malformed(f"the multipart body is malformed: {error}") from None
         self._overhead += len(chunk) - sum(map(len, self._data))
-        if self._overhead > OVERHEAD:
-            raise TooLarge("the form beside its file", OVERHEAD)
+        if self._overhead > MAX_OVERHEAD_BYTES:
+            raise TooLarge("the form beside its file", MAX_OVERHEAD_BYTES)
         return True
 
     def _part_begin(self) -> None:
@@ -98,12 +96,10 @@ class FilePart:
         options = parse_options_header(self._headers.get(b"content-disposition"))[1]
         if b"filename" not in options:
             return
-        if self._files:
-            raise Invalid(
-                [("", "the form has more than one file: upload each with a request of its own")]
-            )
-        self._files, self._in_file = 1, True
-        # Browsers and curl send UTF-8 and spell a quote %22.
+        if self._found:
+            raise Invalid([("", "the form has more than one file: upload each on its own")])
+        self._found = self._in_file = True
+        # Browsers and curl send UTF-8, and write a quote as %22.
         self.name = options[b"filename"].decode(errors="replace").replace("%22", '"')
         self.content_type = self._headers.get(b"content-type")
 

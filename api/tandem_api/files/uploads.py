@@ -1,27 +1,32 @@
-"""Files over HTTP, in: raw bodies and forms at once, or in parts that go on where a connection broke.
+"""Uploads over HTTP: raw bodies and forms at once, or in parts that resume after a broken connection.
 
 The parts follow draft-ietf-httpbis-resumable-upload-12, without its interim responses (status 104).
 """
 
-import asyncio
-import mimetypes
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
-from email.message import Message
-from email.utils import collapse_rfc2231_value
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from pydantic import BaseModel, Field
-from starlette.datastructures import Headers
 
-from tandem_api.auth import Tenant
-from tandem_api.files.multipart import OVERHEAD, FilePart
-from tandem_api.http.body import refuse_length
-from tandem_api.http.problems import of_error
+from tandem_api.files.labels import MAX_LABEL_CHARS, disposition_name, label, media_type
+from tandem_api.files.multipart import MAX_OVERHEAD_BYTES, FilePart
+from tandem_api.http.body import JSON, body_chunks, refuse_coding, refuse_length
+from tandem_api.http.headers import NO_STORE, headers_of
+from tandem_api.openapi.describe import (
+    BINARY,
+    BODY_PROBLEMS,
+    COMMON,
+    content,
+    parameter,
+    problems,
+)
+from tandem_api.state import RequestState, StateDep
 from tandem_shared.errors import Conflict, Malformed, NotFound, TooLarge
 from tandem_shared.files.names import OCTET_STREAM
 from tandem_shared.files.resumable import append_parts
@@ -35,80 +40,14 @@ from tandem_shared.files.uploads import (
 )
 from tandem_shared.settings import Settings
 
-IDLE = 60.0  # seconds without a byte after which an upload is given up
-NAME_LIMIT = 255  # characters of an upload's name
-PARTIAL = "application/partial-upload"
-_MEDIA_TYPE = re.compile(
-    r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}( *;[\x20-\x7e]{0,200})?", re.ASCII
-)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+IDLE_SECONDS = 60.0  # without a byte, after which an upload is given up
+PARTIAL_TYPE = "application/partial-upload"
+FORM_TYPE = "multipart/form-data"
 _INTEGER = re.compile(r"[ \t]*([0-9]{1,15})[ \t]*", re.ASCII)
 
-router = APIRouter(tags=["files"])
+router = APIRouter(tags=["files"], default_response_class=Response, responses=COMMON)
 
-
-async def _body(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The request's body. Raises TooLarge before it reads any if the client says that it sends more than `limit`."""
-    refuse_length(request, limit, "the upload")
-    stream = request.stream()
-    while True:
-        try:
-            async with asyncio.timeout(IDLE):
-                chunk = await anext(stream, None)
-        except TimeoutError:
-            raise HTTPException(408, f"no byte came for {IDLE:g} s") from None
-        if chunk is None:
-            return
-        if chunk:
-            yield chunk
-
-
-async def _held_to(length: int, data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes. Raises Malformed at their end if they are not as many as were announced."""
-    size = 0
-    async for chunk in data:
-        size += len(chunk)
-        yield chunk
-    if size != length:
-        raise Malformed(f"Upload-Length: {length} bytes were announced, and {size} came")
-
-
-def _label(name: str | None) -> str | None:
-    """A file name as clients send it, as a label: its last part, on one line."""
-    last = _CONTROL.sub("", re.split(r"[/\\]", name or "")[-1]).strip()
-    return last[:NAME_LIMIT] or None
-
-
-def _disposed(header: str | None) -> str | None:
-    """The file name of a Content-Disposition (RFC 6266), `filename*` before `filename`."""
-    message = Message()
-    message["content-disposition"] = header or "attachment"
-    plain = full = None
-    for key, value in message.get_params([], header="content-disposition"):
-        if key.lower() == "filename":
-            if isinstance(value, tuple):
-                full = collapse_rfc2231_value(value)
-            else:
-                plain = value
-    if full is not None or plain is None:
-        return full
-    try:
-        return plain.encode(
-            "latin-1"
-        ).decode()  # many send plain UTF-8, which HTTP reads as Latin-1
-    except ValueError:
-        return plain
-
-
-def _media_type(given: str | None, name: str | None) -> str:
-    if (
-        given is not None
-        and _MEDIA_TYPE.fullmatch(given)
-        and not given.startswith("application/x-www-form-urlencoded")
-    ):
-        return given
-    # curl --data-binary says form-urlencoded unless told otherwise, which no file is
-    return mimetypes.guess_type(name or "")[0] or OCTET_STREAM
+FileId = Annotated[str, Path(description="The upload's id")]
 
 
 class Uploaded(BaseModel):
@@ -123,7 +62,7 @@ class Uploaded(BaseModel):
 
 
 class Begun(BaseModel):
-    """An upload that is not complete; `Location` is where it goes on."""
+    """An upload that is not complete; `Location` is where it continues."""
 
     id: str
     name: str | None
@@ -131,240 +70,230 @@ class Begun(BaseModel):
     expires_at: datetime
 
 
-BINARY = {"schema": {"type": "string", "format": "binary"}}
-_FORM = {"type": "object", "required": ["file"], "properties": {"file": BINARY["schema"]}}
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {OCTET_STREAM: BINARY, "multipart/form-data": {"schema": _FORM}},
-    }
+_FORM = {"type": "object", "required": ["file"], "properties": {"file": BINARY}}
+_COMPLETE_SCHEMA = {"enum": ["?0", "?1"]}
+_BYTES_SCHEMA = {"type": "integer", "minimum": 0}
+_PROGRESS_HEADERS: dict[str, Any] = {
+    "Upload-Offset": {"description": "bytes that have arrived", "schema": _BYTES_SCHEMA},
+    "Upload-Complete": {"schema": _COMPLETE_SCHEMA},
+    "Upload-Limit": {
+        "description": "`max-size` in bytes, `max-age` in seconds",
+        "schema": {"type": "string"},
+    },
 }
+_COMPLETE = parameter(
+    "Upload-Complete",
+    "header",
+    "`?0`: more comes by PATCH; `?1`: this is the end",
+    _COMPLETE_SCHEMA,
+)
+_OFFSET = parameter(
+    "Upload-Offset", "header", "the byte of the file at which this body begins", _BYTES_SCHEMA
+)
+_LENGTH = parameter(
+    "Upload-Length", "header", "bytes of the whole file, if that is known", _BYTES_SCHEMA
+)
 
 
-# ------------------------------------------------------------------------------------------ headers
-
-
-def _complete(headers: Headers) -> bool | None:
-    """Upload-Complete; None without one, or for what is none, as the draft says (4.1)."""
-    return {"?1": True, "?0": False}.get(headers.get("upload-complete", "").strip())
-
-
-def _number(headers: Headers, name: str) -> int | None:
-    match = _INTEGER.fullmatch(headers.get(name, ""))
-    return int(match[1]) if match else None
-
-
-def _limits(settings: Settings, upload: PartialUpload | None = None) -> dict[str, str]:
-    age = "" if upload is None else f", max-age={max(0, int(upload.expires - time.time()))}"
-    return {"Upload-Limit": f"max-size={settings.max_upload}{age}"}
-
-
-def state_of(upload: PartialUpload, offset: int, settings: Settings) -> dict[str, str]:
-    """The headers that tell how far an upload came and how it may go on."""
+def progress_headers(upload: PartialUpload, offset: int, settings: Settings) -> dict[str, str]:
+    """How far an upload has come, and what the rest of it is held to."""
     length = {} if upload.length is None else {"Upload-Length": str(upload.length)}
+    limits = _limits(settings)
+    limits["Upload-Limit"] += f", max-age={max(0, int(upload.expires - time.time()))}"
     return {
         "Upload-Offset": str(offset),
         "Upload-Complete": "?0",
         **length,
-        **_limits(settings, upload),
-        "Cache-Control": "no-store",
+        **limits,
+        **NO_STORE,
     }
 
 
-def _refuse_coding(headers: Headers) -> None:
-    if headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise HTTPException(
-            415, "files are stored as they come: send this one without a Content-Encoding"
-        )
+def _limits(settings: Settings) -> dict[str, str]:
+    return {"Upload-Limit": f"max-size={settings.max_upload}"}
 
 
-def _created(upload: Upload, more: Mapping[str, str]) -> Response:
-    body = msgspec.json.encode(upload.view())
-    return Response(
-        body, 201, {"Location": f"/v1/files/{upload.id}", **more}, media_type="application/json"
-    )
+@contextmanager
+def _showing_limits(settings: Settings) -> Iterator[None]:
+    """Has a 413 show the limits, as the draft wants it to."""
+    try:
+        yield
+    except TooLarge as error:
+        raise HTTPException(413, str(error), headers=_limits(settings)) from None
 
 
-def _too_large(request: Request, error: TooLarge) -> Response:
-    """What the draft wants beside a 413: the limits."""
-    problem = of_error(error)
-    return msgspec.structs.replace(problem, headers=_limits(request.state.settings)).response(
-        request.scope
-    )
+def _complete(headers: Mapping[str, str]) -> bool | None:
+    """Upload-Complete; None without it and, as the draft says (4.1), for any other value."""
+    return {"?1": True, "?0": False}.get(headers.get("upload-complete", "").strip())
 
 
-# --------------------------------------------------------------------------------------- operations
+def _number(headers: Mapping[str, str], name: str) -> int | None:
+    match = _INTEGER.fullmatch(headers.get(name, ""))
+    return int(match[1]) if match else None
 
-_LIMIT = {
-    "Upload-Limit": {
-        "description": "`max-size` in bytes, `max-age` in seconds",
-        "schema": {"type": "string"},
-    }
-}
-_PLACE = {
-    "Upload-Offset": {"description": "bytes that came", "schema": {"type": "integer"}},
-    "Upload-Complete": {"description": "`?0` or `?1`", "schema": {"type": "string"}},
-    **_LIMIT,
-}
-_COMPLETE = {
-    "name": "Upload-Complete",
-    "in": "header",
-    "description": "`?0`: more comes by PATCH; `?1`: this is the end",
-    "schema": {"enum": ["?0", "?1"]},
-}
-_OFFSET = {
-    "name": "Upload-Offset",
-    "in": "header",
-    "required": True,
-    "description": "the byte of the file where this body begins",
-    "schema": {"type": "integer", "minimum": 0},
-}
-_LENGTH = {
-    "name": "Upload-Length",
-    "in": "header",
-    "description": "bytes that the whole file will have, if that is known",
-    "schema": {"type": "integer", "minimum": 0},
-}
+
+def _body(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """The request's body. Raises TooLarge, before it reads any of it, for a longer Content-Length."""
+    refuse_length(request, limit, "the upload")
+    return body_chunks(request, IDLE_SECONDS)
+
+
+async def _of_length(length: int, data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes. Raises Malformed at their end if they are more or fewer than `length`."""
+    size = 0
+    async for chunk in data:
+        size += len(chunk)
+        yield chunk
+    if size != length:
+        raise Malformed(f"Upload-Length: is {length} bytes, but {size} arrived")
 
 
 @router.post(
     "/v1/files",
     operation_id="uploadFile",
+    summary="Upload a file",
     status_code=201,
-    response_class=Response,
-    responses={201: {"model": Uploaded | Begun, "headers": _PLACE}},
-    openapi_extra={**_BODY, "parameters": [_COMPLETE, _LENGTH]},
+    responses={
+        201: {"model": Uploaded | Begun, "headers": _PROGRESS_HEADERS},
+        **BODY_PROBLEMS,
+    },
+    openapi_extra={
+        "parameters": [_COMPLETE, _LENGTH],
+        "requestBody": {
+            "required": True,
+            "content": {**content(BINARY, OCTET_STREAM), **content(_FORM, FORM_TYPE)},
+        },
+    },
 )
 async def upload_file(
     request: Request,
-    tenant: Tenant,
+    state: StateDep,
     name: Annotated[
-        str | None, Query(max_length=4 * NAME_LIMIT, description="what the file is called")
+        str | None, Query(max_length=4 * MAX_LABEL_CHARS, description="What the file is called")
     ] = None,
 ) -> Response:
-    """Upload a file: the raw body, or the one part with a filename of a multipart form.
+    """The raw body is the file, or the one part of a multipart form that has a filename.
 
-    With `Upload-Complete: ?0` the body is its first part, and the others come by PATCH.
+    With `Upload-Complete: ?0` the body is the first part of the file, and the rest comes by PATCH.
     """
-    try:
-        return await _upload(request, tenant, name)
-    except TooLarge as error:
-        return _too_large(request, error)
+    with _showing_limits(state["settings"]):
+        return await _upload(request, state, name)
 
 
-async def _upload(request: Request, tenant: str, name: str | None) -> Response:
-    settings: Settings = request.state.settings
-    _refuse_coding(request.headers)
-    complete, length = _complete(request.headers), _number(request.headers, "upload-length")
-    content_type = request.headers.get("content-type")
+async def _upload(request: Request, state: RequestState, name: str | None) -> Response:
+    settings, headers = state["settings"], headers_of(request)
+    refuse_coding(request, "a file, which is stored as it comes,")
+    complete, length = _complete(headers), _number(headers, "upload-length")
+    content_type = headers.get("content-type")
     data: AsyncIterator[bytes]
-    if (content_type or "").partition(";")[0].strip().lower() == "multipart/form-data":
+    if (content_type or "").partition(";")[0].strip().lower() == FORM_TYPE:
         if complete is False:
-            raise HTTPException(415, "a form comes at once: send the parts of a file as they are")
-        part = FilePart(_body(request, settings.max_upload + OVERHEAD), content_type or "")
+            raise HTTPException(415, "send the parts of a file as they are, and not in a form")
+        part = FilePart(
+            _body(request, settings.max_upload + MAX_OVERHEAD_BYTES), content_type or ""
+        )
         await part.open()
         data, given, content_type = part.chunks(), part.name, part.content_type
     else:
         if complete is False and length is not None and length > settings.max_upload:
             raise TooLarge("the upload", settings.max_upload)
-        data, given = (
-            _body(request, settings.max_upload),
-            _disposed(request.headers.get("content-disposition")),
-        )
+        data = _body(request, settings.max_upload)
+        given = disposition_name(headers.get("content-disposition"))
         if complete and length is not None:
-            data = _held_to(length, data)
-    label = _label(given if name is None else name)
-    store, media_type = request.state.store, _media_type(content_type, label)
+            data = _of_length(length, data)
+    shown = label(given if name is None else name)
+    facts: dict[str, Any] = {
+        "tenant": state["tenant"],
+        "keep": settings.keep,
+        "name": shown,
+        "content_type": media_type(content_type, shown),
+    }
     if complete is False:
-        begun = await begin_upload(
-            store,
-            tenant=tenant,
-            keep=settings.keep,
-            name=label,
-            content_type=media_type,
-            length=length,
-        )
-        offset = await append_parts(store, begun, 0, data, limit=settings.max_upload)
-        headers = {"Location": f"/v1/files/{begun.id}", **state_of(begun, offset, settings)}
-        return Response(
-            msgspec.json.encode(begun.view()), 201, headers, media_type="application/json"
-        )
-    upload = await save_upload(
-        store,
-        data,
-        tenant=tenant,
-        keep=settings.keep,
-        name=label,
-        content_type=media_type,
-        limit=settings.max_upload,
-    )
+        begun = await begin_upload(state["store"], length=length, **facts)
+        offset = await append_parts(state["store"], begun, 0, data, limit=settings.max_upload)
+        return _created(begun, progress_headers(begun, offset, settings))
+    upload = await save_upload(state["store"], data, limit=settings.max_upload, **facts)
     return _created(upload, {"Upload-Complete": "?1"} if complete else {})
 
 
+def _created(upload: Upload | PartialUpload, headers: Mapping[str, str]) -> Response:
+    location = {"Location": f"/v1/files/{upload.id}"}
+    return Response(
+        msgspec.json.encode(upload.view()), 201, {**location, **headers}, media_type=JSON
+    )
+
+
 @router.options(
-    "/v1/files", operation_id="showUploadLimits", status_code=204, response_class=Response
+    "/v1/files", operation_id="showUploadLimits", summary="Show the limits", status_code=204
 )
-async def upload_options(request: Request) -> Response:
+async def show_upload_limits(state: StateDep) -> Response:
     """What uploads in parts are held to."""
-    headers = {"Allow": "OPTIONS, POST", "Accept-Patch": PARTIAL, **_limits(request.state.settings)}
-    return Response(status_code=204, headers=headers)
+    headers = {"Allow": "OPTIONS, POST", "Accept-Patch": PARTIAL_TYPE}
+    return Response(status_code=204, headers={**headers, **_limits(state["settings"])})
 
 
 @router.patch(
     "/v1/files/{id}",
     operation_id="continueUpload",
+    summary="Continue an upload",
     status_code=201,
-    response_class=Response,
     responses={
-        201: {"model": Uploaded, "description": "The upload is complete", "headers": _PLACE},
-        204: {"description": "The bytes are kept, and more may come", "headers": _PLACE},
+        201: {
+            "model": Uploaded,
+            "description": "The upload is complete",
+            "headers": _PROGRESS_HEADERS,
+        },
+        204: {
+            "description": "The bytes are stored, and more may follow",
+            "headers": _PROGRESS_HEADERS,
+        },
+        **BODY_PROBLEMS,
+        **problems(404, _409="The upload continues elsewhere: Upload-Offset says where"),
     },
     openapi_extra={
-        "parameters": [_OFFSET, {**_COMPLETE, "required": True}, _LENGTH],
-        "requestBody": {"required": True, "content": {PARTIAL: BINARY}},
+        "parameters": [{**_OFFSET, "required": True}, {**_COMPLETE, "required": True}, _LENGTH],
+        "requestBody": {"required": True, "content": content(BINARY, PARTIAL_TYPE)},
     },
 )
-async def append_to_upload(request: Request, tenant: Tenant, id: str) -> Response:
-    """Go on with an upload where it is, which HEAD tells in Upload-Offset. The last part has `Upload-Complete: ?1`."""
-    headers = request.headers
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != PARTIAL:
-        raise HTTPException(415, f"send Content-Type: {PARTIAL}", headers={"Accept-Patch": PARTIAL})
-    _refuse_coding(headers)
+async def continue_upload(request: Request, state: StateDep, id: FileId) -> Response:
+    """HEAD shows in Upload-Offset where to continue. The last part has `Upload-Complete: ?1`."""
+    headers = headers_of(request)
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != PARTIAL_TYPE:
+        accept = {"Accept-Patch": PARTIAL_TYPE}
+        raise HTTPException(415, f"send Content-Type: {PARTIAL_TYPE}", headers=accept)
+    refuse_coding(request, "a part of a file")
     complete, offset = _complete(headers), _number(headers, "upload-offset")
     if complete is None:
         raise Malformed("Upload-Complete: must be ?1 with the last part and ?0 with any other")
     if offset is None:
-        raise Malformed("Upload-Offset: must be the byte of the file where the part begins")
-    try:
-        return await _append(request, tenant, id, offset, complete=complete)
-    except TooLarge as error:
-        return _too_large(request, error)
+        raise Malformed("Upload-Offset: must be the byte of the file at which the part begins")
+    with _showing_limits(state["settings"]):
+        return await _append(request, state, id, offset, complete=complete)
 
 
 async def _append(
-    request: Request, tenant: str, id: str, offset: int, *, complete: bool
+    request: Request, state: RequestState, id: str, offset: int, *, complete: bool
 ) -> Response:
-    store, settings = request.state.store, request.state.settings
+    store, settings, tenant = state["store"], state["settings"], state["tenant"]
     try:
         upload = await find_partial_upload(store, id, tenant=tenant)
     except NotFound:
-        return await _again(request, await find_upload(store, id, tenant=tenant), offset)
-    length = _number(request.headers, "upload-length")
+        return await _repeat(request, await find_upload(store, id, tenant=tenant), offset)
+    length = _number(headers_of(request), "upload-length")
     if length is not None and upload.length is not None and length != upload.length:
-        raise Malformed(f"Upload-Length: {upload.length} bytes were announced, not {length}")
+        raise Malformed(f"Upload-Length: is {upload.length} bytes for this upload, not {length}")
     refuse_length(request, settings.max_upload - offset, "what remains of the upload")
-    offset = await append_parts(
-        store, upload, offset, _body(request, settings.max_upload), limit=settings.max_upload
-    )
+    data = body_chunks(request, IDLE_SECONDS)
+    offset = await append_parts(store, upload, offset, data, limit=settings.max_upload)
     if not complete:
-        return Response(status_code=204, headers=state_of(upload, offset, settings))
-    done = await request.state.joins.finish(store, upload, offset, keep=settings.keep)
+        return Response(status_code=204, headers=progress_headers(upload, offset, settings))
+    done = await state["joiner"].finish(store, upload, offset, keep=settings.keep)
     return _created(done, {"Upload-Complete": "?1", "Upload-Offset": str(done.size)})
 
 
-async def _again(request: Request, upload: Upload, offset: int) -> Response:
-    """For a complete upload: its view once more, for a client whose last answer was lost."""
-    async for _ in _body(request, request.state.settings.max_upload):
+async def _repeat(request: Request, upload: Upload, offset: int) -> Response:
+    """Shows a complete upload again, to a client that has lost the response to its last part."""
+    async for _ in body_chunks(request, IDLE_SECONDS):
         raise Conflict("the upload is complete: nothing can be added to it")
     if offset != upload.size:
         raise Conflict(f"the upload is complete and has {upload.size} bytes")

@@ -1,7 +1,7 @@
-"""What an error is called over HTTP: RFC 9457, `application/problem+json`, for every error there is.
+"""What an error means over HTTP: RFC 9457, `application/problem+json`, for every error there is.
 
-`shared` says what happened, this table says what that means here. An error of the service itself is
-a 500 that shows a trace id and nothing else, see `edge.py`.
+`shared` says what happened, the tables here say which status and title that is. An unexpected error
+is a 500 that shows a trace id and nothing else, see `edge.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,45 +32,65 @@ from tandem_shared.errors import (
 )
 
 MEDIA_TYPE = "application/problem+json"
-RETRY_AFTER = "1"  # seconds, what a client waits before it asks again
-FULL_RETRY_AFTER = "5"  # the same while the backlog is full
-SHOWN_ERRORS = 20  # of one problem
+RETRY_AFTER_SECONDS = "1"
+FULL_RETRY_AFTER_SECONDS = "5"
+MAX_ERRORS = 20  # of one problem
+MAX_DETAIL_CHARS = 2000
 
-# What it means here: status, the last part of `type`, `title`.
-KNOWN: dict[type[TandemError], tuple[int, str, str]] = {
+# The status, the last part of `type`, and `title`; what a status means by itself is in STATUSES.
+ERRORS: dict[type[TandemError], tuple[int, str, str]] = {
     Malformed: (400, "malformed", "The request is malformed"),
     Invalid: (422, "validation", "The request is not valid"),
     UnknownTask: (422, "unknown-task", "The task is not known"),
     KeyReused: (422, "idempotency-key-reused", "The idempotency key was used for something else"),
     TooLarge: (413, "too-large", "The request is too large"),
-    NotFound: (404, "not-found", "There is no such thing"),
+    NotFound: (404, "not-found", "Not found"),
     BadCursor: (400, "unknown-position", "The position is not known"),
-    Conflict: (409, "conflict", "The request does not fit the state"),
-    OffsetMismatch: (409, "upload-offset", "The upload goes on elsewhere"),
+    Conflict: (409, "conflict", "The request does not fit the current state"),
+    OffsetMismatch: (409, "upload-offset", "The upload continues at another offset"),
     Full: (503, "backlog-full", "The backlog is full"),
-    Unavailable: (503, "unavailable", "The service cannot serve this now"),
+    Unavailable: (503, "unavailable", "The service is not available now"),
 }
-# The same for what HTTP itself has a status for.
 STATUSES: dict[int, tuple[str, str]] = {
     400: ("malformed", "The request is malformed"),
     401: ("unauthenticated", "An API key is needed"),
     403: ("forbidden", "This is not allowed"),
-    404: ("not-found", "There is no such thing"),
+    404: ("not-found", "Not found"),
     405: ("method-not-allowed", "The method is not allowed here"),
     406: ("not-acceptable", "None of the accepted formats is available"),
     408: ("timeout", "The request took too long"),
-    409: ("conflict", "The request does not fit the state"),
+    409: ("conflict", "The request does not fit the current state"),
     411: ("length-required", "The length of the body is needed"),
     412: ("precondition-failed", "A precondition failed"),
     413: ("too-large", "The request is too large"),
     415: ("unsupported-media-type", "The content type is not supported"),
-    416: ("range-not-satisfiable", "The range is not satisfiable"),
+    416: ("range-not-satisfiable", "The range is outside the file"),
     422: ("validation", "The request is not valid"),
     426: ("upgrade-required", "The request must be an upgrade"),
     429: ("too-many-requests", "Too many requests"),
     431: ("head-too-large", "The head of the request is too large"),
-    500: ("internal", "An error of the service"),
-    503: ("unavailable", "The service cannot serve this now"),
+    500: ("internal", "Internal error"),
+    503: ("unavailable", "The service is not available now"),
+}
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "A problem of RFC 9457; further members depend on its type.",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        **{name: {"type": "string"} for name in ("type", "title", "detail", "instance")},
+        "status": {"type": "integer"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["pointer", "detail"],
+                "properties": {
+                    "pointer": {"type": "string", "description": "JSON pointer"},
+                    "detail": {"type": "string"},
+                },
+            },
+        },
+    },
 }
 
 
@@ -86,7 +106,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = {}
 
     def members(self, instance: str | None = None) -> dict[str, Any]:
-        """The JSON object; `instance` is the path of the request that met it."""
+        """The JSON object; `instance` is the path of the request that failed."""
         members: dict[str, Any] = {
             "type": f"/problems/{self.type}",
             "title": self.title,
@@ -97,7 +117,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
             members["instance"] = instance
         if self.errors:
             members["errors"] = [
-                {"pointer": at, "detail": text} for at, text in self.errors[:SHOWN_ERRORS]
+                {"pointer": pointer, "detail": detail}
+                for pointer, detail in self.errors[:MAX_ERRORS]
             ]
         return {**members, **self.more}
 
@@ -111,36 +132,39 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def path_of(scope: Scope) -> str:
-    """The path as it was asked for, percent-encoded."""
+    """The path as it was requested, percent-encoded."""
     raw = scope.get("raw_path")
     return raw.decode("ascii", "replace") if raw else quote(scope["path"])
 
 
-def of_status(status: int, detail: str, **more: Any) -> Problem:
-    """The problem of a status that needs no explanation but `detail`."""
+def status_problem(status: int, detail: str, **more: Any) -> Problem:
+    """The problem that a status means by itself."""
     type, title = STATUSES.get(status, ("other", "The request failed"))
     return Problem(status=status, type=type, title=title, detail=detail, **more)
 
 
-def of_error(error: TandemError) -> Problem:
-    """What an error of ours means over HTTP. Raises it again if it means nothing to a client."""
-    for cls in type(error).__mro__:
-        if cls in KNOWN:
-            status, kind, title = KNOWN[cls]
-            break
-    else:
+def error_problem(error: TandemError | HTTPException) -> Problem:
+    """The problem that an error is for a client. Raises it again if clients have no use for it."""
+    if isinstance(error, HTTPException):
+        return status_problem(
+            error.status_code, str(error.detail), headers=dict(error.headers or {})
+        )
+    known = next((ERRORS[cls] for cls in type(error).__mro__ if cls in ERRORS), None)
+    if known is None:
         raise error
+    status, kind, title = known
     errors: Sequence[tuple[str, str]] = ()
     headers: dict[str, str] = {}
     more: dict[str, Any] = {}
     detail = str(error)
     if isinstance(error, Invalid):
         errors = error.errors
-        detail = "; ".join(f"{at} {text}" if at else text for at, text in errors)
+        detail = "; ".join(f"{pointer} {text}".strip() for pointer, text in errors)
     elif isinstance(error, UnknownTask):
-        errors = [("/task", str(error))]
+        errors = [("/task", detail)]
     elif isinstance(error, Unavailable):
-        headers = {"Retry-After": FULL_RETRY_AFTER if isinstance(error, Full) else RETRY_AFTER}
+        full = isinstance(error, Full)
+        headers = {"Retry-After": FULL_RETRY_AFTER_SECONDS if full else RETRY_AFTER_SECONDS}
     elif isinstance(error, OffsetMismatch):
         headers = {"Upload-Offset": str(error.expected), "Upload-Complete": "?0"}
         more = {"expected-offset": error.expected, "provided-offset": error.provided}
@@ -148,39 +172,28 @@ def of_error(error: TandemError) -> Problem:
         status=status,
         type=kind,
         title=title,
-        detail=detail[:2000],
+        detail=detail[:MAX_DETAIL_CHARS],
         errors=errors,
         headers=headers,
         more=more,
     )
 
 
-def of_http(error: HTTPException) -> Problem:
-    """The same for an HTTPException: ours, the files', or the router's."""
-    return of_status(error.status_code, str(error.detail), headers=dict(error.headers or {}))
-
-
-# ----------------------------------------------------------------------------------------- handlers
-
-
-def explained(request: Request, error: TandemError | HTTPException) -> Response:
-    """The answer to a request that met this error."""
-    if isinstance(error, TandemError):
-        return of_error(error).response(request.scope)
-    headers = dict(error.headers or {})
-    detail = str(error.detail)
-    if error.status_code in (204, 304):
-        return Response(status_code=error.status_code, headers=headers)
-    if error.status_code == 404 and detail == "Not Found":
+def error_response(request: Request, error: TandemError | HTTPException) -> Response:
+    """The response to a request that failed with this error."""
+    problem = error_problem(error)
+    if problem.status == 404 and problem.detail == "Not Found":  # the router's
         detail = f"there is nothing at {path_of(request.scope)[:200]}"
-    if error.status_code == 405:
-        headers = {"Allow": ", ".join(sorted(_allowed(request)))}
-        detail = f"{request.method[:20]} is not among them: {headers['Allow']}"
-    return of_status(error.status_code, detail, headers=headers).response(request.scope)
+        problem = msgspec.structs.replace(problem, detail=detail)
+    elif problem.status == 405:
+        allowed = ", ".join(sorted(_allowed_methods(request)))
+        detail = f"{request.method[:20]} is not allowed; use {allowed}"
+        problem = msgspec.structs.replace(problem, detail=detail, headers={"Allow": allowed})
+    return problem.response(request.scope)
 
 
-def _allowed(request: Request) -> set[str]:
-    # One path may have a route for each of its methods; the router only tells of the first.
+def _allowed_methods(request: Request) -> set[str]:
+    # Each method of a path has its own route, and the router reports the first one only.
     methods: set[str] = set()
     for route in request.app.routes:
         match, _ = route.matches(request.scope)
@@ -190,22 +203,19 @@ def _allowed(request: Request) -> set[str]:
 
 
 async def _handle(request: Request, error: Exception) -> Response:
-    if not isinstance(error, TandemError | HTTPException):
-        raise error
-    return explained(request, error)
+    if isinstance(error, RequestValidationError):
+        error = Invalid(
+            [
+                ("".join(f"/{part}" for part in one["loc"][1:]), str(one["msg"]))
+                for one in error.errors()
+            ]
+        )
+    if isinstance(error, TandemError | HTTPException):
+        return error_response(request, error)
+    # Edge answers unexpected errors. FastAPI would send its own response before it raises them.
+    raise error
 
 
-async def _validation_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, RequestValidationError):
-        raise error
-    errors = [
-        ("".join(f"/{part}" for part in one["loc"][1:]), str(one["msg"])) for one in error.errors()
-    ]
-    return of_error(Invalid(errors)).response(request.scope)
-
-
-HANDLERS: dict[Any, Any] = {
-    TandemError: _handle,
-    HTTPException: _handle,
-    RequestValidationError: _validation_error,
-}
+HANDLERS: dict[Any, Any] = dict.fromkeys(
+    (TandemError, HTTPException, RequestValidationError, Exception), _handle
+)

@@ -1,4 +1,4 @@
-"""Repeats a call to Redis while it is briefly away, within the time a client is ready to wait."""
+"""Repeats a call to Redis that failed at once, within the time that a client is ready to wait."""
 
 import asyncio
 import time
@@ -9,29 +9,24 @@ from tandem_shared.errors import Full, Unavailable
 
 T = TypeVar("T")
 
-
-LONGEST = 30.0  # seconds that a client may have us wait
-
-
-PAUSES = (0.05, 0.25)  # seconds before Redis is asked again
+MAX_WAIT_SECONDS = 30.0  # that a client may have us wait
+PAUSES_SECONDS = (0.05, 0.25)  # before the second and the third try
+FAST_FAILURE_SECONDS = 1.0  # a failure that took longer is not worth another try
 
 
-AT_ONCE = 1.0  # seconds; a failure that took longer than this is not worth another try
+async def retry_briefly(call: Callable[[], Awaitable[T]]) -> T:
+    """The answer of `call`, which is tried up to three times while it raises Unavailable at once.
 
-
-async def steadily(call: Callable[[], Awaitable[T]]) -> T:
-    """The answer, also over a connection that Redis closed meanwhile: what fails at once is tried again twice.
-
-    For calls that may be repeated, as all of the queue's.
+    Redis may have closed an idle connection. `call` must be safe to repeat, as the queue's are.
     """
-    for pause in PAUSES:
-        begun = time.monotonic()
+    for pause in PAUSES_SECONDS:
+        began = time.monotonic()
         try:
             return await call()
         except Full:
             raise
         except Unavailable:
-            if time.monotonic() - begun > AT_ONCE:
+            if time.monotonic() - began > FAST_FAILURE_SECONDS:
                 raise
         await asyncio.sleep(pause)
     return await call()

@@ -1,8 +1,8 @@
-"""POST /v1/jobs/bulk: many jobs in one request. Each stands for itself: a bad one is told in its place.
+"""POST /v1/jobs/bulk: many jobs in one request; an item that is refused does not affect the others.
 
-An array is read whole (it is bounded) and answered by an array. Lines are read, enqueued and
-answered as they come, in constant memory. Most clients send everything before they read anything:
-what they do not take waits on disk.
+An array is read as a whole, since it is bounded, and answered by an array. NDJSON is read, enqueued
+and answered as it comes, in constant memory: most clients read nothing before they have sent
+everything, so answers that are not read yet wait on disk.
 """
 
 import asyncio
@@ -12,130 +12,108 @@ from contextlib import suppress
 from typing import IO
 
 import msgspec
+from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from tandem_api.http.body import IDLE, content_type, decode, read_body
-from tandem_api.http.headers import traceparent
-from tandem_api.http.problems import Problem, of_error, of_http
-from tandem_api.http.retry import steadily
-from tandem_api.state import Served, served
+from tandem_api.http.body import (
+    IDLE_SECONDS,
+    JSON,
+    NDJSON,
+    body_chunks,
+    content_type,
+    decode,
+    read_body,
+)
+from tandem_api.http.headers import headers_of, traceparent
+from tandem_api.http.problems import Problem, error_problem
+from tandem_api.http.retry import retry_briefly
+from tandem_api.http.routing import PlainRoute
+from tandem_api.openapi.describe import (
+    BODY_PROBLEMS,
+    COMMON,
+    TRACEPARENT,
+    content,
+    ref,
+    response,
+)
+from tandem_api.state import RequestState, state_of
 from tandem_shared.errors import Invalid, Malformed, TandemError, TooLarge, Unavailable
 from tandem_shared.jobs.record import Submission
 
-ITEMS = 10_000  # of an array
-ARRAY = 64 << 20  # bytes of an array
-ARRAY_TIME = 600.0  # seconds for an array to come
-PORTION = 500  # items that are enqueued together
-BREATH = 50  # items after which others get their turn
-HELD = 1 << 20  # bytes of answers that are kept in memory for a client that does not read yet
-STALLED = 60.0  # seconds that a client may take for one portion of answers
+MAX_ITEMS = 10_000  # of an array
+MAX_ARRAY_BYTES = 64 << 20
+ARRAY_SECONDS = 600.0  # for an array to arrive
+BATCH_ITEMS = 500  # that are enqueued together
+YIELD_ITEMS = 50  # after which other requests get their turn
+MEMORY_BYTES = 1 << 20  # of answers that wait in memory; more of them wait on disk
+READ_BYTES = 64 << 10
+STALLED_SECONDS = 60.0  # that a client may take for one write of answers
 
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 
-
-class BulkEndpoint:
-    """The endpoint, as an ASGI application: it reads and answers at the same time."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        if "idempotency-key" in request.headers:
-            raise Malformed(
-                'Idempotency-Key: a bulk has none; give each item its own "idempotency_key"'
-            )
-        intake = Intake(request)
-        if content_type(request, lines=True) == "json":
-            await _array(request, intake, send)
-        else:
-            await _lines(request, intake, send)
+router = APIRouter(
+    route_class=PlainRoute, tags=["jobs"], default_response_class=Response, responses=COMMON
+)
 
 
-class Intake:
-    """Makes answers of items."""
+def _array(item: dict[str, str], **limits: int) -> dict[str, object]:
+    return {"type": "array", "items": item, **limits}
 
-    def __init__(self, request: Request) -> None:
-        state: Served = served(request)
-        self._queue, self._submissions, self._tenant = (
-            state["queue"],
-            state["submissions"],
-            state["tenant"],
+
+@router.post(
+    "/v1/jobs/bulk",
+    operation_id="submitJobs",
+    summary="Submit many jobs: an array, or any number of lines",
+    responses={
+        200: response(
+            "One answer for each item, in order",
+            {
+                **content(_array(ref("BulkAnswer")), JSON),
+                **content(ref("BulkAnswer"), NDJSON),
+            },
+        ),
+        **BODY_PROBLEMS,
+    },
+    openapi_extra={
+        "parameters": [TRACEPARENT],
+        "requestBody": {
+            "required": True,
+            "content": {
+                **content(_array(ref("BulkItem"), maxItems=MAX_ITEMS), JSON),
+                **content(ref("BulkItem"), NDJSON),
+            },
+        },
+    },
+)
+async def submit_jobs(request: Request) -> Response:
+    """An array is answered by an array, NDJSON by NDJSON while it is still being sent."""
+    if "idempotency-key" in headers_of(request):
+        raise Malformed(
+            'Idempotency-Key: does not apply to a bulk; give each item an "idempotency_key"'
         )
-        self._traceparent = traceparent(request.headers)
-        self.limit = state["settings"].max_body
-        self.begun = False  # something was accepted or answered: no 503 for the whole any more
-
-    async def answer(self, items: Sequence[bytes | None]) -> list[bytes]:
-        """One JSON value for each item, in order; None is an item that was too large to be kept.
-
-        Raises Unavailable until it has begun: then the whole may simply be sent again.
-        """
-        read = [await self._read(item, number) for number, item in enumerate(items)]
-        jobs = [one for one in read if isinstance(one, Submission)]
-        try:
-            enqueued = iter(await steadily(lambda: self._queue.submit_many(jobs)) if jobs else [])
-        except Unavailable as error:
-            if not self.begun:
-                raise
-            problem = of_error(error)
-            return [_told(problem if isinstance(one, Submission) else one) for one in read]
-        self.begun = self.begun or bool(jobs)
-        answers = []
-        for one in read:
-            if isinstance(one, Problem):
-                answers.append(_told(one))
-                continue
-            done = next(enqueued)
-            answers.append(
-                _told(of_error(done))
-                if isinstance(done, TandemError)
-                else b'{"id":"%s"}' % done.id.encode()
-            )
-        return answers
-
-    async def _read(self, item: bytes | None, number: int) -> Submission | Problem:
-        if number % BREATH == BREATH - 1:
-            await asyncio.sleep(0)
-        try:
-            if item is None or len(item) > self.limit:
-                raise TooLarge("the item", self.limit)
-            return await self._submissions.read(
-                item, tenant=self._tenant, traceparent=self._traceparent, item=True
-            )
-        except Unavailable:
-            if not self.begun:
-                raise
-            return of_error(Unavailable("the catalogue cannot be read now"))
-        except TandemError as error:
-            return of_error(error)
-        except HTTPException as error:
-            return of_http(error)
+    batches = BatchSubmitter(request)
+    if content_type(request, ndjson=True) == NDJSON:
+        return NdjsonResponse(request, batches)
+    items = await _read_array(request)
+    answers: list[bytes] = []
+    for start in range(0, len(items), BATCH_ITEMS):
+        batch = items[start : start + BATCH_ITEMS]
+        answers += await batches.submit([bytes(item) for item in batch])
+    return Response(b"[" + b",".join(answers) + b"]", media_type=JSON)
 
 
-def _told(problem: Problem) -> bytes:
-    return msgspec.json.encode({"error": problem.members()})
-
-
-# -------------------------------------------------------------------------------------------- array
-
-
-async def _array(request: Request, intake: Intake, send: Send) -> None:
-    body = await read_body(request, ARRAY, total=ARRAY_TIME)
+async def _read_array(request: Request) -> list[msgspec.Raw]:
+    body = await read_body(request, MAX_ARRAY_BYTES, total_seconds=ARRAY_SECONDS)
     try:
         items: list[msgspec.Raw] = decode(body, _items)
     except Malformed:
         if body.lstrip()[:1] != b"[" and _is_json(body):
             raise Invalid([("", "must be a JSON array of jobs")]) from None
         raise
-    if len(items) > ITEMS:
-        raise TooLarge("the array", ITEMS, "items")
-    answers: list[bytes] = []
-    for start in range(0, len(items), PORTION):
-        answers += await intake.answer([bytes(item) for item in items[start : start + PORTION]])
-    response = Response(b"[" + b",".join(answers) + b"]", media_type="application/json")
-    await response(request.scope, request.receive, send)
+    if len(items) > MAX_ITEMS:
+        raise TooLarge("the array", MAX_ITEMS, "items")
+    return items
 
 
 def _is_json(body: bytes) -> bool:
@@ -145,39 +123,106 @@ def _is_json(body: bytes) -> bool:
     return False
 
 
-# -------------------------------------------------------------------------------------------- lines
+class BatchSubmitter:
+    """Enqueues the items of one request, batch by batch."""
+
+    def __init__(self, request: Request) -> None:
+        state: RequestState = state_of(request)
+        self._queue, self._submissions = state["queue"], state["submissions"]
+        self._tenant, self._traceparent = state["tenant"], traceparent(request)
+        self.max_item_bytes = state["settings"].max_body
+        # Set once an item was accepted or answered: the request as a whole cannot be a 503 then.
+        self.started = False
+
+    async def submit(self, items: Sequence[bytes | None]) -> list[bytes]:
+        """One JSON value for each item, in order; None stands for an item that was too large.
+
+        Raises Unavailable until it has started: then the client may repeat the whole request.
+        """
+        read = [await self._read(item, number) for number, item in enumerate(items, 1)]
+        jobs = [one for one in read if isinstance(one, Submission)]
+        try:
+            submitted = iter(
+                await retry_briefly(lambda: self._queue.submit_many(jobs)) if jobs else []
+            )
+        except Unavailable as error:
+            if not self.started:
+                raise
+            problem = error_problem(error)
+            return [_error(problem if isinstance(one, Submission) else one) for one in read]
+        self.started = self.started or bool(jobs)
+        answers = []
+        for one in read:
+            if isinstance(one, Problem):
+                answers.append(_error(one))
+                continue
+            done = next(submitted)
+            answers.append(
+                _error(error_problem(done))
+                if isinstance(done, TandemError)
+                else b'{"id":"%s"}' % done.id.encode()
+            )
+        return answers
+
+    async def _read(self, item: bytes | None, number: int) -> Submission | Problem:
+        if number % YIELD_ITEMS == 0:
+            await asyncio.sleep(0)
+        try:
+            if item is None or len(item) > self.max_item_bytes:
+                raise TooLarge("the item", self.max_item_bytes)
+            return await self._submissions.read(
+                item, tenant=self._tenant, traceparent=self._traceparent, item=True
+            )
+        except Unavailable:
+            if not self.started:
+                raise
+            return error_problem(Unavailable("the catalogue cannot be read now"))
+        except TandemError as error:
+            return error_problem(error)
 
 
-async def _lines(request: Request, intake: Intake, send: Send) -> None:
-    answers = Answers(send)
-    try:
-        async for items in _portions(request, intake.limit):
-            told = await intake.answer(items)
-            # Not begun before the first portion: while Redis is away, the answer is a 503 as
-            # everywhere.
+def _error(problem: Problem) -> bytes:
+    return msgspec.json.encode({"error": problem.members()})
+
+
+class NdjsonResponse(Response):
+    """Reads lines, and answers them while more of them arrive."""
+
+    def __init__(self, request: Request, batches: BatchSubmitter) -> None:
+        self._request, self._batches = request, batches
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        answers = AnswerSpool(send)
+        try:
+            async for items in _read_lines(self._request, self._batches.max_item_bytes):
+                lines = await self._batches.submit(items)
+                # Begin after the first batch: while Redis is away, the response is a 503.
+                answers.begin()
+                self._batches.started = True
+                await answers.put(b"".join(line + b"\n" for line in lines))
             answers.begin()
-            intake.begun = True
-            await answers.put(b"".join(line + b"\n" for line in told))
-        answers.begin()
-        await answers.end()
-    except (HTTPException, TimeoutError):
-        if not answers.begun:
-            raise
-        # The rest of the lines never came, or nobody takes the answers: the body is left without
-        # its end.
-    finally:
-        await answers.close()
+            await answers.end()
+        except (HTTPException, TimeoutError):
+            if not answers.begun:
+                raise
+            # The rest of the lines never came, or the client does not read: the missing end of the
+            # body shows it.
+        finally:
+            await answers.close()
 
 
-async def _portions(request: Request, limit: int) -> AsyncIterator[list[bytes | None]]:
-    """The lines of each chunk of the body, at most PORTION at once, without blank ones; None for one above `limit`."""
+async def _read_lines(request: Request, max_bytes: int) -> AsyncIterator[list[bytes | None]]:
+    """The lines of each chunk of the body, up to BATCH_ITEMS at a time, without empty ones.
+
+    None stands for a line of more than `max_bytes`.
+    """
     rest, skipping = bytearray(), False
-    async for chunk in _chunks(request):
+    async for chunk in body_chunks(request, IDLE_SECONDS):
         head, newline, tail = chunk.rpartition(b"\n")
         if not newline:
             if not skipping:
                 rest += chunk
-                if len(rest) > limit:
+                if len(rest) > max_bytes:
                     rest, skipping = bytearray(), True
             continue
         lines: list[bytes | None] = list((bytes(rest) + head).split(b"\n"))
@@ -185,94 +230,79 @@ async def _portions(request: Request, limit: int) -> AsyncIterator[list[bytes | 
             lines[0] = None
         rest, skipping = bytearray(tail), False
         lines = [line for line in lines if line is None or line.strip()]
-        for start in range(0, len(lines), PORTION):
-            yield lines[start : start + PORTION]
+        for start in range(0, len(lines), BATCH_ITEMS):
+            yield lines[start : start + BATCH_ITEMS]
     if skipping or rest.strip():
         yield [None if skipping else bytes(rest)]
 
 
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    while True:
-        try:
-            async with asyncio.timeout(IDLE):
-                message = await request.receive()
-        except TimeoutError:
-            raise HTTPException(408, f"no byte came for {IDLE:g} s") from None
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        if chunk := message.get("body"):
-            yield chunk
-        if not message.get("more_body", False):
-            return
-
-
-class Answers:
-    """What is to be sent, in order: in memory while the client reads, on disk while it does not."""
+class AnswerSpool:
+    """Answers on their way to the client: in memory while it reads, on disk while it does not."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=HELD)  # noqa: SIM115 - `close` closes it
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES)  # noqa: SIM115 - `close` closes it
         self._moving = asyncio.Lock()
         self._written = self._sent = 0
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._ended = False
         self._sending: asyncio.Task[None] | None = None
 
     @property
     def begun(self) -> bool:
-        """Whether the client has been told a status."""
+        """Whether the client has been sent a status."""
         return self._sending is not None
 
     def begin(self) -> None:
-        """Starts to answer."""
+        """Starts the response."""
         if self._sending is None:
             self._sending = asyncio.create_task(self._run())
 
     async def put(self, data: bytes) -> None:
-        """Adds to the end. Never waits for the client."""
+        """Appends data. Never waits for the client."""
         async with self._moving:
-            await self._file_does(lambda: self._write(data))
+            await self._on_file(lambda: self._write(data))
             self._written += len(data)
-        self._news.set()
+        self._changed.set()
 
     async def end(self) -> None:
-        """Waits until all is sent. Raises TimeoutError when the client takes nothing for STALLED seconds."""
+        """Waits until all is sent. Raises TimeoutError if the client takes nothing for STALLED_SECONDS."""
         self._ended = True
-        self._news.set()
+        self._changed.set()
         sent = -1
         while self._sending is not None and not self._sending.done():
             if sent == self._sent:
                 raise TimeoutError
             sent = self._sent
-            await asyncio.wait({self._sending}, timeout=STALLED)
+            await asyncio.wait({self._sending}, timeout=STALLED_SECONDS)
         if self._sending is not None:
             self._sending.result()
 
     async def _run(self) -> None:
-        headers = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")]
+        headers = [(b"content-type", NDJSON.encode()), (b"cache-control", b"no-store")]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         while not (self._ended and self._sent == self._written):
-            self._news.clear()
+            self._changed.clear()
             while data := await self._next():
                 await self._send({"type": "http.response.body", "body": data, "more_body": True})
                 self._sent += len(data)
             if not self._ended:
-                await self._news.wait()
+                await self._changed.wait()
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _next(self) -> bytes:
         async with self._moving:
             if self._sent < self._written:
-                return await self._file_does(self._read)
+                return await self._on_file(self._read)
             if self._written and not self._ended:
-                self._sent = self._written = 0  # nothing waits: the space is used again
+                self._sent = self._written = 0  # all is sent: reuse the space
                 self._file.seek(0)
                 self._file.truncate()
             return b""
 
-    async def _file_does(self, move: Callable[[], bytes]) -> bytes:
-        # In memory it is sooner done than handed to a thread.
-        return move() if self._written < HELD // 2 else await asyncio.to_thread(move)
+    async def _on_file(self, move: Callable[[], bytes]) -> bytes:
+        # In memory it takes less time than a thread would.
+        return move() if self._written < MEMORY_BYTES // 2 else await asyncio.to_thread(move)
 
     def _write(self, data: bytes) -> bytes:
         self._file.seek(self._written)
@@ -281,14 +311,11 @@ class Answers:
 
     def _read(self) -> bytes:
         self._file.seek(self._sent)
-        return self._file.read(64 << 10)
+        return self._file.read(READ_BYTES)
 
     async def close(self) -> None:
-        """Stops sending, and gives the space back."""
+        """Stops sending, and frees the space."""
         if self._sending is not None and not self._sending.done():
             self._sending.cancel()
             await asyncio.wait({self._sending})
         self._file.close()
-
-
-ROUTES = [Route("/v1/jobs/bulk", BulkEndpoint(), methods=["POST"])]

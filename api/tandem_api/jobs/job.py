@@ -1,99 +1,123 @@
-"""One job over HTTP: submitted, looked at, waited for, its result, cancelled, forgotten."""
+"""One job over HTTP: submit, show, wait, result, cancel, delete."""
 
 import re
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from fastapi import APIRouter, Path, Request, Response
 
-from tandem_api.http.body import content_type, read_body
+from tandem_api.http.body import JSON, content_type, read_body
 from tandem_api.http.headers import (
+    NO_CACHE,
     flag,
+    headers_of,
     idempotency_key,
     matches,
     preferred_wait,
     traceparent,
-    waited,
+    wait_parameter,
 )
-from tandem_api.http.problems import RETRY_AFTER, Problem
-from tandem_api.http.retry import steadily
-from tandem_api.http.routing import JOB, Plain
-from tandem_api.jobs.lookup import known, remembered, until
-from tandem_api.state import Served, served
+from tandem_api.http.problems import RETRY_AFTER_SECONDS, Problem
+from tandem_api.http.retry import MAX_WAIT_SECONDS, retry_briefly
+from tandem_api.http.routing import JOB, PlainRoute
+from tandem_api.jobs.lookup import find_in_ledger, find_job, wait_until
+from tandem_api.openapi.describe import (
+    BODY_PROBLEMS,
+    COMMON,
+    JOB_ID,
+    SUBMIT_HEADERS,
+    SUBMITTED,
+    content,
+    job_response,
+    parameter,
+    problems,
+    ref,
+    response,
+)
+from tandem_api.state import RequestState, StateDep, state_of
 from tandem_shared.errors import Conflict, Unavailable
 from tandem_shared.files.names import job_folder
 from tandem_shared.jobs.record import Failure, Record, Submission, job_json
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Submitted
 
-JSON = "application/json"
-_PRIVATE = {"Cache-Control": "private, no-cache"}
+# The requests that are made most often take the short way, see PlainRoute.
+plain = APIRouter(
+    route_class=PlainRoute, tags=["jobs"], default_response_class=Response, responses=COMMON
+)
+router = APIRouter(tags=["jobs"], default_response_class=Response, responses=COMMON)
+
+JobId = Annotated[str, Path(description="The job's id")]
 
 
-class _FileView(msgspec.Struct):
+class _ResultFile(msgspec.Struct):
     file: str
 
 
-class _Kept(msgspec.Struct, forbid_unknown_fields=True):
+class _StoredResult(msgspec.Struct, forbid_unknown_fields=True):
     """A result that was too large for the record."""
 
-    file: _FileView
+    file: _ResultFile
 
 
-_kept = msgspec.json.Decoder(_Kept)
-_KEPT_NAME = re.compile(r"result(-[0-9]+)?\.json")  # see worker/tandem_worker/runtime/run.py
+_stored_result = msgspec.json.Decoder(_StoredResult)
+_RESULT_NAME = re.compile(r"result(-[0-9]+)?\.json")  # as worker/tandem_worker/runtime names it
 _failure = msgspec.json.Decoder(Failure)
 
 
-# ------------------------------------------------------------------------------------------- submit
-
-
+@plain.post(
+    "/v1/jobs",
+    operation_id="submitJob",
+    summary="Submit one job",
+    responses={**SUBMITTED, **BODY_PROBLEMS},
+    openapi_extra={
+        "parameters": SUBMIT_HEADERS,
+        "requestBody": {"required": True, "content": content(ref("NewJob"), JSON)},
+    },
+)
 async def submit_job(request: Request) -> Response:
-    """POST /v1/jobs."""
-    state = served(request)
+    """A repeat with the same Idempotency-Key returns the first job, and runs nothing twice."""
+    state = state_of(request)
     content_type(request)
-    headers = request.headers
-    key, wait = idempotency_key(headers), preferred_wait(headers)
+    key, wait = idempotency_key(request), preferred_wait(request)
     body = await read_body(request, state["settings"].max_body)
     submission = await state["submissions"].read(
-        body, tenant=state["tenant"], key=key, traceparent=traceparent(headers)
+        body, tenant=state["tenant"], key=key, traceparent=traceparent(request)
     )
-    return await accept(state, submission, wait)
+    return await submit(state, submission, wait)
 
 
-async def accept(state: Served, submission: Submission, wait: int | None) -> Response:
-    """The answer to a submission, which is enqueued; `wait`: seconds that the client would like to."""
+async def submit(state: RequestState, submission: Submission, wait: int | None) -> Response:
+    """Enqueues a job; waits for its end for up to `wait` seconds if the client prefers that."""
     submitted, record = await _enqueue(state, submission)
     if wait and not record.done:
-        record = await _finished(state, record, wait)
+        record = await _wait_for_end(state, record, wait)
     status = 200 if wait is not None and record.done else 202
-    answer = {"Location": f"/v1/jobs/{record.id}"}
+    headers = {"Location": f"/v1/jobs/{record.id}"}
     if status == 202:
-        answer["Retry-After"] = RETRY_AFTER
+        headers["Retry-After"] = RETRY_AFTER_SECONDS
     if wait is not None:
-        answer["Preference-Applied"] = f"wait={wait}"
+        headers["Preference-Applied"] = f"wait={wait}"
     if submitted.replayed:
-        answer["Idempotent-Replayed"] = "true"
-    return Response(job_json(record), status, answer, media_type=JSON)
+        headers["Idempotent-Replayed"] = "true"
+    return Response(job_json(record), status, headers, media_type=JSON)
 
 
-async def _enqueue(state: Served, submission: Submission) -> tuple[Submitted, Record]:
+async def _enqueue(state: RequestState, submission: Submission) -> tuple[Submitted, Record]:
     queue = state["queue"]
     for _ in range(2):
-        submitted = await steadily(lambda: queue.submit(submission))
+        submitted = await retry_briefly(lambda: queue.submit(submission))
         if not submitted.replayed and submitted.state in (State.QUEUED, State.SCHEDULED):
-            return submitted, entered(submission, submitted)
-        record = await steadily(partial(queue.get, submitted.id, tenant=submission.tenant))
+            return submitted, _entered(submission, submitted)
+        record = await retry_briefly(partial(queue.get, submitted.id, tenant=submission.tenant))
         if record is not None:
             return submitted, record
-        # The first job's record expired between the two; so did its key.
-    raise Unavailable("the first job with this idempotency key is just being forgotten")
+        # The first job's record has expired in between, and with it the key.
+    raise Unavailable("the first job with this idempotency key is just expiring")
 
 
-def entered(submission: Submission, submitted: Submitted) -> Record:
+def _entered(submission: Submission, submitted: Submitted) -> Record:
     """The record as it stands in Redis now, without reading it."""
     scheduled = submitted.state is State.SCHEDULED
     return Record(
@@ -112,141 +136,150 @@ def entered(submission: Submission, submitted: Submitted) -> Record:
     )
 
 
-async def _finished(state: Served, record: Record, seconds: float) -> Record:
-    """The job when it is final, else as it is when the time is up."""
+async def _wait_for_end(state: RequestState, record: Record, seconds: float) -> Record:
+    """The final job, or the job as it is when the time is up."""
     try:
-        found = await until(
-            lambda one: one.done,
-            record.id,
-            tenant=record.tenant,
-            queue=state["queue"],
-            drain=state["drain"],
-            seconds=seconds,
-        )
+        found = await wait_until(lambda now: now.done, state, record.id, seconds)
     except Unavailable:
-        return record  # it is accepted: that must be said, whatever happens to Redis now
+        return record  # the job is accepted, and the client must learn that whatever Redis does now
     return found or record
 
 
-# --------------------------------------------------------------------------------------------- look
-
-
+@plain.get(
+    JOB,
+    operation_id="showJob",
+    summary="Show a job, or wait for it",
+    responses={
+        200: job_response("The job", ETag="its version", Cache_Control="private"),
+        304: response("The job is as If-None-Match names it"),
+        **problems(400, 404),
+    },
+    openapi_extra={
+        "parameters": [
+            JOB_ID,
+            parameter(
+                "wait",
+                "query",
+                f"Long-poll: `25s` or a number of seconds, at most {MAX_WAIT_SECONDS:g}",
+            ),
+            parameter("payload", "query", "Add the payload", {"type": "boolean", "default": False}),
+            parameter("If-None-Match", "header", "The ETag that the client has"),
+        ]
+    },
+)
 async def show_job(request: Request) -> Response:
-    """GET /v1/jobs/{id}."""
-    state = served(request)
+    """With `wait`, the answer comes once the job is final or, with If-None-Match, once it has changed."""
+    state = state_of(request)
     id = request.path_params["id"]
-    wait, with_payload = waited(request), flag(request, "payload")
-    record = await known(state, id)
-    conditional = "if-none-match" in request.headers
+    wait, with_payload = wait_parameter(request), flag(request, "payload")
+    record = await find_job(state, id)
+    conditional = "if-none-match" in headers_of(request)
     if wait and not record.done:
 
-        def enough(one: Record) -> bool:
-            return not matches(request.headers, one.etag) if conditional else one.done
+        def is_news(now: Record) -> bool:
+            return not matches(request, now.etag) if conditional else now.done
 
-        if not enough(record):
-            found = await until(
-                enough,
-                id,
-                tenant=state["tenant"],
-                queue=state["queue"],
-                drain=state["drain"],
-                seconds=wait,
-            )
-            record = found or await remembered(state, id)
-    headers = {**_PRIVATE, "ETag": record.etag}
-    if conditional and matches(request.headers, record.etag):
+        if not is_news(record):
+            record = await wait_until(is_news, state, id, wait) or await find_in_ledger(state, id)
+    headers = {**NO_CACHE, "ETag": record.etag}
+    if conditional and matches(request, record.etag):
         return Response(status_code=304, headers=headers)
     payload = None
     if with_payload:
-        payload = await steadily(lambda: state["queue"].payload(id, tenant=state["tenant"]))
+        payload = await retry_briefly(lambda: state["queue"].payload(id, tenant=state["tenant"]))
         if payload is None:
             payload = await state["ledger"].payload(id, tenant=state["tenant"])
     return Response(job_json(record, payload=payload), 200, headers, media_type=JSON)
 
 
+@plain.get(
+    f"{JOB}/result",
+    operation_id="showResult",
+    summary="The result alone",
+    responses={
+        200: response("The bare result", content({}, JSON)),
+        202: job_response("Not final yet", Retry_After="seconds"),
+        303: response("The result is kept as a file", Location="the file"),
+        **problems(404, _409="The job failed or was cancelled"),
+    },
+    openapi_extra={"parameters": [JOB_ID]},
+)
 async def show_result(request: Request) -> Response:
-    """GET /v1/jobs/{id}/result."""
-    record = await known(served(request), request.path_params["id"])
+    """A result of more than 256 KiB is kept as a file, to which the answer redirects."""
+    record = await find_job(state_of(request), request.path_params["id"])
     if not record.done:
-        return Response(
-            job_json(record), 202, {**_PRIVATE, "Retry-After": RETRY_AFTER}, media_type=JSON
-        )
+        headers = {**NO_CACHE, "Retry-After": RETRY_AFTER_SECONDS}
+        return Response(job_json(record), 202, headers, media_type=JSON)
     if record.state is not State.SUCCEEDED:
-        return _without_result(record).response(request.scope)
+        return _no_result(record).response(request.scope)
     result = record.result if record.result is not None else b"null"
-    if (url := _file_url(record.id, result)) is not None:
-        return Response(None, 303, {**_PRIVATE, "Location": url})
-    return Response(result, 200, {**_PRIVATE, "ETag": record.etag}, media_type=JSON)
+    url = _result_url(record.id, result)
+    if url is not None:
+        return Response(None, 303, {**NO_CACHE, "Location": url})
+    return Response(result, 200, {**NO_CACHE, "ETag": record.etag}, media_type=JSON)
 
 
-def _without_result(record: Record) -> Problem:
+def _no_result(record: Record) -> Problem:
     more: dict[str, Any] = {}
+    detail = "the job was cancelled" if record.state is State.CANCELLED else "the job failed"
     if record.error is not None and record.state is State.FAILED:
         failure = _failure.decode(record.error)
         more["error"] = msgspec.structs.asdict(failure)
-        detail = f"the job failed ({failure.type}): {failure.message}"
-    else:
-        detail = (
-            f"the job was {record.state.value}"
-            if record.state is State.CANCELLED
-            else "the job failed"
-        )
+        detail += f" ({failure.type}): {failure.message}"
     return Problem(
         status=409,
         type=f"job-{record.state.value}",
         title="The job has no result",
         detail=detail,
         more=more,
-        headers=_PRIVATE,
+        headers=NO_CACHE,
     )
 
 
-def _file_url(id: str, result: bytes) -> str | None:
-    """Where the result is, if the worker kept it as a file of the job for its size: not what a task itself returned."""
+def _result_url(id: str, result: bytes) -> str | None:
+    """Where the result is if the worker kept it as a file; None for what the task itself returned."""
     if not result.startswith(b'{"file":{'):
         return None
     try:
-        job, _, name = _kept.decode(result).file.file.partition("/")
+        job, _, name = _stored_result.decode(result).file.file.partition("/")
     except msgspec.ValidationError:
         return None
-    return f"/v1/jobs/{id}/files/{name}" if job == id and _KEPT_NAME.fullmatch(name) else None
+    return f"/v1/jobs/{id}/files/{name}" if job == id and _RESULT_NAME.fullmatch(name) else None
 
 
-# ------------------------------------------------------------------------------------------- cancel
-
-
-async def cancel_job(request: Request) -> Response:
-    """POST /v1/jobs/{id}/cancel."""
-    state = served(request)
-    id = request.path_params["id"]
-    record = await steadily(lambda: state["queue"].cancel(id, tenant=state["tenant"]))
+@router.post(
+    f"{JOB}/cancel",
+    operation_id="cancelJob",
+    summary="Cancel a job, whatever its state",
+    status_code=202,
+    responses={202: job_response("The job as it is now"), **problems(404)},
+)
+async def cancel_job(state: StateDep, id: JobId) -> Response:
+    """A job that has not started is cancelled at once, a running one is told to end. A final one stays as it is."""
+    record = await retry_briefly(lambda: state["queue"].cancel(id, tenant=state["tenant"]))
     if record is None:
-        record = await remembered(state, id)  # it is final, and stays as it is
-    return Response(job_json(record), 202, _PRIVATE, media_type=JSON)
+        record = await find_in_ledger(state, id)  # final, and only the ledger knows it
+    return Response(job_json(record), 202, NO_CACHE, media_type=JSON)
 
 
-# ------------------------------------------------------------------------------------------- forget
-
-
-async def forget_job(request: Request) -> Response:
-    """DELETE /v1/jobs/{id}."""
-    state = served(request)
-    queue, tenant = state["queue"], state["tenant"]
-    record = await known(state, request.path_params["id"])
+@router.delete(
+    JOB,
+    operation_id="forgetJob",
+    summary="Delete a final job and its files",
+    status_code=204,
+    responses={
+        204: response("Nothing is left of it"),
+        **problems(404, _409="The job is not final"),
+    },
+)
+async def delete_job(state: StateDep, id: JobId) -> Response:
+    """Its result, its files and its stream are deleted with it."""
+    record = await find_job(state, id)
     if not record.done:
         raise Conflict(f"the job is {record.state.value}: cancel it first")
-    # Its record last: until then it is known, and whoever asks again goes on where this was cut
-    # off. What the ledger reads of the record meanwhile is too late for the grave.
+    # Delete the record last, so that a DELETE that was interrupted can be repeated. The ledger
+    # cannot bring the job back: the stamp of its tombstone is newer than any.
     await state["store"].delete_tree(job_folder(record.id))
     await state["ledger"].tombstone(record.id)
-    await steadily(lambda: queue.forget(record.id, tenant=tenant))
+    await retry_briefly(lambda: state["queue"].forget(record.id, tenant=state["tenant"]))
     return Response(status_code=204)
-
-
-ROUTES = [
-    Route("/v1/jobs", Plain(submit_job), methods=["POST"]),
-    Route(JOB, Plain(show_job), methods=["GET"]),
-    Route(f"{JOB}/result", Plain(show_result), methods=["GET"]),
-    Route(f"{JOB}/cancel", Plain(cancel_job), methods=["POST"]),
-    Route(JOB, Plain(forget_job), methods=["DELETE"]),
-]

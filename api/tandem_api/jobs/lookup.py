@@ -1,53 +1,46 @@
-"""A job by its id: as Redis has it, or, once its record there has expired, as the ledger does."""
+"""A job by its id: from Redis or, once its record there has expired, from the ledger."""
 
 import time
 from collections.abc import Callable
 
-from tandem_api.drain import Drain
-from tandem_api.http.retry import LONGEST, steadily
-from tandem_api.state import Served
+from tandem_api.http.retry import MAX_WAIT_SECONDS, retry_briefly
+from tandem_api.state import RequestState
 from tandem_shared.errors import NotFound
 from tandem_shared.jobs.ids import ID_CHARS, id_time
 from tandem_shared.jobs.record import Record
-from tandem_shared.queue.queue import Queue
 
 
-async def known(state: Served, id: str) -> Record:
-    """The job. Raises NotFound, and Unavailable where it cannot be said."""
-    record = await steadily(lambda: state["queue"].get(id, tenant=state["tenant"]))
-    if record is None:
-        record = await remembered(state, id)
-    return record
+async def find_job(state: RequestState, id: str) -> Record:
+    """The job. Raises NotFound, and Unavailable if Redis or the ledger cannot be asked."""
+    record = await retry_briefly(lambda: state["queue"].get(id, tenant=state["tenant"]))
+    return record or await find_in_ledger(state, id)
 
 
-async def remembered(state: Served, id: str) -> Record:
-    """The same for one of which Redis knows nothing."""
+async def find_in_ledger(state: RequestState, id: str) -> Record:
+    """A job that Redis does not know. Raises NotFound and Unavailable."""
     record = None
-    if (
-        len(id) == ID_CHARS and id_time(id) is not None
-    ):  # else nobody ever had it, whatever the database would say
+    # An id that was never given out is unknown, whether or not the database answers.
+    if len(id) == ID_CHARS and id_time(id) is not None:
         record = await state["ledger"].get(id, tenant=state["tenant"])
     if record is None:
         raise NotFound("job", id[:64])
     return record
 
 
-async def until(
-    enough: Callable[[Record], bool],
-    id: str,
-    *,
-    tenant: str,
-    queue: Queue,
-    drain: Drain,
-    seconds: float,
+async def wait_until(
+    condition: Callable[[Record], bool], state: RequestState, id: str, seconds: float
 ) -> Record | None:
-    """The job as soon as it is `enough`, else as it is after `seconds` or when the service ends; None if it is gone."""
-    end = time.monotonic() + min(seconds, LONGEST)
+    """The job once it meets the condition, or as it is after `seconds` or when the drain begins.
+
+    None if Redis does not know it any more. Raises Unavailable.
+    """
+    queue, drain = state["queue"], state["drain"]
+    end = time.monotonic() + min(seconds, MAX_WAIT_SECONDS)
     async with queue.subscribe(id) as change:
-        with drain.telling(change.set):
+        with drain.notifying(change.set):
             while True:
-                record = await steadily(lambda: queue.get(id, tenant=tenant))
+                record = await retry_briefly(lambda: queue.get(id, tenant=state["tenant"]))
                 left = end - time.monotonic()
-                if record is None or enough(record) or left <= 0 or drain.begun:
+                if record is None or condition(record) or left <= 0 or drain.begun:
                     return record
                 await change.wait(left)

@@ -1,25 +1,42 @@
-"""Dead letters: failed and cancelled jobs run again, one by its id, or all that match a filter."""
+"""Dead letters: a failed or cancelled job runs again as a new job, one by its id or all that match a filter."""
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-import msgspec
+from fastapi import APIRouter, Depends, Request, Response
 from jsonschema_rs import Draft202012Validator
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, WithJsonSchema
 
-from tandem_api.http.body import content_type, decode, read_body, refuse_depth
-from tandem_api.http.headers import idempotency_key, preferred_wait, traceparent
-from tandem_api.http.problems import of_error
-from tandem_api.http.retry import steadily
-from tandem_api.http.routing import JOB, Plain
-from tandem_api.jobs.job import accept
-from tandem_api.jobs.listing import Found, cursor_of, id_before, look, recent, time_of
-from tandem_api.jobs.lookup import known
-from tandem_api.state import Served, served
+from tandem_api.http.body import JSON, content_type, decode, read_body, refuse_depth
+from tandem_api.http.headers import idempotency_key, no_store, preferred_wait, traceparent
+from tandem_api.http.problems import error_problem
+from tandem_api.http.retry import retry_briefly
+from tandem_api.http.routing import JOB
+from tandem_api.jobs.job import JobId, submit
+from tandem_api.jobs.listing import (
+    SEARCHED,
+    JobPage,
+    cursor_of,
+    find_jobs,
+    id_of_cursor,
+    recent_jobs,
+    stamp_of,
+)
+from tandem_api.jobs.lookup import find_job
+from tandem_api.openapi.describe import (
+    BODY_PROBLEMS,
+    COMMON,
+    SUBMIT_HEADERS,
+    SUBMITTED,
+    TRACEPARENT,
+    content,
+    problems,
+    ref,
+)
+from tandem_api.state import RequestState, StateDep
 from tandem_api.validation.messages import explain
+from tandem_api.validation.schema import TAGS_SCHEMA
 from tandem_shared.errors import Conflict, Invalid, NotFound, TandemError, Unavailable
 from tandem_shared.jobs.record import Record, Submission
 from tandem_shared.jobs.replay import REPLAYABLE, ReplayInput, replay_key
@@ -27,17 +44,17 @@ from tandem_shared.jobs.states import State
 from tandem_shared.ledger.query import JobFilter
 from tandem_shared.ledger.rows import storable_text
 
-MOST = 10_000  # jobs of one call
-IDS = 1000  # that a filter may name
-LONGEST = 10.0  # seconds after which a call tells how far it came
-PAGE = 200  # jobs that are looked for at once
-PORTION = 50  # of them that are replayed together: a payload may have a MiB
+MAX_JOBS = 10_000  # of one call
+MAX_IDS = 1000  # in a filter
+CALL_SECONDS = 10.0  # after which a call returns, with the cursor to continue at
+PAGE_JOBS = 200  # that are looked up together
+BATCH_JOBS = 50  # that are replayed together: each payload may have a MiB
 
 _TEXT: dict[str, Any] = {"type": ["string", "null"], "maxLength": 200}
 _TIME: dict[str, Any] = {"type": ["string", "null"], "format": "date-time"}
 _STATE: dict[str, Any] = {"enum": sorted(REPLAYABLE)}
 # The filter of GET /v1/jobs as a body; null means left out.
-BODY: dict[str, Any] = {
+FILTER_SCHEMA: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
@@ -47,37 +64,60 @@ BODY: dict[str, Any] = {
         },
         "task": _TEXT,
         "queue": _TEXT,
-        "tags": {
-            "type": ["object", "null"],
-            "maxProperties": 50,
-            "propertyNames": {"minLength": 1, "maxLength": 64},
-            "additionalProperties": {"type": "string", "maxLength": 256},
-        },
+        "tags": TAGS_SCHEMA,
         "since": {**_TIME, "description": "submitted at this time or later"},
         "until": {**_TIME, "description": "submitted before this time"},
-        "q": {
-            **_TEXT,
-            "description": "a text within id, task, tags or the error's type and message, in any case",
-        },
+        "q": {**_TEXT, "description": SEARCHED},
         "ids": {
             "type": ["array", "null"],
-            "maxItems": IDS,
+            "maxItems": MAX_IDS,
             "items": {"type": "string", "maxLength": 64, "pattern": "^[0-9A-Za-z]+$"},
-            "description": "of these jobs only",
+            "description": "only these jobs",
         },
-        "limit": {"type": ["integer", "null"], "minimum": 1, "maximum": MOST, "default": MOST},
+        "limit": {
+            "type": ["integer", "null"],
+            "minimum": 1,
+            "maximum": MAX_JOBS,
+            "default": MAX_JOBS,
+        },
         "cursor": {"type": ["string", "null"], "description": "`next_cursor` of the call before"},
-        "dry_run": {"type": ["boolean", "null"], "default": False, "description": "count only"},
+        "dry_run": {"type": ["boolean", "null"], "default": False, "description": "only count"},
     },
 }
-_validator = Draft202012Validator(BODY)
+_validator = Draft202012Validator(FILTER_SCHEMA)
+_ITEMS_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "description": "the id of each new job, and a problem for each job that was refused",
+    "items": {
+        "type": "object",
+        "required": ["replay_of"],
+        "properties": {
+            "replay_of": {"type": "string"},
+            "id": {"type": "string"},
+            "error": ref("Problem"),
+        },
+    },
+}
+
+router = APIRouter(tags=["jobs"], responses=COMMON)
 
 
-async def replay_job(request: Request) -> Response:
-    """POST /v1/jobs/{id}/replay."""
-    state, headers = served(request), request.headers
-    key, wait = idempotency_key(headers), preferred_wait(headers)
-    record = await known(state, request.path_params["id"])
+@router.post(
+    f"{JOB}/replay",
+    operation_id="replayJob",
+    summary="Run a failed or cancelled job again, as a new job",
+    status_code=202,
+    response_class=Response,
+    responses={
+        **SUBMITTED,
+        **problems(400, 404, 422, _409="The job neither failed nor was cancelled"),
+    },
+    openapi_extra={"parameters": SUBMIT_HEADERS},
+)
+async def replay_job(request: Request, state: StateDep, id: JobId) -> Response:
+    """The old job stays as it is; the new one names it in `replay_of`."""
+    key, wait = idempotency_key(request), preferred_wait(request)
+    record = await find_job(state, id)
     if record.state not in REPLAYABLE:
         raise Conflict(
             f"the job is {record.state.value}: only failed and cancelled jobs are replayed"
@@ -86,193 +126,190 @@ async def replay_job(request: Request) -> Response:
     if material is None:
         raise NotFound("job", record.id)
     submission = await state["submissions"].replay(
-        record, material, key=key, traceparent=traceparent(headers)
+        record, material, key=key, traceparent=traceparent(request)
     )
-    return await accept(state, submission, wait)
+    return await submit(state, submission, wait)
 
 
-async def _materials(state: Served, ids: Sequence[str]) -> dict[str, ReplayInput]:
-    """What is needed of these jobs: from Redis, and from the ledger of those whose records have expired."""
-    found = await steadily(lambda: state["queue"].replay_inputs(ids, tenant=state["tenant"]))
+async def _materials(state: RequestState, ids: Sequence[str]) -> dict[str, ReplayInput]:
+    """What a replay of these jobs needs: from Redis, or from the ledger once a record has expired."""
+    found = await retry_briefly(lambda: state["queue"].replay_inputs(ids, tenant=state["tenant"]))
     materials = {id: one for id, one in zip(ids, found, strict=True) if one is not None}
-    rest = [id for id in ids if id not in materials]
-    return (
-        {**materials, **(await state["ledger"].replay_inputs(rest, tenant=state["tenant"]))}
-        if rest
-        else materials
-    )
+    missing = [id for id in ids if id not in materials]
+    if missing:
+        materials |= await state["ledger"].replay_inputs(missing, tenant=state["tenant"])
+    return materials
 
 
-# ----------------------------------------------------------------------------------- all that match
+class Replays(BaseModel):
+    """What a call has done."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+    dry_run: bool
+    matched: NonNegativeInt = 0
+    replayed: NonNegativeInt = 0
+    already_replayed: NonNegativeInt = Field(0, description="matched jobs that have a replay")
+    refused: NonNegativeInt = Field(0, description="jobs that their task does not accept any more")
+    ledger_lag: float = Field(0.0, description="seconds; of later changes some may be missing")
+    items: Annotated[list[dict[str, Any]], WithJsonSchema(_ITEMS_SCHEMA)] = []
+    next_cursor: str | None = Field(None, description="for the next call; null at the end")
 
 
-class _Asked(NamedTuple):
-    """What a body asks for; `ids`: of these jobs only, the newest first."""
+class ReplayRequest(NamedTuple):
+    """Which jobs a call is for; with `ids`, newest first, only these."""
 
     wanted: JobFilter
     ids: list[str] | None
     limit: int
     before: str | None
-    dry: bool
-
-
-class _Answer(msgspec.Struct):
-    """What a call has done up to now."""
-
     dry_run: bool
-    matched: int = 0
-    replayed: int = 0
-    already_replayed: int = 0
-    refused: int = 0
-    ledger_lag: float = 0.0
-    items: list[dict[str, Any]] = []
-    next_cursor: str | None = None
 
 
-async def replay_jobs(request: Request) -> Response:
-    """POST /v1/jobs/replay: in portions, each of which may be repeated, until all are done or a bound is met.
+@router.post(
+    "/v1/jobs/replay",
+    operation_id="replayJobs",
+    summary="Run all failed jobs again that match a filter, each of them once",
+    dependencies=[Depends(no_store)],
+    responses=BODY_PROBLEMS,
+    openapi_extra={
+        "parameters": [TRACEPARENT],
+        "requestBody": {"required": True, "content": content(FILTER_SCHEMA, JSON)},
+    },
+)
+async def replay_jobs(request: Request, state: StateDep) -> Replays:
+    """A repeated call is safe: a job is replayed under an idempotency key made of its id.
 
-    A job is replayed under an idempotency key of its own, and not at all once the ledger has a
-    replay of it: of two calls, also at once, or of one whose answer was lost, one alone makes the
-    new job.
+    Once the ledger has a replay of a job, no call makes another one.
     """
-    state = served(request)
     content_type(request)
-    asked = _asked(await read_body(request, state["settings"].max_body), state["tenant"])
-    answer, before = _Answer(asked.dry), asked.before
-    trace, end = traceparent(request.headers), time.monotonic() + LONGEST
-    lag = await steadily(state["queue"].events.lag)
-    answer.ledger_lag = lag.seconds if lag is not None else 0.0
-    fresh = await recent(state)
+    asked = _read(await read_body(request, state["settings"].max_body), state["tenant"])
+    report, before = Replays(dry_run=asked.dry_run), asked.before
+    trace, end = traceparent(request), time.monotonic() + CALL_SECONDS
+    lag = await retry_briefly(state["queue"].events.lag)
+    report.ledger_lag = lag.seconds if lag is not None else 0.0
+    recent = await recent_jobs(state)
     try:
         while True:
-            left = asked.limit - answer.matched
-            found = await _page(state, asked, before, min(PAGE, left), fresh)
-            for start in range(0, len(found.records), PORTION):
-                portion = found.records[start : start + PORTION]
-                await _replay(state, portion, fresh, answer, trace)
-                before = portion[-1].id
-            before = found.next
-            if before is None or answer.matched >= asked.limit or time.monotonic() > end:
+            left = asked.limit - report.matched
+            page = await _page(state, asked, before, min(PAGE_JOBS, left), recent)
+            for start in range(0, len(page.records), BATCH_JOBS):
+                batch = page.records[start : start + BATCH_JOBS]
+                await _replay(state, batch, recent, report, trace)
+                before = batch[-1].id
+            before = page.next
+            if before is None or report.matched >= asked.limit or time.monotonic() > end:
                 break
     except Unavailable:
-        if not answer.matched:
+        if not report.matched:
             raise
-        # What is done is told, and where to go on.
-    answer.next_cursor = cursor_of(before)
-    return Response(
-        msgspec.json.encode(answer),
-        200,
-        {"Cache-Control": "no-store"},
-        media_type="application/json",
-    )
+        # Report what is done, and where to continue.
+    report.next_cursor = cursor_of(before)
+    return report
 
 
 async def _page(
-    state: Served, asked: _Asked, before: str | None, limit: int, fresh: Mapping[str, Record]
-) -> Found:
+    state: RequestState,
+    asked: ReplayRequest,
+    before: str | None,
+    limit: int,
+    recent: Mapping[str, Record],
+) -> JobPage:
     if asked.ids is None:
-        return await look(state, asked.wanted, limit, before, fresh)
-    ids = [id for id in asked.ids if before is None or id < before]
-    these = ids[:limit]
-    records = await steadily(lambda: state["queue"].get_many(these, tenant=state["tenant"]))
-    for at, id in enumerate(these):
-        if records[at] is None:
-            records[at] = await state["ledger"].get(id, tenant=state["tenant"])
-    fitting = [one for one in records if one is not None and asked.wanted.matches(one)]
-    return Found(fitting, these[-1] if len(these) < len(ids) else None)
+        return await find_jobs(state, asked.wanted, limit, before, recent)
+    left = [id for id in asked.ids if before is None or id < before]
+    ids = left[:limit]
+    records = await retry_briefly(lambda: state["queue"].get_many(ids, tenant=state["tenant"]))
+    for index, id in enumerate(ids):
+        if records[index] is None:
+            records[index] = await state["ledger"].get(id, tenant=state["tenant"])
+    matching = [one for one in records if one is not None and asked.wanted.matches(one)]
+    return JobPage(matching, ids[-1] if len(ids) < len(left) else None)
 
 
 async def _replay(
-    state: Served,
+    state: RequestState,
     records: Sequence[Record],
-    fresh: Mapping[str, Record],
-    answer: _Answer,
+    recent: Mapping[str, Record],
+    report: Replays,
     trace: str | None,
 ) -> None:
-    """One portion; counted only when it is done."""
-    ids = [one.id for one in records]
-    have = {one.options.replay_of for one in fresh.values()} | await state["ledger"].replayed(
-        ids, tenant=state["tenant"]
-    )
-    todo = [one for one in records if one.id not in have]
-    if answer.dry_run:
-        answer.matched += len(records)
-        answer.already_replayed += len(records) - len(todo)
-        return
-    made = await _made(state, todo, trace)
-    jobs = [one for _, one in made if isinstance(one, Submission)]
-    submitted = iter(await steadily(lambda: state["queue"].submit_many(jobs)) if jobs else [])
-    answer.matched += len(records)
-    answer.already_replayed += len(records) - len(todo)
-    for record, one in made:
+    """Replays one batch, and reports it once it is done."""
+    ids = [record.id for record in records]
+    replayed = {record.options.replay_of for record in recent.values()} | await state[
+        "ledger"
+    ].replayed(ids, tenant=state["tenant"])
+    todo = [record for record in records if record.id not in replayed]
+    prepared = [] if report.dry_run else await _prepare(state, todo, trace)
+    jobs = [one for _, one in prepared if isinstance(one, Submission)]
+    submitted = iter(await retry_briefly(lambda: state["queue"].submit_many(jobs)) if jobs else [])
+    report.matched += len(records)
+    report.already_replayed += len(records) - len(todo)
+    for record, one in prepared:
         done = next(submitted) if isinstance(one, Submission) else one
         if isinstance(done, TandemError):
-            answer.refused += 1
-            answer.items.append({"replay_of": record.id, "error": of_error(done).members()})
+            report.refused += 1
+            report.items.append({"replay_of": record.id, "error": error_problem(done).members()})
         elif done.replayed:
-            answer.already_replayed += 1
+            report.already_replayed += 1
         else:
-            answer.replayed += 1
-            answer.items.append({"id": done.id, "replay_of": record.id})
+            report.replayed += 1
+            report.items.append({"id": done.id, "replay_of": record.id})
 
 
-async def _made(
-    state: Served, records: Sequence[Record], trace: str | None
+async def _prepare(
+    state: RequestState, records: Sequence[Record], trace: str | None
 ) -> list[tuple[Record, Submission | TandemError]]:
-    """The new jobs, or why there is none. Raises Unavailable."""
-    materials = await _materials(state, [one.id for one in records])
-    made: list[tuple[Record, Submission | TandemError]] = []
-    for one in records:
+    """The new job for each record, or why it is refused. Raises Unavailable."""
+    materials = await _materials(state, [record.id for record in records])
+    prepared: list[tuple[Record, Submission | TandemError]] = []
+    for record in records:
         try:
-            if one.id not in materials:
-                raise NotFound("job", one.id)  # it is being forgotten
+            if record.id not in materials:
+                raise NotFound("job", record.id)  # it has just been deleted
             submission = await state["submissions"].replay(
-                one, materials[one.id], key=replay_key(one), traceparent=trace
+                record, materials[record.id], key=replay_key(record), traceparent=trace
             )
         except Unavailable:
             raise
         except TandemError as error:
-            made.append((one, error))
+            prepared.append((record, error))
         else:
-            made.append((one, submission))
-    return made
+            prepared.append((record, submission))
+    return prepared
 
 
-def _asked(body: bytes, tenant: str) -> _Asked:
+def _read(body: bytes, tenant: str) -> ReplayRequest:
     """Raises Invalid with every wrong field, and Malformed."""
     value = decode(body)
     if not isinstance(value, dict):
         raise Invalid([("", "must be a JSON object")])
     refuse_depth(value, body)
-    if errors := explain(_validator.iter_errors(value), BODY):
+    errors = explain(_validator.iter_errors(value), FILTER_SCHEMA)
+    if errors:
         raise Invalid(errors)
     given = {name: one for name, one in value.items() if one is not None}
-    wrong: list[tuple[str, str]] = []
-    since, until = (time_of(given.get(name), name, wrong) for name in ("since", "until"))
-    if wrong:
-        raise Invalid(wrong)
+    since, until = (stamp_of(given.get(name), name, errors) for name in ("since", "until"))
+    if errors:
+        raise Invalid(errors)
     states = given.get("state", State.FAILED)
+    task, queue, q = (
+        storable_text(given[name]) if name in given else None for name in ("task", "queue", "q")
+    )
     wanted = JobFilter(
         tenant=tenant,
         states=frozenset(map(State, [states] if isinstance(states, str) else states)),
-        task=_clean(given, "task"),
-        queue=_clean(given, "queue"),
+        task=task,
+        queue=queue,
         tags=tuple(given.get("tags", {}).items()),
         since=since,
         until=until,
-        q=(_clean(given, "q") or "").strip().casefold() or None,
+        q=(q or "").strip().casefold() or None,
     )
-    ids = sorted(set(given["ids"]), reverse=True) if "ids" in given else None
-    before = id_before(given.get("cursor"))
-    return _Asked(wanted, ids, int(given.get("limit", MOST)), before, given.get("dry_run", False))
-
-
-def _clean(given: Mapping[str, Any], name: str) -> str | None:
-    return storable_text(given[name]) if name in given else None
-
-
-ROUTES: list[Any] = [
-    Route("/v1/jobs/replay", Plain(replay_jobs), methods=["POST"]),
-    Route(f"{JOB}/replay", Plain(replay_job), methods=["POST"]),
-]
+    return ReplayRequest(
+        wanted,
+        sorted(set(given["ids"]), reverse=True) if "ids" in given else None,
+        int(given.get("limit", MAX_JOBS)),
+        id_of_cursor(given.get("cursor")),
+        given.get("dry_run", False),
+    )

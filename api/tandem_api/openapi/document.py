@@ -1,132 +1,182 @@
-"""/openapi.json, built from the catalogue whenever that changes, and /docs, which shows it."""
+"""/openapi.json, made by FastAPI from the routes and by us from the catalogue, and /docs, which shows it."""
 
 import re
 from contextlib import suppress
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from jsonschema_rs import Draft202012Validator, ReferencingError, ValidationError
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
-from tandem_api.http.problems import MEDIA_TYPE
-from tandem_api.http.routing import Plain
-from tandem_api.openapi.paths import PARAMETERS, RESPONSES, TAGS, paths, tidy
-from tandem_api.openapi.schemas import SCHEMAS
-from tandem_api.state import served
-from tandem_api.validation.submission import KEY, OPTIONS, schema_of
+from tandem_api.http import problems
+from tandem_api.http.body import JSON
+from tandem_api.openapi.describe import TIME, ref
+from tandem_api.state import StateDep
+from tandem_api.validation.catalogue import Catalogue
+from tandem_api.validation.schema import KEY_SCHEMA, OPTIONS_SCHEMA, job_schema
 from tandem_shared.catalogue import CatalogueEntry
 from tandem_shared.errors import Unavailable
+from tandem_shared.jobs.view import JobView
+from tandem_shared.streams.reader import ENTRY_TYPES
 
-_NAME = re.compile(r"[^A-Za-z0-9._-]")
-_SCHEMAS = "#/components/schemas/"
+ABOUT = (
+    "A task queue over HTTP: submit a job, poll it or wait for it, stream its output, fetch its result. "
+    f"Every error is a problem of RFC 9457 (`{problems.MEDIA_TYPE}`)."
+)
+TAGS = [
+    {"name": "jobs", "description": "Submit, poll, wait, stream, cancel, replay, delete."},
+    {"name": "files", "description": "Upload, download, delete."},
+    {"name": "operating", "description": "Tasks, queues, workers, probes and metrics."},
+]
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")  # in the name of a component
+_COMPONENTS = "#/components/schemas/"
 
-
-class Document:
-    """The document as bytes, made again when the catalogue's number changes."""
-
-    def __init__(self) -> None:
-        self._made = b""
-        self._number = -1
-
-    async def show(self, request: Request) -> Response:
-        """GET /openapi.json: also while Redis is away, then of the tasks that are known."""
-        catalogue = served(request)["catalogue"]
-        with suppress(Unavailable):  # what was read before still holds
-            await catalogue.refresh()
-        if self._number != catalogue.number:
-            entries = [entry for _, entry in sorted(catalogue.entries.items())]
-            self._made = msgspec.json.encode(
-                document(request.app, entries, keys=bool(served(request)["settings"].keys))
-            )
-            self._number = catalogue.number
-        return Response(
-            self._made, 200, {"Cache-Control": "no-cache"}, media_type="application/json"
-        )
+router = APIRouter(include_in_schema=False, default_response_class=Response)
 
 
-async def show_docs(_request: Request) -> Response:
-    """GET /docs."""
+@router.get("/openapi.json")
+async def show_openapi(state: StateDep) -> Response:
+    """The document, also while Redis is away: then with the tasks that are known."""
+    return Response(await state["openapi"](), 200, {"Cache-Control": "no-cache"}, media_type=JSON)
+
+
+@router.get("/docs")
+async def show_docs() -> Response:
+    """Swagger UI."""
     return get_swagger_ui_html(openapi_url="/openapi.json", title="Tandem")
 
 
-def document(app: FastAPI, entries: list[CatalogueEntry], *, keys: bool) -> dict[str, Any]:
-    """The OpenAPI 3.1 document: what FastAPI knows of the files, and the rest by the catalogue."""
-    known = tidy(get_openapi(title=app.title, version=app.version, routes=app.routes))
-    schemas: dict[str, Any] = {
-        **known.get("components", {}).get("schemas", {}),
-        **SCHEMAS,
-        "Options": _shown(OPTIONS),
+class Document:
+    """The document as bytes, made again when the catalogue has changed."""
+
+    def __init__(self, fastapi: FastAPI, catalogue: Catalogue, *, keys: bool) -> None:
+        self._fastapi, self._catalogue, self._keys = fastapi, catalogue, keys
+        self._made = b""
+        self._number = -1  # of the catalogue that it was made of
+
+    async def read(self) -> bytes:
+        """The document of the catalogue as it is now, or as it was when Redis last answered."""
+        with suppress(Unavailable):
+            await self._catalogue.refresh()
+        if self._number != self._catalogue.number:
+            self._made = msgspec.json.encode(
+                openapi(self._fastapi, list(self._catalogue.entries.values()), keys=self._keys)
+            )
+            self._number = self._catalogue.number
+        return self._made
+
+
+def openapi(fastapi: FastAPI, entries: list[CatalogueEntry], *, keys: bool) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of the routes, and of these tasks; `keys`: whether a key is needed."""
+    document = get_openapi(
+        title=fastapi.title,
+        version=fastapi.version,
+        description=ABOUT,
+        tags=TAGS,
+        routes=fastapi.routes,
+    )
+    document["components"]["schemas"] |= {**_static_schemas(), **_task_schemas(entries)}
+    document["components"]["securitySchemes"] = {
+        "key": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key, tk_<id>_<secret>.",
+        }
     }
+    # Without keys the API is open, and only this machine reaches it.
+    document["security"] = [{"key": []}] if keys else [{}, {"key": []}]
+    body = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"][JSON]
+    if examples := _examples(entries):
+        body["examples"] = examples
+    return document
+
+
+def _static_schemas() -> dict[str, Any]:
+    """The components that do not depend on the catalogue, and that no response model of FastAPI is."""
+    _, schemas = msgspec.json.schema_components([JobView], ref_template=f"{_COMPONENTS}{{name}}")
+    job = {**schemas.pop("JobView"), "title": "Job"}
+    return {
+        **schemas,
+        "Job": job,
+        "Problem": problems.SCHEMA,
+        "Options": {
+            **OPTIONS_SCHEMA,
+            "description": "Options that are left out, or null, have the task's own defaults.",
+        },
+        "BulkItem": {
+            "description": 'A job as for POST /v1/jobs, which may carry an "idempotency_key".',
+            "type": "object",
+            "required": ["task"],
+            "properties": {
+                "task": {"type": "string"},
+                "payload": {},
+                "options": ref("Options"),
+                "idempotency_key": KEY_SCHEMA,
+            },
+        },
+        "BulkAnswer": {
+            "oneOf": [
+                _object({"id": {"type": "string"}}),
+                _object({"error": ref("Problem")}),
+            ]
+        },
+        "JobList": _object(
+            {
+                "items": {"type": "array", "items": ref("Job")},
+                "next_cursor": {"type": ["string", "null"]},
+            }
+        ),
+        "Entry": _object(
+            {
+                "id": {"type": "string", "description": "for `after` and Last-Event-ID"},
+                "type": {"enum": list(ENTRY_TYPES)},
+                "attempt": {"type": "integer", "minimum": 0},
+                "at": TIME,
+                "data": {},
+            }
+        ),
+    }
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _task_schemas(entries: list[CatalogueEntry]) -> dict[str, Any]:
+    """The payload and the job of each task, and `NewJob`, which is one of the jobs."""
+    schemas: dict[str, Any] = {}
     jobs: dict[str, str] = {}
     for entry in entries:
         payload = f"{entry.name}.payload"
         schemas |= _payload_schemas(entry, payload)
-        job = schema_of(entry, {"$ref": f"{_SCHEMAS}{payload}"})
-        job["properties"]["options"] = {"$ref": f"{_SCHEMAS}Options"}
-        if _takes_nothing(entry.payload_schema):
+        job = job_schema(entry, ref(payload))
+        job["properties"]["options"] = ref("Options")
+        if _accepts_nothing(entry.payload_schema):
             job["required"] = ["task"]
         schemas[f"{entry.name}.job"] = {"title": entry.name, "description": entry.summary, **job}
-        jobs[entry.name] = f"{_SCHEMAS}{entry.name}.job"
-    schemas["NewJob"] = _one_of(jobs)
-    schemas["BulkItem"] = {
-        "description": 'A job as for POST /v1/jobs, which may also carry its own "idempotency_key".',
-        "type": "object",
-        "required": ["task"],
-        "properties": {"task": {"type": "string"}, "payload": {}, "idempotency_key": KEY}
-        | {"options": {"$ref": f"{_SCHEMAS}Options"}},
-    }
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": app.title, "version": app.version, "description": _ABOUT},
-        "tags": TAGS,
-        "paths": {**paths(_examples(entries)), **known["paths"]},
-        "components": {
-            "schemas": schemas,
-            "responses": RESPONSES,
-            "parameters": PARAMETERS,
-            "securitySchemes": {
-                "key": {
-                    "type": "http",
-                    "scheme": "bearer",
-                    "description": "An API key, tk_<id>_<secret>.",
-                }
-            },
-        },
-        # Without keys the service is open, and only this machine reaches it.
-        "security": [{"key": []}] if keys else [{}, {"key": []}],
-    }
+        jobs[entry.name] = f"{_COMPONENTS}{entry.name}.job"
+    schemas["NewJob"] = (
+        {
+            "oneOf": [{"$ref": reference} for reference in jobs.values()],
+            "discriminator": {"propertyName": "task", "mapping": jobs},
+        }
+        if jobs
+        else {
+            "description": "No worker has published a task yet.",
+            **_object({"task": {"type": "string"}}),
+        }
+    )
+    return schemas
 
 
-_ABOUT = (
-    "A task queue over HTTP: submit a job, look at it or wait for it, stream what it says, take its result. "
-    f"Every error is a problem of RFC 9457 (`{MEDIA_TYPE}`)."
-)
-
-
-def _takes_nothing(schema: dict[str, Any]) -> bool:
+def _accepts_nothing(schema: dict[str, Any]) -> bool:
     """Whether a job may come without a payload, which is then `{}`."""
     try:
         return Draft202012Validator(schema, offline=True).is_valid({})
     except (ValidationError, ReferencingError, ValueError):
-        return True  # a schema that cannot be used is left to the worker
-
-
-def _one_of(jobs: dict[str, str]) -> dict[str, Any]:
-    if not jobs:
-        return {
-            "type": "object",
-            "required": ["task"],
-            "description": "No worker has published a task yet.",
-        }
-    return {
-        "oneOf": [{"$ref": reference} for reference in jobs.values()],
-        "discriminator": {"propertyName": "task", "mapping": jobs},
-    }
+        return True  # only the worker checks against a schema that cannot be used
 
 
 def _examples(entries: list[CatalogueEntry]) -> dict[str, Any]:
@@ -141,25 +191,22 @@ def _examples(entries: list[CatalogueEntry]) -> dict[str, Any]:
 
 
 def _payload_schemas(entry: CatalogueEntry, name: str) -> dict[str, Any]:
-    """A task's payload schema as components: its definitions move up, since a reference starts at the document."""
+    """A task's payload schema and its definitions as components: references start at the document."""
     schema = dict(entry.payload_schema)
     definitions: dict[str, Any] = schema.pop("$defs", {})
-    places = {
-        f"#/$defs/{one}": f"{_SCHEMAS}{entry.name}.{_NAME.sub('_', one)}" for one in definitions
-    }
-    found = {
-        place.removeprefix(_SCHEMAS): definitions[at.removeprefix("#/$defs/")]
-        for at, place in places.items()
-    }
+    names = {key: f"{entry.name}.{_UNSAFE.sub('_', key)}" for key in definitions}
+    places = {f"#/$defs/{key}": _COMPONENTS + component for key, component in names.items()}
+    found = {component: definitions[key] for key, component in names.items()}
     found[name] = {"title": f"Payload of {entry.name}", **schema}
     if entry.example is not None:
         found[name].setdefault("examples", [entry.example])
-    return {key: _moved(value, places, f"{_SCHEMAS}{name}") for key, value in found.items()}
+    return {key: _moved(value, places, _COMPONENTS + name) for key, value in found.items()}
 
 
 def _moved(schema: Any, places: dict[str, str], root: str) -> Any:
+    """The schema with its references to `places`, and to its own root, as the document has them."""
     if isinstance(schema, list):
-        return [_moved(one, places, root) for one in schema]
+        return [_moved(item, places, root) for item in schema]
     if not isinstance(schema, dict):
         return schema
     moved = {key: _moved(value, places, root) for key, value in schema.items()}
@@ -167,18 +214,3 @@ def _moved(schema: Any, places: dict[str, str], root: str) -> Any:
     if isinstance(reference, str) and reference.startswith("#"):
         moved["$ref"] = places.get(reference, root + reference[1:])
     return moved
-
-
-def _shown(schema: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **schema,
-        "description": "Every option may be left out, or null: the task's own defaults then hold.",
-    }
-
-
-def routes() -> list[Route]:
-    """Those of one application, which has a document of its own."""
-    return [
-        Route("/openapi.json", Plain(Document().show), methods=["GET"]),
-        Route("/docs", Plain(show_docs), methods=["GET"]),
-    ]

@@ -1,62 +1,83 @@
-"""Probes: `/livez` says that the process answers, `/readyz` that it can take and give jobs."""
+"""Probes: `/livez` for whether the process answers, `/readyz` for whether it can accept and return jobs."""
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
 
-import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, Field
 
-from tandem_api.http.problems import RETRY_AFTER, of_status
-from tandem_api.http.routing import Plain
-from tandem_api.state import served
+from tandem_api.http.headers import no_store
+from tandem_api.http.problems import RETRY_AFTER_SECONDS, status_problem
+from tandem_api.openapi.describe import problems
+from tandem_api.state import StateDep
 from tandem_shared.errors import Unavailable
 from tandem_shared.queue.queue import Queue
 
-PATIENCE = 1.0  # seconds: who probes waits no longer either
+PROBE_SECONDS = 1.0  # to wait for Redis: probes do not wait longer themselves
 
-_HEADERS = {"Cache-Control": "no-store"}
-
-
-async def live(_request: Request) -> Response:
-    """GET /livez."""
-    return Response(b'{"status":"ok"}', 200, _HEADERS, media_type="application/json")
+router = APIRouter(tags=["operating"], dependencies=[Depends(no_store)])
+_OPEN: dict[str, Any] = {"security": []}  # no key is needed
 
 
-async def ready(request: Request) -> Response:
-    """GET /readyz: Redis takes a write, and the process does not end. The file store is not needed for that."""
-    state = served(request)
+class Health(BaseModel):
+    """A service that is well."""
+
+    status: Literal["ok"]
+    checks: dict[str, Any] = Field(default={}, description="of /readyz: what was looked at")
+    ledger: dict[str, Any] | None = Field(
+        default=None, description="of /readyz: how far the ledger is behind; null if unknown"
+    )
+
+
+@router.get(
+    "/livez",
+    operation_id="live",
+    summary="Whether the process answers",
+    response_model=Health,
+    response_model_exclude_unset=True,
+    openapi_extra=_OPEN,
+)
+async def live() -> dict[str, str]:
+    """Asks nobody else: a process that is alive stays so while Redis is away."""
+    return {"status": "ok"}
+
+
+@router.get(
+    "/readyz",
+    operation_id="ready",
+    summary="Whether it can accept and return jobs",
+    response_model=Health,
+    responses=problems(503),
+    openapi_extra=_OPEN,
+)
+async def ready(request: Request, state: StateDep) -> dict[str, Any] | Response:
+    """Redis accepts a write, and the process is not ending. The file store does not count."""
     redis: dict[str, Any]
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(PROBE_SECONDS):
             redis = {"ok": True, "latency_ms": round(await state["queue"].ping() * 1000, 3)}
     except TimeoutError:
-        redis = {"ok": False, "detail": f"Redis did not answer within {PATIENCE:g} s"}
+        redis = {"ok": False, "detail": f"Redis did not answer within {PROBE_SECONDS:g} s"}
     except Unavailable as error:
         redis = {"ok": False, "detail": str(error)}
-    ledger = await _lag(state["queue"]) if redis["ok"] else None
-    checks = {"redis": redis, "serving": {"ok": not state["drain"].announced}}
-    failed = [name for name, check in checks.items() if not check["ok"]]
-    if not failed:
-        body = msgspec.json.encode({"status": "ok", "checks": checks, "ledger": ledger})
-        return Response(body, 200, _HEADERS, media_type="application/json")
-    detail = "the process is ending" if state["drain"].announced else "Redis cannot be written"
-    problem = of_status(503, detail, more={"checks": checks}, headers={"Retry-After": RETRY_AFTER})
+    ending = state["drain"].announced
+    checks = {"redis": redis, "serving": {"ok": not ending}}
+    if redis["ok"] and not ending:
+        return {"status": "ok", "checks": checks, "ledger": await _ledger_lag(state["queue"])}
+    problem = status_problem(
+        503,
+        "the process is ending" if ending else "Redis does not accept writes",
+        more={"checks": checks},
+        headers={"Retry-After": RETRY_AFTER_SECONDS},
+    )
     return problem.response(request.scope)
 
 
-async def _lag(queue: Queue) -> dict[str, Any] | None:
-    """How far the ledger is behind: told, but no reason to be unready. None as long as no worker has ever kept it."""
+async def _ledger_lag(queue: Queue) -> dict[str, Any] | None:
+    """How far the ledger is behind, which does not make the API unready; None without a ledger."""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(PROBE_SECONDS):
             lag = await queue.events.lag()
     except (TimeoutError, Unavailable):
         return None
     return None if lag is None else {"lag_entries": lag.entries, "lag_seconds": lag.seconds}
-
-
-ROUTES = [
-    Route("/livez", Plain(live), methods=["GET"]),
-    Route("/readyz", Plain(ready), methods=["GET"]),
-]

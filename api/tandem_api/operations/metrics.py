@@ -1,92 +1,89 @@
-"""GET /metrics: the queues as Redis knows them, and the requests as this API answers them, for Prometheus."""
+"""GET /metrics for Prometheus: the queues as Redis knows them, and the requests of this API."""
 
 import asyncio
 from collections.abc import Iterable, Iterator
 
+from fastapi import APIRouter, Request, Response
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
-from tandem_api.http.routing import Plain
-from tandem_api.metrics import Requests
-from tandem_api.state import served
+from tandem_api.http.headers import NO_STORE, headers_of
+from tandem_api.metrics import RequestMetrics
+from tandem_api.openapi.describe import content, problems, response
+from tandem_api.state import StateDep
 from tandem_shared.errors import Unavailable
+from tandem_shared.jobs.states import OPEN
 from tandem_shared.queue.events import Lag
 from tandem_shared.queue.messages import QueueStats, WorkerInfo
 from tandem_shared.queue.queue import Queue
 
-PATIENCE = 5.0  # seconds for Redis; without it the rest is told
-_STATES = ("waiting", "scheduled", "queued", "running", "retrying")
+REDIS_SECONDS = 5.0  # to wait for Redis; without it, the metrics of requests are still served
+
+router = APIRouter(tags=["operating"], default_response_class=Response)
 
 
 class Scrape(Collector):
-    """One answer's families."""
+    """The metric families of one response."""
 
-    def __init__(self, requests: Requests, queues: Iterable[Metric]) -> None:
+    def __init__(self, requests: RequestMetrics, queues: Iterable[Metric]) -> None:
         self._requests, self._queues = requests, queues
 
     def collect(self) -> Iterator[Metric]:
-        """The families."""
         yield from self._queues
         yield from self._requests.collect()
 
 
-async def show_metrics(request: Request) -> Response:
-    """GET /metrics, as text or OpenMetrics by `Accept`. Also while Redis is away, which it then tells."""
-    state = served(request)
-    found = list(await _queues(state["queue"]))
-    encode, media_type = choose_encoder(request.headers.get("accept", ""))
-    # In a thread: the numbers of several processes are read from files.
-    body = await asyncio.to_thread(encode, Scrape(state["requests"], found))
-    return Response(body, 200, {"Cache-Control": "no-store"}, media_type=media_type)
+@router.get(
+    "/metrics",
+    operation_id="showMetrics",
+    summary="Queues and requests, for Prometheus",
+    responses={
+        200: response("OK", content({}, "text/plain", "application/openmetrics-text")),
+        **problems(401),
+    },
+)
+async def show_metrics(request: Request, state: StateDep) -> Response:
+    """Text or OpenMetrics, by `Accept`. While Redis is away, `tandem_redis_up` is 0."""
+    queues = list(await _queue_metrics(state["queue"]))
+    encode, media_type = choose_encoder(headers_of(request).get("accept", ""))
+    # In a thread, because the counts of several processes are read from files.
+    body = await asyncio.to_thread(encode, Scrape(state["metrics"], queues))
+    return Response(body, 200, NO_STORE, media_type=media_type)
 
 
-async def _queues(queue: Queue) -> Iterator[Metric]:
+async def _queue_metrics(queue: Queue) -> Iterator[Metric]:
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(REDIS_SECONDS):
             latency, stats, workers, lag = await asyncio.gather(
                 queue.ping(), queue.stats(), queue.workers(), queue.events.lag()
             )
     except (Unavailable, TimeoutError):
-        return iter([GaugeMetricFamily("tandem_redis_up", "Whether Redis takes a write.", 0)])
+        return iter([_gauge("redis_up", "Whether Redis accepts a write.", 0)])
     return _families(latency, stats, workers, lag)
 
 
 def _families(
     latency: float, stats: list[QueueStats], workers: list[WorkerInfo], lag: Lag | None
 ) -> Iterator[Metric]:
-    yield GaugeMetricFamily("tandem_redis_up", "Whether Redis takes a write.", 1)
-    yield GaugeMetricFamily("tandem_redis_latency_seconds", "A write to Redis and back.", latency)
-    if lag is not None:  # else no worker has ever kept one
-        yield GaugeMetricFamily(
-            "tandem_ledger_lag_entries", "Events that the ledger has not written.", lag.entries
-        )
-        yield GaugeMetricFamily(
-            "tandem_ledger_lag_seconds", "Age of the oldest of them.", lag.seconds
-        )
-    yield GaugeMetricFamily("tandem_workers", "Live workers.", len(workers))
+    yield _gauge("redis_up", "Whether Redis accepts a write.", 1)
+    yield _gauge("redis_latency_seconds", "A write to Redis and back.", latency)
+    if lag is not None:  # a worker keeps a ledger
+        yield _gauge("ledger_lag_entries", "Events that the ledger has not written.", lag.entries)
+        yield _gauge("ledger_lag_seconds", "Age of the oldest of them.", lag.seconds)
+    yield _gauge("workers", "Live workers.", len(workers))
     slots = sum(one.concurrency for one in workers if not one.draining)
-    yield GaugeMetricFamily("tandem_workers_slots", "Jobs that live workers run at once.", slots)
-    jobs = GaugeMetricFamily(
-        "tandem_queue_jobs", "Jobs that are not final, by state.", labels=("queue", "state")
-    )
-    age = GaugeMetricFamily(
-        "tandem_queue_oldest_age_seconds",
-        "How long the oldest due job has waited.",
-        labels=("queue",),
-    )
-    paused = GaugeMetricFamily(
-        "tandem_queue_paused", "Whether the queue is paused.", labels=("queue",)
-    )
+    yield _gauge("workers_slots", "Jobs that live workers run at once.", slots)
+    jobs = _gauge("queue_jobs", "Jobs that are not final, by state.", None, "queue", "state")
+    age = _gauge("queue_oldest_age_seconds", "Wait of the oldest due job.", None, "queue")
+    paused = _gauge("queue_paused", "Whether the queue is paused.", None, "queue")
     for one in stats:
-        for state in _STATES:
+        for state in OPEN:
             jobs.add_metric((one.name, state), getattr(one, state))
         age.add_metric((one.name,), one.oldest_age or 0.0)
         paused.add_metric((one.name,), one.paused)
     yield from (jobs, age, paused)
 
 
-ROUTES = [Route("/metrics", Plain(show_metrics), methods=["GET"])]
+def _gauge(name: str, text: str, value: float | None, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"tandem_{name}", text, value, labels=labels or None)

@@ -1,94 +1,119 @@
-"""Queues and workers, as operators look at them."""
+"""Queues and workers, as operators see them."""
 
 import re
-from typing import Any
+from typing import Annotated
 
-import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from fastapi import APIRouter, Depends, Path
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PlainSerializer
 
-from tandem_api.http.retry import steadily
-from tandem_api.http.routing import Plain
-from tandem_api.state import served
+from tandem_api.http.headers import no_cache
+from tandem_api.http.retry import retry_briefly
+from tandem_api.openapi.describe import COMMON, problems
+from tandem_api.state import RequestState, StateDep
 from tandem_shared.errors import NotFound
-from tandem_shared.queue.messages import QueueStats
+from tandem_shared.queue.messages import QueueStats, WorkerInfo
 from tandem_shared.settings import QUEUE_NAME_PATTERN
 from tandem_shared.times import rfc3339
 
-_HEADERS = {"Cache-Control": "private, no-cache"}
+router = APIRouter(tags=["operating"], responses=COMMON, dependencies=[Depends(no_cache)])
+
+QueueName = Annotated[str, Path(description="The queue's name")]
+Time = Annotated[
+    float, PlainSerializer(rfc3339, str), Field(json_schema_extra={"format": "date-time"})
+]
 
 
-async def list_queues(request: Request) -> Response:
-    """GET /v1/queues."""
-    stats = await steadily(served(request)["queue"].stats)
-    items = [_item(one) for one in stats]
-    return Response(
-        msgspec.json.encode({"items": items}), 200, _HEADERS, media_type="application/json"
-    )
+class Queue(BaseModel):
+    """A queue: its jobs by state, and how long the oldest due one has waited."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    paused: bool
+    waiting: NonNegativeInt
+    scheduled: NonNegativeInt
+    queued: NonNegativeInt
+    running: NonNegativeInt
+    retrying: NonNegativeInt
+    oldest_age: float | None = Field(description="seconds")
 
 
-async def pause_queue(request: Request) -> Response:
-    """POST /v1/queues/{name}/pause: also of a queue that has no job yet."""
-    return await _turn(request, on=True)
+class QueueList(BaseModel):
+    """All queues."""
+
+    items: list[Queue]
 
 
-async def resume_queue(request: Request) -> Response:
-    """POST /v1/queues/{name}/resume."""
-    return await _turn(request, on=False)
+class Worker(BaseModel):
+    """A live worker."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    host: str
+    pid: NonNegativeInt
+    queues: list[str]
+    concurrency: NonNegativeInt
+    running: list[str] = Field(description="job ids")
+    started_at: Time
+    last_seen: Time
+    version: str
+    draining: bool
 
 
-async def _turn(request: Request, *, on: bool) -> Response:
-    name, queue = request.path_params["name"], served(request)["queue"]
+class WorkerList(BaseModel):
+    """All live workers."""
+
+    items: list[Worker]
+
+
+@router.get(
+    "/v1/queues", operation_id="listQueues", summary="List the queues", response_model=QueueList
+)
+async def list_queues(state: StateDep) -> dict[str, list[QueueStats]]:
+    """Every queue that ever had a job or is paused, by name."""
+    return {"items": await retry_briefly(state["queue"].stats)}
+
+
+@router.post(
+    "/v1/queues/{name}/pause",
+    operation_id="pauseQueue",
+    summary="Start no more jobs of a queue",
+    response_model=Queue,
+    responses=problems(404),
+)
+async def pause_queue(state: StateDep, name: QueueName) -> QueueStats:
+    """Jobs that run go on, and jobs that are submitted wait. The queue need not have a job yet."""
+    return await _set_paused(state, name, on=True)
+
+
+@router.post(
+    "/v1/queues/{name}/resume",
+    operation_id="resumeQueue",
+    summary="Start the jobs of a paused queue again",
+    response_model=Queue,
+    responses=problems(404),
+)
+async def resume_queue(state: StateDep, name: QueueName) -> QueueStats:
+    """Does nothing to a queue that is not paused."""
+    return await _set_paused(state, name, on=False)
+
+
+async def _set_paused(state: RequestState, name: str, *, on: bool) -> QueueStats:
     if re.fullmatch(QUEUE_NAME_PATTERN, name) is None:
         raise NotFound("queue", name[:64])
-    await steadily(lambda: queue.pause(name, on=on))
-    stats = await steadily(queue.stats)
-    item = next((_item(one) for one in stats if one.name == name), None) or _item(
-        QueueStats(name=name)
-    )
-    return Response(msgspec.json.encode(item), 200, _HEADERS, media_type="application/json")
+    queue = state["queue"]
+    await retry_briefly(lambda: queue.pause(name, on=on))
+    stats = await retry_briefly(queue.stats)
+    return next((one for one in stats if one.name == name), QueueStats(name=name))
 
 
-def _item(one: QueueStats) -> dict[str, Any]:
-    return {
-        "name": one.name,
-        "paused": one.paused,
-        "waiting": one.waiting,
-        "scheduled": one.scheduled,
-        "queued": one.queued,
-        "running": one.running,
-        "retrying": one.retrying,
-        "oldest_age": one.oldest_age,
-    }
-
-
-async def list_workers(request: Request) -> Response:
-    """GET /v1/workers."""
-    workers = await steadily(served(request)["queue"].workers)
-    items = [
-        {
-            "id": one.id,
-            "host": one.host,
-            "pid": one.pid,
-            "queues": one.queues,
-            "concurrency": one.concurrency,
-            "running": one.running,
-            "started_at": rfc3339(one.started_at),
-            "last_seen": rfc3339(one.last_seen),
-            "version": one.version,
-            "draining": one.draining,
-        }
-        for one in workers
-    ]
-    return Response(
-        msgspec.json.encode({"items": items}), 200, _HEADERS, media_type="application/json"
-    )
-
-
-ROUTES = [
-    Route("/v1/queues", Plain(list_queues), methods=["GET"]),
-    Route("/v1/queues/{name}/pause", Plain(pause_queue), methods=["POST"]),
-    Route("/v1/queues/{name}/resume", Plain(resume_queue), methods=["POST"]),
-    Route("/v1/workers", Plain(list_workers), methods=["GET"]),
-]
+@router.get(
+    "/v1/workers",
+    operation_id="listWorkers",
+    summary="List the live workers",
+    response_model=WorkerList,
+)
+async def list_workers(state: StateDep) -> dict[str, list[WorkerInfo]]:
+    """What each worker serves and runs."""
+    return {"items": await retry_briefly(state["queue"].workers)}

@@ -1,55 +1,62 @@
 """The catalogue over HTTP."""
 
-from typing import Any
+from typing import Annotated, Any
 
-import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from fastapi import APIRouter, Depends, Path
+from pydantic import BaseModel, ConfigDict, Field
 
-from tandem_api.http.routing import Plain
-from tandem_api.state import served
+from tandem_api.http.headers import no_cache
+from tandem_api.openapi.describe import COMMON, problems
+from tandem_api.state import StateDep
 from tandem_shared.catalogue import CatalogueEntry
 from tandem_shared.errors import NotFound, UnknownTask
 
-_HEADERS = {"Cache-Control": "private, no-cache"}
+router = APIRouter(tags=["operating"], responses=COMMON, dependencies=[Depends(no_cache)])
 
 
-def _view(entry: CatalogueEntry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "summary": entry.summary,
-        "queue": entry.queue,
-        "payload_schema": entry.payload_schema,
-        "result_schema": entry.result_schema,
-        "defaults": entry.defaults,
-        "example": entry.example,
-    }
+class Task(BaseModel):
+    """A task as its worker has published it."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    summary: str
+    queue: str = Field(description="where its jobs wait unless they name another queue")
+    payload_schema: dict[str, Any]
+    result_schema: dict[str, Any]
+    defaults: dict[str, Any]
+    example: Any = Field(description="a payload that the schema accepts; null if there is none")
 
 
-async def list_tasks(request: Request) -> Response:
-    """GET /v1/tasks."""
-    catalogue = served(request)["catalogue"]
+class TaskList(BaseModel):
+    """The catalogue."""
+
+    items: list[Task]
+
+
+@router.get(
+    "/v1/tasks", operation_id="listTasks", summary="List the tasks", response_model=TaskList
+)
+async def list_tasks(state: StateDep) -> dict[str, list[CatalogueEntry]]:
+    """The catalogue, by name: every task that a worker has published."""
+    catalogue = state["catalogue"]
     await catalogue.refresh()
-    items = [_view(entry) for _, entry in sorted(catalogue.entries.items())]
-    return Response(
-        msgspec.json.encode({"items": items}), 200, _HEADERS, media_type="application/json"
-    )
+    return {"items": list(catalogue.entries.values())}
 
 
-async def show_task(request: Request) -> Response:
-    """GET /v1/tasks/{task}."""
-    catalogue = served(request)["catalogue"]
-    name = request.path_params["task"]
-    await catalogue.refresh()
+@router.get(
+    "/v1/tasks/{task}",
+    operation_id="showTask",
+    summary="Show one task",
+    response_model=Task,
+    responses=problems(404),
+)
+async def show_task(
+    state: StateDep, task: Annotated[str, Path(description="The task's name")]
+) -> CatalogueEntry:
+    """The task's schemas, its defaults and an example of a payload."""
+    await state["catalogue"].refresh()
     try:
-        entry = await catalogue.find(name)
+        return await state["catalogue"].find(task)
     except UnknownTask:
-        raise NotFound("task", name[:200]) from None
-    return Response(msgspec.json.encode(_view(entry)), 200, _HEADERS, media_type="application/json")
-
-
-ROUTES = [
-    Route("/v1/tasks", Plain(list_tasks), methods=["GET"]),
-    Route("/v1/tasks/{task}", Plain(show_task), methods=["GET"]),
-]
+        raise NotFound("task", task[:200]) from None

@@ -1,7 +1,11 @@
-"""Several processes that serve one address: they share the listening sockets, and end together.
+"""Several processes that serve one port: they share the listening sockets, and end together.
 
 Each child is an ordinary command, `python -m tandem_api --fd N`. Its stdin is a pipe that the
 parent never writes to: when the parent dies, however it does, the pipe ends and so does the child.
+
+uvicorn's own `Multiprocess` does not fit. Its children run a plain `uvicorn.Server`, which knows no
+drain; they outlive a parent that was killed; and a child that always crashes is started again twice
+a second, forever.
 """
 
 import asyncio
@@ -15,13 +19,13 @@ from collections.abc import Sequence
 
 import structlog
 
-from tandem_api.metrics import SHARED
+from tandem_api.metrics import SHARED_DIRECTORY
 
-CRASH_LOOP = 5  # deaths in a row, each soon after its start
-SOON = 5.0  # seconds
-BACKOFF = 0.25  # seconds after the first of them; doubles
-# seconds from SIGTERM, after those in which more is accepted, until what is left is killed
-END = 12.0
+MAX_CRASHES = 5  # in a row, each soon after the start
+SOON_SECONDS = 5.0
+BACKOFF_SECONDS = 0.25  # after the first crash; doubles with each
+# From SIGTERM, and after `linger`, until children that are left are killed.
+END_SECONDS = 12.0
 
 log = structlog.get_logger()
 
@@ -29,80 +33,76 @@ log = structlog.get_logger()
 def serve_many(
     count: int, sockets: Sequence[socket.socket], argv: Sequence[str], *, linger: float
 ) -> int:
-    """Keeps `count` children until SIGTERM or SIGINT; the exit code, 1 after a crash loop."""
+    """Keeps `count` children running until SIGTERM or SIGINT; the exit code, 1 after a crash loop."""
     with tempfile.TemporaryDirectory(
         prefix="tandem-metrics-", ignore_cleanup_errors=True
-    ) as numbers:
-        return asyncio.run(_Group(sockets, argv, numbers, linger + END).run(count))
+    ) as directory:
+        group = _ProcessGroup(sockets, argv, directory, linger + END_SECONDS)
+        return asyncio.run(group.run(count))
 
 
-class _Group:
+class _ProcessGroup:
     def __init__(
-        self, sockets: Sequence[socket.socket], argv: Sequence[str], numbers: str, end: float
+        self, sockets: Sequence[socket.socket], argv: Sequence[str], directory: str, end: float
     ) -> None:
-        self._end = end
+        self._end_seconds = end
         self._fds = [one.fileno() for one in sockets]
-        self._argv = [
-            sys.executable,
-            "-m",
-            "tandem_api",
-            *argv,
-            *(f"--fd={fd}" for fd in self._fds),
-        ]
-        self._environment = {**os.environ, SHARED: numbers}
+        fds = (f"--fd={fd}" for fd in self._fds)
+        self._argv = [sys.executable, "-m", "tandem_api", *argv, *fds]
+        self._environment = {**os.environ, SHARED_DIRECTORY: directory}
         self._ending = asyncio.Event()
         self._crashed = False
 
     async def run(self, count: int) -> int:
         loop = asyncio.get_running_loop()
-        for one in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(one, self._ending.set)
-        await asyncio.gather(*(self._keep(number) for number in range(1, count + 1)))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ending.set)
+        await asyncio.gather(*(self._supervise(number) for number in range(1, count + 1)))
         return 1 if self._crashed else 0
 
-    async def _keep(self, number: int) -> None:
+    async def _supervise(self, number: int) -> None:
         loop = asyncio.get_running_loop()
-        deaths = 0
+        crashes = 0
         while not self._ending.is_set():
-            begun = loop.time()
+            began = loop.time()
             process = await asyncio.create_subprocess_exec(
                 *self._argv,
                 stdin=asyncio.subprocess.PIPE,
                 pass_fds=self._fds,
                 env=self._environment,
             )
-            await self._watch(process)
+            await self._wait(process)
             if self._ending.is_set():
                 return
-            deaths = deaths + 1 if loop.time() - begun < SOON else 1
+            crashes = crashes + 1 if loop.time() - began < SOON_SECONDS else 1
             log.warning(
                 "an API process ended",
                 number=number,
                 pid=process.pid,
                 code=process.returncode,
-                deaths=deaths,
+                deaths=crashes,
             )
-            if deaths == CRASH_LOOP:
+            if crashes == MAX_CRASHES:
                 self._crashed = True
                 self._ending.set()
                 return
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BACKOFF * 2 ** (deaths - 1)):
+                async with asyncio.timeout(BACKOFF_SECONDS * 2 ** (crashes - 1)):
                     await self._ending.wait()
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Returns when the process has ended, which it is told when all end."""
-        gone, ending = asyncio.create_task(process.wait()), asyncio.create_task(self._ending.wait())
+    async def _wait(self, process: asyncio.subprocess.Process) -> None:
+        """Returns when the process has ended; ends it when the group does."""
+        exited = asyncio.create_task(process.wait())
+        ending = asyncio.create_task(self._ending.wait())
         try:
-            await asyncio.wait((gone, ending), return_when=asyncio.FIRST_COMPLETED)
-            if not gone.done():
-                with contextlib.suppress(ProcessLookupError):
+            await asyncio.wait((exited, ending), return_when=asyncio.FIRST_COMPLETED)
+            with contextlib.suppress(ProcessLookupError):
+                if not exited.done():
                     process.terminate()
-                await asyncio.wait((gone,), timeout=self._end)
-            if not gone.done():
-                with contextlib.suppress(ProcessLookupError):
+                    await asyncio.wait((exited,), timeout=self._end_seconds)
+                if not exited.done():
                     process.kill()
-                await gone
+            await exited
         finally:
             ending.cancel()
             if process.stdin is not None:

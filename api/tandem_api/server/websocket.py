@@ -1,4 +1,4 @@
-"""WebSocket as uvicorn speaks it, with bounds on what a client may send, and on how long it may leave data unread."""
+"""WebSocket by uvicorn and websockets, with bounds on what a client may send and leave unread."""
 
 import asyncio
 from typing import TYPE_CHECKING, Any
@@ -10,27 +10,26 @@ from websockets.frames import Frame
 from websockets.http11 import Response
 from websockets.server import ServerProtocol
 
-from tandem_api.http.problems import MEDIA_TYPE, of_status
+from tandem_api.http.problems import MEDIA_TYPE, status_problem
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGISendEvent
 
-LONGEST_MESSAGE = 64 << 10  # bytes
-FRAGMENTS = 64  # of one message
-PING = 20.0  # seconds
-# seconds that a client may take to answer a ping, counted anew from each message that it is sent
-PONG = 60.0
-STALLED = 60.0  # seconds that a client may read nothing while there is something for it
+MAX_MESSAGE_BYTES = 64 << 10
+MAX_FRAGMENTS = 64  # of one message
+PING_SECONDS = 20.0
+PONG_SECONDS = 60.0  # for a pong, from the last message that the client was sent
+STALLED_SECONDS = 60.0  # for which a client may read nothing while there is something for it
 
 
 class Handshake(ServerProtocol):
-    """The state of the connection; what it refuses is a problem like any other."""
+    """The state of the connection; it refuses a handshake with a problem."""
 
     def reject(self, status: Any, text: str) -> Response:
-        """The answer instead of an upgrade."""
+        """The response instead of an upgrade."""
         response = super().reject(status, text)
         response.body = msgspec.json.encode(
-            of_status(int(status), text.partition("\n")[0]).members("/v1/stream")
+            status_problem(int(status), text.partition("\n")[0]).members("/v1/stream")
         )
         for name, value in (
             ("Content-Type", MEDIA_TYPE),
@@ -41,11 +40,11 @@ class Handshake(ServerProtocol):
         return response
 
 
-class SocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's, where no client makes this process keep what it never reads, or what it never ends.
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's, where no client can make this process hold data that it never reads or never completes.
 
-    A slow client is one that reads slowly: as long as it takes something in `STALLED` seconds it
-    keeps its pace, and its answers to pings may be as late as the messages before them.
+    A slow client is one that reads slowly: as long as it reads something within STALLED_SECONDS it
+    is served, and its pongs may be as late as the messages before them.
     """
 
     _sent_at = 0.0
@@ -55,7 +54,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self.conn = Handshake(max_size=self.config.ws_max_size, logger=self.logger)
 
     def data_received(self, data: bytes) -> None:
-        """Takes what came; a head that is no handshake ends the connection."""
+        """Handles the data; closes the connection after a head that is not a handshake."""
         super().data_received(data)
         if not self.handshake_initiated and not self.transport.is_closing():
             self.close_sent = self.handshake_complete = True
@@ -63,19 +62,19 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             self.transport.close()
 
     def handle_cont(self, event: Frame) -> None:
-        """One more fragment: empty ones are in no limit of bytes."""
-        if len(self.frames) < FRAGMENTS:
+        """Adds a fragment. The limit of bytes does not bound empty ones, so they are counted."""
+        if len(self.frames) < MAX_FRAGMENTS:
             super().handle_cont(event)
         else:
-            self._fail(1009, "a message has too many fragments")
+            self._fail(1009, f"a message has at most {MAX_FRAGMENTS} fragments")
 
     def send_receive_event_to_app(self) -> None:
-        """Hands a message on if it can be read."""
+        """Passes a message on, unless it is text that is not UTF-8."""
         try:
             if self.curr_msg_data_type == "text":
                 b"".join(self.frames).decode()
         except UnicodeDecodeError:
-            self._fail(1007, "text is UTF-8")
+            self._fail(1007, "text must be UTF-8")
         else:
             super().send_receive_event_to_app()
 
@@ -86,28 +85,28 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
 
     def handle_ping(self) -> None:
-        """Answers, unless answers pile up already: who asks without reading gets none (RFC 6455, 5.5.3)."""
+        """Answers, unless answers pile up unread: then it may leave some out (RFC 6455, 5.5.3)."""
         if self.writable.is_set():
             super().handle_ping()
         else:
             self.conn.data_to_send()
 
     def keepalive_timeout(self) -> None:
-        """Gives a client up that has answered nothing, once what it was sent last is old enough."""
-        left = self._sent_at + PONG - self.loop.time()
+        """Closes the connection if the last message was sent PONG_SECONDS ago; else waits for that."""
+        left = self._sent_at + PONG_SECONDS - self.loop.time()
         if left > 0:
             self.pong_timer = self.loop.call_later(left, self.keepalive_timeout)
         else:
             super().keepalive_timeout()
 
     async def send(self, message: "ASGISendEvent") -> None:
-        """Sends once there is room; raises ClientDisconnected where there is none for too long."""
+        """Sends as soon as there is room. Raises ClientDisconnected after STALLED_SECONDS without any."""
         if not self.writable.is_set():
             try:
-                async with asyncio.timeout(STALLED):
+                async with asyncio.timeout(STALLED_SECONDS):
                     await self.writable.wait()
             except TimeoutError:
-                self.transport.abort()  # a close frame would stand behind all that is not read
+                self.transport.abort()  # a close frame would queue up behind what is not read
                 raise ClientDisconnected from None
         await super().send(message)
         self._sent_at = self.loop.time()

@@ -1,49 +1,47 @@
-"""Follows a job's stream, live, across failures of Redis."""
+"""Follows a job's stream live, across failures of Redis."""
 
 import time
 from collections.abc import Awaitable, Callable
 
-from tandem_api.state import Served
+from tandem_api.state import RequestState
 from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.record import Record
 from tandem_shared.queue.pubsub import ChangeSignal
 
-AWAY = 60.0  # seconds without Redis after which the reader is sent away, to come again
-
-
-AGAIN = 1.0  # seconds between two tries meanwhile
+MAX_OUTAGE_SECONDS = 60.0  # of Redis, after which the reader is sent away, to come again
+RETRY_SECONDS = 1.0  # between two tries until then
 
 
 async def follow(
-    state: Served,
+    state: RequestState,
     first: Record,
     change: ChangeSignal,
     *,
-    tell: Callable[[Record], Awaitable[None]],
+    send: Callable[[Record], Awaitable[None]],
     idle: Callable[[ChangeSignal, float | None], Awaitable[None]],
 ) -> bool:
-    """Has all told that happens to a job, up to its end; False if the job, Redis or the service went before it.
+    """Sends a job's stream up to its end. False if the job, Redis or this process ends before it.
 
-    `tell` tells what is new as of a record; `idle` waits for a change, or for so many seconds.
+    `send` sends what is new in a record; `idle` waits for a change, for at most so many seconds.
     """
     record: Record | None = first
-    away = 0.0  # since when Redis has not answered
+    failing_since = 0.0
     while not state["drain"].begun:
         try:
             if record is None:
                 record = await state["queue"].get(first.id, tenant=state["tenant"])
                 if record is None:
                     return False
-            await tell(record)
+            await send(record)
             if record.done:
                 return True
-            away = 0.0
+            failing_since = 0.0
             await idle(change, None)
         except Unavailable:
             now = time.monotonic()
-            away = away or now
-            if now - away > AWAY:
+            failing_since = failing_since or now
+            if now - failing_since > MAX_OUTAGE_SECONDS:
                 return False
-            await idle(change, AGAIN)
+            await idle(change, RETRY_SECONDS)
         record = None
     return False

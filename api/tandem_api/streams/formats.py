@@ -1,4 +1,4 @@
-"""How a stream is written: as server-sent events, as lines of JSON, or its output as CSV."""
+"""How a stream is written: as server-sent events, as NDJSON, or its output as CSV."""
 
 import csv
 import io
@@ -12,33 +12,34 @@ from tandem_shared.jobs.states import State
 from tandem_shared.streams.reader import EntryGroup, StreamEntry
 
 SSE, CSV = "text/event-stream", "text/csv"
-LINES = ("application/x-ndjson", "application/jsonl")
+NDJSON_TYPES = ("application/x-ndjson", "application/jsonl")
 
 
-class Format(Protocol):
-    """One way to write a stream; what the methods return is sent as it is, b"" for nothing."""
+class StreamFormat(Protocol):
+    """One way to write a stream. What it returns is sent as it is; b"" sends nothing."""
 
     media_type: str
     start: bytes
     idle: bytes  # after a while without entries
 
-    def written(self, group: EntryGroup) -> bytes:
-        """Raises Cut."""
+    def write(self, group: EntryGroup) -> bytes:
+        """The bytes of these entries. Raises Truncated."""
         ...
 
 
-class Cut(Exception):
-    """The stream cannot be told to its end in this format: the body is aborted, so that nobody takes it for whole."""
+class Truncated(Exception):
+    """The format cannot express the rest of the stream: abort the body, so that it is not taken for complete."""
 
 
-class Events:
-    """Server-sent events, as the WHATWG has them."""
+class SseFormat:
+    """Server-sent events, as the WHATWG defines them."""
 
     media_type = SSE
     start = b"retry: 3000\n\n"
     idle = b": ping\n\n"
 
-    def written(self, group: EntryGroup) -> bytes:
+    def write(self, group: EntryGroup) -> bytes:
+        """An event for each entry."""
         head, (stamp, first) = b"event: %s\ndata: " % group.type.encode(), group.position
         return b"".join(
             [
@@ -48,8 +49,8 @@ class Events:
         )
 
 
-class Lines:
-    """One JSON object a line."""
+class NdjsonFormat:
+    """One JSON object per line."""
 
     start = b""
     idle = b"\n"
@@ -57,12 +58,13 @@ class Lines:
     def __init__(self, media_type: str) -> None:
         self.media_type = media_type
 
-    def written(self, group: EntryGroup) -> bytes:
+    def write(self, group: EntryGroup) -> bytes:
+        """A line for each entry."""
         return b"\n".join((*group.json(), b""))
 
 
-class Table:
-    """Output items as CSV (RFC 4180), the first item's keys as the header; what is no object is a row of one cell."""
+class CsvFormat:
+    """Output items as CSV (RFC 4180) under the keys of the first one; other values than objects are rows of one cell."""
 
     media_type = f"{CSV}; charset=utf-8; header=present"
     start = b""
@@ -74,17 +76,18 @@ class Table:
         self._columns: list[str] | None = None
         self._attempt = 0
 
-    def written(self, group: EntryGroup) -> bytes:
-        return b"".join(map(self.entry, group.entries()))
+    def write(self, group: EntryGroup) -> bytes:
+        """A row for each item."""
+        return b"".join(map(self.write_entry, group.entries()))
 
-    def entry(self, entry: StreamEntry) -> bytes:
-        """One of them."""
+    def write_entry(self, entry: StreamEntry) -> bytes:
+        """The row of an output item; nothing for other entries. Raises Truncated."""
         if entry.type != "output":
             if entry.type == "end" and _final.decode(entry.data).state is not State.SUCCEEDED:
-                raise Cut
+                raise Truncated
             return b""
         if self._columns is not None and entry.attempt != self._attempt:
-            raise Cut  # the new attempt gives all rows again, and nothing in CSV can say so
+            raise Truncated  # the new attempt repeats all rows, and CSV cannot mark the old ones
         self._attempt = entry.attempt
         item = _cells(entry.data)
         rows: list[Sequence[str]] = []
@@ -115,37 +118,30 @@ def _cells(item: bytes) -> dict[str, str]:
 
 
 def _cell(value: bytes) -> str:
-    # Numbers stay as they were written: a float would lose digits of a long one.
+    # Numbers stay as they were written: decoding a long one would lose digits.
     if value == b"null":
         return ""
     return _text.decode(value) if value.startswith(b'"') else value.decode()
 
 
-# -------------------------------------------------------------------------------------- negotiation
-
-
-def negotiate(accept: str, types: frozenset[str]) -> Format:
-    """The format that an Accept header (RFC 9110, 12.5.1) likes best. Raises HTTPException 406."""
-    offered = [SSE, *LINES, *([CSV] if types == {"output"} else [])]
+def negotiate(accept: str, types: frozenset[str]) -> StreamFormat:
+    """The format that an Accept header (RFC 9110, 12.5.1) prefers. Raises HTTPException 406."""
+    offered = [SSE, *NDJSON_TYPES, *([CSV] if types == {"output"} else [])]
     ranges = [_range(part) for part in accept.split(",") if part.strip()] or [("*/*", 1.0)]
-    best, chosen = 0.0, ""
-    for media_type in offered:
-        quality = _quality(media_type, ranges)
-        if quality > best:
-            best, chosen = quality, media_type
-    if not chosen:
-        wanted = (
-            "text/csv is for ?types=output alone; "
-            if CSV in accept.lower() and CSV not in offered
-            else ""
+    qualities = {media_type: _quality(media_type, ranges) for media_type in offered}
+    chosen = max(offered, key=qualities.__getitem__)  # the first one of equals
+    if not qualities[chosen]:
+        hint = (
+            f"; {CSV} needs ?types=output" if CSV in accept.lower() and CSV not in offered else ""
         )
-        raise HTTPException(406, f"{wanted}there are {', '.join(offered)}", {"Vary": "Accept"})
+        raise HTTPException(406, f"accept one of {', '.join(offered)}{hint}", {"Vary": "Accept"})
     if chosen == SSE:
-        return Events()
-    return Table() if chosen == CSV else Lines(chosen)
+        return SseFormat()
+    return CsvFormat() if chosen == CSV else NdjsonFormat(chosen)
 
 
 def _range(part: str) -> tuple[str, float]:
+    """A media range and its quality."""
     name, *parameters = (word.strip().lower() for word in part.split(";"))
     quality = 1.0
     for parameter in parameters:
@@ -158,9 +154,9 @@ def _range(part: str) -> tuple[str, float]:
 
 
 def _quality(media_type: str, ranges: Sequence[tuple[str, float]]) -> float:
-    """What the most specific range that fits says."""
-    for wanted in (media_type, f"{media_type.partition('/')[0]}/*", "*/*"):
-        found = [quality for name, quality in ranges if name == wanted]
+    """The quality of the most specific range that includes the media type."""
+    for candidate in (media_type, f"{media_type.partition('/')[0]}/*", "*/*"):
+        found = [quality for name, quality in ranges if name == candidate]
         if found:
             return max(found)
     return 0.0

@@ -1,23 +1,39 @@
-"""GET /v1/jobs/{id}/stream: what happens to a job and what it says, live, from any place on.
+"""GET /v1/jobs/{id}/stream: events and output of a job, live, from any position on.
 
-A reader costs one task that waits for its end, and what the socket buffers. One that does not read
-is waited for, one that is gone is noticed, and neither holds up anything but itself.
+A reader costs one task that waits for its end, and what its socket buffers. A slow reader is waited
+for, one that has left is noticed, and neither delays anybody else.
 """
 
 import asyncio
 import time
 from contextlib import suppress
 
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from tandem_api.http.routing import JOB
-from tandem_api.jobs.lookup import known
-from tandem_api.state import Served, served
+from tandem_api.http.headers import headers_of
+from tandem_api.http.routing import JOB, PlainRoute
+from tandem_api.jobs.lookup import find_job
+from tandem_api.openapi.describe import (
+    COMMON,
+    JOB_ID,
+    content,
+    parameter,
+    problems,
+    ref,
+    response,
+)
+from tandem_api.state import RequestState, state_of
 from tandem_api.streams.follow import follow
-from tandem_api.streams.formats import Cut, Format, Table, negotiate
+from tandem_api.streams.formats import (
+    CSV,
+    NDJSON_TYPES,
+    SSE,
+    CsvFormat,
+    StreamFormat,
+    Truncated,
+    negotiate,
+)
 from tandem_shared.errors import BadCursor, Malformed
 from tandem_shared.jobs.record import Record
 from tandem_shared.queue.pubsub import ChangeSignal
@@ -31,46 +47,50 @@ from tandem_shared.streams.reader import (
     parse_position,
 )
 
-HEARTBEAT = 15.0  # seconds
-STALLED = 60.0  # seconds that a reader may take for one portion
-PORTION = 64 << 10  # bytes
+HEARTBEAT_SECONDS = 15.0
+STALLED_SECONDS = 60.0  # that a reader may take for one write
+WRITE_BYTES = 64 << 10
+MAX_ID_CHARS = 64  # of an entry's id
+
+router = APIRouter(
+    route_class=PlainRoute, tags=["jobs"], default_response_class=Response, responses=COMMON
+)
 
 
-class Gone(Exception):
-    """The reader has left, or does not read any more."""
-
-
-class StreamEndpoint:
-    """The endpoint, as an ASGI application: a stream is no Response that Starlette knows."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        state = served(request)
-        types = _types(request)
-        chosen = negotiate(",".join(request.headers.getlist("accept")), types)
-        id = request.path_params["id"]
-        record = await known(state, id)
-        after = _after(request, record)
-        if after is not None and after == end_position(record):
-            await Response(status_code=204)(
-                scope, receive, send
-            )  # this is what stops an EventSource
-            return
-        if after is not None and isinstance(chosen, Table):
-            raise Malformed("after: CSV has no ids to go on from")
-        headers = [
-            (b"content-type", chosen.media_type.encode()),
-            (b"cache-control", b"no-cache"),
-            (b"vary", b"Accept"),
-            (b"x-accel-buffering", b"no"),
+@router.get(
+    f"{JOB}/stream",
+    operation_id="streamJob",
+    summary="Events and output of a job, live and resumable",
+    responses={
+        200: response(
+            "Entries up to `end`", {**content(ref("Entry"), SSE, *NDJSON_TYPES), CSV: {}}
+        ),
+        204: response("`after` is the id of `end`: nothing follows"),
+        **problems(400, 404, 406),
+    },
+    openapi_extra={
+        "parameters": [
+            JOB_ID,
+            parameter("types", "query", "Entry types, separated by commas; `end` is always sent"),
+            parameter("after", "query", "The id of the last entry that the client has"),
+            parameter("Last-Event-ID", "header", "The same, as an EventSource sends it"),
         ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        if request.method == "HEAD":
-            await send({"type": "http.response.body", "body": b""})
-            return
-        reader = StreamReader(state["source"], id, after=after or START, types=types)
-        with suppress(Gone):
-            await Stream(state, reader, chosen, send).run(record, receive)
+    },
+)
+async def stream_job(request: Request) -> Response:
+    """Without `after`, from the start. When `attempt` rises, discard the output of lower attempts."""
+    state = state_of(request)
+    types = _types(request)
+    chosen = negotiate(headers_of(request).get("accept", ""), types)
+    id = request.path_params["id"]
+    record = await find_job(state, id)
+    after = _after(request, record)
+    if after is not None and after == end_position(record):
+        return Response(status_code=204)  # keeps an EventSource from connecting again
+    if after is not None and isinstance(chosen, CsvFormat):
+        raise Malformed("after: CSV has no ids to resume from")
+    reader = StreamReader(state["source"], id, after=after or START, types=types)
+    return JobStream(state, record, reader, chosen)
 
 
 def _types(request: Request) -> frozenset[str]:
@@ -84,70 +104,91 @@ def _types(request: Request) -> frozenset[str]:
 
 
 def _after(request: Request, record: Record) -> Position | None:
-    # A browser that connects again repeats its URL, so what it has seen since counts.
-    text = request.headers.get("last-event-id") or request.query_params.get("after")
+    # A browser that reconnects repeats its URL, so Last-Event-ID is the newer of the two.
+    text = headers_of(request).get("last-event-id") or request.query_params.get("after")
     if not text:
         return None
-    if len(text) > 64:
+    if len(text) > MAX_ID_CHARS:
         raise BadCursor
     place = parse_position(text)
     check_position(record, place)
     return place
 
 
-class Stream:
-    """One reader of one job over HTTP, from its first byte to its last."""
+class ClientGone(Exception):
+    """The reader has left, or has stopped reading."""
 
-    def __init__(self, state: Served, reader: StreamReader, written: Format, send: Send) -> None:
-        self._state = state
-        self._reader, self._format, self._send = reader, written, send
-        self._left = False
+
+class JobStream(Response):
+    """One reader of one job, from the first byte to the last."""
+
+    def __init__(
+        self, state: RequestState, record: Record, reader: StreamReader, chosen: StreamFormat
+    ) -> None:
+        self._state, self._record = state, record
+        self._reader, self._format = reader, chosen
+        self._gone = False
         self._sent_at = 0.0
 
-    async def run(self, record: Record, receive: Receive) -> None:
-        """Tells everything until the job's end, the reader's, or the service's. Raises Gone."""
-        async with self._state["queue"].subscribe(record.id) as change:
-            leaving = asyncio.create_task(self._leave(receive, change))
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [
+            (b"content-type", self._format.media_type.encode()),
+            (b"cache-control", b"no-cache"),
+            (b"vary", b"Accept"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+            return
+        self._send = send
+        with suppress(ClientGone):
+            await self._run(receive)
+
+    async def _run(self, receive: Receive) -> None:
+        """Sends everything until the end of the job, of the reader or of this process. Raises ClientGone."""
+        async with self._state["queue"].subscribe(self._record.id) as change:
+            leaving = asyncio.create_task(self._watch_client(receive, change))
             try:
-                with self._state["drain"].telling(change.set):
+                with self._state["drain"].notifying(change.set):
                     await self._put(self._format.start)
-                    whole = await follow(
-                        self._state, record, change, tell=self._tell, idle=self._idle
+                    complete = await follow(
+                        self._state, self._record, change, send=self._send_new, idle=self._idle
                     )
-            except Cut:
-                whole = False
+            except Truncated:
+                complete = False
             finally:
                 leaving.cancel()
-        # A cut body of CSV must show as one: it is not ended. In the other formats the entry `end`
-        # is missing.
-        if whole or not isinstance(self._format, Table):
+        # An incomplete CSV is left without its end, which shows as an aborted body. The other
+        # formats show it by the missing entry `end`.
+        if complete or not isinstance(self._format, CsvFormat):
             await self._put(b"", more=False)
 
-    async def _leave(self, receive: Receive, change: ChangeSignal) -> None:
+    async def _watch_client(self, receive: Receive, change: ChangeSignal) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self._left = True
+        self._gone = True
         change.set()
 
-    async def _tell(self, record: Record) -> None:
+    async def _send_new(self, record: Record) -> None:
         parts: list[bytes] = []
         size = 0
         async for group in self._reader.groups(record):
             if (
-                isinstance(self._format, Table)
+                isinstance(self._format, CsvFormat)
                 and group.attempt < record.attempt
                 and group.type == "output"
             ):
-                continue  # superseded before it was told
+                continue  # of an attempt that is superseded already
             try:
-                part = self._format.written(group)
-            except Cut:
+                part = self._format.write(group)
+            except Truncated:
                 if parts:
-                    await self._put(b"".join(parts))  # what came before the cut
+                    await self._put(b"".join(parts))
                 raise
             parts.append(part)
             size += len(part)
-            if size >= PORTION:
+            if size >= WRITE_BYTES:
                 await self._put(b"".join(parts))
                 parts, size = [], 0
         if size:
@@ -157,24 +198,21 @@ class Stream:
         end = None if seconds is None else time.monotonic() + seconds
         while True:
             now = time.monotonic()
-            quiet = self._sent_at + HEARTBEAT
+            quiet = self._sent_at + HEARTBEAT_SECONDS
             changed = await change.wait(max(0.0, (quiet if end is None else min(end, quiet)) - now))
-            if self._left:
-                raise Gone
+            if self._gone:
+                raise ClientGone
             if (now := time.monotonic()) >= quiet:
                 await self._put(self._format.idle)
             if changed or (end is not None and now >= end):
                 return
 
     async def _put(self, body: bytes, *, more: bool = True) -> None:
-        if self._left:
-            raise Gone
+        if self._gone:
+            raise ClientGone
         try:
-            async with asyncio.timeout(STALLED):
+            async with asyncio.timeout(STALLED_SECONDS):
                 await self._send({"type": "http.response.body", "body": body, "more_body": more})
         except TimeoutError:
-            raise Gone from None
+            raise ClientGone from None
         self._sent_at = time.monotonic()
-
-
-ROUTES = [Route(f"{JOB}/stream", StreamEndpoint(), methods=["GET"])]

@@ -1,28 +1,26 @@
-"""WS /v1/stream: the streams of many jobs over one WebSocket, at the pace of whoever reads it.
+"""WS /v1/stream: the streams of many jobs over one WebSocket, at the pace of its reader.
 
-A client sends {"subscribe": id, "after": …, "types": […]} or {"unsubscribe": id}, the last two of
-the three as it likes; it is sent entries, each with the job it is of: {"job": id, "id": …, "type":
-…, …}. A job that cannot be told of costs its own subscription alone: {"job": id, "type": "error",
+A client sends {"subscribe": id, "after": …, "types": […]} or {"unsubscribe": id}; `after` and
+`types` are optional. It is sent entries with the job that they are of: {"job": id, "id": …, "type":
+…, …}. A job that cannot be streamed ends only its own subscription: {"job": id, "type": "error",
 "data": problem}.
 """
 
 import asyncio
 import secrets
+from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
 import structlog
-from starlette.datastructures import Headers
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
+from fastapi import APIRouter, Request, Response
+from starlette.routing import WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 
-from tandem_api.http.problems import Problem, of_error, of_status
-from tandem_api.http.retry import steadily
-from tandem_api.http.routing import SOCKETS, Plain
-from tandem_api.state import Served
+from tandem_api.http.problems import Problem, error_problem, status_problem
+from tandem_api.http.retry import retry_briefly
+from tandem_api.state import RequestState
 from tandem_api.streams.follow import follow
 from tandem_shared.errors import BadCursor, Malformed, NotFound, TandemError, Unavailable
 from tandem_shared.jobs.record import Record
@@ -37,17 +35,20 @@ from tandem_shared.streams.reader import (
     parse_position,
 )
 
+PATH = "/v1/stream"  # the one that server/http.py lets upgrade
 PROTOCOL = "tandem.v1"
-MOST = 1000  # subscriptions of one socket
-LONGEST_ID = 200  # characters
-TURNS = 4  # subscriptions of a socket that read at once: each may hold what one reading brings
-TURN = 1 << 20  # bytes after which it is another's turn
-LONGEST_REASON = 120  # bytes of a close frame's
+MAX_SUBSCRIPTIONS = 1000  # of one socket
+MAX_ID_CHARS = 200
+MAX_READERS = 4  # subscriptions of a socket that read at once: each holds what one read returns
+TURN_BYTES = 1 << 20  # after which another subscription reads
+MAX_REASON_BYTES = 120  # of a close frame
 
 log = structlog.get_logger()
 
+router = APIRouter(include_in_schema=False, default_response_class=Response)
 
-class Wish(msgspec.Struct, forbid_unknown_fields=True):
+
+class ClientMessage(msgspec.Struct, forbid_unknown_fields=True):
     """One message of a client."""
 
     subscribe: str | None = None
@@ -56,116 +57,120 @@ class Wish(msgspec.Struct, forbid_unknown_fields=True):
     types: list[str] | None = None
 
 
-_wish = msgspec.json.Decoder(Wish)
-_string = msgspec.json.Encoder().encode
+_client_message = msgspec.json.Decoder(ClientMessage)
+_encode = msgspec.json.Encoder().encode
 
 
-def read(message: Message) -> Wish:
-    """What a client wants. Raises Malformed for what is no message of the sub-protocol."""
+def read_message(message: Message) -> ClientMessage:
+    """The message in an ASGI event. Raises Malformed if it is not one of the sub-protocol."""
     text = message.get("text")
     if text is None:
-        raise Malformed("messages are JSON in text frames")
+        raise Malformed("send JSON in text frames")
     try:
-        wish = _wish.decode(text)
+        sent = _client_message.decode(text)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise Malformed(f"no message of {PROTOCOL}: {error}") from None
-    id = wish.subscribe if wish.subscribe is not None else wish.unsubscribe
-    if id is None or (wish.subscribe is not None and wish.unsubscribe is not None):
-        raise Malformed('give either "subscribe" or "unsubscribe"')
-    if wish.subscribe is None and (wish.after is not None or wish.types is not None):
-        raise Malformed('"unsubscribe" stands alone')
-    if len(id) > LONGEST_ID:
-        raise Malformed("this is no job's id")
-    if wish.types is not None and not set(wish.types) <= set(ENTRY_TYPES):
-        raise Malformed(f"types are some of {', '.join(ENTRY_TYPES)}")
-    return wish
+        raise Malformed(f"not a message of {PROTOCOL}: {error}") from None
+    id = sent.subscribe if sent.subscribe is not None else sent.unsubscribe
+    if id is None or (sent.subscribe is not None and sent.unsubscribe is not None):
+        raise Malformed('send either "subscribe" or "unsubscribe"')
+    if sent.subscribe is None and (sent.after is not None or sent.types is not None):
+        raise Malformed('"unsubscribe" takes no other fields')
+    if len(id) > MAX_ID_CHARS:
+        raise Malformed(f"a job's id has at most {MAX_ID_CHARS} characters")
+    if sent.types is not None and not set(sent.types) <= set(ENTRY_TYPES):
+        raise Malformed(f'"types" must be some of {", ".join(ENTRY_TYPES)}')
+    return sent
 
 
 class SocketEndpoint:
     """The endpoint, as an ASGI application."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        state: Served = scope["state"]
-        refusal = _refusal(headers, scope["subprotocols"], state["settings"].origins)
-        if refusal is not None:
-            await refusal.response(scope)(scope, receive, send)
+        state: RequestState = scope["state"]
+        problem = _refusal(state["headers"], scope["subprotocols"], state["settings"].origins)
+        if problem is not None:
+            await problem.response(scope)(scope, receive, send)
             return
         await receive()  # websocket.connect
+        # A client that offers no sub-protocol speaks this one without naming it.
         chosen = PROTOCOL if scope["subprotocols"] else None
         await send({"type": "websocket.accept", "subprotocol": chosen})
-        await Socket(state, send).run(receive)
+        await StreamSocket(state, send).run(receive)
 
 
-def _refusal(headers: Headers, offered: list[str], allowed: tuple[str, ...]) -> Problem | None:
-    """What speaks against the upgrade. Who names no sub-protocol takes the one there is."""
+def _refusal(
+    headers: Mapping[str, str], offered: list[str], allowed: tuple[str, ...]
+) -> Problem | None:
+    """Why the upgrade is refused; None if it is not."""
     origin = headers.get("origin")
     if origin is not None and origin.lower() not in allowed:
-        # A browser connects for any page, wherever that came from, and only says which.
+        # A browser connects for pages of any origin, and leaves it to us to check which.
         scheme, _, host = origin.lower().partition("://")
         if scheme not in ("http", "https") or host != headers.get("host", "").lower():
-            return of_status(
-                403, "pages of this origin may not connect: TANDEM_ORIGINS does not name it"
+            return status_problem(
+                403, "pages of this origin may not connect; name it in TANDEM_ORIGINS to allow them"
             )
     if offered and PROTOCOL not in offered:
-        return of_status(400, f"the sub-protocol is {PROTOCOL}")
+        return status_problem(400, f"the sub-protocol is {PROTOCOL}")
     return None
 
 
-class Socket:
-    """One client: what it subscribed to, and its turns."""
+class StreamSocket:
+    """One client, and its subscriptions."""
 
-    def __init__(self, state: Served, send: Send) -> None:
+    def __init__(self, state: RequestState, send: Send) -> None:
         self.state = state
-        self.turns = Turns(TURNS)
+        self.turns = ReadTurns(MAX_READERS)
         self._send = send
         self._subscriptions: dict[str, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()  # those, and what else is under way
+        self._tasks: set[asyncio.Task[None]] = set()  # these, and others that are under way
 
     async def run(self, receive: Receive) -> None:
-        """Serves until the client leaves, says what makes no sense, or the service ends."""
+        """Serves until the client leaves or sends nonsense, or the process ends."""
         drain = self.state["drain"]
         try:
-            with drain.telling(self._leave):
+            with drain.notifying(self._leave):
                 if drain.begun:
                     self._leave()
                 while (message := await receive())["type"] != "websocket.disconnect":
                     try:
-                        await self._obey(read(message))
+                        await self._handle(read_message(message))
                     except Malformed as error:
                         await self._close(1008, str(error))
                         break
         finally:
-            await self._end()
+            await self._cancel_all()
 
     def _leave(self) -> None:
         self._start(self._close(1012, "the service is ending"))
 
     async def _close(self, code: int, reason: str) -> None:
-        cut = reason.encode()[:LONGEST_REASON].decode(errors="ignore")
-        with suppress(OSError):  # it has gone
+        cut = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+        with suppress(OSError):  # the client is gone
             await self._send({"type": "websocket.close", "code": code, "reason": cut})
 
-    async def _obey(self, wish: Wish) -> None:
-        if wish.unsubscribe is not None:
-            known = self._subscriptions.pop(wish.unsubscribe, None)
-            if known is not None:
-                known.cancel()
+    async def _handle(self, message: ClientMessage) -> None:
+        if message.unsubscribe is not None:
+            self._unsubscribe(message.unsubscribe)
             return
-        id = wish.subscribe or ""
-        before = self._subscriptions.pop(id, None)
-        if before is not None:
-            before.cancel()
-        if len(self._subscriptions) >= MOST:
-            self._start(
-                self.refuse(id, of_status(429, f"a socket has at most {MOST} subscriptions"))
-            )
+        id = message.subscribe or ""
+        earlier = self._unsubscribe(id)
+        if len(self._subscriptions) >= MAX_SUBSCRIPTIONS:
+            detail = f"a socket has at most {MAX_SUBSCRIPTIONS} subscriptions"
+            self._start(self.send_problem(id, status_problem(429, detail)))
         else:
-            types = frozenset(ENTRY_TYPES if wish.types is None else wish.types)
-            task = self._start(self._follow(Subscription(self, id, wish.after, types), before))
-            self._subscriptions[id] = task
-        while len(self._tasks) > 2 * MOST:  # those that are ending: more are not begun before
+            types = frozenset(ENTRY_TYPES if message.types is None else message.types)
+            subscription = Subscription(self, id, message.after, types)
+            self._subscriptions[id] = self._start(self._serve(subscription, earlier))
+        # Subscriptions that are ending count too: start no more of them before they have ended.
+        while len(self._tasks) > 2 * MAX_SUBSCRIPTIONS:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    def _unsubscribe(self, id: str) -> asyncio.Task[None] | None:
+        task = self._subscriptions.pop(id, None)
+        if task is not None:
+            task.cancel()
+        return task
 
     def _start(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
@@ -173,49 +178,47 @@ class Socket:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _follow(
-        self, subscription: "Subscription", before: asyncio.Task[None] | None
+    async def _serve(
+        self, subscription: "Subscription", earlier: asyncio.Task[None] | None
     ) -> None:
         id = subscription.id
         try:
-            if before is not None:
-                await asyncio.wait({before})  # so that its entries come before the new one's
+            if earlier is not None:
+                await asyncio.wait({earlier})  # so that its entries come before the new one's
             await subscription.run()
         except OSError:
-            pass  # the client has gone, as `run` is about to hear
+            pass  # the client is gone, as `run` is about to receive
         except TandemError as error:
-            await self.refuse(id, of_error(error))
+            await self.send_problem(id, error_problem(error))
         except Exception:
             trace = secrets.token_hex(16)
             log.exception("subscription failed", trace_id=trace, job_id=id)
-            more = {"trace_id": trace}
-            await self.refuse(
-                id, of_status(500, f"it is logged under the trace id {trace}", more=more)
-            )
+            detail = f"logged under the trace id {trace}"
+            await self.send_problem(id, status_problem(500, detail, more={"trace_id": trace}))
         finally:
             if self._subscriptions.get(id) is asyncio.current_task():
                 del self._subscriptions[id]
 
-    async def refuse(self, id: str, problem: Problem) -> None:
-        """Tells that a job cannot be told of (any more)."""
+    async def send_problem(self, id: str, problem: Problem) -> None:
+        """Sends why a job cannot be streamed (any longer)."""
         with suppress(OSError):
-            await self.tell(
-                b'{"job":%s,"type":"error","data":%s}' % (_string(id), _string(problem.members()))
+            await self.send_entry(
+                b'{"job":%s,"type":"error","data":%s}' % (_encode(id), _encode(problem.members()))
             )
 
-    async def tell(self, entry: bytes) -> None:
-        """Sends one entry, once the client has room for it. Raises OSError when it has gone."""
+    async def send_entry(self, entry: bytes) -> None:
+        """Sends one entry as soon as the client has room for it. Raises OSError when it is gone."""
         await self._send({"type": "websocket.send", "text": entry.decode()})
 
-    async def _end(self) -> None:
+    async def _cancel_all(self) -> None:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
 
-class Turns:
-    """Lets `limit` at a time, in the order in which they come."""
+class ReadTurns:
+    """Lets `limit` subscriptions read at a time, in the order in which they come."""
 
     def __init__(self, limit: int) -> None:
         self._free = asyncio.Semaphore(limit)
@@ -235,80 +238,79 @@ class Turns:
 class Subscription:
     """One job's stream on a socket."""
 
-    def __init__(self, socket: Socket, id: str, after: str | None, types: frozenset[str]) -> None:
+    def __init__(
+        self, socket: StreamSocket, id: str, after: str | None, types: frozenset[str]
+    ) -> None:
         self.id = id
         self._socket = socket
         self._after = after
         self._types = types
-        self._head = b'{"job":%s,' % _string(id)
+        self._head = b'{"job":%s,' % _encode(id)
 
     async def run(self) -> None:
-        """Tells everything up to the job's end. Raises what of_error knows, OSError when the client has gone."""
+        """Sends everything up to the job's end. Raises TandemError, and OSError when the client is gone."""
         state = self._socket.state
         queue, tenant = state["queue"], state["tenant"]
         async with queue.subscribe(self.id) as change:
-            record = await steadily(lambda: queue.get(self.id, tenant=tenant))
+            record = await retry_briefly(lambda: queue.get(self.id, tenant=tenant))
             if record is None:
                 raise NotFound("job", self.id)
             reader = StreamReader(
-                state["source"], self.id, after=self._place(record), types=self._types
+                state["source"], self.id, after=self._start(record), types=self._types
             )
 
-            async def tell(record: Record) -> None:
-                await self._tell(reader, record)
+            async def send(record: Record) -> None:
+                await self._send_new(reader, record)
 
             async def idle(change: ChangeSignal, seconds: float | None) -> None:
                 await change.wait(seconds)
 
-            with state["drain"].telling(change.set):
-                whole = await follow(state, record, change, tell=tell, idle=idle)
-        if not whole and not state["drain"].begun:
+            with state["drain"].notifying(change.set):
+                complete = await follow(state, record, change, send=send, idle=idle)
+        if not complete and not state["drain"].begun:
             if await queue.get(self.id, tenant=tenant) is None:
                 raise NotFound("job", self.id)
             raise Unavailable("Redis does not answer")
 
-    def _place(self, record: Record) -> Position:
+    def _start(self, record: Record) -> Position:
         if self._after is None:
             return START
-        if len(self._after) > LONGEST_ID:
+        if len(self._after) > MAX_ID_CHARS:
             raise BadCursor
         place = parse_position(self._after)
         check_position(record, place)
         if place == end_position(record):
-            # Over HTTP this is 204; here the end is told again, since nothing else would say that
-            # nothing follows.
+            # Over HTTP this is a 204. Here the end is sent again, since nothing else would show
+            # that nothing follows.
             return place._replace(item=place.item - 1)
         return place
 
-    async def _tell(self, reader: StreamReader, record: Record) -> None:
+    async def _send_new(self, reader: StreamReader, record: Record) -> None:
         turns = self._socket.turns
         more = True
         while more:
             async with turns:
-                more = await self._turn(reader, record, turns)
+                more = await self._send_turn(reader, record, turns)
 
-    async def _turn(self, reader: StreamReader, record: Record, turns: Turns) -> bool:
-        """Whether more is left, which waits as others do."""
+    async def _send_turn(self, reader: StreamReader, record: Record, turns: ReadTurns) -> bool:
+        """Sends until nothing is left or, with others waiting, for TURN_BYTES; whether more is left."""
         size = 0
         async with aclosing(reader.entries(record)) as entries:
             async for entry in entries:
                 text = self._head + entry.json()[1:]
-                await self._socket.tell(text)
+                await self._socket.send_entry(text)
                 size += len(text)
-                if size >= TURN and turns.waiting:
+                if size >= TURN_BYTES and turns.waiting:
                     return True
         return False
 
 
-async def no_upgrade(_request: Request) -> Response:
-    """GET /v1/stream of a client that does not ask for a WebSocket."""
-    problem = of_status(
-        426,
-        "this is a WebSocket endpoint",
-        headers={"Upgrade": "websocket", "Connection": "Upgrade"},
-    )
-    return problem.response(_request.scope)
+@router.get(PATH)
+async def refuse_plain_request(request: Request) -> Response:
+    """For a client that does not ask for a WebSocket."""
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+    detail = "this is a WebSocket endpoint: send an upgrade"
+    return status_problem(426, detail, headers=headers).response(request.scope)
 
 
-PATH = SOCKETS.decode()
-ROUTES = [WebSocketRoute(PATH, SocketEndpoint()), Route(PATH, Plain(no_upgrade), methods=["GET"])]
+router.routes.append(WebSocketRoute(PATH, SocketEndpoint()))

@@ -1,4 +1,4 @@
-"""The catalogue as this process knows it: read when it changed, so that a new task needs no new API."""
+"""The catalogue as this process knows it: read again when it changes, so that a new task needs no new API."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ log = structlog.get_logger()
 
 
 class Catalogue:
-    """The entries by name. `number` grows with every change that was seen; 0: nothing has been read yet."""
+    """The entries by name, sorted. `number` counts the changes that were read; it is 0 before the first."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
@@ -22,7 +22,7 @@ class Catalogue:
         self.number = 0
 
     async def refresh(self) -> None:
-        """Reads what changed; calls at the same time share one reading. Raises Unavailable."""
+        """Reads the catalogue if it has changed; concurrent calls share one read. Raises Unavailable."""
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
             self._reading.add_done_callback(self._read_done)
@@ -31,26 +31,26 @@ class Catalogue:
     def _read_done(self, task: asyncio.Task[None]) -> None:
         self._reading = None
         if not task.cancelled():
-            task.exception()  # looked at: whoever asked may have gone
+            task.exception()  # retrieves it: asyncio logs an error that nobody is left to retrieve
 
     async def _read(self) -> None:
-        # The stamp first: what is published between the two is read again the next time.
+        # Read the stamp first: what is published in between is then read again the next time.
         stamp = await self._queue.catalogue_stamp()
         if self.number and stamp == self._stamp:
             return
         entries = {entry.name: entry for entry in await self._queue.catalogue_entries()}
-        # An entry that stayed as it was stays the same object, and what was made from it stays
-        # good.
+        # An unchanged entry stays the same object, so that its compiled validator stays valid.
         self.entries = {
-            name: _kept(self.entries.get(name), entry) for name, entry in entries.items()
+            name: entry if entry != self.entries.get(name) else self.entries[name]
+            for name, entry in entries.items()
         }
         self._stamp = stamp
         self.number += 1
         log.info("catalogue read", tasks=len(entries))
 
     async def find(self, name: str) -> CatalogueEntry:
-        """The entry of a task, also one that was published just now. Raises UnknownTask and Unavailable."""
-        for _ in range(2):  # the first reading may be one that had begun before
+        """The entry of a task, even if it was published just now. Raises UnknownTask and Unavailable."""
+        for _ in range(2):  # a read that was already under way may be too old
             if name in self.entries:
                 break
             shared = self._reading is not None
@@ -60,7 +60,3 @@ class Catalogue:
         if name not in self.entries:
             raise UnknownTask(name)
         return self.entries[name]
-
-
-def _kept(old: CatalogueEntry | None, new: CatalogueEntry) -> CatalogueEntry:
-    return old if old is not None and old == new else new

@@ -1,15 +1,15 @@
-"""What a JSON Schema refused, in sentences with pointers (RFC 6901) to the very field."""
+"""What a JSON Schema refused, as sentences with JSON pointers (RFC 6901) to the fields."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from jsonschema_rs import ValidationError
 
-MOST = 20  # errors of one request
-SHOWN = 100  # characters of a value that is quoted
-LONGEST = 500  # characters of a schema's own sentence
+MAX_ERRORS = 20  # of one request
+MAX_VALUE_CHARS = 100  # of a value that is quoted
+MAX_DESCRIPTION_CHARS = 500  # of a sentence from the schema itself
 
-Explained = tuple[str, str]  # pointer, sentence
+FieldError = tuple[str, str]  # pointer, sentence
 
 
 def pointer(path: Iterable[str | int]) -> str:
@@ -17,24 +17,24 @@ def pointer(path: Iterable[str | int]) -> str:
     return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
 
 
-def explain(errors: Iterable[ValidationError], *schemas: Any) -> list[Explained]:
-    """At most MOST errors, each place once; `schemas` are those by which they were found, for the words in them."""
+def explain(errors: Iterable[ValidationError], *schemas: Any) -> list[FieldError]:
+    """At most MAX_ERRORS sentences, one per place; descriptions are looked up in the `schemas`."""
     found: dict[str, str] = {}
     for error in errors:
-        for at, text in _explain(error, schemas):
-            found.setdefault(at, text)
-            if len(found) == MOST:
+        for place, sentence in _explain(error, schemas):
+            found.setdefault(place, sentence)
+            if len(found) == MAX_ERRORS:
                 return list(found.items())
     return list(found.items())
 
 
-def _shown(value: Any) -> str:
+def _quoted(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]}…"
 
 
 def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(_shown(value) for value in values if value is not None)
+    return ", ".join(_quoted(value) for value in values if value is not None)
 
 
 _TYPES = {
@@ -49,125 +49,139 @@ _TYPES = {
 
 
 def _types(names: Iterable[str]) -> str:
-    # That null is as good as left out need not be said of every field.
+    # null means left out wherever it is allowed, so it is not mentioned.
     named = [_TYPES.get(name, name) for name in sorted(set(names) - {"null"})] or ["null"]
     return f"must be {' or '.join(named)}"
 
 
+# For each keyword of a schema, the sentence and the argument that fills it in.
+_LIMITS = {
+    "exclusiveMaximum": "must be less than {limit}",
+    "exclusiveMinimum": "must be more than {limit}",
+    "maxItems": "must have at most {limit} items",
+    "maxLength": "must have at most {limit} characters",
+    "maxProperties": "must have at most {limit} fields",
+    "maximum": "must be at most {limit}",
+    "minItems": "must have at least {limit} items",
+    "minLength": "must have at least {limit} characters",
+    "minProperties": "must have at least {limit} fields",
+    "minimum": "must be at least {limit}",
+    "multipleOf": "must be a multiple of {multiple_of}",
+    "uniqueItems": "must not have an item twice",
+}
 _SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "const": lambda kind: f"must be {_shown(kind['expected_value'])}",
+    "const": lambda kind: f"must be {_quoted(kind['expected_value'])}",
     "enum": lambda kind: f"must be one of {_listed(kind['options'])}",
-    "exclusiveMaximum": lambda kind: f"must be less than {kind['limit']}",
-    "exclusiveMinimum": lambda kind: f"must be more than {kind['limit']}",
-    "format": lambda kind: f"must have the format {_shown(kind['format'])}",
-    "maxItems": lambda kind: f"must have at most {kind['limit']} items",
-    "maxLength": lambda kind: f"must have at most {kind['limit']} characters",
-    "maxProperties": lambda kind: f"must have at most {kind['limit']} fields",
-    "maximum": lambda kind: f"must be at most {kind['limit']}",
-    "minItems": lambda kind: f"must have at least {kind['limit']} items",
-    "minLength": lambda kind: f"must have at least {kind['limit']} characters",
-    "minProperties": lambda kind: f"must have at least {kind['limit']} fields",
-    "minimum": lambda kind: f"must be at least {kind['limit']}",
-    "multipleOf": lambda kind: f"must be a multiple of {kind['multiple_of']}",
-    "pattern": lambda kind: f"must match {_shown(kind['pattern'])}",
+    "format": lambda kind: f"must have the format {_quoted(kind['format'])}",
+    "pattern": lambda kind: f"must match {_quoted(kind['pattern'])}",
     "type": lambda kind: _types(kind["types"]),
-    "uniqueItems": lambda _kind: "must not have an item twice",
 }
 
 
-def _explain(error: ValidationError, schemas: Sequence[Any]) -> Iterator[Explained]:
+def _explain(error: ValidationError, schemas: Sequence[Any]) -> Iterator[FieldError]:
     path, name, kind = error.instance_path, error.kind.name, error.kind.as_dict()
     if name == "required":
         yield pointer([*path, kind["property"]]), "is required"
     elif name in ("additionalProperties", "unevaluatedProperties"):
-        for field in kind["unexpected"][:MOST]:
+        for field in kind["unexpected"][:MAX_ERRORS]:
             yield pointer([*path, field]), "is not a known field"
     elif name in ("anyOf", "oneOf") and kind.get("context"):
-        yield from _nearest(error, kind["context"], schemas)
+        yield from _explain_nearest(error, kind["context"], schemas)
     elif name == "propertyNames":
-        inner: ValidationError = kind["error"]
-        if inner.kind.name == "not":
-            yield pointer([*path, str(inner.instance)]), _unwanted(inner, schemas)[1]
-            return
-        for _, text in _explain(inner, schemas):
-            yield pointer(path), f"has a field whose name {text}"
+        yield from _explain_name(path, kind["error"], schemas)
     elif name == "not":
-        yield _unwanted(error, schemas)
+        yield _explain_not(error, schemas)
+    elif name in _LIMITS:
+        yield pointer(path), _LIMITS[name].format_map(kind)
     elif name in _SENTENCES:
         yield pointer(path), _SENTENCES[name](kind)
     else:
-        yield pointer(path), "is not valid" if name == "falseSchema" else _shown(error.message)
+        yield pointer(path), "is not valid" if name == "falseSchema" else _quoted(error.message)
 
 
-# Of a `not` that says one thing only, that thing.
+def _explain_name(
+    path: Sequence[str | int], error: ValidationError, schemas: Sequence[Any]
+) -> Iterator[FieldError]:
+    """What is wrong with the name of a field."""
+    if error.kind.name == "not":
+        yield pointer([*path, str(error.instance)]), _explain_not(error, schemas)[1]
+        return
+    for _, sentence in _explain(error, schemas):
+        yield pointer(path), f"has a field whose name {sentence}"
+
+
+# What a `not` with a single keyword means.
 _NEGATIONS: dict[str, Callable[[Any], str]] = {
-    "const": lambda value: f"must not be {_shown(value)}",
+    "const": lambda value: f"must not be {_quoted(value)}",
     "enum": lambda values: f"must not be one of {_listed(values)}",
-    "pattern": lambda pattern: f"must not match {_shown(pattern)}",
+    "pattern": lambda pattern: f"must not match {_quoted(pattern)}",
     "type": lambda names: _types([names] if isinstance(names, str) else names).replace(
         "must be", "must not be"
     ),
 }
 
 
-def _unwanted(error: ValidationError, schemas: Sequence[Any]) -> Explained:
-    """What a `not` refuses: in its author's words, a `description`; else as far as it can be told from the schema."""
+def _explain_not(error: ValidationError, schemas: Sequence[Any]) -> FieldError:
+    """What a `not` refuses: the schema's `description`, or what its keywords say."""
     path, schema = error.instance_path, error.kind.as_dict()["schema"]
     schema = schema if isinstance(schema, dict) else {}
-    text = schema.get("description") or _around(error, schemas)
+    text = schema.get("description") or _description_around(error, schemas)
     if isinstance(text, str) and text:
-        return pointer(path), text[:LONGEST]
+        return pointer(path), text[:MAX_DESCRIPTION_CHARS]
+    found = error.instance if isinstance(error.instance, dict) else None
     names = [name for name in schema.get("required", ()) if isinstance(name, str)]
-    if isinstance(error.instance, dict) and names and all(name in error.instance for name in names):
+    if found is not None and names and all(name in found for name in names):
         *others, last = names
         beside = f" together with {_listed(others)}" if others else ""
-        return pointer([*path, last]), f"must not be there{beside}"
-    if len(schema) == 1 and (word := next(iter(schema))) in _NEGATIONS:
-        return pointer(path), _NEGATIONS[word](schema[word])
-    return pointer(path), "has what must not be there" if isinstance(
-        error.instance, dict
-    ) else "is not allowed"
+        return pointer([*path, last]), f"is not allowed{beside}"
+    if len(schema) == 1 and (keyword := next(iter(schema))) in _NEGATIONS:
+        return pointer(path), _NEGATIONS[keyword](schema[keyword])
+    if found is None:
+        return pointer(path), "is not allowed"
+    return pointer(path), "has a combination of fields that is not allowed"
 
 
-def _around(error: ValidationError, schemas: Sequence[Any]) -> Any:
-    """The description of a rule that is nothing but this `not`: of a larger schema, it would be of something else."""
+def _description_around(error: ValidationError, schemas: Sequence[Any]) -> Any:
+    """The description beside a `not`, if the two make up the schema; else it is about something else."""
     for schema in schemas:
         found = schema
         try:
             for part in error.schema_path[:-1]:
                 found = found[part]
         except (KeyError, IndexError, TypeError):
-            continue  # the path is of another schema
+            continue  # the path is relative to another schema
         if isinstance(found, dict) and found.keys() == {"not", "description"}:
             return found["description"]
     return None
 
 
-def _nearest(
+def _explain_nearest(
     error: ValidationError, branches: list[list[ValidationError]], schemas: Sequence[Any]
-) -> Iterator[Explained]:
-    """Of several alternatives, what is wrong with the one that the value comes nearest to."""
-    here = len(error.instance_path)
-    wanted: set[str] = set()
+) -> Iterator[FieldError]:
+    """Of several alternatives, what is wrong with the one that the value comes closest to."""
+    depth = len(error.instance_path)
+    types: set[str] = set()
     near: list[list[ValidationError]] = []
     for branch in branches:
-        kinds = [
-            one.kind for one in branch if len(one.instance_path) == here and one.kind.name == "type"
+        wrong = [
+            one.kind
+            for one in branch
+            if len(one.instance_path) == depth and one.kind.name == "type"
         ]
-        if kinds:
-            wanted.update(*(kind.as_dict()["types"] for kind in kinds))
+        if wrong:
+            types.update(*(kind.as_dict()["types"] for kind in wrong))
         elif branch:
             near.append(branch)
     if near:
-        best = max(
+        nearest = max(
             near, key=lambda branch: (max(len(one.instance_path) for one in branch), -len(branch))
         )
-        for one in best:
+        for one in nearest:
             yield from _explain(one, schemas)
-    elif wanted:
-        yield pointer(error.instance_path), _types(wanted)
+    elif types:
+        yield pointer(error.instance_path), _types(types)
     else:
         yield (
             pointer(error.instance_path),
-            "fits more than one of the alternatives, which exclude each other",
+            "matches more than one of the alternatives, which exclude each other",
         )

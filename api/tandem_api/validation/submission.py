@@ -1,6 +1,7 @@
-"""From a request's JSON to a Submission: checked by one compiled validator for each task, defaults filled in."""
+"""From the JSON of a request to a Submission: one compiled validator per task, and the task's defaults."""
 
 import time
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -8,106 +9,57 @@ import structlog
 from jsonschema_rs import Draft202012Validator, ReferencingError, ValidationError
 
 from tandem_api.http.body import decode, refuse_depth
+from tandem_api.http.headers import MAX_KEY_BYTES
 from tandem_api.validation.catalogue import Catalogue
-from tandem_api.validation.messages import Explained, explain
+from tandem_api.validation.messages import FieldError, explain
+from tandem_api.validation.schema import KEY_SCHEMA, NOT_AVAILABLE, job_schema
 from tandem_shared.catalogue import CatalogueEntry
 from tandem_shared.errors import Invalid
 from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.record import JobOptions, Record, Submission
 from tandem_shared.jobs.replay import ReplayInput, replay
-from tandem_shared.jobs.states import PRIORITIES
-from tandem_shared.retry import RETRY_SCHEMA
-from tandem_shared.settings import QUEUE_NAME_PATTERN
-from tandem_shared.times import DURATION_SCHEMA, parse_duration, parse_rfc3339
+from tandem_shared.times import parse_duration, parse_rfc3339
 
-LONGEST_TIMEOUT = 86_400.0  # seconds
-LONGEST_DELAY = 3650 * 86_400.0  # of any other duration: what is later than that is a mistake
-FEW_ERRORS = 16 << 10  # bytes of a body up to which all errors are collected and not only the first
-KEY_BYTES = 255  # of an idempotency key
-TASK_CHARACTERS = 200
+MAX_TIMEOUT_SECONDS = 86_400.0
+MAX_DELAY_SECONDS = 3650 * 86_400.0  # of any other duration: a longer one is a mistake
+MAX_TASK_CHARS = 200
+MAX_MESSAGE_CHARS = 300  # of what is wrong with a duration
+# Up to which all errors of a body are collected. A larger one may have a million, and the event
+# loop would wait for them all.
+ALL_ERRORS_BYTES = 16 << 10
+DURATIONS = ("delay", "timeout", "expires_in")
+RETRY_DURATIONS = ("base", "cap")
 
 log = structlog.get_logger()
 
 
-def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
-    if "anyOf" in schema:
-        return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
-    if "enum" in schema:
-        return {**schema, "enum": [*schema["enum"], None]}
-    return {**schema, "type": [schema["type"], "null"]}
-
-
-# What is known to come, and is refused in plain words until then.
-_NOT_YET = {"callback": "callbacks are not available yet"}
-# Every option may be left out, and null means left out.
-OPTIONS: dict[str, Any] = _or_null(
-    {
-        "type": "object",
-        "additionalProperties": False,
-        "properties": {
-            "queue": _or_null({"type": "string", "pattern": QUEUE_NAME_PATTERN}),
-            "priority": _or_null({"enum": list(PRIORITIES)}),
-            "delay": _or_null(DURATION_SCHEMA),
-            "run_at": _or_null({"type": "string", "format": "date-time"}),
-            "timeout": _or_null(DURATION_SCHEMA),
-            "expires_in": _or_null(DURATION_SCHEMA),
-            "retry": _or_null(RETRY_SCHEMA),
-            "concurrency_key": _or_null({"type": "string", "minLength": 1, "maxLength": 255}),
-            "concurrency_limit": _or_null({"type": "integer", "minimum": 1, "maximum": 10_000}),
-            "tags": _or_null(
-                {
-                    "type": "object",
-                    "maxProperties": 50,
-                    "propertyNames": {"minLength": 1, "maxLength": 64},
-                    "additionalProperties": {"type": "string", "maxLength": 256},
-                }
-            ),
-            **{name: {"type": "null", "description": text} for name, text in _NOT_YET.items()},
-        },
-    }
-)
-KEY: dict[str, Any] = {"type": ["string", "null"], "minLength": 1, "maxLength": KEY_BYTES}
-DURATIONS = ("delay", "timeout", "expires_in")
-RETRY_DURATIONS = ("base", "cap")
-
-
 class Envelope(msgspec.Struct):
-    """Where the payload stands in a body, as bytes."""
+    """A body, for the bytes of its payload."""
 
     payload: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-class Compiled(NamedTuple):
-    """What is made of an entry once."""
+class CompiledTask(NamedTuple):
+    """What is made of a catalogue entry once."""
 
     entry: CatalogueEntry
     schema: dict[str, Any]  # of a whole job
     validator: Draft202012Validator
-    options: JobOptions  # of a job that gives none
+    options: JobOptions  # of a job that sets none
 
 
 _envelope = msgspec.json.Decoder(Envelope)
 
 
-def schema_of(entry: CatalogueEntry, payload: dict[str, Any]) -> dict[str, Any]:
-    """The JSON Schema of a whole job of this task; `payload` is the schema of its payload, or a reference to it."""
-    return {
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["task", "payload"],
-        "properties": {"task": {"const": entry.name}, "payload": payload, "options": OPTIONS},
-    }
-
-
-def _compile(entry: CatalogueEntry) -> Compiled:
-    # With an id of its own, `#/$defs/…` inside means the payload's schema and not the whole.
+def _compile(entry: CatalogueEntry) -> CompiledTask:
+    # Under an `$id`, `#/$defs/…` in the payload's schema refers to that schema and not to the whole.
     payload = {"$id": f"urn:tandem:{entry.name}:{entry.version}", **entry.payload_schema}
-    schema = schema_of(entry, payload)
-    schema["properties"] |= {"idempotency_key": KEY}
+    schema = job_schema(entry, payload)
+    schema["properties"] |= {"idempotency_key": KEY_SCHEMA}
     try:
         validator = Draft202012Validator(schema, offline=True)
     except (ValidationError, ReferencingError, ValueError) as error:
-        # The worker checks each payload again, so nothing wrong runs; only the answer comes later.
+        # The worker validates payloads again: an invalid job fails there, only later.
         log.warning(
             "a task's payload schema cannot be used", task=entry.name, error=str(error)[:500]
         )
@@ -115,15 +67,15 @@ def _compile(entry: CatalogueEntry) -> Compiled:
             {**schema, "properties": {**schema["properties"], "payload": True}}
         )
     timeout, policy = float(entry.defaults.get("timeout", 30)), entry.defaults.get("retry") or {}
-    return Compiled(entry, schema, validator, JobOptions(timeout=timeout, retry=policy))
+    return CompiledTask(entry, schema, validator, JobOptions(timeout=timeout, retry=policy))
 
 
 class Submissions:
-    """Makes Submissions of bodies, by what the catalogue says."""
+    """Validates bodies against the catalogue, and makes Submissions of them."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._compiled: dict[str, Compiled] = {}
+        self._compiled: dict[str, CompiledTask] = {}
 
     async def read(
         self,
@@ -134,35 +86,41 @@ class Submissions:
         traceparent: str | None = None,
         item: bool = False,
     ) -> Submission:
-        """The job in a body. `item`: of a bulk, which may carry an idempotency key.
+        """The job in a body; an `item` of a bulk may carry an idempotency key.
 
-        Raises Invalid, UnknownTask, Unavailable, and Malformed for what is no JSON.
+        Raises Malformed, Invalid, UnknownTask and Unavailable.
         """
         value = decode(body)
         if not isinstance(value, dict):
             raise Invalid([("", "must be a JSON object")])
         refuse_depth(value, body)
-        compiled = await self._compiled_for(value)
+        compiled = await self._task(value)
         value.setdefault("payload", {})
         if "idempotency_key" in value and not item:
             raise Invalid(
                 [("/idempotency_key", "is not a known field: send the header Idempotency-Key")]
             )
-        if not compiled.validator.is_valid(value):
-            raise Invalid(_refusals(compiled, value, few=len(body) <= FEW_ERRORS))
+        _validate(compiled, value, len(body))
         if item:
             key = value.get("idempotency_key")
-            if key is not None and len(key.encode()) > KEY_BYTES:
-                raise Invalid([("/idempotency_key", f"must have at most {KEY_BYTES} bytes")])
-        payload = bytes(_envelope.decode(body).payload)
-        return _submission(
-            compiled,
-            payload,
-            value.get("options") or {},
+            if key is not None and len(key.encode()) > MAX_KEY_BYTES:
+                raise Invalid([("/idempotency_key", f"must have at most {MAX_KEY_BYTES} bytes")])
+        entry, options = compiled.entry, compiled.options
+        if traceparent is not None:
+            options = msgspec.structs.replace(options, traceparent=traceparent)
+        submission = Submission(
+            id=new_id(),
+            task=entry.name,
+            payload=bytes(_envelope.decode(body).payload),
+            options=options,
+            version=entry.version,
             tenant=tenant,
-            key=key,
-            traceparent=traceparent,
+            queue=entry.queue,
+            priority=entry.defaults.get("priority", "normal"),
+            idempotency_key=key,
         )
+        given = value.get("options")
+        return _with_options(submission, given) if given else submission
 
     async def replay(
         self,
@@ -172,84 +130,71 @@ class Submissions:
         key: str | None = None,
         traceparent: str | None = None,
     ) -> Submission:
-        """The same job again, if its task still takes it. Raises Invalid, UnknownTask and Unavailable."""
+        """The same job again. Raises Invalid if its task does not accept it any more, UnknownTask and Unavailable."""
         value = {"task": record.task, "payload": decode(material.payload)}
-        compiled = await self._compiled_for(value)
-        if not compiled.validator.is_valid(value):
-            raise Invalid(_refusals(compiled, value, few=len(material.payload) <= FEW_ERRORS))
+        compiled = await self._task(value)
+        _validate(compiled, value, len(material.payload))
         return replay(
             record, material, version=compiled.entry.version, key=key, traceparent=traceparent
         )
 
-    async def _compiled_for(self, value: dict[str, Any]) -> Compiled:
+    async def _task(self, value: dict[str, Any]) -> CompiledTask:
         task = value.get("task")
         if not isinstance(task, str):
             raise Invalid([("/task", "must be a string" if "task" in value else "is required")])
-        if len(task) > TASK_CHARACTERS:
-            raise Invalid([("/task", f"must have at most {TASK_CHARACTERS} characters")])
+        if len(task) > MAX_TASK_CHARS:
+            raise Invalid([("/task", f"must have at most {MAX_TASK_CHARS} characters")])
         entry = self._catalogue.entries.get(task) or await self._catalogue.find(task)
         compiled = self._compiled.get(task)
         if compiled is None or compiled.entry is not entry:
             if len(self._compiled) > len(self._catalogue.entries):
-                self._compiled.clear()  # tasks that are no longer in the catalogue
+                self._compiled.clear()  # drops tasks that have left the catalogue
             compiled = self._compiled[task] = _compile(entry)
         return compiled
 
 
-def _refusals(compiled: Compiled, value: dict[str, Any], *, few: bool) -> list[Explained]:
-    # A place in the payload's schema is told from its own root behind a reference, else from the
-    # whole's.
-    schemas = (compiled.schema, compiled.entry.payload_schema)
-    if few:
-        errors = explain(compiled.validator.iter_errors(value), *schemas)
+def _validate(compiled: CompiledTask, value: dict[str, Any], size: int) -> None:
+    """Raises Invalid; `size` is that of the body in bytes."""
+    if compiled.validator.is_valid(value):
+        return
+    found: Iterable[ValidationError] = ()
+    if size <= ALL_ERRORS_BYTES:
+        found = compiled.validator.iter_errors(value)
     else:
-        # All errors of a large body would be a million, and hold everybody up.
         try:
             compiled.validator.validate(value)
-            errors = []
         except ValidationError as error:
-            errors = explain([error], *schemas)
-    return [(at, _worded(at, text, value)) for at, text in errors] or [("", "is not valid")]
+            found = (error,)
+    # jsonschema-rs reports schema paths relative to the payload's schema once it has followed a
+    # $ref, otherwise relative to the job's.
+    errors = explain(found, compiled.schema, compiled.entry.payload_schema)
+    raise Invalid(
+        [(at, _reworded(at, text, value)) for at, text in errors] or [("", "is not valid")]
+    )
 
 
-def _worded(at: str, text: str, value: dict[str, Any]) -> str:
-    _, *parts = at.split("/")
-    if len(parts) == 2 and parts[0] == "options" and parts[1] in _NOT_YET:
-        return _NOT_YET[parts[1]]
-    if (
-        parts[:1] == ["options"]
-        and parts[-1] in (*DURATIONS, *RETRY_DURATIONS)
-        and text != "is not a known field"
-    ):
+def _reworded(pointer: str, text: str, value: dict[str, Any]) -> str:
+    """A sentence that says more than the schema can, where we have one."""
+    _, *parts = pointer.split("/")
+    if parts[:1] != ["options"]:
+        return text
+    if len(parts) == 2 and parts[1] in NOT_AVAILABLE:
+        return NOT_AVAILABLE[parts[1]]
+    if parts[-1] in (*DURATIONS, *RETRY_DURATIONS) and text != "is not a known field":
         given: Any = value
         for part in parts:
             given = given[part]
         try:
             parse_duration(given)
         except (ValueError, TypeError) as error:
-            return str(error)[:300]
+            return str(error)[:MAX_MESSAGE_CHARS]
     return text
 
 
-def _submission(
-    compiled: Compiled,
-    payload: bytes,
-    given: dict[str, Any],
-    *,
-    tenant: str,
-    key: str | None,
-    traceparent: str | None,
-) -> Submission:
-    entry, options = compiled.entry, compiled.options
-    priority = entry.defaults.get("priority", "normal")
-    if not given:
-        if traceparent is not None:
-            options = msgspec.structs.replace(options, traceparent=traceparent)
-        return Submission(
-            id=new_id(), task=entry.name, payload=payload, options=options, version=entry.version, tenant=tenant,
-            queue=entry.queue, priority=priority, idempotency_key=key,
-        )  # fmt: skip
-    errors: list[Explained] = []
+def _with_options(submission: Submission, given: dict[str, Any]) -> Submission:
+    """The submission with what its options override. Raises Invalid."""
+    errors: list[FieldError] = []
+    options = submission.options
     times = {name: _duration(given, name, errors) for name in DURATIONS}
     policy = {
         name: value for name, value in (given.get("retry") or {}).items() if value is not None
@@ -258,7 +203,7 @@ def _submission(
         if name in policy:
             policy[name] = _duration(policy, name, errors, "/options/retry")
     if "max_attempts" in policy:
-        policy["max_attempts"] = int(policy["max_attempts"])
+        policy["max_attempts"] = int(policy["max_attempts"])  # 3.0 is an integer in JSON Schema
     run_at = _run_at(given, errors)
     concurrency_key, limit = given.get("concurrency_key"), given.get("concurrency_limit")
     if limit is not None and concurrency_key is None:
@@ -266,59 +211,54 @@ def _submission(
     if errors:
         raise Invalid(errors)
     timeout = times["timeout"]
-    return Submission(
-        id=new_id(),
-        task=entry.name,
-        payload=payload,
-        options=JobOptions(
+    return msgspec.structs.replace(
+        submission,
+        options=msgspec.structs.replace(
+            options,
             timeout=options.timeout if timeout is None else timeout,
             retry={**options.retry, **policy},
             tags=given.get("tags") or {},
-            traceparent=traceparent,
             expires_in=times["expires_in"],
         ),
-        version=entry.version,
-        tenant=tenant,
-        queue=given.get("queue") or entry.queue,
-        priority=given.get("priority") or priority,
+        queue=given.get("queue") or submission.queue,
+        priority=given.get("priority") or submission.priority,
         delay=times["delay"],
         run_at=run_at,
         expires_in=times["expires_in"],
         concurrency_key=concurrency_key,
-        concurrency_limit=int(limit) if limit is not None else 1,
-        idempotency_key=key,
+        concurrency_limit=int(limit or 1),
     )
 
 
 def _duration(
-    given: dict[str, Any], name: str, errors: list[Explained], place: str = "/options"
+    given: dict[str, Any], name: str, errors: list[FieldError], parent: str = "/options"
 ) -> float | None:
     value = given.get(name)
     if value is None:
         return None
-    at = f"{place}/{name}"
+    pointer = f"{parent}/{name}"
     try:
-        length = parse_duration(value)
+        seconds = parse_duration(value)
     except ValueError as error:  # a number with more digits than a schema can limit
-        errors.append((at, str(error)[:300]))
+        errors.append((pointer, str(error)[:MAX_MESSAGE_CHARS]))
         return None
-    if name == "timeout" and not 0 < length <= LONGEST_TIMEOUT:
-        errors.append((at, "must be more than 0 and at most 24h"))
-    elif length > LONGEST_DELAY:
-        errors.append((at, "must be at most 3650d"))
-    return length
+    if name == "timeout" and not 0 < seconds <= MAX_TIMEOUT_SECONDS:
+        errors.append((pointer, "must be more than 0 and at most 24h"))
+    elif seconds > MAX_DELAY_SECONDS:
+        errors.append((pointer, "must be at most 3650d"))
+    return seconds
 
 
-def _run_at(given: dict[str, Any], errors: list[Explained]) -> float | None:
+def _run_at(given: dict[str, Any], errors: list[FieldError]) -> float | None:
     text = given.get("run_at")
     if text is None:
         return None
-    at = "/options/run_at"
+    pointer = "/options/run_at"
     if given.get("delay") is not None:
-        errors.append((at, "give either delay or run_at"))
-    moment = parse_rfc3339(text)
-    if moment is None:
-        errors.append((at, "must be a time of RFC 3339 with its zone, as 2030-01-31T09:30:00Z"))
-    elif moment > time.time() + LONGEST_DELAY:
-        errors.append((at, "must be within 3650d from now"))
-    return moment
+        errors.append((pointer, "give either delay or run_at"))
+    seconds = parse_rfc3339(text)
+    if seconds is None:
+        errors.append((pointer, "must be an RFC 3339 time, such as 2030-01-31T09:30:00Z"))
+    elif seconds > time.time() + MAX_DELAY_SECONDS:
+        errors.append((pointer, "must be within 3650d from now"))
+    return seconds

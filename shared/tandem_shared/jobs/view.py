@@ -9,6 +9,10 @@ from tandem_shared.jobs.states import Outcome, Priority, State
 
 Count = Annotated[int, Meta(ge=0)]
 Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+_LINKS: dict[str, Any] = {
+    "required": ["self", "stream", "result"],
+    "properties": {name: {"type": "string"} for name in ("self", "stream", "result")},
+}
 
 
 class JobFile(msgspec.Struct):
@@ -71,8 +75,6 @@ class JobView(msgspec.Struct, kw_only=True):
     tags: dict[str, str]
     files: list[JobFile]
     attempts: list[JobAttempt]
-    links: Annotated[
-        dict[str, str], Meta(extra_json_schema={"required": ["self", "stream", "result"]})
-    ]
+    links: Annotated[dict[str, str], Meta(extra_json_schema=_LINKS)]
     replay_of: str | UnsetType = UNSET
     payload: Annotated[Raw | UnsetType, Meta(description="only with `?payload=true`")] = UNSET

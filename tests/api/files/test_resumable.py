@@ -215,7 +215,7 @@ async def test_an_api_that_is_killed_keeps_what_it_had_written(
 async def test_an_upload_that_stalls_keeps_what_came(
     client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem_api.files.uploads.IDLE", 0.05)
+    monkeypatch.setattr("tandem_api.files.uploads.IDLE_SECONDS", 0.05)
     path = await begin(client)
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     head = f"PATCH {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {PARTIAL}\r\nUpload-Offset: 0\r\nUpload-Complete: ?1\r\n"

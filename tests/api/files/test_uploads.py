@@ -238,7 +238,7 @@ async def test_an_upload_that_is_cut_leaves_nothing(
 async def test_an_upload_that_stalls_is_given_up(
     client: httpx2.AsyncClient, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem_api.files.uploads.IDLE", 0.05)
+    monkeypatch.setattr("tandem_api.files.uploads.IDLE_SECONDS", 0.05)
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     writer.write(
         f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: {SIZE}\r\n\r\n".encode() + DATA[:-1]

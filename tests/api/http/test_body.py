@@ -9,8 +9,9 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from tandem_api.http.body import DEPTH, read_body, refuse_depth
-from tandem_api.server.process import listen, url_of
+from tandem_api.http.body import MAX_DEPTH, read_body, refuse_depth
+from tandem_api.http.headers import read_headers
+from tandem_api.server.sockets import listen, url_of
 from tandem_shared.errors import Invalid, Misconfigured, TooLarge
 
 
@@ -24,7 +25,8 @@ def request(*messages: dict[str, Any], **headers: str) -> Request:
         return message
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return Request({"type": "http", "method": "POST", "path": "/", "headers": raw}, receive)
+    state = {"headers": read_headers(raw)}  # as Edge does
+    return Request({"type": "http", "method": "POST", "headers": raw, "state": state}, receive)
 
 
 def part(body: bytes, *, more: bool = True) -> dict[str, Any]:
@@ -37,7 +39,7 @@ async def test_a_body_is_joined_from_its_parts() -> None:
 
 async def test_a_body_that_does_not_come_is_given_up() -> None:
     with pytest.raises(HTTPException) as refused:
-        await read_body(request(part(b"ab")), 100, total=0.02)
+        await read_body(request(part(b"ab")), 100, total_seconds=0.02)
     assert refused.value.status_code == 408
 
 
@@ -62,10 +64,10 @@ def nested(depth: int) -> Any:
 
 def test_depth_is_counted_and_not_brackets() -> None:
     many = b"[" * 1000
-    refuse_depth(nested(DEPTH), many)
+    refuse_depth(nested(MAX_DEPTH), many)
     refuse_depth([[]] * 1000, many)
     with pytest.raises(Invalid):
-        refuse_depth(nested(DEPTH + 1), many)
+        refuse_depth(nested(MAX_DEPTH + 1), many)
 
 
 @pytest.fixture

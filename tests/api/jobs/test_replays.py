@@ -236,8 +236,8 @@ async def test_a_replay_that_fails_is_a_dead_letter_of_its_own(
 async def test_portions_lead_through_all(
     client: httpx2.AsyncClient, hand: Hand, follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem_api.jobs.replays.PORTION", 2)
-    monkeypatch.setattr("tandem_api.jobs.replays.PAGE", 3)
+    monkeypatch.setattr("tandem_api.jobs.replays.BATCH_JOBS", 2)
+    monkeypatch.setattr("tandem_api.jobs.replays.PAGE_JOBS", 3)
     ids = []
     for number in range(11):
         ids.append(await failed(client, hand))
@@ -260,8 +260,8 @@ async def test_a_call_ends_when_its_time_is_up(
     client: httpx2.AsyncClient, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [await failed(client, hand) for _ in range(3)]
-    monkeypatch.setattr("tandem_api.jobs.replays.LONGEST", 0.0)
-    monkeypatch.setattr("tandem_api.jobs.replays.PAGE", 1)
+    monkeypatch.setattr("tandem_api.jobs.replays.CALL_SECONDS", 0.0)
+    monkeypatch.setattr("tandem_api.jobs.replays.PAGE_JOBS", 1)
     cursor = None
     for id in reversed(ids):
         told = await replay(client, cursor=cursor)

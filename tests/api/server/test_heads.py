@@ -127,7 +127,7 @@ async def test_trailers_without_end_are_cut(client: httpx2.AsyncClient) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "HEAD_TIME", 0.05)
+    monkeypatch.setattr(http, "HEAD_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")

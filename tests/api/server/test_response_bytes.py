@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from starlette.routing import Match
 
-from tandem_api.app import Application, create_app
-from tandem_shared.settings import load_settings
+from tandem_api.app import all_routes
+from tandem_api.http.routing import PlainRoutes
 from tests.api.fake_worker import Hand
 from tests.api.serving import serving
 
@@ -106,7 +106,7 @@ def problem(
 
 def refused(method: bytes, at: bytes, allowed: bytes) -> bytes:
     detail, title = (
-        b"%b is not among them: %b" % (method, allowed),
+        b"%b is not allowed; use %b" % (method, allowed),
         b"The method is not allowed here",
     )
     allow = b"allow: %b\r\n" % allowed
@@ -114,7 +114,7 @@ def refused(method: bytes, at: bytes, allowed: bytes) -> bytes:
 
 
 def nothing(detail: bytes, at: bytes) -> bytes:
-    return problem(b"404 Not Found", (b"not-found", b"There is no such thing"), detail, at)
+    return problem(b"404 Not Found", (b"not-found", b"Not found"), detail, at)
 
 
 def malformed(detail: bytes) -> bytes:
@@ -124,7 +124,7 @@ def malformed(detail: bytes) -> bytes:
 
 
 ACCEPTED = answer(b"202 Accepted", LOCATION + b"retry-after: 1\r\n", FRESH)
-ALIVE = answer(b"200 OK", b"cache-control: no-store\r\n", b'{"status":"ok"}')
+ALIVE = answer(b"200 OK", b"", b'{"status":"ok"}', last=b"cache-control: no-store\r\n")
 TYPE = b"unsupported-media-type", b"The content type is not supported"
 
 
@@ -142,10 +142,10 @@ TYPE = b"unsupported-media-type", b"The content type is not supported"
             answer(b"202 Accepted", LOCATION + b"retry-after: 1\r\npreference-applied: wait=0\r\n", FRESH),
         ),
         (post(b"/v1/jobs", b'{"task'), malformed(b"the JSON is malformed: input data was truncated")),
-        (post(b"/v1/jobs", b""), malformed(b"there is no body: send a JSON value")),
+        (post(b"/v1/jobs", b""), malformed(b"the body is empty: send a JSON value")),
         (
             post(b"/v1/jobs", more=JSON + b"Idempotency-Key: a\r\nIdempotency-Key: b\r\n"),
-            malformed(b"Idempotency-Key: send one"),
+            malformed(b"Idempotency-Key: send it once"),
         ),
         (
             post(b"/v1/jobs", more=b"Content-Type: text/plain\r\n"),
@@ -183,7 +183,7 @@ TYPE = b"unsupported-media-type", b"The content type is not supported"
             get(b"/v1/stream"),
             problem(
                 b"426 Upgrade Required", (b"upgrade-required", b"The request must be an upgrade"),
-                b"this is a WebSocket endpoint", b"/v1/stream", b"upgrade: websocket\r\nconnection: Upgrade\r\n",
+                b"this is a WebSocket endpoint: send an upgrade", b"/v1/stream", b"upgrade: websocket\r\nconnection: Upgrade\r\n",
             ),
         ),
     ],
@@ -210,7 +210,7 @@ async def test_what_is_answered_about_a_job(wire: Wire, client: httpx2.AsyncClie
     assert await wire.ask(get(path + b"/nothing")) == nothing(
         b"there is nothing at " + told + b"/nothing", told + b"/nothing"
     )
-    conflict = b"409 Conflict", (b"conflict", b"The request does not fit the state")
+    conflict = b"409 Conflict", (b"conflict", b"The request does not fit the current state")
     assert await wire.ask(get(path, method=b"DELETE")) == problem(
         *conflict, b"the job is queued: cancel it first", told
     )
@@ -242,7 +242,7 @@ async def test_a_result_is_answered_bare(
 async def test_without_a_key_nothing_is_told(redis_url: str, hand: Hand, tmp_path: Path) -> None:
     title, detail = (
         (b"unauthenticated", b"An API key is needed"),
-        "give an API key: Authorization: Bearer tk_…".encode(),
+        "send an API key: Authorization: Bearer tk_…".encode(),
     )
     async with (
         serving(redis_url, tmp_path, keys=("tk_first_0123456789abcdef",)) as client,
@@ -306,28 +306,30 @@ async def test_a_connection_that_is_not_kept_is_closed(wire: Wire, sent: bytes) 
 # ----------------------------------------------------------------------------------------- the ways
 
 
-def test_a_shortcut_leads_where_the_router_does() -> None:
-    app = create_app(load_settings(keys=(), store_url="memory://"))
-    assert isinstance(app, Application)
+def test_plain_routes_are_found_where_the_router_finds_them() -> None:
+    routes = all_routes()
+    plain = PlainRoutes(routes)
     id = "0123456789ABCDEFGHIJKa"
-    paths = [route.path.replace("{id:job}", id) for route in app.routes if hasattr(route, "path")]
+    paths = [route.path.replace("{id:job}", id) for route in routes]
     odd = [
         "/v1/jobs/", "/v1/jobs/short", f"/v1/jobs/{id}x", f"/v1/jobs/{id}/", f"/v1/jobs/{id}/result/",
         "/v1/jobs//result", "/v1/jobs/" + "/" * 22, "/v1/jobs/bulk" + "x" * 18, "/v1/jobs/replay/cancel",
         "/v1/jobs/bulk/1234567890123456", "/livez/", "/v1/jobs\n", f"/v1/jobs/{id}\n", "", "*",
+        "/v1/jobs/{id:job}", "/v1/jobs/{id:job}/result",
     ]  # fmt: skip
     found = 0
     for path in [*paths, *odd]:
         for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"):
             scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
-            plain = app.shortcuts.find(scope)
-            if plain is None:
+            route = plain.find(scope)
+            if route is None:
                 continue
             found += 1
-            matches = (route.matches({**scope, "path_params": {}}) for route in app.routes)
+            matches = (route.matches({**scope, "path_params": {}}) for route in routes)
             child = next(child for match, child in matches if match is Match.FULL)
-            assert (plain, scope["path_params"]) == (child["endpoint"], child["path_params"]), (
-                method,
-                path,
-            )
-    assert found >= 25  # else this compares nothing
+            assert (route.endpoint, scope["path_params"]) == (
+                child["endpoint"],
+                child["path_params"],
+            ), (method, path)
+            assert scope["endpoint"] is route.endpoint
+    assert found >= 12  # else this compares nothing

@@ -230,7 +230,7 @@ async def test_who_waits_for_a_redis_that_hangs_is_told_to_come_back_when_the_pr
                     answer = await asked
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "1"
-            assert answer.json()["detail"].startswith("the process ends")
+            assert answer.json()["detail"].startswith("the process is ending")
             async with asyncio.timeout(30):
                 output = b"".join(await process.communicate())
             assert process.returncode == 0

@@ -35,13 +35,13 @@ async def said(client: httpx2.AsyncClient, data: bytes) -> bytes:
 async def test_one_that_answers_no_ping_is_given_up(
     client: httpx2.AsyncClient, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def impatient(made: websocket.SocketProtocol, *args: Any, **options: Any) -> None:
+    def impatient(made: websocket.WebSocketProtocol, *args: Any, **options: Any) -> None:
         init(made, *args, **options)
         made.ping_interval = made.ping_timeout = 0.05
 
-    init = websocket.SocketProtocol.__init__
-    monkeypatch.setattr(websocket.SocketProtocol, "__init__", impatient)
-    monkeypatch.setattr(websocket, "PONG", 0.1)
+    init = websocket.WebSocketProtocol.__init__
+    monkeypatch.setattr(websocket.WebSocketProtocol, "__init__", impatient)
+    monkeypatch.setattr(websocket, "PONG_SECONDS", 0.1)
     answer = await said(client, HANDSHAKE + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 101 ")
     frames = answer.partition(b"\r\n\r\n")[2]

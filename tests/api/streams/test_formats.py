@@ -7,7 +7,7 @@ import pytest
 from jsonschema_rs import Draft202012Validator
 from starlette.exceptions import HTTPException
 
-from tandem_api.streams.formats import Cut, Table, negotiate
+from tandem_api.streams.formats import CsvFormat, Truncated, negotiate
 from tandem_api.validation.messages import explain, pointer
 from tandem_shared.streams.reader import Position, StreamEntry
 
@@ -59,25 +59,25 @@ def item(value: Any, *, attempt: int = 1, type: str = "output") -> StreamEntry:
     ],
 )
 def test_items_are_rows_under_the_first_ones_keys(items: list[Any], text: str) -> None:
-    table = Table()
-    assert b"".join(table.entry(item(one)) for one in items).decode() == text
+    table = CsvFormat()
+    assert b"".join(table.write_entry(item(one)) for one in items).decode() == text
 
 
 def test_a_table_ends_whole_or_is_cut() -> None:
-    assert Table().entry(item({"state": "succeeded"}, type="end")) == b""
+    assert CsvFormat().write_entry(item({"state": "succeeded"}, type="end")) == b""
     for state in ("failed", "cancelled"):
-        with pytest.raises(Cut):
-            Table().entry(item({"state": state}, type="end"))
-    table = Table()
-    table.entry(item({"a": 1}))
-    with pytest.raises(Cut):
-        table.entry(item({"a": 1}, attempt=2))
+        with pytest.raises(Truncated):
+            CsvFormat().write_entry(item({"state": state}, type="end"))
+    table = CsvFormat()
+    table.write_entry(item({"a": 1}))
+    with pytest.raises(Truncated):
+        table.write_entry(item({"a": 1}, attempt=2))
 
 
 def test_a_final_state_is_not_taken_from_what_a_job_returned() -> None:
     failed = b'{"id":"x","state":"failed","result":{"state":"succeeded"}}'
-    with pytest.raises(Cut):
-        Table().entry(item(failed, type="end"))
+    with pytest.raises(Truncated):
+        CsvFormat().write_entry(item(failed, type="end"))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_final_state_is_not_taken_from_what_a_job_returned() -> None:
             {"a": {"b": 1}},
             [("/a/b", "must be at least 3")],
         ),
-        ({"oneOf": [{"minimum": 1}, {"minimum": 2}]}, 3, [("", "fits more than one of the alternatives")]),
+        ({"oneOf": [{"minimum": 1}, {"minimum": 2}]}, 3, [("", "matches more than one of the alternatives")]),
         ({"items": False}, [1], [("/0", "is not valid")]),
         ({"not": {}}, 1, [("", "is not allowed")]),
         ({"pattern": "^a+$"}, "b", [("", "must match ^a+$")]),

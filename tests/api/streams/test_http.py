@@ -12,7 +12,8 @@ import pytest
 from redis.asyncio import Redis
 
 from tandem_api.app import create_app
-from tandem_api.server.process import listen, make_server
+from tandem_api.server.process import make_server
+from tandem_api.server.sockets import listen
 from tandem_shared.jobs.states import State
 from tandem_shared.settings import load_settings
 from tests.api.fake_worker import Hand
@@ -349,8 +350,8 @@ async def test_readiness_ends_before_the_service(
     redis_url: str, hand: Hand, tmp_path: Path
 ) -> None:
     settings = load_settings(redis_url=redis_url, store_url=f"file://{tmp_path}", keys=(), linger=0)
-    app = create_app(settings)
-    server, sockets = make_server(app, settings), listen("127.0.0.1", 0)
+    edge = create_app(settings)
+    server, sockets = make_server(edge, settings), listen("127.0.0.1", 0)
     running = asyncio.create_task(server.serve(sockets))
     await eventually(lambda: server.started)
     async with httpx2.AsyncClient(
@@ -359,7 +360,7 @@ async def test_readiness_ends_before_the_service(
         ready = await client.get("/readyz")
         assert (ready.status_code, ready.json()["checks"]["redis"]["ok"]) == (200, True)
         assert ready.headers["cache-control"] == "no-store"
-        app.state.drain.begin()
+        edge.drain.begin()
         answer = await client.get("/readyz")
         assert problem(answer) == (503, "the process is ending")
         assert answer.json()["checks"]["serving"] == {"ok": False}

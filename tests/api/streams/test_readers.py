@@ -52,7 +52,7 @@ async def test_what_many_wait_for_is_read_once(
 
 def test_a_low_limit_of_open_files_is_raised_to_what_is_allowed() -> None:
     code = (
-        "import resource; from tandem_api.server.process import allow_connections;"
+        "import resource; from tandem_api.server.sockets import allow_connections;"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (200, 700)); allow_connections();"
         "print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
     )

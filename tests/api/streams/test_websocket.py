@@ -260,7 +260,7 @@ async def test_a_message_may_come_in_parts(client: httpx2.AsyncClient, hand: Han
 async def test_subscriptions_are_bounded(
     client: httpx2.AsyncClient, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(websocket, "MOST", 3)
+    monkeypatch.setattr(websocket, "MAX_SUBSCRIPTIONS", 3)
     jobs = [await begun(client, hand) for _ in range(5)]
     async with opened(client) as socket:
         for job in jobs[:4]:
@@ -283,7 +283,7 @@ async def test_subscriptions_are_bounded(
 async def test_one_that_says_much_leaves_room_for_others(
     client: httpx2.AsyncClient, hand: Hand
 ) -> None:
-    loud = [await begun(client, hand) for _ in range(websocket.TURNS + 1)]
+    loud = [await begun(client, hand) for _ in range(websocket.MAX_READERS + 1)]
     quiet = await begun(client, hand)
     for job in loud:
         for _ in range(60):  # 3.6 MB each
@@ -321,7 +321,7 @@ async def test_one_that_reads_slowly_misses_nothing_and_holds_up_nobody(
 async def test_one_that_does_not_read_at_all_is_given_up(
     client: httpx2.AsyncClient, hand: Hand, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_websocket, "STALLED", 0.1)
+    monkeypatch.setattr(server_websocket, "STALLED_SECONDS", 0.1)
     job = await begun(client, hand)
     async with opened(client, max_queue=1) as socket:
         await ask(socket, subscribe=job.id, types=["output"])
@@ -362,6 +362,6 @@ async def test_who_comes_while_the_service_ends_is_sent_on(
 ) -> None:
     async with draining(redis_url, tmp_path) as (client, server, _):
         # as a proxy may still send somebody once readiness has failed
-        server.config.app.state.drain.begin()
+        server.config.app.drain.begin()
         async with opened(client) as socket:
             assert await closed(socket) == (1012, "the service is ending")
