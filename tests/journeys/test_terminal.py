@@ -162,7 +162,7 @@ def test_a_result_that_became_a_file_is_printed_and_so_is_any_file(pair: Pair) -
             ["submit", "client.ends", "--timeout", "soon"],
             "tandem: The request is not valid: /options/timeout ",
         ),
-        (["watch", "nothing"], "tandem: There is no such thing: "),
+        (["watch", "nothing"], "tandem: Not found: "),
         (["watch", "nothing", "--url", "here"], "tandem: TANDEM_URL: "),
         (
             ["result", "nothing", "--api-key", "tk_abcd_wrongwrongwrongwrong"],
