@@ -10,7 +10,8 @@ RUN sed -n '/^\(setuptools\|uv\)==/,/[^\\]$/p' requirements.lock > tools.lock \
 # The server's dependencies. The lock constrains each to one version and its hashes (uv checks the
 # hashes of constraints; pip does so from 26 on).
 RUN python -m venv --without-pip /opt/tandem \
-    && uv pip install --python /opt/tandem/bin/python -c requirements.lock -r pyproject.toml --extra server
+    && uv pip install --python /opt/tandem/bin/python -c requirements.lock \
+        -r pyproject.toml --extra server
 COPY README.md LICENSE ./
 COPY shared shared
 COPY api api
@@ -21,8 +22,9 @@ RUN uv build --wheel --no-build-isolation --out-dir dist \
 FROM python:3.12-slim
 ENV PATH=/opt/tandem/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     TANDEM_STORE_URL=file:///data TANDEM_LOG=json
-# A numeric user, so that orchestrators can verify that it is not root. Mount /data for the file store.
-RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin tandem && install -d -o 10001 -g 10001 /data
+# A numeric user, so that orchestrators can verify that it is not root. Mount /data for the files.
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin tandem \
+    && install -d -o 10001 -g 10001 /data
 COPY --from=build /opt/tandem /opt/tandem
 WORKDIR /data
 USER 10001:10001

@@ -1,27 +1,29 @@
 # The commands of a checkout. No target needs root; only `install` and `lock` use the network.
 PYTHON ?= python3
-# Options to pass on: make run ARGS="--port 9000", make test ARGS="-k queue -x", make lock ARGS=--upgrade.
+# Options to pass on: make run ARGS="--port 9000", make test ARGS="-k queue -x".
 ARGS ?=
 
 STAMP := .venv/installed
 # A virtual environment contains its own path, so one that was moved or copied is recreated.
 MOVED := $(shell test ! -e $(STAMP) || grep -qxF '$(CURDIR)' $(STAMP) || echo moved)
+PIP := .venv/bin/python -m pip --disable-pip-version-check
 SOURCES := api worker shared tests bench docs/examples
 
 .PHONY: install run test lint chaos bench lock clean moved
 
 install: $(STAMP)
 
-# The stamp is written last: after a failed step, the next call starts over. The checkout is built with the setuptools
-# from the lock, so nothing outside the lock is ever installed.
+# The stamp is written last: after a failed step, the next call starts over. The checkout is built
+# with the setuptools from the lock, so nothing outside the lock is ever installed.
 $(STAMP): requirements.lock pyproject.toml $(MOVED)
 	@rm -f $@
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "Tandem needs Python 3.11 or newer; '$(PYTHON)' is older or missing: try make install PYTHON=python3.12" >&2; \
+		echo "Tandem needs Python 3.11 or newer; '$(PYTHON)' is older or missing:" \
+			"try make install PYTHON=python3.12" >&2; \
 		exit 1; }
-	@$(if $(MOVED),false,.venv/bin/python -m pip --version >/dev/null 2>&1) || $(PYTHON) -m venv --clear .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation -e .
+	@$(if $(MOVED),false,$(PIP) --version >/dev/null 2>&1) || $(PYTHON) -m venv --clear .venv
+	$(PIP) install --quiet --require-hashes -r requirements.lock
+	$(PIP) install --quiet --no-index --no-deps --no-build-isolation -e .
 	@echo '$(CURDIR)' > $@
 
 run: install
@@ -43,11 +45,14 @@ chaos: install
 bench: install
 	.venv/bin/python -m bench $(ARGS)
 
-# One lock for every Python and platform, with all extras and the build requirements. Locked versions stay as long as
-# pyproject.toml allows them; ARGS=--upgrade or ARGS="-P fastapi" requests newer ones.
+# One lock for every Python and platform, with all extras and the build requirements. Locked
+# versions stay while pyproject.toml allows them; ARGS=--upgrade or ARGS="-P fastapi" renews them.
 lock: install
-	.venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
-		| UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	.venv/bin/python -c 'import tomllib; \
+		build = tomllib.load(open("pyproject.toml", "rb"))["build-system"]; \
+		print(*build["requires"], sep="\n")' \
+		| UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --universal \
+		--python-version 3.11 \
 		--generate-hashes --no-emit-index-url --all-extras $(ARGS) -o requirements.lock pyproject.toml -
 
 clean:
