@@ -1,4 +1,4 @@
-"""Log lines: one pipeline, no secret, no control character."""
+"""Log lines: one pipeline for all loggers, without secrets and control characters."""
 
 import json
 import subprocess
@@ -12,8 +12,14 @@ from tandem_shared.logs import configure_logging
 configure_logging(sys.argv[1], "worker")
 log = structlog.get_logger("tasks")
 structlog.contextvars.bind_contextvars(job_id="j1")
-log.info("plain", n=3, none=None, flag=True, nested={"password": "SECRET", "list": [1, "redis://u:SECRET@h"]})
-log.info("forged\nline \x1b[31m \u202e \x9b", url="postgres://u:SECRET@h/d", authorization="SECRET", object=ValueError("://a:SECRET@"))
+nested = {"password": "SECRET", "list": [1, "redis://u:SECRET@h"]}
+log.info("plain", n=3, none=None, flag=True, nested=nested)
+log.info(
+    "forged\nline \x1b[31m \u202e \x9b",
+    url="postgres://u:SECRET@h/d",
+    authorization="SECRET",
+    object=ValueError("://a:SECRET@"),
+)
 log.warning("key tk_abcd_0123456789SECRETSECRET and Bearer SECRETSECRETSECRET")
 logging.getLogger("uvicorn.error").info("from %s", "uvicorn redis://u:SECRET@h")
 logging.getLogger("arq").info("chatter")
@@ -41,7 +47,7 @@ def lines(request: pytest.FixtureRequest) -> tuple[str, list[str]]:
     return request.param, done.stderr.splitlines()
 
 
-def test_no_secret_and_no_control_character(lines: tuple[str, list[str]]) -> None:
+def test_lines_hold_no_secret_and_no_control_character(lines: tuple[str, list[str]]) -> None:
     text = "\n".join(lines[1])
     assert "SECRET" not in text
     assert "chatter" not in text
@@ -52,7 +58,7 @@ def test_no_secret_and_no_control_character(lines: tuple[str, list[str]]) -> Non
     ]
 
 
-def test_every_line_is_one_of_ours(lines: tuple[str, list[str]]) -> None:
+def test_every_line_comes_from_the_pipeline(lines: tuple[str, list[str]]) -> None:
     form, written = lines
     if form == "json":
         entries = [json.loads(line) for line in written]

@@ -9,7 +9,7 @@ from tandem_shared.files.store import FileStore
 from tandem_shared.files.uploads import UPLOAD_ID, belongs_to_upload, load_upload, remove_upload
 from tandem_shared.jobs.ids import id_time
 
-# Twice the longest timeout of an attempt, 24 hours: whoever wrote such an object is gone.
+# Twice the longest timeout of an attempt, 24 hours: the writer of such an object has ended.
 STALE_SECONDS = 48 * 3600.0
 
 

@@ -54,15 +54,15 @@ class Broken:
         return claimed.id
 
 
-async def a_queued_job_out_of_its_queue(it: Broken) -> None:
+async def a_queued_job_missing_from_its_queue(it: Broken) -> None:
     await it.redis.zrem(it.key("q:default:normal"), await it.add())
 
 
-async def a_scheduled_job_out_of_later(it: Broken) -> None:
+async def a_scheduled_job_missing_from_later(it: Broken) -> None:
     await it.redis.zrem(it.key("later"), await it.add(delay=5.0))
 
 
-async def a_job_that_waits_for_a_worker_out_of_its_place(it: Broken) -> None:
+async def a_parked_job_missing_from_its_place(it: Broken) -> None:
     id = await it.add(version=2)
     await it.worker.claim()
     await it.redis.zrem(it.key("park:task:default:2:t"), id)
@@ -72,14 +72,14 @@ async def a_running_job_without_its_lease(it: Broken) -> None:
     await it.redis.zrem(it.key("leases"), (await it.run()).id)
 
 
-async def a_suspect_out_of_its_place(it: Broken) -> None:
+async def a_suspect_missing_from_its_place(it: Broken) -> None:
     id = await it.add(max_attempts=9)
     for _ in range(2):
         await it.worker.lose(id)
     assert await it.redis.zrem(it.key("suspects"), id)
 
 
-async def an_expiry_that_nobody_watches(it: Broken) -> None:
+async def an_unscheduled_expiry(it: Broken) -> None:
     await it.redis.zrem(it.key("expiries"), await it.add(expires_in=20.0, delay=99.0))
 
 
@@ -92,8 +92,8 @@ async def entries_without_a_record(it: Broken) -> None:
         "park:key:default:k",
         "park:task:default:2:t",
     ):
-        await it.redis.zadd(it.key(name), {"nobody": it.shard.ms + 100_000})
-    await it.redis.zadd(it.key("expiries"), {"nobody": it.shard.ms + 100_000})
+        await it.redis.zadd(it.key(name), {"unknown": it.shard.ms + 100_000})
+    await it.redis.zadd(it.key("expiries"), {"unknown": it.shard.ms + 100_000})
     await it.redis.sadd(it.key("parked"), "task:default:2:t")
     await it.add(concurrency_key="k")
     await it.worker.take()
@@ -107,27 +107,27 @@ async def a_running_job_in_a_queue(it: Broken) -> None:
     await it.redis.zadd(it.key("q:default:high"), {(await it.run()).id: 1})
 
 
-async def a_job_at_another_time(it: Broken) -> None:
+async def a_job_at_the_wrong_time(it: Broken) -> None:
     await it.redis.zadd(it.key("later"), {await it.add(delay=5.0): 1e15})
 
 
-async def a_record_that_would_expire(it: Broken) -> None:
+async def an_unfinished_record_with_expiry(it: Broken) -> None:
     await it.redis.expire(it.key(f"job:{await it.add()}"), 1000)
 
 
-async def a_final_record_without_end(it: Broken) -> None:
+async def a_final_record_without_expiry(it: Broken) -> None:
     await it.redis.persist(it.key(f"job:{await it.final()}"))
 
 
-async def things_that_outlive_their_job(it: Broken) -> None:
+async def keys_that_outlive_their_job(it: Broken) -> None:
     id = await it.final(idempotency_key="x")
     (idem,) = await it.redis.keys(it.key("idem:*"))
     for name in (it.key(f"out:{id}"), it.key(f"steps:{id}"), idem):
         assert await it.redis.persist(name)
-    await it.redis.xadd(it.key("cold:nobody"), {"f": 1, "s": 1})
+    await it.redis.xadd(it.key("cold:unknown"), {"f": 1, "s": 1})
 
 
-async def things_that_end_before_their_job(it: Broken) -> None:
+async def keys_that_expire_before_their_job(it: Broken) -> None:
     claimed = await it.run(idempotency_key="x")
     await it.shard.queue.report([Report(claimed.id, claimed.token, 1, "output", b"1")], limit=100)
     (idem,) = await it.redis.keys(it.key("idem:*"))
@@ -135,40 +135,40 @@ async def things_that_end_before_their_job(it: Broken) -> None:
         await it.redis.expire(name, 1000)
 
 
-async def a_worker_that_is_gone(it: Broken) -> None:
+async def a_silent_worker(it: Broken) -> None:
     await it.run()
     await it.shard.queue.retire(it.worker.id)
     it.worker.held.clear()
     it.worker = await it.shard.worker()
 
 
-async def a_worker_that_stays(it: Broken) -> None:
+async def a_worker_without_expiry(it: Broken) -> None:
     await it.redis.persist(it.key(f"worker:{it.worker.id}"))
 
 
-async def a_lease_for_a_day(it: Broken) -> None:
+async def a_lease_of_a_day(it: Broken) -> None:
     await it.redis.zadd(it.key("leases"), {(await it.run()).id: it.shard.ms + 86_400_000})
 
 
-async def a_slot_of_a_key_that_nobody_gave_back(it: Broken) -> None:
-    await it.redis.sadd(it.key("key:default:k"), f"nobody:1.{it.worker.id}")
+async def a_slot_of_a_key_that_was_not_freed(it: Broken) -> None:
+    await it.redis.sadd(it.key("key:default:k"), f"unknown:1.{it.worker.id}")
     await it.add(concurrency_key="k")
     assert not await it.worker.claim()
 
 
-async def a_slot_of_a_task_that_nobody_gave_back(it: Broken) -> None:
+async def a_slot_of_a_task_that_was_not_freed(it: Broken) -> None:
     it.worker = await it.shard.worker(concurrency=1)
-    await it.redis.sadd(it.key("slots:t"), f"nobody:1.{it.worker.id}")
+    await it.redis.sadd(it.key("slots:t"), f"unknown:1.{it.worker.id}")
     await it.add()
     assert not await it.worker.claim()
 
 
-async def a_slot_that_was_forgotten(it: Broken) -> None:
+async def a_lost_slot(it: Broken) -> None:
     await it.run(concurrency_key="k")
     await it.redis.delete(it.key("key:default:k"))
 
 
-async def a_key_that_nobody_holds(it: Broken) -> None:
+async def a_key_without_holder(it: Broken) -> None:
     await it.run(concurrency_key="k")
     await it.add(concurrency_key="k")
     assert not await it.worker.claim()
@@ -177,7 +177,7 @@ async def a_key_that_nobody_holds(it: Broken) -> None:
     await it.redis.rename(it.key("key:default:k"), it.key("key:default:other"))
 
 
-async def a_place_that_no_worker_looks_at(it: Broken) -> None:
+async def an_unlisted_place(it: Broken) -> None:
     await it.add(version=2)
     await it.worker.claim()
     await it.redis.delete(it.key("parked"))
@@ -189,7 +189,7 @@ async def a_hold_without_a_pause(it: Broken) -> None:
     await it.redis.delete(it.key("paused"))
 
 
-async def a_limit_that_nobody_watches(it: Broken) -> None:
+async def an_unwatched_limit(it: Broken) -> None:
     it.worker = await it.shard.worker(rate="1/5s")
     await it.run()
     await it.add()
@@ -197,7 +197,7 @@ async def a_limit_that_nobody_watches(it: Broken) -> None:
     await it.redis.delete(it.key("gates"), it.key("limited:t"))
 
 
-async def a_limit_that_is_gone(it: Broken) -> None:
+async def a_removed_limit(it: Broken) -> None:
     it.worker = await it.shard.worker(concurrency=1)
     await it.run()
     for _ in range(3):
@@ -212,24 +212,24 @@ async def a_limit_that_is_gone(it: Broken) -> None:
 
 async def a_lock_of_an_attempt_that_ended(it: Broken) -> None:
     claimed = await it.run()
-    holder = f"nobody 1.{it.worker.id} 1"
+    holder = f"unknown 1.{it.worker.id} 1"
     await it.redis.hset(it.key("lock:default:l"), mapping={"holder": holder, "fence": 1})
     await it.redis.zadd(
         it.key("waits:default:l"),
-        {f"{claimed.id} {claimed.token} 1": 1, f"nobody 2.{it.worker.id} 1": 2},
+        {f"{claimed.id} {claimed.token} 1": 1, f"unknown 2.{it.worker.id} 1": 2},
     )
     await it.field(claimed.id, lk="1 l\n")
 
 
-async def a_lock_that_was_forgotten(it: Broken) -> None:
+async def a_lost_lock(it: Broken) -> None:
     await it.field((await it.run()).id, lk="1 l\n")
 
 
-async def locks_of_a_job_that_waits(it: Broken) -> None:
+async def locks_of_a_waiting_job(it: Broken) -> None:
     await it.field(await it.add(), lk="1 l\n")
 
 
-async def counts_that_are_wrong(it: Broken) -> None:
+async def wrong_counts(it: Broken) -> None:
     await it.add()
     await it.add(delay=5.0)
     await it.redis.hincrby(it.key("counts"), "default queued", 5)
@@ -237,42 +237,42 @@ async def counts_that_are_wrong(it: Broken) -> None:
     await it.redis.hincrby(it.key("counts"), "ghost running", 2)
 
 
-async def time_that_stands(it: Broken) -> None:
+async def time_that_stopped(it: Broken) -> None:
     await it.add(delay=5.0)
     await it.shard.turn(500)
 
 
 CASES: dict[Callable[[Broken], Awaitable[None]], set[str]] = {
-    a_queued_job_out_of_its_queue: {"job-nowhere", "counts-differ"},
-    a_scheduled_job_out_of_later: {"job-nowhere", "counts-differ"},
-    a_job_that_waits_for_a_worker_out_of_its_place: {"job-nowhere", "counts-differ"},
+    a_queued_job_missing_from_its_queue: {"job-nowhere", "counts-differ"},
+    a_scheduled_job_missing_from_later: {"job-nowhere", "counts-differ"},
+    a_parked_job_missing_from_its_place: {"job-nowhere", "counts-differ"},
     a_running_job_without_its_lease: {"job-nowhere", "counts-differ"},
-    a_suspect_out_of_its_place: {"job-nowhere", "counts-differ"},
-    an_expiry_that_nobody_watches: {"expiry-missing"},
+    a_suspect_missing_from_its_place: {"job-nowhere", "counts-differ"},
+    an_unscheduled_expiry: {"expiry-missing"},
     entries_without_a_record: {"entry-without-record"},
     a_final_job_in_a_queue: {"entry-misplaced"},
     a_running_job_in_a_queue: {"entry-misplaced"},
-    a_job_at_another_time: {"entry-at-wrong-time"},
-    a_record_that_would_expire: {"record-expires"},
-    a_final_record_without_end: {"final-stays"},
-    things_that_outlive_their_job: {"kin-stays"},
-    things_that_end_before_their_job: {"kin-expires"},
-    a_worker_that_is_gone: {"worker-gone"},
-    a_worker_that_stays: {"worker-stays"},
-    a_lease_for_a_day: {"lease-too-long"},
-    a_slot_of_a_key_that_nobody_gave_back: {"holder-gone"},
-    a_slot_of_a_task_that_nobody_gave_back: {"holder-gone"},
-    a_slot_that_was_forgotten: {"slot-untold"},
-    a_key_that_nobody_holds: {"key-free"},
-    a_place_that_no_worker_looks_at: {"park-unlisted"},
+    a_job_at_the_wrong_time: {"entry-at-wrong-time"},
+    an_unfinished_record_with_expiry: {"record-expires"},
+    a_final_record_without_expiry: {"final-stays"},
+    keys_that_outlive_their_job: {"kin-stays"},
+    keys_that_expire_before_their_job: {"kin-expires"},
+    a_silent_worker: {"worker-gone"},
+    a_worker_without_expiry: {"worker-stays"},
+    a_lease_of_a_day: {"lease-too-long"},
+    a_slot_of_a_key_that_was_not_freed: {"holder-gone"},
+    a_slot_of_a_task_that_was_not_freed: {"holder-gone"},
+    a_lost_slot: {"slot-untold"},
+    a_key_without_holder: {"key-free"},
+    an_unlisted_place: {"park-unlisted"},
     a_hold_without_a_pause: {"hold-without-pause"},
-    a_limit_that_nobody_watches: {"limit-unwatched"},
-    a_limit_that_is_gone: {"limit-gone"},
+    an_unwatched_limit: {"limit-unwatched"},
+    a_removed_limit: {"limit-gone"},
     a_lock_of_an_attempt_that_ended: {"lock-stays", "wait-stays"},
-    a_lock_that_was_forgotten: {"lock-forgotten"},
-    locks_of_a_job_that_waits: {"locks-stay"},
-    counts_that_are_wrong: {"counts-differ"},
-    time_that_stands: {"time-stands"},
+    a_lost_lock: {"lock-forgotten"},
+    locks_of_a_waiting_job: {"locks-stay"},
+    wrong_counts: {"counts-differ"},
+    time_that_stopped: {"time-stands"},
 }
 
 

@@ -40,7 +40,7 @@ async def chunks(
         raise failure
 
 
-async def begun(store: FileStore, **given: Any) -> PartialUpload:
+async def begin(store: FileStore, **given: Any) -> PartialUpload:
     return await begin_upload(store, **{"tenant": "a", "keep": 60, "name": "x", **given})
 
 
@@ -54,7 +54,7 @@ async def names(store: FileStore, upload: PartialUpload) -> list[str]:
 
 
 async def test_parts_become_one_file(any_store: FileStore) -> None:
-    upload = await begun(any_store, content_type="text/x-own")
+    upload = await begin(any_store, content_type="text/x-own")
     offset = 0
     for start, end in itertools.pairwise([0, 10, MIB, 3 * MIB, len(DATA)]):
         offset = await append_parts(any_store, upload, offset, chunks(DATA[start:end]), limit=LIMIT)
@@ -72,7 +72,7 @@ async def test_parts_become_one_file(any_store: FileStore) -> None:
 
 
 async def test_an_empty_upload(any_store: FileStore) -> None:
-    upload = await begun(any_store)
+    upload = await begin(any_store)
     assert await append_parts(any_store, upload, 0, chunks(b""), limit=LIMIT) == 0
     assert (await finish_upload(any_store, upload, 0, keep=60)).size == 0
 
@@ -80,7 +80,7 @@ async def test_an_empty_upload(any_store: FileStore) -> None:
 async def test_bytes_before_a_failure_are_kept_and_the_failure_is_raised(
     any_store: FileStore,
 ) -> None:
-    upload = await begun(any_store)
+    upload = await begin(any_store)
     with pytest.raises(ConnectionResetError):
         await append_parts(
             any_store, upload, 0, chunks(DATA[: MIB + 5], 1000, ConnectionResetError()), limit=LIMIT
@@ -98,7 +98,7 @@ async def test_bytes_before_a_failure_are_kept_and_the_failure_is_raised(
 async def test_a_wrong_offset_is_refused_with_the_right_one(
     any_store: FileStore, offset: int
 ) -> None:
-    upload = await begun(any_store)
+    upload = await begin(any_store)
     await append_parts(any_store, upload, 0, chunks(b"12345"), limit=LIMIT)
     with pytest.raises(OffsetMismatch) as error:
         await append_parts(any_store, upload, offset, chunks(b"x"), limit=LIMIT)
@@ -109,7 +109,7 @@ async def test_a_wrong_offset_is_refused_with_the_right_one(
 
 
 async def test_one_of_many_concurrent_appends_wins(any_store: FileStore) -> None:
-    upload = await begun(any_store)
+    upload = await begin(any_store)
     gate = asyncio.Barrier(5)
 
     async def held_up(data: bytes) -> AsyncIterator[bytes]:
@@ -129,7 +129,7 @@ async def test_one_of_many_concurrent_appends_wins(any_store: FileStore) -> None
 
 
 async def test_nothing_can_be_appended_after_the_end(any_store: FileStore) -> None:
-    upload = await begun(any_store)
+    upload = await begin(any_store)
     await append_parts(any_store, upload, 0, chunks(b"12345"), limit=LIMIT)
     # As if a process wrote the end and was killed before it joined the parts.
     assert await any_store.put(f"uploads/{upload.id}/parts/{5:014d}", b"", replace=False)
@@ -141,7 +141,7 @@ async def test_nothing_can_be_appended_after_the_end(any_store: FileStore) -> No
 
 
 async def test_concurrent_finishes_agree(any_store: FileStore) -> None:
-    upload = await begun(any_store)
+    upload = await begin(any_store)
     await append_parts(any_store, upload, 0, chunks(DATA), limit=LIMIT)
     done = await asyncio.gather(
         *(finish_upload(any_store, upload, len(DATA), keep=60) for _ in range(4))
@@ -153,7 +153,7 @@ async def test_concurrent_finishes_agree(any_store: FileStore) -> None:
 
 
 async def test_an_upload_deleted_meanwhile_leaves_nothing(any_store: FileStore) -> None:
-    upload = await begun(any_store)
+    upload = await begin(any_store)
 
     async def removed() -> AsyncIterator[bytes]:
         yield b"x" * MIB
@@ -163,7 +163,7 @@ async def test_an_upload_deleted_meanwhile_leaves_nothing(any_store: FileStore) 
     with pytest.raises(NotFound):
         await append_parts(any_store, upload, 0, removed(), limit=LIMIT)
     assert await names(any_store, upload) == []
-    upload = await begun(any_store)
+    upload = await begin(any_store)
     await append_parts(any_store, upload, 0, chunks(b"1"), limit=LIMIT)
     await any_store.delete(f"uploads/{upload.id}/begun.json")
     with pytest.raises(NotFound):
@@ -174,7 +174,7 @@ async def test_an_upload_deleted_meanwhile_leaves_nothing(any_store: FileStore) 
 async def test_appends_stop_at_the_limits(
     any_store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload = await begun(any_store)
+    upload = await begin(any_store)
     await append_parts(any_store, upload, 0, chunks(b"1234"), limit=6)
     with pytest.raises(TooLarge):
         await append_parts(any_store, upload, 4, chunks(b"567", 1), limit=6)
@@ -187,7 +187,7 @@ async def test_appends_stop_at_the_limits(
 
 
 async def test_the_announced_length_is_enforced(any_store: FileStore) -> None:
-    upload = await begun(any_store, length=5)
+    upload = await begin(any_store, length=5)
     await append_parts(any_store, upload, 0, chunks(b"123"), limit=LIMIT)
     with pytest.raises(Malformed):
         await finish_upload(any_store, upload, 3, keep=60)
@@ -200,12 +200,12 @@ async def test_the_announced_length_is_enforced(any_store: FileStore) -> None:
 async def test_only_its_tenant_finds_a_partial_upload_until_it_expires(
     any_store: FileStore,
 ) -> None:
-    upload = await begun(any_store)
+    upload = await begin(any_store)
     for look in (find_partial_upload, delete_upload):
         with pytest.raises(NotFound):
             await look(any_store, upload.id, tenant="b")
     assert await find_partial_upload(any_store, upload.id, tenant="a") == upload
-    late = await begun(any_store, keep=-1)
+    late = await begin(any_store, keep=-1)
     with pytest.raises(NotFound):
         await find_partial_upload(any_store, late.id, tenant="a")
     assert await names(any_store, late) == []
@@ -213,21 +213,21 @@ async def test_only_its_tenant_finds_a_partial_upload_until_it_expires(
 
 async def test_sweep_removes_expired_uploads_and_joined_parts(tmp_path: Path) -> None:
     async with open_store(f"file://{tmp_path}") as store:
-        live, late = await begun(store, keep=3600), await begun(store, keep=-1)
+        live, late = await begin(store, keep=3600), await begin(store, keep=-1)
         for upload in (live, late):
             await store.put(f"uploads/{upload.id}/parts/{0:014d}", b"1", replace=False)
-        done = await begun(store)
+        done = await begin(store)
         await append_parts(store, done, 0, chunks(b"1"), limit=LIMIT)
         await finish_upload(store, done, 1, keep=3600)
         # As if the process that joined the parts was killed before it removed them.
         await store.put(f"uploads/{done.id}/parts/{0:014d}", b"1", replace=False)
-        gone = await begun(store)
-        await remove_upload(store, gone.id)
-        await store.put(f"uploads/{gone.id}/parts/{0:014d}", b"1", replace=False)
+        removed = await begin(store)
+        await remove_upload(store, removed.id)
+        await store.put(f"uploads/{removed.id}/parts/{0:014d}", b"1", replace=False)
         for path in tmp_path.rglob("*"):
             if path.is_file():
                 os.utime(path, (path.stat().st_atime, path.stat().st_mtime - STALE_SECONDS - 60))
         await sweep(store, keep=-1, alive=none_alive)
         assert await names(store, live) == ["begun.json", f"parts/{0:014d}"]
         assert await names(store, done) == ["data", "meta.json"]
-        assert await names(store, late) == await names(store, gone) == []
+        assert await names(store, late) == await names(store, removed) == []

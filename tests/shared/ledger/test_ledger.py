@@ -231,7 +231,7 @@ async def test_final_jobs_expire_by_state_and_age(ledger: Ledger) -> None:
     rows = many(200)
     await ledger.save(rows)
     records = {one.id: await ledger.get(one.id, tenant=one.tenant) for one in rows}
-    gone = {
+    expired = {
         id
         for id, one in records.items()
         if one is not None and one.state in (State.SUCCEEDED, State.CANCELLED)
@@ -243,9 +243,9 @@ async def test_final_jobs_expire_by_state_and_age(ledger: Ledger) -> None:
     while found := await ledger.expire({**keep, State.RUNNING: -1e9}, limit=13):
         assert found <= 13
         removed.append(found)
-    assert sum(removed) == len(gone)
+    assert sum(removed) == len(expired)
     left = {one.id async for one, _ in ledger.export()}
-    assert left == set(records) - gone
+    assert left == set(records) - expired
     assert {
         tag[0] for tag in await ledger.database.read("SELECT DISTINCT job FROM tandem_tags")
     } <= left

@@ -52,11 +52,11 @@ async def test_a_segment_is_read_from_any_entry_on(store: FileStore) -> None:
     segment = await write_segment(store, "J", CHUNKS)
     assert segment[:2] == (T + 1, T + 5)
     assert segment.size == await store.size(segment_path("J", segment))
-    whole = await read(store, segment)
-    assert [chunk for chunk, _ in whole] == CHUNKS
-    assert whole[-1][1] == segment.size
-    for number, (_, offset) in enumerate(whole):
-        assert await read(store, segment, offset) == whole[number + 1 :]
+    everything = await read(store, segment)
+    assert [chunk for chunk, _ in everything] == CHUNKS
+    assert everything[-1][1] == segment.size
+    for number, (_, offset) in enumerate(everything):
+        assert await read(store, segment, offset) == everything[number + 1 :]
 
 
 async def test_the_format_is_the_documented_one(store: FileStore) -> None:
@@ -162,19 +162,19 @@ def chunks(draw: st.DrawFn) -> list[Chunk]:
 
 @seed(4)
 @settings(max_examples=150, deadline=None)
-@given(said=chunks(), data=st.data())
+@given(reports=chunks(), data=st.data())
 async def test_readers_get_every_entry_once_and_in_order_wherever_it_is_stored(
-    said: list[Chunk], data: st.DataObject
+    reports: list[Chunk], data: st.DataObject
 ) -> None:
-    plain = Life(said)
-    await plain.step(len(said), 0)
+    plain = Life(reports)
+    await plain.step(len(reports), 0)
     expected = [entry async for entry in plain.reader().entries(plain.record())]
     assert [one.data for one in expected if one.type in REPORT_TYPES] == [
-        item for chunk in said for item in chunk.items
+        item for chunk in reports for item in chunk.items
     ]
     assert [entry.position for entry in expected] == sorted({entry.position for entry in expected})
 
-    life = Life(said)
+    life = Life(reports)
     reader, got = life.reader(), list[StreamEntry]()
     piece, segments.FETCH_BYTES = (
         segments.FETCH_BYTES,
@@ -183,7 +183,7 @@ async def test_readers_get_every_entry_once_and_in_order_wherever_it_is_stored(
     try:
         while not got or got[-1].type != "end":
             await life.step(
-                data.draw(st.integers(1, 5), "said"), data.draw(st.integers(0, 6), "moved")
+                data.draw(st.integers(1, 5), "reports"), data.draw(st.integers(0, 6), "moved")
             )
             now = life.record()
             after = data.draw(st.none() | st.integers(0, 12), "disconnects after")
