@@ -84,7 +84,7 @@ async def measure(seconds: float) -> AsyncIterator[Figure]:
             url, _ = await stack.enter_async_context(open_redis(data))
             redis = connect(url)
             stack.push_async_callback(redis.aclose)
-            queue = Queue(redis, lease=600)  # there is no heartbeat
+            queue = Queue(redis, lease=600)  # without a heartbeat
             stack.push_async_callback(queue.close)
             await queue.register(WORKER, [ENTRY])
             backlogs[count] = Backlog(queue)

@@ -16,7 +16,7 @@ def request(method: str, path: str, body: bytes = b"") -> bytes:
 
 
 class Load:
-    """Counts answers. `ask` returns the next request, or None when there are no more."""
+    """Counts answers. `ask` returns the next request, or None after the last one."""
 
     def __init__(self, ask: Callable[[], bytes | None], status: int) -> None:
         self.ask, self.status = ask, b" %d " % status

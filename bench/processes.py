@@ -26,7 +26,7 @@ TIMEOUT_SECONDS = 300.0  # for any single step
 
 
 class MeasurementFailed(Exception):
-    """Something did not run, so there is no figure."""
+    """Something did not run, so a figure is missing."""
 
 
 class Process:

@@ -195,7 +195,7 @@ async def main(count: int, idle: float) -> None:
             "TANDEM_REDIS_URL": server.url,
             "TANDEM_PORT": str(port),
             "TANDEM_STORE_URL": f"file://{data}/files",
-            "TANDEM_LEASE": "600",  # there is no heartbeat
+            "TANDEM_LEASE": "600",  # without a heartbeat
         }
         with started(die_with_parent(server.argv)):
             client = connect(server.url)

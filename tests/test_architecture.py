@@ -270,7 +270,7 @@ def test_most_functions_are_tiny(part: str) -> None:
 
 
 def test_init_files_define_nothing() -> None:
-    """They may import and list names; whoever looks for a definition finds it in a named file."""
+    """They only import and list names: every definition is in a file whose name one can guess."""
     wrong = [
         f"{path}:{node.lineno} defines {node.name}"
         for path in modules(*PARTS, "tests", "bench")

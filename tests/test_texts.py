@@ -43,6 +43,7 @@ REASONED = re.compile(
     r"|type:\s*ignore\[[a-z, -]+\])\W++(?!noqa|type:).*?[^\W\d_]{3}"
 )
 
+ARCHITECTURE = Path("docs/architecture.md")
 PAGES = [path for path in tracked() if path.suffix == ".md"]
 PACKAGES = {path.parts[1] for path in modules(*PARTS)}
 SUFFIXES = "py|lua|md|toml|yml|json|lock|txt"
@@ -148,12 +149,21 @@ def test_pages_name_only_files_that_exist(page: Path) -> None:
     assert not missing, f"{page} names {', '.join(missing)}"
 
 
+def test_the_architecture_page_names_only_files_that_exist() -> None:
+    """Also in its picture, and without their folders."""
+    named = set(re.findall(r"(?<![\w/*])[\w/]+\.(?:py|lua)\b", text(ARCHITECTURE)))
+    assert len(named) > 20
+    files = [f"/{path}" for path in tracked()]
+    missing = [name for name in named if not any(file.endswith(f"/{name}") for file in files)]
+    assert not missing, f"{ARCHITECTURE} names {', '.join(sorted(missing))}"
+
+
 def test_every_folder_of_the_packages_is_described() -> None:
-    described = text(Path("docs/architecture.md"))
+    described = text(ARCHITECTURE)
     folders = {path.relative_to(path.parts[0]).parent for path in modules(*PARTS)}
     shown = {folder for folder in folders if len(folder.parts) < 3 and folder.name != "tandem_jobs"}
     missing = sorted(str(folder) for folder in shown if f"`{folder}/`" not in described)
-    assert not missing, f"docs/architecture.md leaves out {', '.join(missing)}"
+    assert not missing, f"{ARCHITECTURE} leaves out {', '.join(missing)}"
 
 
 def test_what_counts_as_a_path() -> None:

@@ -167,7 +167,7 @@ class Faults:
                 await asyncio.sleep(0.1)
 
     async def _late_finishes(self) -> None:
-        """Finish jobs again, with tokens that are no longer valid: that must change nothing."""
+        """Finish jobs again, with stale tokens: that must change nothing."""
         redis = connect(f"unix://{self._stage.redis_socket}?db=0")
         queue = Queue(redis, lease=LEASE_SECONDS)
         try:

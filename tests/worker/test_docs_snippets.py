@@ -68,7 +68,7 @@ async def test_the_first_one_greets(paste: Paste) -> None:
     assert seen.lines == [{"level": "info", "message": "greeted", "name": "Ada"}]
     with pytest.raises(ValidationError):
         await run(greet, {"times": 2})
-    assert of(greet).entry.summary == "Greet somebody, as often as asked."
+    assert of(greet).entry.summary == "Greet somebody, once or several times."
     assert of(greet).entry.payload_schema["required"] == ["name"]
 
 

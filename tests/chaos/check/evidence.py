@@ -21,7 +21,7 @@ class View(NamedTuple):
 
 @dataclass
 class SubmissionLog:
-    """What a client knows of one of its own submissions."""
+    """What a client knows about one of its submissions."""
 
     key: str
     task: str
