@@ -8,7 +8,13 @@ from aiohttp import web
 
 from tandem_shared.settings import LOOPBACK_NETWORKS, Settings
 from tandem_worker.connectors.http import breaker as breakers
-from tandem_worker.connectors.http.breaker import FAULTS, LONGEST, PAUSE, Breaker, pause
+from tandem_worker.connectors.http.breaker import (
+    FIRST_PAUSE_SECONDS,
+    MAX_FAILURES,
+    MAX_PAUSE_SECONDS,
+    Breaker,
+    pause_seconds,
+)
 from tandem_worker.connectors.http.client import open_http
 from tandem_worker.errors import TaskError
 from tests.worker.connectors.http.test_client import call, refusal, serving
@@ -51,19 +57,19 @@ def refused(breaker: Breaker, host: str = HOST) -> TaskError:
 
 
 def test_faults_in_a_row_open_it_for_that_host_only(breaker: Breaker) -> None:
-    fail(breaker, FAULTS - 1)
+    fail(breaker, MAX_FAILURES - 1)
     breaker.enter(HOST).over()
     fail(breaker)
     error = refused(breaker)
-    assert error.after == PAUSE * 1.5
-    assert error.message == f"{HOST} failed {FAULTS} times in a row and is left alone for a while"
+    assert error.after == FIRST_PAUSE_SECONDS * 1.5
+    assert error.message == f"{HOST} failed {MAX_FAILURES} times in a row and gets no calls for now"
     breaker.enter("example.org:80")
 
 
 def test_an_answer_between_faults_starts_the_count_again(breaker: Breaker) -> None:
-    fail(breaker, FAULTS - 1)
+    fail(breaker, MAX_FAILURES - 1)
     breaker.enter(HOST).answered()
-    fail(breaker, FAULTS - 1)
+    fail(breaker, MAX_FAILURES - 1)
     breaker.enter(HOST)
     fail(breaker)
     refused(breaker)
@@ -72,8 +78,8 @@ def test_an_answer_between_faults_starts_the_count_again(breaker: Breaker) -> No
 def test_after_the_pause_one_probe_goes_through_and_its_answer_closes(
     breaker: Breaker, clock: Clock
 ) -> None:
-    fail(breaker, FAULTS)
-    clock.now += PAUSE - 0.001
+    fail(breaker, MAX_FAILURES)
+    clock.now += FIRST_PAUSE_SECONDS - 0.001
     refused(breaker)
     clock.now += 0.002
     probe = breaker.enter(HOST)
@@ -85,25 +91,25 @@ def test_after_the_pause_one_probe_goes_through_and_its_answer_closes(
 
 
 def test_a_probe_that_fails_opens_it_for_longer(breaker: Breaker, clock: Clock) -> None:
-    fail(breaker, FAULTS)
+    fail(breaker, MAX_FAILURES)
     for number in range(2, 8):
-        clock.now += pause(number - 1) + 0.001
+        clock.now += pause_seconds(number - 1) + 0.001
         fail(breaker)
         after = refused(breaker).after
         assert after is not None
-        assert after == pytest.approx(pause(number) * 1.5)
-    assert [pause(number) for number in (1, 2, 3, 50, 5000)] == [
-        PAUSE,
-        2 * PAUSE,
-        4 * PAUSE,
-        LONGEST,
-        LONGEST,
+        assert after == pytest.approx(pause_seconds(number) * 1.5)
+    assert [pause_seconds(number) for number in (1, 2, 3, 50, 5000)] == [
+        FIRST_PAUSE_SECONDS,
+        2 * FIRST_PAUSE_SECONDS,
+        4 * FIRST_PAUSE_SECONDS,
+        MAX_PAUSE_SECONDS,
+        MAX_PAUSE_SECONDS,
     ]
 
 
 def test_a_probe_that_ends_without_a_word_leaves_its_place(breaker: Breaker, clock: Clock) -> None:
-    fail(breaker, FAULTS)
-    clock.now += PAUSE + 1
+    fail(breaker, MAX_FAILURES)
+    clock.now += FIRST_PAUSE_SECONDS + 1
     breaker.enter(HOST).over()
     probe = breaker.enter(HOST)
     refused(breaker)
@@ -114,10 +120,10 @@ def test_calls_from_before_it_opened_change_it_only_by_an_answer(
     breaker: Breaker, clock: Clock
 ) -> None:
     late = [breaker.enter(HOST) for _ in range(3)]
-    fail(breaker, FAULTS)
+    fail(breaker, MAX_FAILURES)
     late[0].failed()
     late[0].over()
-    clock.now += PAUSE + 0.001
+    clock.now += FIRST_PAUSE_SECONDS + 0.001
     probe = breaker.enter(HOST)
     late[1].failed()
     late[1].over()
@@ -131,10 +137,10 @@ def test_calls_from_before_it_opened_change_it_only_by_an_answer(
 def test_it_remembers_a_bounded_number_of_hosts(
     breaker: Breaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(breakers, "HOSTS", 3)
-    fail(breaker, FAULTS, "a")
+    monkeypatch.setattr(breakers, "MAX_HOSTS", 3)
+    fail(breaker, MAX_FAILURES, "a")
     for host in "bcd":
-        fail(breaker, FAULTS, host)
+        fail(breaker, MAX_FAILURES, host)
     breaker.enter("a")
     for host in "bcd":
         refused(breaker, host)
@@ -155,16 +161,20 @@ async def test_the_client_leaves_a_failing_host_alone_until_it_answers(
         open_http(Settings(http_allow=LOOPBACK_NETWORKS), breaker=breaker) as client,
     ):
         url = f"http://127.0.0.1:{port}/path?key=abc"
-        for _ in range(FAULTS):
+        for _ in range(MAX_FAILURES):
             assert await call(client, url) == "broken"
         error = await refusal(client, url, method="POST")
-        assert (error.type, error.retryable, error.after) == ("circuit_open", True, PAUSE * 1.5)
+        assert (error.type, error.retryable, error.after) == (
+            "circuit_open",
+            True,
+            FIRST_PAUSE_SECONDS * 1.5,
+        )
         assert "abc" not in error.message
-        assert len(seen) == FAULTS
+        assert len(seen) == MAX_FAILURES
         healthy = True
-        clock.now += PAUSE + 1
+        clock.now += FIRST_PAUSE_SECONDS + 1
         assert [await call(client, url) for _ in range(3)] == ["fine"] * 3
-    assert len(seen) == FAULTS + 3
+    assert len(seen) == MAX_FAILURES + 3
 
 
 async def test_a_probe_that_is_cancelled_leaves_its_place(breaker: Breaker, clock: Clock) -> None:
@@ -180,8 +190,8 @@ async def test_a_probe_that_is_cancelled_leaves_its_place(breaker: Breaker, cloc
         serving(handler) as port,
         open_http(Settings(http_allow=LOOPBACK_NETWORKS), breaker=breaker) as client,
     ):
-        fail(breaker, FAULTS, f"127.0.0.1:{port}")
-        clock.now += PAUSE + 1
+        fail(breaker, MAX_FAILURES, f"127.0.0.1:{port}")
+        clock.now += FIRST_PAUSE_SECONDS + 1
         probe = asyncio.create_task(call(client, f"http://127.0.0.1:{port}/slow"))
         await inside.wait()
         assert (await refusal(client, f"http://127.0.0.1:{port}/")).type == "circuit_open"
@@ -195,13 +205,15 @@ async def test_connections_that_are_refused_open_it(breaker: Breaker) -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/"
         async with open_http(Settings(http_allow=LOOPBACK_NETWORKS), breaker=breaker) as client:
-            types = [(await refusal(client, url)).type for _ in range(FAULTS + 1)]
-    assert types == ["connection_failed"] * FAULTS + ["circuit_open"]
+            types = [(await refusal(client, url)).type for _ in range(MAX_FAILURES + 1)]
+    assert types == ["connection_failed"] * MAX_FAILURES + ["circuit_open"]
 
 
 async def test_what_the_guard_refuses_and_what_takes_too_long_is_no_fault_of_the_host(
     breaker: Breaker,
 ) -> None:
     async with open_http(Settings(), breaker=breaker) as client:
-        types = {(await refusal(client, "http://127.0.0.1:1/")).type for _ in range(FAULTS + 1)}
+        types = {
+            (await refusal(client, "http://127.0.0.1:1/")).type for _ in range(MAX_FAILURES + 1)
+        }
     assert types == {"address_refused"}

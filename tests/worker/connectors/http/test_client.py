@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from tandem_shared.settings import LOOPBACK_NETWORKS, Settings
-from tandem_worker.connectors.http.client import REDIRECTS, HttpClient, open_http
+from tandem_worker.connectors.http.client import MAX_REDIRECTS, HttpClient, open_http
 from tandem_worker.errors import TaskError
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -297,7 +297,7 @@ async def test_redirects_have_an_end(client: HttpClient) -> None:
     async with serving(handler) as port:
         error = await refusal(client, f"http://127.0.0.1:{port}/0")
     assert (error.type, error.retryable) == ("redirect_refused", False)
-    assert len(seen) == REDIRECTS + 1
+    assert len(seen) == MAX_REDIRECTS + 1
 
 
 @pytest.mark.parametrize(

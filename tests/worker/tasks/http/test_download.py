@@ -34,7 +34,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tandem_worker.tasks.http.download.PAUSE", 0.001)
+    monkeypatch.setattr("tandem_worker.tasks.http.download.FIRST_PAUSE_SECONDS", 0.001)
 
 
 async def failure(bench: Bench, payload: dict[str, Any], **job: Any) -> TaskError:
@@ -379,7 +379,7 @@ async def test_a_server_that_says_when_to_come_back_ends_the_attempt(bench: Benc
 async def test_a_silent_server_counts_as_broken(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem_worker.tasks.http.download.STALL", 0.05)
+    monkeypatch.setattr("tandem_worker.tasks.http.download.STALL_TIMEOUT_SECONDS", 0.05)
     hold = asyncio.Event()
 
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
@@ -393,7 +393,7 @@ async def test_a_silent_server_counts_as_broken(
         error = await failure(bench, {"url": f"http://127.0.0.1:{port}/a"})
         hold.set()
     assert (error.type, error.retryable) == ("connection_failed", True)
-    assert "nothing came" in error.message
+    assert "no byte for" in error.message
 
 
 async def test_a_cancelled_download_closes_its_connection_and_stores_nothing(

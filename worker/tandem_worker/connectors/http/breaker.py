@@ -1,13 +1,12 @@
-"""A circuit breaker for each host, shared by all jobs of a worker: a host that keeps failing is left alone for a while.
+"""A circuit breaker for each host, shared by all jobs of a worker: a failing host gets no calls for a while.
 
-    closed     calls go through; FAULTS failures in a row, with no answer in between, open it
-    open       calls are refused until its pause is over
-    half-open  one call goes through, the probe; an answer closes the circuit, a failure opens it
-    for longer
+    closed     calls pass; MAX_FAILURES failures in a row, without an answer in between, open it
+    open       calls are refused until the pause is over
+    half-open  one call passes, the probe; an answer closes the circuit, a failure opens it for
+               longer
 
-A failure is a connection that does not come about or breaks, or a 5xx. Anything else that the host
-says is an answer. That a caller's own time ran out says nothing, since another caller may give
-more.
+A failure is a connection that cannot be opened or breaks, or a 5xx. Any other response is an
+answer. A caller's own timeout counts as neither: another caller may allow more time.
 """
 
 import random as _random
@@ -17,25 +16,25 @@ from dataclasses import dataclass
 
 from tandem_worker.errors import TaskError
 
-FAULTS = 20  # in a row: above what one job with many attempts, or a restart of the host, makes
-PAUSE = 5.0  # seconds, the first time
-LONGEST = 60.0  # seconds
-HOSTS = 10_000  # with failures that are remembered
+MAX_FAILURES = 20  # in a row; above what one job's attempts, or the restart of a host, cause
+FIRST_PAUSE_SECONDS = 5.0
+MAX_PAUSE_SECONDS = 60.0
+MAX_HOSTS = 10_000  # whose failures are remembered
 
 
-def pause(openings: int) -> float:
-    """Seconds that a circuit stays open when it opens for the n-th time (1, 2, …) without an answer in between."""
-    return min(PAUSE * 2.0 ** min(openings - 1, 16), LONGEST)
+def pause_seconds(openings: int) -> float:
+    """How long a circuit stays open, the n-th time (1, 2, …) without an answer in between."""
+    return min(FIRST_PAUSE_SECONDS * 2.0 ** min(openings - 1, 16), MAX_PAUSE_SECONDS)
 
 
 @dataclass
 class _Circuit:
-    """A host with failures; one without has none."""
+    """State of a host that has failed; healthy hosts have no entry."""
 
-    faults: int = 0  # in a row
+    failures: int = 0  # in a row
     openings: int = 0  # in a row
-    until: float = 0.0  # by the clock; if openings
-    probe: "Pass | None" = None
+    open_until: float = 0.0  # by the clock, if `openings`
+    probe: "Permit | None" = None
 
 
 class Breaker:
@@ -50,49 +49,51 @@ class Breaker:
         self._clock, self._random = clock, random
         self._circuits: dict[str, _Circuit] = {}
 
-    def enter(self, host: str) -> "Pass":
-        """Leave for one call. Raises TaskError `circuit_open`, retryable `after` the pause.
+    def enter(self, host: str) -> "Permit":
+        """Permission for one call. Raises TaskError `circuit_open`, retryable `after` the pause.
 
-        Those that are refused are asked to come back spread over as long again, so that they do not
-        all come at once.
+        `after` is spread over twice the pause, so that refused calls do not all return at once.
         """
         circuit = self._circuits.get(host)
-        passed = Pass(self, host)
+        permit = Permit(self, host)
         if circuit is None or not circuit.openings:
-            return passed
-        left = circuit.until - self._clock()
+            return permit
+        left = circuit.open_until - self._clock()
         if left > 0 or circuit.probe is not None:
-            after = max(left, PAUSE) * (1 + self._random())
-            message = f"{host} failed {circuit.faults} times in a row and is left alone for a while"
+            after = max(left, FIRST_PAUSE_SECONDS) * (1 + self._random())
+            message = f"{host} failed {circuit.failures} times in a row and gets no calls for now"
             raise TaskError("circuit_open", message, retryable=True, after=round(after, 3))
-        circuit.probe = passed
-        return passed
+        circuit.probe = permit
+        return permit
 
-    def _answered(self, passed: "Pass") -> None:
-        self._circuits.pop(passed.host, None)
+    def record_answer(self, permit: "Permit") -> None:
+        """Close the circuit."""
+        self._circuits.pop(permit.host, None)
 
-    def _failed(self, passed: "Pass") -> None:
-        circuit = self._circuits.get(passed.host)
+    def record_failure(self, permit: "Permit") -> None:
+        """Count a failure, which may open the circuit."""
+        circuit = self._circuits.get(permit.host)
         if circuit is None:
-            if len(self._circuits) >= HOSTS:
+            if len(self._circuits) >= MAX_HOSTS:
                 del self._circuits[next(iter(self._circuits))]  # the oldest
-            circuit = self._circuits[passed.host] = _Circuit()
-        # Calls that began before it opened may fail after it: they tell nothing new.
-        if circuit.openings and circuit.probe is not passed:
+            circuit = self._circuits[permit.host] = _Circuit()
+        # A call that began before the circuit opened may fail after it: only the probe counts now.
+        if circuit.openings and circuit.probe is not permit:
             return
-        circuit.faults += 1
-        if circuit.faults >= FAULTS:
+        circuit.failures += 1
+        if circuit.failures >= MAX_FAILURES:
             circuit.openings += 1
-            circuit.until = self._clock() + pause(circuit.openings)
+            circuit.open_until = self._clock() + pause_seconds(circuit.openings)
 
-    def _left(self, passed: "Pass") -> None:
-        circuit = self._circuits.get(passed.host)
-        if circuit is not None and circuit.probe is passed:
+    def release(self, permit: "Permit") -> None:
+        """Let the next call be the probe if this one was; it may have been cancelled."""
+        circuit = self._circuits.get(permit.host)
+        if circuit is not None and circuit.probe is permit:
             circuit.probe = None
 
 
-class Pass:
-    """One call's leave. Whoever has it says how the call went, if that is known, and in the end that it is over."""
+class Permit:
+    """Permission for one call, whose holder reports its outcome, if known, and in any case its end."""
 
     __slots__ = ("_breaker", "host")
 
@@ -101,11 +102,10 @@ class Pass:
         self.host = host
 
     def answered(self) -> None:
-        self._breaker._answered(self)  # noqa: SLF001 - the two are one
+        self._breaker.record_answer(self)
 
     def failed(self) -> None:
-        self._breaker._failed(self)  # noqa: SLF001 - likewise
+        self._breaker.record_failure(self)
 
     def over(self) -> None:
-        """A probe that ended without a word, cancelled say, leaves its place to the next call."""
-        self._breaker._left(self)  # noqa: SLF001 - likewise
+        self._breaker.release(self)

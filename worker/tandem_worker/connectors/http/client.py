@@ -1,18 +1,16 @@
-"""The worker's way out over HTTP: one pooled session, and a guard at the moment of connecting.
+"""HTTP for tasks: one pooled session, and a check of each address at the moment of connecting.
 
-The guard judges the very address that is about to be dialled, so literals, redirects and names that
-resolve to something else the second time are all the same to it. Failures are TaskErrors:
+The check sees the address that is about to be dialled, so it covers literals, redirects, and names
+that resolve to something else the second time. Failures are TaskErrors:
 
-    address_refused    the host is at no address that may be called (TANDEM_HTTP_ALLOW adds to the
-                       public internet)
+    address_refused    the host has no address that tasks may call (TANDEM_HTTP_ALLOW adds some)
     connection_failed  no connection, or one that broke; retryable unless a repeat could do
                        something twice
-    tls_failed         the certificate does not hold
-    redirect_refused   a redirect that leads nowhere, out of HTTP, or in circles
-    bad_response       what came back is no HTTP
-    invalid_url        a URL that only showed itself to be none when it was used
-    circuit_open       the host kept failing and is left alone for a while
-                       (worker/tandem_worker/connectors/http/breaker.py); retryable
+    tls_failed         the certificate is not valid
+    redirect_refused   a redirect to an invalid URL, out of HTTP, or in circles
+    bad_response       the response is not HTTP
+    invalid_url        a URL that cannot be called
+    circuit_open       the host kept failing and gets no calls for a while (breaker.py); retryable
 """
 
 import asyncio
@@ -37,21 +35,19 @@ from tandem_worker.connectors.http import guard
 from tandem_worker.connectors.http.breaker import Breaker
 from tandem_worker.errors import Permanent, TaskError
 
-PER_HOST = 100  # connections to one host and port
-CONNECTIONS = 1000  # in all
-CONNECT = 10.0  # seconds for each try at one address, TLS included
-# seconds; below the 5 of many servers, so that they rarely close a connection as it is used again
-KEEP_IDLE = 4.0
-RESOLVED = 10  # seconds a name's addresses are kept
-REDIRECTS = 10
-TIMEOUT = 300.0  # seconds for a whole call where the caller names no time
-MAX_BYTES = 1 << 20  # of a response that is read whole, where the caller does not say
+MAX_CONNECTIONS = 1000
+MAX_CONNECTIONS_PER_HOST = 100  # and port
+CONNECT_TIMEOUT_SECONDS = 10.0  # for each address, including TLS
+# Below the 5 s of many servers, so that they rarely close a connection that is being reused.
+KEEP_ALIVE_SECONDS = 4.0
+DNS_CACHE_SECONDS = 10
+MAX_REDIRECTS = 10
+DEFAULT_TIMEOUT_SECONDS = 300.0  # for a whole call
+DEFAULT_MAX_BYTES = 1 << 20  # of a response that is read into memory
 
-SAFE = frozenset(
-    {"GET", "HEAD", "OPTIONS", "TRACE"}
-)  # RFC 9110, 9.2.1: a repeat does nothing twice
-_SECRET = ("Authorization", "Cookie", "Proxy-Authorization")
-_OF_THE_BODY = (
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1
+_CREDENTIALS = ("Authorization", "Cookie", "Proxy-Authorization")
+_BODY_HEADERS = (
     "Content-Type",
     "Content-Encoding",
     "Content-Language",
@@ -60,27 +56,36 @@ _OF_THE_BODY = (
     "Digest",
 )
 
-# The time for the whole call is kept around the redirects and the reading, here only that for
-# connecting.
-_LIMITS = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT)
+# `HttpClient.request` bounds the whole call, with its redirects and the reading of the response.
+_CONNECT_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_SECONDS)
 
-Params = Mapping[str, Any] | Sequence[tuple[str, str]]
-# Bytes, or what opens a stream of them: called anew for each redirect that asks for the body again.
+QueryParams = Mapping[str, Any] | Sequence[tuple[str, str]]
+# Bytes, or a function that opens a stream of them: a redirect may need the body again.
 Body = bytes | Callable[[], AsyncIterator[bytes]]
 
 
 @dataclass
 class _Dial:
-    """What the guard knows and finds while one hop is connected."""
+    """The addresses of one host, counted while one hop connects."""
 
     host: str
     refused: int = 0
     dialled: int = 0
 
 
-# Set for each hop. Tasks that aiohttp starts to try several addresses inherit it; where it were
-# missing, no name would be allowed.
+# Set for each hop, and inherited by the tasks in which aiohttp tries several addresses. Without it
+# no host name would be allowed.
 _dial: ContextVar[_Dial | None] = ContextVar("dial", default=None)
+
+
+@dataclass(frozen=True)
+class _Hop:
+    """One request of a call; each redirect makes another."""
+
+    url: URL
+    method: str
+    headers: CIMultiDict[str]
+    body: Body | None
 
 
 class HttpClient:
@@ -97,68 +102,64 @@ class HttpClient:
         url: str | URL,
         *,
         headers: Mapping[str, str] | None = None,
-        params: Params | None = None,
+        params: QueryParams | None = None,
         json: Any = None,
         body: Body | None = None,
         follow_redirects: bool = True,
-        timeout: float = TIMEOUT,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
         retry_unsafe: bool = False,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One call, redirects included, as `async with`; the block reads the response, whatever its status.
+        """One call with its redirects, as `async with`; the block reads the response of any status.
 
-        `timeout` is in seconds, for all from the first byte to the last. Credentials in `headers`
-        go to the first origin only. Raises TaskError (see above); a broken connection is retryable
-        if `method` is safe, `headers` have an `Idempotency-Key`, or `retry_unsafe` is set.
+        `timeout` is in seconds, from the first byte to the last. Credentials in `headers` are sent
+        to the first origin only. Raises TaskError (see above); a broken connection is retryable if
+        `method` is safe, `headers` has an `Idempotency-Key`, or `retry_unsafe` is set.
         """
         sent: CIMultiDict[str] = CIMultiDict(headers or {})
         if json is not None:
             body = msgspec.json.encode(json)
             sent.setdefault("Content-Type", "application/json")
         first = _Hop(_target(url, params), method, sent, body)
-        repeatable = method in SAFE or retry_unsafe or "Idempotency-Key" in sent
+        repeatable = method in SAFE_METHODS or retry_unsafe or "Idempotency-Key" in sent
+        redirects = MAX_REDIRECTS if follow_redirects else 0
         total = asyncio.timeout(timeout)
         try:
             async with total:
-                response = await self._follow(
-                    first, REDIRECTS if follow_redirects else 0, repeatable
-                )
+                response = await self._follow(first, redirects, repeatable)
                 try:
                     yield response
                 except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
-                    raise failure(error, response.url, None, repeatable) from error
+                    raise call_failed(error, response.url, None, repeatable) from error
                 finally:
-                    # Closes the connection unless all of the response was read.
+                    # Closes the connection unless the whole response was read.
                     response.release()
         except TimeoutError as error:
             if not total.expired():
                 raise
-            raise TaskError(
-                "timeout", f"{shown(first.url)} took longer than it may", repeatable
-            ) from error
+            message = f"{display(first.url)} took longer than {timeout:g} s"
+            raise TaskError("timeout", message, repeatable) from error
 
     async def read(
         self,
         response: aiohttp.ClientResponse,
-        limit: int = MAX_BYTES,
-        taken: Callable[[int], None] | None = None,
+        limit: int = DEFAULT_MAX_BYTES,
+        on_bytes: Callable[[int], None] | None = None,
     ) -> bytes:
-        """The body, decompressed piece by piece; `taken` is told the size of each.
+        """The body, decompressed; `on_bytes` receives the size of each piece.
 
-        Raises TaskError `too_large` as soon as it has more than `limit` bytes.
+        Raises Permanent `too_large` as soon as there are more than `limit` bytes.
         """
         data = bytearray()
         async for chunk in response.content.iter_any():
             data += chunk
-            if taken is not None:
-                taken(len(chunk))
+            if on_bytes is not None:
+                on_bytes(len(chunk))
             if len(data) > limit:
-                message = f"the response of {shown(response.url)} has more than {limit} bytes"
+                message = f"the response of {display(response.url)} has more than {limit} bytes"
                 raise Permanent("too_large", message)
         return bytes(data)
 
-    async def _follow(
-        self, hop: "_Hop", redirects: int, repeatable: bool
-    ) -> aiohttp.ClientResponse:
+    async def _follow(self, hop: _Hop, redirects: int, repeatable: bool) -> aiohttp.ClientResponse:
         first = hop
         for _ in range(redirects + 1):
             response = await self._send(hop, repeatable)
@@ -167,14 +168,13 @@ class HttpClient:
                 return response
             response.release()
             hop = following
-        raise Permanent(
-            "redirect_refused", f"{shown(first.url)} redirects more than {redirects} times"
-        )
+        message = f"{display(first.url)} redirects more than {redirects} times"
+        raise Permanent("redirect_refused", message)
 
-    async def _send(self, hop: "_Hop", repeatable: bool) -> aiohttp.ClientResponse:
+    async def _send(self, hop: _Hop, repeatable: bool) -> aiohttp.ClientResponse:
         data = hop.body() if callable(hop.body) else hop.body
-        passed = self._breaker.enter(f"{_name(hop.url)}:{hop.url.port}")
-        dial = _Dial(_name(hop.url))
+        permit = self._breaker.enter(f"{_host(hop.url)}:{hop.url.port}")
+        dial = _Dial(_host(hop.url))
         token = _dial.set(dial)
         try:
             response = await self._session.request(
@@ -183,57 +183,56 @@ class HttpClient:
                 headers=hop.headers,
                 data=data,
                 allow_redirects=False,
-                timeout=_LIMITS,
+                timeout=_CONNECT_TIMEOUT,
             )
             if response.status >= 500:
-                passed.failed()
+                permit.failed()
             else:
-                passed.answered()
+                permit.answered()
             return response
         except (aiohttp.ClientError, OSError) as error:
-            fault = failure(error, hop.url, dial, repeatable)
-            if fault.type in ("connection_failed", "bad_response"):
-                passed.failed()
-            raise fault from error
-        except UnicodeError as error:  # of a host that IDNA refuses: empty or over-long labels
-            raise Permanent(
-                "invalid_url", f"{shown(hop.url)} has no host name that can be"
-            ) from error
+            failure = call_failed(error, hop.url, dial, repeatable)
+            if failure.type in ("connection_failed", "bad_response"):
+                permit.failed()
+            raise failure from error
+        except UnicodeError as error:  # the host is not valid in IDNA: an empty or too long label
+            message = f"the host name of {display(hop.url)} is not valid"
+            raise Permanent("invalid_url", message) from error
         finally:
             _dial.reset(token)
-            passed.over()
+            permit.over()
 
 
 @asynccontextmanager
 async def open_http(
     settings: Settings, *, resolver: AbstractResolver | None = None, breaker: Breaker | None = None
 ) -> AsyncIterator[HttpClient]:
-    """The client for one worker, closed at the end. `resolver` answers for DNS, for tests of names."""
+    """The client for one worker, closed at the end. Tests of names pass a `resolver` in place of DNS."""
     allow = guard.parse(settings.http_allow)
 
-    def guarded(address: AddrInfoType) -> socket.socket:
+    def guarded_socket(address: AddrInfoType) -> socket.socket:
         family, kind, protocol, _, sockaddr = address
         dial = _dial.get()
         named = dial is not None and dial.host in allow.names
         if not named and not guard.allowed(str(sockaddr[0]), allow.networks):
             if dial is not None:
                 dial.refused += 1
-            raise PermissionError("this address may not be called")
+            raise PermissionError("tasks may not call this address")
         if dial is not None:
             dial.dialled += 1
         return socket.socket(family=family, type=kind, proto=protocol)
 
     connector = aiohttp.TCPConnector(
-        limit=CONNECTIONS,
-        limit_per_host=PER_HOST,
-        keepalive_timeout=KEEP_IDLE,
-        ttl_dns_cache=RESOLVED,
+        limit=MAX_CONNECTIONS,
+        limit_per_host=MAX_CONNECTIONS_PER_HOST,
+        keepalive_timeout=KEEP_ALIVE_SECONDS,
+        ttl_dns_cache=DNS_CACHE_SECONDS,
         resolver=resolver,
-        socket_factory=guarded,
+        socket_factory=guarded_socket,
     )
     session = aiohttp.ClientSession(
         connector=connector,
-        # One job's cookies are none of the next one's business.
+        # Jobs share the session, but not their cookies.
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": f"tandem-jobs/{tandem_version()}"},
         trust_env=False,
@@ -242,7 +241,7 @@ async def open_http(
         yield HttpClient(session, breaker or Breaker())
 
 
-def shown(url: URL) -> str:
+def display(url: URL) -> str:
     """The URL for messages: without query, fragment and user, which may hold secrets."""
     try:
         return str(url.with_user(None).with_query(None).with_fragment(None))
@@ -250,114 +249,99 @@ def shown(url: URL) -> str:
         return "the URL"
 
 
-@dataclass(frozen=True)
-class _Hop:
-    """One request on the way through the redirects."""
-
-    url: URL
-    method: str
-    headers: CIMultiDict[str]
-    body: Body | None
-
-
-def _target(url: str | URL, params: Params | None) -> URL:
+def _target(url: str | URL, params: QueryParams | None) -> URL:
     try:
         target = URL(url)
         if params:
             target = target.extend_query(_pairs(params))
-        problem = unusable(target)
+        problem = url_problem(target)
     except (ValueError, TypeError):
-        target, problem = URL(), "this is no URL"
+        target, problem = URL(), "this is not a valid URL"
     if problem is not None:
         raise Permanent("invalid_url", problem)
     return target.with_fragment(None)
 
 
-def _pairs(params: Params) -> list[tuple[str, str]]:
+def _pairs(params: QueryParams) -> list[tuple[str, str]]:
     """Query parameters as pairs: lists repeat the name, null is left out, booleans are `true` and `false`."""
-    items = params.items() if isinstance(params, Mapping) else params
-    each = (
-        (name, one)
-        for name, value in items
-        for one in (value if isinstance(value, list | tuple) else [value])
-    )
-    return [
-        (name, str(one).lower() if isinstance(one, bool) else str(one))
-        for name, one in each
-        if one is not None
-    ]
+    pairs = []
+    for name, values in params.items() if isinstance(params, Mapping) else params:
+        for value in values if isinstance(values, list | tuple) else [values]:
+            if value is not None:
+                text = str(value)
+                pairs.append((name, text.lower() if isinstance(value, bool) else text))
+    return pairs
 
 
-def unusable(url: URL) -> str | None:
+def url_problem(url: URL) -> str | None:
+    """Why the URL cannot be called, or None."""
     if url.scheme not in ("http", "https"):
-        return "only http and https can be called"
+        return "the URL is not http or https"
     if not url.raw_host:
-        return "the URL names no host"
+        return "the URL has no host"
     if url.raw_user is not None or url.raw_password is not None:
-        return "a URL with a user or a password in it is not called: send an Authorization header"
+        return "the URL has a user or a password: send an Authorization header instead"
     return None
 
 
-def _name(url: URL) -> str:
+def _host(url: URL) -> str:
     return (url.raw_host or "").rstrip(".").lower()
 
 
 def _redirect(hop: _Hop, response: aiohttp.ClientResponse) -> _Hop | None:
-    """The next hop if the response asks for one (RFC 9110, 15.4)."""
+    """The next hop if the response redirects (RFC 9110, 15.4)."""
     location = response.headers.get("Location")
     if response.status not in (301, 302, 303, 307, 308) or location is None:
         return None
     try:
         url = hop.url.join(URL(location)).with_fragment(None)
-        problem = unusable(url)
+        problem = url_problem(url)
     except ValueError:
-        problem = "it leads to no URL"
+        problem = "its Location is not a valid URL"
     if problem is not None:
-        raise Permanent("redirect_refused", f"{shown(hop.url)} redirects, but {problem}")
+        raise Permanent("redirect_refused", f"{display(hop.url)} redirects, but {problem}")
     method, headers, body = hop.method, CIMultiDict(hop.headers), hop.body
     to_get = (response.status == 303 and method != "HEAD") or (
         response.status in (301, 302) and method == "POST"
     )
     if to_get and method != "GET":
         method, body = "GET", None
-        for name in _OF_THE_BODY:
+        for name in _BODY_HEADERS:
             headers.popall(name, None)
     if url.origin() != hop.url.origin():
-        for name in _SECRET:
+        for name in _CREDENTIALS:
             headers.popall(name, None)
     return _Hop(url, method, headers, body)
 
 
-def failure(error: Exception, url: URL, dial: _Dial | None, repeatable: bool) -> TaskError:
-    """The error in words for the client: no address, no query."""
-    where = shown(url)
+def call_failed(error: Exception, url: URL, dial: _Dial | None, repeatable: bool) -> TaskError:
+    """The error for clients, without addresses and the query."""
+    where = display(url)
     if dial is not None and dial.refused and not dial.dialled:
-        return refused(url)
+        return _refused(url)
     if isinstance(error, aiohttp.InvalidURL):
-        # A host of digits and dots that is no IPv4 address, as 127.1 or 2130706433: libc would make
-        # one of it.
-        if _name(url).replace(".", "").isdigit():
-            return refused(url)
+        # Digits and dots that are not an IPv4 address, such as 127.1 or 2130706433: libc would
+        # accept them as one.
+        if _host(url).replace(".", "").isdigit():
+            return _refused(url)
         return Permanent("invalid_url", f"{where} cannot be called")
-    if isinstance(error, aiohttp.ClientConnectorDNSError) and f".{_name(url)}".endswith(
-        ".localhost"
-    ):
-        return refused(
-            url
-        )  # RFC 6761, 6.3: it is this machine, whether or not the name servers know it
+    # RFC 6761, 6.3: localhost is this machine, whether or not DNS knows it.
+    local = f".{_host(url)}".endswith(".localhost")
+    if local and isinstance(error, aiohttp.ClientConnectorDNSError):
+        return _refused(url)
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return Permanent("tls_failed", f"the certificate of {where} does not hold")
+        return Permanent("tls_failed", f"the certificate of {where} is not valid")
     if isinstance(error, aiohttp.ClientResponseError):
-        return TaskError("bad_response", f"{where} did not answer in HTTP", repeatable)
+        return TaskError("bad_response", f"the response of {where} is not HTTP", repeatable)
     return TaskError("connection_failed", f"no response from {where}: {_reason(error)}", repeatable)
 
 
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
-    (aiohttp.ClientConnectorDNSError, "the name is not known"),
+    (aiohttp.ClientConnectorDNSError, "the host name is not known"),
     (aiohttp.ClientConnectorSSLError, "TLS failed"),
-    (aiohttp.ServerTimeoutError, "no connection in time"),
-    (aiohttp.ServerDisconnectedError, "the server hung up"),
-    (aiohttp.ClientPayloadError, "it broke off or is badly encoded"),
+    (aiohttp.ServerTimeoutError, "connecting took too long"),
+    (aiohttp.ServerDisconnectedError, "the server closed the connection"),
+    (aiohttp.ClientPayloadError, "the body broke off or is not encoded as declared"),
 )
 
 
@@ -368,8 +352,9 @@ def _reason(error: Exception) -> str:
     return known or "the connection broke"
 
 
-def refused(url: URL) -> TaskError:
-    return Permanent(
-        "address_refused",
-        f"{url.host} is at no address that this worker may call; its operator can allow one (TANDEM_HTTP_ALLOW)",
+def _refused(url: URL) -> Permanent:
+    message = (
+        f"this worker may not call {url.host} (not a public address);"
+        " allow it with TANDEM_HTTP_ALLOW"
     )
+    return Permanent("address_refused", message)

@@ -1,4 +1,4 @@
-"""Which addresses a task may call: the public internet, and what `TANDEM_HTTP_ALLOW` adds to it."""
+"""Which addresses tasks may call: the public internet, and what `TANDEM_HTTP_ALLOW` adds."""
 
 import ipaddress
 from collections.abc import Collection, Iterable
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# `is_global` knows most special ranges, and which ones depends on the version of Python. These
-# stand on their own.
+# Listed here because the ranges that `is_global` knows depend on the version of Python.
 _REFUSED: tuple[Network, ...] = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -30,26 +29,26 @@ _REFUSED: tuple[Network, ...] = tuple(
         "240.0.0.0/4",
         "2001::/23",  # Teredo, ORCHID and other protocols
         "2001:db8::/32",
-        "2002::/16",  # 6to4: an IPv4 address, private ones too, in other clothes
+        "2002::/16",  # 6to4: embeds IPv4 addresses, also private ones
         "3fff::/20",
     )
 )
-# Nothing else in IPv6 is global unicast: this leaves out ::/96, mapped, NAT64, unique and link
-# local, multicast.
+# All global unicast of IPv6. It excludes ::/96, mapped, NAT64, unique local, link-local and
+# multicast addresses.
 _GLOBAL6 = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """`TANDEM_HTTP_ALLOW`: networks, and host names in lower case whose addresses are not asked about."""
+    """`TANDEM_HTTP_ALLOW`: networks, and host names in lower case whose addresses are not checked."""
 
     networks: tuple[Network, ...] = ()
     names: frozenset[str] = frozenset()
 
 
 def parse(entries: Iterable[str]) -> Allowed:
-    """Networks (`10.0.0.0/8`, `::1`) and host names told apart."""
+    """Sort the entries into networks (`10.0.0.0/8`, `::1`) and host names."""
     networks: list[Network] = []
     names: set[str] = set()
     for entry in entries:
@@ -61,11 +60,10 @@ def parse(entries: Iterable[str]) -> Allowed:
 
 
 def allowed(address: str, networks: Collection[Network] = ()) -> bool:
-    """Whether the address may be dialled: it is globally routable, or one of `networks` has it.
+    """Whether tasks may call the address: it is globally routable, or in one of `networks`.
 
-    An IPv4 address mapped into IPv6 counts as the IPv4 address. An address behind NAT64 needs both:
-    the operator's word that such a network is at hand, and an inner address that may be dialled
-    itself. Anything unreadable may not.
+    An IPv4 address mapped into IPv6 counts as the IPv4 address. A NAT64 address must be in
+    `networks`, and its IPv4 address must be allowed, too. Invalid addresses are not allowed.
     """
     try:
         ip: Address = ipaddress.ip_address(address.partition("%")[0])

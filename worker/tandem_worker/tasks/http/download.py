@@ -1,226 +1,49 @@
-"""A body that is too large to begin again: read over as many connections as it takes.
+"""`http.download`: a body of any size, over as many connections as it takes.
 
-After a fault the rest is asked for by Range, and If-Range sees to it that it is the rest of the
-same thing (RFC 9110,
-13.1.5 and 14). Without a validator that can say so, a fault is the attempt's failure.
+After a broken connection the rest is requested with Range, and If-Range makes sure that it belongs
+to the same representation (RFC 9110, 13.1.5 and 14). Without a validator for that, the attempt
+fails.
 """
 
 import asyncio
 import random
 import re
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from email.message import Message
-from email.utils import parsedate_to_datetime
 from typing import Annotated
 
 import aiohttp
-from multidict import CIMultiDict
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from tandem_shared.files.names import name_problem
-from tandem_worker.connectors.http.client import failure, shown
+from tandem_worker.connectors.http.client import call_failed, display
 from tandem_worker.errors import Permanent, TaskError
 from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
-from tandem_worker.tasks.http.request import Url, WholeHeaders, sent_headers, unexpected
+from tandem_worker.tasks.http.payloads import HeadersWithoutRange, Url, sent_headers
+from tandem_worker.tasks.http.responses import header_text, parse_date, unexpected_status
 
-STALL = 60.0  # seconds without a byte after which a connection counts as broken
-FAULTS = 5  # in a row, without a new byte between them
-PAUSE = 0.2  # seconds before the rest is asked for, twice as long with each fault in a row
-RESTARTS = 3  # times that what is at the URL may change meanwhile
+DEFAULT_MAX_BYTES = 10 << 30
+MAX_BYTES = 64 << 30  # that a payload may ask for: the most that a remote store accepts in parts
+STALL_TIMEOUT_SECONDS = 60.0  # without a byte, after which a connection counts as broken
+MAX_FAILURES = 5  # in a row, without a new byte in between
+FIRST_PAUSE_SECONDS = 0.2  # before the rest is requested; doubles with each failure in a row
+MAX_RESTARTS = 3  # because the URL returns something else
+REPORT_BYTES = 4 << 20  # between two progress reports
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-[0-9]+/([0-9]+|\*)")
-_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}")
+_CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}")
 
 
-class Changed(Exception):
-    """What has come is worth nothing: the URL gives something else now, or no ranges. `pieces` begins anew."""
-
-
-class Download:
-    """The body of a URL. `response` is the newest one, `received` and `total` count bytes."""
-
-    response: aiohttp.ClientResponse
-
-    def __init__(
-        self, job: Job, url: str, headers: CIMultiDict[str], limit: int, connection: AsyncExitStack
-    ) -> None:
-        self.received = 0
-        self.total: int | None = None
-        self._job, self._url, self._limit = job, url, limit
-        self._headers = headers.copy()
-        # Compressed on the way, a byte's number would not be its place in what is stored.
-        self._headers["Accept-Encoding"] = "identity"
-        self._connection = connection
-        self._validator: str | None = None
-        self._faults = 0  # in a row
-
-    @property
-    def name(self) -> str:
-        """What to call it: as the server says, or as the URL ends."""
-        said = Message()
-        said["Content-Disposition"] = _text(self.response.headers.get("Content-Disposition", ""))
-        for given in (said.get_filename(), self.response.url.name):
-            name = (given or "").replace("\\", "/").rpartition("/")[2].strip()
-            if name and name_problem(name) is None:
-                return name
-        return "download"
-
-    @property
-    def content_type(self) -> str | None:
-        value = self.response.headers.get("Content-Type", "").partition(";")[0].strip()
-        return value if _TYPE.fullmatch(value) else None
-
-    async def start(self) -> None:
-        """Ask for all of it. Raises TaskError."""
-        await self._ask()
-        self._begin()
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The rest of the body. Raises Changed, and TaskError for a fault that cannot be mended."""
-        while True:
-            try:
-                while chunk := await self._chunk():
-                    self._faults = 0
-                    self.received += len(chunk)
-                    yield chunk
-            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
-                fault = failure(error, self.response.url, None, repeatable=True)
-            except TimeoutError:
-                message = (
-                    f"no response from {shown(self.response.url)}: nothing came for {STALL:g} s"
-                )
-                fault = TaskError("connection_failed", message, retryable=True)
-            else:
-                return
-            if self.received == self.total:
-                return
-            await self._resume(fault)
-
-    async def _chunk(self) -> bytes:
-        async with asyncio.timeout(STALL):
-            return await self.response.content.readany()
-
-    async def _resume(self, fault: TaskError) -> None:
-        while True:
-            # A server that says when to come back is obeyed by the attempt that follows.
-            if (
-                self._validator is None
-                or not fault.retryable
-                or fault.after is not None
-                or self._faults >= FAULTS
-            ):
-                raise fault
-            await asyncio.sleep(PAUSE * 2.0**self._faults * random.random())
-            self._faults += 1
-            try:
-                await self._ask({"Range": f"bytes={self.received}-", "If-Range": self._validator})
-                if self._continues():
-                    return
-                if self.response.status == 416:
-                    # Shorter than what has come, so it is something else.
-                    await self._ask()
-                self._begin()
-            except TaskError as error:
-                fault = error
-            else:
-                raise Changed
-
-    async def _ask(self, more: dict[str, str] | None = None) -> None:
-        await self._connection.aclose()  # the connection before
-        call = self._job.http.request(
-            "GET",
-            self._url,
-            headers={**self._headers, **(more or {})},
-            timeout=call_timeout(self._job),
-        )
-        self.response = await self._connection.enter_async_context(call)
-
-    def _begin(self) -> None:
-        """The response in hand is the whole body, from its first byte."""
-        headers = self.response.headers
-        if self.response.status == 206 or not 200 <= self.response.status < 300:
-            raise unexpected("GET", self.response, repeatable=True)
-        plain = headers.get("Content-Encoding", "identity").strip().lower() in ("", "identity")
-        self.received = 0
-        self.total = self.response.content_length if plain else None
-        self._validator = _validator(self.response) if plain else None
-        if self.total is not None and self.total > self._limit:
-            message = (
-                f"{shown(self.response.url)} has {self.total} bytes, max_bytes is {self._limit}"
-            )
-            raise Permanent("too_large", message)
-
-    def _continues(self) -> bool:
-        """Whether the response in hand goes on where the last one broke off. Raises TaskError for one that lies."""
-        if self.response.status != 206:
-            return False
-        match = _CONTENT_RANGE.fullmatch(self.response.headers.get("Content-Range", "").strip())
-        same = (
-            match is not None
-            and int(match[1]) == self.received
-            and match[2] in ("*", str(self.total or match[2]))
-        )
-        etag = self.response.headers.get("ETag", "")
-        if not same or (
-            etag and (self._validator or "").startswith('"') and etag != self._validator
-        ):
-            message = f"{shown(self.response.url)} answered another range than it was asked for"
-            raise TaskError("bad_response", message, retryable=True)
-        return True
-
-
-@asynccontextmanager
-async def open_download(
-    job: Job, url: str, headers: CIMultiDict[str], limit: int
-) -> AsyncIterator[Download]:
-    """The download, its first response at hand. Raises TaskError, `too_large` if it says so of itself."""
-    async with AsyncExitStack() as connection:
-        download = Download(job, url, headers, limit, connection)
-        await download.start()
-        yield download
-
-
-def _validator(response: aiohttp.ClientResponse) -> str | None:
-    """What If-Range may be asked with: a strong ETag, or a date old enough that nothing changed within it."""
-    etag = response.headers.get("ETag", "").strip()
-    if re.fullmatch(r'"[^"]*"', etag):
-        return etag
-    modified = response.headers.get("Last-Modified", "").strip()
-    try:
-        age = parsedate_to_datetime(response.headers.get("Date", "")) - parsedate_to_datetime(
-            modified
-        )
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    return modified if age >= timedelta(seconds=1) and not etag else None
-
-
-def _text(value: str) -> str:
-    # Header bytes that are no UTF-8 come as lone surrogates; line ends cannot come.
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-DOWNLOAD = 10 << 30  # bytes, if the payload does not say
-
-
-LARGEST_DOWNLOAD = (
-    64 << 30
-)  # bytes that a payload may ask for: a remote store takes so many parts and no more
-
-
-REPORT_EVERY = 4 << 20  # bytes
-
-
-def _file_name(value: str) -> str:
-    reason = name_problem(value)
-    if reason is not None:
-        raise ValueError(f"the name {reason}")
+def _check_name(value: str) -> str:
+    problem = name_problem(value)
+    if problem is not None:
+        raise ValueError(f"the name {problem}")
     return value
 
 
@@ -231,33 +54,32 @@ FileName = Annotated[
         max_length=700,
         json_schema_extra={"not": {"pattern": r"(^|/)\.{0,2}(/|$)|[\u0000-\u001f\u007f\\]"}},
     ),
-    AfterValidator(_file_name),
+    AfterValidator(_check_name),
 ]
 
 
 class HttpDownload(BaseModel):
-    """What `http.download` takes."""
+    """The payload of `http.download`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: Url
-    headers: WholeHeaders = Field(
-        None,
-        description="without those that belong to the connection, and without Range and If-Range",
+    headers: HeadersWithoutRange = Field(
+        None, description="except those that belong to the connection, and Range and If-Range"
     )
     name: FileName | None = Field(
-        None, description="of the file; else as the server calls it, or as the URL ends"
+        None, description="of the file; default: from the response or the URL"
     )
     max_bytes: Annotated[
-        int, Field(ge=0, le=LARGEST_DOWNLOAD, description="above, the job fails as too_large")
-    ] = DOWNLOAD
+        int, Field(ge=0, le=MAX_BYTES, description="a larger file fails the job as too_large")
+    ] = DEFAULT_MAX_BYTES
     sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = Field(
-        None, description="the file's, in hex"
+        None, description="that the file must have, in hexadecimal"
     )
 
 
 class HttpDownloaded(TypedDict):
-    """What `http.download` gives."""
+    """The result of `http.download`."""
 
     file: FileRef
     status: int
@@ -269,40 +91,184 @@ class HttpDownloaded(TypedDict):
     example={"url": "https://example.org/data/rows.csv", "max_bytes": 100_000_000},
 )
 async def download(job: Job, payload: HttpDownload) -> HttpDownloaded:
-    """Download a URL to the file store. After a fault it goes on where it broke off, if the server can do that."""
-    async with open_download(
-        job, payload.url, sent_headers(job, payload.headers), payload.max_bytes
-    ) as body:
-        name, kind = payload.name or body.name, body.content_type
-        file = await _stored(job, body, name, kind, payload.max_bytes)
+    """Download a URL to the file store. After a broken connection it resumes if the server supports that."""
+    async with AsyncExitStack() as connection:
+        body = _Download(job, payload, connection)
+        await body.start()
+        name = payload.name or body.name
+        file = await _store(job, body, name, payload.max_bytes)
         if payload.sha256 is not None and file.sha256 != payload.sha256.lower():
-            message = f"{name} has the sha256 {file.sha256}, not the one that was asked for"
-            # A body that did not say its length may have been cut off; one that did came whole, and
-            # is another.
+            message = f"{name} has the sha256 {file.sha256}, not {payload.sha256.lower()}"
+            # Retry only if the body came without its length: it may have been cut off.
             raise TaskError("sha256_mismatch", message, retryable=body.total is None)
         await job.progress(body.received, body.received)
-        return {
-            "file": file,
-            "status": 200 if body.response.status == 206 else body.response.status,
-        }
+        status = body.response.status
+        return {"file": file, "status": 200 if status == 206 else status}
 
 
-async def _stored(job: Job, body: Download, name: str, kind: str | None, limit: int) -> FileRef:
-    for _ in range(RESTARTS + 1):
+class _Changed(Exception):
+    """What was received is void: the URL returns something else now, or no ranges."""
+
+
+class _Download:
+    """The body of a URL. `response` is the newest one; `received` and `total` count bytes."""
+
+    response: aiohttp.ClientResponse
+
+    def __init__(self, job: Job, payload: HttpDownload, connection: AsyncExitStack) -> None:
+        self.received = 0
+        self.total: int | None = None
+        self._job, self._url, self._limit = job, payload.url, payload.max_bytes
+        self._headers = sent_headers(job, payload.headers)
+        # In a compressed body, positions would not be those of the stored bytes.
+        self._headers["Accept-Encoding"] = "identity"
+        self._connection = connection
+        self._validator: str | None = None
+        self._failures = 0  # in a row
+
+    @property
+    def name(self) -> str:
+        """The file's name, from Content-Disposition or the end of the URL."""
+        message = Message()
+        header = self.response.headers.get("Content-Disposition", "")
+        message["Content-Disposition"] = header_text(header)
+        for given in (message.get_filename(), self.response.url.name):
+            name = (given or "").replace("\\", "/").rpartition("/")[2].strip()
+            if name and name_problem(name) is None:
+                return name
+        return "download"
+
+    @property
+    def content_type(self) -> str | None:
+        value = self.response.headers.get("Content-Type", "").partition(";")[0].strip()
+        return value if _CONTENT_TYPE.fullmatch(value) else None
+
+    async def start(self) -> None:
+        """Request the whole body. Raises TaskError, `too_large` by the declared length."""
+        await self._request()
+        self._begin()
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The rest of the body. Raises _Changed, or TaskError if it cannot be resumed."""
+        while True:
+            try:
+                while chunk := await self._chunk():
+                    self._failures = 0
+                    self.received += len(chunk)
+                    yield chunk
+            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+                failure = call_failed(error, self.response.url, None, repeatable=True)
+            except TimeoutError:
+                where, seconds = display(self.response.url), STALL_TIMEOUT_SECONDS
+                message = f"no response from {where}: no byte for {seconds:g} s"
+                failure = TaskError("connection_failed", message, retryable=True)
+            else:
+                return
+            if self.received == self.total:
+                return
+            await self._resume(failure)
+
+    async def _chunk(self) -> bytes:
+        async with asyncio.timeout(STALL_TIMEOUT_SECONDS):
+            return await self.response.content.readany()
+
+    async def _resume(self, failure: TaskError) -> None:
+        while True:
+            # With Retry-After (`after`), the next attempt continues at that time.
+            if (
+                self._validator is None
+                or not failure.retryable
+                or failure.after is not None
+                or self._failures >= MAX_FAILURES
+            ):
+                raise failure
+            await asyncio.sleep(FIRST_PAUSE_SECONDS * 2.0**self._failures * random.random())
+            self._failures += 1
+            try:
+                await self._request(
+                    {"Range": f"bytes={self.received}-", "If-Range": self._validator}
+                )
+                if self._continues():
+                    return
+                if self.response.status == 416:
+                    # The body is shorter than what was received, so it is another one.
+                    await self._request()
+                self._begin()
+            except TaskError as error:
+                failure = error
+            else:
+                raise _Changed
+
+    async def _request(self, more: dict[str, str] | None = None) -> None:
+        await self._connection.aclose()  # the previous connection
+        call = self._job.http.request(
+            "GET",
+            self._url,
+            headers={**self._headers, **(more or {})},
+            timeout=call_timeout(self._job),
+        )
+        self.response = await self._connection.enter_async_context(call)
+
+    def _begin(self) -> None:
+        """Take the response as the whole body, from its first byte."""
+        headers = self.response.headers
+        if self.response.status == 206 or not 200 <= self.response.status < 300:
+            raise unexpected_status("GET", self.response, repeatable=True)
+        plain = headers.get("Content-Encoding", "identity").strip().lower() in ("", "identity")
+        self.received = 0
+        self.total = self.response.content_length if plain else None
+        self._validator = _validator(self.response) if plain else None
+        if self.total is not None and self.total > self._limit:
+            where = display(self.response.url)
+            message = f"{where} has {self.total} bytes, max_bytes is {self._limit}"
+            raise Permanent("too_large", message)
+
+    def _continues(self) -> bool:
+        """Whether the response continues the body. Raises TaskError if it is another part."""
+        if self.response.status != 206:
+            return False
+        match = _CONTENT_RANGE.fullmatch(self.response.headers.get("Content-Range", "").strip())
+        same = (
+            match is not None
+            and int(match[1]) == self.received
+            and match[2] in ("*", str(self.total or match[2]))
+        )
+        etag = self.response.headers.get("ETag", "")
+        strong = (self._validator or "").startswith('"')
+        if not same or (etag and strong and etag != self._validator):
+            message = f"{display(self.response.url)} returned another range than the requested one"
+            raise TaskError("bad_response", message, retryable=True)
+        return True
+
+
+def _validator(response: aiohttp.ClientResponse) -> str | None:
+    """A value for If-Range: a strong ETag, or a date that is at least a second older than the response."""
+    etag = response.headers.get("ETag", "").strip()
+    if re.fullmatch(r'"[^"]*"', etag):
+        return etag
+    modified = response.headers.get("Last-Modified", "").strip()
+    sent_at, modified_at = parse_date(response.headers.get("Date", "")), parse_date(modified)
+    if etag or sent_at is None or modified_at is None:
+        return None
+    return modified if sent_at - modified_at >= timedelta(seconds=1) else None
+
+
+async def _store(job: Job, body: _Download, name: str, limit: int) -> FileRef:
+    content_type = body.content_type
+    for _ in range(MAX_RESTARTS + 1):
         try:
-            return await job.files.write(name, _reported(job, body), kind, limit=limit)
-        except Changed:
-            job.log.info("the download starts over: the URL gives something else, or no ranges")
-    raise TaskError(
-        "connection_failed", f"{name} broke off and changed {RESTARTS + 1} times", retryable=True
-    )
+            return await job.files.write(name, _reported(job, body), content_type, limit=limit)
+        except _Changed:
+            job.log.info("the download starts over: the URL returns something else, or no ranges")
+    message = f"{name} broke off and changed {MAX_RESTARTS + 1} times"
+    raise TaskError("connection_failed", message, retryable=True)
 
 
-async def _reported(job: Job, body: Download) -> AsyncIterator[bytes]:
-    told = 0
+async def _reported(job: Job, body: _Download) -> AsyncIterator[bytes]:
+    reported = 0
     await job.progress(0, body.total)
     async for piece in body.pieces():
         yield piece
-        if body.received - told >= REPORT_EVERY:
-            told = body.received
-            await job.progress(told, body.total)
+        if body.received - reported >= REPORT_BYTES:
+            reported = body.received
+            await job.progress(reported, body.total)

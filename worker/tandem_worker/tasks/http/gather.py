@@ -1,4 +1,4 @@
-"""HTTP tasks: `http.request`, `http.download`, `http.gather`, `http.race`, `http.webhook`."""
+"""`http.gather` and `http.race`."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -16,15 +16,15 @@ from tandem_worker.failures import Fault, fault
 from tandem_worker.jobs.job import Job
 from tandem_worker.jobs.reports import item_body
 from tandem_worker.task import task
-from tandem_worker.tasks.http.request import HttpRequest, HttpResult, Room, call
+from tandem_worker.tasks.http.request import HttpRequest, HttpResult, call
+from tandem_worker.tasks.http.responses import ByteBudget, ResponseBody
 
-MOST_REQUESTS = 10_000
-MOST_RUNNERS = 100
-EACH = 30.0  # seconds for one of several requests
-# the same in a race: below the job's own 30 s, so that it ends by its requests and not by its
-# timeout
-RACING = 20.0
-MESSAGES = 10  # that the failure of a whole race repeats
+MAX_REQUESTS = 10_000
+MAX_CONCURRENCY = 100
+GATHER_TIMEOUT_SECONDS = 30.0  # for each request
+# Below the job's own 30 s, so that a race ends with its requests' errors and not its timeout.
+RACE_TIMEOUT_SECONDS = 20.0
+MAX_MESSAGES = 10  # quoted in the error of a race without a winner
 
 Timeout = Annotated[
     Seconds,
@@ -40,40 +40,34 @@ Timeout = Annotated[
 ]
 
 
-# ----------------------------------------------------------------------------------------- download
-
-
-# ------------------------------------------------------------------------------------- gather, race
-
-
 class HttpGather(BaseModel):
-    """What `http.gather` takes."""
+    """The payload of `http.gather`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     requests: Annotated[
-        list[HttpRequest], Field(max_length=MOST_REQUESTS, description="payloads of http.request")
+        list[HttpRequest], Field(max_length=MAX_REQUESTS, description="payloads of http.request")
     ]
     concurrency: Annotated[
-        int, Field(ge=1, le=MOST_RUNNERS, description="requests under way at once")
+        int, Field(ge=1, le=MAX_CONCURRENCY, description="requests at the same time")
     ] = 10
-    timeout: Annotated[Timeout, Field(description="of each request")] = EACH
+    timeout: Annotated[Timeout, Field(description="of each request")] = GATHER_TIMEOUT_SECONDS
     on_error: Annotated[
         Literal["collect", "fail"],
-        Field(description="collect failures among the results, or fail with the first"),
+        Field(description="collect errors among the results, or fail with the first"),
     ] = "collect"
 
 
 class HttpProblem(TypedDict):
-    """Why a request failed, as a job's `error` says it."""
+    """Why a request failed, in the form of a job's `error`."""
 
     type: str
     message: str
     retryable: bool
 
 
-class HttpGatheredItem(TypedDict):
-    """One of `http.gather`: what `http.request` gives, or `error`."""
+class HttpGatheredItem(ResponseBody):
+    """One result of `http.gather`: that of `http.request`, or `error`."""
 
     ok: bool
     index: int
@@ -82,13 +76,10 @@ class HttpGatheredItem(TypedDict):
     headers: NotRequired[dict[str, str]]
     url: NotRequired[str]
     elapsed_ms: NotRequired[float]
-    json: NotRequired[Any]
-    text: NotRequired[str]
-    base64: NotRequired[str]
 
 
 class HttpGathered(TypedDict):
-    """What `http.gather` gives, in the order of the requests."""
+    """The result of `http.gather`, in the order of the requests."""
 
     results: list[HttpGatheredItem]
 
@@ -103,47 +94,43 @@ class HttpGathered(TypedDict):
     },
 )
 async def gather(job: Job, payload: HttpGather) -> HttpGathered:
-    """Make many requests, some at a time. Each result is streamed as it lands; none is tried twice."""
+    """Make many requests, several at a time, and stream each result at once. No request is repeated."""
     total = len(payload.requests)
-    bodies, results = Room("the responses"), Room("the results")
+    bodies, results = ByteBudget("the responses"), ByteBudget("the results")
     waiting = iter(enumerate(payload.requests))
-    landed: list[bytes] = [b""] * total
+    items: list[bytes] = [b""] * total
     done = 0
 
     async def run() -> None:
         nonlocal done
-        for index, one in waiting:
+        for index, request in waiting:
             try:
-                item = item_body(
-                    {
-                        "ok": True,
-                        "index": index,
-                        **await call(job, one, timeout=payload.timeout, room=bodies),
-                    }
-                )
+                result = await call(job, request, timeout=payload.timeout, budget=bodies)
+                item = item_body({"ok": True, "index": index, **result})
             except (TaskError, TandemError) as error:
-                what = fault(error)
-                if bodies.full or payload.on_error == "fail":
-                    raise Permanent(what.type, f"request {index}: {what.message}") from error
-                item = encode({"ok": False, "index": index, "error": _problem(what)})
+                failure = fault(error)
+                if bodies.exceeded or payload.on_error == "fail":
+                    message = f"request {index}: {failure.message}"
+                    raise Permanent(failure.type, message) from error
+                item = encode({"ok": False, "index": index, "error": _problem(failure)})
             results.take(len(item))
-            landed[index] = item
+            items[index] = item
             done += 1
             await job.emit(msgspec.Raw(item))
             await job.progress(done, total)
 
     await job.progress(0, total)
-    await _together(run, min(payload.concurrency, total))
-    # What was encoded once need not be decoded to be encoded again.
-    return cast("HttpGathered", msgspec.Raw(b'{"results":[' + b",".join(landed) + b"]}"))
+    await _run_together(run, min(payload.concurrency, total))
+    # The items are JSON already: do not decode and encode them again.
+    return cast("HttpGathered", msgspec.Raw(b'{"results":[' + b",".join(items) + b"]}"))
 
 
-def _problem(what: Fault) -> HttpProblem:
-    return {"type": what.type, "message": what.message, "retryable": what.retryable}
+def _problem(failure: Fault) -> HttpProblem:
+    return {"type": failure.type, "message": failure.message, "retryable": failure.retryable}
 
 
-async def _together(run: Callable[[], Coroutine[Any, Any, None]], count: int) -> None:
-    """`count` runners; the first one that fails ends the others, and its error is raised."""
+async def _run_together(run: Callable[[], Coroutine[Any, Any, None]], count: int) -> None:
+    """Run `count` tasks; the first error cancels the others and is raised."""
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(count):
@@ -153,19 +140,19 @@ async def _together(run: Callable[[], Coroutine[Any, Any, None]], count: int) ->
 
 
 class HttpRace(BaseModel):
-    """What `http.race` takes."""
+    """The payload of `http.race`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     requests: Annotated[
         list[HttpRequest],
-        Field(min_length=1, max_length=MOST_RUNNERS, description="payloads of http.request"),
+        Field(min_length=1, max_length=MAX_CONCURRENCY, description="payloads of http.request"),
     ]
-    timeout: Annotated[Timeout, Field(description="of each request")] = RACING
+    timeout: Annotated[Timeout, Field(description="of each request")] = RACE_TIMEOUT_SECONDS
 
 
 class HttpRaced(HttpResult):
-    """What `http.race` gives: the first success and its place among the requests."""
+    """The result of `http.race`: the first success, and the index of its request."""
 
     index: int
 
@@ -175,36 +162,32 @@ class HttpRaced(HttpResult):
     example={"requests": [{"url": "https://a.example.org/"}, {"url": "https://b.example.org/"}]},
 )
 async def race(job: Job, payload: HttpRace) -> HttpRaced:
-    """Make some requests at once and keep the first success; the others are cancelled. None is tried twice."""
-    room = Room("the responses")
+    """Make several requests at once, return the first success and cancel the others. No request is repeated."""
+    budget = ByteBudget("the responses")
     total = len(payload.requests)
     failures: dict[int, Fault] = {}
     running = {
-        asyncio.create_task(call(job, one, timeout=payload.timeout, room=room)): index
-        for index, one in enumerate(payload.requests)
+        asyncio.create_task(call(job, request, timeout=payload.timeout, budget=budget)): index
+        for index, request in enumerate(payload.requests)
     }
     try:
         pending = set(running)
         await job.progress(0, total)
         while pending:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for one in sorted(done, key=running.__getitem__):
-                error = one.exception()
+            for finished in sorted(done, key=running.__getitem__):
+                error = finished.exception()
                 if error is None:
-                    return {**one.result(), "index": running[one]}
-                if room.full or not isinstance(error, TaskError | TandemError):
+                    return {**finished.result(), "index": running[finished]}
+                if budget.exceeded or not isinstance(error, TaskError | TandemError):
                     raise error
-                failures[running[one]] = fault(error)
+                failures[running[finished]] = fault(error)
             await job.progress(len(failures), total)
     finally:
-        for one in running:
-            one.cancel()
-        # Cancelled, each closes its connection.
+        for call_ in running:
+            call_.cancel()
+        # Each cancelled call closes its connection.
         await asyncio.gather(*running, return_exceptions=True)
-    shown = "; ".join(
-        f"request {index}: {failures[index].message}" for index in sorted(failures)[:MESSAGES]
-    )
+    messages = [f"request {index}: {failures[index].message}" for index in sorted(failures)]
+    shown = "; ".join(messages[:MAX_MESSAGES])
     raise Permanent("all_failed", f"none of {total} requests succeeded: {shown}")
-
-
-# ------------------------------------------------------------------------------------------ webhook
