@@ -50,6 +50,11 @@ def decode_exactly(body: bytes) -> Any:
     return _decode_exactly(body)
 
 
+def non_finite(value: float) -> str:
+    """The text of NaN and the infinities, which JSON does not have."""
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
 def _plain(value: Any, adapter: TypeAdapter[Any] | None) -> Any:
     if adapter is None:
         return to_jsonable_python(value, inf_nan_mode="constants", fallback=msgspec.to_builtins)

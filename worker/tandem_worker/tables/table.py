@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from tandem_worker.encoding import non_finite
+
 TableFormat = Literal["csv", "ndjson", "json", "parquet"]
 
 
@@ -40,11 +42,6 @@ def text(value: Any, hook: Callable[[Any], Any] | None = None) -> str:
         return msgspec.json.encode(value).decode() if math.isfinite(value) else non_finite(value)
     body = msgspec.json.encode(value, enc_hook=hook).decode()
     return str(msgspec.json.decode(body)) if body.startswith('"') else body
-
-
-def non_finite(value: float) -> str:
-    """The text of NaN and the infinities, which JSON does not have."""
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 class Columns(NamedTuple):

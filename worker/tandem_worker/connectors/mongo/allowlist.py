@@ -101,7 +101,7 @@ def check_pipeline(pipeline: list[Any], *, readable: Collection[str] = ()) -> No
 
     `readable` lists other collections that $lookup and similar stages may read.
     """
-    _PipelineCheck(readable).pipeline(pipeline, "pipeline")
+    _PipelineCheck(readable).check(pipeline, "pipeline")
 
 
 class _PipelineCheck:
@@ -111,7 +111,7 @@ class _PipelineCheck:
         self._readable = readable
         self._stages = 0
 
-    def pipeline(self, stages: Any, place: str) -> None:
+    def check(self, stages: Any, place: str) -> None:
         if not isinstance(stages, list):
             raise _refused(place, "is not a list of stages")
         for number, stage in enumerate(stages):
@@ -128,7 +128,7 @@ class _PipelineCheck:
             for key, part in _object(value, place).items():
                 if key.startswith("$"):
                     raise _refused(f"{place}/{key}", "is not allowed")
-                self.pipeline(part, f"{place}/{key}")
+                self.check(part, f"{place}/{key}")
         elif name in ("$lookup", "$graphLookup", "$unionWith"):
             self._other_collection(name, value, place)
         elif name == "$geoNear":
@@ -151,7 +151,7 @@ class _PipelineCheck:
         if other not in self._readable and ANY not in self._readable:
             why = f"may not read the collection {other[:100]!r} through this connection"
             raise _refused(place, why)
-        self.pipeline(rest.pop("pipeline", []), f"{place}/pipeline")
+        self.check(rest.pop("pipeline", []), f"{place}/pipeline")
         _walk(rest.pop("restrictSearchWithMatch", {}), _QUERY, f"{place}/restrictSearchWithMatch")
         _walk(rest, _EXPRESSION, place)
 

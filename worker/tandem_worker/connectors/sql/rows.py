@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from tandem_worker.encoding import non_finite
 from tandem_worker.errors import Permanent
-from tandem_worker.tables.table import non_finite
 
 FIRST_CHUNK_ROWS = 50
 MAX_CHUNK_ROWS = 2000
