@@ -73,9 +73,8 @@ class ParquetWriter:
                 for value in values
             ]
         try:
-            if pa.types.is_temporal(field.type) and any(type(value) is str for value in values):
-                # Times as a database writes them: Arrow reads RFC 3339 itself.
-                return pa.array(values, pa.string()).cast(field.type)
+            if not pa.types.is_string(field.type) and any(type(one) is str for one in values):
+                values = _read_texts(values, field.type)
             return pa.array(values, field.type)
         except UnicodeError:
             raise
@@ -89,6 +88,15 @@ class ParquetWriter:
             )
         self._group = []
         self._rows = self._bytes = 0
+
+
+def _read_texts(values: list[Any], type: Any) -> Any:
+    """Values among which are times and non-finite floats as text, as a database writes them."""
+    if pa.types.is_temporal(type):
+        return pa.array(values, pa.string()).cast(type)
+    if pa.types.is_floating(type):
+        return [float(value) if isinstance(value, str) else value for value in values]
+    return values
 
 
 class _SinkFile(io.RawIOBase):

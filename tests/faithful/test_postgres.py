@@ -1,0 +1,135 @@
+"""PostgreSQL's values through export and import: the tables are the same, as psql compares them."""
+
+from collections.abc import AsyncIterator
+from itertools import zip_longest
+from pathlib import Path
+from subprocess import CalledProcessError
+from typing import Any
+
+import pytest
+
+from tandem_worker.errors import TaskError
+from tandem_worker.tasks.sql.export import export as sql_export
+from tandem_worker.tasks.sql.imports import import_ as sql_import
+from tandem_worker.tasks.sql.query import query as sql_query
+from tests.faithful.postgres_types import COMMON, FAR, SETUP, columns
+from tests.faithful.psql import psql
+from tests.worker.bench import Bench, open_bench
+
+
+@pytest.fixture
+async def bench(postgres: str, tmp_path: Path) -> AsyncIterator[Bench]:
+    psql(postgres, SETUP)
+    async with open_bench(tmp_path, sql={"pg": f"{postgres}?mode=rw"}) as opened:
+        yield opened
+
+
+def quoted(text: str | None) -> str:
+    return "NULL" if text is None else "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def fill(url: str, values: dict[str, list[str | None]]) -> list[str]:
+    """Two tables with a column for each type: `here` has the values, `there` is empty."""
+    names = [f"c{number}" for number in range(len(values))]
+    definitions = ", ".join(f"{name} {type_}" for name, type_ in zip(names, values, strict=True))
+    rows = zip_longest(*values.values())
+    tuples = ", ".join(f"({', '.join(map(quoted, row))})" for row in rows)
+    psql(
+        url,
+        f"CREATE TABLE here ({definitions}); CREATE TABLE there ({definitions});"
+        f" INSERT INTO here VALUES {tuples}",
+    )
+    return names
+
+
+def differences(url: str, names: list[str], types: list[str]) -> list[Any]:
+    """Values that are in one table only, compared as text."""
+    found: list[Any] = []
+    for name, type_ in zip(names, types, strict=True):
+        for one, other in (("here", "there"), ("there", "here")):
+            left, right = (f"SELECT {name}::text FROM {table}" for table in (one, other))
+            found += [(type_, one, *row) for row in psql(url, f"{left} EXCEPT ALL {right}")]
+    return found
+
+
+@pytest.mark.parametrize("format", ["csv", "ndjson", "parquet"])
+async def test_export_and_import_are_the_identity(bench: Bench, postgres: str, format: str) -> None:
+    values = columns(far=format != "parquet")
+    names = fill(postgres, values)
+    payload: dict[str, Any] = {"connection": "pg", "sql": "SELECT * FROM here", "format": format}
+    await bench.run(sql_export, payload, stamp=7)
+    name = f"export.{format}"
+    data = await bench.resources.files.load(f"jobs/job/7/{name}", 1 << 30)
+    source = {"file": await bench.upload(name, data, "application/octet-stream")}
+    payload = {"connection": "pg", "table": "there", "source": source}
+    result = await bench.run(sql_import, payload, id="import")
+    assert result["bad_count"] == 0
+    assert differences(postgres, names, list(values)) == []
+
+
+@pytest.mark.parametrize(
+    ("type_", "value"), [(type_, value) for type_, values in FAR.items() for value in values]
+)
+async def test_parquet_refuses_what_its_times_cannot_hold(
+    bench: Bench, type_: str, value: str
+) -> None:
+    sql = f"SELECT {quoted(value)}::{type_} AS odd"
+    with pytest.raises(TaskError) as caught:
+        await bench.run(sql_export, {"connection": "pg", "sql": sql, "format": "parquet"})
+    assert (caught.value.type, caught.value.retryable) == ("sql_error", False)
+    assert "'odd'" in caught.value.message
+
+
+@pytest.mark.parametrize("type_", COMMON)
+async def test_a_parameter_is_what_psql_takes_as_a_literal(
+    bench: Bench, postgres: str, type_: str
+) -> None:
+    literals = [one for one in columns(far=True)[type_] if one is not None]
+    literals += [one for one in columns(far=True)[f"{type_}[]"] if one is not None]
+    types = [type_] * (len(literals) - 2) + [f"{type_}[]"] * 2
+    for literal, name in zip(literals, types, strict=True):
+        if type_ == "bytea" and name != type_:
+            continue  # inside JSON, bytes are base64
+        [[expected]] = psql(postgres, f"SELECT {quoted(literal)}::{name}::text")
+        payload = {
+            "connection": "pg",
+            "sql": f"SELECT ($1::{name})::text AS v",
+            "params": [literal],
+        }
+        await bench.run(sql_query, payload)
+        assert bench.kept.items.pop() == {"v": expected}, (name, literal)
+
+
+@pytest.mark.parametrize(
+    ("type_", "literal"),
+    [
+        ("int4", "2.9"),
+        ("int4", "1e3"),
+        ("int8", "9223372036854775808"),
+        ("float8", "1e400"),
+        ("float4", "1e39"),
+        ("numeric(4,1)", "99999"),
+        ("date", "2026-02-30"),
+        ("time", "25:00"),
+        ("bool", "maybe"),
+        ("bit(3)", "102"),
+        ("uuid", "x"),
+        ("int4[]", "{1,2"),
+        ("int4[]", "{1,2}}"),
+        ("int4range", "[5,1)"),
+        ("mood", "happy"),
+        ("positive", "0"),
+        ("jsonb", "{"),
+        ("pair", "(1)"),
+        ("inet", "10.0.0.1.1"),
+    ],
+)
+async def test_what_psql_refuses_is_refused_at_once(
+    bench: Bench, postgres: str, type_: str, literal: str
+) -> None:
+    with pytest.raises(CalledProcessError):
+        psql(postgres, f"SELECT {quoted(literal)}::{type_}")
+    payload = {"connection": "pg", "sql": f"SELECT $1::{type_} AS v", "params": [literal]}
+    with pytest.raises(TaskError) as caught:
+        await bench.run(sql_query, payload)
+    assert (caught.value.type, caught.value.retryable) == ("sql_error", False)
