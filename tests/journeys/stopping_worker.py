@@ -34,9 +34,9 @@ class Noting:
         self.worked |= "tandem_applied" not in sql
         return await self._inner.execute(sql, params)
 
-    async def loader(self, *given: Any) -> Any:
+    async def loader(self, *given: Any, **options: Any) -> Any:
         self.worked = True
-        return await self._inner.loader(*given)
+        return await self._inner.loader(*given, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)

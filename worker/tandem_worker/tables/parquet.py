@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import time
 from typing import Any
 
 import pyarrow as pa
@@ -92,6 +93,8 @@ class ParquetWriter:
 
 def _read_texts(values: list[Any], type: Any) -> Any:
     """Values among which are times and non-finite floats as text, as a database writes them."""
+    if pa.types.is_time(type):
+        return [time.fromisoformat(value) if isinstance(value, str) else value for value in values]
     if pa.types.is_temporal(type):
         return pa.array(values, pa.string()).cast(type)
     if pa.types.is_floating(type):

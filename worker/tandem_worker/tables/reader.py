@@ -10,6 +10,7 @@ import csv
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +25,7 @@ from tandem_worker.tables.text import MAX_LINE_CHARS, decoded, lines, peek
 
 OnBad = Literal["fail", "keep"]
 
+_decode_exactly = msgspec.json.Decoder(float_hook=Decimal).decode
 _BAD_ROW_CHARS = 1000  # of a row that cannot be read, kept as its value
 _CELL = re.compile(r'(?:^|,)(?:(?P<quoted>"(?:[^"]|"")*")|[^,"\r\n]*)')
 
@@ -59,27 +61,33 @@ class FileTable(NamedTuple):
 def read_table(
     pieces: Iterable[bytes], format: TableFormat, compression: Compression | None
 ) -> FileTable:
-    """A CSV, NDJSON or Parquet file as one table; the first NDJSON row has all the columns.
+    """A CSV or Parquet file as one table.
 
     The file's first bytes tell its compression, unless it is given. Bad rows are kept.
     """
     if format == "parquet":
         return _parquet_table(pieces)
     found = lines(_inflated(pieces, compression), "utf-8-sig")
-    if format == "csv":
-        return csv_table(found, on_bad="keep", strict=True)
-    return _ndjson_table(json_rows(found, on_bad="keep", objects=True))
+    return csv_table(found, on_bad="keep", strict=True)
 
 
 def read_objects(
-    pieces: Iterable[bytes], format: TableFormat, compression: Compression | None
+    pieces: Iterable[bytes],
+    format: TableFormat,
+    compression: Compression | None,
+    *,
+    exact: bool = False,
 ) -> Iterator[FileRow]:
-    """Rows whose values are objects, each with its own keys; a null field of a column is left out."""
+    """Rows whose values are objects, each with its own keys; a null field of a column is left out.
+
+    With `exact`, fractions in JSON are Decimal, with the digits that the file has.
+    """
     if format in ("csv", "parquet"):
         return _as_objects(read_table(pieces, format, compression))
     data = _inflated(pieces, compression)
     if format == "ndjson":
-        return json_rows(lines(data, "utf-8-sig"), on_bad="keep", objects=True)
+        texts = lines(data, "utf-8-sig")
+        return json_rows(texts, on_bad="keep", objects=True, exact=exact)
     return json_rows(elements(decoded(data, "utf-8-sig")), on_bad="keep", objects=True)
 
 
@@ -159,10 +167,15 @@ def _with_nulls(fields: list[str], text: str) -> list[str | None]:
 
 
 def json_rows(
-    texts: Iterable[str], *, on_bad: OnBad, objects: bool = False, unit: str = "line"
+    texts: Iterable[str],
+    *,
+    on_bad: OnBad,
+    objects: bool = False,
+    unit: str = "line",
+    exact: bool = False,
 ) -> Iterator[FileRow]:
     """The values of JSON texts, without the blank ones; with `objects` all others are bad."""
-    decode = msgspec.json.decode
+    decode = _decode_exactly if exact else msgspec.json.decode
     for line, given in enumerate(texts, 1):
         # A file that was joined from several may have a byte order mark at any line.
         text = given.strip().removeprefix("\ufeff")
@@ -177,31 +190,6 @@ def json_rows(
                 yield _bad(line, text, "the value is not a JSON object", on_bad, unit=unit)
             else:
                 yield FileRow(line, text, value)
-
-
-def _ndjson_table(rows: Iterator[FileRow]) -> FileTable:
-    first = next(rows, None)
-    if first is None:
-        return FileTable([], iter(()))
-    if first.problem:
-        raise Permanent("invalid_file", f"line {first.line}: {first.problem}")
-    columns = list(first.value)
-    known = set(columns)
-
-    def values() -> Iterator[FileRow]:
-        for row in chain((first,), rows):
-            if row.problem:
-                yield row
-                continue
-            unknown = next((name for name in row.value if name not in known), None)
-            if unknown is None:
-                row.value = [row.value.get(name) for name in columns]
-                yield row
-            else:
-                problem = f"the first row has no {unknown!r}"
-                yield _bad(row.line, row.text, problem, "keep")
-
-    return FileTable(columns, values())
 
 
 def _as_objects(table: FileTable) -> Iterator[FileRow]:

@@ -76,12 +76,15 @@ def _quote(name: str) -> str:
 
 
 def check_columns(table: str, known: Mapping[str, Any], columns: Sequence[str]) -> None:
-    """Raises Permanent `sql_error` for a table or a column that does not exist."""
-    if not known:
-        raise Permanent("sql_error", f"there is no table {table!r}")
+    """Raises Permanent `sql_error` for a column that the table does not have."""
     missing = next((name for name in columns if name not in known), None)
     if missing is not None or not columns:
         raise Permanent("sql_error", f"the table {table!r} has no column {missing!r}")
+
+
+def no_table(table: str) -> Permanent:
+    """The error for a table that does not exist."""
+    return Permanent("sql_error", f"there is no table {table!r}")
 
 
 def on_conflict(columns: Sequence[str], key: Sequence[str]) -> str:

@@ -51,8 +51,16 @@ class Transaction(Protocol):
     async def first(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
         """The first row of a query."""
 
-    async def loader(self, table: str, columns: Sequence[str], key: Sequence[str]) -> Loader:
-        """A loader for these columns; with a `key`, its rows replace those with the same key."""
+    async def columns(self, table: str) -> list[str]:
+        """The names of the table's columns. Raises TaskError if there is no such table."""
+
+    async def loader(
+        self, table: str, columns: Sequence[str], key: Sequence[str], *, json_is_text: bool
+    ) -> Loader:
+        """A loader for these columns; with a `key`, its rows replace those with the same key.
+
+        `json_is_text`: a string for a JSON column is JSON, and not a JSON string.
+        """
 
 
 class SqlConnection(Protocol):

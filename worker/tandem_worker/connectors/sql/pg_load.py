@@ -17,6 +17,7 @@ from tandem_worker.connectors.sql.bulk_load import (
     check_columns,
     column_list,
     each,
+    no_table,
     on_conflict,
     quoted,
 )
@@ -36,6 +37,17 @@ _COLUMNS = """SELECT attname AS name, atttypid AS oid FROM pg_attribute
 TaskErrors = Callable[[], AbstractContextManager[None]]  # converts the driver's errors
 
 
+async def table_columns(
+    connection: Any, task_errors: TaskErrors, table: str
+) -> dict[str, int]:
+    """The table's columns and their types' OIDs. Raises TaskError if there is no such table."""
+    with task_errors():
+        found = await connection.fetch(_COLUMNS, quoted(table))
+    if not found:
+        raise no_table(table)
+    return {record["name"]: record["oid"] for record in found}
+
+
 class PostgresLoader:
     """COPY FROM; for an upsert, into a temporary table first."""
 
@@ -48,24 +60,24 @@ class PostgresLoader:
         columns: Sequence[str],
         key: Sequence[str],
         types: Types,
+        json_is_text: bool,
     ) -> None:
         self._connection, self._task_errors = connection, task_errors
         self._table = table
         self._quoted_table = quoted(table)
         self._columns, self._key = list(columns), list(key)
-        self._types = types
+        self._cells = partial(_cells, types=types, json_is_text=json_is_text)
         self._oids: list[int] = []
 
     async def begin(self) -> None:
         """Check table and columns, and create what an upsert needs. Raises TaskError."""
-        with self._task_errors():
-            found = await self._connection.fetch(_COLUMNS, self._quoted_table)
-        oids = {record["name"]: record["oid"] for record in found}
+        oids = await table_columns(self._connection, self._task_errors, self._table)
         check_columns(self._table, oids, [*self._columns, *self._key])
         self._oids = [oids[name] for name in self._columns]
         with self._task_errors():
             await self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
             if self._key:
+                await self._connection.execute(f"DROP TABLE IF EXISTS {_STAGING}")
                 await self._connection.execute(
                     f"CREATE TEMP TABLE tandem_staging ON COMMIT DROP AS"  # noqa: S608 - names are quoted
                     f' SELECT 0::bigint AS "tandem number", {column_list(self._columns)}'
@@ -115,7 +127,7 @@ class PostgresLoader:
         await connection.execute(f"TRUNCATE {_STAGING}")
 
     def _encode(self, columns: Sequence[Sequence[Any]]) -> bytes:
-        cells = by_column(columns, self._oids, partial(_cells, types=self._types))
+        cells = by_column(columns, self._oids, self._cells)
         if self._key:
             cells.insert(0, [str(number) for number in range(len(columns[0]))])
         return ("\n".join(map("\t".join, zip(*cells, strict=True))) + "\n").encode()
@@ -125,10 +137,15 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-def _cells(values: Sequence[Any], oid: int, *, types: Types) -> list[str]:
+def _cells(values: Sequence[Any], oid: int, *, types: Types, json_is_text: bool) -> list[str]:
     """A column in COPY's text format."""
     if unwrapped(types, oid).name in _PARSED or not set(map(type, values)) <= {str, NoneType}:
-        values = each(values, lambda value: None if value is None else _text(value, oid, types))
+        values = each(
+            values,
+            lambda value: (
+                None if value is None else _text(value, oid, types, json_is_text=json_is_text)
+            ),
+        )
     # Most columns have nothing to escape; testing all of their texts at once is fast.
     texts = [value for value in values if value is not None]
     joined = "\t".join(texts)
@@ -145,12 +162,9 @@ def _escaped(text: str | None) -> str:
     return text.translate(_ESCAPES)
 
 
-def _text(value: Any, oid: int, types: Types) -> str:
-    """The value as the server reads it; a string for a JSON column may be JSON already."""
-    if isinstance(value, str) and unwrapped(types, oid).name in ("json", "jsonb"):
-        try:
-            msgspec.json.decode(value)
-        except (msgspec.DecodeError, RecursionError):
-            return msgspec.json.encode(value).decode()
-        return value
+def _text(value: Any, oid: int, types: Types, *, json_is_text: bool) -> str:
+    """The value as the server reads it."""
+    is_json = unwrapped(types, oid).name in ("json", "jsonb")
+    if is_json and isinstance(value, str) and not json_is_text:
+        return msgspec.json.encode(value).decode()
     return literal(value, oid, types)

@@ -22,7 +22,7 @@ from tandem_worker.connectors.sql.copy_out import CopyStream, copy_out
 from tandem_worker.connectors.sql.pg_errors import task_error, unreachable
 from tandem_worker.connectors.sql.pg_exchange import exchange_text
 from tandem_worker.connectors.sql.pg_literals import Types, arguments
-from tandem_worker.connectors.sql.pg_load import PostgresLoader, TaskErrors
+from tandem_worker.connectors.sql.pg_load import PostgresLoader, TaskErrors, table_columns
 from tandem_worker.connectors.sql.placeholders import Dialect, bind, first_word
 from tandem_worker.connectors.sql.rows import Column, Row
 from tandem_worker.errors import Permanent
@@ -260,8 +260,17 @@ class PostgresTransaction:
             record = await statement.fetchrow(*values)
         return None if record is None else dict(record)
 
-    async def loader(self, table: str, columns: Sequence[str], key: Sequence[str]) -> Loader:
-        """A loader for these columns; with a `key`, its rows replace those with the same key."""
+    async def columns(self, table: str) -> list[str]:
+        """The names of the table's columns. Raises TaskError if there is no such table."""
+        return list(await table_columns(self._connection, self._task_errors, table))
+
+    async def loader(
+        self, table: str, columns: Sequence[str], key: Sequence[str], *, json_is_text: bool
+    ) -> Loader:
+        """A loader for these columns; with a `key`, its rows replace those with the same key.
+
+        `json_is_text`: a string for a JSON column is JSON, and not a JSON string.
+        """
         loader = PostgresLoader(
             self._connection,
             self._task_errors,
@@ -269,6 +278,7 @@ class PostgresTransaction:
             columns=columns,
             key=key,
             types=self._types(),
+            json_is_text=json_is_text,
         )
         await loader.begin()
         return loader

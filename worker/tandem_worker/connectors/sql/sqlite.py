@@ -20,7 +20,7 @@ from tandem_worker.connectors.sql.bulk_load import Loader
 from tandem_worker.connectors.sql.placeholders import Dialect, bind
 from tandem_worker.connectors.sql.rows import Column, Row
 from tandem_worker.connectors.sql.sqlite_client import GuardedClient
-from tandem_worker.connectors.sql.sqlite_load import SqliteLoader
+from tandem_worker.connectors.sql.sqlite_load import SqliteLoader, table_columns
 from tandem_worker.errors import Permanent, TaskError
 
 MAX_CONNECTIONS = 8  # to one database; each is a thread
@@ -192,8 +192,17 @@ class SqliteTransaction:
             row = await cursor.fetchone()
             return None if row is None else dict(zip(_names(cursor), row, strict=True))
 
-    async def loader(self, table: str, columns: Sequence[str], key: Sequence[str]) -> Loader:
-        """A loader for these columns; with a `key`, its rows replace those with the same key."""
+    async def columns(self, table: str) -> list[str]:
+        """The names of the table's columns. Raises TaskError if there is no such table."""
+        return list(await table_columns(self._client, table))
+
+    async def loader(
+        self, table: str, columns: Sequence[str], key: Sequence[str], *, json_is_text: bool  # noqa: ARG002 - SQLite keeps JSON as text
+    ) -> Loader:
+        """A loader for these columns; with a `key`, its rows replace those with the same key.
+
+        `json_is_text`: a string for a JSON column is JSON, and not a JSON string.
+        """
         loader = SqliteLoader(self._client, table, columns, key)
         await loader.begin()
         return loader

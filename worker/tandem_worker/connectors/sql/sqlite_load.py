@@ -5,6 +5,7 @@ import sqlite3
 from base64 import b64decode
 from collections.abc import Sequence
 from datetime import date, time
+from decimal import Decimal
 from types import NoneType
 from typing import Any
 
@@ -16,12 +17,24 @@ from tandem_worker.connectors.sql.bulk_load import (
     check_columns,
     column_list,
     each,
+    no_table,
     on_conflict,
     quoted,
 )
 from tandem_worker.connectors.sql.sqlite_client import GuardedClient
 
 _NATIVE = {str, int, float, bool, bytes, NoneType}  # types that SQLite stores as they are
+
+
+async def table_columns(client: GuardedClient, table: str) -> dict[str, str]:
+    """The table's columns and their declared types. Raises TaskError if there is no such table."""
+    schema, dot, name = table.rpartition(".")
+    prefix = quoted(schema) + dot if dot else ""
+    with client.task_errors():
+        found = await client.open.execute_fetchall(f"PRAGMA {prefix}table_xinfo({quoted(name)})")
+    if not found:
+        raise no_table(table)
+    return {str(row[1]): str(row[2]) for row in found}
 
 
 class SqliteLoader:
@@ -40,13 +53,7 @@ class SqliteLoader:
 
     async def begin(self) -> None:
         """Check table and columns. Raises TaskError."""
-        schema, dot, name = self._table.rpartition(".")
-        prefix = quoted(schema) + dot if dot else ""
-        with self._client.task_errors():
-            found = await self._client.open.execute_fetchall(
-                f"PRAGMA {prefix}table_xinfo({quoted(name)})"
-            )
-        types = {str(row[1]): str(row[2]) for row in found}
+        types = await table_columns(self._client, self._table)
         check_columns(self._table, types, [*self._columns, *self._key])
         self._types = [types[name] for name in self._columns]
 
@@ -81,6 +88,8 @@ def _value(value: Any, *, blob: bool) -> Any:
             return b64decode(value, validate=True)
         case str() | bool() | int() | float() | bytes() | None:
             return value
+        case Decimal():
+            return float(value)
         case date() | time():
             return value.isoformat()
         case dict() | list():

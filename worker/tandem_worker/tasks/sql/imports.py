@@ -2,9 +2,9 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
-from itertools import islice
+from itertools import chain, islice
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Self
 
 import msgspec
@@ -22,7 +22,7 @@ from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
 from tandem_worker.tables.names import format_of
-from tandem_worker.tables.reader import FileRow, FileTable, read_table
+from tandem_worker.tables.reader import FileRow, read_objects, read_table
 from tandem_worker.tables.stored import Stored
 from tandem_worker.task import task
 from tandem_worker.tasks.sql.export import ExportFormat
@@ -140,45 +140,80 @@ class _Import:
     def __init__(self, job: Job, payload: SqlImport, source: FileRef, format: ExportFormat) -> None:
         self._job, self._payload, self._source, self._format = job, payload, source, format
         self._count = self._bad = 0
-        self._columns: list[str] = []
+        self._columns: list[str] = []  # of the rows, in the order of their values
+        self._loader: Loader | None = None
 
     async def run(self, transaction: Transaction) -> _Counts:
         """Raises TaskError, `bad_rows` for more than `max_bad`."""
-        payload, key = self._payload, self._payload.key or []
-        stored = Stored(self._job, self._source)
-        table = await asyncio.to_thread(read_table, stored, self._format, payload.compression)
-        if not table.columns:
-            return _Counts(0, 0, 0)
-        self._columns = table.columns
-        chosen = payload.columns or table.columns
-        missing = next((name for name in [*chosen, *key] if name not in table.columns), None)
-        if missing is not None:
-            raise Permanent("invalid_file", f"the file has no column {missing!r}")
-        loader = await transaction.loader(payload.table, chosen, key)
-        places = [table.columns.index(name) for name in chosen]
+        known = await transaction.columns(self._payload.table)
+        stored = Stored(self._job, self._source)  # reads in this loop
+        rows = await asyncio.to_thread(self._rows, stored, known)
         with tempfile.SpooledTemporaryFile(BAD_ROWS_BYTES) as bad:
-            async with aclosing(_batches(table, payload.batch)) as batches:
+            async with aclosing(_batches(rows, self._payload.batch)) as batches:
                 async for batch in batches:
-                    await self._load(loader, batch, places, bad)
+                    await self._write(transaction, batch, bad)
                     await self._job.progress(self._count + self._bad)
             if self._bad:
                 await self._job.files.write(BAD_ROWS_FILE, _contents(bad), "application/x-ndjson")
         return _Counts(self._count, self._bad, self._job.stamp)
 
-    async def _load(
-        self, loader: Loader, batch: list[FileRow], places: list[int], bad: Any
-    ) -> None:
+    def _rows(self, stored: Stored, known: list[str]) -> Iterator[FileRow]:
+        """The rows of the file: lists of the values of `columns`, or objects if it is NDJSON."""
+        payload = self._payload
+        if self._format == "ndjson":
+            self._columns = list(payload.columns or ())
+            names = None if payload.columns else frozenset(known)
+            found = read_objects(stored, self._format, payload.compression, exact=True)
+            return _with_known_keys(found, names)
+        table = read_table(stored, self._format, payload.compression)
+        self._columns = payload.columns or table.columns
+        if not table.columns:
+            return iter(())
+        key = payload.key or []
+        missing = next((name for name in [*self._columns, *key] if name not in table.columns), None)
+        if missing is not None:
+            raise Permanent("invalid_file", f"the file has no column {missing!r}")
+        if self._columns == table.columns:
+            return table.rows
+        return _chosen(table.rows, [table.columns.index(name) for name in self._columns])
+
+    async def _write(self, transaction: Transaction, batch: list[FileRow], bad: Any) -> None:
+        payload = self._payload
+        good = [row for row in batch if not row.problem]
+        if self._format == "ndjson":
+            self._spread(good)
+        if self._loader is None and self._columns:
+            self._loader = await transaction.loader(
+                payload.table,
+                self._columns,
+                payload.key or [],
+                json_is_text=self._format != "ndjson",
+            )
         for row in batch:
             if row.problem:
                 self._refuse(row, row.problem, row.value, bad)
-        waiting = [[row for row in batch if not row.problem]]
+        if self._loader is not None and good:
+            await self._load(self._loader, good, bad)
+
+    def _spread(self, rows: list[FileRow]) -> None:
+        """Turn objects into lists. A key that is new to the file adds a column."""
+        if self._payload.columns is None:
+            new = dict.fromkeys(name for row in rows for name in row.value)
+            added = [name for name in new if name not in set(self._columns)]
+            if added:
+                self._columns = [*self._columns, *added]
+                self._loader = None
+        for row in rows:
+            row.value = [row.value.get(name) for name in self._columns]
+
+    async def _load(self, loader: Loader, rows: list[FileRow], bad: Any) -> None:
+        waiting = [rows]
         while waiting:
             part = waiting.pop()
             if not part:
                 continue
             try:
-                values = list(zip(*(row.value for row in part), strict=True))
-                await loader.load([values[place] for place in places])
+                await loader.load(list(zip(*(row.value for row in part), strict=True)))
             except RowsRefused as refused:
                 if refused.row is None and len(part) > 1:
                     half = len(part) // 2
@@ -200,6 +235,30 @@ class _Import:
         bad.write(msgspec.json.encode(entry, enc_hook=str) + b"\n")
 
 
+def _with_known_keys(rows: Iterator[FileRow], names: frozenset[str] | None) -> Iterator[FileRow]:
+    """Rows with a key that is not among `names` have a problem; None: every key may come.
+
+    Raises TaskError for a file whose first row cannot be read: it is probably not NDJSON.
+    """
+    first = next(rows, None)
+    if first is None:
+        return
+    if first.problem:
+        raise Permanent("invalid_file", f"line {first.line}: {first.problem}")
+    for row in chain((first,), rows):
+        if names is not None and not row.problem and not names.issuperset(row.value):
+            unknown = next(name for name in row.value if name not in names)
+            row.problem = f"the table has no column {unknown!r}"
+        yield row
+
+
+def _chosen(rows: Iterator[FileRow], places: list[int]) -> Iterator[FileRow]:
+    for row in rows:
+        if not row.problem:
+            row.value = [row.value[place] for place in places]
+        yield row
+
+
 async def _bad_rows_file(job: Job, counts: _Counts) -> FileRef | None:
     """The file of the refused rows as a file of this attempt, whichever attempt wrote it."""
     if not counts.bad:
@@ -213,21 +272,21 @@ async def _bad_rows_file(job: Job, counts: _Counts) -> FileRef | None:
     return await job.files.stat({"file": f"{job.id}/{BAD_ROWS_FILE}"})
 
 
-async def _batches(table: FileTable, size: int) -> AsyncGenerator[list[FileRow], None]:
+async def _batches(rows: Iterator[FileRow], size: int) -> AsyncGenerator[list[FileRow], None]:
     """Batches of rows; the next one is read while the database writes this one."""
-    reading = asyncio.create_task(asyncio.to_thread(_next_batch, table, size))
+    reading = asyncio.create_task(asyncio.to_thread(_next_batch, rows, size))
     try:
         while batch := await reading:
-            reading = asyncio.create_task(asyncio.to_thread(_next_batch, table, size))
+            reading = asyncio.create_task(asyncio.to_thread(_next_batch, rows, size))
             yield batch
     finally:
         reading.cancel()
 
 
-def _next_batch(table: FileTable, size: int) -> list[FileRow]:
+def _next_batch(rows: Iterator[FileRow], size: int) -> list[FileRow]:
     batch: list[FileRow] = []
     batch_bytes = 0
-    for row in islice(table.rows, size):
+    for row in islice(rows, size):
         batch.append(row)
         batch_bytes += row.size
         if batch_bytes > BATCH_BYTES:
