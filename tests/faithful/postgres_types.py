@@ -98,7 +98,10 @@ COMMON: dict[str, list[str]] = {
     "positive": ["1"],
     "exact": ["1.1000"],
     "pair": [
-        '(1,"a,""b\\\\c",P1M2D,"{""a"": 1.10}","{2026-01-01,infinity,NULL}","(1.10,""0044-01-01 00:00:00+00 BC"")","\'x\':1")',
+        (
+            '(1,"a,""b\\\\c",P1M2D,"{""a"": 1.10}","{2026-01-01,infinity,NULL}",'
+            '"(1.10,""0044-01-01 00:00:00+00 BC"")","\'x\':1")'
+        ),
         "(,,,,,,)",
         '(,"",,,{},"(,)","")',
     ],
@@ -118,10 +121,17 @@ def array_literal(values: list[str]) -> str:
     return "{" + ",".join([*quoted, "NULL"]) + "}"
 
 
-def columns(*, far: bool) -> dict[str, list[str | None]]:
+# What JSON inside JSON does not keep of json and jsonb: a key that comes twice, half of a surrogate
+# pair, and null, which is SQL's. Spaces and the spelling of numbers are not kept either.
+NOT_INSIDE_JSON = {'{"a": 100000000000000.01, "a": 1e400}', '"\\ud800"', "null"}
+
+
+def columns(*, far: bool, inside_json: bool = False) -> dict[str, list[str | None]]:
     """Column type → values, with its array type for each."""
     found: dict[str, list[str | None]] = {}
-    for name, near in COMMON.items():
+    for name, every_near in COMMON.items():
+        left_out = NOT_INSIDE_JSON if inside_json and name.startswith("json") else set[str]()
+        near = [value for value in every_near if value not in left_out]
         values = near + (FAR.get(name, []) if far else [])
         found[name] = [None, *values]
         every = near + FAR.get(name, [])

@@ -191,8 +191,7 @@ def _text_literal(value: str, one: PgType, types: Types) -> str:
     Parquet and CSV hold structured values as JSON text. No literal of PostgreSQL is JSON too, but
     the empty array and multirange.
     """
-    structured = one.element or one.kind in ("c", "r", "m") or one.name in _SHAPES
-    if not structured or not value.startswith(("[", "{")):
+    if not is_structured(one) or not value.startswith(("[", "{")):
         return value
     try:
         decoded = _decode_json(value)
@@ -200,6 +199,18 @@ def _text_literal(value: str, one: PgType, types: Types) -> str:
         return value
     wanted = Mapping if one.kind in ("c", "r") else list
     return literal(decoded, one.oid, types) if isinstance(decoded, wanted) else value
+
+
+def is_structured(one: PgType) -> bool:
+    """Whether values of the type are lists or objects in JSON."""
+    return bool(one.element) or one.kind in ("c", "r", "m") or one.name in _SHAPES
+
+
+def _nested(value: Any, oid: int, types: Types) -> str:
+    """A value inside a list or an object: for a JSON type it is a JSON value, never its text."""
+    if unwrapped(types, oid).name in ("json", "jsonb"):
+        return _encode_json(value).decode()
+    return literal(value, oid, types)
 
 
 def plain_digits(value: Decimal) -> str:
@@ -235,7 +246,7 @@ def _array(value: Sequence[Any], one: PgType, types: Types) -> str:
         if item is None
         else _array(item, one, types)
         if isinstance(item, list) and not _is_listed(types, one.element)
-        else _quoted(literal(item, one.element, types))
+        else _quoted(_nested(item, one.element, types))
         for item in value
     )
     return "{" + one.delimiter.join(items) + "}"
@@ -244,14 +255,14 @@ def _array(value: Sequence[Any], one: PgType, types: Types) -> str:
 def _is_listed(types: Types, oid: int) -> bool:
     """Whether a single value of the type is a list in JSON itself."""
     one = unwrapped(types, oid)
-    return one.name in _SHAPES or one.kind in ("c", "m")
+    return one.name in (*_SHAPES, "json", "jsonb") or one.kind in ("c", "m")
 
 
 def _composite(values: Sequence[Any], one: PgType, types: Types) -> str:
     if len(values) != len(one.fields):
         _refuse(values)
     pairs = zip(values, one.fields, strict=True)
-    items = ("" if item is None else _quoted(literal(item, oid, types)) for item, (_, oid) in pairs)
+    items = ("" if item is None else _quoted(_nested(item, oid, types)) for item, (_, oid) in pairs)
     return "(" + ",".join(items) + ")"
 
 

@@ -21,7 +21,7 @@ from tandem_worker.connectors.sql.bulk_load import (
     on_conflict,
     quoted,
 )
-from tandem_worker.connectors.sql.pg_literals import Types, literal
+from tandem_worker.connectors.sql.pg_literals import Types, is_structured, literal
 from tandem_worker.connectors.sql.pg_types import unwrapped
 from tandem_worker.errors import TaskError
 
@@ -37,9 +37,7 @@ _COLUMNS = """SELECT attname AS name, atttypid AS oid FROM pg_attribute
 TaskErrors = Callable[[], AbstractContextManager[None]]  # converts the driver's errors
 
 
-async def table_columns(
-    connection: Any, task_errors: TaskErrors, table: str
-) -> dict[str, int]:
+async def table_columns(connection: Any, task_errors: TaskErrors, table: str) -> dict[str, int]:
     """The table's columns and their types' OIDs. Raises TaskError if there is no such table."""
     with task_errors():
         found = await connection.fetch(_COLUMNS, quoted(table))
@@ -139,7 +137,9 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
 
 def _cells(values: Sequence[Any], oid: int, *, types: Types, json_is_text: bool) -> list[str]:
     """A column in COPY's text format."""
-    if unwrapped(types, oid).name in _PARSED or not set(map(type, values)) <= {str, NoneType}:
+    one = unwrapped(types, oid)
+    parsed = one.name in _PARSED or is_structured(one)
+    if parsed or not set(map(type, values)) <= {str, NoneType}:
         values = each(
             values,
             lambda value: (

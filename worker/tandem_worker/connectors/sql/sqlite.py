@@ -197,7 +197,12 @@ class SqliteTransaction:
         return list(await table_columns(self._client, table))
 
     async def loader(
-        self, table: str, columns: Sequence[str], key: Sequence[str], *, json_is_text: bool  # noqa: ARG002 - SQLite keeps JSON as text
+        self,
+        table: str,
+        columns: Sequence[str],
+        key: Sequence[str],
+        *,
+        json_is_text: bool,  # noqa: ARG002 - SQLite keeps JSON as text
     ) -> Loader:
         """A loader for these columns; with a `key`, its rows replace those with the same key.
 
