@@ -334,7 +334,7 @@ async def test_a_redis_that_stalls_costs_nobody_a_lease(
 
 async def test_a_worker_that_starts_first_waits_for_redis(stage: Stage) -> None:
     process = stage.worker()
-    await eventually(lambda: "Redis is away" in stage.log(process), 30)
+    await eventually(lambda: "Redis is unavailable" in stage.log(process), 30)
     await stage.redis()
     async with open_client(stage.server.url, LEASE) as client:
         await registered(client, 1)
@@ -345,7 +345,7 @@ async def test_a_worker_that_starts_first_waits_for_redis(stage: Stage) -> None:
 
 async def test_a_worker_that_never_found_redis_ends_when_it_is_told(stage: Stage) -> None:
     process = stage.worker()
-    await eventually(lambda: "Redis is away" in stage.log(process), 30)
+    await eventually(lambda: "Redis is unavailable" in stage.log(process), 30)
     process.send_signal(signal.SIGTERM)
     assert await ended(process) == 0
 

@@ -17,8 +17,8 @@ from tandem_worker.jobs.job import Job
 from tandem_worker.jobs.locks import LocalLocks
 from tandem_worker.jobs.steps import LocalSteps
 from tandem_worker.resources import Resources, open_resources
-from tandem_worker.task import of
-from tandem_worker.testing import Recorder
+from tandem_worker.task import task_of
+from tandem_worker.testing import Recorder, find_no_job
 
 
 def local_job(resources: Resources, sink: Any, pools: Pools, **facts: Any) -> Job:
@@ -26,10 +26,13 @@ def local_job(resources: Resources, sink: Any, pools: Pools, **facts: Any) -> Jo
     return Job(
         sink=sink,
         resources=resources,
-        store=LocalSteps({}),
-        keeper=LocalLocks(),
         in_thread=pools.threads.call,
-        **facts,
+        **{
+            "step_store": LocalSteps({}),
+            "lock_store": LocalLocks(),
+            "find": find_no_job,
+            **facts,
+        },
     )
 
 
@@ -41,7 +44,7 @@ class Bench:
         self.kept = Recorder()
 
     async def run(self, function: Callable[..., Any], payload: Any, **job: Any) -> Any:
-        task = of(function)
+        task = task_of(function)
         facts = {"id": "job", "deadline": time.time() + 30, **job}
         context = local_job(self.resources, self.kept, self.pools, task=task.name, **facts)
         value = task.decode(to_json(payload))

@@ -10,8 +10,10 @@ from tandem_shared.files.store import FileStore
 from tandem_shared.queue.messages import Chunk, Claimed, WorkerInfo
 from tandem_shared.streams.segments import read_segment
 from tandem_worker import task
-from tandem_worker.runtime.output import JobOutput, Outbox
-from tandem_worker.task import of
+from tandem_worker.runtime.metrics import WorkerMetrics
+from tandem_worker.runtime.outbox import Outbox
+from tandem_worker.runtime.output import JobOutput
+from tandem_worker.task import task_of
 from tests.worker.workers import Client
 
 
@@ -25,7 +27,7 @@ numbers = itertools.count(1)
 
 async def claimed(client: Client, *, submit: bool = True) -> Claimed:
     """A job that runs, as far as Redis knows; a new one, or the one that is due."""
-    entry = of(talks).entry
+    entry = task_of(talks).entry
     await client.queue.register(WorkerInfo("w", "host", 1, ("default",), 10, "1", 0.0), [entry])
     if submit:
         await client.submit(talks)
@@ -48,8 +50,9 @@ class Said:
     ) -> None:
         self.client, self.job, self.store = client, job, store
         self.lost = 0
-        outbox = Outbox(client.queue, store, limit=limit)
-        self.output = JobOutput(outbox, job.id, job.token, self._lost, seconds=seconds)
+        observe = WorkerMetrics([], 1).observe_batch
+        outbox = Outbox(client.queue, store, max_output_bytes=limit, observe=observe)
+        self.output = JobOutput(outbox, job.id, job.token, self._lost, store_seconds=seconds)
 
     def _lost(self) -> None:
         self.lost += 1

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from tandem_worker.errors import Permanent, Retry, TaskError
 from tandem_worker.jobs.locks import LocalLocks
 from tandem_worker.loader import load_tasks
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.testing import Recorder, open_bench, run, upload
 from tests.worker.connectors.http.test_client import serving
 from tests.worker.connectors.sql.databases import Database
@@ -68,8 +68,8 @@ async def test_the_first_one_greets(paste: Paste) -> None:
     assert seen.lines == [{"level": "info", "message": "greeted", "name": "Ada"}]
     with pytest.raises(ValidationError):
         await run(greet, {"times": 2})
-    assert of(greet).entry.summary == "Greet somebody, once or several times."
-    assert of(greet).entry.payload_schema["required"] == ["name"]
+    assert task_of(greet).entry.summary == "Greet somebody, once or several times."
+    assert task_of(greet).entry.payload_schema["required"] == ["name"]
 
 
 async def test_the_places_where_code_runs(paste: Paste) -> None:
@@ -93,7 +93,7 @@ async def test_the_errors(paste: Paste) -> None:
     assert await run(price, {"item": "book"}) == 12
     with pytest.raises(Permanent, match="no item is called cup"):
         await run(price, {"item": "cup"})
-    assert of(price).retry.cap == 60
+    assert task_of(price).retry.cap == 60
 
 
 async def test_the_files(paste: Paste) -> None:

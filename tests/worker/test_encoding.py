@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from tandem_worker import task
 from tandem_worker.encoding import encode
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 
 
 class Point(BaseModel):
@@ -54,9 +54,9 @@ def test_no_infinity_becomes_null(value: Any, bad: float, where: str) -> None:
     returned = {
         "plain": partial(encode, [value, {"deep": [bad]}]),
         "model": partial(encode, [value, Point.model_construct(x=bad)]),
-        "typed": partial(of(floats).encode, [1.0, bad]),
+        "typed": partial(task_of(floats).encode, [1.0, bad]),
     }
-    with pytest.raises(TypeError, match="no NaN and no infinity"):
+    with pytest.raises(TypeError, match="JSON has no NaN or infinity"):
         returned[where]()
 
 
@@ -95,9 +95,9 @@ def test_what_json_cannot_hold_is_refused_in_a_sentence(value: Any) -> None:
     async def anything() -> Any: ...
 
     with pytest.raises(
-        TypeError, match=r"^the result of anything is no JSON: a \w+ cannot be written as JSON: "
+        TypeError, match=r"^the result of anything is not JSON: \w+ cannot be written as JSON: "
     ) as caught:
-        of(anything).encode({"value": [value]})
+        task_of(anything).encode({"value": [value]})
     assert "\n" not in str(caught.value)
 
 
@@ -106,4 +106,4 @@ def test_a_result_of_another_type_than_declared_is_written_as_it_is() -> None:
     async def declared() -> int:
         return 1
 
-    assert of(declared).encode({"rows": None}) == b'{"rows":null}'
+    assert task_of(declared).encode({"rows": None}) == b'{"rows":null}'

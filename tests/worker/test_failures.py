@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from tandem_worker.errors import Permanent, Retry
-from tandem_worker.failures import LONGEST, fault, invalid_payload, tidy, timed_out
+from tandem_worker.failures import (
+    MAX_MESSAGE_CHARS,
+    invalid_payload,
+    sanitize,
+    timed_out,
+    to_fault,
+)
 
 
 class Inner(BaseModel):
@@ -50,7 +56,7 @@ def test_many_errors_are_cut() -> None:
         len(
             invalid_payload(refusal({"inner": {"numbers": []}, "names": {"x" * 5000: "y"}})).message
         )
-        <= LONGEST
+        <= MAX_MESSAGE_CHARS
     )
 
 
@@ -77,7 +83,7 @@ def test_many_errors_are_cut() -> None:
     ],
 )
 def test_what_exceptions_say(error: Exception, expected: tuple[Any, ...]) -> None:
-    assert tuple(fault(error)) == expected
+    assert tuple(to_fault(error)) == expected
 
 
 def test_an_exception_that_cannot_say_anything() -> None:
@@ -85,11 +91,11 @@ def test_an_exception_that_cannot_say_anything() -> None:
         def __str__(self) -> str:
             raise RuntimeError("not even this")
 
-    assert fault(Mute()).message == "the task raised Mute without a message"
+    assert to_fault(Mute()).message == "the task raised Mute without a message"
 
 
 def test_a_timeout_names_its_limit() -> None:
-    assert timed_out(0.5).message == "the attempt took longer than its timeout of 0.5 s"
+    assert timed_out(0.5).message == "the attempt exceeded its timeout of 0.5 s"
     assert timed_out(30.0).retryable
 
 
@@ -118,7 +124,7 @@ def test_a_timeout_names_its_limit() -> None:
     ],
 )
 def test_one_tidy_line(said: str, told: str) -> None:
-    assert tidy(said) == told
+    assert sanitize(said) == told
 
 
 def test_a_traceback_is_left_out() -> None:
@@ -126,21 +132,21 @@ def test_a_traceback_is_left_out() -> None:
         raise ValueError("the reason")
     except ValueError:
         trace = traceback.format_exc()
-    assert tidy(trace) == "ValueError: the reason"
-    assert tidy(f"the child failed:\n{trace}") == "the child failed:"
-    for told in (tidy(trace), tidy(f"x {trace}")):
+    assert sanitize(trace) == "ValueError: the reason"
+    assert sanitize(f"the child failed:\n{trace}") == "the child failed:"
+    for told in (sanitize(trace), sanitize(f"x {trace}")):
         assert __file__ not in told
         assert "line" not in told
 
 
 @given(st.text())
 def test_whatever_is_said_is_one_line_of_text(text: str) -> None:
-    told = tidy(text)
-    assert len(told) <= LONGEST
+    told = sanitize(text)
+    assert len(told) <= MAX_MESSAGE_CHARS
     assert len(told.splitlines()) <= 1
     told.encode()
 
 
 def test_long_messages_are_cut() -> None:
-    assert tidy("x" * 5000) == "x" * (LONGEST - 1) + "…"
-    assert tidy("x" * 10**7).endswith("…")
+    assert sanitize("x" * 5000) == "x" * (MAX_MESSAGE_CHARS - 1) + "…"
+    assert sanitize("x" * 10**7).endswith("…")

@@ -60,7 +60,7 @@ def test_modules_are_loaded_with_the_built_in_tasks(
         ("from tandem_worker import task", "it defines no task"),
         (
             ONE.format(name="http.request"),
-            "the task 'http.request' of broken.work is also tandem_worker.tasks.http.",
+            "broken.work and tandem_worker.tasks.http.request.request are both named 'http.request'",
         ),
     ],
 )

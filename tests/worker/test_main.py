@@ -38,8 +38,8 @@ async def test_a_profile_shows_the_loop_of_the_worker(redis_url: str, tmp_path: 
     assert code == 0, said
     stats = pstats.Stats(str(path)).stats  # type: ignore[attr-defined] # documented nowhere, and so not in the types
     functions = {(Path(file).name, name) for file, _, name in stats}
-    assert ("worker.py", "_loop") in functions
-    assert not any(file == "heart.py" and name == "beat" for file, name in functions), (
+    assert ("claims.py", "run") in functions
+    assert not any(file == "heartbeat.py" and name == "beat" for file, name in functions), (
         "another thread's"
     )
 

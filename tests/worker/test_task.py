@@ -14,7 +14,7 @@ from tandem_shared.retry import RetryPolicy
 from tandem_worker import task
 from tandem_worker.jobs.job import Job
 from tandem_worker.jobs.sync import SyncJob
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.testing import run
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def test_a_task_stays_the_function_it_was() -> None:
         return sum(payload)
 
     assert add([1, 2]) == 3
-    entry = of(add).entry
+    entry = task_of(add).entry
     assert (entry.name, entry.summary, entry.queue, entry.version, entry.example) == (
         "sum.two", "Adds.", "heavy", 3, [1, 2],
     )  # fmt: skip
@@ -68,7 +68,7 @@ def test_everything_but_the_name_may_be_left_out() -> None:
     async def nothing():  # type: ignore[no-untyped-def] # noqa: ANN202 - what people write
         pass
 
-    entry = of(nothing).entry
+    entry = task_of(nothing).entry
     assert entry.defaults["timeout"] == 30
     assert (entry.queue, entry.summary, entry.version, entry.example, entry.result_schema) == (
         "default",
@@ -89,7 +89,7 @@ def test_the_summary_is_the_first_paragraph() -> None:
         And more.
         """  # noqa: D205 - what people write
 
-    assert of(told).entry.summary == "What it does, in two lines."
+    assert task_of(told).entry.summary == "What it does, in two lines."
 
 
 async def test_parameters_are_told_by_type_or_name() -> None:
@@ -127,7 +127,7 @@ async def test_parameters_are_told_by_type_or_name() -> None:
     for function in (both, other_order, written, hidden, bare, threaded, threaded_with_a_job):
         payload = {"n": 5} if function in (written, hidden) else {"x": 5}
         assert await run(function, payload, job_id="one") == ["one", 5], function.__name__
-    assert of(hidden).entry.result_schema == {}
+    assert task_of(hidden).entry.result_schema == {}
 
 
 async def test_payloads_of_many_types() -> None:
@@ -150,7 +150,7 @@ async def test_payloads_of_many_types() -> None:
     assert await run(pair, {"left": 1}) == 3
     assert await run(typed, {"deep": True}) is True
     assert await run(word, "on") == "on"
-    assert of(optional).decode(b"null") is None
+    assert task_of(optional).decode(b"null") is None
     for function, wrong in ((pair, {}), (typed, {"deep": []}), (word, "maybe"), (optional, "x")):
         with pytest.raises(ValidationError):
             await run(function, wrong)
@@ -164,7 +164,7 @@ def test_nested_models_keep_their_definitions_inside() -> None:
     async def path(payload: Path) -> Path:
         return payload
 
-    schema = of(path).entry.payload_schema
+    schema = task_of(path).entry.payload_schema
     assert schema["properties"]["points"]["items"] == {"$ref": "#/$defs/Point"}
     assert "the label" in schema["$defs"]["Point"]["properties"]
 
@@ -178,10 +178,11 @@ def test_where_a_function_runs() -> None:
         yield 1
 
     kinds = [
-        of(task("some.name")(function)).kind for function in (coroutine, stream, plain, generator)
+        task_of(task("some.name")(function)).kind
+        for function in (coroutine, stream, plain, generator)
     ]
     assert kinds == ["async", "stream", "thread", "thread"]
-    assert of(task("some.name", cpu=True)(plain)).kind == "process"
+    assert task_of(task("some.name", cpu=True)(plain)).kind == "process"
 
 
 def test_the_result_of_a_generator_is_null() -> None:
@@ -193,9 +194,13 @@ def test_the_result_of_a_generator_is_null() -> None:
     def threaded(payload: int) -> Iterator[int]:
         yield payload
 
-    assert of(stream).kind == "stream"
-    assert of(threaded).kind == "thread"
-    assert of(stream).entry.result_schema == of(threaded).entry.result_schema == {"type": "null"}
+    assert task_of(stream).kind == "stream"
+    assert task_of(threaded).kind == "thread"
+    assert (
+        task_of(stream).entry.result_schema
+        == task_of(threaded).entry.result_schema
+        == {"type": "null"}
+    )
 
 
 def plain(payload: int) -> int:
@@ -244,11 +249,11 @@ def local() -> Callable[..., Any]:
         (plain, {"queue": "my queue"}, "queue='my queue'"),
         (plain, {"priority": "urgent"}, "high, normal or low"),
         (plain, {"version": 0}, "version=0"),
-        (plain, {"example": "three"}, "its own payload refuses"),
+        (plain, {"example": "three"}, "an example that its payload rejects"),
         (
             plain,
             {"example": "3"},
-            "its own payload refuses",
+            "an example that its payload rejects",
         ),  # pydantic would take it, the API does not
         (on_the_loop, {"cpu": True}, "cpu=True, which is for plain def"),
         (two_jobs, {}, "takes a second job, 'other'"),
@@ -257,8 +262,8 @@ def local() -> Callable[..., Any]:
         (by_name, {}, "cannot take payload"),
         (unknown, {}, "annotates 'payload' with 'NotThere'"),
         (callback, {}, "no JSON Schema"),
-        (wants_a_sync_job, {}, "gets a Job, not a SyncJob"),
-        (local(), {"cpu": True}, "move it to the top of its module"),
+        (wants_a_sync_job, {}, "takes a SyncJob; use Job"),
+        (local(), {"cpu": True}, "move it to the top level of its module"),
     ],
 )
 def test_wrong_use_is_told_where_it_is_written(
@@ -271,21 +276,21 @@ def test_wrong_use_is_told_where_it_is_written(
 
 
 def test_a_forgotten_name_is_told() -> None:
-    with pytest.raises(TypeError, match=r"plain has no name: write @task"):
+    with pytest.raises(TypeError, match=r"plain has no name; write @task"):
         task(plain)  # type: ignore[arg-type] # the mistake itself
-    with pytest.raises(TypeError, match="is put on a function"):
+    with pytest.raises(TypeError, match="decorates functions"):
         task("some.name")(Point)
 
     def undecorated() -> None: ...
 
-    with pytest.raises(TypeError, match="is no task"):
-        of(undecorated)
+    with pytest.raises(TypeError, match="is not a task"):
+        task_of(undecorated)
 
 
 @given(st.lists(st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True), min_size=1, max_size=5))
 def test_dotted_words_are_names(words: list[str]) -> None:
     name = ".".join(words)
-    assert of(task(name)(lambda: None)).name == name
+    assert task_of(task(name)(lambda: None)).name == name
 
 
 # ------------------------------------------------------------------------------------------- limits
@@ -298,12 +303,12 @@ def test_limits_are_published_where_set() -> None:
     @task("one", rate="5/10s")
     async def one() -> None: ...
 
-    assert {name: of(both).entry.defaults[name] for name in ("concurrency", "rate")} == {
+    assert {name: task_of(both).entry.defaults[name] for name in ("concurrency", "rate")} == {
         "concurrency": 10,
         "rate": "100/m",
     }
-    assert of(one).entry.defaults["rate"] == "5/10s"
-    assert "concurrency" not in of(one).entry.defaults
+    assert task_of(one).entry.defaults["rate"] == "5/10s"
+    assert "concurrency" not in task_of(one).entry.defaults
 
 
 @pytest.mark.parametrize(
@@ -311,9 +316,13 @@ def test_limits_are_published_where_set() -> None:
     [
         ({"concurrency": 0}, ValueError, "has concurrency=0: use a number between 1 and 1,000,000"),
         ({"concurrency": -1}, ValueError, "has concurrency=-1"),
-        ({"concurrency": True}, TypeError, "has concurrency=True: it is how many may run at once"),
+        (
+            {"concurrency": True},
+            TypeError,
+            "has concurrency=True; use the number of attempts that may run",
+        ),
         ({"concurrency": "2"}, TypeError, "has concurrency='2'"),
-        ({"rate": 10}, TypeError, "has rate=10: it is a text such as"),
+        ({"rate": 10}, TypeError, "has rate=10; use a string such as"),
         ({"rate": "10"}, ValueError, "has rate='10': not a rate; use starts per period"),
         ({"rate": "0/s"}, ValueError, "has rate='0/s'"),
         ({"rate": "5/0s"}, ValueError, "has rate='5/0s'"),

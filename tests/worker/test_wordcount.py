@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.testing import Recorder, open_bench, run, upload
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -84,7 +84,7 @@ async def test_a_payload_it_does_not_take(
 
 
 def test_its_entry_tells_what_it_does(wordcount: ModuleType) -> None:
-    entry = of(wordcount.wordcount).entry
+    entry = task_of(wordcount.wordcount).entry
     assert entry.name == "text.wordcount"
     assert entry.summary == "Count the words of a text and stream the most frequent ones."
     assert entry.result_schema["required"] == ["words", "distinct"]
@@ -103,4 +103,4 @@ def test_the_curl_line_of_its_docstring_has_a_payload_it_takes(wordcount: Module
     (body,) = re.findall(r"-d '(.*)'", wordcount.__doc__ or "")
     job = msgspec.json.decode(body)
     assert job["task"] == "text.wordcount"
-    of(wordcount.wordcount).decode(msgspec.json.encode(job["payload"]))
+    task_of(wordcount.wordcount).decode(msgspec.json.encode(job["payload"]))

@@ -18,7 +18,7 @@ from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
 from tandem_worker.resources import open_resources
 from tandem_worker.runtime.worker import Worker
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tests.conftest import eventually
 
 GRACE = 0.2  # seconds that the tests' cancels leave to code: what ignores them is given up soon
@@ -32,7 +32,7 @@ class Client:
 
     async def submit(self, function: Callable[..., Any], payload: Any = None, **given: Any) -> str:
         """The new job's id; `timeout` and `retry` (fields of the policy) replace the task's own."""
-        entry = of(function).entry
+        entry = task_of(function).entry
         retry = {**entry.defaults["retry"], **given.pop("retry", {})}
         options = JobOptions(timeout=given.pop("timeout", entry.defaults["timeout"]), retry=retry)
         body = (
@@ -122,7 +122,7 @@ def make_worker(url: str, directory: Path, *functions: Callable[..., Any], **giv
         **{"lease": 3.0, "drain": 0.0, "store_url": f"file://{directory}/store", **fields},
         redis_url=url,
     )
-    tasks = {of(function).name: of(function) for function in functions}
+    tasks = {task_of(function).name: task_of(function) for function in functions}
     shell = {"handle_signals": False, **given}
     worker = Worker(
         settings=settings, tasks=tasks, resources=lambda: open_resources(settings), **shell

@@ -1,4 +1,4 @@
-"""JSON of what tasks return and emit: anything pydantic or msgspec can write, and never a silent `null` for a NaN."""
+"""JSON of what tasks return and emit: whatever pydantic or msgspec can write, but never `null` for a NaN."""
 
 import math
 from decimal import Decimal
@@ -8,16 +8,13 @@ import msgspec
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
-MAX_ITEM = 1 << 20  # bytes of one output item
-
 
 def encode(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
-    """The value as UTF-8 JSON: builtins, pydantic models, dataclasses, msgspec structs, dates, decimals, enums, sets.
+    """The value as UTF-8 JSON: builtins, models, dataclasses, structs, dates, decimals, enums, sets.
 
-    `adapter` is that of the declared type; a value of another type is written as what it is.
-    `msgspec.Raw` is taken as JSON already. Raises TypeError, in one sentence, for what JSON cannot
-    hold: a foreign object, NaN or an infinity, bytes or text that are no UTF-8, a structure that
-    contains itself.
+    `adapter` is that of the declared type; a value of another type is written by its own.
+    `msgspec.Raw` is JSON already. Raises TypeError, in one sentence, for what JSON cannot hold:
+    objects of other classes, NaN and infinities, bytes or text that are not UTF-8, cycles.
     """
     if value is None and adapter is None:
         return b"null"
@@ -30,15 +27,13 @@ def encode(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
             data = adapter.dump_json(
                 value, by_alias=True, warnings="none", fallback=msgspec.to_builtins
             )
-        # Typed fields write NaN as null, untyped ones as NaN: either way the letters must be there
-        # to look further.
-        if (b"null" in data or b"NaN" in data or b"Infinity" in data) and not _finite(
-            _plain(value, adapter)
-        ):
-            raise TypeError("JSON has no NaN and no infinity: return None or a string in its place")
+        # Typed fields write NaN as null, untyped ones as NaN: only such JSON needs a closer look.
+        suspicious = b"null" in data or b"NaN" in data or b"Infinity" in data
+        if suspicious and not _finite(_plain(value, adapter)):
+            raise TypeError("JSON has no NaN or infinity; use None or a string instead")
     except PydanticSerializationError as error:
         reason = str(error).removeprefix("Error serializing to JSON: ").partition("\n")[0]
-        raise TypeError(f"a {type(value).__name__} cannot be written as JSON: {reason}") from None
+        raise TypeError(f"{type(value).__name__} cannot be written as JSON: {reason}") from None
     return data
 
 

@@ -1,7 +1,7 @@
-"""What a task's code raises to say what should happen next. Any other exception is retried by the task's policy.
+"""What a task's code raises to decide what happens next. Any other exception is retried by the task's policy.
 
-TaskError                    a failure with a type of its own and advice on retrying
-├── Retry                    try again, at the earliest after a time of the task's choosing
+TaskError                    a failure with its own type, and advice on retrying
+├── Retry                    try again, no sooner than a time that the task chooses
 └── Permanent                do not try again
 """
 
@@ -15,9 +15,9 @@ _TYPE = re.compile(r"[a-z][a-z0-9_]*|exception:[A-Za-z_][A-Za-z0-9_]*")
 class TaskError(Exception):
     """A failure that clients see as `error`: its `type` (`lower_case`, or `exception:<Class>`) and `message`.
 
-    With `retryable` the job's policy decides on another attempt, which then starts no sooner than
-    `after` seconds from now. The message reaches clients: no secret, no traceback and no path of
-    the server belongs in it.
+    If it is `retryable`, the job's policy decides on another attempt, which starts no sooner than
+    `after` seconds from now. The message reaches clients, so it must not contain secrets,
+    tracebacks or paths of the server.
     """
 
     def __init__(
@@ -25,7 +25,8 @@ class TaskError(Exception):
     ) -> None:
         if not isinstance(type, str) or _TYPE.fullmatch(type) is None:
             raise ValueError(
-                f"{type!r} is no error type: a lower_case word such as card_declined, or exception:<Class>"
+                f"{type!r} is not an error type; use a lower_case word such as card_declined,"
+                " or exception:<Class>"
             )
         super().__init__(message)
         self.type = type
@@ -35,7 +36,7 @@ class TaskError(Exception):
 
 
 class Retry(TaskError):
-    """Asks for another attempt, `after` a duration (seconds, `"30s"`) or as the policy has it; type `retry`.
+    """Asks for another attempt after a duration (seconds or `"30s"`), by default as the policy says; type `retry`.
 
     It counts towards `max_attempts` like any failure.
     """
@@ -48,7 +49,7 @@ class Retry(TaskError):
 
 
 class Permanent(TaskError):
-    """Ends the job as failed, whatever attempts are left: `raise Permanent("card_declined", "the bank said no")`."""
+    """Fails the job, whatever attempts are left: `raise Permanent("card_declined", "the bank said no")`."""
 
     def __init__(self, type: str, message: str) -> None:
         super().__init__(type, message, retryable=False)

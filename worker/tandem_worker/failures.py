@@ -1,7 +1,7 @@
-"""What went wrong, as clients may know it: a type, one message, and whether another attempt is worth it.
+"""What went wrong in an attempt, as clients may know it: a type, a message, and whether to retry.
 
-A message holds no traceback, no secret and no path of the server, whatever text an exception
-brought.
+A message contains no traceback, no secret and no path of the server, whatever text an exception
+has.
 """
 
 import re
@@ -13,7 +13,7 @@ from tandem_shared.jobs.record import Failure
 from tandem_shared.logs import mask_secrets
 from tandem_worker.errors import TaskError
 
-LONGEST = 1000  # characters of a message
+MAX_MESSAGE_CHARS = 1000
 _PATH = re.compile(r"(?:(?<=file://)|(?<![\w/:.]))(?:/[\w.@+~-]+){2,}/?")
 _SECRET = re.compile(
     r"(?i)\b(password|passwd|pwd|secret|api_?key|access_?key)(['\"]?\s*[:=]\s*)(['\"]?)[^\s'\",;&)]+"
@@ -23,83 +23,81 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 class Fault(NamedTuple):
-    """A failure before anybody has decided what follows from it; `after` seconds are the least until another try."""
+    """A failure before it is decided what follows; `after`: seconds until a retry, at least."""
 
     type: str
     message: str
     retryable: bool
     after: float | None = None
 
-    def of(self, attempt: int) -> Failure:
-        """The failure of this attempt."""
+    def to_failure(self, attempt: int) -> Failure:
+        """The failure as the record of the job holds it."""
         return Failure(
             type=self.type, message=self.message, retryable=self.retryable, attempt=attempt
         )
 
 
 def timed_out(timeout: float, *, stuck: bool = False) -> Fault:
-    """The attempt took longer than it may: another one may be quicker. `stuck`: it had to wait to say more."""
-    why = "; its output waited for the file store" if stuck else ""
-    return Fault(
-        "timeout", f"the attempt took longer than its timeout of {timeout:g} s{why}", retryable=True
-    )
+    """An attempt that reached its timeout; `stuck` if its output waited for the file store then."""
+    why = "; its output was waiting for the file store" if stuck else ""
+    message = f"the attempt exceeded its timeout of {timeout:g} s{why}"
+    return Fault("timeout", message, retryable=True)
 
 
-def broken() -> Fault:
-    """The worker itself failed around the attempt; its log says how."""
-    return Fault("internal", "the worker failed outside of the task's code", retryable=True)
+def internal_error() -> Fault:
+    """A failure of the worker itself around an attempt; the worker's log has the reason."""
+    return Fault("internal", "the worker failed outside the task's code", retryable=True)
 
 
 def invalid_payload(error: ValidationError) -> Fault:
-    """The payload does not fit the task's type: no other attempt will change that. Values are not repeated."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)
+    """A payload that does not fit the task's type: never retried. The message has no values of it."""
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
     lines = (
-        f"{_pointer(one['loc'])}: {tidy(one['msg'].removeprefix('Value error, '))}"
-        for one in first[:10]
+        f"{_pointer(one['loc'])}: {sanitize(one['msg'].removeprefix('Value error, '))}"
+        for one in errors[:10]
     )
     return Fault("invalid_payload", _cut("; ".join(lines)), retryable=False)
 
 
-def _pointer(place: tuple[int | str, ...]) -> str:
-    parts = (str(part).replace("~", "~0").replace("/", "~1") for part in place)  # RFC 6901
-    return _plain("".join(f"/{part}" for part in ("payload", *parts)))
+def _pointer(location: tuple[int | str, ...]) -> str:
+    parts = (str(part).replace("~", "~0").replace("/", "~1") for part in location)  # RFC 6901
+    return _one_line("".join(f"/{part}" for part in ("payload", *parts)))
 
 
-def fault(error: BaseException) -> Fault:
-    """What an exception of a task's code says to clients."""
+def to_fault(error: BaseException) -> Fault:
+    """An exception of a task's code, as clients may see it."""
     if isinstance(error, TaskError):
-        return Fault(error.type, tidy(error.message), error.retryable, error.after)
+        return Fault(error.type, sanitize(error.message), error.retryable, error.after)
     name = type(error).__name__
-    return Fault(
-        f"exception:{name}",
-        _words(error) or f"the task raised {name} without a message",
-        retryable=True,
-    )
+    message = _text(error) or f"the task raised {name} without a message"
+    return Fault(f"exception:{name}", message, retryable=True)
 
 
-def _words(error: BaseException) -> str:
+def _text(error: BaseException) -> str:
     try:
-        # The text of an OSError would name the file.
-        return tidy(str(error.strerror if isinstance(error, OSError) and error.strerror else error))
+        # str() of an OSError would name the file.
+        return sanitize(
+            str(error.strerror if isinstance(error, OSError) and error.strerror else error)
+        )
     except Exception:  # noqa: BLE001 - a foreign __str__ may raise anything
         return ""
 
 
-def tidy(message: str) -> str:
-    """One line, readable, without secrets, paths and tracebacks, of at most LONGEST characters."""
-    text = message[: 20 * LONGEST]
-    before, trace, after = text.partition(_TRACEBACK)
-    if trace:
+def sanitize(message: str) -> str:
+    """The message on one line of at most MAX_MESSAGE_CHARS, without secrets, paths and tracebacks."""
+    text = message[: 20 * MAX_MESSAGE_CHARS]
+    before, traceback, after = text.partition(_TRACEBACK)
+    if traceback:
         # The last line of a traceback is the exception itself.
         text = before.strip() or (after.strip().splitlines() or [""])[-1]
     text = _SECRET.sub(r"\1\2\3***", mask_secrets(text))
     text = _PATH.sub(lambda match: f"…/{match[0].rstrip('/').rpartition('/')[2]}", text)
-    return _cut(_plain(text))
+    return _cut(_one_line(text))
 
 
-def _plain(text: str) -> str:
+def _one_line(text: str) -> str:
     return " ".join(_CONTROL.sub(" ", text).split()).encode(errors="backslashreplace").decode()
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return text if len(text) <= MAX_MESSAGE_CHARS else f"{text[: MAX_MESSAGE_CHARS - 1]}…"

@@ -14,7 +14,7 @@ from tandem_worker.connectors.sql.connections import SqlConnections, open_sql
 
 @dataclass(frozen=True)
 class Resources:
-    """The worker's ways out: to the web, to databases, to the file store."""
+    """The worker's connectors: to the web, to databases, to a mail server, to the file store."""
 
     http: HttpClient
     sql: SqlConnections
@@ -25,9 +25,9 @@ class Resources:
 
 @asynccontextmanager
 async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
-    """All of them; connections are made when a job first needs them.
+    """Open all of them; connections are made when a job first needs them.
 
-    Raises Misconfigured for a store or a database URL that is none.
+    Raises Misconfigured for an invalid URL of the store or of a database.
     """
     async with AsyncExitStack() as stack:
         files = await stack.enter_async_context(open_store(settings.store_url))

@@ -1,4 +1,4 @@
-"""Running a task in a test, without Redis: `assert await run(greet, {"name": "Ada"}) == "Hello, Ada"`."""
+"""Runs a task in a test, without Redis: `assert await run(greet, {"name": "Ada"}) == "Hello, Ada"`."""
 
 import asyncio
 import time
@@ -19,19 +19,19 @@ from tandem_worker.executors.pools import Pools, open_pools
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
 from tandem_worker.jobs.locks import LocalLocks
-from tandem_worker.jobs.logs import installed
+from tandem_worker.jobs.logs import job_logging
 from tandem_worker.jobs.steps import LocalSteps
 from tandem_worker.resources import Resources, open_resources
-from tandem_worker.task import Task, of
+from tandem_worker.task import Task, task_of
 
 __all__ = ["Bench", "LocalLocks", "Recorder", "open_bench", "run", "upload"]
 
 
 class Recorder:
-    """A sink that keeps what a task reports, decoded: `progressed`, `items` (output), `lines` (log) and `files`.
+    """Keeps what a task reports, decoded: `progressed`, `items` (output), `lines` (log) and `files`.
 
-    `steps` has what its steps returned, as JSON values by name. A second run with the same recorder
-    is a later attempt, and so is a first one with `Recorder(steps={"charge": "ch_1"})`.
+    `steps` has the results of its steps, as JSON values by name. A second run with the same
+    recorder is a later attempt, and so is a first one with `Recorder(steps={"charge": "ch_1"})`.
     """
 
     def __init__(self, steps: dict[str, Any] | None = None) -> None:
@@ -39,7 +39,7 @@ class Recorder:
         self.progressed: list[dict[str, Any]] = []
         self.items: list[Any] = []
         self.lines: list[dict[str, Any]] = []
-        self.files: dict[str, bytes] = {}  # what it wrote, by name, once it has ended
+        self.files: dict[str, bytes] = {}  # that the task wrote, by name, once it has ended
 
     async def progress(self, body: bytes) -> None:
         self.progressed.append(msgspec.json.decode(body))
@@ -51,16 +51,20 @@ class Recorder:
         self.lines.append(msgspec.json.decode(body))
 
 
+async def find_no_job(id: str, *, tenant: str) -> None:
+    """Looks up another job, of which there is none in a test."""
+
+
 @dataclass(frozen=True)
 class Bench(Resources):
-    """What a worker would give to a task, and the threads and processes it would run it in."""
+    """What a worker shares among its tasks, and the threads and processes in which it runs them."""
 
     pools: Pools
 
 
 @asynccontextmanager
 async def open_bench(**settings: Any) -> AsyncIterator[Bench]:
-    """Resources for several runs that share uploads: the settings of the environment and the given ones, by name.
+    """Resources for several runs that share uploads, from the environment's settings and the given ones.
 
     Files are kept in memory unless `store_url` is given.
     """
@@ -70,7 +74,7 @@ async def open_bench(**settings: Any) -> AsyncIterator[Bench]:
 
 
 async def upload(resources: Resources, data: bytes, name: str | None = None) -> FileRef:
-    """Put a file where a client's upload would be; the reference goes into a payload."""
+    """Store a file as a client's upload; the reference goes into a payload."""
     saved = await save_upload(resources.files, data, tenant="default", keep=86400, name=name)
     return FileRef(file=saved.id, name=name, size=saved.size, sha256=saved.sha256)
 
@@ -85,48 +89,47 @@ async def run(
     sink: Recorder | None = None,
     locks: LocalLocks | None = None,
 ) -> Any:
-    """Run a task as a worker would, in its own kind of place and within its timeout, and return its result.
+    """Run a task where a worker would (loop, thread or process), within its timeout; return its result.
 
     `payload` is what a client would send (`None`: `{}`), with models and file references anywhere
-    in it, or the payload model itself. `locks` are shared by the runs that get the same ones.
-    Raises what the task raises, pydantic.ValidationError for a payload it does not take, TypeError
-    for a result that is no JSON, TimeoutError.
+    in it, or the payload model itself. Runs that get the same `locks` share them. Raises what the
+    task raises, pydantic.ValidationError for an invalid payload, TypeError for a result that is not
+    JSON, and TimeoutError.
     """
-    kind = of(task)
+    task = task_of(task)
     sink = sink or Recorder()
     async with AsyncExitStack() as stack:
-        stack.enter_context(installed("info"))
+        stack.enter_context(job_logging("info"))
         if resources is None:
             resources = await stack.enter_async_context(open_bench())
         job = Job(
             id=job_id or new_id(),
-            task=kind.name,
+            task=task.name,
+            deadline=time.time() + task.timeout,
+            attempt=attempt,
+            max_attempts=task.retry.max_attempts,
+            stamp=time.time_ns() // 1000,
             sink=sink,
             resources=resources,
-            deadline=time.time() + kind.timeout,
-            attempt=attempt,
-            max_attempts=kind.retry.max_attempts,
-            stamp=time.time_ns() // 1000,
-            store=LocalSteps(sink.steps),
-            keeper=locks or LocalLocks(),
+            step_store=LocalSteps(sink.steps),
+            lock_store=locks or LocalLocks(),
+            find=find_no_job,
             in_thread=resources.pools.threads.call,
         )
         try:
-            async with asyncio.timeout(kind.timeout):
-                result = await execute(kind, job, _decoded(kind, payload), resources.pools)
+            async with asyncio.timeout(task.timeout):
+                result = await execute(task, job, _decode(task, payload), resources.pools)
         finally:
-            for view in job.written:
-                sink.files[view["name"]] = await job.files.read(
-                    {"file": f"{job.id}/{view['name']}"}
-                )
-    body = kind.encode(result)
+            for file in job.written:
+                sink.files[file.name] = await job.files.read({"file": f"{job.id}/{file.name}"})
+    body = task.encode(result)
     if not isinstance(result, msgspec.Raw):
         return result
-    adapter = kind.signature.result
+    adapter = task.signature.result
     return msgspec.json.decode(body) if adapter is None else adapter.validate_json(body)
 
 
-def _decoded(task: Task, payload: Any) -> Any:
+def _decode(task: Task, payload: Any) -> Any:
     if isinstance(payload, BaseModel) and task.kind != "process":
-        return payload  # as it is: JSON would mask its secrets
+        return payload  # JSON would mask its secrets
     return task.decode(encode({} if payload is None else payload))

@@ -34,6 +34,7 @@ class Heartbeat(threading.Thread):
         self,
         url: str,
         prefix: str,
+        held: dict[str, tuple[str, float]],
         *,
         worker: str,
         catalogue: str,
@@ -42,7 +43,7 @@ class Heartbeat(threading.Thread):
         on_unknown: Callable[[], None],
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
-        self.held: dict[str, tuple[str, float]] = {}
+        self.held = held
         self.draining = False
         self._redis = blocking_client(
             url,

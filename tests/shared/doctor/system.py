@@ -19,6 +19,7 @@ from tandem_shared.queue.messages import Claimed, Finish, WorkerInfo
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import load_settings
 from tandem_worker.runtime.ledger import Projection
+from tandem_worker.runtime.metrics import WorkerMetrics
 from tests.shared.queue.model.shard import entry, job
 
 ENTRY = entry("t")
@@ -30,7 +31,12 @@ class System:
     def __init__(self, queue: Queue, redis: Any, ledger: Ledger, store: FileStore) -> None:
         self.queue, self.redis, self.ledger, self.store = queue, redis, ledger, store
         self.projection = Projection(
-            queue.events, ledger, load_settings(), consumer="one", busy=lambda: False
+            queue.events,
+            ledger,
+            load_settings(),
+            consumer="one",
+            busy=lambda: False,
+            observe=WorkerMetrics([], 1).observe_batch,
         )
         self._calls = 0
 

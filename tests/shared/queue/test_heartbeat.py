@@ -32,6 +32,7 @@ class Bench:
         self.heartbeat = Heartbeat(
             url,
             self.queue.prefix,
+            {},
             worker="w",
             catalogue=DIGEST,
             lease=lease,

@@ -25,7 +25,7 @@ from tandem_worker.archives.compression import zstd
 from tandem_worker.archives.names import entry_names
 from tandem_worker.errors import TaskError
 from tandem_worker.jobs.files import FileRef
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.tasks.file.archive import archive, extract
 from tests.conftest import eventually
 from tests.worker.bench import Bench, open_bench
@@ -377,12 +377,12 @@ async def test_a_cancelled_extract_ends_at_once(bench: Bench) -> None:
 
 def test_caps_are_in_the_schema() -> None:
     source = {"source": {"file": "x"}}
-    task = of(extract)
+    task = task_of(extract)
     for good in (source, {**source, "max_entries": 10_000, "max_bytes": 1 << 40}):
         assert jsonschema_rs.is_valid(task.entry.payload_schema, good)
         task.decode(msgspec.json.encode(good))
     for bad in ({"max_entries": 0}, {"max_entries": 10_001}, {"max_bytes": 0}, {"depth": 1}):
         assert not jsonschema_rs.is_valid(task.entry.payload_schema, source | bad)
-    schema = of(archive).entry.payload_schema
+    schema = task_of(archive).entry.payload_schema
     for wrong in ({"sources": [], "format": "zip"}, {"sources": [{"file": "x"}], "format": "rar"}):
         assert not jsonschema_rs.is_valid(schema, wrong)

@@ -24,12 +24,12 @@ from tandem_shared.jobs.ids import new_id
 from tandem_shared.settings import Settings, load_settings, masked_settings
 from tandem_worker.connectors.mail import open_mail
 from tandem_worker.errors import TaskError
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.tasks.email import send
 from tests.conftest import eventually
 from tests.worker.bench import Bench, open_bench
 
-SCHEMA = jsonschema_rs.validator_for(of(send).entry.payload_schema)
+SCHEMA = jsonschema_rs.validator_for(task_of(send).entry.payload_schema)
 MAIL = {
     "from": "Orders <orders@example.org>",
     "to": "ada@example.org",
@@ -118,7 +118,7 @@ async def deliver(bench: Bench, payload: dict[str, Any], **job: Any) -> Any:
     given = {**MAIL, **payload}
     SCHEMA.validate(given)
     result = await bench.run(send, given, **{"id": new_id(), **job})
-    jsonschema_rs.validator_for(of(send).entry.result_schema).validate(result)
+    jsonschema_rs.validator_for(task_of(send).entry.result_schema).validate(result)
     return result
 
 

@@ -20,7 +20,7 @@ from tests.conftest import eventually
     "type_", ["Card Declined", "", "card-declined", "exception:", "exception:a b", "9lives", "_a"]
 )
 def test_an_error_type_is_a_lower_case_word(type_: str) -> None:
-    with pytest.raises(ValueError, match="is no error type"):
+    with pytest.raises(ValueError, match="is not an error type"):
         Permanent(type_, "no")
 
 

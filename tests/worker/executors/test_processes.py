@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tandem_worker import task
 from tandem_worker.errors import Permanent, Retry, TaskError
-from tandem_worker.executors.processes import GRACE, ProcessPool, Raised
+from tandem_worker.executors.processes import KILL_SECONDS, ProcessPool, RemoteError
 from tandem_worker.testing import Bench, Recorder, open_bench, run
 from tests.conftest import eventually
 from tests.worker.executors import cpu_tasks
@@ -116,7 +116,7 @@ async def test_what_the_code_raises_comes_out(bench: Bench) -> None:
         assert "cpu_tasks.py" in "".join(error.__notes__)  # for the worker's log
     with pytest.raises(TaskError) as caught:
         await run(cpu_tasks.not_json, resources=bench)
-    assert "the result of cpu.not_json is no JSON" in caught.value.message
+    assert "the result of cpu.not_json is not JSON" in caught.value.message
 
 
 TYPES = st.from_regex(r"[a-z][a-z0-9_]{0,20}|exception:[A-Z][a-z]{1,10}", fullmatch=True)
@@ -124,28 +124,28 @@ TYPES = st.from_regex(r"[a-z][a-z0-9_]{0,20}|exception:[A-Z][a-z]{1,10}", fullma
 
 @given(st.builds(TaskError, TYPES, st.text(), st.just(value=True), st.none() | st.floats(0, 1e6)))
 def test_a_retryable_error_survives_the_pipe(error: TaskError) -> None:
-    back = Raised.of(error).error()
+    back = RemoteError.from_exception(error).to_exception()
     assert vars(back) | {"__notes__": None} == vars(error) | {"__notes__": None}
 
 
 @given(st.builds(Permanent, TYPES, st.text()))
 def test_a_permanent_error_survives_the_pipe(error: Permanent) -> None:
-    back = Raised.of(error).error()
+    back = RemoteError.from_exception(error).to_exception()
     assert isinstance(back, Permanent)
     assert (back.type, back.message) == (error.type, error.message)
 
 
 def test_a_retry_survives_the_pipe() -> None:
-    back = Raised.of(Retry(after="1m")).error()
+    back = RemoteError.from_exception(Retry(after="1m")).to_exception()
     assert (back.type, back.after, back.retryable) == ("retry", 60, True)
 
 
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("exit", "ended itself with exit status 3"),
-        ("SIGSEGV", "was ended by SIGSEGV"),
-        ("SIGKILL", "was killed (SIGKILL)"),
+        ("exit", "exited with status 3"),
+        ("SIGSEGV", "was killed by SIGSEGV"),
+        ("SIGKILL", "was killed by SIGKILL"),
     ],
 )
 async def test_a_process_that_dies_hurts_only_its_own_job(
@@ -175,7 +175,7 @@ async def test_a_process_that_died_while_idle_is_replaced(bench: Bench) -> None:
 async def test_a_task_of_the_script_itself_is_refused_in_words(bench: Bench) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__", "task": task}
     exec("@task('main.work', cpu=True)\ndef work(): ...", namespace)  # noqa: S102 - as a script would define it
-    with pytest.raises(TypeError, match="put it into a module of its own"):
+    with pytest.raises(TypeError, match="move it to a module"):
         await run(namespace["work"], resources=bench)
 
 
@@ -206,7 +206,7 @@ async def test_a_process_that_does_not_listen_is_killed(
     await eventually(lambda: seen.items)
     (child,) = (child for child in psutil.Process().children() if child.pid not in before)
     running.cancel()
-    async with asyncio.timeout(GRACE + 10):
+    async with asyncio.timeout(KILL_SECONDS + 10):
         with pytest.raises(asyncio.CancelledError):
             await running
     assert gone(child.pid)
@@ -241,7 +241,7 @@ async def test_a_signal_for_the_whole_group_leaves_the_job_to_the_worker(
 
 PARENT = """
 import asyncio
-from tests.worker import cpu_tasks
+from tests.worker.executors import cpu_tasks
 from tandem_worker.testing import Bench, Recorder, run
 
 class Printer(Recorder):

@@ -13,15 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem_worker import task
-from tandem_worker.encoding import MAX_ITEM
 from tandem_worker.errors import Permanent, TaskError
 from tandem_worker.executors.execute import execute
-from tandem_worker.executors.threads import MAX_UNDER_WAY
+from tandem_worker.executors.threads import MAX_BUFFERED_BYTES
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
-from tandem_worker.jobs.reports import MAX_LOG, MAX_MESSAGE, log_body
+from tandem_worker.jobs.reports import MAX_ITEM_BYTES, MAX_LOG_BYTES, MAX_MESSAGE_CHARS, log_body
 from tandem_worker.jobs.sync import SyncJob
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.testing import Bench, Recorder, open_bench, run, upload
 from tests.conftest import eventually
 from tests.worker.bench import local_job
@@ -29,7 +28,7 @@ from tests.worker.executors import cpu_tasks
 
 
 def job_of(function: Callable[..., Any], bench: Bench, sink: Any) -> Job:
-    kind = of(function)
+    kind = task_of(function)
     return local_job(
         bench, sink, bench.pools, id="one", task=kind.name, deadline=time.time() + 60, stamp=1
     )
@@ -43,14 +42,14 @@ async def test_progress_in_all_its_forms() -> None:
     async def moving(job: Job) -> None:
         await job.progress(1)
         await job.progress(1.5, 3)
-        await job.progress(3, 3, "x" * (MAX_MESSAGE + 1))
+        await job.progress(3, 3, "x" * (MAX_MESSAGE_CHARS + 1))
 
     seen = Recorder()
     await run(moving, sink=seen)
     assert seen.progressed == [
         {"current": 1, "total": None, "message": None},
         {"current": 1.5, "total": 3, "message": None},
-        {"current": 3, "total": 3, "message": "x" * MAX_MESSAGE},
+        {"current": 3, "total": 3, "message": "x" * MAX_MESSAGE_CHARS},
     ]
 
 
@@ -64,7 +63,7 @@ async def test_progress_counts_in_finite_numbers(arguments: tuple[Any, ...]) -> 
         await run(moving)
 
 
-@pytest.mark.parametrize("size", [MAX_ITEM - 2, MAX_ITEM - 1])
+@pytest.mark.parametrize("size", [MAX_ITEM_BYTES - 2, MAX_ITEM_BYTES - 1])
 async def test_an_item_has_a_limit(size: int) -> None:
     @task("large.async")
     async def on_the_loop(job: Job) -> None:
@@ -76,7 +75,7 @@ async def test_an_item_has_a_limit(size: int) -> None:
 
     for function in (on_the_loop, in_a_thread):
         seen = Recorder()
-        if size + 2 <= MAX_ITEM:
+        if size + 2 <= MAX_ITEM_BYTES:
             await run(function, sink=seen)
             assert len(seen.items[0]) == size
         else:
@@ -115,7 +114,7 @@ TEXTS = st.text(alphabet=st.characters(exclude_categories=[]), max_size=50)
 @given(message=TEXTS | TEXTS.map(lambda text: text * 2000), fields=FIELDS, name=TEXTS)
 def test_every_log_entry_is_bounded_json(message: str, fields: dict[str, Any], name: str) -> None:
     body = log_body("info", message, {**fields, name: 1})
-    assert len(body) <= MAX_LOG
+    assert len(body) <= MAX_LOG_BYTES
     entry = json.loads(body)
     assert entry["level"] == "info"
     assert min(body) >= 0x20  # a control character would end the line
@@ -181,12 +180,12 @@ async def test_a_thread_waits_for_a_slow_sink() -> None:
         sink = Slow()
         sink.given_out = lambda: given_out[0]
         running = asyncio.create_task(
-            execute(of(fast), job_of(fast, resources, sink), {}, resources.pools)
+            execute(task_of(fast), job_of(fast, resources, sink), {}, resources.pools)
         )
-        await eventually(lambda: given_out[0] > MAX_UNDER_WAY)
+        await eventually(lambda: given_out[0] > MAX_BUFFERED_BYTES)
         sink.opened.set()
         await running
-    assert MAX_UNDER_WAY - 1024 <= sink.lead <= MAX_UNDER_WAY + 1024
+    assert MAX_BUFFERED_BYTES - 1024 <= sink.lead <= MAX_BUFFERED_BYTES + 1024
     assert sink.taken == given_out[0] == 2000 * 1024
 
 
@@ -196,7 +195,7 @@ async def test_a_result_comes_after_all_reports(function: Callable[..., Any]) ->
         sink = Slow()
         job = job_of(function, resources, sink)
         running = asyncio.create_task(
-            execute(of(function), job, of(function).decode(b"{}"), resources.pools)
+            execute(task_of(function), job, task_of(function).decode(b"{}"), resources.pools)
         )
         # Twenty others of the same kind are through, one after the other: this one had the time
         # too.
@@ -214,7 +213,7 @@ async def test_a_failure_comes_after_all_reports(function: Callable[..., Any]) -
         sink = Slow()
         job = job_of(function, resources, sink)
         running = asyncio.create_task(
-            execute(of(function), job, of(function).decode(b"{}"), resources.pools)
+            execute(task_of(function), job, task_of(function).decode(b"{}"), resources.pools)
         )
         for _ in range(20):
             with pytest.raises(Permanent):
@@ -237,7 +236,7 @@ async def test_reports_of_a_thread_keep_their_order() -> None:
     async with open_bench() as resources:
         sink = Slow()
         sink.opened.set()
-        await execute(of(ordered), job_of(ordered, resources, sink), {}, resources.pools)
+        await execute(task_of(ordered), job_of(ordered, resources, sink), {}, resources.pools)
     assert sink.kinds == ["output", "progress", "log"] * 500
 
 
@@ -270,7 +269,7 @@ async def test_a_sink_that_fails_ends_the_job_and_no_more(function: Callable[...
     async with open_bench() as resources:
         job = job_of(function, resources, Failing())
         with pytest.raises(TaskError, match="enough"):
-            await execute(of(function), job, of(function).decode(b"{}"), resources.pools)
+            await execute(task_of(function), job, task_of(function).decode(b"{}"), resources.pools)
         assert await run(cpu_tasks.double, 4, resources=resources) == 8
 
 
@@ -332,7 +331,7 @@ async def test_a_file_that_is_not_there_is_told_where_the_code_asks(
     function: Callable[..., Any],
 ) -> None:
     seen = Recorder()
-    with pytest.raises(Permanent, match="there is no file") as caught:
+    with pytest.raises(Permanent, match="does not exist, or has expired") as caught:
         await run(function, {"source": {"file": "0" * 30}}, sink=seen)
     assert caught.value.type == "file_not_found"
     assert seen.lines == [{"level": "warning", "message": "refused", "type": "file_not_found"}]
@@ -379,7 +378,7 @@ async def test_files_of_other_jobs_are_looked_up_for_the_jobs_tenant() -> None:
             tenant="acme",
             find=find,
         )
-        with pytest.raises(Permanent, match="there is no file"):
+        with pytest.raises(Permanent, match="does not exist, or has expired"):
             await job.files.read(FileRef(file="other/rows.csv"))
     assert asked == [("other", "acme")]
 

@@ -16,7 +16,7 @@ from tandem_worker import task
 from tandem_worker.errors import Permanent, TaskError
 from tandem_worker.jobs.job import Job
 from tandem_worker.jobs.locks import LocalLocks
-from tandem_worker.runtime.attempt_store import MOST_LOCKS
+from tandem_worker.runtime.attempt_store import MAX_LOCKS
 from tandem_worker.testing import run
 from tests.conftest import eventually
 from tests.worker.jobs import lock_tasks
@@ -51,12 +51,12 @@ async def test_one_at_a_time_without_redis(tmp_path: Path) -> None:
 
 async def test_waiting_ends_without_redis(tmp_path: Path) -> None:
     locks = LocalLocks()
-    number, _ = await locks.take("door", 0)
+    number, _ = await locks.acquire("door", 0)
     for kind in KINDS:
         with pytest.raises(TaskError, match="the lock 'door' was not free within 0 s") as refused:
             await run(kind, Door(notes=tmp_path / "notes", wait=0), locks=locks)
         assert (refused.value.type, refused.value.retryable) == ("lock_timeout", True)
-    await locks.free(number)
+    await locks.release(number)
     assert (
         await run(lock_tasks.asynchronous, Door(notes=tmp_path / "notes", wait=0), locks=locks) == 2
     )
@@ -68,7 +68,7 @@ async def test_what_is_no_lock() -> None:
         for name in ("", "n" * 201, "two\nlines"):
             with pytest.raises(ValueError, match="1 to 200 printable characters"):
                 job.lock(name)
-        with pytest.raises(TypeError, match="named by a string"):
+        with pytest.raises(TypeError, match="the name of a lock is a string"):
             job.lock(b"door")  # type: ignore[arg-type] # the mistake itself
         with pytest.raises(ValueError, match="is not a duration"):
             job.lock("door", wait="long")
@@ -169,10 +169,10 @@ async def test_code_under_a_lost_lock_is_cancelled(
     async with working(redis_url, tmp_path, holds, concurrency=1) as worker:
         id = await client.submit(holds)
         await eventually(lambda: holder_of(client))
-        held = dict(worker.news.heart.held)
-        worker.news.heart.held.clear()  # as if the process had been stopped; it claims no more
+        held = dict(worker.control.heartbeat.held)
+        worker.control.heartbeat.held.clear()  # as if the process had been stopped; it claims no more
         await eventually(client.queue.tick)
-        worker.news.heart.held.update(held)
+        worker.control.heartbeat.held.update(held)
         fence = await client.result(id)
         assert cancelled
         assert fence > cancelled[0]
@@ -241,7 +241,7 @@ async def test_a_job_has_so_many_locks_and_no_more(
 ) -> None:
     @task("greedy")
     async def greedy(job: Job) -> str:
-        locks = [job.lock(f"lock {number}") for number in range(MOST_LOCKS + 1)]
+        locks = [job.lock(f"lock {number}") for number in range(MAX_LOCKS + 1)]
         for lock in locks[:-1]:
             await lock.__aenter__()
         with pytest.raises(Permanent, match="100 locks"):

@@ -15,7 +15,7 @@ import structlog
 
 from tandem_worker import task
 from tandem_worker.jobs import logs as job_logs
-from tandem_worker.jobs.logs import JobHandler, body_of, following, installed
+from tandem_worker.jobs.logs import JobHandler, LogCapture, job_logging, record_body
 from tandem_worker.jobs.sync import SyncJob
 from tandem_worker.testing import Recorder, open_bench, run
 from tests.worker.executors import cpu_tasks
@@ -115,7 +115,7 @@ async def test_after_its_end_a_job_says_nothing() -> None:
         log.info("in time")
 
     sink = Recorder()
-    with installed("info"):
+    with job_logging("info"):
         await run(straggler, sink=sink)
         go.set()
         await later[0]
@@ -124,7 +124,7 @@ async def test_after_its_end_a_job_says_nothing() -> None:
 
 def heard() -> Iterator[list[dict[str, Any]]]:
     lines: list[dict[str, Any]] = []
-    with installed("info"), following(lambda body: lines.append(msgspec.json.decode(body))):
+    with job_logging("info"), LogCapture(lambda body: lines.append(msgspec.json.decode(body))):
         yield lines
 
 
@@ -221,12 +221,14 @@ def test_levels_are_the_four_of_a_job(lines: list[dict[str, Any]]) -> None:
         ("50", "error"),
     ]
     assert (
-        msgspec.json.decode(body_of(logging.makeLogRecord({"levelno": 10, "msg": "x"})))["level"]
+        msgspec.json.decode(record_body(logging.makeLogRecord({"levelno": 10, "msg": "x"})))[
+            "level"
+        ]
         == "debug"
     )
 
 
-@pytest.mark.parametrize(("limit", "value"), [("LINES", 5), ("BYTES", 330)])
+@pytest.mark.parametrize(("limit", "value"), [("MAX_LINES", 5), ("MAX_BYTES", 330)])
 async def test_an_attempt_has_its_fill_and_what_is_dropped_is_told(
     monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
@@ -257,7 +259,7 @@ def test_other_handlers_hear_what_they_heard_before() -> None:
     root.addHandler(other)
     root.setLevel(logging.WARNING)
     try:
-        outer, inner = installed("debug"), installed("error")
+        outer, inner = job_logging("debug"), job_logging("error")
         outer.__enter__()
         inner.__enter__()
         log.debug("for nobody else")
@@ -266,7 +268,7 @@ def test_other_handlers_hear_what_they_heard_before() -> None:
         assert root.level == logging.DEBUG
         inner.__exit__(None, None, None)
         assert (root.level, other.level) == (logging.WARNING, logging.NOTSET)
-        with installed("off"):
+        with job_logging("off"):
             assert not [one for one in root.handlers if isinstance(one, JobHandler)]
     finally:
         root.removeHandler(other)

@@ -171,7 +171,7 @@ async def test_a_name_is_for_one_step_of_an_attempt(together: bool) -> None:
         for number in range(3):
             await job.step("add", add, number)
 
-    with pytest.raises(Permanent, match="needs a name of its own") as refused:
+    with pytest.raises(Permanent, match="each needs a different name") as refused:
         await run(loop)
     assert refused.value.type == "step_repeated"
     await asyncio.sleep(0)
@@ -197,10 +197,10 @@ async def test_what_is_no_step() -> None:
     seen = Recorder()
     words = {
         "called": "takes a function and its arguments",
-        "number": "named by a string",
-        "foreign": "the result of the step 'a' is no JSON",
-        "nan": "the result of the step 'a' is no JSON",
-        "liar": "not of its declared type",
+        "number": "the name of a step is a string",
+        "foreign": "the result of the step 'a' is not JSON",
+        "nan": "the result of the step 'a' is not JSON",
+        "liar": "does not fit the return type",
     }
     for name, said in words.items():
         with pytest.raises(TypeError, match=said):
@@ -311,7 +311,7 @@ async def test_a_step_of_an_attempt_that_was_lost_is_not_kept_and_its_code_stops
         id = await client.submit(lost)
         await asyncio.wait_for(begun.wait(), 10)
         # As after a sleep that was longer than the lease.
-        worker.news.heart.held.clear()
+        worker.control.heartbeat.held.clear()
         record = await client.record(id)
         await eventually(client.queue.tick)
         go.set()

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from tandem_shared.jobs.record import Record
 from tandem_shared.jobs.states import State
 from tandem_worker import task
-from tandem_worker.runtime.arq_jobs import deserialize, serialize, submission
+from tandem_worker.runtime.arq_jobs import deserialize, serialize, to_submission
 from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, working
 
@@ -142,7 +142,7 @@ async def test_a_job_of_an_unknown_task_waits_for_a_worker_that_knows_it(
 def test_an_exception_is_written_as_its_text() -> None:
     written = deserialize(serialize({"r": ValueError("no"), "a": (1,), "k": {"n": 2**70}}))
     assert written == {"r": "ValueError: no", "a": [1], "k": {"n": 2**70}}
-    with pytest.raises(TypeError, match="a object cannot be written as JSON"):
+    with pytest.raises(TypeError, match="object cannot be written as JSON"):
         serialize({"a": object()})
 
 
@@ -154,13 +154,13 @@ def test_an_exception_is_written_as_its_text() -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_job_of_arqs_is_none_of_ours(data: bytes) -> None:
-    assert submission("x", 1.0, data, {}) is None
+    assert to_submission("x", 1.0, data, {}) is None
 
 
 def test_what_a_submission_takes_over() -> None:
     entry = keep.__tandem_task__.entry  # type: ignore[attr-defined] # `task` has put it there
     body = msgspec.json.encode({"f": "keep", "a": [], "k": {"n": 1}, "t": None, "et": 1})
-    job = submission("mine", 1234.5, body, {"keep": entry})
+    job = to_submission("mine", 1234.5, body, {"keep": entry})
     assert job is not None
     assert (job.task, job.queue, job.run_at, job.idempotency_key) == (
         "keep",
@@ -177,6 +177,6 @@ def test_what_a_submission_takes_over() -> None:
     keys = {
         made.idempotency_key
         for due in (5.1, 5.9, 6.1)
-        if (made := submission("same", due, tick, {}))
+        if (made := to_submission("same", due, tick, {}))
     }
     assert keys == {"arq:same:5", "arq:same:6"}

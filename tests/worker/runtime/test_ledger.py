@@ -15,6 +15,7 @@ from tandem_shared.ledger.ledger import Ledger, open_ledger
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings, load_settings
 from tandem_worker.runtime.ledger import Projection
+from tandem_worker.runtime.metrics import WorkerMetrics
 from tandem_worker.task import task
 from tests.conftest import eventually, started
 from tests.postgres import postgres_server
@@ -24,7 +25,12 @@ from tests.worker.workers import Client, working
 
 def projection(queue: Queue, ledger: Ledger, consumer: str = "one", **given: object) -> Projection:
     return Projection(
-        queue.events, ledger, load_settings(**given), consumer=consumer, busy=lambda: False
+        queue.events,
+        ledger,
+        load_settings(**given),
+        consumer=consumer,
+        busy=lambda: False,
+        observe=WorkerMetrics([], 1).observe_batch,
     )
 
 
@@ -79,8 +85,8 @@ async def test_rows_are_what_the_records_are(shard: Shard, ledger: Ledger) -> No
 async def test_portions_are_bounded_by_jobs_and_by_bytes(
     shard: Shard, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem_worker.runtime.ledger.MANY", 7)
-    monkeypatch.setattr("tandem_worker.runtime.ledger.ROOM", 500)
+    monkeypatch.setattr("tandem_worker.runtime.ledger.MAX_ROWS", 7)
+    monkeypatch.setattr("tandem_worker.runtime.ledger.MAX_BYTES", 500)
     ids = await live(shard, 20, random.Random(2))
     await projection(shard.queue, ledger).step(0.01)
     assert await agrees(shard, ledger, ids)
@@ -97,7 +103,7 @@ async def test_two_project_at_once_and_one_dies_with_what_it_holds(
         await shard.queue.events.read_new("dead", block=0.01)
         ids += await live(shard, 10, chance)
         await asyncio.gather(one.step(0.01), two.step(0.01))
-    two.idle, two.look = 0.001, 0.0
+    two.takeover_seconds, two.check_seconds = 0.001, 0.0
 
     async def caught_up() -> bool:
         await asyncio.gather(one.step(0.01), two.step(0.01))

@@ -14,7 +14,7 @@ from tandem_shared.errors import Misconfigured
 from tandem_worker import task
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.job import Job
-from tandem_worker.runtime.metrics import BOUNDS, Tally, Times, serving
+from tandem_worker.runtime.metrics import BUCKET_SECONDS, Durations, WorkerMetrics, serving
 from tests.conftest import eventually
 from tests.worker.workers import Client, make_worker, working
 
@@ -106,16 +106,16 @@ async def test_a_port_that_is_taken_stops_the_start(redis_url: str, tmp_path: Pa
 
 
 def test_port_0_serves_none() -> None:
-    with serving(Tally([], 1), "127.0.0.1", 0) as port:
+    with serving(WorkerMetrics([], 1), "127.0.0.1", 0) as port:
         assert port == 0
 
 
 @given(st.lists(st.floats(0, 1e6)))
 def test_buckets_count_what_took_no_longer(seconds: list[float]) -> None:
-    times = Times()
+    durations = Durations()
     for one in seconds:
-        times.add(one)
-    told = dict(times.buckets())
+        durations.observe(one)
+    told = dict(durations.buckets())
     assert told["+Inf"] == len(seconds)
-    for end in BOUNDS:
+    for end in BUCKET_SECONDS:
         assert told[str(end)] == sum(one <= end for one in seconds)

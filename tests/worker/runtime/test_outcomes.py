@@ -10,8 +10,9 @@ from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Finish
 from tandem_shared.queue.queue import Queue
-from tandem_worker.runtime.metrics import Tally
-from tandem_worker.runtime.outcomes import MOST, Outcomes
+from tandem_worker.runtime.leases import Leases
+from tandem_worker.runtime.metrics import WorkerMetrics
+from tandem_worker.runtime.outcomes import MAX_UNWRITTEN, Outcomes
 from tests.conftest import eventually
 
 
@@ -38,14 +39,9 @@ class Told:
 
     def __init__(self) -> None:
         self.queue = Answering()
-        self.held: dict[str, tuple[str, float]] = {}
-        self.away = self.room = 0
-        self.outcomes = Outcomes(
-            self.queue, self.held, away=self._away, room=self._room, tally=Tally([], 1)
-        )
-
-    def _away(self) -> None:
-        self.away += 1
+        self.leases, self.room = Leases(), 0
+        self.held = self.leases.held
+        self.outcomes = Outcomes(self.queue, self.leases, WorkerMetrics([], 1), on_room=self._room)
 
     def _room(self) -> None:
         self.room += 1
@@ -84,7 +80,8 @@ async def test_while_redis_is_away_they_are_kept(told: Told) -> None:
     told.queue.open.set()
     told.put("a")
     await told.outcomes.all_written()
-    assert (told.away, told.held, len(told.queue.written)) == (2, {}, 1)
+    assert told.leases.doubtful
+    assert (told.held, len(told.queue.written)) == ({}, 1)
 
 
 async def test_what_cannot_be_written_at_all_is_left_to_its_lease(
@@ -101,7 +98,7 @@ async def test_what_cannot_be_written_at_all_is_left_to_its_lease(
 
 
 async def test_it_tells_when_there_is_room_again(told: Told) -> None:
-    told.put(*map(str, range(MOST + 10)))
+    told.put(*map(str, range(MAX_UNWRITTEN + 10)))
     assert told.outcomes.full
     told.queue.open.set()
     await told.outcomes.all_written()
@@ -110,8 +107,8 @@ async def test_it_tells_when_there_is_room_again(told: Told) -> None:
 
 async def test_only_the_attempt_that_is_over_is_let_go(told: Told) -> None:
     told.held["a"] = ("new", 0.0)
-    told.outcomes.let_go("a", "old")
-    told.outcomes.let_go("b", "old")
+    told.leases.release("a", "old")
+    told.leases.release("b", "old")
     assert told.held == {"a": ("new", 0.0)}
-    told.outcomes.let_go("a", "new")
+    told.leases.release("a", "new")
     assert told.held == {}

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -14,10 +13,10 @@ from redis.asyncio import Redis
 from tandem_shared.dev.servers import redis_server
 from tandem_shared.files.store import FileStore
 from tandem_shared.jobs.states import State
-from tandem_shared.queue.messages import Finish
+from tandem_shared.queue.messages import Finish, Report
 from tandem_worker.errors import TaskError
 from tandem_worker.runtime import output
-from tandem_worker.runtime.output import BUFFER, CHUNK
+from tandem_worker.runtime.output import BUFFER_BYTES, CHUNK_BYTES
 from tests.conftest import eventually, started
 from tests.worker.recorded import Said, claimed
 from tests.worker.workers import Client, open_client
@@ -40,13 +39,15 @@ async def test_the_first_item_leaves_at_once(said: Said) -> None:
 
 
 async def test_no_chunk_is_larger_than_it_may_be_but_for_one_large_item(said: Said) -> None:
-    sizes = [10, CHUNK - 5, 10, CHUNK // 2, CHUNK // 2, CHUNK * 3, 10, 10]
+    sizes = [10, CHUNK_BYTES - 5, 10, CHUNK_BYTES // 2, CHUNK_BYTES // 2, CHUNK_BYTES * 3, 10, 10]
     for size in sizes:
         await said.output.output(b'"' + b"x" * (size - 2) + b'"')
     await said.output.drain()
     chunks = await said.chunks()
     assert [len(item) for chunk in chunks for item in chunk.items] == sizes
-    assert all(sum(map(len, chunk.items)) <= CHUNK or len(chunk.items) == 1 for chunk in chunks)
+    assert all(
+        sum(map(len, chunk.items)) <= CHUNK_BYTES or len(chunk.items) == 1 for chunk in chunks
+    )
 
 
 async def test_kinds_keep_their_order_among_each_other(said: Said) -> None:
@@ -83,7 +84,7 @@ async def test_the_newest_progress_is_what_counts_and_the_last_is_written(said: 
 async def test_progress_that_waits_for_its_time_holds_nothing_up(
     said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "PACE", 3600.0)
+    monkeypatch.setattr(output, "PROGRESS_SECONDS", 3600.0)
     await said.output.progress(b"1")
     await eventually(lambda: said.items("progress"))
     await said.output.progress(b"2")
@@ -102,9 +103,9 @@ async def held_up(said: Said) -> AsyncIterator[None]:
     outbox = said.output._outbox
     send = outbox.send
 
-    async def later(letter: Any) -> list[str]:
+    async def later(reports: list[Report]) -> list[str]:
         await gate.wait()
-        return await send(letter)
+        return await send(reports)
 
     outbox.send = later  # type: ignore[method-assign] # a Redis that is slow for as long as the test wants
     yield
@@ -120,11 +121,11 @@ async def test_a_writer_waits_while_the_buffer_is_full(said: Said) -> None:
                 await said.output.output(item)
 
         writing = asyncio.create_task(write())
-        await eventually(lambda: said.output._buffered > BUFFER)
+        await eventually(lambda: said.output._buffered > BUFFER_BYTES)
         for _ in range(100):
             await asyncio.sleep(0)
         assert not writing.done()
-        assert said.output._buffered <= BUFFER + len(item)
+        assert said.output._buffered <= BUFFER_BYTES + len(item)
     await writing
     await said.output.drain()
     assert len(await said.items()) == 2000

@@ -19,7 +19,8 @@ from tandem_worker import task
 from tandem_worker.errors import TaskError
 from tandem_worker.jobs.job import Job
 from tandem_worker.runtime import output
-from tandem_worker.runtime.output import KEPT, SEGMENT
+from tandem_worker.runtime.outbox import SEGMENT_BYTES
+from tandem_worker.runtime.output import KEEP_BYTES
 from tests.conftest import eventually
 from tests.worker.recorded import Said, claimed
 from tests.worker.workers import Client, outcomes, working
@@ -70,9 +71,9 @@ async def test_redis_holds_a_bounded_part_and_readers_get_all(redis: Redis, said
     await eventually(over, 30)
     await said.output.drain()
     assert 0 < most < MAX_TAIL_BYTES + 2 * MIB
-    assert await held(said.client, redis, said.job.id) < 2 * KEPT
+    assert await held(said.client, redis, said.job.id) < 2 * KEEP_BYTES
     segments = await said.client.queue.segments(said.job.id)
-    assert all(size < SEGMENT + MIB for _, _, size in segments)
+    assert all(size < SEGMENT_BYTES + MIB for _, _, size in segments)
     assert sum(size for _, _, size in segments) > 39 * 10**6
     assert await told(said.client, said.store, said.job.id) == list(range(800))
 
@@ -87,6 +88,7 @@ async def test_small_output_stays_in_redis(said: Said) -> None:
 async def test_a_segment_whose_writer_died_before_redis_knew_is_written_again(
     said: Said, client: Client
 ) -> None:
+    said.output._outbox._moves = asyncio.Semaphore(0)  # it moves no segment before this test does
     await say(said, 0, 60)
     await eventually(lambda: client.queue.output(said.job.id, 0, 100))
     chunks = await client.queue.output(said.job.id, 0, 1000)
@@ -162,7 +164,7 @@ async def test_output_that_the_store_never_takes_fails_the_attempt(
 async def test_the_end_of_the_output_may_stay_in_redis(
     said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "TIDY", 0.2)
+    monkeypatch.setattr(output, "TIDY_SECONDS", 0.2)
     with away(tmp_path):
         await say(said, 0, 40)
         await said.output.drain()
@@ -190,7 +192,7 @@ async def test_a_job_waits_for_the_store_until_its_timeout_and_says_so(
 
             await eventually(once, 20)
             error: Any = (await client.record(id)).error
-            assert b"its output waited for the file store" in error
+            assert b"its output was waiting for the file store" in error
         assert await client.result(id) is None
     record = await client.record(id)
     *before, last = outcomes(record)

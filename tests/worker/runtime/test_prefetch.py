@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Claimed, Finish
 from tandem_worker import task
-from tandem_worker.runtime.prefetch import MOST, PATIENCE, ROOM, SHARE, Ahead
+from tandem_worker.runtime.leases import Leases
+from tandem_worker.runtime.prefetch import (
+    MAX_BYTES,
+    MAX_JOBS,
+    MAX_JOBS_PER_SLOT,
+    MAX_WAIT_SECONDS,
+    Prefetch,
+)
 from tests.conftest import eventually
 from tests.worker.clocks import Clock
 from tests.worker.workers import Client, outcomes, working
@@ -27,30 +34,27 @@ class Line:
     """One of `slots` with what it wrote and holds."""
 
     def __init__(self, slots: int = 10, *, quick: bool = True) -> None:
-        self.clock, self.held, self.written = (
-            Clock(),
-            dict[str, tuple[str, float]](),
-            list[Finish](),
-        )
-        self.ahead = Ahead(slots, self.clock, self.held, self.written.append)
+        self.clock, self.leases = Clock(), Leases()
+        self.written: list[Finish] = []
+        self.prefetch = Prefetch(slots, LEASE, self.clock, self.leases, self.written.append)
         if quick:
             self.ran(0.001)
 
     def ran(self, seconds: float) -> None:
         for _ in range(500):
-            self.ahead.ended(seconds)
+            self.prefetch.observe(seconds)
 
 
 def test_nothing_is_claimed_ahead_before_it_is_known_how_long_attempts_take() -> None:
-    assert Line(100, quick=False).ahead.room == 0
+    assert Line(100, quick=False).prefetch.room == 0
 
 
 @given(st.integers(1, 2000), st.floats(0.0, 1000.0))
 def test_as_many_as_will_start_within_a_moment(slots: int, seconds: float) -> None:
     line = Line(slots)
     line.ran(seconds)
-    room = line.ahead.room
-    assert room <= min(MOST, SHARE * slots)
+    room = line.prefetch.room
+    assert room <= min(MAX_JOBS, MAX_JOBS_PER_SLOT * slots)
     # So many slots, each of which is free after so long: the last of them waits for room / slots of
     # that.
     assert room * seconds / slots <= 0.021
@@ -58,72 +62,72 @@ def test_as_many_as_will_start_within_a_moment(slots: int, seconds: float) -> No
 
 def test_one_long_attempt_among_short_ones_does_not_end_it_and_many_do() -> None:
     line = Line(100)
-    line.ahead.ended(3600.0)
-    assert line.ahead.room > 0
+    line.prefetch.observe(3600.0)
+    assert line.prefetch.room > 0
     line.ran(1.0)
-    assert line.ahead.room <= 2
+    assert line.prefetch.room <= 2
     line.ran(10.0)
-    assert line.ahead.room == 0
+    assert line.prefetch.room == 0
 
 
 def test_who_waits_has_taken_a_place_and_starts_in_turn() -> None:
     line = Line()
-    room = line.ahead.room
+    room = line.prefetch.room
     for number in range(3):
-        line.ahead.add(claimed(number), LEASE)
-    assert line.ahead.room == room - 3
-    assert sorted(line.held) == ["j0", "j1", "j2"]
-    assert [one.claimed.id for one in iter(line.ahead.next, None)] == ["j0", "j1", "j2"]
-    assert line.ahead.room == room
+        line.prefetch.add(claimed(number))
+    assert line.prefetch.room == room - 3
+    assert sorted(line.leases.held) == ["j0", "j1", "j2"]
+    assert [one.job.id for one in iter(line.prefetch.pop, None)] == ["j0", "j1", "j2"]
+    assert line.prefetch.room == room
 
 
 def test_large_payloads_are_not_gathered() -> None:
     line = Line()
-    line.ahead.add(claimed(0, b"x" * ROOM), LEASE)
-    assert line.ahead.room == 0
-    assert line.ahead.next() is not None
-    assert line.ahead.room > 0
+    line.prefetch.add(claimed(0, b"x" * MAX_BYTES))
+    assert line.prefetch.room == 0
+    assert line.prefetch.pop() is not None
+    assert line.prefetch.room > 0
 
 
 def test_a_cancel_is_written_and_a_lost_lease_is_forgotten() -> None:
     line = Line()
     for number in range(3):
-        line.ahead.add(claimed(number), LEASE)
-    line.ahead.stop("j0", "cancel")
-    line.ahead.stop("j1", "lost")
-    line.ahead.stop("elsewhere", "cancel")
+        line.prefetch.add(claimed(number))
+    line.prefetch.drop("j0", "cancel")
+    line.prefetch.drop("j1", "lost")
+    line.prefetch.drop("elsewhere", "cancel")
     assert [(one.id, one.to) for one in line.written] == [("j0", State.CANCELLED)]
-    assert sorted(line.held) == ["j0", "j2"]  # until the outcome is written, it is held
-    assert [one.claimed.id for one in iter(line.ahead.next, None)] == ["j2"]
+    assert sorted(line.leases.held) == ["j0", "j2"]  # until the outcome is written, it is held
+    assert [one.job.id for one in iter(line.prefetch.pop, None)] == ["j2"]
 
 
 def test_a_job_that_came_back_has_one_place_and_its_new_token() -> None:
     line = Line()
-    line.ahead.add(claimed(1), LEASE)
+    line.prefetch.add(claimed(1))
     again = claimed(1, worker="again")
-    line.ahead.add(again, LEASE)
-    assert len(line.ahead) == 1
-    assert line.held["j1"][0] == again.token
-    waiting = line.ahead.next()
+    line.prefetch.add(again)
+    assert len(line.prefetch) == 1
+    assert line.leases.held["j1"][0] == again.token
+    waiting = line.prefetch.pop()
     assert waiting is not None
-    assert waiting.claimed is again
+    assert waiting.job is again
 
 
 def test_who_waits_too_long_is_handed_back_and_no_more_are_claimed_for_a_while() -> None:
     line = Line()
-    line.ahead.add(claimed(0), LEASE)
-    line.clock.turn(PATIENCE - 0.01)
-    line.ahead.next()
-    line.ahead.add(claimed(1), LEASE)  # nobody waits for long yet
-    line.clock.turn(PATIENCE + 0.01)
+    line.prefetch.add(claimed(0))
+    line.clock.turn(MAX_WAIT_SECONDS - 0.01)
+    line.prefetch.pop()
+    line.prefetch.add(claimed(1))  # nobody waits for long yet
+    line.clock.turn(MAX_WAIT_SECONDS + 0.01)
     assert line.written == []
-    line.clock.turn(3 * PATIENCE)
+    line.clock.turn(3 * MAX_WAIT_SECONDS)
     assert [(one.id, one.to, one.outcome) for one in line.written] == [
         ("j1", State.QUEUED, "released")
     ]
-    assert line.ahead.room == 0
+    assert line.prefetch.room == 0
     line.ran(0.001)
-    assert line.ahead.room > 0
+    assert line.prefetch.room > 0
     assert not line.clock.waiting  # nobody waits, so nobody looks
 
 

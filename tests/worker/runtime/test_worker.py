@@ -334,11 +334,11 @@ async def test_an_outcome_frees_its_slot_only_when_less_than_a_bound_is_unwritte
 ) -> None:
     worker = make_worker(redis_url, tmp_path, add, concurrency=5)
     try:
-        assert worker._room() == 5
-        worker._outcomes.unwritten = 2000
-        assert worker._room() == 0
+        assert worker.slots.room == 5
+        worker.slots.outcomes.unwritten = 2000
+        assert worker.slots.room == 0
     finally:
-        worker._outcomes.unwritten = 0
+        worker.slots.outcomes.unwritten = 0
         await worker.close()
 
 

@@ -160,7 +160,7 @@ async def test_a_cancel_holds_without_its_code(
         seen.go_on.set()
         await eventually(lambda: not worker.runs)
         assert (await client.record(id)).result is None
-        assert (worker.jobs_complete, worker._outcomes.unwritten) == (0, 0)
+        assert (worker.jobs_complete, worker.slots.outcomes.unwritten) == (0, 0)
 
 
 async def test_a_worker_settles_what_does_not_obey_its_cancel(
@@ -270,9 +270,9 @@ async def test_a_job_comes_back_to_the_worker_that_lost_it(
         seen.go_on.set()
         assert await client.result(id) == "done all the same"
         assert outcomes(await client.record(id)) == ["worker_lost", "succeeded"]
-        await eventually(lambda: not worker.runs and not worker._outcomes.unwritten)
+        await eventually(lambda: not worker.runs and not worker.slots.outcomes.unwritten)
         assert worker.jobs_complete == 1
-        assert not worker.news.heart.held
+        assert not worker.control.heartbeat.held
 
 
 async def test_code_that_cannot_be_stopped_does_not_keep_its_job(

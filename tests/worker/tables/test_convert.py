@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from tandem_worker.archives.compression import zstd
 from tandem_worker.errors import TaskError
 from tandem_worker.tables.json_array import elements
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.tasks.file.convert import convert
 from tests.worker.archives.test_archives import fetched, pool, run
 from tests.worker.bench import Bench, open_bench
@@ -364,7 +364,7 @@ async def test_a_large_table_is_converted_in_bounded_memory(bench: Bench) -> Non
 
 
 def test_wrong_payloads() -> None:
-    task = of(convert)
+    task = task_of(convert)
     source = {"source": {"file": "x"}, "to": "csv"}
     for good in (
         {"delimiter": ";", "encoding": "latin-1", "from": "csv"},

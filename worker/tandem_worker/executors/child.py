@@ -1,9 +1,9 @@
-"""A child of the process pool: `python -m tandem_worker.executors.child <pid of the worker> <level of logs>`.
+"""A child of the process pool: `python -m tandem_worker.executors.child <pid of the worker> <log level>`.
 
-Its frames are those of worker/tandem_worker/executors/processes.py. It runs one job after the other
-on its main thread, while a second thread reads. What the task's code prints goes to stderr. SIGINT
-and SIGTERM are left to the worker, which may still want the running job's result when the whole
-group is told to stop; the child ends when told to, or when the worker is gone.
+Its frames are described in processes.py. It runs one job after the other on its main thread, while
+a second thread reads. What the task's code prints goes to stderr. It ignores SIGINT and SIGTERM:
+when the whole process group is told to stop, the worker may still want the running job's result.
+The child ends when the worker tells it to, or has ended.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from tandem_worker.executors.processes import LENGTHS, Raised, frame
+from tandem_worker.executors.processes import LENGTHS, RemoteError, frame
 from tandem_worker.jobs.channel import Report
-from tandem_worker.jobs.logs import Level, installed
+from tandem_worker.jobs.logs import Level, job_logging
 from tandem_worker.jobs.sync import SyncJob
-from tandem_worker.task import Task, call
+from tandem_worker.task import Task, call, find_task
 
 _PR_SET_PDEATHSIG = 1
 
 
 class Pipe:
-    """The two ends of the conversation with the worker; the `Channel` of the job that runs."""
+    """Both pipes to the worker, and the `Channel` of the running job. The second thread calls `serve` alone."""
 
     def __init__(self, read: BinaryIO, write: BinaryIO) -> None:
         self._read = read
@@ -40,10 +40,8 @@ class Pipe:
         self._over = False
         self.running = False
 
-    # ------------------------------------------------------------------------------ the main thread
-
     def next(self) -> tuple[dict[str, Any], bytes]:
-        """The next frame from the worker, whenever it comes."""
+        """Wait for the next frame from the worker."""
         return self._frames.get()
 
     def write(self, header: dict[str, Any], body: bytes = b"") -> None:
@@ -62,7 +60,7 @@ class Pipe:
             self.write({"call": [operation, argument]}, body)
             header, data = self._frames.get()
         if "raise" in header:
-            raise msgspec.convert(header["raise"], Raised).error()
+            raise msgspec.convert(header["raise"], RemoteError).to_exception()
         return header["answer"], data
 
     def is_over(self) -> bool:
@@ -73,14 +71,12 @@ class Pipe:
             raise asyncio.CancelledError("the job is over")
 
     def interrupt(self, *_: Any) -> None:
-        """The handler of SIGTERM, on the main thread: raises in the job's code if the worker wants its end."""
+        """Handle SIGTERM on the main thread: raise in the job's code if the worker has cancelled it."""
         if self._over and self.running:
             raise asyncio.CancelledError("the job is over")
 
-    # --------------------------------------------------------------------------- the reading thread
-
     def serve(self) -> None:
-        """Read until the worker is gone, which ends this process whatever runs in it."""
+        """Read frames until the worker has ended, which ends this process, whatever runs in it."""
         while True:
             try:
                 header, body = self._receive()
@@ -106,7 +102,7 @@ class Pipe:
 
 
 def main() -> None:
-    """Serve the worker until it is gone."""
+    """Run jobs until the worker has ended."""
     _die_with(int(sys.argv[1]))
     pipe = Pipe(os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb"))
     with Path(os.devnull).open("rb") as nothing:
@@ -116,10 +112,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, pipe.interrupt)
     threading.Thread(target=pipe.serve, daemon=True).start()
     hello, _ = pipe.next()
-    # What the worker can import, this process can.
+    # Import what the worker can import.
     sys.path[:] = hello["hello"]["path"]
     pipe.write({"ready": os.getpid()})
-    with installed(msgspec.convert(sys.argv[2], Level)):
+    with job_logging(msgspec.convert(sys.argv[2], Level)):
         while True:
             header, payload = pipe.next()
             _run(pipe, header["start"], payload)
@@ -131,11 +127,11 @@ def _run(pipe: Pipe, start: dict[str, Any], payload: bytes) -> None:
     try:
         task = _find(start["module"], start["task"])
         value = task.signature.payload.validate_json(payload)
-        body = task.encode(call(task, SyncJob(pipe, **start["job"]), value))
-    except BaseException as error:  # noqa: BLE001 - also SystemExit: it fails the job, the process serves the next one
+        body = task.encode(call(task, SyncJob(channel=pipe, **start["job"]), value))
+    except BaseException as error:  # noqa: BLE001 - also SystemExit: it fails the job, and the process runs the next one
         pipe.running = False
         if not pipe.is_over():
-            pipe.write({"failed": Raised.of(error)})
+            pipe.write({"failed": RemoteError.from_exception(error)})
     else:
         pipe.running = False
         pipe.write({"result": None}, body)
@@ -144,15 +140,14 @@ def _run(pipe: Pipe, start: dict[str, Any], payload: bytes) -> None:
 
 
 def _find(module: str, name: str) -> Task:
-    for value in vars(importlib.import_module(module)).values():
-        found = getattr(value, "__tandem_task__", None)
-        if isinstance(found, Task) and found.name == name:
-            return found
-    raise LookupError(f"the module {module} has no task {name}")
+    for task in map(find_task, vars(importlib.import_module(module)).values()):
+        if task is not None and task.name == name:
+            return task
+    raise LookupError(f"module {module} has no task {name!r} at its top level")
 
 
 def _die_with(worker: int) -> None:
-    """Ask the kernel for the end of this process when the worker's comes, also if code holds the interpreter then."""
+    """Have the kernel kill this process when the worker ends, even if code blocks the interpreter then."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != worker:

@@ -7,25 +7,26 @@ from typing import Any
 from tandem_worker.errors import TaskError
 from tandem_worker.executors.pools import Pools
 from tandem_worker.jobs.job import Job
-from tandem_worker.jobs.logs import following
+from tandem_worker.jobs.logs import LogCapture
 from tandem_worker.task import Task
 
 
 async def execute(task: Task, job: Job, payload: Any, pools: Pools) -> Any:
-    """Run the task's function where it belongs, and return its result (for a generator None, items having streamed).
+    """Run the task's function and return its result: None for a generator, whose items are emitted.
 
     Raises what the function raises. On cancellation the job is marked `cancelled` and
-    CancelledError raised: at once for code on the loop and in threads (a thread cannot be stopped:
-    its next report ends it), after the end of the process for `cpu=True`. Code that calls
+    CancelledError is raised: at once for code on the loop and in threads (a thread cannot be
+    stopped: its next report ends it), after the end of the process for `cpu=True`. Code that calls
     sys.exit() or cancels itself fails like any other.
     """
+    soon = asyncio.get_running_loop().call_soon_threadsafe
     try:
         match task.signature.kind:
             case "async":
-                with following(job.sink.log, asyncio.get_running_loop().call_soon_threadsafe):
+                with LogCapture(job.sink.log, soon):
                     return await task.function(*task.arguments(job, payload))
             case "stream":
-                with following(job.sink.log, asyncio.get_running_loop().call_soon_threadsafe):
+                with LogCapture(job.sink.log, soon):
                     async with aclosing(task.function(*task.arguments(job, payload))) as items:
                         async for item in items:
                             await job.emit(item)
@@ -37,7 +38,7 @@ async def execute(task: Task, job: Job, payload: Any, pools: Pools) -> Any:
         job.cancelled = True
         running = asyncio.current_task()
         if running is not None and running.cancelling() == 0:
-            message = "the task's own code was cancelled from within"
+            message = "the task's code was cancelled from within"
             raise TaskError("exception:CancelledError", message, retryable=True) from None
         raise
     except SystemExit:

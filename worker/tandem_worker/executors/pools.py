@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 from tandem_shared.settings import Settings
 from tandem_worker.executors.processes import ProcessPool
-from tandem_worker.executors.threads import Threads
+from tandem_worker.executors.threads import ThreadPool
 
 
 @dataclass(frozen=True)
 class Pools:
-    """Both start their threads or processes when a job first needs one."""
+    """Both start threads or processes when a job first needs one."""
 
-    threads: Threads
+    threads: ThreadPool
     processes: ProcessPool
 
 
 @asynccontextmanager
 async def open_pools(settings: Settings) -> AsyncIterator[Pools]:
-    """Pools for one worker; leaving the block ends the processes and lets the threads go."""
-    threads, processes = Threads(settings.concurrency), ProcessPool(log=settings.job_log)
+    """Pools for one worker. At the end, the processes are ended and the threads left to finish."""
+    threads, processes = ThreadPool(settings.concurrency), ProcessPool(log=settings.job_log)
     try:
         yield Pools(threads, processes)
     finally:

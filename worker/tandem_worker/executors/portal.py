@@ -1,21 +1,30 @@
-"""The loop's side of the conversation with `def` code: does what `sync.Channel.call` asks for."""
+"""The event loop's side of a `Channel`: does for `def` code what needs the loop."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tandem_worker.jobs.channel import Report
+from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
+from tandem_worker.jobs.locks import Lock
+from tandem_worker.jobs.reports import Sink
 
-if TYPE_CHECKING:
-    from tandem_worker.jobs.files import FileRef
-
-if TYPE_CHECKING:
-    from tandem_worker.jobs.files import FileRef
-    from tandem_worker.jobs.locks import Lock
+CLOSE_SECONDS = 5.0  # for unfinished files to be dropped
 
 
-class Desk:
-    """Works on the job for plain code: its files, its steps, its locks."""
+async def deliver(sink: Sink, report: Report, body: bytes) -> None:
+    """Pass a report on to the job's sink."""
+    if report == "output":
+        await sink.output(body)
+    elif report == "progress":
+        await sink.progress(body)
+    else:
+        sink.log(body)
+
+
+class Portal:
+    """Works on one job's files, steps and locks. An operation takes and returns a JSON value and bytes."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -40,7 +49,7 @@ class Desk:
         }
 
     async def answer(self, operation: str, argument: Any, body: bytes) -> tuple[Any, bytes]:
-        """Do one operation; a JSON value and bytes go in and come out. Raises what the files raise."""
+        """Run one operation. Raises what the job's own methods raise."""
         return await self._operations[operation](argument, body)
 
     async def _stat(self, ref: Any, _: bytes) -> tuple[Any, bytes]:
@@ -53,9 +62,9 @@ class Desk:
         return None, await self._job.files.range(*argument)
 
     async def _open(self, argument: Any, _: bytes) -> tuple[Any, bytes]:
-        ref, start, left = argument
-        for handle in left:
-            await _end(self._readers.pop(handle))
+        ref, start, closed = argument
+        for handle in closed:
+            await _close(self._readers.pop(handle))
         self._handles += 1
         self._readers[self._handles] = aiter(self._job.files.open(ref, start))
         return self._handles, b""
@@ -93,7 +102,7 @@ class Desk:
     async def _put(
         self, queue: asyncio.Queue[bytes], writer: "asyncio.Task[FileRef]", piece: bytes
     ) -> None:
-        # A writer that failed takes nothing any more: its error is the answer.
+        # A writer that failed empties the queue no more: raise its error instead of waiting.
         putting = asyncio.create_task(queue.put(piece))
         try:
             await asyncio.wait({putting, writer}, return_when=asyncio.FIRST_COMPLETED)
@@ -120,36 +129,24 @@ class Desk:
         return lock.fence, b""
 
     async def _unlock(self, argument: Any, _: bytes) -> tuple[Any, bytes]:
-        fence, told = argument
-        await self._locks.pop(fence).free(told=told)
+        fence, check = argument
+        await self._locks.pop(fence).release(check=check)
         return None, b""
 
     async def close(self) -> None:
-        """Let go of everything that the code left open; what it did not finish writing is dropped."""
-        for _, writer in self._writers.values():
+        """Close what the code left open, and drop files that it did not commit."""
+        writers = [writer for _, writer in self._writers.values()]
+        for writer in writers:
             writer.cancel()
-        if self._writers:
-            await asyncio.wait([writer for _, writer in self._writers.values()], timeout=5)
+        if writers:
+            await asyncio.wait(writers, timeout=CLOSE_SECONDS)
         for reader in self._readers.values():
-            await _end(reader)
+            await _close(reader)
         self._writers.clear()
         self._readers.clear()
 
 
-async def _end(reader: AsyncIterator[bytes]) -> None:
+async def _close(reader: AsyncIterator[bytes]) -> None:
     close = getattr(reader, "aclose", None)
     if close is not None:
         await close()
-
-
-def facts(job: Job) -> dict[str, Any]:
-    """What a SyncJob knows of the job, as JSON values."""
-    return {
-        "id": job.id,
-        "task": job.task,
-        "deadline": job.deadline,
-        "attempt": job.attempt,
-        "max_attempts": job.max_attempts,
-        "tenant": job.tenant,
-        "traceparent": job.traceparent,
-    }

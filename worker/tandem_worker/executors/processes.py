@@ -1,16 +1,16 @@
-"""Processes for tasks with `cpu=True`: a bounded number, started when needed, used again, and killed without harm.
+"""Child processes for tasks with `cpu=True`: a bounded number, started when needed, used again, safe to kill.
 
 Worker and child talk over the child's stdin and stdout in frames (no pickle): the lengths of a JSON
-header and of a body of bytes (4 bytes each, big-endian), then both. A header has one key:
+header and of a binary body (4 bytes each, big-endian), then both. A header has one key:
 
     to the child    {"hello": {"path"}}  {"start": {"module", "task", "job"}} + payload
-                    {"answer": …} + bytes  {"raise": Raised}  {"cancel": null}
+                    {"answer": …} + bytes  {"raise": RemoteError}  {"cancel": null}
     to the worker   {"ready": pid}  {"begun": null}  {"report": "progress"|"output"|"log"} + JSON
-                    {"call": [operation, argument]} + bytes  {"result": null} + JSON  {"failed":
-                    Raised}
+                    {"call": [operation, argument]} + bytes  {"result": null} + JSON
+                    {"failed": RemoteError}
 
-The pipe itself is the bound on what is under way: while the worker's buffer is full nobody reads,
-and the child waits.
+The pipe itself bounds what is under way: while the worker's buffer is full it does not read, and
+the child waits.
 """
 
 import asyncio
@@ -20,25 +20,24 @@ import struct
 import sys
 import traceback
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import msgspec
 
 from tandem_worker.encoding import encode
 from tandem_worker.errors import Permanent, TaskError
-from tandem_worker.executors.portal import Desk, facts
+from tandem_worker.executors.portal import Portal, deliver
 from tandem_worker.jobs.job import Job
 from tandem_worker.jobs.logs import Level
-
-if TYPE_CHECKING:
-    from tandem_worker.task import Task
+from tandem_worker.task import Task
 
 LENGTHS = struct.Struct(">II")
-START = 60.0  # seconds for a child to be ready
-GRACE = 1.0  # seconds for a child to run its `finally` blocks, then it is killed
+START_SECONDS = 60.0  # for a child to be ready
+KILL_SECONDS = 1.0  # for a child's `finally` blocks, before it is killed
+BUFFER_BYTES = 256 << 10  # of the pipe from a child
 
 
-class Raised(msgspec.Struct, frozen=True, kw_only=True):
+class RemoteError(msgspec.Struct, frozen=True, kw_only=True):
     """An exception on its way over the pipe."""
 
     type: str
@@ -48,7 +47,7 @@ class Raised(msgspec.Struct, frozen=True, kw_only=True):
     trace: str = ""
 
     @classmethod
-    def of(cls, error: BaseException) -> "Raised":
+    def from_exception(cls, error: BaseException) -> "RemoteError":
         trace = "".join(traceback.format_exception(error))
         if isinstance(error, TaskError):
             return cls(
@@ -60,8 +59,8 @@ class Raised(msgspec.Struct, frozen=True, kw_only=True):
             )
         return cls(type=f"exception:{type(error).__name__}", message=str(error), trace=trace)
 
-    def error(self) -> TaskError:
-        """The TaskError that says the same; its note has the traceback for the worker's own log."""
+    def to_exception(self) -> TaskError:
+        """A TaskError with the same type and message; its note has the traceback, for the worker's log."""
         if self.retryable:
             error = TaskError(self.type, self.message, retryable=True, after=self.after)
         else:
@@ -72,7 +71,7 @@ class Raised(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def frame(header: dict[str, Any], body: bytes = b"") -> bytes:
-    """One frame as it stands on the pipe."""
+    """One frame as it is written to the pipe."""
     head = msgspec.json.encode(header)
     return b"".join((LENGTHS.pack(len(head), len(body)), head, body))
 
@@ -82,10 +81,10 @@ class EndedIdle(Exception):
 
 
 class ProcessPool:
-    """At most `limit` child processes (by default one per core); tasks beyond wait, within their own timeouts.
+    """At most `limit` child processes, by default one per core. Tasks beyond the limit wait, within their timeouts.
 
     A child that dies, or whose job was cancelled, is replaced. Children end when the worker ends,
-    however it does.
+    whatever ends it.
     """
 
     def __init__(self, limit: int | None = None, *, log: Level = "info") -> None:
@@ -95,27 +94,27 @@ class ProcessPool:
         self._children: set[Child] = set()
         self._ending: set[asyncio.Task[None]] = set()
 
-    async def run(self, task: "Task", job: Job, payload: Any) -> msgspec.Raw:
+    async def run(self, task: Task, job: Job, payload: Any) -> msgspec.Raw:
         """Run the task in a child and return the JSON of its result, see `Task.decode` for the payload.
 
-        Raises TaskError: what the code raised (`exception:<Class>` for what is none), or
-        `process_died`. When it is cancelled, CancelledError comes after the child's end, GRACE
-        later at the most.
+        Raises TaskError: what the code raised (`exception:<Class>` for other exceptions), or
+        `process_died`. When cancelled, it raises CancelledError once the child has ended,
+        KILL_SECONDS later at most.
         """
         if task.module == "__main__":
             raise TypeError(
-                f"{task.name} has cpu=True and is in the script being run: put it into a module of its own"
+                f"{task.name} has cpu=True and is defined in the script that runs; move it to a module"
             )
-        start = {"start": {"module": task.module, "task": task.name, "job": facts(job)}}
+        start = {"start": {"module": task.module, "task": task.name, "job": job.facts()}}
         body = bytes(payload) if isinstance(payload, msgspec.Raw) else encode(payload)
         while True:
             await self._slots.acquire()
             child: Child | None = None
             try:
-                child = self._rested() or await self._started()
+                child = self._pop_idle() or await self._start_child()
                 return await child.run(job, frame(start, body))
             except EndedIdle:
-                continue  # it died before it got the job: another one will do
+                continue  # it died before it got the job: take another one
             finally:
                 if child is None:
                     self._slots.release()
@@ -125,7 +124,7 @@ class ProcessPool:
                 else:
                     await self._replace(child)
 
-    def _rested(self) -> "Child | None":
+    def _pop_idle(self) -> "Child | None":
         while self._idle:
             child = self._idle.pop()
             if child.alive():
@@ -133,7 +132,7 @@ class ProcessPool:
             self._children.discard(child)
         return None
 
-    async def _started(self) -> "Child":
+    async def _start_child(self) -> "Child":
         child = await Child.start(self._log)
         self._children.add(child)
         return child
@@ -149,7 +148,7 @@ class ProcessPool:
         ending = asyncio.create_task(end())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
-        # Not awaited itself: a second cancellation must end the waiting, never the ending.
+        # Wait without awaiting the task: a second cancellation must end the wait, not the ending.
         await asyncio.wait({ending})
 
     async def close(self) -> None:
@@ -167,43 +166,45 @@ class Child:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         if process.stdin is None or process.stdout is None:
-            raise ValueError("a child is talked to over its stdin and stdout")
+            raise ValueError("a child needs pipes for stdin and stdout")
         self._in, self._out = process.stdin, process.stdout
         self._served = False
-        self.busy = False  # with a job whose end it has not told
+        self.busy = False  # with a job whose end it has not reported
 
     @classmethod
     async def start(cls, log: Level = "info") -> "Child":
         command = (sys.executable, "-m", "tandem_worker.executors.child", str(os.getpid()), log)
         pipe = asyncio.subprocess.PIPE
         return cls(
-            await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=256 << 10)
+            await asyncio.create_subprocess_exec(
+                *command, stdin=pipe, stdout=pipe, limit=BUFFER_BYTES
+            )
         )
 
     def alive(self) -> bool:
         return self._process.returncode is None and not self._out.at_eof()
 
     async def run(self, job: Job, start: bytes) -> msgspec.Raw:
-        """Run one job, `start` its frame, and serve it meanwhile. Raises EndedIdle, TaskError."""
+        """Send the frame `start`, and serve the job that it starts. Raises EndedIdle, TaskError."""
         self.busy = True
-        desk = Desk(job)
+        portal = Portal(job)
         try:
             await self._begin(start)
             while True:
                 (kind, value), body = await self._receive()
                 match kind:
                     case "report":
-                        await _report(job, value, body)
+                        await deliver(job.sink, value, body)
                     case "call":
-                        await self._answer(desk, value[0], value[1], body)
+                        await self._answer(portal, value[0], value[1], body)
                     case "failed":
                         self.busy = False
-                        raise msgspec.convert(value, Raised).error()
+                        raise msgspec.convert(value, RemoteError).to_exception()
                     case _:
                         self.busy = False
                         return msgspec.Raw(body)
         finally:
-            await desk.close()
+            await portal.close()
 
     async def _begin(self, start: bytes) -> None:
         if not self._served:
@@ -219,17 +220,17 @@ class Child:
 
     async def _hello(self) -> None:
         try:
-            async with asyncio.timeout(START):
+            async with asyncio.timeout(START_SECONDS):
                 await self._send(frame({"hello": {"path": sys.path}}))
                 await self._receive()
         except TimeoutError:
-            raise _died("was not ready in time") from None
+            raise _died(f"was not ready within {START_SECONDS:g} s") from None
 
-    async def _answer(self, desk: Desk, operation: str, argument: Any, body: bytes) -> None:
+    async def _answer(self, portal: Portal, operation: str, argument: Any, body: bytes) -> None:
         try:
-            value, data = await desk.answer(operation, argument, body)
-        except Exception as error:  # noqa: BLE001 - it is raised where the code called
-            await self._send(frame({"raise": Raised.of(error)}))
+            value, data = await portal.answer(operation, argument, body)
+        except Exception as error:  # noqa: BLE001 - raised in the child, where the code called
+            await self._send(frame({"raise": RemoteError.from_exception(error)}))
         else:
             await self._send(frame({"answer": value}, data))
 
@@ -250,26 +251,26 @@ class Child:
         return next(iter(header.items())), data
 
     async def _death(self) -> TaskError:
-        """How the child ended, which closed the pipe."""
+        """How the child ended, after it closed the pipe."""
         try:
-            async with asyncio.timeout(GRACE):
+            async with asyncio.timeout(KILL_SECONDS):
                 code = await self._process.wait()
         except TimeoutError:
             return _died("closed its pipe")
         if code == -signal.SIGKILL:
-            return _died("was killed (SIGKILL), perhaps for lack of memory")
+            return _died("was killed by SIGKILL, perhaps because memory ran out")
         if code < 0:
             with suppress(ValueError):
-                return _died(f"was ended by {signal.Signals(-code).name}")
-        return _died(f"ended itself with exit status {code}")
+                return _died(f"was killed by {signal.Signals(-code).name}")
+        return _died(f"exited with status {code}")
 
     async def end(self) -> None:
-        """End the process: its code gets a CancelledError, after GRACE it is killed."""
+        """End the process: its code gets a CancelledError, and is killed KILL_SECONDS later."""
         if self._process.returncode is None:
             with suppress(ConnectionError, RuntimeError):
                 self._in.write(frame({"cancel": None}))
             try:
-                async with asyncio.timeout(GRACE):
+                async with asyncio.timeout(KILL_SECONDS):
                     await self._drained()
             except TimeoutError:
                 self.kill()
@@ -277,25 +278,16 @@ class Child:
         self._in.close()
 
     def kill(self) -> None:
-        """End the process at once."""
+        """Kill the process."""
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 self._process.kill()
 
     async def _drained(self) -> None:
-        # A child that is writing cannot end before somebody reads.
+        # A child that writes to a full pipe cannot end until it is read.
         while await self._out.read(1 << 16):
             pass
         await self._process.wait()
-
-
-async def _report(job: Job, kind: Literal["progress", "output", "log"], body: bytes) -> None:
-    if kind == "output":
-        await job.sink.output(body)
-    elif kind == "progress":
-        await job.sink.progress(body)
-    else:
-        job.sink.log(body)
 
 
 def _died(how: str) -> TaskError:

@@ -6,13 +6,13 @@ Report = Literal["progress", "output", "log"]
 
 
 class Channel(Protocol):
-    """From plain code to the event loop that serves its job. Once the job is over, all raise CancelledError."""
+    """From `def` code to the event loop that serves its job. Once the job is over, both calls raise CancelledError."""
 
     def send(self, report: Report, body: bytes) -> None:
-        """Hand one report over; waits while many are under way."""
+        """Send one report; waits while many are under way."""
 
     def call(self, operation: str, argument: Any, body: bytes = b"") -> tuple[Any, bytes]:
-        """Have `tandem_worker.executors.portal.Desk.answer` do something on the loop and wait for it. Raises what it raises."""
+        """The answer of `tandem_worker.executors.portal.Portal` to this operation. Raises what it raises."""
 
     def is_over(self) -> bool:
         """Whether the attempt has ended: by cancellation, timeout, a lost lease or shutdown."""

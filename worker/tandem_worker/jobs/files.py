@@ -1,7 +1,8 @@
-"""Files as a task sees them: references, reading what was uploaded or produced, writing what this job produces."""
+"""Files as a task sees them: references, uploads and other jobs' files to read, its own files to write."""
 
 import mimetypes
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -10,18 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tandem_shared.errors import NotFound, TooLarge
 from tandem_shared.files.names import OCTET_STREAM, job_path, name_problem
-from tandem_shared.files.store import FileStore, WriteResult
+from tandem_shared.files.store import FileStore
 from tandem_shared.files.uploads import find_upload
 from tandem_shared.jobs.record import Record
 from tandem_shared.jobs.view import JobFile
 from tandem_worker.errors import Permanent
 
-READ_LIMIT = 64 << 20  # bytes that `read` gives at once unless told otherwise
-MAX_FILES = 10_000  # of one job: their names stand in its record
+MAX_READ_BYTES = 64 << 20  # of one `read`, by default
+MAX_FILES = 10_000  # of one job: its record lists them
 
 
 class FileRef(BaseModel):
-    """A file reference. On input only `file` counts, so one job's result can be the next's `source` as it stands."""
+    """A file reference. On input only `file` counts, so one job's result can be another's `source`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -39,11 +40,11 @@ Reference = FileRef | Mapping[str, Any]
 
 
 class JobFiles:
-    """One attempt's way to the file store: it reads what its tenant may read and writes in a place of its own.
+    """One attempt's access to the file store: reads what its tenant may read, and writes its own files.
 
-    `find` looks another job of the same tenant up, for references of the form `<job id>/<name>`.
-    Errors are the kind that no further attempt helps: `file_not_found`, `invalid_file_name`,
-    `too_large`; a store that does not answer raises shared.errors.Unavailable.
+    `find` looks up another job of the same tenant, for references of the form `<job id>/<name>`.
+    Raises Permanent `file_not_found`, `invalid_file_name` and `too_large`, and Unavailable when the
+    store does not answer.
     """
 
     def __init__(
@@ -51,61 +52,47 @@ class JobFiles:
         store: FileStore,
         job: str,
         stamp: int,
-        *,
-        tenant: str = "default",
-        find: Callable[[str], Awaitable[Record | None]] | None = None,
+        tenant: str,
+        find: Callable[[str], Awaitable[Record | None]],
     ) -> None:
-        self._store = store
-        self._job = job
+        self._store, self._job, self._tenant, self._find = store, job, tenant, find
         self._stamp = stamp  # of the claim, µs
-        self._tenant = tenant
-        self._find = find
         self._names: set[str] = set()
-        self._folders: set[str] = set()  # every part of a name before a slash of it
-        self._last: tuple[str, tuple[str, FileRef]] | None = (
-            None  # where the file is that `range` read last
-        )
-        self._views: dict[str, JobFile] = {}
+        self._folders: set[str] = set()  # what comes before each `/` of a name
+        self._last: tuple[str, tuple[str, FileRef]] | None = None  # that `range` read
+        self._written: dict[str, JobFile] = {}
 
     @property
-    def written(self) -> list[dict[str, Any]]:
-        """`{name, size, sha256, content_type, url}` of each file written, as the record's `files` publishes them."""
-        return [msgspec.structs.asdict(view) for view in self._views.values()]
+    def written(self) -> list[JobFile]:
+        """The files written so far, as the record's `files` publishes them."""
+        return list(self._written.values())
 
     async def stat(self, reference: Reference) -> FileRef:
-        """The reference with all that is known of the file."""
-        return (await self._place(reference))[1]
+        """The reference with everything known about the file."""
+        return (await self._locate(reference))[1]
 
-    async def read(self, reference: Reference, limit: int = READ_LIMIT) -> bytes:
-        """The whole file, at most `limit` bytes: `too_large` above, and then `open` is for it."""
-        path, found = await self._place(reference)
-        try:
+    async def read(self, reference: Reference, limit: int = MAX_READ_BYTES) -> bytes:
+        """The whole file. Raises Permanent `too_large` above `limit` bytes; use `open` for those."""
+        path, found = await self._locate(reference)
+        with _permanent(found.file):
             return await self._store.load(path, limit)
-        except TooLarge as error:
-            raise Permanent("too_large", f"{error}: {found.file}") from None
-        except NotFound:
-            raise _missing(found.file) from None
 
     async def open(self, reference: Reference, start: int = 0) -> AsyncIterator[bytes]:
-        """The file's bytes from `start` on, in pieces of about 1 MiB: `async for piece in job.files.open(…)`."""
-        path, found = await self._place(reference)
-        try:
+        """The file from `start` on, in pieces of about 1 MiB: `async for piece in job.files.open(…)`."""
+        path, found = await self._locate(reference)
+        with _permanent(found.file):
             async for piece in self._store.read(path, start, found.size):
                 yield piece
-        except NotFound:
-            raise _missing(found.file) from None
 
     async def range(self, reference: Reference, start: int, end: int) -> bytes:
-        """The file's bytes from `start` up to `end` (exclusive), which may be beyond its last."""
+        """The file's bytes from `start` to `end` (exclusive), which may be beyond its last one."""
         ref = reference if isinstance(reference, FileRef) else FileRef.model_validate(reference)
         if self._last is None or self._last[0] != ref.file:
-            self._last = ref.file, await self._place(ref)
+            self._last = ref.file, await self._locate(ref)
         path, found = self._last[1]
         stop = end if found.size is None else min(end, found.size)
-        try:
+        with _permanent(found.file):
             return b"".join([piece async for piece in self._store.read(path, start, stop)])
-        except NotFound:
-            raise _missing(found.file) from None
 
     async def write(
         self,
@@ -115,83 +102,68 @@ class JobFiles:
         *,
         limit: int | None = None,
     ) -> FileRef:
-        """Store a file that this job produces; it is published when the job succeeds. `name` may have `/` in it.
+        """Store a file of this job, which is published when the job succeeds. `name` may contain `/`.
 
-        A second write of a name replaces the first. Without a `content_type` the name's extension
-        tells it. More than `limit` bytes are `too_large`.
+        A second write of a name replaces the first. The default `content_type` is guessed from the
+        name. Raises Permanent `too_large` above `limit` bytes.
         """
         if not isinstance(data, bytes | bytearray | memoryview | AsyncIterable):
             raise TypeError(
-                f"a file is made of bytes or of an async iterable of bytes, not of {type(data).__name__}"
+                f"a file is written from bytes or an async iterable of bytes, not {type(data).__name__}"
             )
         self._claim(name)
         if isinstance(data, bytearray | memoryview):
             data = bytes(data)
         content_type = content_type or mimetypes.guess_type(name)[0] or OCTET_STREAM
+        path = job_path(self._job, self._stamp, name)
         try:
-            stored: WriteResult = await self._store.write(
-                job_path(self._job, self._stamp, name),
-                data,
-                limit=limit,
-                name=name,
-                content_type=content_type,
+            stored = await self._store.write(
+                path, data, limit=limit, name=name, content_type=content_type
             )
         except TooLarge as error:
             raise Permanent("too_large", f"{error}: {name}") from None
-        view = JobFile(
+        written = self._written[name] = JobFile(
             name=name,
             size=stored.size,
             sha256=stored.sha256,
             content_type=content_type,
             url=f"/v1/jobs/{self._job}/files/{quote(name)}",
         )
-        self._views[name] = view
-        return _reference(self._job, view)
+        return _reference(self._job, written)
 
     def _claim(self, name: str) -> None:
-        reason, parents = name_problem(name), set[str]()
-        if reason is None:
-            # Local stores have directories: no name can be both a file and a part of another name.
-            parents = {name[:end] for end, letter in enumerate(name) if letter == "/"}
-            clash = name in self._folders or not parents.isdisjoint(self._names)
-            reason = (
-                "is a part of another file's name, or has another file's as a part"
-                if clash
-                else None
-            )
-        if reason is not None:
-            raise Permanent("invalid_file_name", f"the file name {name[:100]!r} {reason}")
+        problem = name_problem(name)
+        # Local stores have directories: a name cannot be both a file and a directory.
+        folders = {name[:end] for end, letter in enumerate(name) if letter == "/"}
+        if problem is None and (name in self._folders or not folders.isdisjoint(self._names)):
+            problem = "is a file and a directory at once; another file of this job has such a name"
+        if problem is not None:
+            raise Permanent("invalid_file_name", f"the file name {name[:100]!r} {problem}")
         if name not in self._names and len(self._names) >= MAX_FILES:
-            raise Permanent("too_large", f"a job produces at most {MAX_FILES} files")
+            raise Permanent("too_large", f"a job can write at most {MAX_FILES} files")
         self._names.add(name)
-        self._folders |= parents
+        self._folders |= folders
 
-    async def _place(self, reference: Reference) -> tuple[str, FileRef]:
-        """Path in the store, and the full reference."""
+    async def _locate(self, reference: Reference) -> tuple[str, FileRef]:
+        """The path in the store, and the full reference."""
         ref = reference if isinstance(reference, FileRef) else FileRef.model_validate(reference)
         job, slash, name = ref.file.partition("/")
         if not slash:
-            return await self._upload(ref.file)
-        if job == self._job and name in self._views:
-            return job_path(job, self._stamp, name), _reference(job, self._views[name])
-        # What is no id of ours is not asked for: it would become part of a key.
-        record = (
-            await self._find(job)
-            if self._find is not None and job.isalnum() and job.isascii()
-            else None
-        )
-        if record is None or not record.files or not record.attempts:
-            raise _missing(ref.file)
-        view = next((one for one in record.produced_files() if one.name == name), None)
-        if view is None:
-            raise _missing(ref.file)
-        return job_path(record.id, record.attempts[-1].began, name), _reference(record.id, view)
+            return await self._locate_upload(ref.file)
+        if job == self._job and name in self._written:
+            return job_path(job, self._stamp, name), _reference(job, self._written[name])
+        # Only something like an id may become part of a Redis key.
+        record = await self._find(job) if job.isalnum() and job.isascii() else None
+        if record is not None and record.attempts:
+            for file in record.produced_files():
+                if file.name == name:
+                    path = job_path(record.id, record.attempts[-1].began, name)
+                    return path, _reference(record.id, file)
+        raise _missing(ref.file)
 
-    async def _upload(self, id: str) -> tuple[str, FileRef]:
-        try:
+    async def _locate_upload(self, id: str) -> tuple[str, FileRef]:
+        with _permanent(id):
             upload = await find_upload(self._store, id, tenant=self._tenant)
-        except NotFound:
-            raise _missing(id) from None
         return upload.path, FileRef(
             file=upload.id,
             name=upload.name,
@@ -202,16 +174,20 @@ class JobFiles:
         )
 
 
-def _reference(job: str, view: JobFile) -> FileRef:
-    return FileRef(
-        file=f"{job}/{view.name}",
-        name=view.name,
-        size=view.size,
-        sha256=view.sha256,
-        content_type=view.content_type,
-        url=view.url,
-    )
+def _reference(job: str, file: JobFile) -> FileRef:
+    return FileRef(file=f"{job}/{file.name}", **msgspec.structs.asdict(file))
+
+
+@contextmanager
+def _permanent(file: str) -> Iterator[None]:
+    """Turn the errors of reading a file into errors that are not retried."""
+    try:
+        yield
+    except TooLarge as error:
+        raise Permanent("too_large", f"{error}: {file}") from None
+    except NotFound:
+        raise _missing(file) from None
 
 
 def _missing(file: str) -> Permanent:
-    return Permanent("file_not_found", f"there is no file {file[:200]!r}, or it has expired")
+    return Permanent("file_not_found", f"file {file[:200]!r} does not exist, or has expired")

@@ -1,4 +1,4 @@
-"""`job.lock("name")`: one job at a time, among all jobs of a tenant, on whatever worker they run."""
+"""`job.lock("name")`: held by one job at a time, among all jobs of a tenant on all workers."""
 
 import asyncio
 from types import TracebackType
@@ -7,40 +7,38 @@ from typing import Protocol, Self
 from tandem_shared.times import Duration, parse_duration
 from tandem_worker.errors import TaskError
 
-LONGEST_NAME = 200  # characters
+MAX_NAME_CHARS = 200
 
 
-class Keeper(Protocol):
-    """Who keeps the locks. The worker's own is worker/tandem_worker/runtime/attempt_store.py, the tests' one is `LocalLocks`."""
+class LockStore(Protocol):
+    """Keeps locks: `runtime.attempt_store.AttemptStore` on a worker, `LocalLocks` in tests."""
 
-    async def take(self, name: str, wait: float | None) -> tuple[int, int]:
+    async def acquire(self, name: str, wait: float | None) -> tuple[int, int]:
         """(number of the acquisition, fence), within `wait` seconds. Raises TaskError `lock_timeout`."""
 
-    async def free(self, number: int) -> bool:
-        """False: it was lost before."""
+    async def release(self, number: int) -> bool:
+        """False: the lock was lost before."""
 
 
 class Lock:
-    """A lock of the job, held within `async with`; made anew for each.
+    """A lock of the job, held within `async with`; each `with` needs a new one.
 
-    `fence` is a number that is larger than that of every earlier holder: a store that refuses
-    smaller ones than it has seen is safe from a holder that lost its lock and does not know.
+    `fence` is larger than that of every earlier holder. A resource that rejects a fence smaller
+    than the largest it has seen is safe from a holder that lost its lock without noticing.
     """
 
-    __slots__ = ("_keeper", "_number", "_wait", "fence", "name")
+    __slots__ = ("_number", "_store", "_wait", "fence", "name")
 
-    def __init__(self, keeper: Keeper, name: str, wait: Duration | None) -> None:
-        self.name, self._wait = check(name, wait)
+    def __init__(self, store: LockStore, name: str, wait: Duration | None) -> None:
+        self.name, self._wait = checked(name, wait)
         self.fence = 0  # until it is held
-        self._keeper = keeper
+        self._store = store
         self._number: int | None = None
 
     async def __aenter__(self) -> Self:
         if self.fence:
-            raise RuntimeError(
-                f"the lock {self.name!r} was entered before: call job.lock for each `with`"
-            )
-        self._number, self.fence = await self._keeper.take(self.name, self._wait)
+            raise used_before(self.name)
+        self._number, self.fence = await self._store.acquire(self.name, self._wait)
         return self
 
     async def __aexit__(
@@ -49,40 +47,36 @@ class Lock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.free(told=error is None)
+        await self.release(check=error is None)
 
-    async def free(self, *, told: bool) -> None:
-        """Frees it. Raises TaskError `lock_lost` if it was lost before, and somebody wants to be `told`."""
+    async def release(self, *, check: bool) -> None:
+        """Free the lock. With `check`, raises TaskError `lock_lost` if it was lost before."""
         number, self._number = self._number, None
-        if number is not None and not await self._keeper.free(number) and told:
-            raise lost(self.name)
+        if number is not None and not await self._store.release(number) and check:
+            message = f"the lock {self.name!r} was lost before its `with` block ended"
+            raise TaskError("lock_lost", message, retryable=True)
 
 
-def check(name: str, wait: Duration | None) -> tuple[str, float | None]:
-    """The name and the seconds to wait. Raises TypeError, ValueError."""
+def checked(name: str, wait: Duration | None) -> tuple[str, float | None]:
+    """The name, and the seconds to wait. Raises TypeError, ValueError."""
     if not isinstance(name, str):
-        raise TypeError(f"a lock is named by a string, {name!r} is none")
-    if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise TypeError(f"the name of a lock is a string, not {name!r}")
+    if not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable():
         raise ValueError(
-            f"a lock's name has 1 to {LONGEST_NAME} printable characters, {name[:50]!r} has not"
+            f"{name[:50]!r} cannot name a lock; use 1 to {MAX_NAME_CHARS} printable characters"
         )
     return name, None if wait is None else parse_duration(wait)
 
 
-def timed_out(name: str, wait: float | None) -> TaskError:
-    """The lock was not free in time: a later attempt may be luckier."""
-    return TaskError(
-        "lock_timeout", f"the lock {name!r} was not free within {wait or 0:g} s", retryable=True
-    )
+def used_before(name: str) -> RuntimeError:
+    """A second `with` on the same lock."""
+    return RuntimeError(f"the lock {name!r} was used before; call job.lock for each `with`")
 
 
-def lost(name: str) -> TaskError:
-    """Somebody else may have held the lock while the code went on."""
-    return TaskError(
-        "lock_lost",
-        f"the lock {name!r} was lost before the code under it had ended",
-        retryable=True,
-    )
+def lock_timeout(name: str, wait: float | None) -> TaskError:
+    """The lock was not free in time; a later attempt may get it."""
+    message = f"the lock {name!r} was not free within {wait or 0:g} s"
+    return TaskError("lock_timeout", message, retryable=True)
 
 
 class LocalLocks:
@@ -93,17 +87,17 @@ class LocalLocks:
         self._held: dict[int, asyncio.Lock] = {}
         self._fence = 0
 
-    async def take(self, name: str, wait: float | None) -> tuple[int, int]:
+    async def acquire(self, name: str, wait: float | None) -> tuple[int, int]:
         lock = self._locks.setdefault(name, asyncio.Lock())
         try:
             async with asyncio.timeout(wait):
                 await lock.acquire()
         except TimeoutError:
-            raise timed_out(name, wait) from None
+            raise lock_timeout(name, wait) from None
         self._fence += 1
         self._held[self._fence] = lock
         return self._fence, self._fence
 
-    async def free(self, number: int) -> bool:
+    async def release(self, number: int) -> bool:
         self._held.pop(number).release()
         return True

@@ -1,7 +1,7 @@
-"""`job.step("name", fn, …)`: what is done once a job, however many attempts it takes.
+"""`job.step("name", fn, …)`: run once per job, however many attempts it takes.
 
-The result is kept as JSON, and given as what that JSON says, the first time and every later one:
-decoded to the type that `fn` says it returns, where pydantic can, else to plain values.
+The result is stored as JSON and always returned as read back from that JSON, the first time too: in
+the type that `fn` is annotated to return, where pydantic knows it, else as plain values.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
@@ -18,58 +18,56 @@ from tandem_shared.queue.steps import MAX_JOB_STEP_BYTES, MAX_JOB_STEPS, MAX_STE
 from tandem_worker.annotations import UNKNOWN, resolve
 from tandem_worker.encoding import encode
 from tandem_worker.errors import Permanent
+from tandem_worker.jobs.channel import Channel
 
-if TYPE_CHECKING:
-    from tandem_worker.jobs.channel import Channel
+InThread = Callable[
+    [Callable[[], Any]], Awaitable[Any]
+]  # calls a function that would block the loop
 
-InThread = Callable[[Callable[[], Any]], Awaitable[Any]]  # calls what would block the loop
-
-LONGEST_NAME = 200  # characters
+MAX_NAME_CHARS = 200
 
 
-class Store(Protocol):
-    """Who keeps results, as JSON. The worker's own is fenced.py, the tests' one is `LocalSteps`."""
+class StepStore(Protocol):
+    """Keeps results as JSON: `runtime.attempt_store.AttemptStore` on a worker, `LocalSteps` in tests."""
 
     async def load(self) -> dict[str, bytes]:
-        """All that earlier attempts have kept."""
+        """All results of earlier attempts."""
 
     async def keep(self, name: str, body: bytes) -> bytes:
-        """Keeps a result; returns what is kept now, which is an earlier one if there was one."""
+        """Store a result, unless there is one already; return the one that is stored now."""
 
 
-class Steps:
-    """The steps of one attempt; loaded when the first is taken."""
+class JobSteps:
+    """The steps of one attempt; earlier results are loaded with the first step."""
 
-    __slots__ = ("_known", "_loading", "_store", "_taken")
+    __slots__ = ("_loading", "_results", "_store", "_taken")
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: StepStore) -> None:
         self._store = store
-        self._known: dict[str, bytes] | None = (
-            None  # kept by earlier attempts, and not asked for yet
-        )
+        self._results: dict[str, bytes] | None = None  # of earlier attempts, not yet returned
         self._taken: set[str] = set()
         self._loading = asyncio.Lock()
 
     async def take(self, name: str) -> bytes | None:
-        """What is kept under the name. None: do it, and then `keep` or `drop` it.
+        """The stored result of a step. None: run the step, then call `keep` or `drop`.
 
-        Raises Permanent `step_repeated` for a name that this attempt has taken before.
+        Raises Permanent `step_repeated` for a name that this attempt has already taken.
         """
         if name in self._taken:
-            message = f"this attempt has had a step {name!r} before: each needs a name of its own, also in a loop"
+            message = f"this attempt already had a step {name!r}; each needs a different name, also in a loop"
             raise Permanent("step_repeated", message)
         self._taken.add(name)
         try:
             async with self._loading:
-                if self._known is None:
-                    self._known = await self._store.load()
+                if self._results is None:
+                    self._results = await self._store.load()
         except BaseException:
             self._taken.discard(name)
             raise
-        return self._known.pop(name, None)
+        return self._results.pop(name, None)
 
     async def keep(self, name: str, body: bytes) -> bytes:
-        """Keeps the result of a step that was taken; returns what is kept, see `Store.keep`."""
+        """Store the result of a step that was taken, see `StepStore.keep`."""
         return await self._store.keep(name, body)
 
     def drop(self, name: str) -> None:
@@ -77,17 +75,18 @@ class Steps:
         self._taken.discard(name)
 
 
-class Result:
-    """How the results of one step's function are written and read."""
+class StepResult:
+    """Writes and reads the results of one step's function."""
 
     __slots__ = ("_adapter", "_name")
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         if not isinstance(name, str):
-            raise TypeError(f"a step is named by a string, {name!r} is none")
-        if not 0 < len(name) <= LONGEST_NAME:
+            raise TypeError(f"the name of a step is a string, not {name!r}")
+        if not 0 < len(name) <= MAX_NAME_CHARS:
             raise ValueError(
-                f"a step's name has 1 to {LONGEST_NAME} characters, {name[:50]!r} has {len(name)}"
+                f"{name[:50]!r} cannot name a step; use 1 to {MAX_NAME_CHARS} characters,"
+                f" not {len(name)}"
             )
         if inspect.iscoroutine(function):
             function.close()
@@ -96,38 +95,37 @@ class Result:
                 f"job.step({name!r}, …) takes a function and its arguments, not what it returned"
             )
         self._name = name
-        self._adapter = _returned(function)
+        self._adapter = _return_adapter(function)
 
     def write(self, value: Any) -> tuple[bytes, Any]:
-        """The JSON, and what it says. Raises TypeError for what is no JSON, Permanent `too_large`."""
+        """The JSON, and the value read back. Raises TypeError if it is not JSON, Permanent `too_large`."""
         try:
             body = encode(value, self._adapter)
         except TypeError as error:
-            raise TypeError(f"the result of the step {self._name!r} is no JSON: {error}") from None
+            raise TypeError(f"the result of the step {self._name!r} is not JSON: {error}") from None
         if len(body) > MAX_STEP_BYTES:
-            message = f"the result of the step {self._name!r} has {len(body)} bytes, the limit is {MAX_STEP_BYTES}"
+            message = f"the result of the step {self._name!r} has {len(body)} bytes; the limit is {MAX_STEP_BYTES}"
             raise Permanent("too_large", message)
         return body, self.read(body)
 
     def read(self, body: bytes) -> Any:
-        """What the JSON says. Raises TypeError if it is not what the function says it returns."""
+        """The value of the JSON. Raises TypeError if it does not fit the function's return type."""
         if self._adapter is None:
             return msgspec.json.decode(body)
         try:
             return self._adapter.validate_json(body)
         except ValidationError as error:
-            reason = error.errors(include_url=False, include_context=False, include_input=False)[0][
-                "msg"
-            ]
+            reason = error.errors(include_url=False, include_context=False, include_input=False)
             raise TypeError(
-                f"the result of the step {self._name!r} is not of its declared type: {reason}"
+                f"the result of the step {self._name!r} does not fit the return type that its"
+                f" function declares: {reason[0]['msg']}"
             ) from None
 
 
-async def run(
-    steps: Steps, name: str, result: Result, call: Callable[[], Any], in_thread: InThread
+async def run_step(
+    steps: JobSteps, name: str, result: StepResult, call: Callable[[], Any], in_thread: InThread
 ) -> Any:
-    """One step of code on the loop, see `Job.step`."""
+    """Run one step of code on the loop, see `Job.step`."""
     kept = await steps.take(name)
     if kept is not None:
         return result.read(kept)
@@ -143,8 +141,8 @@ async def run(
     return value if kept == body else result.read(kept)
 
 
-def run_here(channel: "Channel", name: str, result: Result, call: Callable[[], Any]) -> Any:
-    """One step of plain code, called where that runs; see `SyncJob.step`."""
+def run_sync_step(channel: Channel, name: str, result: StepResult, call: Callable[[], Any]) -> Any:
+    """Run one step of `def` code where that code runs, see `SyncJob.step`."""
     (taken,), kept = channel.call("step", name)
     if not taken:
         return result.read(kept)
@@ -158,23 +156,23 @@ def run_here(channel: "Channel", name: str, result: Result, call: Callable[[], A
     return value if kept == body else result.read(kept)
 
 
-def too_many() -> Permanent:
-    """A job keeps no more than this."""
+def too_many_steps() -> Permanent:
+    """The job's steps exceed what Redis keeps of them."""
     return Permanent(
         "too_large",
-        f"the steps of a job are at most {MAX_JOB_STEPS}, of {MAX_JOB_STEP_BYTES >> 20} MiB together",
+        f"the job has more than {MAX_JOB_STEPS} steps, or more than {MAX_JOB_STEP_BYTES >> 20} MiB of results",
     )
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Whether a call of it gives something to await."""
+    """Whether calling the function returns an awaitable."""
     function = function.func if isinstance(function, partial) else function
-    # What its class defines decides, not whether the object is callable.
+    # The class's own __call__, if there is one: whether the object is callable is not the question.
     method = getattr(type(function), "__call__", None)  # noqa: B004 - see above
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(method)
 
 
-def _returned(function: Any) -> TypeAdapter[Any] | None:
+def _return_adapter(function: Any) -> TypeAdapter[Any] | None:
     while isinstance(function, partial):
         function = function.func
     if isinstance(function, type):
@@ -185,7 +183,7 @@ def _returned(function: Any) -> TypeAdapter[Any] | None:
     hint = None if note is None else resolve(function, "return", note, {})
     try:
         return _adapter(hint)
-    except TypeError:  # an annotation may hold what no cache can take
+    except TypeError:  # an annotation may contain unhashable values, which no cache takes
         return _adapter.__wrapped__(hint)
 
 

@@ -1,10 +1,9 @@
-"""What an attempt keeps in Redis under its token: results of its steps, and its locks."""
+"""What an attempt keeps in Redis under its token: the results of its steps, and its locks."""
 
 import asyncio
 import contextlib
 from collections.abc import Callable
-from functools import cached_property
-from typing import NoReturn, Protocol, TypeVar
+from typing import NoReturn, Protocol
 
 from tandem_shared.backoff import until_available
 from tandem_shared.errors import Unavailable
@@ -12,124 +11,109 @@ from tandem_shared.queue.locks import Acquisition, LockReply
 from tandem_shared.queue.queue import Queue
 from tandem_shared.queue.steps import Step
 from tandem_worker.errors import Permanent
-from tandem_worker.jobs.locks import timed_out
-from tandem_worker.jobs.steps import too_many
+from tandem_worker.jobs.locks import lock_timeout
+from tandem_worker.jobs.steps import too_many_steps
 
-MOST_LOCKS = 100  # that an attempt holds or waits for
-PATIENCE = 2.0  # seconds to wait for what goes on without being waited for
-LEAST = 0.2  # seconds between two questions for a lock, unless news come
-
-T = TypeVar("T")
+MAX_LOCKS = 100  # that an attempt holds or waits for
+STOP_SECONDS = 2.0  # for a lost attempt to be cancelled, or for a lock to be freed
+POLL_SECONDS = 0.2  # between two tries for a lock, unless a message comes first
 
 
-class Tenure(Protocol):
-    """The attempt: `lost` stops it, and is None once it is over. The worker's own is `output.JobOutput`."""
+class Attempt(Protocol):
+    """The attempt: `on_lost` stops it, and is None once it is over. See `output.JobOutput`."""
 
     id: str
     token: str
-    lost: Callable[[], None] | None
+    on_lost: Callable[[], None] | None
 
 
-class Fenced:
-    """The `Store` of the job's steps and the `Keeper` of its locks. Redis being away is waited for."""
+class AttemptStore:
+    """The `StepStore` and the `LockStore` of a job. Waits while Redis is unavailable."""
 
-    _number = 0  # of the last acquisition
-
-    def __init__(self, queue: Queue, tenure: Tenure) -> None:
-        self._queue, self._tenure = queue, tenure
-
-    @cached_property
-    def _held(self) -> dict[int, Acquisition]:
-        # And those that wait. Most jobs take no lock, so it is made for the first one; so is the
-        # next.
-        return {}
-
-    @cached_property
-    def _freeing(self) -> set[asyncio.Task[bool]]:
-        return set()
-
-    # ---------------------------------------------------------------------------------------- steps
+    def __init__(self, queue: Queue, attempt: Attempt) -> None:
+        self._queue, self._attempt = queue, attempt
+        self._number = 0  # of the last acquisition
+        self._acquisitions: dict[int, Acquisition] = {}  # held, or waiting for their turn
+        self._freeing: set[asyncio.Task[bool]] = set()
 
     async def load(self) -> dict[str, bytes]:
-        kept = await until_available(
-            lambda: self._queue.steps.load(self._tenure.id, self._tenure.token)
-        )
-        return await self._gone() if kept is None else kept
+        attempt = self._attempt
+        kept = await until_available(lambda: self._queue.steps.load(attempt.id, attempt.token))
+        return await self._lost() if kept is None else kept
 
     async def keep(self, name: str, body: bytes) -> bytes:
-        step = Step(self._tenure.id, self._tenure.token, name, body)
+        step = Step(self._attempt.id, self._attempt.token, name, body)
         kept = await until_available(lambda: self._queue.steps.keep(step))
         if kept.word == "lost":
-            await self._gone()
+            await self._lost()
         elif kept.word == "full":
-            raise too_many()
+            raise too_many_steps()
         return kept.body
 
-    async def _gone(self) -> NoReturn:
-        """The attempt is no longer this worker's: it is told, and its cancellation awaited here."""
-        if self._tenure.lost is not None:
-            self._tenure.lost()
-        await asyncio.sleep(PATIENCE)
-        raise asyncio.CancelledError("the attempt is lost")
+    async def _lost(self) -> NoReturn:
+        """Stop the attempt, and wait here for its cancellation."""
+        self._stop()
+        await asyncio.sleep(STOP_SECONDS)
+        raise asyncio.CancelledError("the attempt has lost its lease")
 
-    # ---------------------------------------------------------------------------------------- locks
+    def _stop(self) -> None:
+        if self._attempt.on_lost is not None:
+            self._attempt.on_lost()
 
-    async def take(self, name: str, wait: float | None) -> tuple[int, int]:
-        if len(self._held) >= MOST_LOCKS:
-            raise Permanent("too_large", f"a job may hold or wait for {MOST_LOCKS} locks at a time")
+    async def acquire(self, name: str, wait: float | None) -> tuple[int, int]:
+        if len(self._acquisitions) >= MAX_LOCKS:
+            raise Permanent("too_large", f"a job may hold or wait for {MAX_LOCKS} locks at a time")
         self._number += 1
-        one = self._held[self._number] = Acquisition(
-            self._tenure.id, self._tenure.token, self._number, name
-        )
+        lock = Acquisition(self._attempt.id, self._attempt.token, self._number, name)
+        self._acquisitions[lock.number] = lock
         clock = asyncio.get_running_loop().time
         until = None if wait is None else clock() + wait
         try:
-            asked = await self._ask(one)
-            if asked.fence is not None:
-                return one.number, asked.fence
-            async with self._queue.locks.subscribe(one) as change:
+            reply = await self._ask(lock)
+            if reply.fence is not None:
+                return lock.number, reply.fence
+            async with self._queue.locks.subscribe(lock) as change:
                 while True:
-                    left = max(LEAST, asked.again)
+                    seconds = max(POLL_SECONDS, reply.again)
                     if until is not None:
-                        left = min(left, until - clock())
-                        if left <= 0:
-                            raise timed_out(name, wait)
-                    # First for the subscription, from which on no news are missed.
-                    await change.wait(left)
-                    asked = await self._ask(one)
-                    if asked.fence is not None:
-                        return one.number, asked.fence
+                        seconds = min(seconds, until - clock())
+                        if seconds <= 0:
+                            raise lock_timeout(name, wait)
+                    # The first wait ends with the subscription: no message is missed after it.
+                    await change.wait(seconds)
+                    reply = await self._ask(lock)
+                    if reply.fence is not None:
+                        return lock.number, reply.fence
         except BaseException:
-            self._free(one)
+            self._release(lock)
             raise
 
-    async def _ask(self, one: Acquisition) -> LockReply:
+    async def _ask(self, lock: Acquisition) -> LockReply:
         try:
-            asked = await self._queue.locks.acquire(one)
+            reply = await self._queue.locks.acquire(lock)
         except Unavailable:
-            return LockReply(None, LEAST)
-        return await self._gone() if asked is None else asked
+            return LockReply(None, POLL_SECONDS)
+        return await self._lost() if reply is None else reply
 
-    async def free(self, number: int) -> bool:
-        freeing = self._free(self._held[number])
-        await asyncio.wait({freeing}, timeout=PATIENCE)
+    async def release(self, number: int) -> bool:
+        freeing = self._release(self._acquisitions[number])
+        await asyncio.wait({freeing}, timeout=STOP_SECONDS)
         if not freeing.done() or freeing.result():
             return True
-        if self._tenure.lost is not None:
-            self._tenure.lost()
+        self._stop()
         return False
 
-    def _free(self, one: Acquisition) -> "asyncio.Task[bool]":
-        """Goes on after whoever waits for it, until Redis has answered or the attempt is over, which frees all."""
+    def _release(self, lock: Acquisition) -> "asyncio.Task[bool]":
+        """Free the lock in the background until Redis has answered, or the attempt's end frees all."""
 
         async def free() -> bool:
-            while self._tenure.lost is not None:
+            while self._attempt.on_lost is not None:
                 with contextlib.suppress(Unavailable):
-                    return await self._queue.locks.release(one)
-                await asyncio.sleep(LEAST)
+                    return await self._queue.locks.release(lock)
+                await asyncio.sleep(POLL_SECONDS)
             return True
 
-        self._held.pop(one.number, None)
+        self._acquisitions.pop(lock.number, None)
         freeing = asyncio.create_task(free())
         self._freeing.add(freeing)
         freeing.add_done_callback(self._freeing.discard)

@@ -1,71 +1,68 @@
-"""When runs are to end: one timer for all of a worker's, since one each costs more than a short job does."""
+"""Timeouts of all runs of a worker on one timer: a timer per run costs more than a short job does."""
 
 import math
 from collections.abc import Callable
 from typing import Protocol
 
-TICK = 0.001  # seconds that the event loop's clock and its timers are apart at most
+TIMER_ERROR_SECONDS = 0.001  # by which the loop's timers may fire early on its own clock
 
 
 class Timer(Protocol):
-    """What may be about to ring."""
+    """`asyncio.TimerHandle`."""
 
-    def cancel(self) -> None:
-        """It does not ring."""
+    def cancel(self) -> None: ...
 
 
 class Clock(Protocol):
     """The part of an event loop that keeps the time."""
 
-    def time(self) -> float:
-        """Seconds."""
+    def time(self) -> float: ...
 
-    def call_at(self, when: float, callback: Callable[[], None], /) -> Timer:
-        """Calls it then."""
+    def call_at(self, when: float, callback: Callable[[], None], /) -> Timer: ...
 
 
 class Timed(Protocol):
-    """What has a deadline; `tandem_worker.runtime.run.Run` is one."""
+    """What has a deadline, such as `tandem_worker.runtime.run.Run`."""
 
     def overdue(self) -> None:
-        """Its time has come. It may be given another deadline meanwhile."""
+        """The deadline has passed. May set another one."""
 
 
 class Deadlines:
-    """Calls `overdue` of each in its time, unless it is dropped before.
+    """Calls `overdue` of each item at its deadline, unless the item is dropped before.
 
-    Most are: so the timer is not touched when one is added or dropped, but for one that is due
-    before all others. When it rings it may find nothing due, and then looks for the next one among
-    those that are left.
+    Most are dropped, so adding and dropping leave the timer alone, except for an item that is due
+    before all others. When the timer finds nothing due, it is set to the earliest deadline left.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._due: dict[Timed, float] = {}  # on the clock
         self._timer: Timer | None = None
-        self._next = math.inf  # when it rings
+        self._next = math.inf  # when the timer fires
 
-    def add(self, one: Timed, seconds: float) -> None:
-        """Calls it in so many seconds; an earlier deadline of it is forgotten."""
-        due = self._due[one] = self._clock.time() + seconds
+    def add(self, item: Timed, seconds: float) -> None:
+        """Set the item's deadline to `seconds` from now; it replaces an earlier one."""
+        due = self._due[item] = self._clock.time() + seconds
         if due < self._next:
-            self._set(due)
+            self._set_timer(due)
 
-    def drop(self, one: Timed) -> None:
-        """Does not call it any more."""
-        self._due.pop(one, None)
+    def drop(self, item: Timed) -> None:
+        """Remove the item's deadline, if it has one."""
+        self._due.pop(item, None)
 
-    def _set(self, due: float) -> None:
+    def _set_timer(self, due: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._next = due
-        self._timer = self._clock.call_at(due, self._ring)
+        self._timer = self._clock.call_at(due, self._fire)
 
-    def _ring(self) -> None:
+    def _fire(self) -> None:
         self._timer, self._next = None, math.inf
-        now = self._clock.time() + TICK
-        for one in [one for one, due in self._due.items() if due <= now]:
-            del self._due[one]
-            one.overdue()
-        if self._due and (due := min(self._due.values())) < self._next:
-            self._set(due)
+        now = self._clock.time() + TIMER_ERROR_SECONDS
+        for item in [item for item, due in self._due.items() if due <= now]:
+            del self._due[item]
+            item.overdue()
+        due = min(self._due.values(), default=math.inf)
+        if due < self._next:
+            self._set_timer(due)

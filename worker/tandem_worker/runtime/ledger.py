@@ -1,9 +1,9 @@
-"""The projection: what happens in the queue is written to the ledger, beside the jobs and at a pace of its own.
+"""The projection: copies what happens in the queue to the ledger, beside the jobs.
 
-Workers share the work as one consumer group. Entries are taken, the records that they tell of are
-read as they now are, written in one transaction, and only then acknowledged; so whatever dies in
-between is done again, by whoever finds it. While SQL is away the entries wait in Redis, and the
-jobs go on.
+Workers share the work as one consumer group. A batch of events is taken, the records that the
+events name are read as they are now and written in one transaction, and only then are the events
+acknowledged: after a crash in between, another worker does it again. While SQL is unavailable, the
+events wait in Redis and jobs continue.
 """
 
 import asyncio
@@ -21,31 +21,30 @@ from tandem_shared.ledger.ledger import Ledger
 from tandem_shared.ledger.rows import JobRow, row_from_values
 from tandem_shared.queue.events import READ_ENTRIES, EventBatch, JobEvents, LedgerValues
 from tandem_shared.settings import Settings
-from tandem_worker.runtime.metrics import Spent, untold
+from tandem_worker.runtime.metrics import ObserveBatch
 
-PACE = 0.2  # seconds between two batches
-BUSY_PACE = 1.0  # while jobs run: a short one then comes as one row and not as three
-SHARE = 9.0  # of a busy worker's time the jobs have this many times what the projection takes
-LATE, LATE_SHARE = (
-    10.0,
-    2.0,
-)  # seconds behind from which on they have less: about what keeps up with any load
-# seconds that an idle reader waits for the next entry; less than an answer of Redis may take
-BLOCK = 4.0
-MANY, ROOM = 500, 4 << 20  # jobs and bytes, about, in one transaction
-AT_ONCE = 100  # jobs of one call to Redis, which does nothing else meanwhile
-# leases after which the entries that another consumer holds are taken over; one is between two
-# looks
-IDLE = 6.0
-LONGEST = 5.0  # seconds between two tries while something is away
-SWEEP = 600.0  # seconds between two looks for rows that are old enough to go, about
-GONE = 500  # of those at once
+PAUSE_SECONDS = 0.2  # between two batches
+BUSY_PAUSE_SECONDS = 1.0  # while jobs run: a short job then arrives as one row, and not as three
+# While jobs run, sleep this many times as long as a batch took: the ledger uses at most a tenth of
+# the loop, and a third once it is LAG_SECONDS behind, which keeps up with any load.
+BUSY_SLEEP_FACTOR = 9.0
+LAG_SECONDS = 10.0
+LAG_SLEEP_FACTOR = 2.0
+BLOCK_SECONDS = 4.0  # of an idle read; shorter than the connection's timeout
+# Per transaction, about.
+MAX_ROWS = 500
+MAX_BYTES = 4 << 20
+REDIS_JOBS = 100  # per call to Redis, which does nothing else meanwhile
+TAKEOVER_LEASES = 6.0  # of inactivity, until another consumer's pending entries are taken over
+MAX_PAUSE_SECONDS = 5.0  # between two tries; also the longest batch that BUSY_SLEEP_FACTOR sees
+SWEEP_SECONDS = 600.0  # between two searches for rows to remove, about
+SWEEP_ROWS = 500  # removed at once
 
 log = structlog.get_logger("ledger")
 
 
 class Projection:
-    """One consumer. `busy` says whether jobs of this worker run, which go first; `spent` is told of each batch."""
+    """One consumer of the events. While `busy()`, it leaves most of the loop's time to the jobs."""
 
     def __init__(
         self,
@@ -55,105 +54,114 @@ class Projection:
         *,
         consumer: str,
         busy: Callable[[], bool],
-        spent: Spent = untold,
+        observe: ObserveBatch,
     ) -> None:
-        self._spent = spent
         self._events, self._ledger, self._settings = events, ledger, settings
-        self._consumer, self._busy = consumer, busy
-        self.idle, self.look = IDLE * settings.lease, settings.lease
-        self._looked = 0.0
-        self._more = (
-            False  # the last read brought so much that the next one need not wait for more to come
-        )
-        self._swept = time.monotonic() - SWEEP * random.random()  # not all workers at once
+        self._consumer, self._busy, self._observe = consumer, busy, observe
+        self.takeover_seconds = TAKEOVER_LEASES * settings.lease
+        self.check_seconds = settings.lease  # between two searches for entries to take over
+        self._checked = 0.0
+        self._more = False  # the last read was full: the next one need not wait
+        self._swept = time.monotonic() - SWEEP_SECONDS * random.random()  # workers take turns
 
     async def run(self) -> None:
-        """Until it is cancelled, whatever Redis and the database do; says once that they are away, and once when not.
+        """Project until cancelled. Logs once when Redis or SQL becomes unavailable, and once when it is back.
 
-        What is wrong with a batch must not end the worker: the jobs do not need the ledger.
+        No error ends it, since it would end the worker, and the jobs do not need the ledger.
         """
-        backoff, away, again = Backoff(max_seconds=LONGEST), False, True
+        backoff = Backoff(max_seconds=MAX_PAUSE_SECONDS)
+        failing, rejoin = False, True
         while True:
             try:
-                if again:
-                    await self._ledger.database.open()
-                    await self._events.join(self._settings.ledger_backlog)
-                    # What was ours when something failed comes first.
-                    while (
-                        held := await self._events.read_pending(self._consumer)
-                    ) is not None and held.entries:
-                        await self._project(held)
-                        again = False
-                again = not await self.step(BLOCK)
+                if rejoin:
+                    await self._join()
+                rejoin = not await self.step(BLOCK_SECONDS)
                 await self.sweep()
             except Exception as error:
-                known = isinstance(error, TandemError | RedisError)
-                if not away:
+                if not failing:
+                    known = isinstance(error, TandemError | RedisError)
                     log.warning(
-                        "the ledger is behind",
+                        "the ledger falls behind",
                         error=str(error)[:300],
                         exc_info=None if known else error,
                     )
-                again = away = True
+                failing = rejoin = True
                 await backoff.sleep()
                 continue
-            if away:
-                log.info("the ledger follows again")
+            if failing:
+                log.info("the ledger is catching up")
                 backoff.reset()
-            away = False
+            failing = False
             if not self._more:
-                await asyncio.sleep(BUSY_PACE if self._busy() else PACE)
+                await asyncio.sleep(BUSY_PAUSE_SECONDS if self._busy() else PAUSE_SECONDS)
+
+    async def _join(self) -> None:
+        await self._ledger.database.open()
+        await self._events.join(self._settings.ledger_backlog)
+        # Entries that this consumer held when something failed come first.
+        while (
+            held := await self._events.read_pending(self._consumer)
+        ) is not None and held.entries:
+            await self._project(held)
 
     async def step(self, block: float) -> bool:
-        """Projects what others left behind, and what is new; False: the stream is a new one and is to be joined."""
+        """Project what other consumers left pending, and what is new. False: the stream must be joined again."""
         now = time.monotonic()
-        if now - self._looked > self.look:
-            self._looked = now
-            while (left := await self._events.take_over(self._consumer, idle=self.idle)).entries:
+        if now - self._checked > self.check_seconds:
+            self._checked = now
+            while (
+                left := await self._events.take_over(self._consumer, idle=self.takeover_seconds)
+            ).entries:
                 await self._project(left)
-        taken = await self._events.read_new(self._consumer, block=block)
-        full = taken is not None and len(taken.entries) >= READ_ENTRIES
-        self._more = full or (taken is not None and len(taken.jobs) >= MANY and not self._busy())
-        if taken is not None and taken.entries:
-            await self._project(taken)
-        return taken is not None
+        batch = await self._events.read_new(self._consumer, block=block)
+        if batch is None:
+            self._more = False
+            return False
+        many = len(batch.jobs) >= MAX_ROWS and not self._busy()
+        self._more = many or len(batch.entries) >= READ_ENTRIES
+        if batch.entries:
+            await self._project(batch)
+        return True
 
-    async def _project(self, taken: EventBatch) -> None:
-        ids, at = taken.jobs, 0
-        while at < len(ids):
-            begun = time.monotonic()
-            facts = await self._facts(ids[at : at + MANY], taken.entries[0])
-            rows = _rows(ids[at : at + len(facts)], facts)
+    async def _project(self, batch: EventBatch) -> None:
+        ids, oldest = batch.jobs, batch.entries[0]
+        done = 0
+        while done < len(ids):
+            began = time.monotonic()
+            facts = await self._facts(ids[done : done + MAX_ROWS], oldest)
+            rows = [
+                row_from_values(id, values)
+                for id, values in zip(ids[done : done + len(facts)], facts, strict=True)
+                if values is not None
+            ]
             read = time.monotonic()
             await self._save(rows)
             saved = time.monotonic()
-            finals = [(one.id, one.stamp) for one in rows if one.final]
-            for start in range(0, len(finals), AT_ONCE):
-                await self._events.acknowledge([], finals[start : start + AT_ONCE])
-            self._spent("ledger_read", read - begun, len(rows))
-            self._spent("ledger_write", saved - read, len(rows))
-            self._spent("ledger_acknowledge", time.monotonic() - saved, len(rows))
-            at += len(facts)
+            finals = [(row.id, row.stamp) for row in rows if row.final]
+            for start in range(0, len(finals), REDIS_JOBS):
+                await self._events.acknowledge([], finals[start : start + REDIS_JOBS])
+            self._observe("ledger_read", read - began, len(rows))
+            self._observe("ledger_write", saved - read, len(rows))
+            self._observe("ledger_acknowledge", time.monotonic() - saved, len(rows))
+            done += len(facts)
             if self._busy():
-                await asyncio.sleep(
-                    _share(taken.entries[0]) * min(time.monotonic() - begun, LONGEST)
-                )
-        await self._events.acknowledge(taken.entries, [])
+                seconds = min(time.monotonic() - began, MAX_PAUSE_SECONDS)
+                await asyncio.sleep(_sleep_factor(oldest) * seconds)
+        await self._events.acknowledge(batch.entries, [])
 
-    async def _facts(self, ids: Sequence[str], entry: str) -> list[LedgerValues | None]:
-        """Those of these jobs, fewer than asked where they are large."""
+    async def _facts(self, ids: Sequence[str], oldest: str) -> list[LedgerValues | None]:
+        """The facts of the first of these jobs: of all of them, unless they are large."""
         facts: list[LedgerValues | None] = []
+        max_bytes = MAX_BYTES * REDIS_JOBS // MAX_ROWS
         while len(facts) < len(ids):
-            portion = ids[len(facts) : len(facts) + AT_ONCE]
-            facts += await self._events.ledger_values(
-                portion, max_bytes=ROOM * AT_ONCE // MANY, entry=entry
-            )
-            if len(facts) % AT_ONCE:
+            batch = ids[len(facts) : len(facts) + REDIS_JOBS]
+            facts += await self._events.ledger_values(batch, max_bytes=max_bytes, entry=oldest)
+            if len(facts) % REDIS_JOBS:
                 break
         return facts
 
     async def _save(self, rows: Sequence[JobRow]) -> None:
-        """Writes them; if the database refuses one for what it is, that one alone is left out, and said."""
+        """Write the rows. A row that the database rejects is logged and left out."""
         if not rows:
             return
         try:
@@ -162,39 +170,29 @@ class Projection:
             raise
         except Exception as error:
             if len(rows) == 1:
-                log.exception(
-                    "a job cannot be written to the ledger", job_id=rows[0].id, exc_info=error
-                )
+                log.exception("cannot write a job to the ledger", job_id=rows[0].id, exc_info=error)
                 return
-            for one in rows:
-                await self._save([one])
+            for row in rows:
+                await self._save([row])
 
     async def sweep(self) -> None:
-        """Removes a portion of the rows that have been kept long enough; the next one soon, if there is more."""
-        if time.monotonic() - self._swept < SWEEP:
+        """Remove a batch of rows whose retention is over, every SWEEP_SECONDS or until none is left."""
+        if time.monotonic() - self._swept < SWEEP_SECONDS:
             return
-        one = self._settings
+        settings = self._settings
         keep = {
-            State.SUCCEEDED: one.ledger_keep,
-            State.CANCELLED: one.ledger_keep,
-            State.FAILED: one.ledger_keep_failed,
+            State.SUCCEEDED: settings.ledger_keep,
+            State.CANCELLED: settings.ledger_keep,
+            State.FAILED: settings.ledger_keep_failed,
         }
-        removed = await self._ledger.expire(keep, limit=GONE)
+        removed = await self._ledger.expire(keep, limit=SWEEP_ROWS)
         if removed:
-            log.info("old jobs are forgotten", removed=removed)
-        if removed < GONE:
-            self._swept = time.monotonic() - SWEEP * random.uniform(0, 0.5)
+            log.info("old jobs removed from the ledger", removed=removed)
+        if removed < SWEEP_ROWS:
+            self._swept = time.monotonic() - SWEEP_SECONDS * random.uniform(0, 0.5)
 
 
-def _rows(ids: Sequence[str], facts: Sequence[LedgerValues | None]) -> list[JobRow]:
-    return [
-        row_from_values(id, values)
-        for id, values in zip(ids, facts, strict=True)
-        if values is not None
-    ]
-
-
-def _share(entry: str) -> float:
-    """How many times as long as the projection the jobs go on alone; `entry`, the oldest one, says when it was made."""
-    behind = time.time() - int(entry.partition("-")[0]) / 1000  # of two clocks: a hint
-    return SHARE if behind < LATE else LATE_SHARE
+def _sleep_factor(oldest: str) -> float:
+    """How many times as long as a batch the jobs get, by the age of the oldest entry (its id has the time)."""
+    seconds = time.time() - int(oldest.partition("-")[0]) / 1000  # two clocks: an estimate
+    return BUSY_SLEEP_FACTOR if seconds < LAG_SECONDS else LAG_SLEEP_FACTOR

@@ -1,11 +1,12 @@
-"""What a worker counts, for Prometheus: plain numbers while jobs run, made into families when somebody asks.
+"""What a worker counts for Prometheus: plain numbers while jobs run, made into metrics on a scrape.
 
-The library's own counters take a lock and some microseconds an observation; a job takes tens of
-them in all.
+The library's own counters take a lock and some microseconds per observation; a whole job takes tens
+of them.
 """
 
 import contextlib
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any, Literal, get_args
 
@@ -22,92 +23,78 @@ from prometheus_client.registry import Collector
 from tandem_shared.errors import Misconfigured
 from tandem_shared.queue.messages import Finish
 
-# What a worker does for many jobs at once: round trips to Redis, segments of output on their way to
-# the file store, and the ledger's batches: what is read from Redis, written to SQL, and then
-# acknowledged.
+# What a worker does for many jobs at once: round trips to Redis, segments of output that move to
+# the file store, and the ledger's batches (read from Redis, written to SQL, acknowledged).
 Phase = Literal[
     "claim", "finish", "report", "archive", "ledger_read", "ledger_write", "ledger_acknowledge"
 ]
-Spent = Callable[[Phase, float, int], None]  # see `Tally.spent`
+ObserveBatch = Callable[[Phase, float, int], None]  # see `WorkerMetrics.observe_batch`
 
-BOUNDS = (
-    0.001,
-    0.005,
-    0.02,
-    0.1,
-    0.5,
-    2.0,
-    10.0,
-    60.0,
-    600.0,
-)  # seconds, the upper ends of the buckets
+BUCKET_SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 600.0)  # upper bounds
 
 
-class Times:
-    """How long something took: a histogram of seconds."""
+class Durations:
+    """A histogram of seconds."""
 
     __slots__ = ("counts", "total")
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS) + 1)
+        self.counts = [0] * (len(BUCKET_SECONDS) + 1)
         self.total = 0.0
 
-    def add(self, seconds: float) -> None:
-        self.counts[bisect_left(BOUNDS, seconds)] += 1
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(BUCKET_SECONDS, seconds)] += 1
         self.total += seconds
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Upper end and how many took no longer, as Prometheus wants them."""
-        sums, sum_ = [], 0
-        for end, count in zip((*map(str, BOUNDS), "+Inf"), list(self.counts), strict=True):
+        """Upper bounds and cumulative counts, as Prometheus wants them."""
+        buckets, sum_ = [], 0
+        for bound, count in zip(
+            (*map(str, BUCKET_SECONDS), "+Inf"), list(self.counts), strict=True
+        ):
             sum_ += count
-            sums.append((end, float(sum_)))
-        return sums
+            buckets.append((bound, float(sum_)))
+        return buckets
 
 
-def untold(phase: Phase, seconds: float, items: int) -> None:
-    """For whom nobody counts."""
-
-
-class Tally(Collector):
-    """Attempts by task and outcome, where their time goes and the worker's. Counted on the loop, read in any thread."""
+class WorkerMetrics(Collector):
+    """Attempts by task and outcome, and where time goes. Counted on the loop, collected in any thread."""
 
     def __init__(self, running: Sized, capacity: int) -> None:
         self._running, self._capacity = running, capacity
-        self._outcomes: dict[tuple[str, str], int] = {}
-        self._waits: dict[str, Times] = {}
-        self._runs: dict[str, Times] = {}
-        self._writes = Times()
-        self._phases: dict[Phase, Times] = {phase: Times() for phase in get_args(Phase)}
+        self._outcomes: Counter[tuple[str, str]] = Counter()
+        self._waits: dict[str, Durations] = {}  # by task
+        self._runs: dict[str, Durations] = {}
+        self._writes = Durations()
+        self._phases: dict[Phase, Durations] = {phase: Durations() for phase in get_args(Phase)}
         self._items: dict[Phase, int] = dict.fromkeys(self._phases, 0)
 
-    def started(self, task: str, waited: float) -> None:
-        """An attempt starts, `waited` seconds after it was due."""
-        times = self._waits.get(task)
-        if times is None:
-            times = self._waits[task] = Times()
-        times.add(max(0.0, waited))
+    def attempt_started(self, task: str, waited: float) -> None:
+        """Count an attempt that started `waited` seconds after it was due."""
+        durations = self._waits.get(task)
+        if durations is None:
+            durations = self._waits[task] = Durations()
+        durations.observe(max(0.0, waited))
 
-    def ended(self, task: str, finish: Finish | None, ran: float) -> None:
-        """An attempt ended after `ran` seconds; None: its job was no longer this worker's."""
-        key = (task, "lost" if finish is None else finish.outcome)
-        self._outcomes[key] = self._outcomes.get(key, 0) + 1
-        times = self._runs.get(task)
-        if times is None:
-            times = self._runs[task] = Times()
-        times.add(ran)
+    def attempt_ended(self, task: str, finish: Finish | None, ran: float) -> None:
+        """Count an attempt that ran for `ran` seconds. None: the worker no longer held the job."""
+        self._outcomes[task, "lost" if finish is None else finish.outcome] += 1
+        durations = self._runs.get(task)
+        if durations is None:
+            durations = self._runs[task] = Durations()
+        durations.observe(ran)
 
-    def written(self, seconds: float) -> None:
-        """An outcome is written, so many seconds after its attempt ended."""
-        self._writes.add(seconds)
+    def outcome_written(self, seconds: float) -> None:
+        """Count an outcome that reached Redis `seconds` after its attempt ended."""
+        self._writes.observe(seconds)
 
-    def spent(self, phase: Phase, seconds: float, items: int) -> None:
-        """A batch of so many items (jobs, outcomes, reports, entries of output, rows) has taken so long."""
-        self._phases[phase].add(seconds)
+    def observe_batch(self, phase: Phase, seconds: float, items: int) -> None:
+        """Count a batch of `items`: jobs, outcomes, reports, chunks of output, or rows."""
+        self._phases[phase].observe(seconds)
         self._items[phase] += items
 
     def collect(self) -> Iterator[Metric]:
-        """The families."""
+        """Build the metrics."""
         yield GaugeMetricFamily(
             "tandem_worker_running", "Attempts that run on this worker.", len(self._running)
         )
@@ -116,24 +103,30 @@ class Tally(Collector):
         )
         attempts = CounterMetricFamily(
             "tandem_attempts",
-            "Attempts that ended, by outcome; lost: with the lease.",
+            "Attempts that ended, by outcome; lost: the worker no longer held the job.",
             labels=("task", "outcome"),
         )
-        for (task, outcome), count in list(self._outcomes.items()):
-            attempts.add_metric((task, outcome), count)
+        for labels, count in list(self._outcomes.items()):
+            attempts.add_metric(labels, count)
         yield attempts
         yield _histogram(
             "tandem_attempt_wait_seconds", "From when a job was due to its start.", self._waits
         )
         yield _histogram("tandem_attempt_run_seconds", "How long attempts ran.", self._runs)
-        writes = "From an attempt's end to its outcome in Redis."
         yield HistogramMetricFamily(
-            "tandem_attempt_write_seconds", writes, self._writes.buckets(), self._writes.total
+            "tandem_attempt_write_seconds",
+            "From an attempt's end to its outcome in Redis.",
+            self._writes.buckets(),
+            self._writes.total,
         )
-        phases = "What the worker does for many jobs at once, a batch each."
-        yield _histogram("tandem_worker_phase_seconds", phases, self._phases, label="phase")
+        yield _histogram(
+            "tandem_worker_phase_seconds",
+            "Duration of the batches in which a worker serves many jobs at once.",
+            self._phases,
+            label="phase",
+        )
         items = CounterMetricFamily(
-            "tandem_worker_phase_items", "What those batches held.", labels=("phase",)
+            "tandem_worker_phase_items", "Items in those batches.", labels=("phase",)
         )
         for phase, count in self._items.items():
             items.add_metric((phase,), count)
@@ -141,25 +134,25 @@ class Tally(Collector):
 
 
 def _histogram(
-    name: str, text: str, times: Mapping[Any, Times], *, label: str = "task"
+    name: str, text: str, durations: Mapping[Any, Durations], *, label: str = "task"
 ) -> HistogramMetricFamily:
     family = HistogramMetricFamily(name, text, labels=(label,))
-    for value, one in list(times.items()):
+    for value, one in list(durations.items()):
         family.add_metric((value,), one.buckets(), one.total)
     return family
 
 
 @contextlib.contextmanager
-def serving(tally: Tally, host: str, port: int) -> Iterator[int]:
-    """Answers `GET /metrics` in a thread of its own, so also while the loop is busy. Gives the port; 0 serves none.
+def serving(metrics: WorkerMetrics, host: str, port: int) -> Iterator[int]:
+    """Answer `GET /metrics` in a thread, also while the loop is busy. Yields the port; 0 serves nothing.
 
-    Raises Misconfigured if the port cannot be had.
+    Raises Misconfigured if it cannot listen on the port.
     """
     if not port:
         yield 0
         return
     registry = CollectorRegistry()
-    registry.register(tally)
+    registry.register(metrics)
     ProcessCollector(registry=registry)
     try:
         server, thread = start_wsgi_server(port, host, registry)

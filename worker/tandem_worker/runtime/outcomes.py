@@ -1,4 +1,4 @@
-"""How attempts ended, until Redis has it: many a round trip, and kept while Redis is away."""
+"""How attempts ended, on the way to Redis: many per round trip, and kept while Redis is unavailable."""
 
 import asyncio
 import time
@@ -8,117 +8,117 @@ import structlog
 
 from tandem_shared.backoff import Backoff
 from tandem_shared.errors import Unavailable
+from tandem_shared.jobs.states import State
 from tandem_shared.queue.batch import Batcher
-from tandem_shared.queue.messages import Finish
+from tandem_shared.queue.messages import Claimed, Finish
 from tandem_shared.queue.queue import Queue
-from tandem_worker.runtime.metrics import Tally
+from tandem_worker.runtime.leases import Leases
+from tandem_worker.runtime.metrics import WorkerMetrics
 
-MOST = 2000  # outcomes that may wait to be written before no more jobs are claimed
+MAX_UNWRITTEN = 2000  # outcomes; above it, no more jobs are claimed
 
 log = structlog.get_logger("worker")
 
 
-class Outcomes:
-    """Writes outcomes. A job stays in `held`, and so keeps its lease, until its outcome is written.
+def cancelled(job: Claimed) -> Finish:
+    """The outcome of an attempt that a client cancelled."""
+    return Finish(job.id, job.token, State.CANCELLED, "cancelled")
 
-    `away` is called at every fault of Redis, `room` when so much is written that jobs may be
-    claimed again.
+
+def released(job: Claimed) -> Finish:
+    """The outcome of a job that is handed back to the queue, uncharged."""
+    return Finish(job.id, job.token, State.QUEUED, "released")
+
+
+class Outcomes:
+    """Writes outcomes. A job keeps its lease until its outcome is written.
+
+    `on_room` is called when the unwritten ones fall below MAX_UNWRITTEN: claiming may go on.
     """
 
     def __init__(
         self,
         queue: Queue,
-        held: dict[str, tuple[str, float]],
+        leases: Leases,
+        metrics: WorkerMetrics,
         *,
-        away: Callable[[], None],
-        room: Callable[[], None],
-        tally: Tally,
+        on_room: Callable[[], None],
     ) -> None:
         self.unwritten = 0
-        self._none = asyncio.Event()  # nothing is unwritten any more
-        self._queue, self._held, self._away, self._room, self._tally = (
-            queue,
-            held,
-            away,
-            room,
-            tally,
-        )
+        self._all_written = asyncio.Event()
+        self._queue, self._leases, self._metrics = queue, leases, metrics
+        self._on_room = on_room
         self._batch = Batcher(
-            self._write,
-            size=lambda one: len(one[0].body) + 256,
-            max_waiting=1 << 20,
+            self._write, size=lambda item: len(item[0].body) + 256, max_waiting=1 << 20
         )
 
     @property
     def full(self) -> bool:
-        """Too much is unwritten: claim no more."""
-        return self.unwritten >= MOST
-
-    def let_go(self, id: str, token: str) -> None:
-        """The lease of that attempt is kept no longer. Another one of the same job may be here by now."""
-        held = self._held.get(id)
-        if held is not None and held[0] == token:
-            del self._held[id]
+        """Whether too many are unwritten for more jobs to be claimed."""
+        return self.unwritten >= MAX_UNWRITTEN
 
     def put(self, finish: Finish) -> None:
-        """Has it written, for as long as it takes."""
+        """Write this outcome, however long that takes."""
         self.unwritten += 1
         self._batch.call((finish, time.monotonic()))
 
     async def all_written(self) -> None:
-        """Returns when nothing is unwritten."""
+        """Return once every outcome is written."""
         while self.unwritten:
-            self._none.clear()
-            await self._none.wait()
+            self._all_written.clear()
+            await self._all_written.wait()
 
     async def _write(self, load: list[tuple[Finish, float]]) -> list[str]:
-        # What follows is done here for all of them, since a callback each takes longer than the
-        # rest of it.
+        # The bookkeeping is done here for the whole batch: a callback per outcome takes longer than
+        # everything else that is done for it.
         outcomes = [finish for finish, _ in load]
         answers: list[str] = []
         try:
-            answers = await self._answers(outcomes)
+            answers = await self._finish(outcomes)
             now = time.monotonic()
             for (finish, since), answer in zip(load, answers, strict=True):
-                self._tally.written(now - since)
+                self._metrics.outcome_written(now - since)
                 if answer != "ok":
                     log.warning(
-                        "an outcome came too late",
+                        "outcome discarded: the job is no longer held by this attempt",
                         job_id=finish.id,
                         outcome=finish.outcome,
                         answer=answer,
                     )
         except Exception:
-            log.exception("outcomes could not be written", jobs=[finish.id for finish in outcomes])
+            log.exception("cannot write outcomes", jobs=[finish.id for finish in outcomes])
             raise
         finally:
-            self._free(outcomes)
+            self._settle(outcomes)
         return answers
 
-    def _free(self, outcomes: list[Finish]) -> None:
-        """They are written, or never will be: their leases are let go, and there is room for more."""
+    def _settle(self, outcomes: list[Finish]) -> None:
+        """Release the leases, whether the outcomes are written or never will be."""
         for finish in outcomes:
-            self.let_go(finish.id, finish.token)
+            self._leases.release(finish.id, finish.token)
         was_full = self.full
         self.unwritten -= len(outcomes)
         if was_full and not self.full:
-            self._room()
+            self._on_room()
         if not self.unwritten:
-            self._none.set()
+            self._all_written.set()
 
-    async def _answers(self, outcomes: list[Finish]) -> list[str]:
-        # The fence decides what an outcome is worth that comes late.
+    async def _finish(self, outcomes: list[Finish]) -> list[str]:
+        """Repeat the call until Redis answers: the fencing token decides whether a late one counts."""
         backoff = Backoff()
         while True:
             began = time.monotonic()
             try:
-                words = await self._queue.finish(outcomes)
+                answers = await self._queue.finish(outcomes)
             except Unavailable as error:
-                self._away()
+                self._leases.doubtful = True
                 log.warning(
-                    "Redis is away", during="finish", outcomes=len(outcomes), error=str(error)
+                    "Redis is unavailable",
+                    during="finish",
+                    outcomes=len(outcomes),
+                    error=str(error),
                 )
                 await backoff.sleep()
             else:
-                self._tally.spent("finish", time.monotonic() - began, len(outcomes))
-                return words
+                self._metrics.observe_batch("finish", time.monotonic() - began, len(outcomes))
+                return answers

@@ -1,115 +1,114 @@
-"""Jobs that are claimed before there is a slot for them, so that a slot that is freed has its next job at once.
+"""Jobs claimed before a slot is free for them, so that a freed slot has its next job at once.
 
-Else a worker with short jobs does nothing in each of its claims, and Redis nothing in between.
-There are only as many as will start within a moment, going by how long attempts took lately: none
-where they take seconds. Should all slots turn out to be taken by longer ones, those that wait are
-handed back, uncharged.
+Without them, a worker with short jobs would idle during every claim, and Redis between claims. Only
+as many are claimed as will start within START_SECONDS at the speed of recent attempts, so none where
+attempts take seconds. If longer jobs occupy all slots, the waiting ones are handed back, uncharged.
 """
 
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Claimed, Finish
-from tandem_worker.runtime.deadlines import TICK, Clock
+from tandem_worker.runtime.deadlines import TIMER_ERROR_SECONDS, Clock
+from tandem_worker.runtime.leases import Leases
+from tandem_worker.runtime.outcomes import cancelled, released
 from tandem_worker.runtime.run import Cause
 
-MOMENT = 0.02  # seconds in which they should start
-PATIENCE = 0.25  # seconds after which they are handed back
-SHARE = 3  # times the slots, at most
-MOST = 400
-ROOM = 1 << 20  # bytes of payload after which no more are claimed
-RECENT = 1 / 32  # the weight of the last attempt in what attempts take
+START_SECONDS = 0.02
+MAX_WAIT_SECONDS = 0.25  # then they are handed back
+MAX_JOBS_PER_SLOT = 3
+MAX_JOBS = 400
+MAX_BYTES = 1 << 20  # of payload; above it, no more are claimed
+LAST_WEIGHT = 1 / 32  # of the last attempt in the moving average of durations
 
 
-class Waiting(NamedTuple):
-    """One of them, and when it was claimed, on the clock."""
+class Prefetched(NamedTuple):
+    """A waiting job, and when it was claimed on the event loop's clock."""
 
-    claimed: Claimed
+    job: Claimed
     since: float
 
 
-class Ahead:
-    """First come, first served. `held` is what the heart beats for, `put` has outcomes written."""
+class Prefetch:
+    """A first-in, first-out line of claimed jobs. `put` writes the outcome of those that will not start."""
 
     def __init__(
         self,
         slots: int,
+        lease_seconds: float,
         clock: Clock,
-        held: dict[str, tuple[str, float]],
+        leases: Leases,
         put: Callable[[Finish], None],
     ) -> None:
-        self._slots, self._clock, self._held, self._put = slots, clock, held, put
-        self._line: dict[str, Waiting] = {}  # by id
+        self._slots, self._lease_seconds = slots, lease_seconds
+        self._clock, self._leases, self._put = clock, leases, put
+        self._waiting: dict[str, Prefetched] = {}  # by job id
         self._bytes = 0
-        self._slow = 2 * slots * MOMENT  # seconds of an attempt with which none is claimed ahead
-        self._span = self._slow  # seconds that attempts took lately
-        self._watched = False
+        # With attempts of this average duration, nothing is prefetched; so it is until some have run.
+        self._slow_seconds = 2 * slots * START_SECONDS
+        self._average_seconds = self._slow_seconds
+        self._watching = False
 
     def __len__(self) -> int:
-        return len(self._line)
-
-    def __contains__(self, id: str) -> bool:
-        return id in self._line
+        return len(self._waiting)
 
     @property
     def room(self) -> int:
-        """How many more may be claimed ahead now."""
-        if self._bytes >= ROOM:
+        """How many more jobs may be prefetched now."""
+        if self._bytes >= MAX_BYTES:
             return 0
-        most = min(MOST, SHARE * self._slots)
-        return max(
-            0, min(most, int(self._slots * MOMENT / max(self._span, 1e-6))) - len(self._line)
-        )
+        soon = int(self._slots * START_SECONDS / max(self._average_seconds, 1e-6))
+        return max(0, min(MAX_JOBS, MAX_JOBS_PER_SLOT * self._slots, soon) - len(self._waiting))
 
-    def ended(self, seconds: float) -> None:
-        """An attempt took so long."""
-        self._span += (min(seconds, self._slow) - self._span) * RECENT
+    def observe(self, seconds: float) -> None:
+        """Count an attempt that took `seconds` in the average duration."""
+        capped = min(seconds, self._slow_seconds)
+        self._average_seconds += (capped - self._average_seconds) * LAST_WEIGHT
 
-    def add(self, claimed: Claimed, lease: float) -> None:
-        """Keeps it until a slot is free, and meanwhile its lease of so many seconds."""
-        self._remove(claimed.id)  # its lease ended unseen, and the job came back here
-        self._line[claimed.id] = Waiting(claimed, self._clock.time())
-        self._bytes += len(claimed.payload)
-        self._held[claimed.id] = (claimed.token, time.monotonic() + PATIENCE + lease)
-        if not self._watched:
+    def add(self, job: Claimed) -> None:
+        """Queue the job for a free slot, and hold its lease meanwhile."""
+        self._remove(job.id)  # an earlier claim of the job, whose lease has ended since
+        self._waiting[job.id] = Prefetched(job, self._clock.time())
+        self._bytes += len(job.payload)
+        self._leases.hold(job, MAX_WAIT_SECONDS + self._lease_seconds)
+        if not self._watching:
             self._watch()
 
-    def next(self) -> Waiting | None:
-        """Who is to start now."""
-        for id in self._line:
-            return self._remove(id)
-        return None
+    def pop(self) -> Prefetched | None:
+        """The job to start next."""
+        return self._remove(next(iter(self._waiting), ""))
 
-    def stop(self, id: str, cause: Cause) -> None:
-        """It does not start, for that cause, if it waits here."""
+    def drop(self, id: str, cause: Cause) -> None:
+        """Do not start this job; does nothing if it is not waiting here."""
         waiting = self._remove(id)
-        if waiting is not None and cause == "cancel":
-            self._put(Finish(id, waiting.claimed.token, State.CANCELLED, "cancelled"))
-        elif waiting is not None:
-            self._held.pop(id, None)
+        if waiting is None:
+            return
+        if cause == "cancel":
+            self._put(cancelled(waiting.job))
+        else:
+            self._leases.held.pop(id, None)
 
     def hand_back(self) -> None:
-        """All of them, uncharged, for other workers."""
-        while (waiting := self.next()) is not None:
-            self._put(Finish(waiting.claimed.id, waiting.claimed.token, State.QUEUED, "released"))
+        """Release all waiting jobs, uncharged, to other workers."""
+        while (waiting := self.pop()) is not None:
+            self._put(released(waiting.job))
 
-    def _remove(self, id: str) -> Waiting | None:
-        waiting = self._line.pop(id, None)
+    def _remove(self, id: str) -> Prefetched | None:
+        waiting = self._waiting.pop(id, None)
         if waiting is not None:
-            self._bytes -= len(waiting.claimed.payload)
+            self._bytes -= len(waiting.job.payload)
         return waiting
 
     def _watch(self) -> None:
-        self._watched = True
-        self._clock.call_at(self._clock.time() + PATIENCE, self._look)
+        self._watching = True
+        self._clock.call_at(self._clock.time() + MAX_WAIT_SECONDS, self._check)
 
-    def _look(self) -> None:
-        self._watched = False
-        first = next(iter(self._line.values()), None)
-        if first is not None and first.since + PATIENCE <= self._clock.time() + TICK:
+    def _check(self) -> None:
+        self._watching = False
+        now = self._clock.time() + TIMER_ERROR_SECONDS
+        oldest = next(iter(self._waiting.values()), None)
+        if oldest is not None and oldest.since + MAX_WAIT_SECONDS <= now:
             self.hand_back()
-            self._span = self._slow
-        if self._line:
+            self._average_seconds = self._slow_seconds
+        if self._waiting:
             self._watch()

@@ -1,11 +1,12 @@
-"""One attempt, from the claim to the outcome: decode → execute → encode → drain → classify, over one value.
+"""One attempt, from the claim to its outcome: decode → execute → encode → drain → classify.
 
-An attempt ends in a Finish, or in None when its job is no longer this worker's.
+An attempt ends in a Finish, or in None when this worker no longer holds its job.
 """
 
 import asyncio
 import contextlib
 import time
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -19,104 +20,104 @@ from tandem_shared.queue.queue import Queue
 from tandem_shared.retry import RetryPolicy, retry_delay
 from tandem_worker.executors.execute import execute
 from tandem_worker.executors.pools import Pools
-from tandem_worker.failures import Fault, broken, fault, invalid_payload, timed_out
-from tandem_worker.jobs.files import FileRef
+from tandem_worker.failures import Fault, internal_error, invalid_payload, timed_out, to_fault
 from tandem_worker.jobs.job import Job
 from tandem_worker.resources import Resources
-from tandem_worker.runtime.attempt_store import Fenced
+from tandem_worker.runtime.attempt_store import AttemptStore
 from tandem_worker.runtime.deadlines import Deadlines
-from tandem_worker.runtime.output import JobOutput, Outbox
+from tandem_worker.runtime.outbox import Outbox
+from tandem_worker.runtime.outcomes import cancelled, released
+from tandem_worker.runtime.output import JobOutput
 from tandem_worker.task import Task
 
-LARGEST = 256 << 10  # bytes of a result that the record holds; a larger one becomes a file
-LAST_WORDS = 1.0  # seconds for what a job said before it was interrupted to be written
+MAX_RESULT_BYTES = 256 << 10  # in the record; a larger result becomes a file of the job
+LAST_REPORTS_SECONDS = 1.0  # to write what a job reported before it was interrupted
 
-# Why a run was cancelled from outside. Whoever cancels says so first.
+# Why a run is cancelled from outside: set before its asyncio task is cancelled.
 Cause = Literal["cancel", "lost", "shutdown"]
 
 log = structlog.get_logger("worker")
 _options = msgspec.json.Decoder(JobOptions)
 
 
+@dataclass(frozen=True)
+class Runtime:
+    """What all attempts on a worker share."""
+
+    queue: Queue
+    resources: Resources
+    pools: Pools
+    outbox: Outbox
+    deadlines: Deadlines
+
+
 class Run:
-    """One attempt of one job on this worker. `grace`: seconds until code that ignores its timeout is told again."""
+    """One attempt of one job on this worker."""
 
-    __slots__ = (
-        "cause", "claimed", "deadlines", "grace", "handle", "job", "late", "options", "output", "pools", "started", "task",
-    )  # fmt: skip
+    __slots__ = ("_runtime", "cause", "claimed", "handle", "job", "late", "options", "output", "started", "task")  # fmt: skip
 
-    def __init__(
-        self,
-        claimed: Claimed,
-        task: Task,
-        outbox: Outbox,
-        resources: Resources,
-        pools: Pools,
-        *,
-        queue: Queue,
-        grace: float,
-        deadlines: Deadlines,
-    ) -> None:
-        self.claimed = claimed
-        self.task = task
-        self.pools = pools
-        self.grace, self.deadlines = grace, deadlines
-        self.late = False  # its time was over before its code was
+    def __init__(self, claimed: Claimed, task: Task, runtime: Runtime) -> None:
+        self.claimed, self.task, self._runtime = claimed, task, runtime
         self.options = _options.decode(claimed.options)
         self.started = time.time()
+        self.late = False  # the timeout came before the code ended
         self.cause: Cause | None = None
         self.handle: asyncio.Task[Finish | None] | None = None
-        # The file store gets a moment longer than the code: the lease holds for as long.
-        patience = self.options.timeout + grace
-        self.output = JobOutput(outbox, claimed.id, claimed.token, self._lost, seconds=patience)
-        fenced = Fenced(queue, self.output)
+        queue = runtime.queue
+        self.output = JobOutput(
+            runtime.outbox,
+            claimed.id,
+            claimed.token,
+            self._lost,
+            # As long as the lease is renewed: longer than the code may take.
+            store_seconds=self.options.timeout + queue.grace,
+        )
+        store = AttemptStore(queue, self.output)
         self.job = Job(
             id=claimed.id,
             task=claimed.task,
-            sink=self.output,
-            resources=resources,
             deadline=self.started + self.options.timeout,
             attempt=claimed.attempt,
             max_attempts=claimed.max_attempts,
             tenant=claimed.tenant,
-            stamp=int(claimed.token.partition(".")[0]),
             traceparent=self.options.traceparent,
+            stamp=int(claimed.token.partition(".")[0]),
+            sink=self.output,
+            resources=runtime.resources,
+            step_store=store,
+            lock_store=store,
             find=queue.get,
-            store=fenced,
-            keeper=fenced,
-            in_thread=pools.threads.call,
+            in_thread=runtime.pools.threads.call,
         )
 
     def _lost(self) -> None:
         self.stop("lost")
 
     def stop(self, cause: Cause) -> None:
-        """Cancels the run. The first cause counts, except that a lost lease beats all: nothing may be said then."""
+        """Cancel the run. The first cause counts, except that a lost lease overrides all others."""
         if self.cause is None or cause == "lost":
             self.cause = cause
         if self.handle is not None and not self.handle.done():
             self.handle.cancel()
 
     async def attempt(self) -> Finish | None:
-        """The whole line of steps."""
+        """Run the attempt from decoding its payload to its outcome."""
         try:
             finish = await self._outcome()
         except asyncio.CancelledError:
             finish = self.interrupted()
             if finish is not None:
-                # What it said before belongs to its output. This takes a round trip; without Redis
-                # nobody waits.
+                # Its reports from before the interruption belong to its output. That takes one
+                # round trip, which is not waited for when Redis is unavailable.
                 with contextlib.suppress(Exception):
-                    async with asyncio.timeout(LAST_WORDS):
+                    async with asyncio.timeout(LAST_REPORTS_SECONDS):
                         await self.output.drain()
-        self.output.lost = (
-            None  # it is over; else run and output would hold each other until the collector comes
-        )
+        # Breaks the cycle between run and output: freed now, and not by the garbage collector.
+        self.output.on_lost = None
         self.output.abandon()
         return finish
 
     async def _outcome(self) -> Finish | None:
-        limit = self.options.timeout
         try:
             payload = self.task.decode(self.claimed.payload)
         except ValidationError as error:
@@ -127,60 +128,59 @@ class Run:
         except asyncio.CancelledError:
             if self.cause is not None or not self.late:
                 raise
-        except Exception as error:  # noqa: BLE001 - whatever a task raises is this attempt's failure, and no more
+        except Exception as error:  # noqa: BLE001 - whatever a task raises fails this attempt alone
             failure = error
-        # Code may turn a cancellation into anything, or into nothing: why it was cancelled decides,
-        # not what it did.
+        # Code may swallow a cancellation or turn it into any exception, so the cause decides, and
+        # not what the code did.
         if self.cause in ("cancel", "lost") or (self.cause is not None and failure is not None):
             return self.interrupted()
         if self.late:
-            return await self._failed(timed_out(limit, stuck=self.output.stuck), "timeout")
+            fault = timed_out(self.options.timeout, stuck=self.output.stuck)
+            return await self._failed(fault, "timeout")
         if failure is None:
-            # Outside of the timeout: that Redis is away is not the code's fault.
+            # Outside the timeout: the code is not charged for an unavailable Redis.
             try:
                 await self.output.drain()
-            except Exception as error:  # noqa: BLE001 - output that is refused fails the attempt like the code's own errors
+            except Exception as error:  # noqa: BLE001 - rejected output fails the attempt like the code's own errors
                 failure = error
         if failure is not None:
-            return await self._failed(fault(failure), error=failure)
+            return await self._failed(to_fault(failure), error=failure)
         files = msgspec.json.encode(self.job.written) if self.job.written else b""
         return Finish(
             self.claimed.id, self.claimed.token, State.SUCCEEDED, "succeeded", body, 0.0, files
         )
 
     def overdue(self) -> None:
-        """Cancels the code at its timeout; code that ignores it is told once more, while its lease still holds."""
+        """Cancel the code at its timeout, and once more if it ignored that, while its lease holds."""
         if not self.late:
             self.late = True
-            self.deadlines.add(self, self.grace)
+            self._runtime.deadlines.add(self, self._runtime.queue.grace)
         if self.handle is not None:
             self.handle.cancel()
 
     async def _execute(self, payload: Any) -> bytes:
-        self.deadlines.add(self, self.options.timeout)
+        self._runtime.deadlines.add(self, self.options.timeout)
         try:
-            body = self.task.encode(await execute(self.task, self.job, payload, self.pools))
-            return body if len(body) <= LARGEST else await self._keep(body)
+            result = await execute(self.task, self.job, payload, self._runtime.pools)
+            body = self.task.encode(result)
+            return body if len(body) <= MAX_RESULT_BYTES else await self._store(body)
         finally:
-            self.deadlines.drop(self)
+            self._runtime.deadlines.drop(self)
             if self.late and self.handle is not None:
-                # that was the timeout; what follows is not to be cut short by it
+                # The cancellation was the timeout: it must not interrupt what follows.
                 self.handle.uncancel()
 
-    async def _keep(self, body: bytes) -> bytes:
-        """A large result becomes a file of the job, and the result names it."""
-        taken = {view["name"] for view in self.job.written}
-        name = next(
-            name
-            for name in ("result.json", *map("result-{}.json".format, range(len(taken))))
-            if name not in taken
-        )
-        ref: FileRef = await self.job.files.write(name, body, content_type="application/json")
+    async def _store(self, body: bytes) -> bytes:
+        """Write a large result to a file of the job, and return a result that names the file."""
+        taken = {file.name for file in self.job.written}
+        names = ("result.json", *(f"result-{number}.json" for number in range(len(taken))))
+        name = next(name for name in names if name not in taken)
+        ref = await self.job.files.write(name, body, content_type="application/json")
         return msgspec.json.encode({"file": ref.model_dump(mode="json", exclude_none=True)})
 
     async def _failed(
         self,
-        what: Fault,
+        fault: Fault,
         outcome: Literal["failed", "timeout"] = "failed",
         *,
         error: Exception | None = None,
@@ -190,14 +190,14 @@ class Run:
             job_id=self.claimed.id,
             task=self.claimed.task,
             attempt=self.claimed.attempt,
-            type=what.type,
-            error=what.message,
-            exc_info=error if error is not None and what.type.startswith("exception:") else None,
+            type=fault.type,
+            error=fault.message,
+            exc_info=error if error is not None and fault.type.startswith("exception:") else None,
         )
         try:
             await self.output.drain()
-        except Exception as refused:  # noqa: BLE001 - what was said is refused too; the first failure says more
-            log.debug("output refused", job_id=self.claimed.id, error=str(refused))
+        except Exception as refused:  # noqa: BLE001 - the first failure says more than rejected output
+            log.debug("output rejected", job_id=self.claimed.id, error=str(refused))
         policy = RetryPolicy.model_validate(
             {
                 **self.task.retry.model_dump(),
@@ -205,32 +205,29 @@ class Run:
                 "max_attempts": self.claimed.max_attempts,
             }
         )
-        return self._finish(what, policy, outcome)
+        return self._finish(fault, policy, outcome)
 
     def _finish(
-        self, what: Fault, policy: RetryPolicy, outcome: Literal["failed", "timeout"]
+        self, fault: Fault, policy: RetryPolicy, outcome: Literal["failed", "timeout"]
     ) -> Finish:
-        wait = retry_delay(policy, self.claimed.attempt, retryable=what.retryable, after=what.after)
+        attempt = self.claimed.attempt
+        wait = retry_delay(policy, attempt, retryable=fault.retryable, after=fault.after)
         to = State.FAILED if wait is None else State.RETRYING
-        body = msgspec.json.encode(what.of(self.claimed.attempt))
+        body = msgspec.json.encode(fault.to_failure(attempt))
         return Finish(self.claimed.id, self.claimed.token, to, outcome, body, wait or 0.0)
 
     def broken(self) -> Finish:
-        """What follows from an error of this program's own: it is charged, or the job would come back for ever."""
+        """The outcome after an error in the worker itself: charged, or the job would return forever."""
         self.output.abandon()
-        return self._finish(broken(), RetryPolicy(max_attempts=self.claimed.max_attempts), "failed")
+        policy = RetryPolicy(max_attempts=self.claimed.max_attempts)
+        return self._finish(internal_error(), policy, "failed")
 
     def interrupted(self) -> Finish | None:
-        """What follows from a cancellation, by its cause."""
+        """The outcome after a cancellation, by its cause."""
         self.job.cancelled = True
-        if self.cause == "cancel":
-            return Finish(self.claimed.id, self.claimed.token, State.CANCELLED, "cancelled")
         if self.cause == "lost":
             return None
-        # Shutdown: handed back, uncharged. A cancellation that nobody gave a cause is the event
-        # loop's own end.
-        return self.handed_back()
-
-    def handed_back(self) -> Finish:
-        """For the next worker, uncharged."""
-        return Finish(self.claimed.id, self.claimed.token, State.QUEUED, "released")
+        if self.cause == "cancel":
+            return cancelled(self.claimed)
+        # Shutdown, or the end of the event loop, which gives no cause.
+        return released(self.claimed)

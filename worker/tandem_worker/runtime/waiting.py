@@ -1,15 +1,15 @@
-"""Waiting for the first of several."""
+"""Waiting for the first of several awaitables."""
 
 import asyncio
 from typing import Any
 
 
-async def first(*awaitables: Any, timeout: float | None = None) -> None:
-    """Returns when the first is done or after `timeout` seconds; the others are cancelled unless they are futures."""
-    own = [asyncio.ensure_future(one) for one in awaitables]
+async def wait_first(*awaitables: Any, timeout: float | None = None) -> None:
+    """Return when the first one is done, or after `timeout` seconds. Cancels the coroutines among them."""
+    futures = [asyncio.ensure_future(one) for one in awaitables]
     try:
-        await asyncio.wait(own, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for given, future in zip(awaitables, own, strict=True):
+        for given, future in zip(awaitables, futures, strict=True):
             if given is not future:
                 future.cancel()

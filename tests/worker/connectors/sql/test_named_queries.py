@@ -12,7 +12,7 @@ from tandem_shared.errors import Misconfigured
 from tandem_shared.settings import Settings
 from tandem_worker.connectors.sql.connections import open_sql
 from tandem_worker.errors import TaskError
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.tasks.sql.execute import execute as sql_execute
 from tandem_worker.tasks.sql.export import export as sql_export
 from tandem_worker.tasks.sql.query import SqlQuery
@@ -106,7 +106,7 @@ async def test_a_connection_without_raw_sql(bench: Bench) -> None:
     ],
 )
 def test_payloads_that_are_none(payload: Any) -> None:
-    schema = jsonschema_rs.validator_for(of(sql_query).entry.payload_schema)
+    schema = jsonschema_rs.validator_for(task_of(sql_query).entry.payload_schema)
     assert schema.is_valid({"query": "one", "sql": None})
     assert not schema.is_valid(payload)
     SqlQuery.model_validate({"query": "one", "sql": None})

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from tandem_worker.errors import TaskError
 from tandem_worker.tables.text import delimiter_of
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.tasks.file.split import concat, split
 from tests.worker.archives.test_archives import fetched, run
 from tests.worker.bench import Bench, open_bench
@@ -159,7 +159,7 @@ def test_the_delimiter_is_told_by_the_start() -> None:
 
 
 def test_one_measure_is_given() -> None:
-    task = of(split)
+    task = task_of(split)
     for given, right in (
         ({"rows": 1}, True),
         ({"bytes": 1, "rows": None}, True),

@@ -15,13 +15,13 @@ import pytest
 from aiohttp import web
 
 from tandem_worker.errors import TaskError
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.tasks.http.download import download as http_download
 from tests.conftest import eventually
 from tests.worker.bench import Bench, open_bench
 from tests.worker.connectors.http.test_client import serving
 
-TASK = of(http_download)
+TASK = task_of(http_download)
 DATA = random.Random(7).randbytes(3 << 20)
 ETAG = {"ETag": '"one"'}
 

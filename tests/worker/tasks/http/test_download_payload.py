@@ -6,10 +6,10 @@ import jsonschema_rs
 import pytest
 from pydantic import ValidationError
 
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.tasks.http.download import download as http_download
 
-TASK = of(http_download)
+TASK = task_of(http_download)
 SCHEMA = jsonschema_rs.validator_for(TASK.entry.payload_schema)
 URL = "https://example.org/"
 REFUSED: list[dict[str, Any]] = [
@@ -37,7 +37,7 @@ REFUSED: list[dict[str, Any]] = [
 def test_the_schema_and_the_worker_refuse_the_same(payload: dict[str, Any]) -> None:
     assert not SCHEMA.is_valid(payload)
     with pytest.raises(ValidationError):
-        TASK.payload_type.validate_python(payload)
+        TASK.signature.payload.validate_python(payload)
 
 
 @pytest.mark.parametrize(
@@ -55,4 +55,4 @@ def test_the_schema_and_the_worker_refuse_the_same(payload: dict[str, Any]) -> N
 )
 def test_the_schema_and_the_worker_accept_the_same(payload: dict[str, Any]) -> None:
     SCHEMA.validate(payload)
-    TASK.payload_type.validate_python(payload)
+    TASK.signature.payload.validate_python(payload)

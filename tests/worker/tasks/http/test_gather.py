@@ -11,14 +11,14 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from tandem_worker.errors import TaskError
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.tasks.http.gather import gather as http_gather
 from tandem_worker.tasks.http.gather import race as http_race
 from tests.conftest import eventually
 from tests.worker.bench import Bench, open_bench
 from tests.worker.connectors.http.test_client import serving
 
-GATHER, RACE = of(http_gather), of(http_race)
+GATHER, RACE = task_of(http_gather), task_of(http_race)
 
 
 @pytest.fixture
@@ -321,11 +321,11 @@ REFUSED = [
 def test_the_schema_and_the_worker_refuse_the_same(task: Any, payload: dict[str, Any]) -> None:
     assert not jsonschema_rs.validator_for(task.entry.payload_schema).is_valid(payload)
     with pytest.raises(ValidationError):
-        task.payload_type.validate_python(payload)
+        task.signature.payload.validate_python(payload)
 
 
 @pytest.mark.parametrize("timeout", [0.5, 3600, "30s", "250ms", "2h"])
 def test_durations_are_accepted_by_both(timeout: Any) -> None:
     payload = {"requests": [ONE], "timeout": timeout}
     jsonschema_rs.validator_for(GATHER.entry.payload_schema).validate(payload)
-    GATHER.payload_type.validate_python(payload)
+    GATHER.signature.payload.validate_python(payload)

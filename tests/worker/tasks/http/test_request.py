@@ -14,12 +14,12 @@ from multidict import CIMultiDict
 from pydantic import ValidationError
 
 from tandem_worker.errors import TaskError
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.tasks.http.request import request as http_request
 from tests.worker.bench import Bench, open_bench
 from tests.worker.connectors.http.test_client import echo, serving
 
-TASK = of(http_request)
+TASK = task_of(http_request)
 SCHEMA = jsonschema_rs.validator_for(TASK.entry.payload_schema)
 
 
@@ -290,7 +290,7 @@ REFUSED: list[dict[str, Any]] = [
 def test_the_schema_and_the_worker_refuse_the_same(payload: dict[str, Any]) -> None:
     assert not SCHEMA.is_valid(payload)
     with pytest.raises(ValidationError):
-        TASK.payload_type.validate_python(payload)
+        TASK.signature.payload.validate_python(payload)
 
 
 ACCEPTED: list[dict[str, Any]] = [
@@ -314,4 +314,4 @@ ACCEPTED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("payload", ACCEPTED)
 def test_the_schema_and_the_worker_accept_the_same(payload: dict[str, Any]) -> None:
     SCHEMA.validate(payload)
-    TASK.payload_type.validate_python(payload)
+    TASK.signature.payload.validate_python(payload)

@@ -18,13 +18,13 @@ from pydantic import ValidationError
 from tandem_shared.jobs.ids import new_id
 from tandem_worker.errors import TaskError
 from tandem_worker.failures import invalid_payload
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.tasks.http.webhook import delivery_headers, signing_key
 from tandem_worker.tasks.http.webhook import webhook as http_webhook
 from tests.worker.bench import Bench, open_bench
 from tests.worker.connectors.http.test_client import serving
 
-TASK = of(http_webhook)
+TASK = task_of(http_webhook)
 SCHEMA = jsonschema_rs.validator_for(TASK.entry.payload_schema)
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -188,11 +188,11 @@ REFUSED: list[dict[str, Any]] = [
 def test_the_schema_and_the_worker_refuse_the_same(payload: dict[str, Any]) -> None:
     assert not SCHEMA.is_valid(payload)
     with pytest.raises(ValidationError):
-        TASK.payload_type.validate_python(payload)
+        TASK.signature.payload.validate_python(payload)
 
 
 def test_a_secret_shows_nowhere() -> None:
-    payload = TASK.payload_type.validate_python(
+    payload = TASK.signature.payload.validate_python(
         {"url": URL, "type": "a", "data": 1, "secret": SECRET}
     )
     assert SECRET not in f"{payload!r} {payload} {payload.model_dump()} {payload.model_dump_json()}"
@@ -200,11 +200,13 @@ def test_a_secret_shows_nowhere() -> None:
     wrong = f"whsec_{'A' * 33}"
     SCHEMA.validate({"url": URL, "type": "a", "data": 1, "secret": wrong})
     with pytest.raises(ValidationError) as caught:
-        TASK.payload_type.validate_python({"url": URL, "type": "a", "data": 1, "secret": wrong})
+        TASK.signature.payload.validate_python(
+            {"url": URL, "type": "a", "data": 1, "secret": wrong}
+        )
     assert wrong not in str(caught.value) + invalid_payload(caught.value).message
 
 
 def test_null_is_left_out() -> None:
     payload = {"url": URL, "type": "a", "data": None, "secret": None, "id": None, "subject": None}
     SCHEMA.validate(payload)
-    TASK.payload_type.validate_python(payload)
+    TASK.signature.payload.validate_python(payload)

@@ -19,7 +19,7 @@ from tandem_shared.jobs.ids import new_id
 from tandem_worker.connectors.mongo.connection import APPLIED
 from tandem_worker.connectors.mongo.extended_json import derived_id
 from tandem_worker.errors import TaskError
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.tasks.mongo.export import export as mongo_export
 from tandem_worker.tasks.mongo.find import aggregate as mongo_aggregate
 from tandem_worker.tasks.mongo.find import find as mongo_find
@@ -82,7 +82,7 @@ async def bench(url: str, database: Database, tmp_path: Path) -> AsyncIterator[B
 async def ask(bench: Bench, function: Any, payload: dict[str, Any], **job: Any) -> Any:
     """The result of a task on `orders`, which fits its schema as the payload does."""
     given = {"connection": "demo", "collection": "orders", **payload}
-    entry = of(function).entry
+    entry = task_of(function).entry
     jsonschema_rs.validator_for(entry.payload_schema).validate(given)
     result = await bench.run(function, given, **{"id": new_id(), **job})
     jsonschema_rs.validator_for(entry.result_schema).validate(result)
@@ -193,7 +193,7 @@ async def test_operators_are_refused_by_every_task(
 )
 async def test_the_servers_own_places_are_refused(bench: Bench, place: dict[str, str]) -> None:
     given = {"connection": "demo", "collection": "orders", **place}
-    assert not jsonschema_rs.validator_for(of(mongo_find).entry.payload_schema).is_valid(given)
+    assert not jsonschema_rs.validator_for(task_of(mongo_find).entry.payload_schema).is_valid(given)
     with pytest.raises(TaskError) as caught:
         await bench.run(mongo_find, given)
     assert caught.value.type in ("forbidden_database", "forbidden_collection")

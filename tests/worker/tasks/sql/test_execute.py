@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from tandem_worker.errors import TaskError
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.tasks.sql.execute import SqlExecute
 from tandem_worker.tasks.sql.execute import execute as sql_execute
 from tandem_worker.tasks.sql.query import query as sql_query
@@ -18,7 +18,7 @@ from tests.conftest import eventually
 from tests.worker.bench import Bench, open_bench
 from tests.worker.connectors.sql.databases import Database
 
-SCHEMA = jsonschema_rs.validator_for(of(sql_execute).entry.payload_schema)
+SCHEMA = jsonschema_rs.validator_for(task_of(sql_execute).entry.payload_schema)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from tandem_worker.errors import TaskError
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.tasks.sql.execute import execute as sql_execute
 from tandem_worker.tasks.sql.export import export as sql_export
 from tandem_worker.tasks.sql.query import query as sql_query
@@ -54,7 +54,7 @@ async def export(
     """The result and the file's bytes, found where a published file lies."""
     payload = {"connection": "main", "sql": text, "params": params, "format": format, **more}
     result = await bench.run(sql_export, payload, stamp=7)
-    jsonschema_rs.validator_for(of(sql_export).entry.result_schema).validate(result)
+    jsonschema_rs.validator_for(task_of(sql_export).entry.result_schema).validate(result)
     data = await bench.resources.files.load(f"jobs/job/7/{result['file']['name']}", 1 << 30)
     assert result["file"]["size"] == len(data)
     return result, data

@@ -15,14 +15,14 @@ import pytest
 from pydantic import ValidationError
 
 from tandem_worker.errors import TaskError
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.tasks.sql.export import export as sql_export
 from tandem_worker.tasks.sql.imports import SqlImport
 from tandem_worker.tasks.sql.imports import import_ as sql_import
 from tests.worker.bench import Bench, open_bench
 from tests.worker.connectors.sql.databases import Database
 
-SCHEMA = jsonschema_rs.validator_for(of(sql_import).entry.payload_schema)
+SCHEMA = jsonschema_rs.validator_for(task_of(sql_import).entry.payload_schema)
 ROWS = [("cup", 1, 4.5), ("pot", 2, None), ("", None, 0.25)]
 CSV = b'item,amount,price\r\ncup,1,4.5\r\npot,2,\r\n"",,0.25\r\n'
 NDJSON = b'{"item":"cup","amount":1,"price":4.5}\n{"price":null,"item":"pot","amount":2}\n\n{"item":"","price":0.25}\n'
@@ -54,7 +54,7 @@ async def imported(bench: Bench, data: bytes, name: str = "stock.csv", **more: A
     job = {key: more.pop(key) for key in ("id", "stamp") if key in more}
     payload = {"connection": "shop", "table": "stock", "source": source, **more}
     result = await bench.run(sql_import, payload, **job)
-    jsonschema_rs.validator_for(of(sql_import).entry.result_schema).validate(result)
+    jsonschema_rs.validator_for(task_of(sql_import).entry.result_schema).validate(result)
     return result
 
 

@@ -17,12 +17,12 @@ from tandem_shared.errors import Misconfigured
 from tandem_shared.settings import load_settings
 from tandem_worker.connectors.sql.connections import open_sql
 from tandem_worker.errors import TaskError
-from tandem_worker.task import of
+from tandem_worker.task import task_of
 from tandem_worker.tasks.sql.query import query as sql_query
 from tests.conftest import eventually
 from tests.worker.bench import Bench, open_bench
 
-TASK = of(sql_query)
+TASK = task_of(sql_query)
 SCHEMA = jsonschema_rs.validator_for(TASK.entry.payload_schema)
 CITIES = [("Oslo", 709037), ("Bergen", 291940), ("Tromsø", 77992)]
 TABLE = "CREATE TABLE cities (name text PRIMARY KEY, people integer NOT NULL)"
@@ -301,7 +301,7 @@ async def test_a_cancelled_job_leaves_its_stream_and_a_connection_that_works(ben
 def test_the_schema_and_the_worker_refuse_the_same(payload: dict[str, Any]) -> None:
     assert not SCHEMA.is_valid(payload)
     with pytest.raises(ValidationError):
-        TASK.payload_type.validate_python(payload)
+        TASK.signature.payload.validate_python(payload)
 
 
 def test_a_query_has_ten_minutes() -> None:

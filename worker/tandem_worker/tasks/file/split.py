@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from tandem_worker.archives.compression import compression_of, inflated
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.files import MAX_FILES, FileRef
-from tandem_worker.jobs.sync import SyncFiles, SyncJob, Writer
+from tandem_worker.jobs.sync import FileWriter, SyncFiles, SyncJob
 from tandem_worker.tables.names import format_of, split_name, uncompressed
 from tandem_worker.tables.reader import csv_records
 from tandem_worker.tables.text import SAMPLE_BYTES, delimiter_of, lines, peek
@@ -179,7 +179,7 @@ class _Parts:
         self._stem, self._extension = split_name(source)
         self._content_type = source.content_type
         self._head = head
-        self._out: Writer | None = None
+        self._out: FileWriter | None = None
         self.finished: list[FileRef] = []
 
     def write(self, data: bytes | memoryview) -> None:

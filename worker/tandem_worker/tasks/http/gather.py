@@ -12,7 +12,7 @@ from tandem_shared.errors import TandemError
 from tandem_shared.times import DURATION_SCHEMA, Seconds
 from tandem_worker.encoding import encode
 from tandem_worker.errors import Permanent, TaskError
-from tandem_worker.failures import Fault, fault
+from tandem_worker.failures import Fault, to_fault
 from tandem_worker.jobs.job import Job
 from tandem_worker.jobs.reports import item_body
 from tandem_worker.task import task
@@ -108,7 +108,7 @@ async def gather(job: Job, payload: HttpGather) -> HttpGathered:
                 result = await call(job, request, timeout=payload.timeout, budget=bodies)
                 item = item_body({"ok": True, "index": index, **result})
             except (TaskError, TandemError) as error:
-                failure = fault(error)
+                failure = to_fault(error)
                 if bodies.exceeded or payload.on_error == "fail":
                     message = f"request {index}: {failure.message}"
                     raise Permanent(failure.type, message) from error
@@ -181,7 +181,7 @@ async def race(job: Job, payload: HttpRace) -> HttpRaced:
                     return {**finished.result(), "index": running[finished]}
                 if budget.exceeded or not isinstance(error, TaskError | TandemError):
                     raise error
-                failures[running[finished]] = fault(error)
+                failures[running[finished]] = to_fault(error)
             await job.progress(len(failures), total)
     finally:
         for call_ in running:

@@ -1,0 +1,22 @@
+"""What a job's code knows about its attempt, on the event loop, in a thread and in a process alike."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class JobInfo:
+    """The facts of one attempt of one job."""
+
+    id: str
+    task: str
+    deadline: float  # seconds since the epoch at which this attempt times out
+    attempt: int = 1  # 1, 2, …
+    max_attempts: int = 1
+    tenant: str = "default"
+    traceparent: str | None = None
+    stamp: int = 0  # of the claim, µs; part of the paths of this attempt's files
+
+    def facts(self) -> dict[str, Any]:
+        """These fields alone, as JSON values by name."""
+        return {field.name: getattr(self, field.name) for field in fields(JobInfo)}

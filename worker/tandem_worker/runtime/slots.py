@@ -1,0 +1,175 @@
+"""The attempts that run on a worker: started, stopped and recorded."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import arq.worker
+import structlog
+
+from tandem_shared.cancellation import cancel_and_wait
+from tandem_shared.errors import Unavailable
+from tandem_shared.jobs.states import State
+from tandem_shared.queue.messages import Claimed, Finish
+from tandem_shared.queue.queue import Queue
+from tandem_worker.runtime.arq_hooks import MAX_HOOK_SECONDS, find_hooks
+from tandem_worker.runtime.leases import Leases
+from tandem_worker.runtime.metrics import WorkerMetrics
+from tandem_worker.runtime.outcomes import Outcomes, released
+from tandem_worker.runtime.prefetch import Prefetch
+from tandem_worker.runtime.run import Cause, Run
+from tandem_worker.runtime.waiting import wait_first
+
+MAX_CLAIM_JOBS = 200  # a larger claim saves no time per job, and blocks Redis for longer
+
+log = structlog.get_logger("worker")
+
+
+class Slots:
+    """At most `max_jobs` runs at once. A slot that becomes free starts the next prefetched job.
+
+    `shell` is arq's worker, with its limits, counters and hooks. `runs` (by job id) is filled here.
+    """
+
+    def __init__(
+        self,
+        shell: arq.worker.Worker,
+        queue: Queue,
+        runs: dict[str, Run],
+        new_run: Callable[[Claimed], Run],
+        metrics: WorkerMetrics,
+    ) -> None:
+        self.runs, self.metrics = runs, metrics
+        self.changed = asyncio.Event()  # there may be room for more jobs
+        self.leases = Leases()
+        self.outcomes = Outcomes(queue, self.leases, metrics, on_room=self.changed.set)
+        self.prefetch = Prefetch(
+            shell.max_jobs, queue.lease, shell.loop, self.leases, self.outcomes.put
+        )
+        self._shell, self._queue, self._new_run = shell, queue, new_run
+        self._hooks = find_hooks(shell)
+        self._settling: asyncio.Task[None] | None = None
+
+    @property
+    def room(self) -> int:
+        """How many jobs may be claimed now."""
+        shell = self._shell
+        if self.outcomes.full or not shell.allow_pick_jobs:
+            return 0
+        room = min(MAX_CLAIM_JOBS, shell.max_jobs - len(self.runs) + self.prefetch.room)
+        if shell.burst and shell.max_burst_jobs >= 0:
+            room = min(room, shell.max_burst_jobs - self.taken)
+        return max(0, room)
+
+    @property
+    def taken(self) -> int:
+        """How many jobs were claimed so far, less those that were handed back."""
+        shell = self._shell
+        ended = shell.jobs_complete + shell.jobs_retried + shell.jobs_failed
+        return ended + len(self.runs) + len(self.prefetch)
+
+    def take(self, job: Claimed) -> None:
+        """Start a claimed job, or keep it until a slot is free."""
+        if self.leases.holds(job):
+            return  # a repeated answer to an earlier claim
+        if len(self.runs) < self._shell.max_jobs:
+            self._start(job)
+        else:
+            self.prefetch.add(job)
+
+    def _start(self, job: Claimed, waited: float = 0.0) -> None:
+        earlier = self.runs.get(job.id)
+        if earlier is not None:
+            earlier.stop("lost")  # its lease ended unnoticed, and this worker claimed the job again
+        run = self.runs[job.id] = self._new_run(job)
+        # Redis' clock dates the claim and when the job was due, ours the wait since.
+        claimed = run.job.stamp / 1e6
+        self.metrics.attempt_started(job.task, claimed - job.due_ms / 1e3 + waited)
+        seconds = run.options.timeout + self._queue.grace + self._queue.lease
+        if self._hooks is None:
+            attempt = run.attempt()
+        else:
+            attempt = self._hooks.attempt(run)
+            seconds += MAX_HOOK_SECONDS
+        self.leases.hold(job, seconds)
+        run.handle = self._shell.loop.create_task(attempt)
+        run.handle.add_done_callback(partial(self._ended, run))
+
+    def _ended(self, run: Run, handle: "asyncio.Task[Finish | None]") -> None:
+        if self.runs.get(run.claimed.id) is not run:
+            return
+        if handle.cancelled():  # before its first step, or while it reported why it failed
+            run.output.abandon()
+            finish = run.interrupted()
+        elif (error := handle.exception()) is not None:
+            log.error("the worker failed outside of a task", job_id=run.claimed.id, exc_info=error)
+            finish = run.broken()
+        else:
+            finish = handle.result()
+        self._record(run, finish)
+        waiting = self.prefetch.pop()
+        if waiting is not None:
+            self._start(waiting.job, self._shell.loop.time() - waiting.since)
+
+    def _record(self, run: Run, finish: Finish | None) -> None:
+        """Free the slot and write the outcome; the lease is held until it is written."""
+        job, shell = run.claimed, self._shell
+        del self.runs[job.id]
+        self.changed.set()
+        seconds = time.time() - run.started
+        self.metrics.attempt_ended(job.task, finish, seconds)
+        self.prefetch.observe(seconds)
+        if finish is None:
+            self.leases.release(job.id, job.token)
+            return
+        shell.jobs_complete += finish.to is State.SUCCEEDED
+        shell.jobs_failed += finish.to is State.FAILED
+        shell.jobs_retried += finish.to is State.RETRYING
+        self.outcomes.put(finish)
+
+    def stop(self, ids: Iterable[str], cause: Cause) -> None:
+        """Stop these jobs, whether they run, are prefetched, or have ended here already."""
+        for id in ids:
+            run = self.runs.get(id)
+            if run is None:
+                self.prefetch.drop(id, cause)
+            # Every heartbeat repeats its news until the code has obeyed: cancel once per cause.
+            elif run.cause not in (cause, "lost"):
+                run.stop(cause)
+                if cause == "cancel":
+                    self._shell.loop.call_later(self._queue.grace, self._overdue, run)
+
+    def _overdue(self, run: Run) -> None:
+        # The code ignored its cancellation and has just lost its lease. Settled now, the job is
+        # cancelled at once, and not with the next tick, up to a second later.
+        if self.runs.get(run.claimed.id) is not run:
+            return
+        if self._settling is None or self._settling.done():
+            self._settling = asyncio.create_task(self._settle())
+
+    async def _settle(self) -> None:
+        with contextlib.suppress(Unavailable):  # the next tick, by any process, settles it
+            await self._queue.tick()
+
+    async def idle(self) -> None:
+        """Return once nothing runs."""
+        while self.runs:
+            await asyncio.wait([run.handle for run in self.runs.values() if run.handle is not None])
+            await asyncio.sleep(0)
+
+    async def hand_back(self, seconds: float) -> None:
+        """Stop everything and hand it back, uncharged; wait for the code for `seconds` at most."""
+        self.prefetch.hand_back()
+        for run in list(self.runs.values()):
+            run.stop("shutdown")
+        await wait_first(self.idle(), timeout=seconds)
+        if self.runs:
+            # Whatever that code still reports is rejected.
+            log.warning("handing back jobs whose code ignores cancellation", jobs=list(self.runs))
+            for run in list(self.runs.values()):
+                run.output.abandon()
+                self._record(run, None if run.cause == "lost" else released(run.claimed))
+        if self._settling is not None:
+            await cancel_and_wait(self._settling)
