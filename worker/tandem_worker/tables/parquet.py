@@ -73,9 +73,12 @@ class ParquetWriter:
                 value if value is None or type(value) is str else self._text(value)
                 for value in values
             ]
+        kinds = set(map(type, values))
         try:
-            if not pa.types.is_string(field.type) and any(type(one) is str for one in values):
+            if str in kinds and not pa.types.is_string(field.type):
                 values = _read_texts(values, field.type)
+            if float in kinds and pa.types.is_integer(field.type):
+                raise TypeError("Arrow would cut the fraction")
             return pa.array(values, field.type)
         except UnicodeError:
             raise
@@ -99,7 +102,7 @@ def _read_texts(values: list[Any], type: Any) -> Any:
         return pa.array(values, pa.string()).cast(type)
     if pa.types.is_floating(type):
         return [float(value) if isinstance(value, str) else value for value in values]
-    return values
+    raise TypeError("text among values of another type")
 
 
 class _SinkFile(io.RawIOBase):

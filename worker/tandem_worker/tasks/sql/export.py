@@ -151,7 +151,7 @@ class _Encoder:
 
     def write(self, rows: Sequence[Row], columns: Sequence[Column]) -> bytes:
         with _as_task_errors():
-            writer = self._open(columns)
+            writer = self._open(columns, rows)
             if isinstance(writer, JsonWriter):
                 writer.add([bytes(to_json(row)) for row in rows])
             else:
@@ -161,15 +161,26 @@ class _Encoder:
 
     def finish(self, columns: Sequence[Column]) -> bytes:
         with _as_task_errors():
-            self._open(columns).end()
+            self._open(columns, ()).end()
         return self._buffer.take()
 
-    def _open(self, columns: Sequence[Column]) -> TableWriter:
+    def _open(self, columns: Sequence[Column], rows: Sequence[Row]) -> TableWriter:
         if self._writer is None:
-            types = [_ARROW_TYPES.get(column.type, "string") for column in columns]
+            types = [_arrow_type(column, rows) for column in columns]
             table = Columns([column.name for column in columns], types, _text)
             self._writer = open_writer(self._buffer, self._format, self._compression, table)
         return self._writer
+
+
+def _arrow_type(column: Column, rows: Sequence[Row]) -> str:
+    """Arrow's name for the column's type.
+
+    A column of SQLite may start with an integer and hold fractions. The first rows decide; later
+    values that do not fit are refused.
+    """
+    if column.type == "integer" and any(type(row[column.name]) is float for row in rows):
+        return "double"
+    return _ARROW_TYPES.get(column.type, "string")
 
 
 def _text(value: Any) -> str:
