@@ -1,4 +1,4 @@
-"""gzip and Zstandard as streams: told by their first bytes, inflated in bounded steps, written piece by piece."""
+"""gzip and Zstandard as streams: detected by their first bytes, decompressed in bounded steps, compressed."""
 
 import sys
 import zlib
@@ -16,29 +16,29 @@ __all__ = ["Compression", "Deflating", "Sink", "compression_of", "inflated", "zs
 
 Compression = Literal["gzip", "zstd"]
 
-STEP = 256 << 10  # bytes that come out at once, however few went in
+STEP_BYTES = 256 << 10  # decompressed at once, however little that takes of the input
 _MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-_GZIP = 31  # zlib's word for "with gzip's header and trailer, a window of 32 KiB"
+_GZIP_WBITS = 31  # zlib: gzip's header and trailer, a window of 32 KiB
 
 
 class Sink(Protocol):
-    """What takes bytes, such as `job.files.create(…)`."""
+    """Accepts bytes, such as `job.files.create(…)`."""
 
     def write(self, data: bytes, /) -> int: ...
 
 
 def compression_of(start: bytes) -> Compression | None:
-    """How data is compressed that starts with these bytes (4 are enough); None if in neither way."""
+    """The compression of data that starts with these bytes (4 are enough), if any."""
     return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
 
 
 def inflated(
     pieces: Iterable[bytes], compression: Compression | None
 ) -> Generator[bytes, None, None]:
-    """The data behind the compressed pieces, in pieces of at most STEP bytes; several streams in a row are one.
+    """The decompressed data, in pieces of at most STEP_BYTES; concatenated streams are one.
 
-    None gives the pieces as they are. Raises Permanent `invalid_file` for data that is damaged or
-    ends too early.
+    Without a compression, the pieces are unchanged. Raises Permanent `invalid_file` for data that is
+    damaged or ends too early.
     """
     if compression is None:
         yield from pieces
@@ -50,21 +50,21 @@ def inflated(
 
 
 def _gzip(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    stream = zlib.decompressobj(_GZIP)
+    stream = zlib.decompressobj(_GZIP_WBITS)
     begun = False
     for piece in pieces:
         data = piece
         while data:
             if not begun:
-                data = data.lstrip(b"\0")  # what pads a tape's last block
+                data = data.lstrip(b"\0")  # the padding of a tape's last block
                 begun = bool(data)
                 continue
-            if out := stream.decompress(data, STEP):
+            if out := stream.decompress(data, STEP_BYTES):
                 yield out
             data = stream.unconsumed_tail
             if stream.eof:
-                data, stream, begun = stream.unused_data, zlib.decompressobj(_GZIP), False
-    while begun and (out := stream.decompress(stream.unconsumed_tail, STEP)):
+                data, stream, begun = stream.unused_data, zlib.decompressobj(_GZIP_WBITS), False
+    while begun and (out := stream.decompress(stream.unconsumed_tail, STEP_BYTES)):
         yield out
     if begun and not stream.eof:
         raise _damaged("gzip")
@@ -77,7 +77,7 @@ def _zstd(pieces: Iterable[bytes]) -> Iterator[bytes]:
         data = piece
         while data or not stream.needs_input:
             begun = True
-            if out := stream.decompress(data, STEP):
+            if out := stream.decompress(data, STEP_BYTES):
                 yield out
             data = b""
             if stream.eof:
@@ -89,11 +89,11 @@ def _zstd(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _damaged(compression: Compression) -> Permanent:
-    return Permanent("invalid_file", f"its {compression} data is damaged or ends too early")
+    return Permanent("invalid_file", f"the {compression} data is damaged or ends too early")
 
 
 class Deflating:
-    """Compresses what is written to it into a sink, if at all; `finish()` ends the stream.
+    """Compresses what is written, if at all, into a sink; `finish()` ends the stream.
 
     The same data gives the same bytes.
     """
@@ -101,10 +101,10 @@ class Deflating:
     def __init__(self, sink: Sink, compression: Compression | None) -> None:
         self._sink = sink
         self._stream: Any = None
-        if compression is not None:
-            self._stream = (
-                zlib.compressobj(wbits=_GZIP) if compression == "gzip" else zstd.ZstdCompressor()
-            )
+        if compression == "gzip":
+            self._stream = zlib.compressobj(wbits=_GZIP_WBITS)
+        elif compression == "zstd":
+            self._stream = zstd.ZstdCompressor()
 
     def write(self, data: bytes, /) -> int:
         out = data if self._stream is None else self._stream.compress(data)

@@ -1,9 +1,9 @@
-"""zip and tar archives of stored files, written and unpacked as streams; nothing is taken from one on trust.
+"""Unpacks zip and tar archives of stored files as streams, without trusting anything in them.
 
-For unpacking, whatever an archive says of itself may be a lie: sizes are those that really come
-out, and every name is judged before a byte is stored under it. Errors are Permanent:
-`invalid_archive` for one that is damaged or of no kind known here, `unsafe_archive` for an entry
-that no plain archive of files has, `too_large` for a cap exceeded.
+Whatever an archive says about itself may be a lie: sizes count only as bytes come out, and every
+name is checked before a byte is stored under it. Errors are Permanent: `invalid_archive` for
+archives that are damaged or of an unknown kind, `unsafe_archive` for entries that ordinary archives
+of files do not have, `too_large` above a limit.
 """
 
 import stat
@@ -15,115 +15,39 @@ from contextlib import closing, suppress
 from typing import IO, Any, cast
 
 from tandem_worker.archives.compression import Compression, compression_of, inflated
-from tandem_worker.archives.names import Progress, _parents, _refuse
-from tandem_worker.archives.pack import _Stream
+from tandem_worker.archives.names import entry_problem, parents
+from tandem_worker.archives.pieces import PieceReader
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.files import FileRef
-from tandem_worker.jobs.sync import SyncFiles
+from tandem_worker.jobs.sync import SyncJob
 
-PIECE = 256 << 10  # bytes inflated at once
-RATIO, FREE = (
-    200,
-    16 << 20,
-)  # what comes out may be so many times what went in, and this many bytes in any case
-HEADERS = 1 << 20  # bytes of a tar's headers before one entry
-DIRECTORY = 8 << 20  # bytes of a zip's list of entries
+PIECE_BYTES = 256 << 10  # decompressed at once
+MAX_RATIO = 200  # of bytes that come out to the archive's own
+MIN_OUTPUT_BYTES = 16 << 20  # allowed at any ratio
+MAX_HEADER_BYTES = 1 << 20  # of a tar, before one entry
+MAX_DIRECTORY_BYTES = 8 << 20  # of a zip's list of entries
 
 
-# ------------------------------------------------------------------------------------------ writing
+def unpack(job: SyncJob, source: FileRef, *, max_entries: int, max_bytes: int) -> Iterator[FileRef]:
+    """Store the archive's files (`source` is as `stat` returns it) under their names, in order.
 
-
-# ---------------------------------------------------------------------------------------- unpacking
-
-
-class _Guard:
-    """Judges the entries of one archive, and counts what comes out of it."""
-
-    def __init__(self, size: int, max_entries: int, max_bytes: int) -> None:
-        self._most = max(FREE, size * RATIO)
-        self._max_entries = max_entries
-        self._max_bytes = max_bytes
-        self._entries = 0
-        self._out = 0
-        self._stored = 0
-        self._names: set[str] = set()
-        self._folders: set[str] = set()
-
-    def entry(self, name: str, *, folder: bool, size: int) -> str:
-        """The entry's name as a file may have it. Raises Permanent for one that must not be unpacked."""
-        self.count(self._entries + 1)
-        self._entries += 1
-        plain = name.rstrip("/") if folder else name
-        while plain.startswith("./"):
-            plain = plain[2:].lstrip("/")
-        if folder and plain in ("", "."):
-            return ""
-        reason = _refuse(plain)
-        if reason is None and not folder and plain in self._names:
-            reason = "stands in it twice"
-        if reason is None and (
-            (not folder and plain in self._folders) or plain in (self._names if folder else ()) or
-            not self._names.isdisjoint(_parents(plain))
-        ):  # fmt: skip
-            reason = "is both a file and a directory"
-        if reason is None and size < 0:
-            reason = "has a negative size"
-        if reason is not None:
-            raise unsafe(name, reason)
-        self._folders |= _parents(plain)
-        if folder:
-            self._folders.add(plain)
-        else:
-            self._names.add(plain)
-            if self._stored + size > self._max_bytes:
-                raise self._too_many_bytes()
-        return plain
-
-    def count(self, entries: int) -> None:
-        """So many entries are in it."""
-        if entries > self._max_entries:
-            raise Permanent("too_large", f"the archive has more than {self._max_entries} entries")
-
-    def came(self, size: int) -> None:
-        """So many bytes came out of it, be they a file's or its own."""
-        self._out += size
-        if self._out > self._most:
-            raise Permanent(
-                "too_large",
-                f"the archive inflates to more than {RATIO} times its size, as no plain archive does",
-            )
-
-    def stored(self, size: int) -> None:
-        """So many bytes of a file came out of it."""
-        self._stored += size
-        if self._stored > self._max_bytes:
-            raise self._too_many_bytes()
-
-    def _too_many_bytes(self) -> Permanent:
-        return Permanent("too_large", f"the archive's files have more than {self._max_bytes} bytes")
-
-
-def unpack(
-    files: SyncFiles, source: FileRef, *, max_entries: int, max_bytes: int, progress: Progress
-) -> Iterator[FileRef]:
-    """Store the archive's files (`source` as `stat` gives it) under their names in it, in its order.
-
-    Directories are left out. What an archive is, its first bytes say: a zip, or a tar in gzip, in
-    Zstandard or bare.
+    Directories are left out. The first bytes decide what the archive is: a zip, or a tar that is
+    plain or in gzip or Zstandard.
     """
-    with closing(files.open(source)) as pieces:
+    with closing(job.files.open(source)) as pieces:
         start = next(pieces, b"")
     guard = _Guard(source.size or 0, max_entries, max_bytes)
+    job.progress(0, source.size)
     try:
         if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-            yield from _unpack_zip(files, source, guard, progress)
+            yield from _unpack_zip(job, source, guard)
         else:
-            yield from _unpack_tar(files, source, guard, compression_of(start), progress)
+            yield from _unpack_tar(job, source, guard, compression_of(start))
     except Permanent as error:
         if error.type != "invalid_file":
             raise
         raise _invalid(error.message) from None
-    # What these libraries raise for bytes that make no sense to them is no closed list.
+    # The libraries do not document what they raise for malformed data.
     except (
         zipfile.BadZipFile,
         tarfile.TarError,
@@ -136,146 +60,197 @@ def unpack(
         raise _invalid(f"{type(error).__name__}: {error}") from None
 
 
-def _unpack_zip(
-    files: SyncFiles, source: FileRef, guard: _Guard, progress: Progress
-) -> Iterator[FileRef]:
+class _Guard:
+    """Checks the entries of one archive, and counts what comes out of it."""
+
+    def __init__(self, size: int, max_entries: int, max_bytes: int) -> None:
+        self._max_output = max(MIN_OUTPUT_BYTES, size * MAX_RATIO)
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._entries = 0
+        self._output = 0
+        self._stored = 0
+        self._names: set[str] = set()
+        self._folders: set[str] = set()
+
+    def entry(self, name: str, *, folder: bool, size: int) -> str:
+        """The entry's name as a file may have it. Raises Permanent if it must not be unpacked."""
+        self.check_count(self._entries + 1)
+        self._entries += 1
+        plain = name.rstrip("/") if folder else name
+        while plain.startswith("./"):
+            plain = plain[2:].lstrip("/")
+        if folder and plain in ("", "."):
+            return ""
+        problem = entry_problem(plain) or self._clash(plain, folder=folder)
+        if problem is None and size < 0:
+            problem = "has a negative size"
+        if problem is not None:
+            raise _unsafe(name, problem)
+        self._folders |= parents(plain)
+        if folder:
+            self._folders.add(plain)
+        else:
+            self._names.add(plain)
+            self._check_stored(self._stored + size)
+        return plain
+
+    def _clash(self, name: str, *, folder: bool) -> str | None:
+        if not folder and name in self._names:
+            return "appears twice"
+        as_other_kind = name in (self._names if folder else self._folders)
+        if as_other_kind or not self._names.isdisjoint(parents(name)):
+            return "is both a file and a directory"
+        return None
+
+    def check_count(self, entries: int) -> None:
+        """Raises Permanent `too_large` above the allowed number of entries."""
+        if entries > self._max_entries:
+            raise Permanent("too_large", f"the archive has more than {self._max_entries} entries")
+
+    def add_output(self, size: int) -> None:
+        """Count bytes that came out, of files and of the archive's own structure."""
+        self._output += size
+        if self._output > self._max_output:
+            message = f"the archive inflates to more than {MAX_RATIO} times its size"
+            raise Permanent("too_large", message)
+
+    def add_stored(self, size: int) -> None:
+        """Count bytes of files."""
+        self._stored += size
+        self._check_stored(self._stored)
+
+    def _check_stored(self, size: int) -> None:
+        if size > self._max_bytes:
+            message = f"the archive's files have more than {self._max_bytes} bytes"
+            raise Permanent("too_large", message)
+
+
+def _unpack_zip(job: SyncJob, source: FileRef, guard: _Guard) -> Iterator[FileRef]:
     with (
-        files.seek(source) as file,
-        zipfile.ZipFile(cast("IO[bytes]", _Directory(file))) as archive,
+        job.files.seek(source) as file,
+        zipfile.ZipFile(cast("IO[bytes]", _BoundedFile(file))) as archive,
     ):
         entries = archive.infolist()
-        guard.count(len(entries))
+        guard.check_count(len(entries))
         named = [(_zip_entry(entry, guard), entry) for entry in entries]
-        ends = 0
+        end = 0
         for entry in sorted(entries, key=lambda entry: entry.header_offset):
-            if entry.header_offset < ends:
-                raise unsafe(entry.filename, "shares its bytes with another entry")
-            ends = entry.header_offset + 30 + entry.compress_size
+            if entry.header_offset < end:
+                raise _unsafe(entry.filename, "shares its bytes with another entry")
+            end = entry.header_offset + 30 + entry.compress_size
         done = 0
         for name, entry in named:
             if entry.is_dir():
                 continue
-            out = files.create(name)
+            out = job.files.create(name)
             with archive.open(entry) as data:
-                while piece := data.read(PIECE):
-                    guard.came(len(piece))
-                    guard.stored(len(piece))
+                while piece := data.read(PIECE_BYTES):
+                    guard.add_output(len(piece))
+                    guard.add_stored(len(piece))
                     out.write(piece)
             if out.size != entry.file_size:
                 raise _invalid(f"the entry {name!r} has another size than the archive says")
             done += entry.compress_size
-            progress(done)
+            job.progress(done, source.size)
             yield out.commit()
 
 
 def _zip_entry(entry: zipfile.ZipInfo, guard: _Guard) -> str:
     name = entry.orig_filename
     if not entry.flag_bits & 0x800:
-        # Many write UTF-8 and do not say so; what is none stays in the code page that zip began
-        # with.
+        # Many programs write UTF-8 without setting the flag; other names are in code page 437.
         with suppress(UnicodeError):
             name = name.encode("cp437").decode()
     plain = guard.entry(name, folder=entry.is_dir(), size=0 if entry.is_dir() else entry.file_size)
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise unsafe(name, "is a link or a device")
+        raise _unsafe(name, "is a link or a device")
     if entry.flag_bits & 1:
         raise Permanent("invalid_archive", f"the entry {name[:100]!r} is encrypted")
-    # The others' decompressors do not stop after a number of bytes.
+    # zipfile's other decompressors cannot be stopped after a number of bytes.
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise _invalid(
-            f"the entry {name[:100]!r} is compressed in a way that is not supported (deflate is)"
-        )
+        raise _invalid(f"the entry {name[:100]!r} is neither stored nor compressed with deflate")
     return plain
 
 
-class _Directory:
-    """A zip's file, of which no large part is read at once: its list of entries is, however long it says it is."""
+class _BoundedFile:
+    """A zip file that refuses large reads: zipfile reads the whole list of entries at once."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
 
     def read(self, size: int = -1) -> bytes:
-        if size > DIRECTORY:
-            raise Permanent(
-                "too_large", f"the archive's list of entries has more than {DIRECTORY} bytes"
-            )
-        return self._file.read(DIRECTORY if size < 0 else size)
+        if size > MAX_DIRECTORY_BYTES:
+            message = f"the archive's list of entries has more than {MAX_DIRECTORY_BYTES} bytes"
+            raise Permanent("too_large", message)
+        return self._file.read(MAX_DIRECTORY_BYTES if size < 0 else size)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
 
 def _unpack_tar(
-    files: SyncFiles,
-    source: FileRef,
-    guard: _Guard,
-    compression: Compression | None,
-    progress: Progress,
+    job: SyncJob, source: FileRef, guard: _Guard, compression: Compression | None
 ) -> Iterator[FileRef]:
-    read = 0
-
-    def counted() -> Generator[bytes, None, None]:
-        nonlocal read
-        for piece in files.open(source):
-            read += len(piece)
-            progress(read)
+    def stored() -> Generator[bytes, None, None]:
+        done = 0
+        for piece in job.files.open(source):
+            done += len(piece)
+            job.progress(done, source.size)
             yield piece
 
-    with closing(inflated(counted(), compression)) as pieces:
-        stream = _Headers(pieces, guard)
-        # An empty stream is an empty archive to tarfile, and no archive to anybody else.
-        with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", errorlevel=2) as archive:
+    with closing(inflated(stored(), compression)) as pieces:
+        stream = _TarStream(pieces, guard)
+        with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|") as archive:
             while (entry := stream.next(archive)) is not None:
                 folder = entry.isdir()
                 name = guard.entry(entry.name, folder=folder, size=0 if folder else entry.size)
                 if entry.issparse() or not (entry.isreg() or folder):
-                    raise unsafe(entry.name, "is a link, a device or sparse")
+                    raise _unsafe(entry.name, "is a link, a device or sparse")
                 if folder:
                     continue
-                out = files.create(name)
+                out = job.files.create(name)
                 data = archive.extractfile(entry)
-                while data is not None and (piece := data.read(PIECE)):
-                    guard.stored(len(piece))
+                while data is not None and (piece := data.read(PIECE_BYTES)):
+                    guard.add_stored(len(piece))
                     out.write(piece)
                 if out.size != entry.size:
                     raise _invalid(f"the entry {name!r} ends too early")
                 yield out.commit()
-        # To its end, where checksums are, and whatever may be hidden is counted.
-        while stream.read(PIECE):
+        # Read to the end: this verifies the checksum and counts hidden data.
+        while stream.read(PIECE_BYTES):
             pass
 
 
-class _Headers(_Stream):
-    """A tar's bytes; of headers, which tarfile reads whole, only HEADERS bytes are given for one entry."""
+class _TarStream(PieceReader):
+    """A tar's bytes; headers, which tarfile reads as a whole, are bounded for each entry."""
 
     def __init__(self, pieces: Iterator[bytes], guard: _Guard) -> None:
-        super().__init__(pieces, lambda _: None)
+        super().__init__(pieces)
         self._guard = guard
-        self._left: int | None = HEADERS
+        self._header_left: int | None = MAX_HEADER_BYTES
 
     def next(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
         """The archive's next entry."""
-        self._left = HEADERS
+        self._header_left = MAX_HEADER_BYTES
         entry = archive.next()
-        self._left = None
+        self._header_left = None
         return entry
 
     def read(self, size: int) -> bytes:
         data = super().read(size)
-        self._guard.came(len(data))
-        if self._left is not None:
-            self._left -= len(data)
-            if self._left < 0:
-                raise Permanent(
-                    "too_large", f"the archive has a header of more than {HEADERS} bytes"
-                )
+        self._guard.add_output(len(data))
+        if self._header_left is not None:
+            self._header_left -= len(data)
+            if self._header_left < 0:
+                message = f"the archive has a header of more than {MAX_HEADER_BYTES} bytes"
+                raise Permanent("too_large", message)
         return data
 
 
-def unsafe(name: str, reason: str) -> Permanent:
-    """The refusal of an entry."""
-    return Permanent("unsafe_archive", f"the archive's entry {name[:100]!r} {reason}")
+def _unsafe(name: str, problem: str) -> Permanent:
+    return Permanent("unsafe_archive", f"the archive's entry {name[:100]!r} {problem}")
 
 
 def _invalid(reason: str) -> Permanent:

@@ -1,4 +1,4 @@
-"""Files: hashed, packed and unpacked, joined and cut. What computes much runs in the process pool."""
+"""`file.hash`."""
 
 import asyncio
 import hashlib
@@ -14,7 +14,7 @@ from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
 from tandem_worker.tasks.file.payloads import EXAMPLE
 
-HASHED_AHEAD = 4  # pieces that wait for the thread that hashes
+MAX_WAITING_PIECES = 4  # read ahead of the thread that hashes
 
 Algorithm = Literal[
     "sha256", "sha1", "sha224", "sha384", "sha512", "sha3_256", "sha3_512", "blake2b", "blake2s", "md5"
@@ -22,7 +22,7 @@ Algorithm = Literal[
 
 
 class HashPayload(BaseModel):
-    """What to hash, and how."""
+    """What to hash, with which algorithms."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -31,7 +31,7 @@ class HashPayload(BaseModel):
 
 
 class Digests(TypedDict):
-    """The file's size in bytes and the digests that were asked for, hexadecimal."""
+    """The file's size in bytes, and the requested digests in hexadecimal."""
 
     size: int
     sha256: NotRequired[str]
@@ -64,19 +64,19 @@ async def hash_file(job: Job, payload: HashPayload) -> Digests:
     total = (await job.files.stat(payload.source)).size
     done = 0
     await job.progress(0, total)
-    # A thread of its own, since all algorithms together may take milliseconds for a piece of about
-    # 1 MiB. The next ones are read meanwhile, so that it always has something to do.
+    # A dedicated thread: all algorithms together may take milliseconds for a piece of about 1 MiB.
+    # Pieces are read ahead to keep it busy.
     thread = ThreadPoolExecutor(1, thread_name_prefix="hash")
-    pieces: deque[asyncio.Future[None]] = deque()
+    waiting: deque[asyncio.Future[None]] = deque()
     try:
         async for piece in job.files.open(payload.source):
-            if len(pieces) == HASHED_AHEAD:
-                await pieces.popleft()
-            pieces.append(asyncio.get_running_loop().run_in_executor(thread, update, piece))
+            if len(waiting) == MAX_WAITING_PIECES:
+                await waiting.popleft()
+            waiting.append(asyncio.get_running_loop().run_in_executor(thread, update, piece))
             done += len(piece)
             await job.progress(done, total)
-        while pieces:
-            await pieces.popleft()
+        while waiting:
+            await waiting.popleft()
     finally:
         thread.shutdown(wait=False, cancel_futures=True)
     result: Digests = {"size": done}
