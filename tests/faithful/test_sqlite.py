@@ -24,7 +24,9 @@ async def exported(directory: Path, database: Database, sql: str) -> list[Any]:
         data = await bench.resources.files.load("jobs/job/7/export.parquet", 1 << 30)
     file = directory / "export.parquet"
     file.write_bytes(data)
-    return duckdb.sql(f"SELECT * FROM read_parquet('{file}')").fetchall()
+    found = duckdb.sql(f"SELECT * FROM read_parquet('{file}')")
+    assert found is not None
+    return found.fetchall()
 
 
 async def test_a_fraction_behind_an_integer_is_not_cut(tmp_path: Path, database: Database) -> None:
@@ -38,6 +40,7 @@ async def test_a_fraction_behind_an_integer_is_not_cut(tmp_path: Path, database:
 async def test_a_late_value_of_another_type_is_refused(
     tmp_path: Path, database: Database, late: str
 ) -> None:
+    await database.rows("CREATE TABLE made (the_file int)")
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9000)"
     sql = f"{numbers} SELECT CASE WHEN i = 8999 THEN {late} ELSE i END AS odd FROM n"
     with pytest.raises(TaskError) as caught:
