@@ -1,4 +1,4 @@
-"""The queue, with a clock that the test turns; after each test every law of the queue must hold."""
+"""A queue whose clock the test sets, with its laws checked after each test; and file stores."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.shared.queue.model.shard import Shard
 
 @pytest.fixture(params=["file", "memory", "s3"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of an empty store, of each kind."""
+    """The URL of an empty store of each kind."""
     if request.param == "s3":
         url: str = request.getfixturevalue("s3_url")
         return url
@@ -28,7 +28,7 @@ async def any_store(store_url: str) -> AsyncIterator[FileStore]:
 
 @pytest.fixture
 async def shard(redis: Redis) -> AsyncIterator[Shard]:
-    """An empty shard at noon, where ticks have gone on for long enough that no grace holds."""
+    """An empty shard at noon, ticked for long enough that no grace period applies."""
     made = Shard(redis)
     await made.turn(0)
     await made.silence()
