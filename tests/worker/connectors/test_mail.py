@@ -339,7 +339,7 @@ async def test_no_server(tmp_path: Path) -> None:
         assert (error.type, error.retryable) == ("mail_connection", True)
         assert "hunter2" not in error.message
         del_from = {key: value for key, value in MAIL.items() if key != "from"}
-        with pytest.raises(TaskError, match="names no sender"):
+        with pytest.raises(TaskError, match="name a sender"):
             await bench.run(send, del_from)
 
 

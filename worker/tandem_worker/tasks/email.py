@@ -1,4 +1,4 @@
-"""Mail: `email.send`."""
+"""`email.send`."""
 
 import asyncio
 import re
@@ -20,71 +20,72 @@ from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
 
-MAX_BYTES = 25 << 20  # of all attachments: they are held in memory, and few servers take more
-MAX_RECIPIENTS = 100  # all of to, cc and bcc
+MAX_BYTES = 25 << 20  # of all attachments: they are held in memory, and few servers accept more
+MAX_RECIPIENTS = 100  # in to, cc and bcc together
 
-# What ends a header's line, here or in some reader's eyes, is in no header.
+# Reject every character that any mail reader may treat as a line break: header injection.
 _CONTROL = r"\u0000-\u001f\u007f-\u009f\u2028\u2029"
 _ADDRESS = r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?"
 _MAILBOX = rf"^({_ADDRESS}|[^{_CONTROL}<>\"@,;\\]*<{_ADDRESS}>)$"
-# Seven bits, since not every server takes eight.
+# Seven bits: not every server accepts eight.
 _POLICY = policy.SMTP.clone(cte_type="7bit")
 
 
-def _address(text: str) -> str:
-    mailbox(text)
-    return text
+_NOT_AN_ADDRESS = "not a mail address: write a@example.org or Name <a@example.org>"
 
 
 def mailbox(text: str) -> Address:
     """`orders@example.org` or `The orders <orders@example.org>`. Raises ValueError."""
     if re.fullmatch(_MAILBOX, text) is None:
-        raise ValueError("this is no address: write a@example.org or Name <a@example.org>")
+        raise ValueError(_NOT_AN_ADDRESS)
     name, bracket, rest = text.rpartition("<")
+    address = rest.removesuffix(">") if bracket else text
     try:
-        return Address(
-            display_name=name.strip(), addr_spec=rest.removesuffix(">") if bracket else text
-        )
-    except Exception:  # noqa: BLE001 - the parser raises errors of its own making, IndexError among them
-        raise ValueError(
-            "this is no address: write a@example.org or Name <a@example.org>"
-        ) from None
+        return Address(display_name=name.strip(), addr_spec=address)
+    except Exception:  # noqa: BLE001 - the parser raises errors of many kinds, such as IndexError
+        raise ValueError(_NOT_AN_ADDRESS) from None
+
+
+def _check(text: str) -> str:
+    mailbox(text)
+    return text
 
 
 Mailbox = Annotated[
     str,
     Field(max_length=500, pattern=_MAILBOX, description="a@example.org or Name <a@example.org>"),
-    AfterValidator(_address),
+    AfterValidator(_check),
 ]
 Mailboxes = Annotated[list[Mailbox], Field(min_length=1, max_length=MAX_RECIPIENTS)] | Mailbox
 
 
 class Mail(BaseModel):
-    """What `email.send` takes."""
+    """The payload of `email.send`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     to: Mailboxes
     cc: Mailboxes | None = None
     bcc: Annotated[
-        Mailboxes | None, Field(description="get the mail, and nobody reads so in it")
+        Mailboxes | None, Field(description="receive the mail without being named in it")
     ] = None
     subject: Annotated[str, Field(max_length=900, pattern=rf"^[^{_CONTROL}]*$")]
     text: str | None = None
     html: Annotated[
-        str | None, Field(description="shown in place of the text by readers that can")
+        str | None, Field(description="shown instead of the text by mail readers that can")
     ] = None
     attachments: Annotated[
         list[FileRef] | None, Field(max_length=100, description="at most 25 MiB together")
     ] = None
     from_: Annotated[
-        Mailbox | None, Field(alias="from", description="the settings' sender if not given")
+        Mailbox | None,
+        Field(alias="from", description="default: the sender in the worker's settings"),
     ] = None
     reply_to: Mailbox | None = None
 
 
 class MailRefusal(TypedDict):
-    """A recipient that the server did not take, with its answer."""
+    """A recipient that the server refused, with its answer."""
 
     address: str
     code: int
@@ -92,7 +93,7 @@ class MailRefusal(TypedDict):
 
 
 class MailResult(TypedDict):
-    """The Message-ID, the same in each attempt of a job, and who was accepted by the server and who was not."""
+    """The Message-ID, the same in all attempts, and the recipients that the server accepted and refused."""
 
     message_id: str
     accepted: list[str]
@@ -111,56 +112,57 @@ class MailResult(TypedDict):
 async def send(job: Job, payload: Mail) -> MailResult:
     """Send a mail, with attachments from the file store.
 
-    Its Message-ID is made of the job's id, so that a mail that had to be sent again is recognised
-    as the same one.
+    Its Message-ID is made from the job's id, so that a mail that is sent twice is recognized as the
+    same one.
     """
     mailer = job.resources.mail
     sender = payload.from_ or mailer.sender
     if sender is None:
-        raise Permanent("mail_refused", "the mail names no sender, nor do the worker's settings")
-    recipients = list(
-        dict.fromkeys(one.addr_spec for one in _all(payload.to, payload.cc, payload.bcc))
-    )
+        message = "neither the mail nor the worker's settings name a sender: set `from`"
+        raise Permanent("mail_refused", message)
+    mailboxes = _mailboxes(payload.to, payload.cc, payload.bcc)
+    recipients = list(dict.fromkeys(mailbox.addr_spec for mailbox in mailboxes))
     if len(recipients) > MAX_RECIPIENTS:
         raise Permanent("too_large", f"a mail has at most {MAX_RECIPIENTS} recipients")
     author = mailbox(sender)
-    message = _message(job, payload, author)
+    mail = _message(job, payload, author)
     for reference in payload.attachments or ():
-        await _attach(job, message, reference)
-    # In a thread: base64 of many MiB.
-    data = await asyncio.to_thread(message.as_bytes)
+        await _attach(job, mail, reference)
+    # In a thread: it encodes many MiB as base64.
+    data = await asyncio.to_thread(mail.as_bytes)
     await job.progress(0, 1, "sending")
     refusals = await mailer.send(author.addr_spec, recipients, data)
     await job.progress(1, 1)
-    lost = {one.address for one in refusals}
+    refused: list[MailRefusal] = [
+        {"address": refusal.address, "code": refusal.code, "message": refusal.message}
+        for refusal in refusals
+    ]
+    addresses = {refusal.address for refusal in refusals}
     return {
-        "message_id": str(message["Message-ID"]),
-        "accepted": [one for one in recipients if one not in lost],
-        "refused": [
-            {"address": one.address, "code": one.code, "message": one.message} for one in refusals
-        ],
+        "message_id": str(mail["Message-ID"]),
+        "accepted": [address for address in recipients if address not in addresses],
+        "refused": refused,
     }
 
 
-def _all(*given: Any) -> list[Address]:
-    """The mailboxes of one or several fields, each a list, one mailbox or nothing."""
-    lists = ([one] if isinstance(one, str) else one or [] for one in given)
-    return [mailbox(text) for one in lists for text in one]
+def _mailboxes(*fields: Any) -> list[Address]:
+    """The mailboxes of fields that hold a list, one mailbox or None."""
+    lists = ([field] if isinstance(field, str) else field or [] for field in fields)
+    return [mailbox(text) for texts in lists for text in texts]
 
 
 def _message(job: Job, payload: Mail, author: Address) -> EmailMessage:
     message = EmailMessage(_POLICY)
     message["From"] = author
-    message["To"] = _all(payload.to)
+    message["To"] = _mailboxes(payload.to)
     if payload.cc:
-        message["Cc"] = _all(payload.cc)
+        message["Cc"] = _mailboxes(payload.cc)
     if payload.reply_to:
         message["Reply-To"] = mailbox(payload.reply_to)
     message["Subject"] = payload.subject
-    # The job's own time: another attempt makes the same mail.
-    message["Date"] = format_datetime(
-        datetime.fromtimestamp(int(id_time(job.id) or time.time()), UTC)
-    )
+    # The job's creation time: another attempt makes the same mail.
+    created = datetime.fromtimestamp(int(id_time(job.id) or time.time()), UTC)
+    message["Date"] = format_datetime(created)
     message["Message-ID"] = f"<{job.id}@{author.domain}>"
     if payload.html is None or payload.text is not None:
         message.set_content(payload.text or "")
@@ -173,15 +175,12 @@ def _message(job: Job, payload: Mail, author: Address) -> EmailMessage:
 
 async def _attach(job: Job, message: EmailMessage, reference: FileRef) -> None:
     file = await job.files.stat(reference)
-    had = sum(len(part.get_payload()) * 3 // 4 for part in message.iter_attachments())
-    if had + (file.size or 0) > MAX_BYTES:
+    attached = sum(len(part.get_payload()) * 3 // 4 for part in message.iter_attachments())
+    if attached + (file.size or 0) > MAX_BYTES:
         raise Permanent("too_large", f"the attachments have more than {MAX_BYTES} bytes")
     data = await job.files.read(file, MAX_BYTES)
-    kind = (file.content_type or OCTET_STREAM).partition(";")[0].strip()
-    if re.fullmatch(r"[a-z0-9.+-]+/[a-z0-9.+-]+", kind) is None or kind.startswith(
-        ("multipart/", "message/")
-    ):
-        kind = OCTET_STREAM
-    main, _, sub = kind.partition("/")
+    content_type = (file.content_type or OCTET_STREAM).partition(";")[0].strip()
+    plain = re.fullmatch(r"(?!multipart/|message/)[a-z0-9.+-]+/[a-z0-9.+-]+", content_type)
+    main, _, sub = (content_type if plain else OCTET_STREAM).partition("/")
     name = re.sub(rf"[{_CONTROL}\"\\/]", "_", (file.name or "file").rpartition("/")[2]) or "file"
     await asyncio.to_thread(message.add_attachment, data, maintype=main, subtype=sub, filename=name)
