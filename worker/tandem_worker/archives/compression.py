@@ -1,4 +1,4 @@
-"""gzip and Zstandard as streams: detected by their first bytes, decompressed in bounded steps, compressed."""
+"""gzip and Zstandard as streams: detected by the first bytes, decompressed in bounded steps."""
 
 import sys
 import zlib
@@ -37,8 +37,8 @@ def inflated(
 ) -> Generator[bytes, None, None]:
     """The decompressed data, in pieces of at most STEP_BYTES; concatenated streams are one.
 
-    Without a compression, the pieces are unchanged. Raises Permanent `invalid_file` for data that is
-    damaged or ends too early.
+    Without a compression, the pieces are unchanged. Raises Permanent `invalid_file` for data that
+    is damaged or ends too early.
     """
     if compression is None:
         yield from pieces

@@ -63,7 +63,7 @@ class Mailer:
         return None if self._server is None else self._server.sender
 
     async def send(self, sender: str, recipients: Sequence[str], message: bytes) -> list[Refusal]:
-        """Send the message; returns the recipients that were refused. Raises TaskError if all were."""
+        """Send the message; returns the refused recipients. Raises TaskError if that is all."""
         server = self._server
         if server is None:
             raise Permanent(
@@ -101,7 +101,7 @@ class Mailer:
 
 @asynccontextmanager
 async def open_mail(settings: Settings) -> AsyncIterator[Mailer]:
-    """Access to the mail server in the settings, if any. Raises Misconfigured for an invalid URL."""
+    """Access to the mail server in the settings. Raises Misconfigured for an invalid URL."""
     yield Mailer(_server(settings.smtp_url) if settings.smtp_url else None)
 
 

@@ -1,10 +1,10 @@
-"""Tables from one format to another, in batches; read twice where the whole file decides the columns' types.
+"""Tables from one format to another, in batches; read twice if all rows decide the columns' types.
 
-A CSV column has the type that all of its fields have: integer, number, or boolean (`true`, `false`);
-an empty field is a null in these three. All other columns are text, and so are numbers that would
-change (`007`, 19 digits and more). Objects and arrays, and columns of mixed types, become JSON text
-in CSV and Parquet. In JSON, bytes are base64, times RFC 3339, decimals strings, and NaN and the
-infinities null.
+A CSV column has the type that all of its fields have: integer, number, or boolean (`true`,
+`false`); an empty field is a null in these three. All other columns are text, and so are numbers
+that would change (`007`, 19 digits and more). Objects and arrays, and columns of mixed types,
+become JSON text in CSV and Parquet. In JSON, bytes are base64, times RFC 3339, decimals strings,
+and NaN and the infinities null.
 """
 
 import re
@@ -82,7 +82,7 @@ def convert(
 
 
 def _read_csv(source: TableSource, to: TableFormat) -> tuple[Columns, Iterator[ColumnBatch]]:
-    """The table's columns and rows; for CSV to CSV all fields stay text, so that they do not change."""
+    """The table's columns and rows; from CSV to CSV all fields stay unchanged text."""
     names, rows = source.table()
     check_width(len(names))
     if to == "csv":
@@ -109,7 +109,7 @@ def _column_types(width: int, rows: Iterator[FileRow]) -> list[ColumnType]:
 
 
 def _typed(rows: Iterator[FileRow], types: list[ColumnType] | list[None]) -> Iterator[ColumnBatch]:
-    """The rows with typed values; an empty field of type None is a null, which CSV writes as one."""
+    """The rows with typed values; an empty field of type None is a null, as CSV writes it."""
     for batch in _batches(rows):
         columns: list[list[Any]] = []
         for type_, column in zip(types, zip(*batch, strict=True), strict=True):

@@ -79,7 +79,7 @@ class _Window:
         try:
             return self._decode(self._buffer, self._at)[1]
         except json.JSONDecodeError as error:
-            # A string that is cut is reported where it starts, anything else that is cut at the end.
+            # The decoder reports a cut string at its start, other cut values at the end.
             cut = error.pos >= len(self._buffer) - _MARGIN_CHARS
             if cut or error.msg.startswith("Unterminated"):
                 return None

@@ -32,7 +32,7 @@ def schema(columns: Columns) -> Any:
 
 
 class ParquetWriter:
-    """Row groups of about GROUP_ROWS rows or GROUP_BYTES; `text` converts values of text columns."""
+    """Writes row groups of about GROUP_ROWS or GROUP_BYTES; `text` converts for text columns."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The columns of a table of objects: all of their keys, each with a type that fits all of its values."""
+"""The columns of a table of objects: all of their keys, with types that fit all values."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -58,7 +58,7 @@ def distinct(columns: list[str]) -> list[str]:
 
 
 def _type_of(value: object) -> str:
-    """Arrow's name of the type; "long" is an int64 that a double cannot hold, "mixed" becomes text."""
+    """Arrow's type; "long" is an int64 that is not exact as a double, "mixed" becomes text."""
     match value:
         case str():
             return "string"

@@ -45,7 +45,7 @@ def text(value: Any, hook: Callable[[Any], Any] | None = None) -> str:
 
 
 class Columns(NamedTuple):
-    """Column names, Arrow type names (for Parquet), and the function that turns a value into text."""
+    """Column names, Arrow type names (for Parquet), and how a value becomes text."""
 
     names: Sequence[str]
     types: Sequence[str] = ()

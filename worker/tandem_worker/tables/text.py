@@ -1,4 +1,4 @@
-"""Text files in pieces: decoded, cut into lines, and what their start says of encoding and delimiter."""
+"""Text files in pieces: decoded, cut into lines; encoding and delimiter by their start."""
 
 import codecs
 import csv
@@ -85,7 +85,7 @@ def delimiter_of(sample: str) -> str:
 
 
 def encoding_of(start: bytes) -> str:
-    """The encoding of text that starts with these bytes: by its byte order mark, UTF-8, or a guess."""
+    """The encoding of text that starts so: by its byte order mark, else UTF-8, else a guess."""
     for mark, name in _BYTE_ORDER_MARKS.items():
         if start.startswith(mark):
             return name

@@ -1,4 +1,4 @@
-"""The writer of tables: CSV, NDJSON, a JSON array or Parquet, batch by batch into any sink of bytes.
+"""The writer of tables: CSV, NDJSON, a JSON array or Parquet, batch by batch into a sink.
 
 `file.convert`, `sql.export` and `mongo.export` all write here. CSV is that of PostgreSQL's COPY:
 UTF-8, commas, line feeds, quotes only where needed, `""` for an empty text and nothing for a null.

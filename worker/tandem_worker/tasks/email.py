@@ -93,7 +93,7 @@ class MailRefusal(TypedDict):
 
 
 class MailResult(TypedDict):
-    """The Message-ID, the same in all attempts, and the recipients that the server accepted and refused."""
+    """The Message-ID, the same in all attempts, and the accepted and refused recipients."""
 
     message_id: str
     accepted: list[str]

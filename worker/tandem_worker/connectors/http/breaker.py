@@ -1,4 +1,4 @@
-"""A circuit breaker for each host, shared by all jobs of a worker: a failing host gets no calls for a while.
+"""A circuit breaker per host, shared by a worker's jobs: failing hosts get no calls for a while.
 
     closed     calls pass; MAX_FAILURES failures in a row, without an answer in between, open it
     open       calls are refused until the pause is over
@@ -93,7 +93,7 @@ class Breaker:
 
 
 class Permit:
-    """Permission for one call, whose holder reports its outcome, if known, and in any case its end."""
+    """Permission for one call. Its holder reports the outcome, if known, and always the end."""
 
     __slots__ = ("_breaker", "host")
 

@@ -207,7 +207,7 @@ class HttpClient:
 async def open_http(
     settings: Settings, *, resolver: AbstractResolver | None = None, breaker: Breaker | None = None
 ) -> AsyncIterator[HttpClient]:
-    """The client for one worker, closed at the end. Tests of names pass a `resolver` in place of DNS."""
+    """The client for one worker, closed at the end. Tests pass a `resolver` in place of DNS."""
     allow = guard.parse(settings.http_allow)
 
     def guarded_socket(address: AddrInfoType) -> socket.socket:
@@ -263,7 +263,7 @@ def _target(url: str | URL, params: QueryParams | None) -> URL:
 
 
 def _pairs(params: QueryParams) -> list[tuple[str, str]]:
-    """Query parameters as pairs: lists repeat the name, null is left out, booleans are `true` and `false`."""
+    """Parameters as pairs: lists repeat the name, null is left out, booleans are true and false."""
     pairs = []
     for name, values in params.items() if isinstance(params, Mapping) else params:
         for value in values if isinstance(values, list | tuple) else [values]:

@@ -41,7 +41,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 @dataclass(frozen=True)
 class Allowed:
-    """`TANDEM_HTTP_ALLOW`: networks, and host names in lower case whose addresses are not checked."""
+    """`TANDEM_HTTP_ALLOW`: networks, and names (in lower case) of hosts that are not checked."""
 
     networks: tuple[Network, ...] = ()
     names: frozenset[str] = frozenset()

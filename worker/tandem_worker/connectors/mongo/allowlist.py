@@ -1,4 +1,4 @@
-"""What clients may ask of MongoDB: allow-lists of operators and stages, checked for every key at every depth.
+"""What clients may ask of MongoDB: allow-lists of operators and stages, for keys at every depth.
 
 Everything else is refused, so that a new server version does not add anything by itself. Left out
 are code that runs in the server ($where, $function, $accumulator), writes in a pipeline ($out,
@@ -18,35 +18,41 @@ MAX_STAGES = 200  # of a pipeline, including those inside other stages
 ANY = "*"  # in place of a collection's name: all of them
 
 _QUERY = frozenset(
-    "$eq $ne $gt $gte $lt $lte $in $nin $and $or $nor $not $exists $type $mod $regex $options $all $elemMatch $size"
-    " $bitsAllClear $bitsAllSet $bitsAnyClear $bitsAnySet $geoWithin $geoIntersects $near $nearSphere $geometry"
-    " $maxDistance $minDistance $box $center $centerSphere $polygon $text $search $language $caseSensitive"
-    " $diacriticSensitive $comment $expr".split()
+    "$eq $ne $gt $gte $lt $lte $in $nin $and $or $nor $not $exists $type $mod $regex $options"
+    " $all $elemMatch $size $bitsAllClear $bitsAllSet $bitsAnyClear $bitsAnySet $geoWithin"
+    " $geoIntersects $near $nearSphere $geometry $maxDistance $minDistance $box $center"
+    " $centerSphere $polygon $text $search $language $caseSensitive $diacriticSensitive"
+    " $comment $expr".split()
 )
 _EXPRESSION = frozenset(
-    "$abs $acos $acosh $add $addToSet $allElementsTrue $and $anyElementTrue $arrayElemAt $arrayToObject $asin $asinh"
-    " $atan $atan2 $atanh $avg $binarySize $bitAnd $bitNot $bitOr $bitXor $bottom $bottomN $bsonSize $ceil $cmp"
-    " $concat $concatArrays $cond $convert $cos $cosh $count $covariancePop $covarianceSamp $dateAdd $dateDiff"
-    " $dateFromParts $dateFromString $dateSubtract $dateToParts $dateToString $dateTrunc $dayOfMonth $dayOfWeek"
-    " $dayOfYear $degreesToRadians $denseRank $derivative $divide $documentNumber $eq $exp $expMovingAvg $filter $first"
-    " $firstN $floor $getField $gt $gte $hour $ifNull $in $indexOfArray $indexOfBytes $indexOfCP $integral $isArray"
-    " $isNumber $isoDayOfWeek $isoWeek $isoWeekYear $last $lastN $let $linearFill $literal $ln $locf $log $log10 $lt"
-    " $lte $ltrim $map $max $maxN $median $mergeObjects $meta $millisecond $min $minN $minute $mod $month $multiply $ne"
-    " $not $objectToArray $or $percentile $pow $push $radiansToDegrees $rand $range $rank $reduce $regexFind"
-    " $regexFindAll $regexMatch $replaceAll $replaceOne $reverseArray $round $rtrim $second $setDifference $setEquals"
-    " $setField $setIntersection $setIsSubset $setUnion $shift $sin $sinh $size $slice $sortArray"
-    " $split $sqrt $stdDevPop $stdDevSamp $strLenBytes $strLenCP $strcasecmp $substr $substrBytes $substrCP $subtract"
-    " $sum $switch $tan $tanh $toBool $toDate $toDecimal $toDouble $toInt $toLong $toLower $toObjectId $toString"
-    " $toUpper $top $topN $trim $trunc $tsIncrement $tsSecond $type $unsetField $week $year $zip".split()
+    "$abs $acos $acosh $add $addToSet $allElementsTrue $and $anyElementTrue $arrayElemAt"
+    " $arrayToObject $asin $asinh $atan $atan2 $atanh $avg $binarySize $bitAnd $bitNot $bitOr"
+    " $bitXor $bottom $bottomN $bsonSize $ceil $cmp $concat $concatArrays $cond $convert $cos"
+    " $cosh $count $covariancePop $covarianceSamp $dateAdd $dateDiff $dateFromParts"
+    " $dateFromString $dateSubtract $dateToParts $dateToString $dateTrunc $dayOfMonth"
+    " $dayOfWeek $dayOfYear $degreesToRadians $denseRank $derivative $divide $documentNumber"
+    " $eq $exp $expMovingAvg $filter $first $firstN $floor $getField $gt $gte $hour $ifNull"
+    " $in $indexOfArray $indexOfBytes $indexOfCP $integral $isArray $isNumber $isoDayOfWeek"
+    " $isoWeek $isoWeekYear $last $lastN $let $linearFill $literal $ln $locf $log $log10 $lt"
+    " $lte $ltrim $map $max $maxN $median $mergeObjects $meta $millisecond $min $minN $minute"
+    " $mod $month $multiply $ne $not $objectToArray $or $percentile $pow $push"
+    " $radiansToDegrees $rand $range $rank $reduce $regexFind $regexFindAll $regexMatch"
+    " $replaceAll $replaceOne $reverseArray $round $rtrim $second $setDifference $setEquals"
+    " $setField $setIntersection $setIsSubset $setUnion $shift $sin $sinh $size $slice"
+    " $sortArray $split $sqrt $stdDevPop $stdDevSamp $strLenBytes $strLenCP $strcasecmp"
+    " $substr $substrBytes $substrCP $subtract $sum $switch $tan $tanh $toBool $toDate"
+    " $toDecimal $toDouble $toInt $toLong $toLower $toObjectId $toString $toUpper $top $topN"
+    " $trim $trunc $tsIncrement $tsSecond $type $unsetField $week $year $zip".split()
 )
 _STAGES = frozenset(
-    "$addFields $bucket $bucketAuto $count $densify $facet $fill $geoNear $graphLookup $group $limit $lookup $match"
-    " $project $redact $replaceRoot $replaceWith $sample $set $setWindowFields $skip $sort $sortByCount $unionWith"
-    " $unset $unwind".split()
+    "$addFields $bucket $bucketAuto $count $densify $facet $fill $geoNear $graphLookup $group"
+    " $limit $lookup $match $project $redact $replaceRoot $replaceWith $sample $set"
+    " $setWindowFields $skip $sort $sortByCount $unionWith $unset $unwind".split()
 )
 _UPDATE_STAGES = frozenset("$addFields $project $replaceRoot $replaceWith $set $unset".split())
 _UPDATE = frozenset(
-    "$set $setOnInsert $unset $inc $mul $min $max $rename $currentDate $addToSet $push $pop $pull $pullAll $bit".split()
+    "$set $setOnInsert $unset $inc $mul $min $max $rename $currentDate $addToSet $push $pop"
+    " $pull $pullAll $bit".split()
 )
 _MODIFIERS = {
     "$push": "$each $position $slice $sort",
@@ -57,7 +63,7 @@ _NO_OPERATORS: frozenset[str] = frozenset()
 
 
 def check_collection(name: str) -> None:
-    """Raises TaskError `forbidden_collection` for the server's own collections, and for Tandem's."""
+    """Raises Permanent `forbidden_collection` for collections of the server and of Tandem."""
     reserved = name.startswith("system.") or name == "tandem_applied"
     if reserved or not name or "$" in name or "\0" in name:
         message = f"tasks may not use the collection {name[:100]!r}"
@@ -65,22 +71,22 @@ def check_collection(name: str) -> None:
 
 
 def check_filter(filter: Any) -> None:
-    """Raises TaskError `forbidden_operator`, which names the operator and its place."""
+    """Raises Permanent `forbidden_operator`, which names the operator and its place."""
     _walk(filter, _QUERY, "filter")
 
 
 def check_projection(projection: Any) -> None:
-    """Raises TaskError `forbidden_operator`."""
+    """Raises Permanent `forbidden_operator`."""
     _walk(projection, _EXPRESSION | {"$elemMatch"}, "projection")
 
 
 def check_document(document: Any, place: str = "document") -> None:
-    """Raises TaskError `forbidden_operator`: a field `$…` would be an operator to a query that uses it."""
+    """Raises Permanent `forbidden_operator` for `$` fields, which queries take for operators."""
     _walk(document, _NO_OPERATORS, place, code=True)
 
 
 def check_update(update: Any) -> None:
-    """Raises TaskError unless it is an object of update operators, or a pipeline of update stages."""
+    """Raises Permanent unless it is an object of update operators or a pipeline of their stages."""
     if isinstance(update, list):
         for number, stage in enumerate(update):
             place = f"update/{number}"
@@ -97,7 +103,7 @@ def check_update(update: Any) -> None:
 
 
 def check_pipeline(pipeline: list[Any], *, readable: Collection[str] = ()) -> None:
-    """Check every stage, including those inside other stages. Raises TaskError.
+    """Check every stage, including those inside other stages. Raises Permanent.
 
     `readable` lists other collections that $lookup and similar stages may read.
     """

@@ -76,7 +76,7 @@ class CollectionRef(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """A document that was not inserted: its position among those that were given, from 0, and why."""
+    """A document that was not inserted: its position in the list, from 0, and why."""
 
     position: int
     duplicate: bool
@@ -311,7 +311,7 @@ class MongoConnection:
     async def _read(self, cursor: Any, deadline: float) -> AsyncGenerator[Document, None]:
         try:
             while True:
-                # Around each step only: a yield inside would apply the limit to the consumer's code.
+                # Around each step: a yield inside would apply the limit to the consumer, too.
                 with self._bounded(deadline):
                     try:
                         document = await anext(cursor)
@@ -323,7 +323,7 @@ class MongoConnection:
                 await cursor.close()
 
     async def _once(self, target: CollectionRef, job: str, work: Work) -> Document:
-        """Do the work and record its result in one transaction; or return an earlier attempt's result."""
+        """Do the work and record its result in one transaction, or return an earlier attempt's."""
         collection = await self._collection(target)
         async with self._session(target.deadline) as session:
             with self._bounded(target.deadline):
@@ -351,7 +351,7 @@ class MongoConnection:
 
     @contextmanager
     def _bounded(self, deadline: float) -> Iterator[None]:
-        """The driver's calls inside the block end in time, also on the server, and raise TaskError."""
+        """Driver calls inside the block end in time, also on the server, and raise TaskError."""
         left = deadline - time.monotonic()
         if left <= 0:
             raise late()

@@ -1,4 +1,4 @@
-"""Failures of MongoDB as TaskErrors: their types for clients, and which are worth another attempt."""
+"""Failures of MongoDB as TaskErrors: their types for clients, and which are retryable."""
 
 from bson.errors import BSONError
 from pymongo.errors import (

@@ -35,14 +35,14 @@ _OPTIONS = {
 }
 # An object with one of these keys is a BSON value. `$regex` is left out: it stays an operator.
 _WRAPPERS = frozenset(
-    "$oid $ref $date $minKey $maxKey $binary $code $uuid $undefined $numberLong $timestamp $numberDecimal $dbPointer"
-    " $regularExpression $symbol $numberInt $numberDouble".split()
+    "$oid $ref $date $minKey $maxKey $binary $code $uuid $undefined $numberLong $timestamp"
+    " $numberDecimal $dbPointer $regularExpression $symbol $numberInt $numberDouble".split()
 )
 _SAME_IN_JSON: frozenset[type] = frozenset((str, bool, type(None)))
 
 
 def to_bson(value: Any, place: str) -> Any:
-    """The BSON value of decoded Extended JSON. Raises TaskError `invalid_document`, which names `place`."""
+    """The BSON value of decoded Extended JSON. Raises Permanent `invalid_document`."""
     if isinstance(value, dict):
         made = {key: to_bson(below, f"{place}/{key}") for key, below in value.items()}
         if _WRAPPERS.isdisjoint(made):
@@ -88,7 +88,7 @@ def plain(value: Any, form: Form = "relaxed") -> Any:
 
 
 def derived_id(job: str, index: int) -> ObjectId:
-    """The id of a job's document number `index`: the same in every attempt, different in other jobs.
+    """The id of a job's document `index`: the same in every attempt, different in other jobs.
 
     72 bits of SHA-256 and a counter, so a job's documents are neighbours in the collection's index.
     """

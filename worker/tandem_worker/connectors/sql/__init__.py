@@ -1,1 +1,1 @@
-"""SQL: named connections to SQLite and PostgreSQL, bound parameters, bulk loads, apply-once marks."""
+"""Named connections to SQLite and PostgreSQL, bound parameters, bulk loads, apply-once marks."""

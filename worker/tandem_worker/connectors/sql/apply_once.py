@@ -30,7 +30,7 @@ _FIND: dict[Dialect, str] = {
 
 
 class Applied(NamedTuple):
-    """The result of the work, and whether it was done by this call (now) or an earlier one (before)."""
+    """The result of the work, done by this call (now) or an earlier one (before)."""
 
     result: Any
     when: Literal["now", "before"]

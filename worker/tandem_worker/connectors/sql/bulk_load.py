@@ -37,7 +37,7 @@ def by_column(
     types: Sequence[T],
     convert: Callable[[Sequence[Any], T], Sequence[Any]],
 ) -> list[Sequence[Any]]:
-    """Each column converted by its type. If several raise RowsRefused, that of the first row is raised."""
+    """Each column converted by its type. Raises RowsRefused for the first row that any rejects."""
     made: list[Sequence[Any]] = []
     first: RowsRefused | None = None
     for values, type_ in zip(columns, types, strict=True):
@@ -63,7 +63,7 @@ def each(values: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:
 
 
 def quoted(name: str) -> str:
-    """The name of a table or column, quoted for both databases; a dot separates schema and table."""
+    """A table's or column's name, quoted for both databases; a dot separates schema and table."""
     return ".".join(map(_quote, name.split(".")))
 
 

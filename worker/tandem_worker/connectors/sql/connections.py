@@ -1,4 +1,4 @@
-"""The databases that tasks may name: `TANDEM_SQL__<NAME>=<URL>`, SQLite and PostgreSQL, through Tortoise's clients.
+"""The SQLite and PostgreSQL databases that tasks may name: `TANDEM_SQL__<NAME>=<URL>`.
 
 A connection is read-only unless its URL has `mode=rw`. Failures are TaskErrors:
 
@@ -86,7 +86,7 @@ class SqlConnection(Protocol):
         """Like `query`, as CSV with a header that the database writes; only if it `copies`."""
 
     def transaction(self, *, timeout: float) -> AbstractAsyncContextManager[Transaction]:
-        """Run statements that are all applied at the end of the block, or not at all after an exception.
+        """Run statements; the end of the block applies all of them, an exception none.
 
         `timeout` is in seconds. Raises TaskError, `read_only` without `mode=rw`.
         """
@@ -122,7 +122,7 @@ class SqlConnections:
         return connection
 
     def raw(self, name: str) -> SqlConnection:
-        """The connection for a client's own SQL. Raises TaskError, `raw_sql_off` with `raw=off` in its URL."""
+        """The connection for a client's own SQL. Raises Permanent `raw_sql_off` for `raw=off`."""
         connection = self(name)
         if connection.name in self._raw_off:
             message = f"the connection {name!r} only runs named queries: give `query`, not `sql`"

@@ -60,7 +60,7 @@ class Models:
 
 
 def check_modules(modules: Mapping[str, str]) -> None:
-    """Raises Misconfigured if a module cannot be imported, has no model, or belongs to two connections."""
+    """Raises Misconfigured for a module without models, or one that two connections name."""
     owners: dict[str, str] = {}
     for name, module in modules.items():
         setting = f"TANDEM_SQL__{name.upper()}: models={module}"

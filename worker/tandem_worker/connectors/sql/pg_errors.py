@@ -17,7 +17,7 @@ _TRANSIENT = ("40", "53", "55P03")  # rollback (serialization, deadlock), resour
 
 
 def unreachable(error: Exception, name: str) -> TaskError:
-    """The error for a failed connection. The driver's message may hold parts of the URL: leave it out."""
+    """The error for a failed connection, without the driver's message: it may quote the URL."""
     final = isinstance(
         error,
         asyncpg.InvalidAuthorizationSpecificationError
@@ -32,7 +32,7 @@ def unreachable(error: Exception, name: str) -> TaskError:
 
 
 def task_error(error: Exception, name: str) -> TaskError:
-    """A failure on the connection `name`: the server's own short message, retryable if it may pass."""
+    """The error for a failure: the server's own short message, retryable if transient."""
     if isinstance(error, asyncpg.QueryCanceledError):
         message = "the database cancelled the statement at its timeout"
         return TaskError("timeout", message, retryable=True)

@@ -76,7 +76,7 @@ def bind(
 
 
 def replace_numbered(sql: str, texts: Sequence[str]) -> str:
-    """The PostgreSQL statement without its semicolon, with `texts[0]` in place of `$1` and so on."""
+    """The PostgreSQL statement without its semicolon; `texts[0]` replaces `$1`, and so on."""
     parts: list[str] = []
     done = 0
     for match in _significant(sql, "postgresql"):

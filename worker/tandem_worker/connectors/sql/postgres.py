@@ -74,7 +74,7 @@ class PostgresConnection:
         self._types[connection] = await exchange_text(connection)
 
     async def _prepare(self, connection: Connection, text: str) -> tuple[Any, Types]:
-        """The prepared statement, unnamed so that poolers between us and the server may reuse sessions.
+        """The prepared statement, unnamed because poolers may reuse a session for others.
 
         A type that was created after the connection opened is read first.
         """
@@ -101,10 +101,11 @@ class PostgresConnection:
     async def query(
         self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, timeout: float
     ) -> AsyncIterator["PostgresRows"]:
-        """Run one statement and read its rows in chunks; leaving the block early stops it on the server.
+        """Run one statement and read its rows in chunks; leaving the block early stops it.
 
         `timeout` (seconds) is also the server's `statement_timeout`. With `mode=rw`, the end of the
-        block commits and an exception rolls back. Raises TaskError, see connectors/sql/connections.py.
+        block commits and an exception rolls back. Raises TaskError, see
+        connectors/sql/connections.py.
         """
         async with self._transaction(timeout, readonly=not self.writable) as connection:
             _, statement, values = await self._bind(connection, sql, params)
@@ -129,7 +130,7 @@ class PostgresConnection:
 
     @asynccontextmanager
     async def transaction(self, *, timeout: float) -> AsyncIterator["PostgresTransaction"]:
-        """Run statements that are all applied at the end of the block, or not at all after an exception.
+        """Run statements; the end of the block applies all of them, an exception none.
 
         `timeout` (seconds) is also the server's, for each statement. Raises TaskError, `read_only`
         without `mode=rw`.
@@ -147,7 +148,7 @@ class PostgresConnection:
 
     @asynccontextmanager
     async def _transaction(self, timeout: float, *, readonly: bool) -> AsyncIterator[Connection]:
-        """A connection in a transaction, which the end of the block commits unless it is read-only."""
+        """A connection in a transaction; the end of the block commits it unless it is read-only."""
         async with self._session() as connection:
             transaction = connection.transaction(readonly=readonly)
             try:
@@ -327,7 +328,7 @@ def _terminate(connection: Connection) -> None:
 
 
 async def _roll_back(transaction: Any, connection: Connection) -> None:
-    """Roll back; if that fails or takes too long, terminate the connection: the server then rolls back."""
+    """Roll back; if that fails or takes too long, terminate the connection, so the server does."""
     try:
         async with asyncio.timeout(RELEASE_TIMEOUT_SECONDS):
             await transaction.rollback()

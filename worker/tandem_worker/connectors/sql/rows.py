@@ -44,7 +44,7 @@ class Rows(Protocol):
 
 
 class CsvStream(Protocol):
-    """The rows of one running statement as CSV that the database writes, in pieces of about 1 MiB."""
+    """The rows of a running statement as CSV that the database writes, in pieces of about 1 MiB."""
 
     columns: list[Column]
     count: int  # rows so far

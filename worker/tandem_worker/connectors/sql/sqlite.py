@@ -1,8 +1,8 @@
-"""SQLite for tasks: Tortoise's aiosqlite client, opened read-only, with an authorizer for every statement.
+"""SQLite for tasks: Tortoise's aiosqlite client with an authorizer for every statement.
 
-The authorizer runs inside SQLite while it compiles a statement, so no spelling avoids it. It allows
-no ATTACH, no load_extension, only harmless PRAGMAs, nothing that outlives the statement in the
-session, and no writes unless the connection's URL has `mode=rw`. Only a transaction, not a query,
+The authorizer runs inside SQLite while it compiles a statement, so no spelling avoids it. It
+forbids ATTACH, load_extension, all but harmless PRAGMAs, whatever would outlive the statement in
+the session, and writes unless the connection's URL has `mode=rw`. Only a transaction, not a query,
 can create, change and drop tables, indexes, views and triggers.
 """
 
@@ -100,7 +100,7 @@ class SqliteConnection:
         *,
         timeout: float,  # noqa: ARG002 - the caller's own timeout ends the block, which interrupts the statement
     ) -> AsyncIterator["SqliteTransaction"]:
-        """Run statements that are all applied at the end of the block, or not at all after an exception.
+        """Run statements; the end of the block applies all of them, an exception none.
 
         Raises TaskError, `read_only` without `mode=rw`.
         """

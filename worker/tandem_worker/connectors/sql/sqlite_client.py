@@ -1,4 +1,4 @@
-"""A guarded SQLite connection: SQLite itself asks our authorizer about every statement it compiles."""
+"""A guarded SQLite connection: SQLite asks our authorizer about every statement it compiles."""
 
 import re
 import sqlite3

@@ -13,7 +13,7 @@ from tandem_worker.tasks.file.payloads import EXAMPLE
 
 
 class ArchivePayload(BaseModel):
-    """What to pack. Entries are named like the files; the second file with the same name is `name-2`."""
+    """What to pack. Entries have the files' names; a second file of the same name is `name-2`."""
 
     model_config = ConfigDict(extra="forbid")
 

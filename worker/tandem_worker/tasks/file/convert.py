@@ -14,7 +14,7 @@ from tandem_worker.tasks.file.payloads import EXAMPLE
 
 
 class ConvertPayload(BaseModel):
-    """What to convert. `from`, `delimiter` and `encoding` are detected from the file if left out."""
+    """What to convert. `from`, `delimiter` and `encoding` are detected if they are left out."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -55,13 +55,13 @@ class Converted(TypedDict):
 
 @task("file.convert", timeout="10m", cpu=True, example={"source": EXAMPLE, "to": "parquet"})
 def convert(job: SyncJob, payload: ConvertPayload) -> Converted:
-    """Convert a table between CSV, NDJSON, a JSON array and Parquet. The source may be gzip or Zstandard.
+    """Convert a table between CSV, NDJSON, a JSON array and Parquet.
 
-    CSV has a header and is written as UTF-8 with commas. A CSV column becomes integers, numbers or
-    booleans if every field in the whole file is one (an empty field is a null), and text otherwise;
-    numbers whose digits would change (007) stay text. In CSV and Parquet, objects and arrays are
-    JSON text. JSON to JSON leaves values as they are. A source that does not have the given or
-    detected format fails as `invalid_file`.
+    The source may be compressed with gzip or Zstandard. CSV has a header and is written as UTF-8
+    with commas. A CSV column becomes integers, numbers or booleans if every field in the whole file
+    is one (an empty field is a null), and text otherwise; numbers whose digits would change (007)
+    stay text. In CSV and Parquet, objects and arrays are JSON text. JSON to JSON leaves values as
+    they are. A source that does not have the given or detected format fails as `invalid_file`.
     """
     from tandem_worker.tables import convert  # noqa: PLC0415 - Arrow is large, and only this task needs it
 

@@ -17,7 +17,8 @@ from tandem_worker.tasks.file.payloads import EXAMPLE
 MAX_WAITING_PIECES = 4  # read ahead of the thread that hashes
 
 Algorithm = Literal[
-    "sha256", "sha1", "sha224", "sha384", "sha512", "sha3_256", "sha3_512", "blake2b", "blake2s", "md5"
+    "sha256", "sha1", "sha224", "sha384", "sha512",
+    "sha3_256", "sha3_512", "blake2b", "blake2s", "md5",
 ]  # fmt: skip
 
 
@@ -52,7 +53,7 @@ class Digests(TypedDict):
     example={"source": EXAMPLE, "algorithms": ["sha256", "md5"]},
 )
 async def hash_file(job: Job, payload: HashPayload) -> Digests:
-    """Hash an uploaded or produced file: its size in bytes and one hexadecimal digest per algorithm."""
+    """Hash a file: its size in bytes and one hexadecimal digest per algorithm."""
     digests = {
         name: hashlib.new(name, usedforsecurity=False) for name in dict.fromkeys(payload.algorithms)
     }

@@ -1,4 +1,4 @@
-"""`file.concat` and `file.split`: rows are lines, or CSV records, which may span lines; none is changed."""
+"""`file.concat` and `file.split`; a row is a line, or a CSV record, which may span lines."""
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -108,7 +108,7 @@ def _csv_rows(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _not_utf16(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The pieces. Raises Permanent `invalid_file` for UTF-16, whose line ends are not single bytes."""
+    """The pieces. Raises Permanent `invalid_file` for UTF-16, where a line end is two bytes."""
     start, pieces = peek(pieces, 2)
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise Permanent("invalid_file", "the file is UTF-16: convert it to UTF-8 with file.convert")

@@ -91,7 +91,7 @@ class HttpDownloaded(TypedDict):
     example={"url": "https://example.org/data/rows.csv", "max_bytes": 100_000_000},
 )
 async def download(job: Job, payload: HttpDownload) -> HttpDownloaded:
-    """Download a URL to the file store. After a broken connection it resumes if the server supports that."""
+    """Download a URL to the file store, resuming after a broken connection if the server can."""
     async with AsyncExitStack() as connection:
         body = _Download(job, payload, connection)
         await body.start()
@@ -242,7 +242,7 @@ class _Download:
 
 
 def _validator(response: aiohttp.ClientResponse) -> str | None:
-    """A value for If-Range: a strong ETag, or a date that is at least a second older than the response."""
+    """The value for If-Range: a strong ETag, or a date at least a second before the response's."""
     etag = response.headers.get("ETag", "").strip()
     if re.fullmatch(r'"[^"]*"', etag):
         return etag

@@ -94,7 +94,7 @@ class HttpGathered(TypedDict):
     },
 )
 async def gather(job: Job, payload: HttpGather) -> HttpGathered:
-    """Make many requests, several at a time, and stream each result at once. No request is repeated."""
+    """Make many requests, several at a time, and stream their results. No request is repeated."""
     total = len(payload.requests)
     bodies, results = ByteBudget("the responses"), ByteBudget("the results")
     waiting = iter(enumerate(payload.requests))
@@ -162,7 +162,10 @@ class HttpRaced(HttpResult):
     example={"requests": [{"url": "https://a.example.org/"}, {"url": "https://b.example.org/"}]},
 )
 async def race(job: Job, payload: HttpRace) -> HttpRaced:
-    """Make several requests at once, return the first success and cancel the others. No request is repeated."""
+    """Make several requests at once, return the first success and cancel the others.
+
+    No request is repeated.
+    """
     budget = ByteBudget("the responses")
     total = len(payload.requests)
     failures: dict[int, Fault] = {}

@@ -1,4 +1,4 @@
-"""What the payloads of the HTTP tasks share: URLs and headers, with schemas that the API checks, too."""
+"""What the payloads of the HTTP tasks share: URLs and headers. The API checks their schemas."""
 
 import re
 from typing import Annotated

@@ -67,7 +67,8 @@ class HttpWebhook(BaseModel):
     )
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=128)] | None = Field(
         None,
-        description="of the event and its webhook-id, the same in every attempt; default: the job's id and the type",
+        description="of the event and its webhook-id, the same in every attempt;"
+        " default: the job's id and the type",
     )
     subject: Annotated[str, Field(pattern=_WORDS, max_length=256)] | None = Field(
         None, description="of the event; default: the job's id"

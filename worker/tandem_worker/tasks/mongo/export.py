@@ -61,10 +61,10 @@ class MongoExported(TypedDict):
     },
 )
 async def export(job: Job, payload: MongoExport) -> MongoExported:
-    """Write the documents of a query to a file: NDJSON or a JSON array of Extended JSON, CSV, or Parquet.
+    """Write the documents of a query to a file: NDJSON, a JSON array, CSV or Parquet.
 
-    CSV and Parquet have the fields of all documents as columns; ids, decimals and columns of mixed
-    values are text.
+    NDJSON and JSON hold Extended JSON. CSV and Parquet have the fields of all documents as columns;
+    ids, decimals and columns of mixed values are text.
     """
     count = 0
 

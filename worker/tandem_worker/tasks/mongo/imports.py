@@ -38,7 +38,7 @@ class MongoImport(MongoTarget):
 
 
 class MongoImported(TypedDict):
-    """Documents inserted by any attempt, and documents that could not be; the first of these are logged."""
+    """Documents inserted by any attempt, and bad ones, of which the first 100 are logged."""
 
     inserted: int
     bad_count: int
@@ -54,10 +54,10 @@ class MongoImported(TypedDict):
     },
 )
 async def import_file(job: Job, payload: MongoImport) -> MongoImported:
-    """Insert the documents of a file into MongoDB, applied once: NDJSON, a JSON array, CSV or Parquet.
+    """Insert the documents of a file into MongoDB, applied once.
 
-    The file may be compressed. Documents that cannot be read, or that the server refuses, are
-    counted and logged; all others are inserted.
+    The file is NDJSON, a JSON array, CSV or Parquet, and may be compressed. Documents that cannot
+    be read, or that the server refuses, are counted and logged; all others are inserted.
     """
     source = await job.files.stat(payload.source)
     stored = Stored(job, source)

@@ -1,4 +1,4 @@
-"""The inserts of one job into a MongoDB collection, applied once: ids, batches, refused documents."""
+"""The inserts of one job into a MongoDB collection, applied once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -13,7 +13,7 @@ MAX_REPORTED = 100  # refused documents that are reported; all are counted
 
 
 class NumberedDocument(NamedTuple):
-    """A document with its line in the file (or its row or element), from 1; or the `problem` with it."""
+    """A document, or the problem with it, and its line in the file (or row, or element), from 1."""
 
     number: int
     document: dict[str, Any] | None

@@ -29,7 +29,7 @@ class MongoUpdate(MongoTarget):
         Field(description="operators such as $set, or a pipeline", min_length=1),
     ]
     many: Annotated[bool, Field(description="update all matches instead of one")] = False
-    upsert: Annotated[bool, Field(description="insert a document if there is no match")] = False
+    upsert: Annotated[bool, Field(description="insert a document if nothing matches")] = False
 
 
 class MongoDelete(MongoTarget):

@@ -46,7 +46,7 @@ class SqlExecute(BaseModel):
 
 
 class SqlExecuted(TypedDict):
-    """Rows written (or returned) by each statement, and whether this attempt or an earlier one did the work."""
+    """Rows written (or returned) by each statement, now or before by an earlier attempt."""
 
     rowcounts: list[int]
     applied: Literal["now", "before"]

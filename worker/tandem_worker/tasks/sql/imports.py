@@ -1,4 +1,4 @@
-"""`sql.import`: a file into a table in one transaction; rows that are refused are listed in a file."""
+"""`sql.import`: a file into a table in one transaction; refused rows are listed in a file."""
 
 import asyncio
 import tempfile
@@ -36,7 +36,7 @@ ColumnName = Annotated[str, Field(pattern=r"^[^\u0000]{1,128}$")]
 
 
 class SqlImport(BaseModel):
-    """What `sql.import` takes."""
+    """The payload of `sql.import`."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -58,32 +58,32 @@ class SqlImport(BaseModel):
     ]
     source: FileRef
     format: Literal["csv", "ndjson", "parquet"] | None = Field(
-        None, description="else the file's name says it"
+        None, description="default: by the file's name"
     )
     compression: Literal["gzip", "zstd"] | None = Field(
-        None, description="may be left out: the file's start says it"
+        None, description="default: detected from the file's first bytes"
     )
     columns: Annotated[list[ColumnName], Field(min_length=1, max_length=1600)] | None = Field(
-        None, description="of the file's columns those to import; all of them if left out"
+        None, description="the file's columns to import; default: all"
     )
     mode: Literal["insert", "upsert"] = "insert"
     key: Annotated[list[ColumnName], Field(min_length=1, max_length=32)] | None = Field(
-        None, description="of an upsert: the columns of a unique index"
+        None, description="for an upsert: the columns of a unique index"
     )
     batch: int = Field(5000, ge=1, le=100_000, description="rows written at once")
     max_bad: int = Field(
-        0, ge=0, le=1_000_000, description="more rows that are refused fail the job as bad_rows"
+        0, ge=0, le=1_000_000, description="more refused rows fail the job as bad_rows"
     )
 
     @model_validator(mode="after")
     def _keyed(self) -> Self:
         if (self.mode == "upsert") != (self.key is not None):
-            raise ValueError("an upsert has a key, an insert has none")
+            raise ValueError("give key with upsert, and only then")
         return self
 
 
 class SqlImported(TypedDict):
-    """What `sql.import` gives; `bad_file` has the line, reason and values of each row that was refused."""
+    """The result of `sql.import`; `bad_file` has line, reason and values of each refused row."""
 
     row_count: int
     bad_count: int
@@ -106,9 +106,9 @@ class SqlImported(TypedDict):
 async def import_(job: Job, payload: SqlImport) -> SqlImported:
     """Write a file's rows (CSV, NDJSON, Parquet; plain, gzip or zstd) into a table, applied once.
 
-    All in one transaction, in batches; the connection must say `mode=rw`. Of several rows of one
-    key an upsert keeps the last. Rows that the database refuses are left out and listed in a file,
-    as long as they are at most `max_bad`.
+    Batches share one transaction; the connection needs `mode=rw`. Of several rows with one key, an
+    upsert keeps the last. Up to `max_bad` rows that the database refuses are left out and listed in
+    a file.
     """
     source = await job.files.stat(payload.source)
     format = payload.format or format_of(source)
@@ -127,7 +127,7 @@ async def import_(job: Job, payload: SqlImport) -> SqlImported:
 
 
 class _Counts(NamedTuple):
-    """What an import did. `bad_stamp` is the stamp of the attempt that wrote the file of bad rows."""
+    """The outcome of an import. `bad_stamp` is that of the attempt that wrote the bad rows."""
 
     rows: int
     bad: int

@@ -32,7 +32,7 @@ MaxBytes = Annotated[
 
 
 class SqlSource(BaseModel):
-    """One query: either `sql` for a `connection`, or the name of a `query` that the operator declared."""
+    """One query: `sql` for a `connection`, or the name of a `query` that the operator declared."""
 
     model_config = ConfigDict(
         extra="forbid",
