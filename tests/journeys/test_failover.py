@@ -1,10 +1,10 @@
-"""Redis Sentinel fails over to a replica while jobs wait and run: real servers, a real API, a real worker."""
+"""Redis Sentinel fails over to a replica while jobs wait and run: real servers, API and worker."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -109,81 +109,88 @@ def watched(short_path: Path) -> Iterator[Watched]:
         yield servers
 
 
-async def test_a_failover_loses_nothing_that_was_replicated(
-    watched: Watched, tmp_path: Path
-) -> None:
-    await watched.start()
+@contextmanager
+def worker(url: str, folder: Path) -> Iterator[None]:
+    """A worker process on this Redis, killed at the end."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")},
-        "TANDEM_REDIS_URL": watched.url,
-        "TANDEM_STORE_URL": f"file://{tmp_path}/store",
+        "TANDEM_REDIS_URL": url,
+        "TANDEM_STORE_URL": f"file://{folder}/store",
         "TANDEM_TASKS": tasks.__name__,
         "TANDEM_LEASE": "2s",
     }
-    command = die_with_parent([sys.executable, "-m", "tandem_worker"])
-    with (tmp_path / "worker.log").open("wb") as log:
-        worker = subprocess.Popen(
-            command,
+    with (
+        (folder / "worker.log").open("wb") as log,
+        subprocess.Popen(
+            die_with_parent([sys.executable, "-m", "tandem_worker"]),
             env=environment,
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             process_group=0,
-        )
-    scene = {"notes": str(tmp_path / "notes"), "go": str(tmp_path / "go")}
-    try:
+        ) as process,
+    ):
+        try:
+            yield
+        finally:
+            process.kill()
+            process.communicate()
+
+
+async def submit(client: httpx2.AsyncClient, task: str, payload: Any, **options: Any) -> str:
+    """Submit a job, repeating the request while the answer is 503; its id."""
+    body = {"task": task, "payload": payload, "options": options}
+    headers = {"Idempotency-Key": os.urandom(8).hex()}
+
+    async def accepted() -> str:
+        answer = await client.post("/v1/jobs", json=body, headers=headers)
+        assert answer.status_code in (202, 503), answer.text
+        return str(answer.json()["id"]) if answer.status_code == 202 else ""
+
+    return await eventually(accepted, 60)
+
+
+async def succeeded(client: httpx2.AsyncClient, ids: list[str]) -> bool:
+    answers = [await client.get(f"/v1/jobs/{id}") for id in ids]
+    return all(
+        answer.status_code == 200 and answer.json()["state"] == "succeeded" for answer in answers
+    )
+
+
+async def replicated(watched: Watched) -> None:
+    """Wait until the replica has everything that the master has."""
+    master = watched.client(0)
+    # WAIT covers what its own connection has written, and so everything written before that.
+    await master.set("last", 1)
+    assert await master.wait(1, 10_000) == 1
+    await master.aclose()
+
+
+async def test_a_failover_loses_nothing_that_was_replicated(
+    watched: Watched, tmp_path: Path
+) -> None:
+    await watched.start()
+    payload = {"notes": str(tmp_path / "notes"), "go": str(tmp_path / "go")}
+    retry = {"max_attempts": 20, "base": "10ms", "jitter": False}
+    with worker(watched.url, tmp_path):
         async with api(tmp_path, watched.url, "--port", "0", TANDEM_LEASE="2s") as process:
             url = await address(process)
             await ready(url)
             async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30) as client:
-
-                async def submitted(task: str, payload: Any, **options: Any) -> str:
-                    """Submitted, however long that takes; a key makes the repeats safe."""
-                    key = os.urandom(8).hex()
-
-                    async def accepted() -> str:
-                        body = {"task": task, "payload": payload, "options": options}
-                        answer = await client.post(
-                            "/v1/jobs", json=body, headers={"Idempotency-Key": key}
-                        )
-                        assert answer.status_code in (202, 503), answer.text
-                        return str(answer.json().get("id", "")) if answer.status_code == 202 else ""
-
-                    return await eventually(accepted, 60)
-
                 await eventually(lambda: _known(client), 30)
-                retry = {"max_attempts": 20, "base": "10ms", "jitter": False}
                 ids = [
-                    await submitted("crash.waits", scene, timeout="2m", retry=retry)
+                    await submit(client, "crash.waits", payload, timeout="2m", retry=retry)
                     for _ in range(10)
                 ]
-                ids += [await submitted("crash.quick", 1, delay="3s") for _ in range(20)]
+                ids += [await submit(client, "crash.quick", 1, delay="3s") for _ in range(20)]
                 await eventually((tmp_path / "notes").exists)
-                master = watched.client(0)
-                await master.set(
-                    "last", 1
-                )  # WAIT is for what its own connection wrote, and so for all before that
-                assert await master.wait(1, 10_000) == 1
-                await master.aclose()
+                await replicated(watched)
                 watched.processes[0].kill()
-                ids += [
-                    await submitted("crash.quick", 2) for _ in range(20)
-                ]  # once there is a master again
+                # These are accepted once there is a master again.
+                ids += [await submit(client, "crash.quick", 2) for _ in range(20)]
                 (tmp_path / "go").touch()
-
-                async def states() -> list[str]:
-                    answers = [await client.get(f"/v1/jobs/{id}") for id in ids]
-                    found = [
-                        one.json()["state"] if one.status_code == 200 else str(one.status_code)
-                        for one in answers
-                    ]
-                    return found if set(found) == {"succeeded"} else []
-
-                await eventually(states, 60)
-    finally:
-        worker.kill()
-        worker.communicate()
+                await eventually(lambda: succeeded(client, ids), 60)
 
 
 async def _known(client: httpx2.AsyncClient) -> bool:
