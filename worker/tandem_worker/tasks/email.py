@@ -3,10 +3,15 @@
 import asyncio
 import re
 import time
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from email import policy
-from email.headerregistry import Address
-from email.message import EmailMessage
+from email.charset import QP, Charset
+from email.encoders import encode_base64
+from email.message import Message
+from email.mime.base import MIMEBase
+from email.mime.multipart import MIMEMultipart
+from email.mime.text import MIMEText
 from email.utils import format_datetime
 from typing import Annotated, Any
 
@@ -15,6 +20,15 @@ from typing_extensions import TypedDict
 
 from tandem_shared.files.names import OCTET_STREAM
 from tandem_shared.jobs.ids import id_time
+from tandem_worker.connectors.mail_headers import (
+    CONTROL,
+    MAILBOX_PATTERN,
+    Mailbox,
+    attachment_disposition,
+    encoded_mailboxes,
+    encoded_text,
+    parse_mailbox,
+)
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
@@ -23,40 +37,29 @@ from tandem_worker.task import task
 MAX_BYTES = 25 << 20  # of all attachments: they are held in memory, and few servers accept more
 MAX_RECIPIENTS = 100  # in to, cc and bcc together
 
-# Reject every character that any mail reader may treat as a line break: header injection.
-_CONTROL = r"\u0000-\u001f\u007f-\u009f\u2028\u2029"
-_ADDRESS = r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?"
-_MAILBOX = rf"^({_ADDRESS}|[^{_CONTROL}<>\"@,;\\]*<{_ADDRESS}>)$"
-# Seven bits: not every server accepts eight.
-_POLICY = policy.SMTP.clone(cte_type="7bit")
-
-
-_NOT_AN_ADDRESS = "not a mail address: write a@example.org or Name <a@example.org>"
-
-
-def mailbox(text: str) -> Address:
-    """`orders@example.org` or `The orders <orders@example.org>`. Raises ValueError."""
-    if re.fullmatch(_MAILBOX, text) is None:
-        raise ValueError(_NOT_AN_ADDRESS)
-    name, bracket, rest = text.rpartition("<")
-    address = rest.removesuffix(">") if bracket else text
-    try:
-        return Address(display_name=name.strip(), addr_spec=address)
-    except Exception:  # noqa: BLE001 - the parser raises errors of many kinds, such as IndexError
-        raise ValueError(_NOT_AN_ADDRESS) from None
+# Every mail travels in seven bits, with CRLF: not every server accepts more.
+_POLICY = policy.compat32.clone(linesep="\r\n", cte_type="7bit")
+_UTF8 = Charset("utf-8")
+_UTF8.body_encoding = QP
 
 
 def _check(text: str) -> str:
-    mailbox(text)
+    parse_mailbox(text)
     return text
 
 
-Mailbox = Annotated[
+MailboxText = Annotated[
     str,
-    Field(max_length=500, pattern=_MAILBOX, description="a@example.org or Name <a@example.org>"),
+    Field(
+        max_length=500,
+        pattern=MAILBOX_PATTERN,
+        description="a@example.org or Name <a@example.org>",
+    ),
     AfterValidator(_check),
 ]
-Mailboxes = Annotated[list[Mailbox], Field(min_length=1, max_length=MAX_RECIPIENTS)] | Mailbox
+Mailboxes = (
+    Annotated[list[MailboxText], Field(min_length=1, max_length=MAX_RECIPIENTS)] | MailboxText
+)
 
 
 class Mail(BaseModel):
@@ -69,7 +72,7 @@ class Mail(BaseModel):
     bcc: Annotated[
         Mailboxes | None, Field(description="receive the mail without being named in it")
     ] = None
-    subject: Annotated[str, Field(max_length=900, pattern=rf"^[^{_CONTROL}]*$")]
+    subject: Annotated[str, Field(max_length=900, pattern=rf"^[^{CONTROL}]*$")]
     text: str | None = None
     html: Annotated[
         str | None, Field(description="shown instead of the text by mail readers that can")
@@ -78,10 +81,10 @@ class Mail(BaseModel):
         list[FileRef] | None, Field(max_length=100, description="at most 25 MiB together")
     ] = None
     from_: Annotated[
-        Mailbox | None,
+        MailboxText | None,
         Field(alias="from", description="default: the sender in the worker's settings"),
     ] = None
-    reply_to: Mailbox | None = None
+    reply_to: MailboxText | None = None
 
 
 class MailRefusal(TypedDict):
@@ -121,17 +124,16 @@ async def send(job: Job, payload: Mail) -> MailResult:
         message = "neither the mail nor the worker's settings name a sender: set `from`"
         raise Permanent("mail_refused", message)
     mailboxes = _mailboxes(payload.to, payload.cc, payload.bcc)
-    recipients = list(dict.fromkeys(mailbox.addr_spec for mailbox in mailboxes))
+    recipients = list(dict.fromkeys(mailbox.address for mailbox in mailboxes))
     if len(recipients) > MAX_RECIPIENTS:
         raise Permanent("too_large", f"a mail has at most {MAX_RECIPIENTS} recipients")
-    author = mailbox(sender)
-    mail = _message(job, payload, author)
-    for reference in payload.attachments or ():
-        await _attach(job, mail, reference)
+    author = parse_mailbox(sender)
+    attachments = [part async for part in _attachments(job, payload.attachments or ())]
+    mail = _message(job, payload, author, attachments)
     # In a thread: it encodes many MiB as base64.
-    data = await asyncio.to_thread(mail.as_bytes)
+    data = await asyncio.to_thread(mail.as_bytes, policy=_POLICY)
     await job.progress(0, 1, "sending")
-    refusals = await mailer.send(author.addr_spec, recipients, data)
+    refusals = await mailer.send(author.address, recipients, data)
     await job.progress(1, 1)
     refused: list[MailRefusal] = [
         {"address": refusal.address, "code": refusal.code, "message": refusal.message}
@@ -145,42 +147,65 @@ async def send(job: Job, payload: Mail) -> MailResult:
     }
 
 
-def _mailboxes(*fields: Any) -> list[Address]:
+def _mailboxes(*fields: Any) -> list[Mailbox]:
     """The mailboxes of fields that hold a list, one mailbox or None."""
     lists = ([field] if isinstance(field, str) else field or [] for field in fields)
-    return [mailbox(text) for texts in lists for text in texts]
+    return [parse_mailbox(text) for texts in lists for text in texts]
 
 
-def _message(job: Job, payload: Mail, author: Address) -> EmailMessage:
-    message = EmailMessage(_POLICY)
-    message["From"] = author
-    message["To"] = _mailboxes(payload.to)
+def _message(
+    job: Job, payload: Mail, author: Mailbox, attachments: Sequence[Message]
+) -> "Message[str, str]":
+    message = _content(payload)
+    if attachments:
+        mixed = MIMEMultipart("mixed", None, [message, *attachments])
+        message = mixed
+    message["From"] = author.encoded()
+    message["To"] = encoded_mailboxes(_mailboxes(payload.to))
     if payload.cc:
-        message["Cc"] = _mailboxes(payload.cc)
+        message["Cc"] = encoded_mailboxes(_mailboxes(payload.cc))
     if payload.reply_to:
-        message["Reply-To"] = mailbox(payload.reply_to)
-    message["Subject"] = payload.subject
+        message["Reply-To"] = parse_mailbox(payload.reply_to).encoded()
+    message["Subject"] = encoded_text(payload.subject)
     # The job's creation time: another attempt makes the same mail.
     created = datetime.fromtimestamp(int(id_time(job.id) or time.time()), UTC)
     message["Date"] = format_datetime(created)
     message["Message-ID"] = f"<{job.id}@{author.domain}>"
-    if payload.html is None or payload.text is not None:
-        message.set_content(payload.text or "")
-        if payload.html is not None:
-            message.add_alternative(payload.html, subtype="html")
-    else:
-        message.set_content(payload.html, subtype="html")
     return message
 
 
-async def _attach(job: Job, message: EmailMessage, reference: FileRef) -> None:
-    file = await job.files.stat(reference)
-    attached = sum(len(part.get_payload()) * 3 // 4 for part in message.iter_attachments())
-    if attached + (file.size or 0) > MAX_BYTES:
-        raise Permanent("too_large", f"the attachments have more than {MAX_BYTES} bytes")
-    data = await job.files.read(file, MAX_BYTES)
+def _content(payload: Mail) -> "Message[str, str]":
+    """The text, the HTML, or both as alternatives."""
+    parts = [
+        MIMEText(text, subtype, _UTF8)  # type: ignore[arg-type]  # the stub knows names only
+        for text, subtype in ((payload.text, "plain"), (payload.html, "html"))
+        if text is not None
+    ]
+    if not parts:
+        return MIMEText("", "plain", _UTF8)  # type: ignore[arg-type]  # the stub knows names only
+    return parts[0] if len(parts) == 1 else MIMEMultipart("alternative", None, parts)
+
+
+async def _attachments(
+    job: Job, references: Sequence[FileRef]
+) -> AsyncIterator["Message[str, str]"]:
+    """The files as parts. Raises Permanent `too_large` above MAX_BYTES together."""
+    left = MAX_BYTES
+    for reference in references:
+        file = await job.files.stat(reference)
+        if (file.size or 0) > left:
+            raise Permanent("too_large", f"the attachments have more than {MAX_BYTES} bytes")
+        left -= file.size or 0
+        data = await job.files.read(file, MAX_BYTES)
+        yield await asyncio.to_thread(_attachment, file, data)
+
+
+def _attachment(file: FileRef, data: bytes) -> "Message[str, str]":
     content_type = (file.content_type or OCTET_STREAM).partition(";")[0].strip()
     plain = re.fullmatch(r"(?!multipart/|message/)[a-z0-9.+-]+/[a-z0-9.+-]+", content_type)
-    main, _, sub = (content_type if plain else OCTET_STREAM).partition("/")
-    name = re.sub(rf"[{_CONTROL}\"\\/]", "_", (file.name or "file").rpartition("/")[2]) or "file"
-    await asyncio.to_thread(message.add_attachment, data, maintype=main, subtype=sub, filename=name)
+    part = MIMEBase(*(content_type if plain else OCTET_STREAM).split("/", 1))
+    part.set_payload(data)
+    encode_base64(part)
+    name = re.sub(rf"[{CONTROL}\"\\/]", "_", (file.name or "file").rpartition("/")[2]) or "file"
+    part["Content-Disposition"] = attachment_disposition(name)
+    return part
