@@ -75,9 +75,7 @@ async def unpacked(bench: Bench, data: bytes, **options: Any) -> dict[str, bytes
 
 
 @pytest.mark.parametrize("format", ["zip", "tar", "tar.gz", "tar.zst"])
-async def test_the_systems_programs_open_what_was_packed(
-    bench: Bench, tmp_path: Path, format: str
-) -> None:
+async def test_system_programs_open_our_archives(bench: Bench, tmp_path: Path, format: str) -> None:
     wanted = {
         "rows.csv": TEXT,
         "rows-2.csv": b"",
@@ -113,7 +111,7 @@ async def test_the_systems_programs_open_what_was_packed(
 
 
 @pytest.mark.parametrize("how", ["tar", "tar z", "tar zstd", "zip", "zip -0"])
-async def test_what_the_systems_programs_packed_is_unpacked(
+async def test_archives_of_system_programs_are_unpacked(
     bench: Bench, tmp_path: Path, how: str
 ) -> None:
     wanted = {
@@ -151,7 +149,7 @@ async def test_what_the_systems_programs_packed_is_unpacked(
     assert bench.kept.progressed
 
 
-def test_names_in_an_archive_are_each_there_once() -> None:
+def test_names_in_an_archive_are_unique() -> None:
     def names(*given: str | None) -> list[str]:
         return entry_names([FileRef(file="J/fall", name=name) for name in given])
 
@@ -326,7 +324,7 @@ INVALID: dict[str, Callable[[], bytes]] = {
 }
 
 
-async def test_archives_that_mean_harm_are_refused_for_good(bench: Bench) -> None:
+async def test_malicious_archives_fail_permanently(bench: Bench) -> None:
     wanted: dict[str, Any] = {}
     found: dict[str, Any] = {}
     for type, table in (
@@ -345,7 +343,7 @@ async def test_archives_that_mean_harm_are_refused_for_good(bench: Bench) -> Non
     assert found == wanted
 
 
-async def test_a_bomb_is_met_in_bounded_memory(bench: Bench) -> None:
+async def test_a_bomb_is_refused_in_bounded_memory(bench: Bench) -> None:
     # 2 GiB of zeros in 64 KiB, all of it said to be one header of the tar; and all of it one file.
     zeros = zstd.ZstdCompressor()
     bomb = b"".join(zeros.compress(bytes(16 * MIB)) for _ in range(128)) + zeros.flush()
@@ -364,7 +362,7 @@ async def test_a_bomb_is_met_in_bounded_memory(bench: Bench) -> None:
     assert child.memory_info().rss < 200 * MIB
 
 
-async def test_a_cancelled_extract_ends_at_once(bench: Bench) -> None:
+async def test_a_cancelled_extract_stops_at_once(bench: Bench) -> None:
     data = tarred(*(f"{number}" for number in range(2000)))
     source = await bench.upload("x", data, OCTETS)
     running = asyncio.create_task(bench.run(extract, {"source": {"file": source}}))
@@ -375,7 +373,7 @@ async def test_a_cancelled_extract_ends_at_once(bench: Bench) -> None:
     await eventually(lambda: not pool())
 
 
-def test_caps_are_in_the_schema() -> None:
+def test_limits_are_in_the_schema() -> None:
     source = {"source": {"file": "x"}}
     task = task_of(extract)
     for good in (source, {**source, "max_entries": 10_000, "max_bytes": 1 << 40}):

@@ -128,7 +128,7 @@ async def failure(bench: Bench, payload: dict[str, Any]) -> TaskError:
     return caught.value
 
 
-async def test_a_mail_arrives(bench: Bench, post: Post) -> None:
+async def test_a_mail_is_delivered(bench: Bench, post: Post) -> None:
     id, subject = new_id(), "Grüße aus Tromsø " * 10 + "!"
     given = {
         "to": ["Ada Ünal <ada@example.org>", "bob@example.org"],
@@ -165,7 +165,7 @@ async def test_a_mail_arrives(bench: Bench, post: Post) -> None:
     assert max(map(len, raw.split(b"\r\n"))) <= 998
 
 
-async def test_a_repeat_is_the_same_mail(bench: Bench, post: Post) -> None:
+async def test_another_attempt_sends_the_same_mail(bench: Bench, post: Post) -> None:
     id = new_id()
     first = await deliver(bench, {}, id=id)
     assert await deliver(bench, {}, id=id, attempt=2) == first
@@ -185,7 +185,7 @@ async def test_attachments_come_from_the_file_store(bench: Bench, post: Post) ->
     assert (await failure(bench, {"attachments": [{"file": "gone"}]})).type == "file_not_found"
 
 
-async def test_attachments_have_a_limit(bench: Bench, post: Post) -> None:
+async def test_the_size_of_attachments_is_limited(bench: Bench, post: Post) -> None:
     big = {"file": await bench.upload("big", bytes(13 << 20), "application/zip")}
     error = await failure(bench, {"attachments": [big, big]})
     assert (error.type, error.retryable, post.got) == ("too_large", False, [])
@@ -224,12 +224,12 @@ async def test_headers_cannot_be_injected(bench: Bench, post: Post, field: str, 
         ),
     ],
 )
-async def test_what_is_no_address_is_refused(bench: Bench, address: str) -> None:
+async def test_an_invalid_address_is_refused(bench: Bench, address: str) -> None:
     with pytest.raises(ValidationError):
         await bench.run(send, {**MAIL, "to": address})
 
 
-async def test_a_name_of_a_file_is_no_header_either(bench: Bench, post: Post) -> None:
+async def test_a_file_name_cannot_inject_a_header(bench: Bench, post: Post) -> None:
     file = await bench.upload('a"; filename=evil\r\nX-Evil: 1.txt', b"x", "text/plain\r\nX-Evil: 1")
     await deliver(bench, {"attachments": [{"file": file}]})
     (part,) = post.message().iter_attachments()
@@ -237,7 +237,7 @@ async def test_a_name_of_a_file_is_no_header_either(bench: Bench, post: Post) ->
     assert part.get_content_type() == "application/octet-stream"
 
 
-async def test_recipients_that_are_refused(bench: Bench) -> None:
+async def test_refused_recipients_are_listed(bench: Bench) -> None:
     result = await deliver(bench, {"to": ["ada@example.org", "nobody@example.org"]})
     assert result["accepted"] == ["ada@example.org"]
     assert result["refused"] == [
@@ -254,7 +254,7 @@ async def test_recipients_that_are_refused(bench: Bench) -> None:
         ({"text": "later please"}, True),
     ],
 )
-async def test_refusals_say_whether_to_try_again(
+async def test_transient_refusals_are_retryable(
     bench: Bench, change: dict[str, Any], retryable: bool
 ) -> None:
     error = await failure(bench, change)
@@ -314,7 +314,7 @@ async def test_starttls_and_login(
                 assert post.message()["From"] == "shop@example.org"
 
 
-async def test_a_certificate_that_nobody_vouches_for(
+async def test_an_untrusted_certificate_is_refused(
     tmp_path: Path, post: Post, certificate: Path
 ) -> None:
     async with opened(tmp_path, post, "", tls_context=server_context(certificate)) as bench:
@@ -322,7 +322,7 @@ async def test_a_certificate_that_nobody_vouches_for(
         assert (error.type, error.retryable, post.got) == ("mail_connection", False, [])
 
 
-async def test_without_tls_nothing_is_sent_unless_the_settings_say_so(
+async def test_without_tls_nothing_is_sent_unless_the_settings_allow_it(
     tmp_path: Path, post: Post
 ) -> None:
     async with opened(tmp_path, post, "") as bench:
@@ -330,7 +330,7 @@ async def test_without_tls_nothing_is_sent_unless_the_settings_say_so(
         assert (error.type, error.retryable, post.got) == ("mail_connection", False, [])
 
 
-async def test_no_server(tmp_path: Path) -> None:
+async def test_mail_without_a_server_fails(tmp_path: Path) -> None:
     async with open_bench(tmp_path) as bench:
         error = await failure(bench, {})
         assert (error.type, error.retryable) == ("mail_connection", False)
@@ -347,7 +347,7 @@ async def test_no_server(tmp_path: Path) -> None:
     "url",
     ["smtp://", "smtp://h:port", "smtp://u:hunter2@h?tls=maybe", "smtp://h/path", "smtps://h?x=1"],
 )
-async def test_a_wrong_url_stops_the_start(url: str) -> None:
+async def test_an_invalid_url_stops_the_start(url: str) -> None:
     with pytest.raises(Misconfigured, match="TANDEM_SMTP_URL") as caught:
         async with open_mail(Settings(smtp_url=url)):
             pass

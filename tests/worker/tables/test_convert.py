@@ -140,7 +140,7 @@ async def test_compression_in_and_out(bench: Bench, tmp_path: Path, compression:
     assert (error.value.type, error.value.retryable) == ("invalid_file", False)
 
 
-async def test_dialect_and_encoding_are_told_by_the_file(bench: Bench) -> None:
+async def test_delimiter_and_encoding_are_detected(bench: Bench) -> None:
     rows = [
         ["Straße", "Größe", "Preis"],
         *(["Müllerstraße, Köln", f"{number},5", "über 10 €"] for number in range(50)),
@@ -160,7 +160,7 @@ async def test_dialect_and_encoding_are_told_by_the_file(bench: Bench) -> None:
     assert data.decode() == cyrillic
 
 
-async def test_dialect_and_encoding_that_are_given_hold(bench: Bench) -> None:
+async def test_a_given_delimiter_and_encoding_are_used(bench: Bench) -> None:
     data = "a:b\nü:1\n".encode("cp850")
     made, _, _ = await converted(bench, data, "x.csv", to="json", delimiter=":", encoding="cp850")
     assert read("json", made) == [{"a": "ü", "b": 1}]
@@ -202,7 +202,7 @@ async def test_a_column_has_the_type_that_all_its_fields_have(bench: Bench) -> N
     ]  # fmt: skip
 
 
-async def test_objects_of_many_shapes(bench: Bench) -> None:
+async def test_objects_with_different_keys_become_columns(bench: Bench) -> None:
     rows = [
         {"a": 1},
         {"b": [1, {"c": None}], "a": 2.5},
@@ -227,7 +227,7 @@ async def test_objects_of_many_shapes(bench: Bench) -> None:
     assert made == b'1.10\n{"a":[]}\n"\\u00e4"\nnull\n123456789012345678901234567890\n'
 
 
-async def test_what_parquet_has_and_json_has_not(bench: Bench) -> None:
+async def test_parquet_values_that_json_lacks(bench: Bench) -> None:
     row = {
         "when": dt.datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=dt.UTC),
         "day": dt.date(2026, 1, 2),
@@ -300,7 +300,7 @@ WRONG: dict[str, tuple[bytes, str, str]] = {
 }
 
 
-async def test_what_cannot_be_converted_fails_for_good(bench: Bench) -> None:
+async def test_malformed_sources_fail_permanently(bench: Bench) -> None:
     found: dict[str, Any] = {}
     for name, (data, file, _) in WRONG.items():
         try:
@@ -312,7 +312,7 @@ async def test_what_cannot_be_converted_fails_for_good(bench: Bench) -> None:
     assert found == {name: (type, False) for name, (*_, type) in WRONG.items()}
 
 
-def test_an_array_is_read_in_any_portions() -> None:
+def test_an_array_is_read_in_pieces_of_any_size() -> None:
     values = [
         1,
         -2.5e10,
@@ -363,7 +363,7 @@ async def test_a_large_table_is_converted_in_bounded_memory(bench: Bench) -> Non
     assert len(told) > 20
 
 
-def test_wrong_payloads() -> None:
+def test_invalid_payloads_are_refused() -> None:
     task = task_of(convert)
     source = {"source": {"file": "x"}, "to": "csv"}
     for good in (

@@ -20,19 +20,19 @@ LONG = ("sql.", "mongo.", "file.", "http.download", "http.gather")
 each = pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
 
 
-def test_these_are_there() -> None:
+def test_all_built_in_tasks_are_in_the_catalogue() -> None:
     assert sorted(ENTRIES) == sorted(NAMES)
 
 
 @each
-def test_its_timeout_is_ten_minutes_for_what_is_long_and_else_thirty_seconds(
+def test_the_timeout_is_ten_minutes_for_long_tasks_and_thirty_seconds_for_others(
     entry: CatalogueEntry,
 ) -> None:
     assert entry.defaults["timeout"] == (600 if entry.name.startswith(LONG) else 30)
 
 
 @each
-def test_its_example_fits_its_schema(entry: CatalogueEntry) -> None:
+def test_every_example_fits_its_schema(entry: CatalogueEntry) -> None:
     Draft202012Validator(entry.payload_schema).validate(entry.example)
 
 

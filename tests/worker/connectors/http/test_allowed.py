@@ -62,7 +62,7 @@ async def test_no_task_reaches_a_special_address(bench: Bench, host: str) -> Non
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_no_task_follows_a_redirect_to_one(bench: Bench, status: int) -> None:
+async def test_no_task_follows_a_redirect_to_a_special_address(bench: Bench, status: int) -> None:
     reached: list[str] = []
 
     async def inner(request: web.BaseRequest) -> web.Response:

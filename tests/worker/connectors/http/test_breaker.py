@@ -56,7 +56,7 @@ def refused(breaker: Breaker, host: str = HOST) -> TaskError:
     return caught.value
 
 
-def test_faults_in_a_row_open_it_for_that_host_only(breaker: Breaker) -> None:
+def test_failures_in_a_row_open_the_circuit_of_that_host_only(breaker: Breaker) -> None:
     fail(breaker, MAX_FAILURES - 1)
     breaker.enter(HOST).over()
     fail(breaker)
@@ -66,7 +66,7 @@ def test_faults_in_a_row_open_it_for_that_host_only(breaker: Breaker) -> None:
     breaker.enter("example.org:80")
 
 
-def test_an_answer_between_faults_starts_the_count_again(breaker: Breaker) -> None:
+def test_an_answer_between_failures_resets_the_count(breaker: Breaker) -> None:
     fail(breaker, MAX_FAILURES - 1)
     breaker.enter(HOST).answered()
     fail(breaker, MAX_FAILURES - 1)
@@ -75,7 +75,7 @@ def test_an_answer_between_faults_starts_the_count_again(breaker: Breaker) -> No
     refused(breaker)
 
 
-def test_after_the_pause_one_probe_goes_through_and_its_answer_closes(
+def test_after_the_pause_one_probe_passes_and_its_answer_closes_the_circuit(
     breaker: Breaker, clock: Clock
 ) -> None:
     fail(breaker, MAX_FAILURES)
@@ -90,7 +90,7 @@ def test_after_the_pause_one_probe_goes_through_and_its_answer_closes(
         breaker.enter(HOST)
 
 
-def test_a_probe_that_fails_opens_it_for_longer(breaker: Breaker, clock: Clock) -> None:
+def test_a_failed_probe_opens_the_circuit_for_longer(breaker: Breaker, clock: Clock) -> None:
     fail(breaker, MAX_FAILURES)
     for number in range(2, 8):
         clock.now += pause_seconds(number - 1) + 0.001
@@ -107,7 +107,9 @@ def test_a_probe_that_fails_opens_it_for_longer(breaker: Breaker, clock: Clock) 
     ]
 
 
-def test_a_probe_that_ends_without_a_word_leaves_its_place(breaker: Breaker, clock: Clock) -> None:
+def test_a_probe_without_an_outcome_lets_the_next_call_probe(
+    breaker: Breaker, clock: Clock
+) -> None:
     fail(breaker, MAX_FAILURES)
     clock.now += FIRST_PAUSE_SECONDS + 1
     breaker.enter(HOST).over()
@@ -116,7 +118,7 @@ def test_a_probe_that_ends_without_a_word_leaves_its_place(breaker: Breaker, clo
     probe.over()
 
 
-def test_calls_from_before_it_opened_change_it_only_by_an_answer(
+def test_calls_begun_before_the_circuit_opened_can_only_close_it(
     breaker: Breaker, clock: Clock
 ) -> None:
     late = [breaker.enter(HOST) for _ in range(3)]
@@ -134,7 +136,7 @@ def test_calls_from_before_it_opened_change_it_only_by_an_answer(
     breaker.enter(HOST)
 
 
-def test_it_remembers_a_bounded_number_of_hosts(
+def test_a_bounded_number_of_hosts_is_remembered(
     breaker: Breaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breakers, "MAX_HOSTS", 3)
@@ -146,7 +148,7 @@ def test_it_remembers_a_bounded_number_of_hosts(
         refused(breaker, host)
 
 
-async def test_the_client_leaves_a_failing_host_alone_until_it_answers(
+async def test_the_client_stops_calling_a_failing_host_until_it_answers(
     breaker: Breaker, clock: Clock
 ) -> None:
     seen: list[int] = []
@@ -177,7 +179,7 @@ async def test_the_client_leaves_a_failing_host_alone_until_it_answers(
     assert len(seen) == MAX_FAILURES + 3
 
 
-async def test_a_probe_that_is_cancelled_leaves_its_place(breaker: Breaker, clock: Clock) -> None:
+async def test_a_cancelled_probe_lets_the_next_call_probe(breaker: Breaker, clock: Clock) -> None:
     hold, inside = asyncio.Event(), asyncio.Event()
 
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -200,7 +202,7 @@ async def test_a_probe_that_is_cancelled_leaves_its_place(breaker: Breaker, cloc
         assert await call(client, f"http://127.0.0.1:{port}/") == "fine"
 
 
-async def test_connections_that_are_refused_open_it(breaker: Breaker) -> None:
+async def test_refused_connections_open_the_circuit(breaker: Breaker) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/"
@@ -209,7 +211,7 @@ async def test_connections_that_are_refused_open_it(breaker: Breaker) -> None:
     assert types == ["connection_failed"] * MAX_FAILURES + ["circuit_open"]
 
 
-async def test_what_the_guard_refuses_and_what_takes_too_long_is_no_fault_of_the_host(
+async def test_refused_addresses_and_timeouts_do_not_count_as_failures(
     breaker: Breaker,
 ) -> None:
     async with open_http(Settings(), breaker=breaker) as client:

@@ -78,7 +78,7 @@ async def refusal(client: HttpClient, url: str, **options: Any) -> TaskError:
     return caught.value
 
 
-async def test_unset_nothing_but_the_public_internet_is_called() -> None:
+async def test_by_default_only_the_public_internet_is_called() -> None:
     async with serving(echo) as port, open_http(Settings()) as client:
         error = await refusal(client, f"http://127.0.0.1:{port}/secret?key=abc")
     assert error.type == "address_refused"
@@ -88,7 +88,7 @@ async def test_unset_nothing_but_the_public_internet_is_called() -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 300, "‥"])
-async def test_what_can_be_no_host_is_told_once(host: str) -> None:
+async def test_an_invalid_host_name_fails_permanently(host: str) -> None:
     async with open_http(Settings()) as client:
         error = await refusal(client, f"http://{host}/")
     assert (error.type, error.retryable) == ("invalid_url", False)
@@ -105,7 +105,7 @@ SPELLINGS = """
 
 
 @pytest.mark.parametrize("host", SPELLINGS)
-async def test_every_spelling_is_refused_when_it_is_dialled(host: str) -> None:
+async def test_every_spelling_of_a_special_address_is_refused(host: str) -> None:
     reached: list[str] = []
 
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -117,9 +117,7 @@ async def test_every_spelling_is_refused_when_it_is_dialled(host: str) -> None:
     assert (error.type, error.retryable, reached) == ("address_refused", False, [])
 
 
-async def test_this_machine_is_refused_by_its_name_whether_or_not_the_name_servers_know_it() -> (
-    None
-):
+async def test_localhost_is_refused_whether_or_not_dns_knows_it() -> None:
     async with open_http(Settings(), resolver=Names()) as client:
         for host in ("localhost.", "LOCALHOST", "tandem.localhost"):
             error = await refusal(client, f"http://{host}/")
@@ -163,7 +161,7 @@ async def test_a_name_that_resolves_differently_the_second_time_is_refused() -> 
     assert names.asked == ["rebind.test", "rebind.test"]
 
 
-async def test_an_allowed_name_opens_its_address_to_itself_only() -> None:
+async def test_an_allowed_name_does_not_open_its_address_to_other_names() -> None:
     names = Names(intranet=["127.0.0.1"], other=["127.0.0.1"])
     async with (
         serving(echo) as port,
@@ -176,7 +174,7 @@ async def test_an_allowed_name_opens_its_address_to_itself_only() -> None:
     assert (other.type, literal.type) == ("address_refused", "address_refused")
 
 
-async def test_of_several_addresses_the_allowed_one_is_dialled() -> None:
+async def test_the_allowed_one_of_several_addresses_is_dialled() -> None:
     class Both(Names):
         async def resolve(
             self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -201,7 +199,7 @@ async def client() -> AsyncIterator[HttpClient]:
         yield opened
 
 
-async def test_it_says_who_is_calling_and_ignores_proxies(
+async def test_the_user_agent_is_sent_and_proxies_are_ignored(
     client: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
@@ -237,7 +235,7 @@ async def test_cookies_of_one_call_are_not_sent_with_the_next(client: HttpClient
         (307, "GET", "GET", ""),
     ],
 )
-async def test_redirects_change_the_method_as_the_rfc_says(
+async def test_redirects_change_the_method_as_in_rfc_9110(
     client: HttpClient, status: int, method: str, then: str, body: str
 ) -> None:
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
@@ -256,7 +254,7 @@ async def test_redirects_change_the_method_as_the_rfc_says(
     assert ("Content-Type" in seen["headers"]) is bool(body or method == "GET")
 
 
-async def test_a_streamed_body_is_opened_again_for_a_redirect(client: HttpClient) -> None:
+async def test_a_redirect_opens_a_streamed_body_again(client: HttpClient) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         yield b"hel"
         yield b"lo"
@@ -273,7 +271,7 @@ async def test_a_streamed_body_is_opened_again_for_a_redirect(client: HttpClient
         ] == "hello"
 
 
-async def test_credentials_stay_with_their_origin(client: HttpClient) -> None:
+async def test_credentials_are_not_sent_to_another_origin(client: HttpClient) -> None:
     async with serving(echo) as second:
 
         async def handler(request: web.BaseRequest) -> web.Response:
@@ -287,7 +285,7 @@ async def test_credentials_stay_with_their_origin(client: HttpClient) -> None:
     assert not names & {"authorization", "cookie", "proxy-authorization"}
 
 
-async def test_redirects_have_an_end(client: HttpClient) -> None:
+async def test_the_number_of_redirects_is_limited(client: HttpClient) -> None:
     seen: list[str] = []
 
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -321,7 +319,7 @@ async def test_redirects_out_of_http_are_refused(client: HttpClient, location: s
     assert "pw" not in error.message
 
 
-async def test_redirects_are_not_followed_when_not_wanted(client: HttpClient) -> None:
+async def test_redirects_can_be_left_unfollowed(client: HttpClient) -> None:
     async def handler(request: web.BaseRequest) -> web.Response:
         raise web.HTTPFound("/elsewhere")
 
@@ -342,7 +340,7 @@ async def test_redirects_are_not_followed_when_not_wanted(client: HttpClient) ->
         ("POST", {"headers": {"idempotency-key": "1"}}, True),
     ],
 )
-async def test_a_refused_connection_is_retried_where_it_is_safe(
+async def test_a_refused_connection_is_retryable_if_a_repeat_is_safe(
     client: HttpClient, method: str, options: dict[str, Any], retryable: bool
 ) -> None:
     with socket.socket() as free:
@@ -378,7 +376,7 @@ async def raw(answer: bytes) -> tuple[asyncio.Server, int]:
         (b"SSH-2.0-OpenSSH_9.2\r\n", "bad_response"),
     ],
 )
-async def test_broken_answers_are_retryable_faults(
+async def test_broken_responses_are_retryable(
     client: HttpClient, answer: bytes, type_: str
 ) -> None:
     server, port = await raw(answer)
@@ -404,7 +402,7 @@ async def test_a_call_ends_at_its_deadline(client: HttpClient) -> None:
     assert (caught.value.type, caught.value.retryable) == ("timeout", True)
 
 
-async def test_errors_of_the_block_itself_pass(client: HttpClient) -> None:
+async def test_exceptions_in_the_block_are_not_converted(client: HttpClient) -> None:
     async with serving(echo) as port:
         with pytest.raises(FileNotFoundError):
             async with client.request("GET", f"http://127.0.0.1:{port}/"):

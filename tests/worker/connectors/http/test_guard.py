@@ -111,13 +111,11 @@ def test_public_addresses_are_allowed(address: str) -> None:
         ("fe80::1%eth0", ["fe80::/10"], True),
     ],
 )
-def test_networks_of_the_operator_are_allowed(
-    address: str, entries: list[str], expected: bool
-) -> None:
+def test_configured_networks_are_allowed(address: str, entries: list[str], expected: bool) -> None:
     assert allowed(address, parse(entries).networks) is expected
 
 
-def test_names_and_networks_are_told_apart() -> None:
+def test_entries_are_sorted_into_names_and_networks() -> None:
     assert parse(["10.0.0.7/8", "Intranet.Example.", "::1"]) == Allowed(
         (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("::1/128")),
         frozenset({"intranet.example"}),

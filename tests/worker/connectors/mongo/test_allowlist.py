@@ -193,6 +193,6 @@ def test_allowed(check: Callable[[Any], None], asked: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["system.users", "system.js", "a$b", "tandem_applied", "", "a\0b"])
-def test_collections_that_are_no_clients(name: str) -> None:
+def test_reserved_collections_are_refused(name: str) -> None:
     with pytest.raises(TaskError, match="may not use the collection"):
         allowlist.check_collection(name)

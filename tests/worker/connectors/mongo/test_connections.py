@@ -22,7 +22,9 @@ async def failure(bench: Bench, connection: str, **more: Any) -> TaskError:
     return caught.value
 
 
-async def test_a_server_that_is_away(tmp_path: Path) -> None:
+async def test_an_unreachable_server_is_retryable_and_does_not_reveal_its_url(
+    tmp_path: Path,
+) -> None:
     urls = {"away": f"mongodb://user:hunter2@{AWAY}/db?{SOON}", "bare": f"mongodb://{AWAY}/?{SOON}"}
     async with open_bench(tmp_path, mongo=urls) as bench:
         error = await failure(bench, "away")
@@ -32,7 +34,7 @@ async def test_a_server_that_is_away(tmp_path: Path) -> None:
         assert (await failure(bench, "bare", database="db")).type == "mongo_connection"
 
 
-async def test_the_patience_of_a_url_is_enough_for_a_server_that_answers(
+async def test_the_server_timeout_of_a_url_suffices_for_a_server_that_answers(
     tmp_path: Path, mongo_url: str
 ) -> None:
     async with open_bench(
@@ -43,7 +45,7 @@ async def test_the_patience_of_a_url_is_enough_for_a_server_that_answers(
         }
 
 
-async def test_what_is_not_named(tmp_path: Path) -> None:
+async def test_unknown_connections_and_missing_databases_fail_permanently(tmp_path: Path) -> None:
     async with open_bench(tmp_path, mongo={"bare": f"mongodb://{AWAY}"}) as bench:
         error = await failure(bench, "nope")
         assert (error.type, error.retryable) == ("unknown_connection", False)
@@ -61,7 +63,7 @@ async def test_what_is_not_named(tmp_path: Path) -> None:
         "mongodb:///d",
     ],
 )
-async def test_a_wrong_url_stops_the_start(url: str) -> None:
+async def test_an_invalid_url_stops_the_start(url: str) -> None:
     with pytest.raises(Misconfigured, match="TANDEM_MONGO__MAIN") as caught:
         async with open_mongo(load_settings(mongo={"main": url})):
             pass

@@ -64,7 +64,7 @@ async def bench(url: str, shop: Any, tables: None, tmp_path: Path) -> AsyncItera
         yield opened
 
 
-async def test_models_work_in_many_jobs_at_once(bench: Bench, shop: Any) -> None:
+async def test_models_work_in_many_jobs_at_the_same_time(bench: Bench, shop: Any) -> None:
     left = await asyncio.gather(
         *(bench.run(shop.sell, {"item": "cup", "amount": 2}, id=f"job{n}") for n in range(4))
     )
@@ -77,7 +77,7 @@ async def test_models_work_in_many_jobs_at_once(bench: Bench, shop: Any) -> None
     assert bench.kept.items == [{"item": "cup", "sold": 8}, {"item": "pot", "sold": 1}]
 
 
-async def test_models_of_a_read_only_connection_only_read(
+async def test_models_of_a_read_only_connection_cannot_write(
     url: str, shop: Any, tables: None, tmp_path: Path
 ) -> None:
     async with open_bench(tmp_path, sql={"shop": f"{url}?models=shop"}) as bench:

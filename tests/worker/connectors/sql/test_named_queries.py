@@ -72,20 +72,20 @@ async def test_a_named_query_runs_and_exports(bench: Bench) -> None:
         {**PARAMS, "since": 1},
     ],
 )
-async def test_params_are_those_that_are_declared(bench: Bench, params: Any) -> None:
+async def test_params_must_match_the_declared_ones(bench: Bench, params: Any) -> None:
     assert (
         await failure(bench, sql_query, {"query": "cities", "params": params})
     ).type == "invalid_params"
 
 
-async def test_a_query_of_no_name_or_another_connection(bench: Bench) -> None:
+async def test_an_unknown_query_or_another_connection_is_refused(bench: Bench) -> None:
     assert (await failure(bench, sql_query, {"query": "none"})).type == "unknown_query"
     assert (
         await failure(bench, sql_query, {"query": "one", "connection": "open"})
     ).type == "unknown_query"
 
 
-async def test_a_connection_without_raw_sql(bench: Bench) -> None:
+async def test_a_connection_with_raw_off_only_runs_named_queries(bench: Bench) -> None:
     raw = {"connection": "main", "sql": "SELECT 1 AS a"}
     assert (await failure(bench, sql_query, raw)).type == "raw_sql_off"
     assert (await failure(bench, sql_export, {**raw, "format": "csv"})).type == "raw_sql_off"
@@ -105,7 +105,7 @@ async def test_a_connection_without_raw_sql(bench: Bench) -> None:
         {"connection": "main", "query": ""},
     ],
 )
-def test_payloads_that_are_none(payload: Any) -> None:
+def test_invalid_payloads_are_refused_by_model_and_schema(payload: Any) -> None:
     schema = jsonschema_rs.validator_for(task_of(sql_query).entry.payload_schema)
     assert schema.is_valid({"query": "one", "sql": None})
     assert not schema.is_valid(payload)
@@ -131,7 +131,9 @@ def test_payloads_that_are_none(payload: Any) -> None:
         (None, "No such file"),
     ],
 )
-async def test_a_wrong_file_stops_the_start(tmp_path: Path, text: str | None, words: str) -> None:
+async def test_an_invalid_file_stops_the_start(
+    tmp_path: Path, text: str | None, words: str
+) -> None:
     path = tmp_path / "queries.toml"
     if text is not None:
         path.write_text(text)
@@ -143,7 +145,7 @@ async def test_a_wrong_file_stops_the_start(tmp_path: Path, text: str | None, wo
     assert words in str(caught.value)
 
 
-async def test_a_wrong_word_in_a_url_stops_the_start() -> None:
+async def test_an_invalid_option_in_a_url_stops_the_start() -> None:
     with pytest.raises(
         Misconfigured, match=r"TANDEM_SQL__MAIN: raw='.*' is not valid; use on or off"
     ):

@@ -52,7 +52,7 @@ def test_values_follow_the_order_of_the_text() -> None:
 
 
 @pytest.mark.parametrize("params", [None, [], [1, 2]])
-def test_a_text_with_the_databases_own_placeholders_is_left_alone(params: list[Any] | None) -> None:
+def test_sql_with_the_databases_own_placeholders_is_unchanged(params: list[Any] | None) -> None:
     sql = "SELECT $1, ':x', :x, ?"
     assert bind(sql, params, "postgresql") == (sql, params or [])
 
@@ -74,7 +74,7 @@ def test_a_text_with_the_databases_own_placeholders_is_left_alone(params: list[A
         ("SELECT :a", {"a": 1, "z": 2}, "params has 'z'"),
     ],
 )
-def test_what_is_not_one_statement_with_all_its_values_is_refused(
+def test_anything_but_one_statement_with_all_its_values_is_refused(
     sql: str, params: Any, words: str | None, dialect: Dialect
 ) -> None:
     if words is None:

@@ -72,7 +72,7 @@ async def sleeping(server: Any) -> int:
 
 
 @pytest.mark.parametrize("word", ["BEGIN", "COMMIT"])
-async def test_who_is_cancelled_in_that_moment_leaves_no_transaction_behind(
+async def test_a_job_cancelled_during_begin_or_commit_leaves_no_transaction_behind(
     postgres: str, tmp_path: Path, word: str
 ) -> None:
     """What the server has begun is ended with its connection, and not found by the next who gets it."""
@@ -122,7 +122,7 @@ async def test_a_cancelled_job_cancels_its_statement_on_the_server(
     assert await query(bench, "SELECT 1 AS a") == [{"a": 1}]
 
 
-async def test_a_statement_ends_at_the_jobs_deadline(bench: Bench, server: Any) -> None:
+async def test_a_statement_stops_at_the_jobs_deadline(bench: Bench, server: Any) -> None:
     error = await failure(bench, SLEEP, deadline=time.time())
     assert (error.type, error.retryable) == ("timeout", True)
     assert await sleeping(server) == 0
@@ -157,7 +157,7 @@ async def test_a_statement_ends_at_the_jobs_deadline(bench: Bench, server: Any) 
         "ALTER SYSTEM SET work_mem = '1GB'",
     ],
 )
-async def test_nothing_leaves_the_read_only_transaction(
+async def test_no_statement_escapes_the_read_only_transaction(
     bench: Bench, server: Any, text: str
 ) -> None:
     await server.execute(
@@ -173,12 +173,12 @@ async def test_nothing_leaves_the_read_only_transaction(
     ]
 
 
-async def test_what_a_function_did_all_the_same_is_rolled_back(bench: Bench, server: Any) -> None:
+async def test_writes_of_functions_are_rolled_back(bench: Bench, server: Any) -> None:
     await query(bench, "SELECT lo_create(0)")
     assert await server.fetchval("SELECT count(*) FROM pg_largeobject_metadata") == 0
 
 
-async def test_a_session_keeps_nothing_of_the_job_before(bench: Bench, server: Any) -> None:
+async def test_a_session_keeps_nothing_of_the_previous_job(bench: Bench, server: Any) -> None:
     before = await query(
         bench, "SELECT pg_backend_pid() AS pid, current_setting('work_mem') AS memory"
     )
@@ -196,7 +196,7 @@ async def test_a_session_keeps_nothing_of_the_job_before(bench: Bench, server: A
     assert await server.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
 
 
-async def test_a_commit_that_fails_is_told(bench: Bench, server: Any) -> None:
+async def test_a_failed_commit_is_an_error(bench: Bench, server: Any) -> None:
     await server.execute(
         "CREATE TABLE notes (a int UNIQUE DEFERRABLE INITIALLY DEFERRED); INSERT INTO notes VALUES (1)"
     )
@@ -206,7 +206,7 @@ async def test_a_commit_that_fails_is_told(bench: Bench, server: Any) -> None:
     assert await server.fetchval("SELECT count(*) FROM notes") == 1
 
 
-async def test_errors_of_the_block_itself_pass(bench: Bench, server: Any) -> None:
+async def test_exceptions_in_the_block_are_not_converted(bench: Bench, server: Any) -> None:
     await server.execute("CREATE TABLE notes (a int)")
     with pytest.raises(FileNotFoundError):
         async with bench.resources.sql("writable").query(
@@ -216,7 +216,7 @@ async def test_errors_of_the_block_itself_pass(bench: Bench, server: Any) -> Non
     assert await server.fetchval("SELECT count(*) FROM notes") == 0
 
 
-async def test_values_in_json(bench: Bench) -> None:
+async def test_values_of_every_type_in_json(bench: Bench) -> None:
     text = """SELECT 9223372036854775807::int8 AS big, 0.1::float8 AS real, 'NaN'::float8 AS nan,
         '-Infinity'::float8 AS low, 123456789012345678901234567890.5::numeric AS decimal, true AS yes,
         NULL::int AS none,
@@ -279,7 +279,7 @@ async def test_values_in_json(bench: Bench) -> None:
         ("text", None, None),
     ],
 )
-async def test_values_go_in_and_come_out(
+async def test_values_survive_the_round_trip(
     bench: Bench, type_: str, value: Any, expected: Any
 ) -> None:
     assert await query(bench, f"SELECT :value::{type_} AS value", {"value": value}) == [
@@ -298,14 +298,14 @@ async def test_values_go_in_and_come_out(
         ("text", 5),
     ],
 )
-async def test_values_that_do_not_fit_are_not_quoted(bench: Bench, type_: str, value: Any) -> None:
+async def test_errors_do_not_quote_values(bench: Bench, type_: str, value: Any) -> None:
     error = await failure(bench, f"SELECT $1::{type_} AS value", [value])
     assert (error.type, error.retryable) == ("sql_error", False)
     assert "$1" in error.message
     assert "secret" not in error.message
 
 
-async def test_a_connection_that_breaks_is_retried(bench: Bench, server: Any) -> None:
+async def test_a_broken_connection_is_retryable(bench: Bench, server: Any) -> None:
     async with running(server, query(bench, SLEEP)) as task:
         await server.fetch(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = $1", SLEEP
@@ -320,7 +320,7 @@ async def test_a_connection_that_breaks_is_retried(bench: Bench, server: Any) ->
     ("state", "retryable"),
     [("40001", True), ("40P01", True), ("55P03", True), ("53200", True), ("P0001", False)],
 )
-async def test_what_may_pass_is_retried(
+async def test_transient_errors_are_retryable(
     bench: Bench, server: Any, state: str, retryable: bool
 ) -> None:
     await server.execute(
@@ -331,9 +331,7 @@ async def test_what_may_pass_is_retried(
     assert (error.type, error.retryable, error.message) == ("sql_error", retryable, "it failed")
 
 
-async def test_refused_and_absent_servers_are_named_by_their_connection_only(
-    postgres: str, tmp_path: Path
-) -> None:
+async def test_errors_name_a_server_only_by_its_connection(postgres: str, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -353,7 +351,7 @@ async def test_refused_and_absent_servers_are_named_by_their_connection_only(
                 assert secret not in error.message
 
 
-async def test_a_unix_socket_and_every_scheme_work(
+async def test_unix_sockets_and_every_scheme_work(
     postgres: str, server: Any, tmp_path: Path
 ) -> None:
     directory = str(await server.fetchval("SHOW unix_socket_directories")).partition(",")[0]

@@ -88,7 +88,7 @@ async def test_an_absolute_path_may_have_four_slashes(bench: Bench) -> None:
         "ANALYZE",
     ],
 )
-async def test_nothing_leaves_the_file_or_outlives_the_statement(
+async def test_no_statement_leaves_the_file_or_outlives_itself(
     bench: Bench, tmp_path: Path, text: str, connection: str
 ) -> None:
     other = tmp_path / "other.db"
@@ -103,14 +103,14 @@ async def test_nothing_leaves_the_file_or_outlives_the_statement(
     ("text", "words"),
     [("ATTACH ':memory:' AS x", "ATTACH"), ("INSERT INTO notes VALUES (2)", "INSERT")],
 )
-async def test_what_is_not_allowed_is_named(bench: Bench, text: str, words: str) -> None:
+async def test_the_error_names_what_is_not_allowed(bench: Bench, text: str, words: str) -> None:
     assert (await failure(bench, text)).message == f"{words} is not allowed on this connection"
 
 
 @pytest.mark.parametrize(
     "text", ["PRAGMA table_info(notes)", "PRAGMA user_version", "SELECT * FROM pragma_table_list"]
 )
-async def test_questions_about_the_schema_are_allowed(bench: Bench, text: str) -> None:
+async def test_pragmas_that_read_the_schema_are_allowed(bench: Bench, text: str) -> None:
     assert len(await query(bench, text)) > 0
 
 
@@ -146,7 +146,7 @@ async def test_virtual_tables_can_be_read(
         "INSERT INTO words(words) VALUES ('rebuild') RETURNING 1",
     ],
 )
-async def test_inner_tables_are_no_way_around(
+async def test_internal_tables_cannot_be_written(
     bench: Bench, database: sqlite3.Connection, text: str
 ) -> None:
     database.execute("CREATE VIRTUAL TABLE words USING fts5(word)")
@@ -157,7 +157,7 @@ async def test_inner_tables_are_no_way_around(
     assert list(database.iterdump()) == before
 
 
-async def test_a_file_that_is_not_there_is_not_made(bench: Bench, tmp_path: Path) -> None:
+async def test_a_missing_file_is_not_created(bench: Bench, tmp_path: Path) -> None:
     error = await failure(bench, "SELECT 1", connection="absent")
     assert (error.type, error.retryable) == ("sql_connection", True)
     assert "'absent'" in error.message
@@ -165,7 +165,7 @@ async def test_a_file_that_is_not_there_is_not_made(bench: Bench, tmp_path: Path
     assert not (tmp_path / "absent.db").exists()
 
 
-async def test_values(bench: Bench) -> None:
+async def test_values_of_every_type(bench: Bench) -> None:
     text = "SELECT :a AS a, :b AS b, :c AS c, :d AS d, :e AS e, x'00ff' AS bytes, 9e999 AS high"
     params = {"a": 2**53 + 1, "b": 0.1, "c": "ä\n", "d": True, "e": None}
     assert await query(bench, text, params) == [
@@ -181,7 +181,7 @@ async def test_values(bench: Bench) -> None:
     ]
 
 
-async def test_types_are_those_of_the_values(bench: Bench) -> None:
+async def test_column_types_come_from_the_values(bench: Bench) -> None:
     text = "SELECT NULL AS a, NULL AS b, 1 AS c UNION ALL SELECT NULL, 1.5, 'x'"
     payload = {"connection": "main", "sql": text}
     result = await bench.run(sql_query, payload)
@@ -189,19 +189,19 @@ async def test_types_are_those_of_the_values(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("params", [[2**70], [[1]], {"a": {"b": 1}}])
-async def test_values_that_do_not_fit_fail_at_once(bench: Bench, params: Any) -> None:
+async def test_params_that_sqlite_cannot_hold_fail_permanently(bench: Bench, params: Any) -> None:
     error = await failure(
         bench, "SELECT ? AS a" if isinstance(params, list) else "SELECT :a AS a", params
     )
     assert (error.type, error.retryable) == ("sql_error", False)
 
 
-async def test_a_huge_value_is_refused_before_it_takes_memory(bench: Bench) -> None:
+async def test_a_huge_value_is_refused_without_allocating_it(bench: Bench) -> None:
     error = await failure(bench, "SELECT zeroblob(1000000000) AS a")
     assert (error.type, error.retryable) == ("sql_error", False)
 
 
-async def test_text_that_is_no_unicode_is_an_error(
+async def test_text_that_is_not_unicode_is_an_error(
     bench: Bench, database: sqlite3.Connection
 ) -> None:
     database.execute("INSERT INTO notes VALUES (CAST(x'ff' AS text))")
@@ -209,7 +209,7 @@ async def test_text_that_is_no_unicode_is_an_error(
     assert (error.type, error.retryable) == ("sql_error", False)
 
 
-async def test_a_locked_database_is_retried(bench: Bench, database: sqlite3.Connection) -> None:
+async def test_a_locked_database_is_retryable(bench: Bench, database: sqlite3.Connection) -> None:
     database.execute("BEGIN EXCLUSIVE")
     error = await failure(bench, "SELECT a FROM notes", connection="impatient")
     database.execute("ROLLBACK")

@@ -83,9 +83,7 @@ async def test_a_common_header_is_kept_once(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1000, 4096, 100_000, 100_001])
-async def test_parts_of_bytes_are_those_of_the_systems_split(
-    bench: Bench, tmp_path: Path, size: int
-) -> None:
+async def test_parts_of_bytes_equal_those_of_split(bench: Bench, tmp_path: Path, size: int) -> None:
     data = random.Random(5).randbytes(50 if size == 1 else 100_000)
     (tmp_path / "x").write_bytes(data)
     run("split", "-b", str(size), "-d", "-a", "5", tmp_path / "x", f"{tmp_path}/part-")
@@ -93,7 +91,7 @@ async def test_parts_of_bytes_are_those_of_the_systems_split(
     assert await parts(bench, data, bytes=size) == wanted
 
 
-async def test_parts_of_lines_are_those_of_the_systems_split(bench: Bench, tmp_path: Path) -> None:
+async def test_parts_of_lines_equal_those_of_split(bench: Bench, tmp_path: Path) -> None:
     data = b"".join(
         msgspec.json.encode({"n": n, "text": 'a "quote'[: n % 9]}) + b"\n" for n in range(10_000)
     )
@@ -137,7 +135,7 @@ async def test_an_empty_file_has_one_part(bench: Bench) -> None:
         (gzip.compress(b"a,b\n" * 1000, mtime=0)[:-9], {"rows": 1000}, "invalid_file"),
     ],
 )
-async def test_what_cannot_be_cut(
+async def test_sources_that_cannot_be_split_fail_permanently(
     bench: Bench, data: bytes, options: dict[str, Any], type: str
 ) -> None:
     with pytest.raises(TaskError) as error:
@@ -145,7 +143,7 @@ async def test_what_cannot_be_cut(
     assert (error.value.type, error.value.retryable) == (type, False)
 
 
-def test_the_delimiter_is_told_by_the_start() -> None:
+def test_the_delimiter_is_detected() -> None:
     samples = {
         "a,b\n1,2\n": ",",
         "a;b\n1,5;2\n": ";",
@@ -158,7 +156,7 @@ def test_the_delimiter_is_told_by_the_start() -> None:
     assert {sample: delimiter_of(sample) for sample in samples} == samples
 
 
-def test_one_measure_is_given() -> None:
+def test_either_rows_or_bytes_must_be_given() -> None:
     task = task_of(split)
     for given, right in (
         ({"rows": 1}, True),

@@ -85,9 +85,7 @@ PROGRAMS = {
 }
 
 
-async def test_digests_are_those_of_the_systems_programs(
-    resources: Resources, tmp_path: Path
-) -> None:
+async def test_digests_equal_those_of_system_programs(resources: Resources, tmp_path: Path) -> None:
     path = tmp_path / "input"
     path.write_bytes(random.Random(2).randbytes(5 * MIB + 17))
     known = {name: program for name, program in PROGRAMS.items() if shutil.which(program)}
@@ -117,7 +115,7 @@ async def test_sha256_is_the_default_and_an_empty_file_has_a_hash(resources: Res
     assert result == {"size": 0, "sha256": hashlib.sha256(b"").hexdigest()}
 
 
-async def test_a_missing_source_fails_for_good(resources: Resources) -> None:
+async def test_a_missing_source_fails_permanently(resources: Resources) -> None:
     with pytest.raises(TaskError) as error:
         await run(resources, {"source": {"file": "J/none"}})
     assert failure(error) == ("file_not_found", False)

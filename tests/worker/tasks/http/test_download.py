@@ -118,7 +118,9 @@ async def test_a_download_is_a_file_of_the_job(bench: Bench, tmp_path: Path) -> 
         (f"/{'a' * 300}", None, "download"),
     ],
 )
-async def test_its_name(bench: Bench, path: str, disposition: str | None, name: str) -> None:
+async def test_the_name_comes_from_the_response_or_the_url(
+    bench: Bench, path: str, disposition: str | None, name: str
+) -> None:
     async def handler(request: web.BaseRequest) -> web.Response:
         return web.Response(headers={"Content-Disposition": disposition} if disposition else {})
 
@@ -135,7 +137,7 @@ async def test_its_name(bench: Bench, path: str, disposition: str | None, name: 
     [ETAG, {"Last-Modified": "Sat, 21 Nov 2015 09:00:00 GMT"}],
     ids=["etag", "last-modified"],
 )
-async def test_it_goes_on_where_it_broke_off(
+async def test_a_broken_download_is_resumed(
     bench: Bench, tmp_path: Path, headers: dict[str, str]
 ) -> None:
     site = Site(headers=headers)
@@ -159,7 +161,7 @@ async def test_it_goes_on_where_it_broke_off(
     assert result["file"]["sha256"] == hashlib.sha256(DATA).hexdigest()
 
 
-async def test_a_body_that_changed_meanwhile_begins_anew(bench: Bench, tmp_path: Path) -> None:
+async def test_a_changed_body_restarts_the_download(bench: Bench, tmp_path: Path) -> None:
     site = Site()
     other = DATA[::-1]
 
@@ -176,7 +178,7 @@ async def test_a_body_that_changed_meanwhile_begins_anew(bench: Bench, tmp_path:
     assert result["file"]["sha256"] == hashlib.sha256(other).hexdigest()
 
 
-async def test_a_server_without_ranges_sends_it_all_again(bench: Bench, tmp_path: Path) -> None:
+async def test_without_ranges_the_download_restarts(bench: Bench, tmp_path: Path) -> None:
     site = Site()
     site.ranges, site.breaks = False, [2_000_000]
     async with serving(site) as port:
@@ -185,9 +187,7 @@ async def test_a_server_without_ranges_sends_it_all_again(bench: Bench, tmp_path
     assert stored(tmp_path) == [DATA]
 
 
-async def test_a_server_that_always_breaks_off_is_left_to_the_policy(
-    bench: Bench, tmp_path: Path
-) -> None:
+async def test_the_attempt_fails_if_every_response_breaks_off(bench: Bench, tmp_path: Path) -> None:
     site = Site()
     site.ranges, site.breaks = False, [1_000_000] * 20
     async with serving(site) as port:
@@ -197,7 +197,7 @@ async def test_a_server_that_always_breaks_off_is_left_to_the_policy(
     assert stored(tmp_path) == []
 
 
-async def test_faults_without_a_new_byte_have_an_end(bench: Bench, tmp_path: Path) -> None:
+async def test_failures_without_a_new_byte_are_limited(bench: Bench, tmp_path: Path) -> None:
     site = Site()
     site.breaks = [1_000_000, *[0] * 50]
     async with serving(site) as port:
@@ -211,7 +211,7 @@ async def test_faults_without_a_new_byte_have_an_end(bench: Bench, tmp_path: Pat
     "headers",
     [{}, {"ETag": 'W/"weak"'}, {"ETag": 'W/"w"', "Last-Modified": "Sat, 21 Nov 2015 09:00:00 GMT"}],
 )
-async def test_without_a_validator_nothing_is_put_together(
+async def test_without_a_validator_parts_are_not_joined(
     bench: Bench, headers: dict[str, str]
 ) -> None:
     site = Site(headers=headers)
@@ -232,7 +232,7 @@ async def test_without_a_validator_nothing_is_put_together(
         "bytes {start}-9999999/*",
     ],
 )
-async def test_a_range_that_was_not_asked_for_is_not_taken(
+async def test_a_range_that_was_not_requested_is_refused(
     bench: Bench, tmp_path: Path, range_: str
 ) -> None:
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
@@ -254,7 +254,7 @@ async def test_a_range_that_was_not_asked_for_is_not_taken(
     assert stored(tmp_path) == []
 
 
-async def test_what_shrank_meanwhile_begins_anew(bench: Bench, tmp_path: Path) -> None:
+async def test_a_body_that_shrank_restarts_the_download(bench: Bench, tmp_path: Path) -> None:
     asked: list[str | None] = []
 
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
@@ -269,7 +269,7 @@ async def test_what_shrank_meanwhile_begins_anew(bench: Bench, tmp_path: Path) -
     assert [wanted is not None for wanted in asked] == [False, True, False]
 
 
-async def test_a_busy_server_is_asked_again_within_the_attempt(
+async def test_a_busy_server_is_called_again_within_the_attempt(
     bench: Bench, tmp_path: Path
 ) -> None:
     site = Site()
@@ -327,7 +327,7 @@ async def test_more_than_max_bytes_is_too_large(bench: Bench, tmp_path: Path, sa
     assert sent < 32 << 20
 
 
-async def test_the_cap_counts_what_is_unpacked(bench: Bench, tmp_path: Path) -> None:
+async def test_max_bytes_counts_decompressed_bytes(bench: Bench, tmp_path: Path) -> None:
     packed = gzip.compress(bytes(5 << 20))
 
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -346,7 +346,9 @@ async def test_the_cap_counts_what_is_unpacked(bench: Bench, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("status", "retryable"), [(404, False), (206, False), (304, False), (429, True), (503, True)]
 )
-async def test_statuses(bench: Bench, status: int, retryable: bool) -> None:
+async def test_unexpected_statuses_of_a_download(
+    bench: Bench, status: int, retryable: bool
+) -> None:
     async def handler(request: web.BaseRequest) -> web.Response:
         return web.Response(status=status, headers={"Retry-After": "7"})
 
@@ -360,7 +362,7 @@ async def test_statuses(bench: Bench, status: int, retryable: bool) -> None:
     assert "abc" not in error.message
 
 
-async def test_a_server_that_says_when_to_come_back_ends_the_attempt(bench: Bench) -> None:
+async def test_retry_after_ends_the_attempt(bench: Bench) -> None:
     site = Site()
     site.breaks = [1_000_000]
 
@@ -423,7 +425,7 @@ async def test_a_cancelled_download_closes_its_connection_and_stores_nothing(
     assert stored(tmp_path) == []
 
 
-async def test_a_reset_before_the_first_byte_is_left_to_the_policy(bench: Bench) -> None:
+async def test_a_reset_before_the_first_byte_fails_the_attempt(bench: Bench) -> None:
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
         assert request.transport is not None
         raw: socket.socket = request.transport.get_extra_info("socket")
@@ -436,7 +438,7 @@ async def test_a_reset_before_the_first_byte_is_left_to_the_policy(bench: Bench)
     assert (error.type, error.retryable) == ("connection_failed", True)
 
 
-async def test_the_trace_goes_on_with_each_request(bench: Bench) -> None:
+async def test_every_request_carries_the_trace(bench: Bench) -> None:
     seen: list[str | None] = []
     site = Site()
     site.breaks = [1_000_000]

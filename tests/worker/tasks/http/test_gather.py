@@ -63,7 +63,7 @@ async def paths(request: web.BaseRequest) -> web.Response:
     return web.json_response({"path": request.path}, status=int(request.query.get("status", "200")))
 
 
-async def test_results_stand_in_order_and_stream_as_they_land(bench: Bench) -> None:
+async def test_results_are_ordered_and_streamed_as_they_arrive(bench: Bench) -> None:
     gates = Gates()
     async with serving(gates) as port:
         requests = [{"url": f"http://127.0.0.1:{port}/{name}"} for name in "abc"]
@@ -81,9 +81,7 @@ async def test_results_stand_in_order_and_stream_as_they_land(bench: Bench) -> N
 
 
 @pytest.mark.parametrize(("given", "most"), [({"concurrency": 3}, 3), ({}, 10)])
-async def test_no_more_than_so_many_are_under_way(
-    bench: Bench, given: dict[str, int], most: int
-) -> None:
+async def test_concurrency_is_limited(bench: Bench, given: dict[str, int], most: int) -> None:
     inside = top = 0
 
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -102,7 +100,7 @@ async def test_no_more_than_so_many_are_under_way(
     assert top == most
 
 
-async def test_failures_are_collected_and_none_is_tried_twice(bench: Bench) -> None:
+async def test_errors_are_collected_and_not_retried(bench: Bench) -> None:
     seen: list[str] = []
 
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -142,7 +140,7 @@ async def test_failures_are_collected_and_none_is_tried_twice(bench: Bench) -> N
     assert len(bench.kept.items) == len(requests)
 
 
-async def test_a_result_too_large_for_an_output_item_is_that_requests_failure(bench: Bench) -> None:
+async def test_a_result_too_large_for_an_output_item_fails_its_request(bench: Bench) -> None:
     async def handler(request: web.BaseRequest) -> web.Response:
         return web.Response(body=b"x" * (1 << 20), content_type="text/plain")
 
@@ -151,7 +149,7 @@ async def test_a_result_too_large_for_an_output_item_is_that_requests_failure(be
     assert result["results"][0]["error"]["type"] == "too_large"
 
 
-async def test_all_responses_together_have_a_limit(
+async def test_the_total_size_of_responses_is_limited(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tandem_worker.tasks.http.responses.MAX_TOTAL_BYTES", 100_000)
@@ -165,7 +163,7 @@ async def test_all_responses_together_have_a_limit(
     assert (error.type, error.retryable) == ("too_large", False)
 
 
-async def test_all_results_together_have_a_limit(
+async def test_the_total_size_of_results_is_limited(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tandem_worker.tasks.http.responses.MAX_TOTAL_BYTES", 10_000)
@@ -179,7 +177,7 @@ async def test_all_results_together_have_a_limit(
     assert (error.type, error.retryable) == ("too_large", False)
 
 
-async def test_a_race_whose_responses_are_too_large_together_ends(
+async def test_a_race_stops_at_the_total_size_of_responses(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tandem_worker.tasks.http.responses.MAX_TOTAL_BYTES", 100_000)
@@ -196,7 +194,7 @@ async def test_a_race_whose_responses_are_too_large_together_ends(
     assert (error.type, error.retryable) == ("too_large", False)
 
 
-async def test_with_on_error_fail_the_first_failure_ends_the_others(bench: Bench) -> None:
+async def test_with_on_error_fail_the_first_error_cancels_the_others(bench: Bench) -> None:
     gates = Gates()
     async with serving(gates) as port:
         base = f"http://127.0.0.1:{port}"
@@ -217,7 +215,7 @@ async def test_with_on_error_fail_the_first_failure_ends_the_others(bench: Bench
 
 
 @pytest.mark.parametrize("function", [http_gather, http_race])
-async def test_each_request_has_its_time(bench: Bench, function: Any) -> None:
+async def test_each_request_has_a_timeout(bench: Bench, function: Any) -> None:
     gates = Gates()
     gates.gate("quick").set()
     async with serving(gates) as port:
@@ -251,11 +249,11 @@ async def test_a_cancelled_job_closes_its_connections(bench: Bench, function: An
         await eventually(lambda: sorted(gates.gone) == ["a", "b", "c"])
 
 
-async def test_nothing_to_gather_is_nothing(bench: Bench) -> None:
+async def test_an_empty_gather_has_an_empty_result(bench: Bench) -> None:
     assert await bench.run(http_gather, {"requests": []}) == {"results": []}
 
 
-async def test_the_first_success_wins_and_the_losers_connections_are_closed(bench: Bench) -> None:
+async def test_the_first_success_wins_and_the_other_connections_are_closed(bench: Bench) -> None:
     gates = Gates()
     async with serving(gates) as port:
         base = f"http://127.0.0.1:{port}"
@@ -281,7 +279,7 @@ async def test_the_first_success_wins_and_the_losers_connections_are_closed(benc
     jsonschema_rs.validator_for(RACE.entry.result_schema).validate(result)
 
 
-async def test_a_race_without_a_success_says_why(bench: Bench) -> None:
+async def test_a_race_without_a_success_lists_the_errors(bench: Bench) -> None:
     seen: list[str] = []
 
     async def handler(request: web.BaseRequest) -> web.Response:

@@ -35,7 +35,7 @@ async def failure(bench: Bench, payload: dict[str, Any], **job: Any) -> TaskErro
     return caught.value
 
 
-async def test_get(bench: Bench) -> None:
+async def test_a_get_request(bench: Bench) -> None:
     async with serving(echo) as port:
         result = await bench.run(
             http_request, {"url": f"http://127.0.0.1:{port}/a?b=1#c", "params": {"d": 2}}
@@ -72,14 +72,14 @@ async def test_post_json_text_and_a_file(bench: Bench) -> None:
     assert three["json"] == {"headers": ["image/png", str(len(data)), None], "body": len(data)}
 
 
-async def test_a_missing_file_is_no_connection_fault(bench: Bench) -> None:
+async def test_a_missing_body_file_fails_permanently(bench: Bench) -> None:
     error = await failure(
         bench, {"url": "http://127.0.0.1:1/", "method": "POST", "body_file": {"file": "0" * 22}}
     )
     assert (error.type, error.retryable) == ("file_not_found", False)
 
 
-async def test_the_jobs_trace_goes_on_unless_the_payload_has_one(bench: Bench) -> None:
+async def test_the_jobs_trace_is_sent_unless_the_payload_has_one(bench: Bench) -> None:
     async with serving(echo) as port:
         payload: dict[str, Any] = {"url": f"http://127.0.0.1:{port}/"}
         carried = await bench.run(http_request, payload, traceparent="00-1-2-01")
@@ -112,7 +112,7 @@ async def test_the_jobs_trace_goes_on_unless_the_payload_has_one(bench: Bench) -
         ("image/png", b"\x89PNG", "base64", "iVBORw=="),
     ],
 )
-async def test_the_body_is_what_its_type_says_and_its_bytes_allow(
+async def test_the_body_is_decoded_by_its_type_and_its_bytes(
     bench: Bench, content_type: str, body: bytes, key: str, expected: Any
 ) -> None:
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -137,7 +137,7 @@ async def test_repeated_headers_are_joined(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["identity", "gzip", "deflate"])
-async def test_the_cap_counts_what_is_unpacked(bench: Bench, encoding: str) -> None:
+async def test_max_bytes_counts_decompressed_bytes(bench: Bench, encoding: str) -> None:
     size = 3 << 20
     packers: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
     packed = packers.get(encoding, bytes)(bytes(size))
@@ -210,7 +210,7 @@ async def test_a_status_can_be_expected(bench: Bench, pattern: int | str) -> Non
         ("Sat, 21 Nov 2026 08:59:00 GMT", 0),
     ],
 )
-async def test_retry_after_is_the_floor_of_the_delay(
+async def test_retry_after_delays_the_next_attempt(
     bench: Bench, value: str, expected: float
 ) -> None:
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -225,7 +225,7 @@ async def test_retry_after_is_the_floor_of_the_delay(
 
 
 @pytest.mark.parametrize("value", ["", "soon", "-5", "1.5", "Wed, 99 Foo 2026"])
-async def test_a_retry_after_that_says_nothing_is_none(bench: Bench, value: str) -> None:
+async def test_an_invalid_retry_after_is_ignored(bench: Bench, value: str) -> None:
     async def handler(request: web.BaseRequest) -> web.Response:
         return web.Response(status=503, headers={"Retry-After": value})
 

@@ -47,13 +47,13 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         yield opened
 
 
-def test_the_signature_is_that_of_the_standards_own_example() -> None:
+def test_the_signature_equals_the_standards_example() -> None:
     body = b'{"test": 2432232314}'
     made = delivery_headers("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body, signing_key(SECRET))
     assert made["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-async def test_an_event_arrives_signed(bench: Bench) -> None:
+async def test_a_signed_event_is_delivered(bench: Bench) -> None:
     receiver, id = Receiver(), new_id()
     payload = {
         "type": "tandem.job.succeeded",
@@ -101,7 +101,9 @@ async def test_every_attempt_sends_the_same_event(bench: Bench) -> None:
     assert (first["webhook-id"], body) == (second["webhook-id"], again)
 
 
-async def test_an_id_and_a_subject_can_be_given_and_no_secret_is_no_signature(bench: Bench) -> None:
+async def test_id_and_subject_can_be_given_and_without_a_secret_there_is_no_signature(
+    bench: Bench,
+) -> None:
     receiver = Receiver()
     async with serving(receiver) as port:
         payload = {
@@ -206,7 +208,7 @@ def test_a_secret_shows_nowhere() -> None:
     assert wrong not in str(caught.value) + invalid_payload(caught.value).message
 
 
-def test_null_is_left_out() -> None:
+def test_null_fields_are_accepted() -> None:
     payload = {"url": URL, "type": "a", "data": None, "secret": None, "id": None, "subject": None}
     SCHEMA.validate(payload)
     TASK.signature.payload.validate_python(payload)

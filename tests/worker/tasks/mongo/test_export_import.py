@@ -34,7 +34,7 @@ async def exported(bench: Bench, format: str, **more: Any) -> tuple[Any, bytes]:
 
 
 @pytest.mark.parametrize("format", ["ndjson", "json"])
-async def test_an_export_is_imported_as_it_was(
+async def test_an_export_can_be_imported_unchanged(
     bench: Bench, database: Database, format: str
 ) -> None:
     await fill(bench)
@@ -59,7 +59,7 @@ async def test_an_export_is_imported_as_it_was(
     assert list(database.orders.find(sort=[("amount", 1)])) == before
 
 
-async def test_csv_out_and_in(bench: Bench, database: Database) -> None:
+async def test_csv_is_exported_and_imported(bench: Bench, database: Database) -> None:
     rows = [{"_id": f"{n}", "name": f'a "quoted"\nname, {n}', "n": n} for n in range(3)]
     database.orders.insert_many(rows)
     asked = {"format": "csv", "projection": {"name": 1, "n": 1}, "sort": {"n": 1}}
@@ -86,7 +86,7 @@ async def test_a_table_has_the_fields_of_all_documents(bench: Bench, database: D
     assert data == b""
 
 
-async def test_what_parquet_has_types_for(bench: Bench, database: Database) -> None:
+async def test_parquet_has_native_types(bench: Bench, database: Database) -> None:
     at = datetime(2026, 1, 31, 12, 0, 0, 5000, UTC)
     whole = {
         "n": 1,
@@ -134,7 +134,7 @@ async def test_what_parquet_has_types_for(bench: Bench, database: Database) -> N
     }
 
 
-def test_parquet_of_others_is_read(tmp_path: Path) -> None:
+def test_parquet_of_other_programs_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     with duckdb.connect() as other:
         other.execute(
@@ -161,7 +161,7 @@ def test_parquet_of_others_is_read(tmp_path: Path) -> None:
         ("x.ndjson", b'{"a": "\xff"}\n'),
     ],
 )
-async def test_files_that_are_none_fail_for_good(bench: Bench, name: str, data: bytes) -> None:
+async def test_malformed_files_fail_permanently(bench: Bench, name: str, data: bytes) -> None:
     error = await failure(
         bench, mongo_import_file, {"source": {"file": await bench.upload(name, data, "")}}
     )
@@ -170,7 +170,7 @@ async def test_files_that_are_none_fail_for_good(bench: Bench, name: str, data: 
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 @pytest.mark.parametrize("format", ["csv", "ndjson", "json", "parquet"])
-async def test_compressed_out_and_in(
+async def test_compressed_files_are_exported_and_imported(
     bench: Bench, database: Database, format: str, compression: str
 ) -> None:
     rows = [{"_id": f"{number:04}", "name": f"line\n{number}"} for number in range(3000)]
@@ -191,7 +191,7 @@ async def test_compressed_out_and_in(
     assert list(database.orders.find()) == rows
 
 
-async def test_import_counts_and_tells_what_is_bad(bench: Bench, database: Database) -> None:
+async def test_import_counts_and_logs_bad_documents(bench: Bench, database: Database) -> None:
     database.orders.insert_one({"_id": "taken"})
     lines = [
         '{"_id": 1}',
@@ -212,7 +212,7 @@ async def test_import_counts_and_tells_what_is_bad(bench: Bench, database: Datab
     assert database.orders.count_documents({}) == 3
 
 
-async def test_import_of_many_is_applied_once(bench: Bench, database: Database) -> None:
+async def test_a_large_import_is_applied_once(bench: Bench, database: Database) -> None:
     text = "".join(f'{{"n": {number}, "text": "{"é" * 200}"}}\n' for number in range(5000))
     source = await bench.upload("orders.ndjson", text.encode(), "")
     id = new_id()

@@ -102,7 +102,9 @@ async def fill(bench: Bench) -> None:
 # ------------------------------------------------------------------------------------------ reading
 
 
-async def test_what_is_inserted_is_found_with_its_types(bench: Bench, database: Database) -> None:
+async def test_inserted_documents_are_found_with_their_types(
+    bench: Bench, database: Database
+) -> None:
     await fill(bench)
     stored = database.orders.find_one({"city": "Oslo", "amount": 12.5})
     assert stored is not None
@@ -129,7 +131,7 @@ async def test_find_by_extended_json(bench: Bench) -> None:
     assert bench.kept.items == [ORDERS[0], canonical]
 
 
-async def test_find_takes_a_projection_and_a_limit(bench: Bench) -> None:
+async def test_find_with_a_projection_and_a_limit(bench: Bench) -> None:
     await fill(bench)
     asked = {"projection": {"city": 1, "_id": 0}, "sort": {"amount": -1}, "limit": 2}
     assert await ask(bench, mongo_find, asked) == {"count": 2}
@@ -142,7 +144,7 @@ async def test_find_reads_beyond_the_first_batch(bench: Bench, database: Databas
     assert [item["n"] for item in bench.kept.items] == list(range(1234))
 
 
-async def test_aggregate(bench: Bench) -> None:
+async def test_aggregate_streams_the_pipelines_documents(bench: Bench) -> None:
     await fill(bench)
     pipeline = [
         {"$match": {"amount": {"$lt": 100}}},
@@ -153,7 +155,9 @@ async def test_aggregate(bench: Bench) -> None:
     assert bench.kept.items == [{"_id": "Bergen", "total": 7}, {"_id": "Oslo", "total": 12.5}]
 
 
-async def test_lookup_only_where_the_connection_allows_it(bench: Bench, database: Database) -> None:
+async def test_lookup_reads_only_collections_that_the_connection_allows(
+    bench: Bench, database: Database
+) -> None:
     await fill(bench)
     database.cities.insert_one({"name": "Bergen", "people": 291940})
     joined = {"from": "cities", "localField": "city", "foreignField": "name", "as": "place"}
@@ -180,7 +184,7 @@ async def test_lookup_only_where_the_connection_allows_it(bench: Bench, database
         (mongo_export, {"filter": {"$expr": {"$function": {}}}, "format": "csv"}),
     ],
 )
-async def test_operators_are_refused_by_every_task(
+async def test_every_task_refuses_forbidden_operators(
     bench: Bench, function: Any, payload: dict[str, Any]
 ) -> None:
     error = await failure(bench, function, payload)
@@ -191,7 +195,9 @@ async def test_operators_are_refused_by_every_task(
     "place",
     [{"database": "admin"}, {"collection": "system.users"}, {"collection": "tandem_applied"}],
 )
-async def test_the_servers_own_places_are_refused(bench: Bench, place: dict[str, str]) -> None:
+async def test_system_databases_and_collections_are_refused(
+    bench: Bench, place: dict[str, str]
+) -> None:
     given = {"connection": "demo", "collection": "orders", **place}
     assert not jsonschema_rs.validator_for(task_of(mongo_find).entry.payload_schema).is_valid(given)
     with pytest.raises(TaskError) as caught:
@@ -219,7 +225,7 @@ async def test_inserts_are_applied_once(bench: Bench, database: Database) -> Non
     assert database.orders.count_documents({}) == 40
 
 
-async def test_a_key_that_exists_is_an_error_and_the_jobs_own_is_none(
+async def test_an_existing_key_is_an_error_unless_the_job_inserted_it(
     bench: Bench, database: Database
 ) -> None:
     id = new_id()
@@ -242,7 +248,7 @@ async def test_a_key_that_exists_is_an_error_and_the_jobs_own_is_none(
     ).type == "duplicate_key"
 
 
-async def test_another_unique_index_is_not_taken_for_a_repeat(
+async def test_a_duplicate_in_another_unique_index_is_not_taken_for_a_repeat(
     bench: Bench, database: Database
 ) -> None:
     database.orders.create_index("n", unique=True)
@@ -252,7 +258,7 @@ async def test_another_unique_index_is_not_taken_for_a_repeat(
     assert sorted(one["n"] for one in database.orders.find()) == [1, 2]
 
 
-async def test_update_and_delete(bench: Bench, database: Database) -> None:
+async def test_update_and_delete_count_documents(bench: Bench, database: Database) -> None:
     database.orders.insert_many([{"_id": number, "n": number} for number in range(10)])
     low = {"n": {"$lt": 5}}
     marked = {"filter": low, "update": {"$set": {"low": True}}}
@@ -285,7 +291,7 @@ async def test_a_transaction_applies_updates_and_deletes_once(
     assert database.orders.count_documents({}) == 3
 
 
-async def test_a_transaction_that_fails_leaves_no_note(bench: Bench, database: Database) -> None:
+async def test_a_failed_transaction_leaves_no_record(bench: Bench, database: Database) -> None:
     bench.resources.mongo("demo").has_transactions = True
     database.orders.create_index("n", unique=True)
     database.orders.insert_many([{"_id": 1, "n": 1}, {"_id": 2, "n": 2}])
@@ -299,7 +305,7 @@ async def test_a_transaction_that_fails_leaves_no_note(bench: Bench, database: D
     assert database[APPLIED].find_one({"_id": id}) is None
 
 
-async def test_a_job_that_is_cancelled_leaves_the_connection_in_order(
+async def test_a_cancelled_job_leaves_the_connection_usable(
     bench: Bench, database: Database
 ) -> None:
     database.orders.insert_many([{"n": number} for number in range(5000)])
@@ -323,7 +329,7 @@ async def test_decimals_survive(bench: Bench) -> None:
 
 
 @real
-async def test_a_job_that_is_late_or_cancelled_ends_its_command_on_the_server(
+async def test_a_late_or_cancelled_job_stops_its_command_on_the_server(
     bench: Bench, database: Database
 ) -> None:
     database.orders.insert_many([{"n": number} for number in range(3000)])

@@ -69,7 +69,7 @@ async def test_statements_are_applied_in_order(bench: Bench, database: Database)
     assert bench.kept.progressed[-1] == {"current": 7, "total": 7, "message": None}
 
 
-async def test_rows_in_the_databases_own_placeholders(bench: Bench, database: Database) -> None:
+async def test_rows_with_the_databases_own_placeholders(bench: Bench, database: Database) -> None:
     text = (
         "INSERT INTO stock VALUES (?, ?)"
         if database.sqlite
@@ -84,7 +84,7 @@ async def test_rows_in_the_databases_own_placeholders(bench: Bench, database: Da
     ]
 
 
-async def test_a_repeated_attempt_applies_nothing_and_gives_the_same_result(
+async def test_a_repeated_attempt_applies_nothing_and_returns_the_same_result(
     bench: Bench, database: Database
 ) -> None:
     work = "UPDATE stock SET amount = amount - 1"
@@ -99,7 +99,7 @@ async def test_a_repeated_attempt_applies_nothing_and_gives_the_same_result(
     assert marks == [("job1", "sql.execute", "[2]"), ("job2", "sql.execute", "[2]")]
 
 
-async def test_attempts_at_the_same_time_apply_once(bench: Bench, database: Database) -> None:
+async def test_simultaneous_attempts_apply_once(bench: Bench, database: Database) -> None:
     work = "UPDATE stock SET amount = amount - 1"
     results = await asyncio.gather(*(execute(bench, work, id="same") for _ in range(4)))
     assert sorted(one["applied"] for one in results) == ["before", "before", "before", "now"]
@@ -107,7 +107,7 @@ async def test_attempts_at_the_same_time_apply_once(bench: Bench, database: Data
     assert await database.rows("SELECT sum(amount) FROM stock") == [(28,)]
 
 
-async def test_jobs_that_all_find_the_marker_table_missing(
+async def test_simultaneous_jobs_create_the_marker_table_once(
     bench: Bench, database: Database
 ) -> None:
     work = "UPDATE stock SET amount = amount - 1"
@@ -126,7 +126,7 @@ async def test_a_failure_applies_nothing(bench: Bench, database: Database) -> No
     assert (await execute(bench, "DELETE FROM stock", id="job"))["applied"] == "now"
 
 
-async def test_a_read_only_connection_takes_none(bench: Bench, database: Database) -> None:
+async def test_a_read_only_connection_refuses_statements(bench: Bench, database: Database) -> None:
     error = await failure(bench, "DELETE FROM stock", connection="main")
     assert (error.type, error.retryable) == ("read_only", False)
     assert "mode=rw" in error.message
@@ -148,7 +148,7 @@ async def test_a_read_only_connection_takes_none(bench: Bench, database: Databas
         "",
     ],
 )
-async def test_no_statement_gets_out_of_the_transaction(
+async def test_no_statement_ends_the_transaction(
     bench: Bench, database: Database, text: str
 ) -> None:
     if not text:
@@ -170,7 +170,7 @@ async def test_no_statement_gets_out_of_the_transaction(
         "COPY stock FROM STDIN",
     ],
 )
-async def test_what_only_postgresql_has_is_refused(
+async def test_postgresqls_other_ways_out_are_refused(
     bench: Bench, database: Database, text: str
 ) -> None:
     error = await failure(bench, "UPDATE stock SET amount = 1", text)
@@ -182,7 +182,9 @@ async def test_what_only_postgresql_has_is_refused(
     "text",
     ["ATTACH ':memory:' AS x", "PRAGMA user_version = 7", "CREATE TEMP TABLE a (b)", "VACUUM"],
 )
-async def test_what_only_sqlite_has_is_refused(bench: Bench, database: Database, text: str) -> None:
+async def test_sqlites_other_ways_out_are_refused(
+    bench: Bench, database: Database, text: str
+) -> None:
     if database.sqlite:
         error = await failure(bench, "UPDATE stock SET amount = 1", text)
         assert (error.type, error.retryable) == ("sql_error", False)
@@ -203,7 +205,7 @@ async def test_the_schema_can_be_changed(bench: Bench, database: Database) -> No
     assert await database.rows("SELECT item FROM dear") == [("cup",)]
 
 
-async def test_a_session_is_as_new_for_the_next_job(bench: Bench, database: Database) -> None:
+async def test_the_next_job_gets_a_reset_session(bench: Bench, database: Database) -> None:
     if database.sqlite:
         return
     temporary = "CREATE TEMP TABLE stock (item text)"
@@ -239,7 +241,7 @@ async def test_a_cancelled_job_applies_nothing(bench: Bench, database: Database)
         [{}],
     ],
 )
-def test_payloads_that_are_none(statements: Any) -> None:
+def test_invalid_payloads_are_refused_by_model_and_schema(statements: Any) -> None:
     payload = {"connection": "shop", "statements": statements}
     assert not SCHEMA.is_valid(payload)
     with pytest.raises(ValidationError):

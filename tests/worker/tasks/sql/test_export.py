@@ -88,7 +88,7 @@ async def test_every_row_is_in_the_file(bench: Bench, format: str, compression: 
         )
 
 
-async def test_odd_texts_are_the_same_in_every_database(bench: Bench) -> None:
+async def test_odd_texts_export_alike_from_every_database(bench: Bench) -> None:
     text = " UNION ALL ".join(
         f"SELECT {n} AS n, {'NULL' if one is None else chr(39) + one.replace(chr(39), chr(39) * 2) + chr(39)} AS t"
         for n, one in enumerate(ODD)
@@ -105,7 +105,7 @@ async def test_odd_texts_are_the_same_in_every_database(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("format", ["csv", "ndjson", "parquet"])
-async def test_no_rows_make_a_file_too(bench: Bench, format: str) -> None:
+async def test_an_empty_result_makes_a_file(bench: Bench, format: str) -> None:
     result, data = await export(bench, "SELECT 1 AS a, 'x' AS b WHERE 1 = 0", format)
     assert result["row_count"] == 0
     if format == "parquet":
@@ -115,7 +115,7 @@ async def test_no_rows_make_a_file_too(bench: Bench, format: str) -> None:
 
 
 @pytest.mark.parametrize("format", ["csv", "ndjson", "parquet"])
-async def test_caps(bench: Bench, format: str) -> None:
+async def test_max_rows_and_max_bytes_limit_an_export(bench: Bench, format: str) -> None:
     assert (await export(bench, NUMBERS, format, {"last": 500}, max_rows=500))[0][
         "row_count"
     ] == 500
@@ -136,7 +136,7 @@ async def test_caps(bench: Bench, format: str) -> None:
         "SELECT E'a'\n'\\', :p, $a$; COMMIT; DROP TABLE kept; --$a$",
     ],
 )
-async def test_what_is_no_single_query_is_refused(bench: Bench, url: str, text: str) -> None:
+async def test_anything_but_a_single_query_is_refused(bench: Bench, url: str, text: str) -> None:
     await bench.run(
         sql_execute,
         {"connection": "shop", "statements": [{"sql": "CREATE TABLE kept (a int)"}]},
@@ -149,7 +149,7 @@ async def test_what_is_no_single_query_is_refused(bench: Bench, url: str, text: 
     assert (await export(bench, "SELECT * FROM kept"))[1] == b"a\n"
 
 
-async def test_a_connection_serves_on_after_a_refusal(bench: Bench) -> None:
+async def test_a_connection_is_usable_after_a_refusal(bench: Bench) -> None:
     await failure(bench, NUMBERS, "csv", {"last": 300_000}, max_bytes=1000)
     await failure(
         bench, "SELECT 1 / 0 AS a WHERE 1 = :one", "ndjson", {"one": "x" * 9000, "two": 2}
@@ -207,7 +207,7 @@ async def test_values_of_sqlite(bench: Bench, url: str) -> None:
     assert (error.type, "'a'" in error.message) == ("sql_error", True)
 
 
-async def test_the_file_of_a_writable_connection_too(bench: Bench, url: str) -> None:
+async def test_a_writable_connection_can_be_exported(bench: Bench, url: str) -> None:
     if url.startswith("sqlite"):
         with closing(sqlite3.connect(url.removeprefix("sqlite://"))) as database:
             database.execute("CREATE TABLE a (b)")
@@ -215,7 +215,7 @@ async def test_the_file_of_a_writable_connection_too(bench: Bench, url: str) -> 
     assert data == b"a\n1\n"
 
 
-async def test_a_query_has_a_cap_of_bytes(bench: Bench) -> None:
+async def test_max_bytes_limits_a_query(bench: Bench) -> None:
     payload = {"connection": "main", "sql": NUMBERS, "params": {"last": 100}, "max_bytes": 1000}
     with pytest.raises(TaskError) as caught:
         await bench.run(sql_query, payload)

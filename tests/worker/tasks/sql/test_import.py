@@ -82,7 +82,7 @@ async def test_every_format_gives_the_same_rows(
     assert sorted(await database.rows("SELECT item, amount, price FROM stock")) == sorted(ROWS)
 
 
-async def test_what_is_exported_can_be_imported(bench: Bench, database: Database) -> None:
+async def test_exports_can_be_imported(bench: Bench, database: Database) -> None:
     odd = [
         "",
         None,
@@ -131,7 +131,7 @@ async def test_what_is_exported_can_be_imported(bench: Bench, database: Database
 
 
 @pytest.mark.parametrize("text", ["\t", "\\", "\n", "\r", "a\tb\\\n"])
-async def test_one_text_among_nulls_that_copy_would_take_for_something_else(
+async def test_a_single_text_among_nulls_is_escaped_for_copy(
     bench: Bench, database: Database, text: str
 ) -> None:
     await database.rows("CREATE TABLE texts (n integer, t text)")
@@ -141,7 +141,7 @@ async def test_one_text_among_nulls_that_copy_would_take_for_something_else(
     assert await database.rows("SELECT t FROM texts ORDER BY n") == [(one,) for one in texts]
 
 
-async def test_many_rows_in_batches(bench: Bench, database: Database) -> None:
+async def test_many_rows_are_imported_in_batches(bench: Bench, database: Database) -> None:
     data = b"amount,item\n" + b"".join(b"%d,item %d\n" % (n, n) for n in range(20_000))
     assert await imported(bench, data, batch=999) == {"row_count": 20_000, "bad_count": 0}
     assert await database.rows("SELECT count(*), sum(amount) FROM stock") == [
@@ -162,7 +162,7 @@ async def test_an_upsert_keeps_the_last_row_of_a_key(bench: Bench, database: Dat
     assert await database.rows("SELECT count(*), sum(amount) FROM stock") == [(4, 10)]
 
 
-async def test_some_of_the_columns(bench: Bench, database: Database) -> None:
+async def test_columns_can_be_chosen(bench: Bench, database: Database) -> None:
     data = b"item,comment,amount\ncup,x,1\n"
     assert (await failure(bench, data)).type == "sql_error"
     assert (await imported(bench, data, columns=["amount", "item"]))["row_count"] == 1
@@ -189,7 +189,7 @@ async def test_bad_rows_are_left_out_and_listed(
     assert {"item": "pot", "amount": "3", "price": "200"} in [row["row"] for row in bad]
 
 
-async def test_one_bad_row_too_many_imports_nothing(bench: Bench, database: Database) -> None:
+async def test_more_than_max_bad_rows_import_nothing(bench: Bench, database: Database) -> None:
     data = b"item,amount,price\n" + b"".join(
         b"item %d,1,%d\n" % (n, 200 if n in (7, 70) else 1) for n in range(100)
     )
@@ -249,7 +249,7 @@ async def test_an_empty_file_has_no_rows(bench: Bench, database: Database) -> No
         ("stock; DROP TABLE stock", "shop", "sql_error"),
     ],
 )
-async def test_tables_that_are_none(
+async def test_missing_and_unwritable_tables_are_refused(
     bench: Bench, database: Database, table: str, connection: str, type: str
 ) -> None:
     error = await failure(bench, CSV, table=table, connection=connection)
@@ -307,7 +307,7 @@ async def test_values_of_postgresql(bench: Bench, database: Database) -> None:
         {"delimiter": ";"},
     ],
 )
-def test_payloads_that_are_none(more: Any) -> None:
+def test_invalid_payloads_are_refused_by_model_and_schema(more: Any) -> None:
     payload = {"connection": "shop", "table": "stock", "source": {"file": "x"}}
     SqlImport.model_validate(payload)
     assert SCHEMA.is_valid(payload)

@@ -103,7 +103,7 @@ async def test_an_unknown_connection_is_named(bench: Bench) -> None:
     assert "'nowhere'" in error.message
 
 
-async def test_no_rows_are_no_error(bench: Bench) -> None:
+async def test_an_empty_result_is_valid(bench: Bench) -> None:
     result = await query(bench, "SELECT name FROM cities WHERE people < 0")
     assert (result["row_count"], bench.kept.items) == (0, [])
 
@@ -114,7 +114,7 @@ NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE 
 @pytest.mark.parametrize(
     ("last", "limit", "fits"), [(10, 10, True), (11, 10, False), (1, 1, True), (5000, 77, False)]
 )
-async def test_more_than_max_rows_is_an_error(
+async def test_more_than_max_rows_fail_the_job(
     bench: Bench, last: int, limit: int, fits: bool
 ) -> None:
     if fits:
@@ -125,7 +125,7 @@ async def test_more_than_max_rows_is_an_error(
     assert len(bench.kept.items) == limit
 
 
-async def test_a_result_holds_a_thousand_rows(bench: Bench) -> None:
+async def test_a_result_holds_up_to_a_thousand_rows(bench: Bench) -> None:
     result = await query(bench, NUMBERS, {"last": 1000}, **{"as": "result"})
     assert [row["i"] for row in result["rows"]] == list(range(1, 1001))
     error = await failure(bench, NUMBERS, {"last": 1001}, **{"as": "result"})
@@ -134,7 +134,7 @@ async def test_a_result_holds_a_thousand_rows(bench: Bench) -> None:
     assert error.type == "too_large"
 
 
-async def test_every_row_of_many_comes_once_and_in_order(bench: Bench) -> None:
+async def test_many_rows_arrive_once_and_in_order(bench: Bench) -> None:
     result = await query(bench, NUMBERS, {"last": 12_345})
     assert result["row_count"] == 12_345
     assert [row["i"] for row in bench.kept.items] == list(range(1, 12_346))
@@ -209,7 +209,7 @@ async def test_a_read_only_connection_writes_nothing(bench: Bench, text: str) ->
     ] == [{"people": sum(people for _, people in CITIES)}]
 
 
-async def test_a_writable_connection_commits_what_succeeds_and_nothing_else(bench: Bench) -> None:
+async def test_a_writable_connection_commits_only_what_succeeds(bench: Bench) -> None:
     insert = "INSERT INTO cities VALUES (:name, 1), (:other, 1) RETURNING name"
     failed = await failure(
         bench, insert, {"name": "Bodø", "other": "Hamar"}, "writable", max_rows=1
@@ -221,7 +221,7 @@ async def test_a_writable_connection_commits_what_succeeds_and_nothing_else(benc
     assert (await query(bench, "SELECT name FROM cities"))["row_count"] == 5
 
 
-async def test_a_statement_without_rows_is_refused_before_it_counts(bench: Bench) -> None:
+async def test_a_statement_without_rows_is_refused_and_not_applied(bench: Bench) -> None:
     error = await failure(bench, "DELETE FROM cities", connection="writable")
     assert (error.type, "returns no rows" in error.message) == ("sql_error", True)
     assert (await query(bench, "SELECT name FROM cities"))["row_count"] == 3
@@ -240,7 +240,7 @@ async def test_a_statement_without_rows_is_refused_before_it_counts(bench: Bench
         ("", None),
     ],
 )
-async def test_wrong_statements_fail_at_once_and_quote_no_value(
+async def test_invalid_statements_fail_permanently_and_quote_no_value(
     bench: Bench, text: str, params: Any
 ) -> None:
     error = await failure(bench, text or "-- nothing", params)
@@ -250,7 +250,7 @@ async def test_wrong_statements_fail_at_once_and_quote_no_value(
 
 
 @pytest.mark.parametrize("params", [[], None, [1, 2]])
-async def test_the_number_of_values_must_be_right(bench: Bench, url: str, params: Any) -> None:
+async def test_the_number_of_values_must_match(bench: Bench, url: str, params: Any) -> None:
     placeholder = "?" if url.startswith("sqlite") else "$1"
     assert (await query(bench, f"SELECT name FROM cities WHERE people > {placeholder}", [100_000]))[
         "row_count"
@@ -259,18 +259,18 @@ async def test_the_number_of_values_must_be_right(bench: Bench, url: str, params
     assert (error.type, error.retryable) == ("sql_error", False)
 
 
-async def test_quotes_in_values_are_values(bench: Bench) -> None:
+async def test_quotes_in_values_are_not_sql(bench: Bench) -> None:
     value = "'; DROP TABLE cities; --"
     result = await query(bench, "SELECT name FROM cities WHERE name <> :name", {"name": value})
     assert result["row_count"] == 3
 
 
-async def test_jobs_at_once_share_the_connection(bench: Bench) -> None:
+async def test_simultaneous_jobs_share_the_connection(bench: Bench) -> None:
     results = await asyncio.gather(*(query(bench, NUMBERS, {"last": 300}) for _ in range(30)))
     assert [result["row_count"] for result in results] == [300] * 30
 
 
-async def test_a_cancelled_job_leaves_its_stream_and_a_connection_that_works(bench: Bench) -> None:
+async def test_a_cancelled_job_leaves_a_usable_connection(bench: Bench) -> None:
     running = [
         asyncio.create_task(query(bench, NUMBERS, {"last": 2_000_000_000})) for _ in range(12)
     ]
@@ -304,7 +304,7 @@ def test_the_schema_and_the_worker_refuse_the_same(payload: dict[str, Any]) -> N
         TASK.signature.payload.validate_python(payload)
 
 
-def test_a_query_has_ten_minutes() -> None:
+def test_a_querys_timeout_is_ten_minutes() -> None:
     assert TASK.entry.defaults["timeout"] == 600
 
 
@@ -319,7 +319,7 @@ def test_a_query_has_ten_minutes() -> None:
         "sqlite://",
     ],
 )
-async def test_a_wrong_url_stops_the_start_without_its_secrets(url: str) -> None:
+async def test_an_invalid_url_stops_the_start_without_revealing_secrets(url: str) -> None:
     with pytest.raises(Misconfigured) as caught:
         async with open_sql(load_settings(sql={"broken": url})):
             pass

@@ -81,7 +81,7 @@ class HttpRequest(BaseModel):
 
 
 class HttpResult(ResponseBody):
-    """The result of `http.request`, with the first of `json`, `text`, `base64` that fits the body."""
+    """The result of `http.request`, with the first of json, text and base64 that fits the body."""
 
     status: int
     headers: dict[str, str]
