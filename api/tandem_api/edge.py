@@ -4,7 +4,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 
 import structlog
@@ -56,7 +56,7 @@ class Edge:
     ) -> None:
         began, started = time.perf_counter(), False
 
-        async def respond(message: Message) -> None:
+        def respond(message: Message) -> Awaitable[None]:
             nonlocal started
             if message["type"] in STARTS:
                 started = True
@@ -64,7 +64,7 @@ class Edge:
                 added = self._added(headers, message)
                 if added:
                     message = {**message, "headers": [*message.get("headers", ()), *added]}
-            await send(message)
+            return send(message)
 
         route = self._plain.find(scope) if scope["type"] == "http" else None
         try:
