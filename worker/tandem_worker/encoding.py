@@ -1,5 +1,6 @@
 """JSON of what tasks return and emit: whatever pydantic or msgspec can write, but never `null` for a NaN."""
 
+import json
 import math
 from decimal import Decimal
 from typing import Any
@@ -28,12 +29,13 @@ def encode(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
                 value, by_alias=True, warnings="none", fallback=msgspec.to_builtins
             )
         # Typed fields write NaN as null, untyped ones as NaN: only such JSON needs a closer look.
-        suspicious = b"null" in data or b"NaN" in data or b"Infinity" in data
-        if suspicious and not _finite(_plain(value, adapter)):
-            raise TypeError("JSON has no NaN or infinity; use None or a string instead")
+        if b"null" in data or b"NaN" in data or b"Infinity" in data:
+            json.dumps(_plain(value, adapter), allow_nan=False)
     except PydanticSerializationError as error:
         reason = str(error).removeprefix("Error serializing to JSON: ").partition("\n")[0]
         raise TypeError(f"{type(value).__name__} cannot be written as JSON: {reason}") from None
+    except ValueError:  # of json.dumps
+        raise TypeError("JSON has no NaN or infinity; use None or a string instead") from None
     return data
 
 
@@ -56,13 +58,3 @@ def _plain(value: Any, adapter: TypeAdapter[Any] | None) -> Any:
     return adapter.dump_python(
         value, mode="json", by_alias=True, warnings="none", fallback=msgspec.to_builtins
     )
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, dict):
-        return all(map(_finite, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_finite, value))
-    return True

@@ -35,7 +35,7 @@ class System:
             ledger,
             load_settings(),
             consumer="one",
-            busy=lambda: False,
+            running=[],
             observe=WorkerMetrics([], 1).observe_batch,
         )
         self._calls = 0

@@ -29,7 +29,7 @@ def projection(queue: Queue, ledger: Ledger, consumer: str = "one", **given: obj
         ledger,
         load_settings(**given),
         consumer=consumer,
-        busy=lambda: False,
+        running=[],
         observe=WorkerMetrics([], 1).observe_batch,
     )
 

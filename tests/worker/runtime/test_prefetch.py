@@ -36,7 +36,7 @@ class Line:
     def __init__(self, slots: int = 10, *, quick: bool = True) -> None:
         self.clock, self.leases = Clock(), Leases()
         self.written: list[Finish] = []
-        self.prefetch = Prefetch(slots, LEASE, self.clock, self.leases, self.written.append)
+        self.prefetch = Prefetch(slots, LEASE, self.clock, self.leases, self.written.append)  # type: ignore[arg-type] # all it uses of a loop
         if quick:
             self.ran(0.001)
 

@@ -54,14 +54,14 @@ class Pipe:
         self._check()
         self.write({"report": report}, body)
 
-    def call(self, operation: str, argument: Any, body: bytes = b"") -> tuple[Any, bytes]:
+    def call(self, operation: str, argument: Any, body: bytes = b"") -> Any:
         self._check()
         with self._calling:
             self.write({"call": [operation, argument]}, body)
             header, data = self._frames.get()
         if "raise" in header:
             raise msgspec.convert(header["raise"], RemoteError).to_exception()
-        return header["answer"], data
+        return data if header["answer"] is None else header["answer"]
 
     def is_over(self) -> bool:
         return self._over

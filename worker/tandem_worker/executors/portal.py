@@ -1,7 +1,7 @@
 """The event loop's side of a `Channel`: does for `def` code what needs the loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from tandem_worker.jobs.channel import Report
@@ -24,7 +24,11 @@ async def deliver(sink: Sink, report: Report, body: bytes) -> None:
 
 
 class Portal:
-    """Works on one job's files, steps and locks. An operation takes and returns a JSON value and bytes."""
+    """Works on one job's files, steps and locks. Each `on_…` method is an operation of `Channel.call`.
+
+    It takes the argument, and the body if there is one. It returns bytes, or a value that
+    `processes.frame` can write.
+    """
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -32,50 +36,36 @@ class Portal:
         self._writers: dict[int, tuple[asyncio.Queue[bytes], asyncio.Task[FileRef]]] = {}
         self._handles = 0
         self._locks: dict[int, Lock] = {}
-        self._operations: dict[str, Callable[[Any, bytes], Awaitable[tuple[Any, bytes]]]] = {
-            "stat": self._stat,
-            "read": self._read,
-            "range": self._range,
-            "open": self._open,
-            "next": self._next,
-            "create": self._create,
-            "append": self._append,
-            "commit": self._commit,
-            "step": self._step,
-            "keep": self._keep,
-            "drop": self._drop,
-            "lock": self._lock,
-            "unlock": self._unlock,
-        }
 
-    async def answer(self, operation: str, argument: Any, body: bytes) -> tuple[Any, bytes]:
+    async def answer(self, operation: str, argument: Any, body: bytes) -> Any:
         """Run one operation. Raises what the job's own methods raise."""
-        return await self._operations[operation](argument, body)
+        run = getattr(self, f"on_{operation}")
+        return await (run(argument, body) if body else run(argument))
 
-    async def _stat(self, ref: Any, _: bytes) -> tuple[Any, bytes]:
-        return (await self._job.files.stat(ref)).model_dump(mode="json"), b""
+    async def on_stat(self, ref: Any) -> FileRef:
+        return await self._job.files.stat(ref)
 
-    async def _read(self, ref: Any, _: bytes) -> tuple[Any, bytes]:
-        return None, await self._job.files.read(ref)
+    async def on_read(self, ref: Any) -> bytes:
+        return await self._job.files.read(ref)
 
-    async def _range(self, argument: Any, _: bytes) -> tuple[Any, bytes]:
-        return None, await self._job.files.range(*argument)
+    async def on_range(self, argument: Any) -> bytes:
+        return await self._job.files.range(*argument)
 
-    async def _open(self, argument: Any, _: bytes) -> tuple[Any, bytes]:
+    async def on_open(self, argument: Any) -> int:
         ref, start, closed = argument
         for handle in closed:
             await _close(self._readers.pop(handle))
         self._handles += 1
         self._readers[self._handles] = aiter(self._job.files.open(ref, start))
-        return self._handles, b""
+        return self._handles
 
-    async def _next(self, handle: Any, _: bytes) -> tuple[Any, bytes]:
+    async def on_next(self, handle: int) -> bytes:
         async for piece in self._readers[handle]:
             if piece:
-                return None, piece
-        return None, b""
+                return piece
+        return b""
 
-    async def _create(self, argument: Any, _: bytes) -> tuple[Any, bytes]:
+    async def on_create(self, argument: Any) -> int:
         name, content_type = argument
         queue: asyncio.Queue[bytes] = asyncio.Queue(maxsize=2)
 
@@ -86,52 +76,42 @@ class Portal:
         self._handles += 1
         writing = self._job.files.write(name, pieces(), content_type=content_type)
         self._writers[self._handles] = (queue, asyncio.create_task(writing))
-        return self._handles, b""
+        return self._handles
 
-    async def _append(self, handle: Any, piece: bytes) -> tuple[Any, bytes]:
-        await self._put(*self._writers[handle], piece)
-        return None, b""
-
-    async def _commit(self, handle: Any, _: bytes) -> tuple[Any, bytes]:
+    async def on_append(self, handle: int, piece: bytes) -> None:
         queue, writer = self._writers[handle]
-        await self._put(queue, writer, b"")
-        ref = await writer
-        del self._writers[handle]
-        return ref.model_dump(mode="json"), b""
-
-    async def _put(
-        self, queue: asyncio.Queue[bytes], writer: "asyncio.Task[FileRef]", piece: bytes
-    ) -> None:
-        # A writer that failed empties the queue no more: raise its error instead of waiting.
         putting = asyncio.create_task(queue.put(piece))
         try:
             await asyncio.wait({putting, writer}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             putting.cancel()
         if writer.done() and not putting.done():
-            writer.result()
+            writer.result()  # it failed, so nothing empties the queue: raise its error
 
-    async def _step(self, name: Any, _: bytes) -> tuple[Any, bytes]:
-        kept = await self._job.steps.take(name)
-        return [kept is None], kept or b""
+    async def on_commit(self, handle: int) -> FileRef:
+        await self.on_append(handle, b"")
+        ref = await self._writers[handle][1]
+        del self._writers[handle]
+        return ref
 
-    async def _keep(self, name: Any, body: bytes) -> tuple[Any, bytes]:
-        return None, await self._job.steps.keep(name, body)
+    async def on_step(self, name: str) -> bytes | None:
+        return await self._job.steps.take(name)
 
-    async def _drop(self, name: Any, _: bytes) -> tuple[Any, bytes]:
+    async def on_keep(self, name: str, body: bytes) -> bytes:
+        return await self._job.steps.keep(name, body)
+
+    async def on_drop(self, name: str) -> None:
         self._job.steps.drop(name)
-        return None, b""
 
-    async def _lock(self, argument: Any, _: bytes) -> tuple[Any, bytes]:
+    async def on_lock(self, argument: Any) -> int:
         name, wait = argument
         lock = await self._job.lock(name, wait=wait).__aenter__()
         self._locks[lock.fence] = lock
-        return lock.fence, b""
+        return lock.fence
 
-    async def _unlock(self, argument: Any, _: bytes) -> tuple[Any, bytes]:
+    async def on_unlock(self, argument: Any) -> None:
         fence, check = argument
         await self._locks.pop(fence).release(check=check)
-        return None, b""
 
     async def close(self) -> None:
         """Close what the code left open, and drop files that it did not commit."""

@@ -23,6 +23,7 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
+from pydantic_core import to_jsonable_python
 
 from tandem_worker.encoding import encode
 from tandem_worker.errors import Permanent, TaskError
@@ -71,8 +72,8 @@ class RemoteError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def frame(header: dict[str, Any], body: bytes = b"") -> bytes:
-    """One frame as it is written to the pipe."""
-    head = msgspec.json.encode(header)
+    """One frame as it is written to the pipe; its header may contain pydantic models."""
+    head = msgspec.json.encode(header, enc_hook=to_jsonable_python)
     return b"".join((LENGTHS.pack(len(head), len(body)), head, body))
 
 
@@ -228,10 +229,11 @@ class Child:
 
     async def _answer(self, portal: Portal, operation: str, argument: Any, body: bytes) -> None:
         try:
-            value, data = await portal.answer(operation, argument, body)
+            result = await portal.answer(operation, argument, body)
         except Exception as error:  # noqa: BLE001 - raised in the child, where the code called
             await self._send(frame({"raise": RemoteError.from_exception(error)}))
         else:
+            value, data = (None, result) if isinstance(result, bytes) else (result, b"")
             await self._send(frame({"answer": value}, data))
 
     async def _send(self, data: bytes) -> None:

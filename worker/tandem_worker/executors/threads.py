@@ -121,7 +121,7 @@ class ThreadChannel:
         self._awake = False
         self._carrier: asyncio.Task[None] | None = None
         self._error: Exception | None = None
-        self._calls: set[Future[tuple[Any, bytes]]] = set()
+        self._calls: set[Future[Any]] = set()
 
     # These methods run in the thread.
 
@@ -146,7 +146,7 @@ class ThreadChannel:
                     self._over = True
                     self._check()
 
-    def call(self, operation: str, argument: Any, body: bytes = b"") -> tuple[Any, bytes]:
+    def call(self, operation: str, argument: Any, body: bytes = b"") -> Any:
         self._check()
         answer = asyncio.run_coroutine_threadsafe(
             self._portal.answer(operation, argument, body), self._loop

@@ -11,8 +11,8 @@ class Channel(Protocol):
     def send(self, report: Report, body: bytes) -> None:
         """Send one report; waits while many are under way."""
 
-    def call(self, operation: str, argument: Any, body: bytes = b"") -> tuple[Any, bytes]:
-        """The answer of `tandem_worker.executors.portal.Portal` to this operation. Raises what it raises."""
+    def call(self, operation: str, argument: Any, body: bytes = b"") -> Any:
+        """What `tandem_worker.executors.portal.Portal` returns (b"" may stand for None) or raises."""
 
     def is_over(self) -> bool:
         """Whether the attempt has ended: by cancellation, timeout, a lost lease or shutdown."""

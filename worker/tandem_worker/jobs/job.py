@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from tandem_shared.jobs.record import Record
 from tandem_shared.jobs.view import JobFile
@@ -25,12 +25,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Find(Protocol):
-    """Looks up another job, such as `tandem_shared.queue.queue.Queue.get`."""
-
-    def __call__(self, id: str, *, tenant: str) -> Awaitable[Record | None]: ...
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class Job(JobInfo):
     """One attempt of one job: the parameter `job` of a task. Reports reach clients as they are made."""
@@ -39,7 +33,7 @@ class Job(JobInfo):
     resources: "Resources"
     step_store: StepStore
     lock_store: LockStore
-    find: Find  # other jobs, whose files this one may read
+    find: Callable[..., Awaitable[Record | None]]  # other jobs, see `Queue.get`
     in_thread: InThread  # runs the plain functions of steps
     cancelled: bool = False  # this attempt is over, whatever its code still does
     _log: JobLog | None = field(default=None, init=False)

@@ -143,12 +143,12 @@ async def run_step(
 
 def run_sync_step(channel: Channel, name: str, result: StepResult, call: Callable[[], Any]) -> Any:
     """Run one step of `def` code where that code runs, see `SyncJob.step`."""
-    (taken,), kept = channel.call("step", name)
-    if not taken:
+    kept = channel.call("step", name)
+    if kept:
         return result.read(kept)
     try:
         body, value = result.write(call())
-        kept = channel.call("keep", name, body)[1]
+        kept = channel.call("keep", name, body)
     except BaseException:
         with suppress(asyncio.CancelledError):  # the attempt is over, and its steps with it
             channel.call("drop", name)

@@ -32,18 +32,18 @@ class SyncFiles:
 
     def stat(self, ref: Any) -> FileRef:
         """The reference with everything known about the file: name, size, sha256, content type."""
-        return FileRef.model_validate(self._channel.call("stat", _plain(ref))[0])
+        return FileRef.model_validate(self._channel.call("stat", ref))
 
     def read(self, ref: Any) -> bytes:
         """A whole file that fits in memory, see `JobFiles.read`."""
-        return self._channel.call("read", _plain(ref))[1]
+        return bytes(self._channel.call("read", ref))
 
     def open(self, ref: Any, start: int = 0) -> Generator[bytes, None, None]:
         """A file of any size, chunk by chunk, from `start` on."""
         closed, self._closed = self._closed, []
-        handle, _ = self._channel.call("open", [_plain(ref), start, closed])
+        handle = self._channel.call("open", [ref, start, closed])
         try:
-            while chunk := self._channel.call("next", handle)[1]:
+            while chunk := self._channel.call("next", handle):
                 yield chunk
         finally:
             # No call here: the garbage collector may run this during another call or another job.
@@ -52,7 +52,7 @@ class SyncFiles:
     def seek(self, ref: Any) -> io.BufferedReader:
         """A file for libraries that `seek` in it: each part is fetched from the store when it is read."""
         found = self.stat(ref)
-        source = _StoredFile(self._channel, _plain(found), found.size or 0)
+        source = _StoredFile(self._channel, found, found.size or 0)
         return io.BufferedReader(source, PIECE_BYTES)
 
     def write(
@@ -66,7 +66,7 @@ class SyncFiles:
 
     def create(self, name: str, content_type: str | None = None) -> "FileWriter":
         """A file of the job to be written piece by piece; it exists after its `commit()`."""
-        return FileWriter(self._channel, self._channel.call("create", [name, content_type])[0])
+        return FileWriter(self._channel, self._channel.call("create", [name, content_type]))
 
 
 class FileWriter:
@@ -101,7 +101,7 @@ class FileWriter:
     def commit(self) -> FileRef:
         """Finish the file; return its reference."""
         self._send()
-        return FileRef.model_validate(self._channel.call("commit", self._handle)[0])
+        return FileRef.model_validate(self._channel.call("commit", self._handle))
 
 
 class _StoredFile(io.RawIOBase):
@@ -133,7 +133,7 @@ class _StoredFile(io.RawIOBase):
         end = min(self._at + min(len(buffer), PIECE_BYTES), self._size)
         if end <= self._at:
             return 0
-        piece = self._channel.call("range", [self._ref, self._at, end])[1]
+        piece = self._channel.call("range", [self._ref, self._at, end])
         buffer[: len(piece)] = piece
         self._at += len(piece)
         return len(piece)
@@ -207,7 +207,7 @@ class SyncLock:
     def __enter__(self) -> Self:
         if self.fence:
             raise used_before(self.name)
-        self.fence = self._channel.call("lock", [self.name, self._wait])[0]
+        self.fence = self._channel.call("lock", [self.name, self._wait])
         return self
 
     def __exit__(
@@ -221,7 +221,3 @@ class SyncLock:
 
 def _needs_async(name: str) -> TypeError:
     return TypeError(f"job.{name} needs an async def task: def code runs outside the event loop")
-
-
-def _plain(ref: Any) -> Any:
-    return ref.model_dump(mode="json") if hasattr(ref, "model_dump") else ref

@@ -19,35 +19,26 @@ MAX_HOOK_SECONDS = 5.0
 log = structlog.get_logger("worker")
 
 
-def find_hooks(shell: arq.worker.Worker) -> "ArqHooks | None":
-    """The worker's hooks of jobs; None if it has none, as most do."""
-    if shell.on_job_start or shell.on_job_end or shell.after_job_end:
-        return ArqHooks(shell)
-    return None
+def has_hooks(shell: arq.worker.Worker) -> bool:
+    """Whether the worker has any hook of jobs; most have none."""
+    return any((shell.on_job_start, shell.on_job_end, shell.after_job_end))
 
 
-class ArqHooks:
-    """Runs attempts with the hooks of `shell` around them."""
-
-    def __init__(self, shell: arq.worker.Worker) -> None:
-        self._shell = shell
-
-    async def attempt(self, run: Run) -> Finish | None:
-        """`run.attempt()` between its hooks."""
-        shell = self._shell
-        ctx = {
-            **shell.ctx,
-            "job_id": run.claimed.id,
-            "job_try": run.claimed.attempt,
-            "enqueue_time": None,
-            "score": run.job.stamp // 1000,
-        }
-        await _call(shell.on_job_start, ctx)
-        finish = await run.attempt()
-        with contextlib.suppress(asyncio.CancelledError):  # too late: the attempt has ended
-            await _call(shell.on_job_end, ctx)
-            await _call(shell.after_job_end, ctx)
-        return None if run.cause == "lost" else finish
+async def attempt_with_hooks(shell: arq.worker.Worker, run: Run) -> Finish | None:
+    """`run.attempt()` between the worker's hooks."""
+    ctx = {
+        **shell.ctx,
+        "job_id": run.claimed.id,
+        "job_try": run.claimed.attempt,
+        "enqueue_time": None,
+        "score": run.job.stamp // 1000,
+    }
+    await _call(shell.on_job_start, ctx)
+    finish = await run.attempt()
+    with contextlib.suppress(asyncio.CancelledError):  # too late: the attempt has ended
+        await _call(shell.on_job_end, ctx)
+        await _call(shell.after_job_end, ctx)
+    return None if run.cause == "lost" else finish
 
 
 async def _call(hook: Any, ctx: dict[str, Any]) -> None:

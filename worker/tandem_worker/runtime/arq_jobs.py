@@ -116,17 +116,22 @@ class ArqJobs:
         if time.monotonic() < self._next_poll:
             return 0
         while True:
-            jobs, foreign = await self._read()
+            found = {
+                arq_id: to_submission(arq_id, due, data, self._entries, self._crons)
+                for arq_id, due, data in await self._queue.arq.pending(skip=self._skipped)
+                if data is not None  # else another worker adopted it, or it expired after arq's day
+            }
+            jobs = [(arq_id, job) for arq_id, job in found.items() if job is not None]
             if jobs:
                 self.seen = True
                 await self._queue.arq.adopt(jobs)
                 return len(jobs)
-            if not foreign or len(self._skipped) + len(foreign) > MAX_SKIPPED:
+            if not found or len(self._skipped) + len(found) > MAX_SKIPPED:
                 self._next_poll = time.monotonic() + POLL_SECONDS
                 return 0
             # Jobs of ours may lie behind these.
-            self._skipped.update(foreign)
-            log.warning("skipping arq jobs that are not JSON", arq_ids=foreign)
+            self._skipped.update(found)
+            log.warning("skipping arq jobs that are not JSON", arq_ids=list(found))
 
     async def tick(self, heart_beat: Callable[[], Awaitable[None]]) -> None:
         """Run arq's cron until cancelled: `heart_beat` enqueues in arq's queue what is due, and we adopt it."""
@@ -137,19 +142,6 @@ class ArqJobs:
             except (Unavailable, RedisError, OSError) as error:
                 log.warning("Redis is unavailable", during="cron", error=type(error).__name__)
             await asyncio.sleep(POLL_SECONDS)
-
-    async def _read(self) -> tuple[list[tuple[str, Submission]], list[str]]:
-        jobs, foreign = [], []
-        for arq_id, due, data in await self._queue.arq.pending(skip=self._skipped):
-            if data is None:
-                # Another worker has just adopted it, or it expired, as arq's jobs do after a day.
-                continue
-            job = to_submission(arq_id, due, data, self._entries, self._crons)
-            if job is None:
-                foreign.append(arq_id)
-            else:
-                jobs.append((arq_id, job))
-        return jobs, foreign
 
 
 async def stand_in(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:

@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from tandem_shared.backoff import until_available
 from tandem_shared.errors import Unavailable
@@ -13,24 +12,20 @@ from tandem_shared.queue.steps import Step
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.locks import lock_timeout
 from tandem_worker.jobs.steps import too_many_steps
+from tandem_worker.runtime.output import JobOutput
 
 MAX_LOCKS = 100  # that an attempt holds or waits for
 STOP_SECONDS = 2.0  # for a lost attempt to be cancelled, or for a lock to be freed
 POLL_SECONDS = 0.2  # between two tries for a lock, unless a message comes first
 
 
-class Attempt(Protocol):
-    """The attempt: `on_lost` stops it, and is None once it is over. See `output.JobOutput`."""
-
-    id: str
-    token: str
-    on_lost: Callable[[], None] | None
-
-
 class AttemptStore:
-    """The `StepStore` and the `LockStore` of a job. Waits while Redis is unavailable."""
+    """The `StepStore` and the `LockStore` of a job, which wait while Redis is unavailable.
 
-    def __init__(self, queue: Queue, attempt: Attempt) -> None:
+    `attempt` has the token; its `on_lost` stops the code, and is None once the attempt is over.
+    """
+
+    def __init__(self, queue: Queue, attempt: JobOutput) -> None:
         self._queue, self._attempt = queue, attempt
         self._number = 0  # of the last acquisition
         self._acquisitions: dict[int, Acquisition] = {}  # held, or waiting for their turn
@@ -70,20 +65,18 @@ class AttemptStore:
         until = None if wait is None else clock() + wait
         try:
             reply = await self._ask(lock)
-            if reply.fence is not None:
-                return lock.number, reply.fence
-            async with self._queue.locks.subscribe(lock) as change:
-                while True:
-                    seconds = max(POLL_SECONDS, reply.again)
-                    if until is not None:
-                        seconds = min(seconds, until - clock())
-                        if seconds <= 0:
-                            raise lock_timeout(name, wait)
-                    # The first wait ends with the subscription: no message is missed after it.
-                    await change.wait(seconds)
-                    reply = await self._ask(lock)
-                    if reply.fence is not None:
-                        return lock.number, reply.fence
+            if reply.fence is None:
+                async with self._queue.locks.subscribe(lock) as change:
+                    while reply.fence is None:
+                        seconds = max(POLL_SECONDS, reply.again)
+                        if until is not None:
+                            seconds = min(seconds, until - clock())
+                            if seconds <= 0:
+                                raise lock_timeout(name, wait)
+                        # The first wait ends with the subscription: no message is missed after it.
+                        await change.wait(seconds)
+                        reply = await self._ask(lock)
+            return lock.number, reply.fence
         except BaseException:
             self._release(lock)
             raise

@@ -1,24 +1,10 @@
 """Timeouts of all runs of a worker on one timer: a timer per run costs more than a short job does."""
 
+import asyncio
 import math
-from collections.abc import Callable
 from typing import Protocol
 
 TIMER_ERROR_SECONDS = 0.001  # by which the loop's timers may fire early on its own clock
-
-
-class Timer(Protocol):
-    """`asyncio.TimerHandle`."""
-
-    def cancel(self) -> None: ...
-
-
-class Clock(Protocol):
-    """The part of an event loop that keeps the time."""
-
-    def time(self) -> float: ...
-
-    def call_at(self, when: float, callback: Callable[[], None], /) -> Timer: ...
 
 
 class Timed(Protocol):
@@ -35,10 +21,10 @@ class Deadlines:
     before all others. When the timer finds nothing due, it is set to the earliest deadline left.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: asyncio.AbstractEventLoop) -> None:
         self._clock = clock
         self._due: dict[Timed, float] = {}  # on the clock
-        self._timer: Timer | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._next = math.inf  # when the timer fires
 
     def add(self, item: Timed, seconds: float) -> None:

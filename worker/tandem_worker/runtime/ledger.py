@@ -9,7 +9,7 @@ events wait in Redis and jobs continue.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence, Sized
 
 import structlog
 from redis.exceptions import RedisError
@@ -44,7 +44,7 @@ log = structlog.get_logger("ledger")
 
 
 class Projection:
-    """One consumer of the events. While `busy()`, it leaves most of the loop's time to the jobs."""
+    """One consumer of the events. While jobs are `running`, it leaves most of the loop's time to them."""
 
     def __init__(
         self,
@@ -53,11 +53,11 @@ class Projection:
         settings: Settings,
         *,
         consumer: str,
-        busy: Callable[[], bool],
+        running: Sized,
         observe: ObserveBatch,
     ) -> None:
         self._events, self._ledger, self._settings = events, ledger, settings
-        self._consumer, self._busy, self._observe = consumer, busy, observe
+        self._consumer, self._running, self._observe = consumer, running, observe
         self.takeover_seconds = TAKEOVER_LEASES * settings.lease
         self.check_seconds = settings.lease  # between two searches for entries to take over
         self._checked = 0.0
@@ -93,7 +93,7 @@ class Projection:
                 backoff.reset()
             failing = False
             if not self._more:
-                await asyncio.sleep(BUSY_PAUSE_SECONDS if self._busy() else PAUSE_SECONDS)
+                await asyncio.sleep(BUSY_PAUSE_SECONDS if self._running else PAUSE_SECONDS)
 
     async def _join(self) -> None:
         await self._ledger.database.open()
@@ -117,7 +117,7 @@ class Projection:
         if batch is None:
             self._more = False
             return False
-        many = len(batch.jobs) >= MAX_ROWS and not self._busy()
+        many = len(batch.jobs) >= MAX_ROWS and not self._running
         self._more = many or len(batch.entries) >= READ_ENTRIES
         if batch.entries:
             await self._project(batch)
@@ -144,7 +144,7 @@ class Projection:
             self._observe("ledger_write", saved - read, len(rows))
             self._observe("ledger_acknowledge", time.monotonic() - saved, len(rows))
             done += len(facts)
-            if self._busy():
+            if self._running:
                 seconds = min(time.monotonic() - began, MAX_PAUSE_SECONDS)
                 await asyncio.sleep(_sleep_factor(oldest) * seconds)
         await self._events.acknowledge(batch.entries, [])

@@ -8,6 +8,7 @@ import contextlib
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sized
+from itertools import accumulate
 from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -48,13 +49,8 @@ class Durations:
 
     def buckets(self) -> list[tuple[str, float]]:
         """Upper bounds and cumulative counts, as Prometheus wants them."""
-        buckets, sum_ = [], 0
-        for bound, count in zip(
-            (*map(str, BUCKET_SECONDS), "+Inf"), list(self.counts), strict=True
-        ):
-            sum_ += count
-            buckets.append((bound, float(sum_)))
-        return buckets
+        bounds = (*map(str, BUCKET_SECONDS), "+Inf")
+        return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
 
 
 class WorkerMetrics(Collector):

@@ -8,7 +8,6 @@ is full: for Redis and the file store, never for readers.
 """
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Callable
 
@@ -19,6 +18,7 @@ from tandem_shared.errors import Unavailable
 from tandem_shared.queue.messages import Report
 from tandem_worker.errors import TaskError
 from tandem_worker.runtime.outbox import Outbox
+from tandem_worker.runtime.waiting import wait_first
 
 CHUNK_BYTES = 64 << 10  # of one report
 BATCH_BYTES = 256 << 10  # of the reports that leave together
@@ -232,9 +232,7 @@ class JobOutput:
             if seconds <= 0:
                 return [self._take_progress()]
             self._woken = asyncio.Event()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._woken.wait()
+            await wait_first(self._woken.wait(), timeout=seconds)
             self._woken = None
         reports: list[Report] = []
         size = 0

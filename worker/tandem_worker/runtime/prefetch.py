@@ -5,11 +5,12 @@ as many are claimed as will start within START_SECONDS at the speed of recent at
 attempts take seconds. If longer jobs occupy all slots, the waiting ones are handed back, uncharged.
 """
 
+import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
 from tandem_shared.queue.messages import Claimed, Finish
-from tandem_worker.runtime.deadlines import TIMER_ERROR_SECONDS, Clock
+from tandem_worker.runtime.deadlines import TIMER_ERROR_SECONDS
 from tandem_worker.runtime.leases import Leases
 from tandem_worker.runtime.outcomes import cancelled, released
 from tandem_worker.runtime.run import Cause
@@ -36,7 +37,7 @@ class Prefetch:
         self,
         slots: int,
         lease_seconds: float,
-        clock: Clock,
+        clock: asyncio.AbstractEventLoop,
         leases: Leases,
         put: Callable[[Finish], None],
     ) -> None:

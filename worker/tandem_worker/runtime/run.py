@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -68,7 +69,7 @@ class Run:
             runtime.outbox,
             claimed.id,
             claimed.token,
-            self._lost,
+            partial(self.stop, "lost"),
             # As long as the lease is renewed: longer than the code may take.
             store_seconds=self.options.timeout + queue.grace,
         )
@@ -89,9 +90,6 @@ class Run:
             find=queue.get,
             in_thread=runtime.pools.threads.call,
         )
-
-    def _lost(self) -> None:
-        self.stop("lost")
 
     def stop(self, cause: Cause) -> None:
         """Cancel the run. The first cause counts, except that a lost lease overrides all others."""
@@ -200,7 +198,7 @@ class Run:
             log.debug("output rejected", job_id=self.claimed.id, error=str(refused))
         policy = RetryPolicy.model_validate(
             {
-                **self.task.retry.model_dump(),
+                **self.task.entry.defaults["retry"],
                 **self.options.retry,
                 "max_attempts": self.claimed.max_attempts,
             }

@@ -14,7 +14,7 @@ from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Claimed, Finish
 from tandem_shared.queue.queue import Queue
-from tandem_worker.runtime.arq_hooks import MAX_HOOK_SECONDS, find_hooks
+from tandem_worker.runtime.arq_hooks import MAX_HOOK_SECONDS, attempt_with_hooks, has_hooks
 from tandem_worker.runtime.leases import Leases
 from tandem_worker.runtime.metrics import WorkerMetrics
 from tandem_worker.runtime.outcomes import Outcomes, released
@@ -49,7 +49,7 @@ class Slots:
             shell.max_jobs, queue.lease, shell.loop, self.leases, self.outcomes.put
         )
         self._shell, self._queue, self._new_run = shell, queue, new_run
-        self._hooks = find_hooks(shell)
+        self._has_hooks = has_hooks(shell)
         self._settling: asyncio.Task[None] | None = None
 
     @property
@@ -88,11 +88,11 @@ class Slots:
         claimed = run.job.stamp / 1e6
         self.metrics.attempt_started(job.task, claimed - job.due_ms / 1e3 + waited)
         seconds = run.options.timeout + self._queue.grace + self._queue.lease
-        if self._hooks is None:
-            attempt = run.attempt()
-        else:
-            attempt = self._hooks.attempt(run)
+        if self._has_hooks:
+            attempt = attempt_with_hooks(self._shell, run)
             seconds += MAX_HOOK_SECONDS
+        else:
+            attempt = run.attempt()
         self.leases.hold(job, seconds)
         run.handle = self._shell.loop.create_task(attempt)
         run.handle.add_done_callback(partial(self._ended, run))

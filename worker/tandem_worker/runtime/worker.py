@@ -129,7 +129,7 @@ class Worker(arq.worker.Worker):
                 ledger,
                 settings,
                 consumer=self.id,
-                busy=lambda: bool(self.runs),
+                running=self.runs,
                 observe=metrics.observe_batch,
             )
             if self.on_startup:
