@@ -101,7 +101,7 @@ async def test_a_parameter_is_what_psql_takes_as_a_literal(
             "params": [literal],
         }
         await bench.run(sql_query, payload)
-        assert bench.kept.items.pop() == {"v": expected}, (name, literal)
+        assert bench.recorder.items.pop() == {"v": expected}, (name, literal)
 
 
 @pytest.mark.parametrize(

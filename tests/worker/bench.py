@@ -41,12 +41,12 @@ class Bench:
 
     def __init__(self, resources: Resources, pools: Pools) -> None:
         self.resources, self.pools = resources, pools
-        self.kept = Recorder()
+        self.recorder = Recorder()
 
     async def run(self, function: Callable[..., Any], payload: Any, **job: Any) -> Any:
         task = task_of(function)
         facts = {"id": "job", "deadline": time.time() + 30, **job}
-        context = local_job(self.resources, self.kept, self.pools, task=task.name, **facts)
+        context = local_job(self.resources, self.recorder, self.pools, task=task.name, **facts)
         value = task.decode(to_json(payload))
         return msgspec.json.decode(task.encode(await execute(task, context, value, self.pools)))
 

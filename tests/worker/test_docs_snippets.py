@@ -24,7 +24,7 @@ from tandem_worker.jobs.locks import LocalLocks
 from tandem_worker.loader import load_tasks
 from tandem_worker.task import task_of
 from tandem_worker.testing import Recorder, open_bench, run, upload
-from tests.worker.connectors.http.test_client import serving
+from tests.worker.connectors.http.servers import serving
 from tests.worker.connectors.sql.databases import Database
 
 PAGE = Path(__file__).parents[2] / "docs" / "writing-tasks.md"

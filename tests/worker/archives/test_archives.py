@@ -1,4 +1,4 @@
-"""`file.archive` and `file.extract`, against the system's own programs and against archives that mean harm."""
+"""`file.archive` and `file.extract`, against system programs and malicious archives."""
 
 import asyncio
 import gzip
@@ -42,7 +42,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 def run(program: str, *arguments: str | Path, cwd: Path | None = None) -> str:
-    """What a program of the system says; the test is skipped where it is missing."""
+    """The output of a system program; skips the test if it is missing."""
     path = shutil.which(program)
     if path is None:
         pytest.skip(f"{program} is not here")
@@ -52,7 +52,7 @@ def run(program: str, *arguments: str | Path, cwd: Path | None = None) -> str:
 
 
 def pool() -> list[psutil.Process]:
-    """The processes of the pool; other children of this one are servers of other tests."""
+    """The processes of the pool; this process has other children, too: servers of other tests."""
     return [
         child
         for child in psutil.Process().children()
@@ -61,7 +61,7 @@ def pool() -> list[psutil.Process]:
 
 
 async def fetched(bench: Bench, ref: dict[str, Any], stamp: int = 0) -> bytes:
-    """The bytes behind a reference to a file of a job of `Bench.run`."""
+    """The bytes of a file that a job of `Bench.run` produced."""
     job, _, name = ref["file"].partition("/")
     data = await bench.resources.files.load(f"jobs/{job}/{stamp}/{name}", 1 << 30)
     assert hashlib.sha256(data).hexdigest() == ref["sha256"]
@@ -88,8 +88,12 @@ async def test_system_programs_open_our_archives(bench: Bench, tmp_path: Path, f
     payload = {"sources": [{"file": id} for id in given], "format": format}
     result = await bench.run(archive, payload)
     assert (result["entries"], result["file"]["name"]) == (3, f"archive.{format}")
-    assert bench.kept.progressed[0] == {"current": 0, "total": len(TEXT) + MIB + 1, "message": None}
-    assert bench.kept.progressed[-1]["current"] == len(TEXT) + MIB + 1
+    assert bench.recorder.progressed[0] == {
+        "current": 0,
+        "total": len(TEXT) + MIB + 1,
+        "message": None,
+    }
+    assert bench.recorder.progressed[-1]["current"] == len(TEXT) + MIB + 1
     data = await fetched(bench, result["file"])
     path = tmp_path / f"archive.{format}"
     path.write_bytes(data)
@@ -146,7 +150,7 @@ async def test_archives_of_system_programs_are_unpacked(
         run("zip", "-qr0" if how == "zip -0" else "-qr", f"{path}.zip", ".", cwd=root)
     data = Path(f"{path}.zip" if how.startswith("zip") else path).read_bytes()
     assert await unpacked(bench, data) == wanted
-    assert bench.kept.progressed
+    assert bench.recorder.progressed
 
 
 def test_names_in_an_archive_are_unique() -> None:
@@ -170,7 +174,7 @@ def test_names_in_an_archive_are_unique() -> None:
     assert names(".env", ".env", "v1.2/x", "v1.2/x") == [".env", ".env-2", "v1.2/x", "v1.2/x-2"]
 
 
-# archives that mean harm.
+# malicious archives.
 
 
 def zipped(*entries: tuple[str | zipfile.ZipInfo, bytes], **options: Any) -> bytes:
@@ -204,7 +208,7 @@ def zip_link() -> bytes:
 
 
 def altered(data: bytes, *changes: tuple[bytes, int, bytes]) -> bytes:
-    """The data with, in place of what stands `offset` bytes after the last `mark`, other bytes."""
+    """The data with other bytes at `offset` after the last `mark`."""
     made = bytearray(data)
     for mark, offset, new in changes:
         at = made.rindex(mark) + offset
@@ -216,12 +220,12 @@ CENTRAL, LOCAL, END = b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06"
 
 
 def overlapping() -> bytes:
-    """Two entries of the list with the same bytes."""
+    """A zip whose list has two entries for the same bytes."""
     return altered(zipped(("a", b"x" * 100), ("b", b"y" * 100)), (CENTRAL, 42, bytes(4)))
 
 
 def pax(records: bytes) -> bytes:
-    """A tar whose one file has a header of extensions, checksums and all."""
+    """A tar whose only file has an extended header with valid checksums."""
     info = tarfile.TarInfo("x")
     header = tarfile.TarInfo("././@PaxHeader")
     header.type, header.size = tarfile.XHDTYPE, len(records)
@@ -283,7 +287,7 @@ TOO_LARGE: dict[str, Callable[[], bytes]] = {
     "zip: bomb": lambda: zipped(("zeros", BIG)),
     "zip: bomb of many": lambda: zipped(*((f"{number}", BIG[: 4 * MIB]) for number in range(16))),
     "zip: entries": lambda: zipped(*((f"{number}", b"") for number in range(101))),
-    "zip: list said to be long": lambda: altered(
+    "zip: list with a false length": lambda: altered(
         zipped(("a", b"x"), allowZip64=True) + bytes(9 * MIB) + zipped(("a", b"x"))[-22:],
         (END, 12, struct.pack("<I", 9 * MIB)),
     ),
@@ -302,10 +306,10 @@ INVALID: dict[str, Callable[[], bytes]] = {
     "noise": lambda: random.Random(4).randbytes(10_000),
     "zip: encrypted": lambda: altered(zipped(("a", b"x")), (LOCAL, 6, b"\1"), (CENTRAL, 8, b"\1")),
     "zip: bzip2": lambda: altered(zipped(("a", b"x")), (LOCAL, 8, b"\x0c"), (CENTRAL, 10, b"\x0c")),
-    "zip: says less": lambda: altered(
+    "zip: declares too few bytes": lambda: altered(
         zipped(("a", b"x" * 99)), (CENTRAL, 24, struct.pack("<I", 9))
     ),
-    "zip: says more": lambda: altered(
+    "zip: declares too many bytes": lambda: altered(
         zipped(("a", b"x" * 99)), (CENTRAL, 24, struct.pack("<I", 999))
     ),
     "zip: checksum": lambda: altered(zipped(("a", b"x" * 99)), (CENTRAL, 16, b"\1\2\3\4")),
@@ -344,7 +348,7 @@ async def test_malicious_archives_fail_permanently(bench: Bench) -> None:
 
 
 async def test_a_bomb_is_refused_in_bounded_memory(bench: Bench) -> None:
-    # 2 GiB of zeros in 64 KiB, all of it said to be one header of the tar; and all of it one file.
+    # 2 GiB of zeros in 64 KiB: as a single header of a tar, and as a single file.
     zeros = zstd.ZstdCompressor()
     bomb = b"".join(zeros.compress(bytes(16 * MIB)) for _ in range(128)) + zeros.flush()
     header = tarfile.TarInfo("././@LongLink")
@@ -366,7 +370,7 @@ async def test_a_cancelled_extract_stops_at_once(bench: Bench) -> None:
     data = tarred(*(f"{number}" for number in range(2000)))
     source = await bench.upload("x", data, OCTETS)
     running = asyncio.create_task(bench.run(extract, {"source": {"file": source}}))
-    await eventually(lambda: len(bench.kept.progressed) > 0)
+    await eventually(lambda: len(bench.recorder.progressed) > 0)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

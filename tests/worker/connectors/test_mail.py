@@ -1,4 +1,4 @@
-"""`email.send` through a real SMTP server, what it got read by Python's own parser."""
+"""`email.send` through a real SMTP server; what arrives is read by Python's own parser."""
 
 import asyncio
 import shutil
@@ -39,13 +39,13 @@ MAIL = {
 
 
 class Post:
-    """Keeps what it is given, and refuses recipients and texts by what they say."""
+    """Keeps mails, and refuses recipients and texts that ask for it."""
 
     def __init__(self) -> None:
         self.got: list[Envelope] = []
         self.over = threading.Event()
 
-    async def handle_RCPT(  # noqa: N802 - aiosmtpd calls it so
+    async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         if address.startswith("full"):
@@ -55,7 +55,7 @@ class Post:
         envelope.rcpt_tos.append(address)
         return "250 OK"
 
-    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802 - likewise
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's name
         if b"refuse this" in (envelope.original_content or b""):
             return "554 this is spam"
         if b"later please" in (envelope.original_content or b""):
@@ -66,7 +66,7 @@ class Post:
         return "250 taken"
 
     def message(self) -> EmailMessage:
-        """The newest mail."""
+        """The last mail."""
         data = self.got[-1].original_content
         assert data is not None
         parsed = message_from_bytes(data, policy=policy.default)
@@ -78,12 +78,12 @@ def authenticate(
     server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: Any
 ) -> AuthResult:
     good = isinstance(data, LoginPassword) and (data.login, data.password) == (b"ann", b"p@ss")
-    return AuthResult(success=good, handled=False)  # the server answers
+    return AuthResult(success=good, handled=False)  # the server sends the answer
 
 
 @contextmanager
 def serving(post: Post, **more: Any) -> Iterator[int]:
-    """An SMTP server on a port of its own."""
+    """An SMTP server on a free port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     controller = Controller(post, hostname="127.0.0.1", port=port, **more)
@@ -271,15 +271,12 @@ async def test_a_cancelled_job_does_not_wait_for_the_server(bench: Bench, post: 
     post.over.set()
 
 
-# --------------------------------------------------------------------------------------- the server
-
-
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 that signs itself, with its key in the same file."""
+    """A self-signed certificate for 127.0.0.1, with its key in the same file."""
     program = shutil.which("openssl")
     if program is None:
-        pytest.skip("there is no openssl to make a certificate")
+        pytest.skip("openssl is not installed")
     path = tmp_path_factory.mktemp("tls") / "both.pem"
     command = [program, *"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost".split()]
     names = ["-addext", "subjectAltName=IP:127.0.0.1"]

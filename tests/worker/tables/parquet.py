@@ -1,4 +1,4 @@
-"""Parquet files as DuckDB reads them, which shares no code with what wrote them."""
+"""Parquet files read by DuckDB, which shares no code with our writer."""
 
 import tempfile
 from datetime import UTC
@@ -8,7 +8,7 @@ import duckdb
 
 
 def types(data: bytes) -> dict[str, str]:
-    """The columns' names and DuckDB's words for their types."""
+    """DuckDB's type names by column."""
     with tempfile.NamedTemporaryFile(suffix=".parquet") as file, duckdb.connect() as database:
         file.write(data)
         file.flush()
@@ -17,9 +17,9 @@ def types(data: bytes) -> dict[str, str]:
 
 
 def rows(data: bytes) -> list[dict[str, Any]]:
-    """All rows, values as Python's."""
+    """All rows as Python values."""
     zoned = [name for name, type in types(data).items() if type == "TIMESTAMP WITH TIME ZONE"]
-    # As numbers, since DuckDB wants another package for zones; a REPLACE of nothing is none.
+    # As numbers: DuckDB needs another package for zones. An empty REPLACE is a syntax error.
     list_ = ", ".join(f'make_timestamp(epoch_us("{name}")) AS "{name}"' for name in zoned)
     with tempfile.NamedTemporaryFile(suffix=".parquet") as file, duckdb.connect() as database:
         file.write(data)
@@ -35,7 +35,7 @@ def rows(data: bytes) -> list[dict[str, Any]]:
 
 
 def compression(data: bytes) -> set[str]:
-    """How its columns are compressed."""
+    """The compressions of the columns."""
     with tempfile.NamedTemporaryFile(suffix=".parquet") as file, duckdb.connect() as database:
         file.write(data)
         file.flush()

@@ -59,7 +59,7 @@ calls = itertools.count()
 async def converted(
     bench: Bench, data: bytes, name: str = "rows", **options: Any
 ) -> tuple[bytes, str, int]:
-    """The bytes, name and row count of what file.convert makes of the data."""
+    """The result of file.convert: bytes, name and row count."""
     source = await bench.upload(name, data, "application/octet-stream")
     result = await bench.run(convert, {"source": {"file": source}, **options}, id=f"J{next(calls)}")
     assert sorted(result) == ["file", "row_count"]
@@ -92,9 +92,8 @@ def read(format: str, data: bytes) -> list[dict[str, Any]]:
             return msgspec.json.Decoder(dict[str, Any]).decode_lines(data)
         case "json":
             return msgspec.json.decode(data, type=list[dict[str, Any]])
-    return (
-        rows(data) if pq.read_schema(io.BytesIO(data)).names else []
-    )  # DuckDB reads no table without columns
+    # DuckDB cannot read a table without columns.
+    return rows(data) if pq.read_schema(io.BytesIO(data)).names else []
 
 
 @pytest.mark.parametrize("to", ["csv", "ndjson", "json", "parquet"])
@@ -105,12 +104,12 @@ async def test_rows_survive_in_every_direction(bench: Bench, to: str) -> None:
     for format in ("csv", "ndjson", "json", "parquet"):
         data, name, count = await converted(bench, made(format, ROWS), f"my.{format}", to=to)
         assert (read(to, data), name, count) == (wanted, f"my.{to}", 3), format
-        told, _, _ = await converted(
+        given, _, _ = await converted(
             bench, made(format, ROWS), "unnamed", **{"from": format, "to": to}
         )
-        assert read(to, told) == wanted
-        found, _, _ = await converted(bench, made(format, ROWS), "unnamed", to=to)
-        assert read(to, found) == wanted
+        assert read(to, given) == wanted
+        detected, _, _ = await converted(bench, made(format, ROWS), "unnamed", to=to)
+        assert read(to, detected) == wanted
 
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
@@ -170,7 +169,7 @@ async def test_a_given_delimiter_and_encoding_are_used(bench: Bench) -> None:
 
 
 async def test_a_column_has_the_type_that_all_its_fields_have(bench: Bench) -> None:
-    # What breaks a type comes last, long after any sample.
+    # The value that breaks a type comes last, far behind any sample.
     columns: dict[str, tuple[str, str, type]] = {
         "int": ("7", "-7", int),
         "number": ("7", "1e-3", float),
@@ -221,7 +220,7 @@ async def test_objects_with_different_keys_become_columns(bench: Bench) -> None:
         {**full, "mixed": "5"},
         {**full, "big": str(1 << 70)},
     ]
-    # JSON to JSON changes nothing, whatever the values are.
+    # JSON to JSON does not change any value.
     odd = b'[ 1.10, {"a" : [ ]},\n"\\u00e4", null, 123456789012345678901234567890 ]'
     made, _, _ = await converted(bench, odd, "x.json", to="ndjson")
     assert made == b'1.10\n{"a":[]}\n"\\u00e4"\nnull\n123456789012345678901234567890\n'
@@ -239,8 +238,8 @@ async def test_parquet_values_that_json_lacks(bench: Bench) -> None:
     data = parquet([row])
     made, _, _ = await converted(bench, data, to="json")
     assert read("json", made) == [
-        {"when": "2026-01-02T03:04:05.000678Z", "day": "2026-01-02", "price": "1.10", "raw": "AP8=", "nan": None,
-         "deep": {"x": [1, None]}}
+        {"when": "2026-01-02T03:04:05.000678Z", "day": "2026-01-02", "price": "1.10",
+         "raw": "AP8=", "nan": None, "deep": {"x": [1, None]}}
     ]  # fmt: skip
     made, _, _ = await converted(bench, data, to="csv")
     assert (
@@ -358,9 +357,9 @@ async def test_a_large_table_is_converted_in_bounded_memory(bench: Bench) -> Non
             "text": "text that takes some room in the file",
         }
     assert peak < 400
-    told = [one["current"] for one in bench.kept.progressed]
-    assert told[-1] == len(data)
-    assert len(told) > 20
+    reported = [report["current"] for report in bench.recorder.progressed]
+    assert reported[-1] == len(data)
+    assert len(reported) > 20
 
 
 def test_invalid_payloads_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""What the catalogue says of the built-in tasks: the names, limits and schemas that clients were promised."""
+"""The catalogue's entries of the built-in tasks: names, timeouts, schemas and examples."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,8 @@ from tandem_worker.loader import load_tasks
 
 ENTRIES = {name: one.entry for name, one in load_tasks([]).items()}
 NAMES = """
-    http.request http.download http.gather http.race http.webhook sql.query sql.execute sql.export sql.import
+    http.request http.download http.gather http.race http.webhook
+    sql.query sql.execute sql.export sql.import
     mongo.find mongo.aggregate mongo.insert mongo.update mongo.delete mongo.export mongo.import
     file.hash file.convert file.archive file.extract file.concat file.split email.send
 """.split()
@@ -45,7 +46,7 @@ def test_a_default_may_be_written_out(entry: CatalogueEntry) -> None:
 
 
 def with_default(schema: Any) -> Iterator[dict[str, Any]]:
-    """Every schema within this one that has a default."""
+    """Every schema inside this one that has a default."""
     if isinstance(schema, dict):
         for name, one in schema.get("properties", {}).items():
             if "default" in one:

@@ -1,4 +1,4 @@
-"""Every HTTP task goes out through the guard: no spelling of a special address and no redirect to one is followed."""
+"""Every HTTP task is guarded: none calls a special address in any spelling or redirect."""
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,9 +13,9 @@ from tandem_worker.tasks.http.gather import gather as http_gather
 from tandem_worker.tasks.http.gather import race as http_race
 from tandem_worker.tasks.http.webhook import webhook as http_webhook
 from tests.worker.bench import Bench, open_bench
-from tests.worker.connectors.http.test_client import SPELLINGS, serving
+from tests.worker.connectors.http.servers import SPELLINGS, serving
 
-ONLY = "127.0.0.2"  # the one address that may be called here
+ONLY = "127.0.0.2"  # the only allowed address here
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 async def each(bench: Bench, url: str) -> dict[str, tuple[str, bool, str]]:
-    """What became of the URL in each task: type, retryable, message."""
+    """The errors of all tasks that call the URL: type, retryable, message."""
     payloads: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [
         ("download", http_download, {"url": url}),
         ("gather", http_gather, {"requests": [{"url": url}], "on_error": "fail"}),
@@ -80,7 +80,7 @@ async def test_no_task_follows_a_redirect_to_a_special_address(bench: Bench, sta
             became = await each(bench, f"http://{ONLY}:{public}/")
     assert reached == []
     types = {name: one[:2] for name, one in became.items()}
-    assert types.pop("webhook") == ("http_status", False)  # it follows none
+    assert types.pop("webhook") == ("http_status", False)  # it does not follow redirects
     assert types == {
         "download": ("address_refused", False),
         "gather": ("address_refused", False),

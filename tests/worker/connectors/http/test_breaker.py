@@ -1,4 +1,4 @@
-"""The circuit breaker: its policy on a clock of the test's own, and what the client makes of it."""
+"""The circuit breaker: its policy with the test's clock, and how the client uses it."""
 
 import asyncio
 import socket
@@ -17,13 +17,13 @@ from tandem_worker.connectors.http.breaker import (
 )
 from tandem_worker.connectors.http.client import open_http
 from tandem_worker.errors import TaskError
-from tests.worker.connectors.http.test_client import call, refusal, serving
+from tests.worker.connectors.http.servers import call, refusal, serving
 
 HOST = "example.org:443"
 
 
 class Clock:
-    """Seconds that pass when the test says so."""
+    """Seconds that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -1,4 +1,4 @@
-"""Which addresses may be dialled: the table."""
+"""Which addresses tasks may call, as a table."""
 
 import ipaddress
 

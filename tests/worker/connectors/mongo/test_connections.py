@@ -1,4 +1,4 @@
-"""MongoDB connections that do not work, and what is said of them."""
+"""MongoDB connections that do not work, and their errors."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from tandem_worker.errors import TaskError
 from tandem_worker.tasks.mongo.find import find as mongo_find
 from tests.worker.bench import Bench, open_bench
 
-AWAY = "127.0.0.1:1"
+UNREACHABLE = "127.0.0.1:1"
 SOON = "serverSelectionTimeoutMS=50"
 
 
@@ -25,12 +25,15 @@ async def failure(bench: Bench, connection: str, **more: Any) -> TaskError:
 async def test_an_unreachable_server_is_retryable_and_does_not_reveal_its_url(
     tmp_path: Path,
 ) -> None:
-    urls = {"away": f"mongodb://user:hunter2@{AWAY}/db?{SOON}", "bare": f"mongodb://{AWAY}/?{SOON}"}
+    urls = {
+        "unreachable": f"mongodb://user:hunter2@{UNREACHABLE}/db?{SOON}",
+        "bare": f"mongodb://{UNREACHABLE}/?{SOON}",
+    }
     async with open_bench(tmp_path, mongo=urls) as bench:
-        error = await failure(bench, "away")
+        error = await failure(bench, "unreachable")
         assert (error.type, error.retryable) == ("mongo_connection", True)
         assert "hunter2" not in error.message
-        assert AWAY not in error.message
+        assert UNREACHABLE not in error.message
         assert (await failure(bench, "bare", database="db")).type == "mongo_connection"
 
 
@@ -46,7 +49,7 @@ async def test_the_server_timeout_of_a_url_suffices_for_a_server_that_answers(
 
 
 async def test_unknown_connections_and_missing_databases_fail_permanently(tmp_path: Path) -> None:
-    async with open_bench(tmp_path, mongo={"bare": f"mongodb://{AWAY}"}) as bench:
+    async with open_bench(tmp_path, mongo={"bare": f"mongodb://{UNREACHABLE}"}) as bench:
         error = await failure(bench, "nope")
         assert (error.type, error.retryable) == ("unknown_connection", False)
         error = await failure(bench, "bare")

@@ -1,4 +1,4 @@
-"""The databases that SQL tasks write to, as their own clients see them."""
+"""The databases of the tests, through the databases' own clients."""
 
 import os
 import secrets
@@ -32,11 +32,11 @@ class Database:
 
 
 REAL_MONGO = os.environ.get("TANDEM_TEST_MONGO_URL", "")
-MONGOS = ["nx", "real"] if REAL_MONGO else ["nx"]  # the servers that tests of MongoDB run against
+MONGOS = ["nx", "real"] if REAL_MONGO else ["nx"]  # the servers for tests of MongoDB
 
 
 def mongo_database(server: str) -> str:
-    """The URL of a database that nobody else uses, on the server of this URL; it may have parameters."""
+    """The URL of a new database on the server of this URL, which may have parameters."""
     parts = urlsplit(server)
     query = "&".join(filter(None, (parts.query, "authSource=admin" if "@" in parts.netloc else "")))
     return urlunsplit((parts.scheme, parts.netloc, f"/test_{secrets.token_hex(4)}", query, ""))

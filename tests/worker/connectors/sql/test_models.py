@@ -1,4 +1,4 @@
-"""Tortoise models in tasks of one's own: the example of the documentation, on both databases."""
+"""Tortoise models in your own tasks: the example in the documentation, on both databases."""
 
 import asyncio
 import importlib
@@ -21,7 +21,10 @@ from tests.worker.bench import Bench, open_bench
 
 TABLES = (
     "CREATE TABLE item (name text PRIMARY KEY, amount integer NOT NULL)",
-    "CREATE TABLE sale (job text PRIMARY KEY, item_id text NOT NULL REFERENCES item, amount integer NOT NULL)",
+    (
+        "CREATE TABLE sale (job text PRIMARY KEY, item_id text NOT NULL REFERENCES item,"
+        " amount integer NOT NULL)"
+    ),
     "INSERT INTO item VALUES ('cup', 10), ('pot', 1)",
 )
 
@@ -32,8 +35,7 @@ EXAMPLES = Path(__file__).parents[4] / "docs" / "examples"
 @pytest.fixture
 def shop(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(EXAMPLES)
-    # Tortoise keeps statements by the connection's name; here one name has two kinds of database in
-    # one process.
+    # Tortoise caches statements by the connection's name, and here one name has two databases.
     EXECUTOR_CACHE.clear()
     return importlib.import_module("shop")
 
@@ -74,7 +76,7 @@ async def test_models_work_in_many_jobs_at_the_same_time(bench: Bench, shop: Any
         await bench.run(shop.sell, {"item": "pot", "amount": 2}, id="too many")
     await bench.run(shop.sell, {"item": "pot"}, id="one")
     assert await bench.run(shop.report, {}) == 9
-    assert bench.kept.items == [{"item": "cup", "sold": 8}, {"item": "pot", "sold": 1}]
+    assert bench.recorder.items == [{"item": "cup", "sold": 8}, {"item": "pot", "sold": 1}]
 
 
 async def test_models_of_a_read_only_connection_cannot_write(

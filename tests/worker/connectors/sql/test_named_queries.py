@@ -1,4 +1,4 @@
-"""Queries that the operator has named, and connections that run no others."""
+"""Queries that the operator declares by name, and connections that only run these."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Reading SQL just far enough."""
+"""Parsing placeholders in SQL."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`sql.query` on PostgreSQL: what only a server has."""
+"""`sql.query` on PostgreSQL: sessions, transactions, types and failures of a server."""
 
 import asyncio
 import socket
@@ -31,7 +31,7 @@ async def bench(postgres: str, tmp_path: Path) -> AsyncIterator[Bench]:
 
 @pytest.fixture
 async def server(postgres: str) -> AsyncIterator[Any]:
-    """The tests' own view of the database."""
+    """The test's own connection to the database."""
     connection = await asyncpg.connect(postgres)
     yield connection
     await connection.close()
@@ -54,7 +54,7 @@ async def failure(
 
 @asynccontextmanager
 async def running(server: Any, work: Any) -> AsyncIterator[asyncio.Task[Any]]:
-    """The query as a task, once the server is at it."""
+    """The query as a task, once the server runs it."""
     task = asyncio.create_task(work)
 
     async def active() -> bool:
@@ -65,7 +65,7 @@ async def running(server: Any, work: Any) -> AsyncIterator[asyncio.Task[Any]]:
 
 
 async def sleeping(server: Any) -> int:
-    """Backends that run our statement."""
+    """The number of backends that run our statement."""
     text = "SELECT count(*) FROM pg_stat_activity WHERE query = $1 AND state = 'active'"
     count: int = await server.fetchval(text, SLEEP)
     return count
@@ -75,7 +75,7 @@ async def sleeping(server: Any) -> int:
 async def test_a_job_cancelled_during_begin_or_commit_leaves_no_transaction_behind(
     postgres: str, tmp_path: Path, word: str
 ) -> None:
-    """What the server has begun is ended with its connection, and not found by the next who gets it."""
+    """The server's transaction ends with its connection, so the next job does not inherit it."""
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     parts = urlsplit(postgres)
@@ -163,7 +163,8 @@ async def test_no_statement_escapes_the_read_only_transaction(
     await server.execute(
         "CREATE TABLE notes (a int); INSERT INTO notes VALUES (1); CREATE SEQUENCE numbers;"
         " CREATE PROCEDURE forget() LANGUAGE sql AS 'DELETE FROM notes';"
-        " CREATE FUNCTION forget_function() RETURNS int LANGUAGE sql AS 'DELETE FROM notes RETURNING 1'"
+        " CREATE FUNCTION forget_function() RETURNS int LANGUAGE sql"
+        " AS 'DELETE FROM notes RETURNING 1'"
     )
     error = await failure(bench, text)
     assert (error.type, error.retryable) == ("sql_error", False)
@@ -198,7 +199,8 @@ async def test_a_session_keeps_nothing_of_the_previous_job(bench: Bench, server:
 
 async def test_a_failed_commit_is_an_error(bench: Bench, server: Any) -> None:
     await server.execute(
-        "CREATE TABLE notes (a int UNIQUE DEFERRABLE INITIALLY DEFERRED); INSERT INTO notes VALUES (1)"
+        "CREATE TABLE notes (a int UNIQUE DEFERRABLE INITIALLY DEFERRED);"
+        " INSERT INTO notes VALUES (1)"
     )
     error = await failure(bench, "INSERT INTO notes VALUES (1) RETURNING a", connection="writable")
     assert (error.type, error.retryable) == ("sql_error", False)
@@ -218,14 +220,16 @@ async def test_exceptions_in_the_block_are_not_converted(bench: Bench, server: A
 
 async def test_values_of_every_type_in_json(bench: Bench) -> None:
     text = """SELECT 9223372036854775807::int8 AS big, 0.1::float8 AS real, 'NaN'::float8 AS nan,
-        '-Infinity'::float8 AS low, 123456789012345678901234567890.5::numeric AS decimal, true AS yes,
-        NULL::int AS none,
-        '2026-01-02 03:04:05.678'::timestamp AS local, '2026-01-02 03:04:05+02'::timestamptz AS moment,
+        '-Infinity'::float8 AS low, 123456789012345678901234567890.5::numeric AS decimal,
+        true AS yes, NULL::int AS none,
+        '2026-01-02 03:04:05.678'::timestamp AS local,
+        '2026-01-02 03:04:05+02'::timestamptz AS moment,
         'infinity'::timestamptz AS never, '2026-01-02'::date AS day, '03:04:05'::time AS hour,
         '1 mon 2 days 03:00'::interval AS span, 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'::uuid AS id,
         '\\x00ff'::bytea AS bytes, '{"a": [1, null]}'::jsonb AS document, '"text"'::json AS word,
-        ARRAY[[1, 2], [3, NULL]] AS numbers, ARRAY['NaN'::float8] AS nans, '10.0.0.0/8'::inet AS network,
-        int4range(1, 5) AS range, B'101' AS bits, '(1,2)'::point AS point, ROW(1, 'x') AS pair, 'ä'::text AS text"""
+        ARRAY[[1, 2], [3, NULL]] AS numbers, ARRAY['NaN'::float8] AS nans,
+        '10.0.0.0/8'::inet AS network, int4range(1, 5) AS range, B'101' AS bits,
+        '(1,2)'::point AS point, ROW(1, 'x') AS pair, 'ä'::text AS text"""
     assert (await query(bench, text))[0] == {
         "big": 9223372036854775807,
         "real": 0.1,

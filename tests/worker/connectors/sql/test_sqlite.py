@@ -1,4 +1,4 @@
-"""`sql.query` on SQLite: the authorizer, and what a file can do."""
+"""`sql.query` on SQLite: the authorizer, types, locks and cancellation."""
 
 import asyncio
 import sqlite3
@@ -16,7 +16,10 @@ from tandem_worker.tasks.sql.query import query as sql_query
 from tests.conftest import eventually
 from tests.worker.bench import Bench, open_bench
 
-ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) AS count FROM n"
+ENDLESS = (
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+    " SELECT count(*) AS count FROM n"
+)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`file.concat` and `file.split`, against the system's own `split` and Python's csv."""
+"""`file.concat` and `file.split`, compared with the system's `split` and Python's csv."""
 
 import csv
 import gzip
@@ -57,7 +57,7 @@ async def test_files_are_joined_byte_by_byte(bench: Bench) -> None:
         random.Random(seed).randbytes(size) for seed, size in enumerate((0, 1, 700_000, 0, 2 << 20))
     ]
     assert await joined(bench, *data) == b"".join(data)
-    assert bench.kept.progressed[-1] == {
+    assert bench.recorder.progressed[-1] == {
         "current": sum(map(len, data)),
         "total": sum(map(len, data)),
         "message": None,
@@ -105,17 +105,17 @@ async def test_parts_of_lines_equal_those_of_split(bench: Bench, tmp_path: Path)
 
 async def test_records_are_never_cut(bench: Bench) -> None:
     data = HARD.encode()
-    whole = rows(data)
-    assert len(whole) == 5
+    all_rows = rows(data)
+    assert len(all_rows) == 5
     found = await parts(bench, data, rows=2)
     assert b"".join(found) == data
-    assert [rows(part) for part in found] == [whole[0:2], whole[2:4], whole[4:]]
+    assert [rows(part) for part in found] == [all_rows[0:2], all_rows[2:4], all_rows[4:]]
     found = await parts(bench, data, rows=3, header=True)
-    assert [rows(part) for part in found] == [whole[:4], [whole[0], whole[4]]]
+    assert [rows(part) for part in found] == [all_rows[:4], [all_rows[0], all_rows[4]]]
     found = await parts(bench, data, bytes=40, header=True)
     assert all(len(part) <= 40 for part in found)
-    assert [row for part in found for row in rows(part)[1:]] == whole[1:]
-    assert {tuple(rows(part)[0]) for part in found} == {tuple(whole[0])}
+    assert [row for part in found for row in rows(part)[1:]] == all_rows[1:]
+    assert {tuple(rows(part)[0]) for part in found} == {tuple(all_rows[0])}
 
 
 async def test_an_empty_file_has_one_part(bench: Bench) -> None:

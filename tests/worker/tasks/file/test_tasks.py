@@ -1,4 +1,4 @@
-"""`file.hash` against the system's own programs."""
+"""`file.hash`, compared with system programs."""
 
 import hashlib
 import random
@@ -46,14 +46,14 @@ def failure(error: pytest.ExceptionInfo[TaskError]) -> tuple[str, bool]:
     return error.value.type, error.value.retryable
 
 
-class Said:
-    """A sink that keeps the progress it is told."""
+class ProgressRecorder:
+    """A sink that keeps progress reports."""
 
     def __init__(self) -> None:
-        self.progress_told: list[dict[str, Any]] = []
+        self.reports: list[dict[str, Any]] = []
 
     async def progress(self, body: bytes) -> None:
-        self.progress_told.append(msgspec.json.decode(body))
+        self.reports.append(msgspec.json.decode(body))
 
     async def output(self, item: bytes) -> None:
         raise AssertionError(item)
@@ -64,14 +64,14 @@ class Said:
 
 async def run(
     resources: Resources, payload: dict[str, Any], tenant: str = "a"
-) -> tuple[dict[str, Any], Said]:
+) -> tuple[dict[str, Any], ProgressRecorder]:
     """file.hash as a worker runs it: JSON in, JSON out."""
-    said = Said()
+    recorder = ProgressRecorder()
     async with open_pools(load_settings()) as pools:
         facts = {"id": "J", "task": TASK.name, "deadline": time.time() + 60, "tenant": tenant}
-        job = local_job(resources, said, pools, **facts)
+        job = local_job(resources, recorder, pools, **facts)
         result = await execute(TASK, job, TASK.decode(msgspec.json.encode(payload)), pools)
-    return msgspec.json.decode(TASK.encode(result)), said
+    return msgspec.json.decode(TASK.encode(result)), recorder
 
 
 PROGRAMS = {
@@ -89,7 +89,7 @@ async def test_digests_equal_those_of_system_programs(resources: Resources, tmp_
     path = tmp_path / "input"
     path.write_bytes(random.Random(2).randbytes(5 * MIB + 17))
     known = {name: program for name, program in PROGRAMS.items() if shutil.which(program)}
-    assert known, "none of the programs is here"
+    assert known, "no program to compare with is installed"
     expected = {
         name: subprocess.run(
             [program, path], check=True, capture_output=True, text=True
@@ -97,16 +97,16 @@ async def test_digests_equal_those_of_system_programs(resources: Resources, tmp_
         for name, program in known.items()
     }
     saved = await save_upload(resources.files, path.read_bytes(), tenant="a", keep=60)
-    result, said = await run(
+    result, recorder = await run(
         resources, {"source": {"file": saved.id}, "algorithms": [*known, "sha256"]}
     )
     assert result == {"size": 5 * MIB + 17, **expected}
-    assert said.progress_told[0] == {"current": 0, "total": 5 * MIB + 17, "message": None}
-    assert said.progress_told[-1]["current"] == 5 * MIB + 17
-    assert [one["current"] for one in said.progress_told] == sorted(
-        one["current"] for one in said.progress_told
+    assert recorder.reports[0] == {"current": 0, "total": 5 * MIB + 17, "message": None}
+    assert recorder.reports[-1]["current"] == 5 * MIB + 17
+    assert [one["current"] for one in recorder.reports] == sorted(
+        one["current"] for one in recorder.reports
     )
-    assert len(said.progress_told) > 3
+    assert len(recorder.reports) > 3
 
 
 async def test_sha256_is_the_default_and_an_empty_file_has_a_hash(resources: Resources) -> None:

@@ -1,8 +1,6 @@
 """`http.gather` and `http.race` against real servers on loopback."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -15,16 +13,10 @@ from tandem_worker.task import task_of
 from tandem_worker.tasks.http.gather import gather as http_gather
 from tandem_worker.tasks.http.gather import race as http_race
 from tests.conftest import eventually
-from tests.worker.bench import Bench, open_bench
-from tests.worker.connectors.http.test_client import serving
+from tests.worker.bench import Bench
+from tests.worker.connectors.http.servers import serving
 
 GATHER, RACE = task_of(http_gather), task_of(http_race)
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with open_bench(tmp_path) as opened:
-        yield opened
 
 
 async def failure(bench: Bench, function: Any, payload: dict[str, Any]) -> TaskError:
@@ -34,11 +26,11 @@ async def failure(bench: Bench, function: Any, payload: dict[str, Any]) -> TaskE
 
 
 async def landed(bench: Bench, count: int) -> None:
-    await eventually(lambda: len(bench.kept.items) == count)
+    await eventually(lambda: len(bench.recorder.items) == count)
 
 
 class Gates:
-    """A server each of whose paths answers when the test opens it; `inside` and `gone` tell who waits and who left."""
+    """A server whose paths answer when the test opens them; `inside` wait, `gone` disconnected."""
 
     def __init__(self) -> None:
         self.inside: list[str] = []
@@ -73,10 +65,10 @@ async def test_results_are_ordered_and_streamed_as_they_arrive(bench: Bench) -> 
             await landed(bench, count)
         result = await running
     assert [one["json"]["path"] for one in result["results"]] == ["a", "b", "c"]
-    assert [one["index"] for one in bench.kept.items] == [2, 0, 1]
-    assert sorted(bench.kept.items, key=lambda one: one["index"]) == result["results"]
+    assert [one["index"] for one in bench.recorder.items] == [2, 0, 1]
+    assert sorted(bench.recorder.items, key=lambda one: one["index"]) == result["results"]
     assert all(one["ok"] is True and one["status"] == 200 for one in result["results"])
-    assert bench.kept.progressed[-1] == {"current": 3, "total": 3, "message": None}
+    assert bench.recorder.progressed[-1] == {"current": 3, "total": 3, "message": None}
     jsonschema_rs.validator_for(GATHER.entry.result_schema).validate(result)
 
 
@@ -137,7 +129,7 @@ async def test_errors_are_collected_and_not_retried(bench: Bench) -> None:
         ("file_not_found", False),
     ]
     assert sorted(seen) == ["/busy", "/large", "/none", "/ok", "/wanted"]
-    assert len(bench.kept.items) == len(requests)
+    assert len(bench.recorder.items) == len(requests)
 
 
 async def test_a_result_too_large_for_an_output_item_fails_its_request(bench: Bench) -> None:
@@ -270,7 +262,7 @@ async def test_the_first_success_wins_and_the_other_connections_are_closed(bench
         await eventually(lambda: sorted(gates.inside) == ["a", "b", "c", "d"])
         gates.gate("b").set()
         await eventually(
-            lambda: bench.kept.progressed and bench.kept.progressed[-1]["current"] == 2
+            lambda: bench.recorder.progressed and bench.recorder.progressed[-1]["current"] == 2
         )
         gates.gate("c").set()
         result = await running
@@ -292,7 +284,8 @@ async def test_a_race_without_a_success_lists_the_errors(bench: Bench) -> None:
         error = await failure(bench, http_race, {"requests": requests})
     assert (error.type, error.retryable) == ("all_failed", False)
     assert error.message == (
-        f"none of 2 requests succeeded: request 0: GET {base}/a answered 503; request 1: GET {base}/b answered 404"
+        f"none of 2 requests succeeded: request 0: GET {base}/a answered 503;"
+        f" request 1: GET {base}/b answered 404"
     )
     assert sorted(seen) == ["/a", "/b"]
 

@@ -3,8 +3,7 @@
 import base64
 import gzip
 import zlib
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema_rs
@@ -16,17 +15,11 @@ from pydantic import ValidationError
 from tandem_worker.errors import TaskError
 from tandem_worker.task import task_of
 from tandem_worker.tasks.http.request import request as http_request
-from tests.worker.bench import Bench, open_bench
-from tests.worker.connectors.http.test_client import echo, serving
+from tests.worker.bench import Bench
+from tests.worker.connectors.http.servers import echo, serving
 
 TASK = task_of(http_request)
 SCHEMA = jsonschema_rs.validator_for(TASK.entry.payload_schema)
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with open_bench(tmp_path) as opened:
-        yield opened
 
 
 async def failure(bench: Bench, payload: dict[str, Any], **job: Any) -> TaskError:
@@ -148,10 +141,10 @@ async def test_max_bytes_counts_decompressed_bytes(bench: Bench, encoding: str) 
     async with serving(handler) as port:
         url = f"http://127.0.0.1:{port}/"
         error = await failure(bench, {"url": url})
-        whole = await bench.run(http_request, {"url": url, "max_bytes": size})
+        complete = await bench.run(http_request, {"url": url, "max_bytes": size})
         short = await failure(bench, {"url": url, "max_bytes": size - 1})
     assert (error.type, error.retryable, short.type) == ("too_large", False, "too_large")
-    assert len(base64.b64decode(whole["base64"])) == size
+    assert len(base64.b64decode(complete["base64"])) == size
 
 
 @pytest.mark.parametrize(
@@ -214,7 +207,7 @@ async def test_retry_after_delays_the_next_attempt(
     bench: Bench, value: str, expected: float
 ) -> None:
     async def handler(request: web.BaseRequest) -> web.Response:
-        # A date is meant by the server's clock, however wrong that is.
+        # A date counts from the server's clock, even if that is wrong.
         return web.Response(
             status=503, headers={"Retry-After": value, "Date": "Sat, 21 Nov 2026 09:00:00 GMT"}
         )

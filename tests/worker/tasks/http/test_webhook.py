@@ -1,11 +1,9 @@
-"""`http.webhook`: what is sent, how it is signed, and what an answer means."""
+"""`http.webhook`: the request, its signature, and what a response means."""
 
 import base64
 import hashlib
 import hmac
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -21,8 +19,8 @@ from tandem_worker.failures import invalid_payload
 from tandem_worker.task import task_of
 from tandem_worker.tasks.http.webhook import delivery_headers, signing_key
 from tandem_worker.tasks.http.webhook import webhook as http_webhook
-from tests.worker.bench import Bench, open_bench
-from tests.worker.connectors.http.test_client import serving
+from tests.worker.bench import Bench
+from tests.worker.connectors.http.servers import serving
 
 TASK = task_of(http_webhook)
 SCHEMA = jsonschema_rs.validator_for(TASK.entry.payload_schema)
@@ -30,7 +28,7 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 class Receiver:
-    """Keeps what is delivered and answers with `status`."""
+    """Keeps deliveries and answers with `status`."""
 
     def __init__(self, status: int = 204, headers: dict[str, str] | None = None) -> None:
         self.status, self.headers = status, headers
@@ -39,12 +37,6 @@ class Receiver:
     async def __call__(self, request: web.BaseRequest) -> web.Response:
         self.got.append((request.method, request.headers, await request.read()))
         return web.Response(status=self.status, headers=self.headers)
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with open_bench(tmp_path) as opened:
-        yield opened
 
 
 def test_the_signature_equals_the_standards_example() -> None:
@@ -198,7 +190,7 @@ def test_a_secret_shows_nowhere() -> None:
         {"url": URL, "type": "a", "data": 1, "secret": SECRET}
     )
     assert SECRET not in f"{payload!r} {payload} {payload.model_dump()} {payload.model_dump_json()}"
-    # Right by its schema, wrong by its bytes: the worker's own word must not repeat it.
+    # Valid in the schema but not as bytes: the worker's error must not quote it.
     wrong = f"whsec_{'A' * 33}"
     SCHEMA.validate({"url": URL, "type": "a", "data": 1, "secret": wrong})
     with pytest.raises(ValidationError) as caught:

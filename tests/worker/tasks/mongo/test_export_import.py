@@ -1,4 +1,4 @@
-"""`mongo.export` and `mongo.import`: files that other code reads and writes too."""
+"""`mongo.export` and `mongo.import`, with files that other programs read and write."""
 
 import csv
 import gzip
@@ -20,13 +20,13 @@ from tandem_worker.tasks.mongo.imports import read_documents
 from tests.worker.bench import Bench
 from tests.worker.tables import parquet
 from tests.worker.tasks.mongo.test_tasks import OID, ORDERS, Database, ask, failure, fill
-from tests.worker.tasks.mongo.test_tasks import bench as bench  # noqa: PLC0414 - a fixture is found by its name
-from tests.worker.tasks.mongo.test_tasks import database as database  # noqa: PLC0414 - likewise
-from tests.worker.tasks.mongo.test_tasks import url as url  # noqa: PLC0414 - likewise
+from tests.worker.tasks.mongo.test_tasks import bench as bench  # noqa: PLC0414 - pytest finds fixtures by name
+from tests.worker.tasks.mongo.test_tasks import database as database  # noqa: PLC0414 - pytest finds fixtures by name
+from tests.worker.tasks.mongo.test_tasks import url as url  # noqa: PLC0414 - pytest finds fixtures by name
 
 
 async def exported(bench: Bench, format: str, **more: Any) -> tuple[Any, bytes]:
-    """The result and the file's bytes, found where a published file lies."""
+    """The result, and the bytes of the published file."""
     result = await ask(bench, mongo_export, {"format": format, **more}, id="exporting", stamp=1)
     data = await bench.resources.files.load(f"jobs/exporting/1/{result['file']['name']}", 1 << 30)
     assert result["file"]["size"] == len(data)
@@ -88,7 +88,7 @@ async def test_a_table_has_the_fields_of_all_documents(bench: Bench, database: D
 
 async def test_parquet_has_native_types(bench: Bench, database: Database) -> None:
     at = datetime(2026, 1, 31, 12, 0, 0, 5000, UTC)
-    whole = {
+    document = {
         "n": 1,
         "f": 0.5,
         "ok": True,
@@ -99,7 +99,7 @@ async def test_parquet_has_native_types(bench: Bench, database: Database) -> Non
         "o": {"a": [at]},
     }
     database.orders.insert_many(
-        [{"_id": bson.ObjectId(OID), **whole}, {"_id": "x", "n": 1 << 60, "f": 2, "mixed": "a"}]
+        [{"_id": bson.ObjectId(OID), **document}, {"_id": "x", "n": 1 << 60, "f": 2, "mixed": "a"}]
     )
     result, data = await exported(bench, "parquet")
     assert (result["count"], result["file"]["content_type"]) == (
@@ -107,12 +107,13 @@ async def test_parquet_has_native_types(bench: Bench, database: Database) -> Non
         "application/vnd.apache.parquet",
     )
     assert parquet.types(data) == {
-        "_id": "VARCHAR", "n": "BIGINT", "f": "DOUBLE", "ok": "BOOLEAN", "at": "TIMESTAMP WITH TIME ZONE",
-        "raw": "BLOB", "text": "VARCHAR", "mixed": "VARCHAR", "o": "VARCHAR",
+        "_id": "VARCHAR", "n": "BIGINT", "f": "DOUBLE", "ok": "BOOLEAN",
+        "at": "TIMESTAMP WITH TIME ZONE", "raw": "BLOB", "text": "VARCHAR", "mixed": "VARCHAR",
+        "o": "VARCHAR",
     }  # fmt: skip
     nothing = dict.fromkeys(("ok", "at", "raw", "text", "o"))
     assert parquet.rows(data) == [
-        {"_id": OID, **whole, "mixed": "1", "o": '{"a":[{"$date":"2026-01-31T12:00:00.005Z"}]}'},
+        {"_id": OID, **document, "mixed": "1", "o": '{"a":[{"$date":"2026-01-31T12:00:00.005Z"}]}'},
         {"_id": "x", "n": 1 << 60, "f": 2.0, **nothing, "mixed": "a"},
     ]
     database.orders.delete_many({})
@@ -124,7 +125,7 @@ async def test_parquet_has_native_types(bench: Bench, database: Database) -> Non
     stored = database.orders.find_one({"_id": OID})
     assert stored is not None
     assert {name: stored[name] for name in ("n", "f", "ok", "at", "raw", "text")} == {
-        name: whole[name] for name in ("n", "f", "ok", "at", "raw", "text")
+        name: document[name] for name in ("n", "f", "ok", "at", "raw", "text")
     }
     assert database.orders.find_one({"_id": "x"}) == {
         "_id": "x",
@@ -138,15 +139,17 @@ def test_parquet_of_other_programs_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     with duckdb.connect() as other:
         other.execute(
-            "COPY (SELECT 1::UTINYINT AS _id, DATE '2026-01-02' AS day, 1.10::DECIMAL(9,2) AS price, [1, NULL] AS l,"
-            " {'a': {'b': 1}} AS o, TIMESTAMP '2026-01-02 03:04:05' AS at, TIME '03:04:05' AS t, NULL AS none)"
+            "COPY (SELECT 1::UTINYINT AS _id, DATE '2026-01-02' AS day,"
+            " 1.10::DECIMAL(9,2) AS price, [1, NULL] AS l, {'a': {'b': 1}} AS o,"
+            " TIMESTAMP '2026-01-02 03:04:05' AS at, TIME '03:04:05' AS t, NULL AS none)"
             f" TO '{path}'"
         )
     (entry,) = read_documents([path.read_bytes()], "parquet", None)
     assert (entry.number, entry.problem) == (1, "")
     assert entry.document == {
         "_id": 1, "day": datetime(2026, 1, 2, tzinfo=UTC), "l": [1, None], "o": {"a": {"b": 1}},
-        "at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "t": "03:04:05", "price": bson.Decimal128("1.10"),
+        "at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "t": "03:04:05",
+        "price": bson.Decimal128("1.10"),
     }  # fmt: skip
 
 
@@ -208,7 +211,7 @@ async def test_import_counts_and_logs_bad_documents(bench: Bench, database: Data
         "inserted": 2,
         "bad_count": 5,
     }
-    assert [line["number"] for line in bench.kept.lines] == [2, 3, 6, 7, 5]
+    assert [line["number"] for line in bench.recorder.lines] == [2, 3, 6, 7, 5]
     assert database.orders.count_documents({}) == 3
 
 
@@ -222,4 +225,4 @@ async def test_a_large_import_is_applied_once(bench: Bench, database: Database) 
         "bad_count": 0,
     }
     assert database.orders.count_documents({}) == 5000
-    assert bench.kept.progressed[-1]["current"] == bench.kept.progressed[-1]["total"]
+    assert bench.recorder.progressed[-1]["current"] == bench.recorder.progressed[-1]["total"]

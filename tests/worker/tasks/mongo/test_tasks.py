@@ -1,6 +1,6 @@
-"""MongoDB tasks against a server over TCP: `nx-27017`, and the one that TANDEM_TEST_MONGO_URL names, if any.
+"""MongoDB tasks against servers over TCP: `nx-27017`, and the one in TANDEM_TEST_MONGO_URL.
 
-What only a real server has (decimals, transactions announced, unlocked time limits) is marked
+Tests of what only a real server has (decimals, announced transactions, time limits) are marked
 `real`.
 """
 
@@ -53,7 +53,7 @@ Database = pymongo.database.Database[dict[str, Any]]
 
 @pytest.fixture(params=MONGOS)
 def url(request: pytest.FixtureRequest) -> str:
-    """Each server, by the URL of a database that nobody else uses; it may have parameters."""
+    """The URL of a new database on each server; it may have parameters."""
     return mongo_database(
         REAL_MONGO if request.param == "real" else str(request.getfixturevalue("mongo_url"))
     )
@@ -61,7 +61,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def database(url: str) -> Iterator[Database]:
-    """The database as another client sees it."""
+    """The database through another client."""
     with pymongo.MongoClient[dict[str, Any]](
         url, tz_aware=True, serverSelectionTimeoutMS=5000
     ) as client:
@@ -80,7 +80,7 @@ async def bench(url: str, database: Database, tmp_path: Path) -> AsyncIterator[B
 
 
 async def ask(bench: Bench, function: Any, payload: dict[str, Any], **job: Any) -> Any:
-    """The result of a task on `orders`, which fits its schema as the payload does."""
+    """The result of a task on `orders`; checks payload and result against their schemas."""
     given = {"connection": "demo", "collection": "orders", **payload}
     entry = task_of(function).entry
     jsonschema_rs.validator_for(entry.payload_schema).validate(given)
@@ -99,9 +99,6 @@ async def fill(bench: Bench) -> None:
     assert await ask(bench, mongo_insert, {"documents": ORDERS}) == {"inserted": 3}
 
 
-# ------------------------------------------------------------------------------------------ reading
-
-
 async def test_inserted_documents_are_found_with_their_types(
     bench: Bench, database: Database
 ) -> None:
@@ -112,8 +109,8 @@ async def test_inserted_documents_are_found_with_their_types(
     assert stored["at"].isoformat() == "2026-01-31T12:00:00+00:00"
     result = await ask(bench, mongo_find, {"filter": {"amount": {"$gt": 0}}, "sort": {"amount": 1}})
     assert result == {"count": 3}
-    assert bench.kept.items == [ORDERS[1], ORDERS[0], ORDERS[2]]
-    assert bench.kept.progressed[-1] == {"current": 3, "total": 3, "message": None}
+    assert bench.recorder.items == [ORDERS[1], ORDERS[0], ORDERS[2]]
+    assert bench.recorder.progressed[-1] == {"current": 3, "total": 3, "message": None}
 
 
 async def test_find_by_extended_json(bench: Bench) -> None:
@@ -128,20 +125,20 @@ async def test_find_by_extended_json(bench: Bench) -> None:
         "amount": {"$numberDouble": "12.5"},
         "at": {"$date": {"$numberLong": "1769860800000"}},
     }
-    assert bench.kept.items == [ORDERS[0], canonical]
+    assert bench.recorder.items == [ORDERS[0], canonical]
 
 
 async def test_find_with_a_projection_and_a_limit(bench: Bench) -> None:
     await fill(bench)
     asked = {"projection": {"city": 1, "_id": 0}, "sort": {"amount": -1}, "limit": 2}
     assert await ask(bench, mongo_find, asked) == {"count": 2}
-    assert bench.kept.items == [{"city": "Oslo"}, {"city": "Oslo"}]
+    assert bench.recorder.items == [{"city": "Oslo"}, {"city": "Oslo"}]
 
 
 async def test_find_reads_beyond_the_first_batch(bench: Bench, database: Database) -> None:
     database.orders.insert_many([{"n": number} for number in range(1234)])
     assert await ask(bench, mongo_find, {"sort": {"n": 1}}) == {"count": 1234}
-    assert [item["n"] for item in bench.kept.items] == list(range(1234))
+    assert [item["n"] for item in bench.recorder.items] == list(range(1234))
 
 
 async def test_aggregate_streams_the_pipelines_documents(bench: Bench) -> None:
@@ -152,7 +149,7 @@ async def test_aggregate_streams_the_pipelines_documents(bench: Bench) -> None:
         {"$sort": {"_id": 1}},
     ]
     assert await ask(bench, mongo_aggregate, {"pipeline": pipeline}) == {"count": 2}
-    assert bench.kept.items == [{"_id": "Bergen", "total": 7}, {"_id": "Oslo", "total": 12.5}]
+    assert bench.recorder.items == [{"_id": "Bergen", "total": 7}, {"_id": "Oslo", "total": 12.5}]
 
 
 async def test_lookup_reads_only_collections_that_the_connection_allows(
@@ -163,7 +160,7 @@ async def test_lookup_reads_only_collections_that_the_connection_allows(
     joined = {"from": "cities", "localField": "city", "foreignField": "name", "as": "place"}
     pipeline = [{"$match": {"city": "Bergen"}}, {"$lookup": joined}]
     assert await ask(bench, mongo_aggregate, {"pipeline": pipeline}) == {"count": 1}
-    assert bench.kept.items[0]["place"][0]["people"] == 291940
+    assert bench.recorder.items[0]["place"][0]["people"] == 291940
     error = await failure(
         bench, mongo_aggregate, {"pipeline": [{"$lookup": {**joined, "from": "users"}}]}
     )
@@ -206,13 +203,10 @@ async def test_system_databases_and_collections_are_refused(
     assert not caught.value.retryable
 
 
-# ------------------------------------------------------------------------------------------ writing
-
-
 async def test_inserts_are_applied_once(bench: Bench, database: Database) -> None:
     documents = [{"n": number} for number in range(20)]
     id = new_id()
-    # The first attempt got as far as half of them before its worker was lost.
+    # The first attempt inserted half of them before its worker was lost.
     database.orders.insert_many(
         [{"_id": derived_id(id, number), "n": number} for number in range(10)]
     )
@@ -241,7 +235,7 @@ async def test_an_existing_key_is_an_error_unless_the_job_inserted_it(
     assert await ask(bench, mongo_insert, {"documents": [{"_id": 1, "n": 1}]}, id=id) == {
         "inserted": 1
     }
-    # Somebody else's since then.
+    # Since then another client has replaced it.
     database.orders.update_one({"_id": 1}, {"$set": {"n": 5}})
     assert (
         await failure(bench, mongo_insert, {"documents": [{"_id": 1, "n": 1}]}, id=id)
@@ -276,7 +270,7 @@ async def test_update_and_delete_count_documents(bench: Bench, database: Databas
 async def test_a_transaction_applies_updates_and_deletes_once(
     bench: Bench, database: Database
 ) -> None:
-    # nx-27017 has transactions but does not announce them, as a replica set would.
+    # nx-27017 has transactions, but does not announce them like a replica set.
     bench.resources.mongo("demo").has_transactions = True
     database.orders.insert_many([{"_id": number, "n": 0} for number in range(4)])
     database[APPLIED].insert_one({"_id": "somebody else's"})
@@ -310,11 +304,11 @@ async def test_a_cancelled_job_leaves_the_connection_usable(
 ) -> None:
     database.orders.insert_many([{"n": number} for number in range(5000)])
     finding = asyncio.create_task(ask(bench, mongo_find, {}))
-    await eventually(lambda: bench.kept.items)
+    await eventually(lambda: bench.recorder.items)
     finding.cancel()
     with pytest.raises(asyncio.CancelledError):
         await finding
-    assert len(bench.kept.items) < 5000
+    assert len(bench.recorder.items) < 5000
     assert await ask(bench, mongo_find, {"limit": 1}) == {"count": 1}
 
 
@@ -325,7 +319,7 @@ async def test_decimals_survive(bench: Bench) -> None:
     assert await ask(bench, mongo_find, {"filter": {"price": {"$numberDecimal": "1.1"}}}) == {
         "count": 1
     }
-    assert bench.kept.items == [price]
+    assert bench.recorder.items == [price]
 
 
 @real

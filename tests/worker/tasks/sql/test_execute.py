@@ -66,7 +66,7 @@ async def test_statements_are_applied_in_order(bench: Bench, database: Database)
         ("mug", 6),
         ("pot", 21),
     ]
-    assert bench.kept.progressed[-1] == {"current": 7, "total": 7, "message": None}
+    assert bench.recorder.progressed[-1] == {"current": 7, "total": 7, "message": None}
 
 
 async def test_rows_with_the_databases_own_placeholders(bench: Bench, database: Database) -> None:
@@ -222,7 +222,7 @@ async def test_a_cancelled_job_applies_nothing(bench: Bench, database: Database)
     task = asyncio.create_task(
         execute(bench, "UPDATE stock SET amount = 1", *["SELECT 1"] * 5000, slow, id="job")
     )
-    await eventually(lambda: bench.kept.progressed)
+    await eventually(lambda: bench.recorder.progressed)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -1,4 +1,4 @@
-"""`sql.export` as a job: the files are read back by other code than wrote them."""
+"""`sql.export` as a job; the files are read by other code than wrote them."""
 
 import csv
 import gzip
@@ -29,7 +29,10 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :last) SELECT i, 'x' AS t FROM n"
+NUMBERS = (
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :last)"
+    " SELECT i, 'x' AS t FROM n"
+)
 ODD = ["", None, "a,b", 'say "hi"', "two\nlines", "\\.", " ", "ünï", "\r", "NULL", "plain", "''"]
 
 
@@ -51,7 +54,7 @@ async def bench(url: str, tmp_path: Path) -> AsyncIterator[Bench]:
 async def export(
     bench: Bench, text: str, format: str = "csv", params: Any = None, **more: Any
 ) -> tuple[Any, bytes]:
-    """The result and the file's bytes, found where a published file lies."""
+    """The result, and the bytes of the published file."""
     payload = {"connection": "main", "sql": text, "params": params, "format": format, **more}
     result = await bench.run(sql_export, payload, stamp=7)
     jsonschema_rs.validator_for(task_of(sql_export).entry.result_schema).validate(result)
@@ -88,10 +91,13 @@ async def test_every_row_is_in_the_file(bench: Bench, format: str, compression: 
         )
 
 
+def _literal(value: str | None) -> str:
+    return "NULL" if value is None else "'" + value.replace("'", "''") + "'"
+
+
 async def test_odd_texts_export_alike_from_every_database(bench: Bench) -> None:
     text = " UNION ALL ".join(
-        f"SELECT {n} AS n, {'NULL' if one is None else chr(39) + one.replace(chr(39), chr(39) * 2) + chr(39)} AS t"
-        for n, one in enumerate(ODD)
+        f"SELECT {number} AS n, {_literal(value)} AS t" for number, value in enumerate(ODD)
     )
     _, data = await export(bench, f"{text} ORDER BY n;  -- done")
     lines = data.decode().split("\n", 3)
@@ -160,8 +166,9 @@ async def test_a_connection_is_usable_after_a_refusal(bench: Bench) -> None:
 async def test_values_of_postgresql(bench: Bench, url: str) -> None:
     if url.startswith("sqlite"):
         return
-    text = """SELECT :d::date AS day, :t::timestamptz AS at, :n::numeric AS n, :b::bytea AS b, :j::jsonb AS j,
-        :l::int[] AS l, :nothing::text AS nothing, 0.1::float8 AS f, true AS yes, '$1' AS no_param, 'it''s' AS q"""
+    text = """SELECT :d::date AS day, :t::timestamptz AS at, :n::numeric AS n, :b::bytea AS b,
+        :j::jsonb AS j, :l::int[] AS l, :nothing::text AS nothing, 0.1::float8 AS f, true AS yes,
+        '$1' AS no_param, 'it''s' AS q"""
     params = {
         "d": "2026-02-03",
         "t": "2026-02-03T04:05:06.789+01:00",
@@ -187,8 +194,9 @@ async def test_values_of_postgresql(bench: Bench, url: str) -> None:
     _, data = await export(bench, text, "csv", params)
     server = await asyncpg.connect(url)
     out = io.BytesIO()
-    plain = """SELECT '2026-02-03'::date AS day, '2026-02-03T03:05:06.789Z'::timestamptz AS at, 3 AS n,
-        '\\x00ff'::bytea AS b, '{"a": ["''"]}'::jsonb AS j, '{1,2}'::int[] AS l, NULL AS nothing, 0.1::float8 AS f,
+    plain = """SELECT '2026-02-03'::date AS day, '2026-02-03T03:05:06.789Z'::timestamptz AS at,
+        3 AS n, '\\x00ff'::bytea AS b, '{"a": ["''"]}'::jsonb AS j, '{1,2}'::int[] AS l,
+        NULL AS nothing, 0.1::float8 AS f,
         true AS yes, '$1' AS no_param, 'it''s' AS q"""
     await server.copy_from_query(plain, output=out, format="csv", header=True)
     await server.close()
@@ -198,7 +206,10 @@ async def test_values_of_postgresql(bench: Bench, url: str) -> None:
 async def test_values_of_sqlite(bench: Bench, url: str) -> None:
     if not url.startswith("sqlite"):
         return
-    text = "SELECT 1 AS i, 0.5 AS r, x'00ff' AS b, 9e999 AS high, NULL AS n UNION ALL SELECT 2, NULL, NULL, 1, 'x'"
+    text = (
+        "SELECT 1 AS i, 0.5 AS r, x'00ff' AS b, 9e999 AS high, NULL AS n"
+        " UNION ALL SELECT 2, NULL, NULL, 1, 'x'"
+    )
     _, data = await export(bench, text)
     assert data == b"i,r,b,high,n\n1,0.5,AP8=,Infinity,\n2,,,1,x\n"
     _, data = await export(bench, text, "parquet")

@@ -1,4 +1,4 @@
-"""`sql.import` as a job: the rows are read back by the database's own client."""
+"""`sql.import` as a job; the rows are read by the database's own client."""
 
 import gzip
 import io
@@ -25,7 +25,10 @@ from tests.worker.connectors.sql.databases import Database
 SCHEMA = jsonschema_rs.validator_for(task_of(sql_import).entry.payload_schema)
 ROWS = [("cup", 1, 4.5), ("pot", 2, None), ("", None, 0.25)]
 CSV = b'item,amount,price\r\ncup,1,4.5\r\npot,2,\r\n"",,0.25\r\n'
-NDJSON = b'{"item":"cup","amount":1,"price":4.5}\n{"price":null,"item":"pot","amount":2}\n\n{"item":"","price":0.25}\n'
+NDJSON = (
+    b'{"item":"cup","amount":1,"price":4.5}\n{"price":null,"item":"pot","amount":2}\n'
+    b'\n{"item":"","price":0.25}\n'
+)
 
 
 def parquet() -> bytes:
@@ -147,7 +150,7 @@ async def test_many_rows_are_imported_in_batches(bench: Bench, database: Databas
     assert await database.rows("SELECT count(*), sum(amount) FROM stock") == [
         (20_000, sum(range(20_000)))
     ]
-    assert bench.kept.progressed[-1]["current"] == 20_000
+    assert bench.recorder.progressed[-1]["current"] == 20_000
 
 
 async def test_an_upsert_keeps_the_last_row_of_a_key(bench: Bench, database: Database) -> None:
@@ -174,7 +177,10 @@ async def test_columns_can_be_chosen(bench: Bench, database: Database) -> None:
 async def test_bad_rows_are_left_out_and_listed(
     bench: Bench, database: Database, batch: int
 ) -> None:
-    data = b'item,amount,price\ncup,1,1\ncup,2,1\npot,3,200\n"two\nlines",4,1\nshort\nbox,5,1\n"open,1,1\nlast,7,7\n'
+    data = (
+        b'item,amount,price\ncup,1,1\ncup,2,1\npot,3,200\n"two\nlines",4,1\nshort\nbox,5,1\n'
+        b'"open,1,1\nlast,7,7\n'
+    )
     result = await imported(bench, data, max_bad=4, batch=batch, stamp=3)
     assert (result["row_count"], result["bad_count"]) == (3, 4)
     assert sorted(await database.rows("SELECT item FROM stock")) == [

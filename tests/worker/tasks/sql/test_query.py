@@ -1,4 +1,4 @@
-"""`sql.query` as a job: what holds for SQLite and PostgreSQL alike."""
+"""`sql.query` as a job: what SQLite and PostgreSQL have in common."""
 
 import asyncio
 import sqlite3
@@ -75,8 +75,8 @@ async def test_rows_stream_as_objects(bench: Bench) -> None:
         "row_count": 3,
         "columns": [{"name": "name", "type": "text"}, {"name": "people", "type": kind}],
     }
-    assert bench.kept.items == [{"name": name, "people": people} for name, people in CITIES]
-    assert bench.kept.progressed[-1] == {"current": 3, "total": 3, "message": None}
+    assert bench.recorder.items == [{"name": name, "people": people} for name, people in CITIES]
+    assert bench.recorder.progressed[-1] == {"current": 3, "total": 3, "message": None}
     jsonschema_rs.validator_for(TASK.entry.result_schema).validate(result)
 
 
@@ -89,7 +89,7 @@ async def test_rows_can_be_the_result(bench: Bench) -> None:
     )
     assert result["row_count"] == 2
     assert sorted(row["name"] for row in result["rows"]) == ["Bergen", "Tromsø"]
-    assert bench.kept.items == []
+    assert bench.recorder.items == []
     jsonschema_rs.validator_for(TASK.entry.result_schema).validate(result)
 
 
@@ -105,10 +105,13 @@ async def test_an_unknown_connection_is_named(bench: Bench) -> None:
 
 async def test_an_empty_result_is_valid(bench: Bench) -> None:
     result = await query(bench, "SELECT name FROM cities WHERE people < 0")
-    assert (result["row_count"], bench.kept.items) == (0, [])
+    assert (result["row_count"], bench.recorder.items) == (0, [])
 
 
-NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :last) SELECT i FROM n"
+NUMBERS = (
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :last)"
+    " SELECT i FROM n"
+)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +125,7 @@ async def test_more_than_max_rows_fail_the_job(
         return
     error = await failure(bench, NUMBERS, {"last": last}, max_rows=limit)
     assert (error.type, error.retryable) == ("too_large", False)
-    assert len(bench.kept.items) == limit
+    assert len(bench.recorder.items) == limit
 
 
 async def test_a_result_holds_up_to_a_thousand_rows(bench: Bench) -> None:
@@ -137,8 +140,8 @@ async def test_a_result_holds_up_to_a_thousand_rows(bench: Bench) -> None:
 async def test_many_rows_arrive_once_and_in_order(bench: Bench) -> None:
     result = await query(bench, NUMBERS, {"last": 12_345})
     assert result["row_count"] == 12_345
-    assert [row["i"] for row in bench.kept.items] == list(range(1, 12_346))
-    assert [report["current"] for report in bench.kept.progressed] == [5000, 10000, 12_345]
+    assert [row["i"] for row in bench.recorder.items] == list(range(1, 12_346))
+    assert [report["current"] for report in bench.recorder.progressed] == [5000, 10000, 12_345]
 
 
 async def test_memory_stays_constant(bench: Bench) -> None:
@@ -156,7 +159,7 @@ async def test_memory_stays_constant(bench: Bench) -> None:
 
     await query(bench, NUMBERS, {"last": 10})
     sink = Counting()
-    bench.kept = sink  # type: ignore[assignment] # a sink that keeps nothing
+    bench.recorder = sink  # type: ignore[assignment] # a sink that does not keep items
     before = psutil.Process().memory_info().rss
     wide = NUMBERS.replace("SELECT i FROM", f"SELECT i, '{'x' * 1000}' AS text FROM")
     await query(bench, wide, {"last": 100_000})
@@ -274,7 +277,7 @@ async def test_a_cancelled_job_leaves_a_usable_connection(bench: Bench) -> None:
     running = [
         asyncio.create_task(query(bench, NUMBERS, {"last": 2_000_000_000})) for _ in range(12)
     ]
-    await eventually(lambda: bench.kept.items)
+    await eventually(lambda: bench.recorder.items)
     for task in running:
         task.cancel()
     ended = await asyncio.gather(*running, return_exceptions=True)
