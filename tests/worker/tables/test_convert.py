@@ -42,7 +42,7 @@ ROWS: list[dict[str, Any]] = [
 CSV = (
     "id,name,rate,ok,zip,note\n"
     '1,"Ada, ""Countess""",1.5,true,01234,"two\nlines"\n'
-    "-2,Grace,2.0,false,99999,\n"
+    '-2,Grace,2.0,false,99999,""\n'
     ",Zoë,,,1,x\n"
 )  # fmt: skip
 
@@ -172,14 +172,16 @@ async def test_a_column_has_the_type_that_all_its_fields_have(bench: Bench) -> N
     # The value that breaks a type comes last, far behind any sample.
     columns: dict[str, tuple[str, str, type]] = {
         "int": ("7", "-7", int),
-        "number": ("7", "1e-3", float),
+        "number": ("7", "0.001", float),
         "code": ("7", "007", str),
         "long": ("7", "12345678901234567890", str),
         "precise": ("1.5", "0.12345678901234567890", str),
         "bool": ("true", "False", bool),
         "yes": ("true", "yes", str),
-        "zero": ("0", "-0", float),
-        "empty": ("", "", str),
+        "zero": ("0", "-0", str),
+        "cents": ("3.5", "3.10", str),
+        "digits": ("1.5", "100000000000000.01", str),
+        "empty": ("", "", type(None)),
         "inf": ("1.0", "inf", str),
     }
     first, last = (
@@ -197,7 +199,7 @@ async def test_a_column_has_the_type_that_all_its_fields_have(bench: Bench) -> N
         name: kind for name, (*_, kind) in columns.items()
     }
     assert [rows[-1][name] for name in ("code", "long", "precise", "inf", "empty")] == [
-        "007", "12345678901234567890", "0.12345678901234567890", "inf", ""
+        "007", "12345678901234567890", "0.12345678901234567890", "inf", None
     ]  # fmt: skip
 
 
@@ -255,7 +257,7 @@ async def test_parquet_values_that_json_lacks(bench: Bench) -> None:
     out = io.BytesIO()
     pq.write_table(nanos, out)
     made, _, _ = await converted(bench, out.getvalue(), to="csv")
-    assert made == b"t\n1970-01-01 00:00:00.000000001\n1970-01-01 00:00:00.000001000\n"
+    assert made == b"t\n1970-01-01T00:00:00.000000001\n1970-01-01T00:00:00.000001000\n"
 
 
 @pytest.mark.parametrize("to", ["csv", "ndjson", "json", "parquet"])

@@ -1,10 +1,10 @@
 """Tables from one format to another, in batches; read twice if all rows decide the columns' types.
 
 A CSV column has the type that all of its fields have: integer, number, or boolean (`true`,
-`false`); an empty field is a null in these three. All other columns are text, and so are numbers
-that would change (`007`, 19 digits and more). Objects and arrays, and columns of mixed types,
-become JSON text in CSV and Parquet. In JSON, bytes are base64, times RFC 3339, decimals strings,
-and NaN and the infinities null.
+`false`). All other columns are text, and so are numbers that would not come back letter by letter
+(`007`, `3.10`, 19 digits and more). An empty field is a null, `""` an empty text. Objects and
+arrays, and columns of mixed types, become JSON text in CSV and Parquet. In JSON, bytes are base64,
+times RFC 3339, decimals strings, and NaN and the infinities null.
 """
 
 import re
@@ -31,11 +31,20 @@ ColumnType = Literal["int64", "double", "bool", "string"]  # Arrow's names
 
 BATCH_ROWS = 4096
 BATCH_CHARS = 4 << 20  # of the source
+_EXACT_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,14}")
+_DOUBLE = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:e[+-][0-9]{2,3})?")
+
+
+def _is_exact_double(text: str) -> bool:
+    """Whether the text is what its double is written as, or an integer that a double holds."""
+    if _EXACT_INTEGER.fullmatch(text):
+        return True
+    return _DOUBLE.fullmatch(text) is not None and repr(float(text)) == text
+
+
 _MATCHES: dict[ColumnType, Callable[[str], object]] = {
     "int64": re.compile(r"0|-?[1-9][0-9]{0,17}").fullmatch,
-    "double": re.compile(
-        r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,17})?(?:[eE][+-]?[0-9]{1,2})?"
-    ).fullmatch,
+    "double": _is_exact_double,
     "bool": {"true", "false", "True", "False", "TRUE", "FALSE"}.__contains__,
 }
 _PARSERS: dict[ColumnType, Callable[[str], Any]] = {
@@ -97,7 +106,7 @@ def _column_types(width: int, rows: Iterator[FileRow]) -> list[ColumnType]:
     for batch in _batches(rows):
         for index, column in enumerate(zip(*batch, strict=True)):
             if possible[index]:
-                fields = list(filter(None, column))
+                fields = [field for field in column if field is not None]
                 filled[index] = filled[index] or bool(fields)
                 possible[index] = [
                     type_ for type_ in possible[index] if all(map(_MATCHES[type_], fields))
@@ -109,17 +118,15 @@ def _column_types(width: int, rows: Iterator[FileRow]) -> list[ColumnType]:
 
 
 def _typed(rows: Iterator[FileRow], types: list[ColumnType] | list[None]) -> Iterator[ColumnBatch]:
-    """The rows with typed values; an empty field of type None is a null, as CSV writes it."""
+    """The rows with typed values; fields of type None stay text."""
     for batch in _batches(rows):
         columns: list[list[Any]] = []
         for type_, column in zip(types, zip(*batch, strict=True), strict=True):
-            if type_ is None:
-                columns.append([field or None for field in column])
-            elif type_ == "string":
+            if type_ is None or type_ == "string":
                 columns.append(list(column))
             else:
                 parse = _PARSERS[type_]
-                columns.append([parse(field) if field else None for field in column])
+                columns.append([None if field is None else parse(field) for field in column])
         yield ColumnBatch(columns, len(batch))
 
 

@@ -7,6 +7,7 @@ from datetime import time
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tandem_worker.archives.compression import Compression, Sink
@@ -125,7 +126,12 @@ class ParquetReader:
     def __init__(self, file: Any) -> None:
         with _malformed():
             # Without read-ahead and threads, only the pages being decoded are in memory.
-            self._file = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+            self._file = pq.ParquetFile(
+                file,
+                buffer_size=1 << 20,
+                pre_buffer=False,
+                coerce_int96_timestamp_unit="us",  # as nanoseconds, 9999 and 0001 would overflow
+            )
             self.schema = self._file.schema_arrow
         self.names = distinct(list(self.schema.names))
         self.rows: int = self._file.metadata.num_rows
@@ -140,11 +146,32 @@ class ParquetReader:
                 return
             yield batch
 
+    def _fine_columns(self) -> set[str]:
+        """The names of the timestamp columns with a value that is not of whole microseconds."""
+        names = [
+            field.name
+            for field in self.schema
+            if pa.types.is_timestamp(field.type) and field.type.unit == "ns"
+        ]
+        fine: set[str] = set()
+        with _malformed():
+            for batch in self._file.iter_batches(READ_ROWS, columns=names, use_threads=False):
+                for name in names:
+                    nanoseconds = batch.column(name).cast(pa.int64())
+                    rest = pc.subtract(nanoseconds, pc.multiply(pc.divide(nanoseconds, 1000), 1000))
+                    if pc.any(pc.not_equal(rest, 0)).as_py():
+                        fine.add(name)
+        return fine
+
     def batches(self) -> Iterator[ColumnBatch]:
-        """The rows as Python values."""
+        """The rows as Python values. Each column has one form, decided by all of its values."""
+        fine = self._fine_columns()
         for batch in self.arrow_batches():
             with _malformed():
-                columns = [_values(column) for column in batch.columns]
+                columns = [
+                    _values(column, fine=name in fine)
+                    for name, column in zip(self.names, batch.columns, strict=True)
+                ]
             yield ColumnBatch(columns, batch.num_rows)
 
 
@@ -152,16 +179,39 @@ class ParquetReader:
 def _malformed() -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise Permanent("invalid_file", f"malformed Parquet: {str(error)[:200]}") from None
 
 
-def _values(column: Any) -> list[Any]:
-    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
-        # Python's times have microseconds; a column with finer values becomes text.
-        try:
-            column = column.cast(pa.timestamp("us", column.type.tz))
-        except pa.ArrowInvalid:
-            column = column.cast(pa.string())
-    values: list[Any] = column.to_pylist()
+def _values(column: Any, *, fine: bool) -> list[Any]:
+    """The column as Python values; times that those cannot hold are text."""
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        if fine:
+            return _fine_moments(column)
+        if kind.unit == "ns":
+            column = column.cast(pa.timestamp("us", kind.tz))
+    elif pa.types.is_float16(kind) or pa.types.is_float32(kind):
+        # By way of the shortest text: as a double, 0.1 would have the digits of another number.
+        texts = column.cast(pa.float32()).cast(pa.string()).to_pylist()
+        return [None if text is None else float(text) for text in texts]
+    try:
+        values: list[Any] = column.to_pylist()
+    except (OverflowError, ValueError):
+        values = [_value(scalar) for scalar in column]
     return values
+
+
+def _value(scalar: Any) -> Any:
+    """One value that may lie outside the years 1 to 9999, or be finer than a microsecond."""
+    try:
+        return scalar.as_py()
+    except (OverflowError, ValueError):
+        text = scalar.cast(pa.string()).as_py()
+        return text.replace(" ", "T", 1) if pa.types.is_timestamp(scalar.type) else text
+
+
+def _fine_moments(column: Any) -> list[Any]:
+    """RFC 3339 with nine digits."""
+    texts = column.cast(pa.string()).to_pylist()
+    return [None if text is None else text.replace(" ", "T", 1) for text in texts]

@@ -21,13 +21,19 @@ from tandem_worker.errors import Permanent
 from tandem_worker.tables.json_array import elements
 from tandem_worker.tables.schema import distinct
 from tandem_worker.tables.table import TableFormat
-from tandem_worker.tables.text import MAX_LINE_CHARS, decoded, lines, peek
+from tandem_worker.tables.text import (
+    MAX_LINE_CHARS,
+    SAMPLE_BYTES,
+    decoded,
+    delimiter_of,
+    lines,
+    peek,
+)
 
 OnBad = Literal["fail", "keep"]
 
 _decode_exactly = msgspec.json.Decoder(float_hook=Decimal).decode
 _BAD_ROW_CHARS = 1000  # of a row that cannot be read, kept as its value
-_CELL = re.compile(r'(?:^|,)(?:(?P<quoted>"(?:[^"]|"")*")|[^,"\r\n]*)')
 
 
 class FileRow(msgspec.Struct, gc=False):
@@ -67,8 +73,9 @@ def read_table(
     """
     if format == "parquet":
         return _parquet_table(pieces)
-    found = lines(_inflated(pieces, compression), "utf-8-sig")
-    return csv_table(found, on_bad="keep", strict=True)
+    start, data = peek(_inflated(pieces, compression), SAMPLE_BYTES)
+    delimiter = delimiter_of(start[:SAMPLE_BYTES].decode("utf-8-sig", errors="replace"))
+    return csv_table(lines(data, "utf-8-sig", newline=""), delimiter, on_bad="keep")
 
 
 def read_objects(
@@ -119,24 +126,34 @@ def csv_records(
             return
 
 
-def csv_table(
-    lines: Iterable[str], delimiter: str = ",", *, on_bad: OnBad, strict: bool = False
-) -> FileTable:
-    """CSV with a header. Empty lines are skipped, unless there is only one column.
+def csv_table(lines: Iterable[str], delimiter: str, *, on_bad: OnBad) -> FileTable:
+    """CSV with a header. An empty field is None unless it is quoted.
 
-    With `strict` quotes are checked, an empty field is None unless it is quoted, and the header is
-    the first line even if that is empty.
+    Empty lines are skipped, unless there is only one column, and so is a first line `sep=;`, which
+    tells Excel the delimiter.
     """
-    records = csv_records(lines, delimiter, on_bad=on_bad, strict=strict)
-    header = next((record for record in records if record.value or strict), None)
+    records = csv_records(lines, delimiter, on_bad=on_bad, strict=True)
+    header = next((record for record in records if not _is_preamble(record)), None)
     if header is not None and header.problem:
         raise Permanent("invalid_file", f"line {header.line}: {header.problem}")
     columns = distinct([] if header is None else header.value)
-    return FileTable(columns, _csv_rows(records, len(columns), on_bad, nulls=strict))
+    cell = _cell_pattern(delimiter)
+    return FileTable(columns, _csv_rows(records, len(columns), on_bad, cell))
+
+
+def _is_preamble(record: FileRow) -> bool:
+    return not record.problem and (
+        not any(record.value) or re.fullmatch(r"sep=[^\r\n]\r?\n?", record.text) is not None
+    )
+
+
+def _cell_pattern(delimiter: str) -> re.Pattern[str]:
+    mark = re.escape(delimiter)
+    return re.compile(rf'(?:^|{mark})(?:(?P<quoted>"(?:[^"]|"")*")|[^{mark}"\r\n]*)')
 
 
 def _csv_rows(
-    records: Iterator[FileRow], width: int, on_bad: OnBad, *, nulls: bool
+    records: Iterator[FileRow], width: int, on_bad: OnBad, cell: re.Pattern[str]
 ) -> Iterator[FileRow]:
     for record in records:
         fields = record.value
@@ -151,15 +168,15 @@ def _csv_rows(
             problem = f"the row has {len(fields)} values, the header {width}"
             yield _bad(record.line, record.text, problem, on_bad, fields=fields)
         else:
-            if nulls and "" in fields:
-                record.value = _with_nulls(fields, record.text)
+            if "" in fields:
+                record.value = _with_nulls(fields, record.text, cell)
             yield record
 
 
-def _with_nulls(fields: list[str], text: str) -> list[str | None]:
+def _with_nulls(fields: list[str], text: str, cell: re.Pattern[str]) -> list[str | None]:
     if '""' not in text:
         return [field or None for field in fields]
-    quoted = [match["quoted"] is not None for match in _CELL.finditer(text.rstrip("\r\n"))]
+    quoted = [match["quoted"] is not None for match in cell.finditer(text.rstrip("\r\n"))]
     return [
         field if field or (number < len(quoted) and quoted[number]) else None
         for number, field in enumerate(fields)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -40,6 +41,8 @@ def text(value: Any, hook: Callable[[Any], Any] | None = None) -> str:
     """The value as JSON without surrounding quotes; `hook` converts what JSON cannot represent."""
     if isinstance(value, float):
         return msgspec.json.encode(value).decode() if math.isfinite(value) else non_finite(value)
+    if isinstance(value, Decimal):
+        return f"{value:f}"  # never with an exponent
     body = msgspec.json.encode(value, enc_hook=hook).decode()
     return str(msgspec.json.decode(body)) if body.startswith('"') else body
 

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Literal
@@ -69,9 +70,14 @@ def lines(
 
 
 def delimiter_of(sample: str) -> str:
-    """The delimiter that splits most rows of the sample into as many fields as its first row."""
+    """The delimiter that splits most rows of the sample into as many fields as its first row.
+
+    A first line `sep=;` names it, as Excel reads and writes it.
+    """
+    if named := re.match(r"\ufeff?sep=([^\r\n])\r?(?:\n|$)", sample):
+        return named[1]
     best, best_score = ",", (0.0, 0)
-    start = sample.splitlines(keepends=True)[:-1] or [sample]
+    start = io.StringIO(sample, newline="").readlines()[:-1] or [sample]
     for delimiter in DELIMITERS:
         try:
             rows = [len(fields) for fields in csv.reader(start, delimiter=delimiter) if fields]

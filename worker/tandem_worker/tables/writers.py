@@ -7,6 +7,7 @@ a process.
 """
 
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -73,7 +74,8 @@ class JsonWriter:
 
     def write(self, batch: ColumnBatch) -> None:
         names = self._names
-        rows = [dict(zip(names, row, strict=True)) for row in zip(*batch.columns, strict=True)]
+        columns = map(_plain_decimals, batch.columns)
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
         self.add(map(msgspec.json.encode, rows or [{}] * batch.rows))
 
     def add(self, items: Iterable[bytes]) -> None:
@@ -88,6 +90,14 @@ class JsonWriter:
         if self._array:
             self._out.write(b"\n]\n" if self._begun else b"[]\n")
         self._out.finish()
+
+
+def _plain_decimals(column: list[Any]) -> list[Any]:
+    """The column with decimals as text without an exponent, which msgspec would write."""
+    first = next((value for value in column if value is not None), None)
+    if not isinstance(first, Decimal):
+        return column
+    return [f"{value:f}" if isinstance(value, Decimal) else value for value in column]
 
 
 class Buffer:
