@@ -35,7 +35,7 @@ MAX_SHUTDOWN_SECONDS = 10.0  # for requests under way, once no more are accepted
 log = structlog.get_logger()
 
 
-class Server(uvicorn.Server):
+class ApiServer(uvicorn.Server):
     """uvicorn's, which announces its end: first to probes, then to everything that waits."""
 
     def __init__(self, config: uvicorn.Config, drain: Drain, linger: float) -> None:
@@ -62,7 +62,7 @@ class Server(uvicorn.Server):
             task.cancel()
 
 
-def make_server(edge: Edge, settings: Settings) -> Server:
+def make_server(edge: Edge, settings: Settings) -> ApiServer:
     """A server for `server.serve(sockets)`."""
     config = uvicorn.Config(
         edge,
@@ -83,7 +83,7 @@ def make_server(edge: Edge, settings: Settings) -> Server:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, int(min(settings.drain, MAX_SHUTDOWN_SECONDS)) - 1),
     )
-    return Server(config, edge.drain, settings.linger)
+    return ApiServer(config, edge.drain, settings.linger)
 
 
 def ease_collector() -> None:
@@ -114,7 +114,7 @@ def serve(settings: Settings, sockets: list[socket.socket], *, tied: bool = Fals
     return 0
 
 
-def _end_with_parent(server: Server) -> None:
+def _end_with_parent(server: ApiServer) -> None:
     try:
         while os.read(sys.stdin.fileno(), 1024):
             pass

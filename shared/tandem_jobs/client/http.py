@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from tandem_jobs.client.transfers import Upload
+from tandem_jobs.client.transfers import UploadSource
 from tandem_jobs.client.transport import ConnectionLost, Request
 from tandem_shared.errors import Malformed
 
@@ -52,7 +52,7 @@ class BlockingTransport:
 
     async def send(self, request: Request) -> _BlockingResponse:
         upload = request.body
-        body = iter(upload.read, b"") if isinstance(upload, Upload) else upload
+        body = iter(upload.read, b"") if isinstance(upload, UploadSource) else upload
         with _translated_errors():
             message = build_request(self._http, self.url, self._key, request, body)
             return _BlockingResponse(self._http.send(message, stream=True))
@@ -91,7 +91,7 @@ class AsyncTransport:
 
     async def send(self, request: Request) -> _AsyncResponse:
         upload = request.body
-        body = _chunks(upload) if isinstance(upload, Upload) else upload
+        body = _chunks(upload) if isinstance(upload, UploadSource) else upload
         with _translated_errors():
             message = build_request(self._http, self.url, self._key, request, body)
             return _AsyncResponse(await self._http.send(message, stream=True))
@@ -106,7 +106,7 @@ class AsyncTransport:
         await self._http.aclose()
 
 
-async def _chunks(upload: Upload) -> AsyncIterator[bytes]:
+async def _chunks(upload: UploadSource) -> AsyncIterator[bytes]:
     while data := await asyncio.to_thread(upload.read):
         yield data
 

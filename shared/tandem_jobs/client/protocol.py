@@ -25,7 +25,7 @@ from tandem_jobs.client.errors import JobCancelled, JobFailed, problem_of
 from tandem_jobs.client.models import Entry, File, Job
 from tandem_jobs.client.ndjson import EntryDecoder
 from tandem_jobs.client.retries import MIN_PAUSE_SECONDS, Retries
-from tandem_jobs.client.transfers import DownloadState, PartFile, Upload
+from tandem_jobs.client.transfers import DownloadState, PartFile, UploadSource
 from tandem_jobs.client.transport import (
     READ_TIMEOUT_SECONDS,
     ConnectionLost,
@@ -205,7 +205,7 @@ class ApiCalls:
 
         An open file that cannot seek is sent only once. Raises OSError if it cannot be read.
         """
-        upload = await self._transport.run(partial(Upload, source))
+        upload = await self._transport.run(partial(UploadSource, source))
         try:
             label = upload.name if name is None else name
             query = {} if label is None else {"name": label}
@@ -302,7 +302,7 @@ class ApiCalls:
     async def _send(self, request: Request, retries: Retries) -> Response:
         """The open response of a request that succeeded. Raises Problem and ConnectionLost."""
         while True:
-            if isinstance(request.body, Upload):
+            if isinstance(request.body, UploadSource):
                 await self._transport.run(request.body.rewind)
             response = await self._transport.send(request)
             status, headers = response.status, response.headers

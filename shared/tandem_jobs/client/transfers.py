@@ -17,7 +17,7 @@ _DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
 _RANGE = re.compile(r"bytes ([0-9]+)-[0-9]+/(?:[0-9]+|\*)")
 
 
-class Upload:
+class UploadSource:
     """A file to upload, by its path or open. An open file is read from where it stands.
 
     Raises OSError.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from tandem_jobs.client.transfers import Upload
+from tandem_jobs.client.transfers import UploadSource
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ class Request:
     path: str
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | Upload = b""
+    body: bytes | UploadSource = b""
     timeout: float = READ_TIMEOUT_SECONDS
 
 

@@ -79,7 +79,7 @@ from tandem_shared.queue.scripts import (
     translate_errors,
 )
 from tandem_shared.queue.stats import read_stats, read_workers
-from tandem_shared.queue.steps import StepStore
+from tandem_shared.queue.steps import StepRecords
 
 # Of a job's stream: when its oldest part should move to the file store, and what it may hold.
 ARCHIVE_FROM_BYTES = 2 << 20
@@ -119,7 +119,7 @@ class Queue:
         self._scripts = Scripts(redis, self.prefix, (lease, keep, grace), clock=clock)
         self._subscriptions = JobSubscriptions(redis, self.prefix, self._scripts)
         self.events = JobEvents(redis, self.prefix, self._scripts)  # for the ledger
-        self.steps = StepStore(self._scripts)
+        self.steps = StepRecords(self._scripts)
         self.locks = Locks(self._scripts, self._subscriptions)
         self.arq = ArqQueue(redis, self._scripts)
         self.integrity = Integrity(redis, self.prefix, self._scripts)

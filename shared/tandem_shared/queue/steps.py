@@ -27,7 +27,7 @@ class KeptStep(NamedTuple):
     body: bytes
 
 
-class StepStore:
+class StepRecords:
     """Steps of one shard's jobs. Calls raise Unavailable if Redis is away; repeats are safe."""
 
     def __init__(self, scripts: Scripts) -> None:

@@ -12,7 +12,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-__all__ = ["Compression", "Deflating", "Sink", "compression_of", "inflated", "zstd"]
+__all__ = ["ByteSink", "Compression", "Deflating", "compression_of", "inflated", "zstd"]
 
 Compression = Literal["gzip", "zstd"]
 
@@ -21,7 +21,7 @@ _MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "z
 _GZIP_WBITS = 31  # zlib: gzip's header and trailer, a window of 32 KiB
 
 
-class Sink(Protocol):
+class ByteSink(Protocol):
     """Accepts bytes, such as `job.files.create(…)`."""
 
     def write(self, data: bytes, /) -> int: ...
@@ -98,7 +98,7 @@ class Deflating:
     The same data gives the same bytes.
     """
 
-    def __init__(self, sink: Sink, compression: Compression | None) -> None:
+    def __init__(self, sink: ByteSink, compression: Compression | None) -> None:
         self._sink = sink
         self._stream: Any = None
         if compression == "gzip":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import IO, cast
 
-from tandem_worker.archives.compression import Deflating, Sink
+from tandem_worker.archives.compression import ByteSink, Deflating
 from tandem_worker.archives.names import ArchiveFormat, entry_names
 from tandem_worker.archives.pieces import PieceReader
 from tandem_worker.jobs.files import FileRef
@@ -51,7 +51,7 @@ def pack(job: SyncJob, sources: list[FileRef], format: ArchiveFormat) -> FileRef
     return out.commit()
 
 
-def _pack_zip(entries: Entries, read: Read, out: Sink) -> None:
+def _pack_zip(entries: Entries, read: Read, out: ByteSink) -> None:
     # A sink has no `seek` and `tell`, so zipfile writes the sizes behind each entry.
     with zipfile.ZipFile(cast("IO[bytes]", out), "w") as archive:
         for name, source in entries:
@@ -64,7 +64,7 @@ def _pack_zip(entries: Entries, read: Read, out: Sink) -> None:
                     place.write(piece)
 
 
-def _pack_tar(entries: Entries, read: Read, out: Sink) -> None:
+def _pack_tar(entries: Entries, read: Read, out: ByteSink) -> None:
     file = cast("IO[bytes]", out)
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for name, source in entries:

@@ -91,8 +91,8 @@ class ProcessPool:
     def __init__(self, limit: int | None = None, *, log: Level = "info") -> None:
         self._log = log
         self._slots = asyncio.Semaphore(limit or os.cpu_count() or 1)
-        self._idle: list[Child] = []
-        self._children: set[Child] = set()
+        self._idle: list[PoolProcess] = []
+        self._children: set[PoolProcess] = set()
         self._ending: set[asyncio.Task[None]] = set()
 
     async def run(self, task: Task, job: Job, payload: Any) -> msgspec.Raw:
@@ -110,7 +110,7 @@ class ProcessPool:
         body = bytes(payload) if isinstance(payload, msgspec.Raw) else encode(payload)
         while True:
             await self._slots.acquire()
-            child: Child | None = None
+            child: PoolProcess | None = None
             try:
                 child = self._pop_idle() or await self._start_child()
                 return await child.run(job, frame(start, body))
@@ -125,7 +125,7 @@ class ProcessPool:
                 else:
                     await self._replace(child)
 
-    def _pop_idle(self) -> "Child | None":
+    def _pop_idle(self) -> "PoolProcess | None":
         while self._idle:
             child = self._idle.pop()
             if child.alive():
@@ -133,12 +133,12 @@ class ProcessPool:
             self._children.discard(child)
         return None
 
-    async def _start_child(self) -> "Child":
-        child = await Child.start(self._log)
+    async def _start_child(self) -> "PoolProcess":
+        child = await PoolProcess.start(self._log)
         self._children.add(child)
         return child
 
-    async def _replace(self, child: "Child") -> None:
+    async def _replace(self, child: "PoolProcess") -> None:
         async def end() -> None:
             try:
                 await child.end()
@@ -161,7 +161,7 @@ class ProcessPool:
         self._children.difference_update(idle)
 
 
-class Child:
+class PoolProcess:
     """One child process, seen from the worker. It runs one job at a time."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -173,7 +173,7 @@ class Child:
         self.busy = False  # with a job whose end it has not reported
 
     @classmethod
-    async def start(cls, log: Level = "info") -> "Child":
+    async def start(cls, log: Level = "info") -> "PoolProcess":
         command = (sys.executable, "-m", "tandem_worker.executors.child", str(os.getpid()), log)
         pipe = asyncio.subprocess.PIPE
         return cls(

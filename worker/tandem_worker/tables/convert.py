@@ -15,7 +15,7 @@ from typing import IO, Any, Literal
 
 import msgspec
 
-from tandem_worker.archives.compression import Compression, Deflating, Sink
+from tandem_worker.archives.compression import ByteSink, Compression, Deflating
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.sync import SyncFiles
@@ -164,7 +164,7 @@ def _json_to_json(source: TableSource, to: TableFormat, out: Deflating) -> int:
 
 
 def _from_parquet(
-    source: TableSource, to: TableFormat, sink: Sink, compression: Compression | None
+    source: TableSource, to: TableFormat, sink: ByteSink, compression: Compression | None
 ) -> int:
     done = 0
     with ExitStack() as stack:

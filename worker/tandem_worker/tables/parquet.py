@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tandem_worker.archives.compression import Compression, Sink
+from tandem_worker.archives.compression import ByteSink, Compression
 from tandem_worker.errors import Permanent
 from tandem_worker.tables.schema import distinct
 from tandem_worker.tables.table import ColumnBatch, Columns, TypeMismatch
@@ -37,7 +37,7 @@ class ParquetWriter:
 
     def __init__(
         self,
-        sink: Sink,
+        sink: ByteSink,
         schema: Any,
         compression: Compression | None,
         text: Callable[[Any], str] = str,
@@ -109,7 +109,7 @@ def _read_texts(values: list[Any], type: Any) -> Any:
 class _SinkFile(io.RawIOBase):
     """A sink as a file for Arrow; closing it does not close the sink."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: ByteSink) -> None:
         self._sink = sink
 
     def writable(self) -> bool:

@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 
-from tandem_worker.archives.compression import Compression, Deflating, Sink
+from tandem_worker.archives.compression import ByteSink, Compression, Deflating
 from tandem_worker.tables.table import ColumnBatch, Columns, TableFormat, TableWriter
 
 
 def open_writer(
-    sink: Sink, format: TableFormat, compression: Compression | None, columns: Columns
+    sink: ByteSink, format: TableFormat, compression: Compression | None, columns: Columns
 ) -> TableWriter:
     """The writer of a format, compressed as a whole; Parquet inside, with Zstandard by default."""
     if format == "parquet":

@@ -69,7 +69,7 @@ async def export(job: Job, payload: MongoExport) -> MongoExported:
     count = 0
 
     async def pieces(
-        documents: AsyncIterator[RawBSONDocument], encoder: _Encoder
+        documents: AsyncIterator[RawBSONDocument], encoder: _DocumentEncoder
     ) -> AsyncIterator[bytes]:
         nonlocal count
         async for chunk in _chunks(documents):
@@ -103,7 +103,7 @@ async def _chunks(documents: AsyncIterator[RawBSONDocument]) -> AsyncIterator[li
         yield chunk
 
 
-class _Encoder(Protocol):
+class _DocumentEncoder(Protocol):
     """Makes a file of BSON documents. It computes: call it in a thread."""
 
     def write(self, documents: Sequence[bytes]) -> bytes:
@@ -114,7 +114,7 @@ class _Encoder(Protocol):
 
 
 @contextmanager
-def _open_encoder(payload: MongoExport) -> Iterator[_Encoder]:
+def _open_encoder(payload: MongoExport) -> Iterator[_DocumentEncoder]:
     if payload.format in ("ndjson", "json"):
         yield _JsonEncoder(payload)
         return

@@ -107,7 +107,7 @@ class _Export:
         return file
 
     async def _encoded(self) -> AsyncGenerator[bytes, None]:
-        encoder = _Encoder(self._payload.format, self._payload.compression)
+        encoder = _RowEncoder(self._payload.format, self._payload.compression)
         async with self._connection.query(self._sql, self._params, timeout=self._timeout) as result:
             async for chunk in result:
                 await self._advance(self.count + len(chunk))
@@ -141,7 +141,7 @@ class _Export:
         await self._job.progress(count)
 
 
-class _Encoder:
+class _RowEncoder:
     """Makes a file of rows. Each call returns the bytes that are ready, and may raise TaskError."""
 
     def __init__(self, format: ExportFormat, compression: Compression | None) -> None:
