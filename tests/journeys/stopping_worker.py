@@ -17,7 +17,7 @@ from typing import Any
 from tandem_shared.settings import load_settings
 from tandem_worker.connectors.mongo.connection import MongoConnection
 from tandem_worker.connectors.mongo.connections import MongoConnections
-from tandem_worker.connectors.sql.connections import SqlConnection, SqlConnections, Transaction
+from tandem_worker.connectors.sql.connections import SqlConnection, SqlConnections, SqlTransaction
 from tandem_worker.loader import load_tasks
 from tandem_worker.resources import Resources, open_resources
 from tandem_worker.runtime.worker import Worker
@@ -26,7 +26,7 @@ from tandem_worker.runtime.worker import Worker
 class Noting:
     """A transaction that knows whether a statement of the job's own has run in it."""
 
-    def __init__(self, inner: Transaction) -> None:
+    def __init__(self, inner: SqlTransaction) -> None:
         self._inner = inner
         self.worked = False
 

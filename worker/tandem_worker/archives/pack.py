@@ -22,7 +22,7 @@ _CONTENT_TYPES: dict[ArchiveFormat, str] = {
 }
 
 Entries = list[tuple[str, FileRef]]  # by their names in the archive
-Read = Callable[[FileRef], Generator[bytes, None, None]]
+ReadFile = Callable[[FileRef], Generator[bytes, None, None]]
 
 
 def pack(job: SyncJob, sources: list[FileRef], format: ArchiveFormat) -> FileRef:
@@ -51,7 +51,7 @@ def pack(job: SyncJob, sources: list[FileRef], format: ArchiveFormat) -> FileRef
     return out.commit()
 
 
-def _pack_zip(entries: Entries, read: Read, out: ByteSink) -> None:
+def _pack_zip(entries: Entries, read: ReadFile, out: ByteSink) -> None:
     # A sink has no `seek` and `tell`, so zipfile writes the sizes behind each entry.
     with zipfile.ZipFile(cast("IO[bytes]", out), "w") as archive:
         for name, source in entries:
@@ -64,7 +64,7 @@ def _pack_zip(entries: Entries, read: Read, out: ByteSink) -> None:
                     place.write(piece)
 
 
-def _pack_tar(entries: Entries, read: Read, out: ByteSink) -> None:
+def _pack_tar(entries: Entries, read: ReadFile, out: ByteSink) -> None:
     file = cast("IO[bytes]", out)
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for name, source in entries:

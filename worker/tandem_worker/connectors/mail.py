@@ -31,7 +31,7 @@ QUIT_TIMEOUT_SECONDS = 2.0
 _DEFAULT_PORTS = {"smtp": 587, "smtps": 465}
 
 
-class Refusal(NamedTuple):
+class RefusedRecipient(NamedTuple):
     """A recipient that the server refused, with its answer."""
 
     address: str
@@ -62,7 +62,9 @@ class Mailer:
         """The sender of mails that do not name one."""
         return None if self._server is None else self._server.sender
 
-    async def send(self, sender: str, recipients: Sequence[str], message: bytes) -> list[Refusal]:
+    async def send(
+        self, sender: str, recipients: Sequence[str], message: bytes
+    ) -> list[RefusedRecipient]:
         """Send the message; returns the refused recipients. Raises TaskError if that is all."""
         server = self._server
         if server is None:
@@ -95,7 +97,8 @@ class Mailer:
             except (errors.SMTPException, OSError, ValueError) as error:
                 raise _task_error(error) from None
         return [
-            Refusal(address, answer.code, answer.message) for address, answer in refused.items()
+            RefusedRecipient(address, answer.code, answer.message)
+            for address, answer in refused.items()
         ]
 
 

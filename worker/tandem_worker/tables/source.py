@@ -1,4 +1,4 @@
-"""Stored tables for `file.convert`; compression, encoding, format and delimiter are detected.
+"""StoredBytes tables for `file.convert`; compression, encoding, format and delimiter are detected.
 
 Errors are Permanent: `invalid_file` for content that does not have the given format or encoding,
 `too_large` for a row above MAX_LINE_CHARS or a file above MAX_INFLATED_BYTES.

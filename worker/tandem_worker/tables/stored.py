@@ -9,7 +9,7 @@ from tandem_worker.jobs.job import Job
 READ_TIMEOUT_SECONDS = 60.0  # for each piece from the store
 
 
-class Stored:
+class StoredBytes:
     """The bytes of a stored file, to be iterated outside the event loop; `bytes_read` so far."""
 
     def __init__(self, job: Job, source: FileRef) -> None:

@@ -63,8 +63,10 @@ _SYSTEM_DATABASES = frozenset({"admin", "config", "local"})
 _RAW: Any = DECODING.with_options(document_class=RawBSONDocument)
 _DUPLICATE_CODE = 11000
 
-Document = dict[str, Any]
-Work = Callable[[AsyncIOMotorCollection[Document], AsyncIOMotorClientSession], Awaitable[Document]]
+BsonDocument = dict[str, Any]
+Work = Callable[
+    [AsyncIOMotorCollection[BsonDocument], AsyncIOMotorClientSession], Awaitable[BsonDocument]
+]
 
 
 class CollectionRef(NamedTuple):
@@ -101,10 +103,10 @@ class MongoConnection:
         self._url = url
         self._server_timeout = server_timeout  # seconds
         self._database = database
-        self._client: AsyncIOMotorClient[Document] | None = None
+        self._client: AsyncIOMotorClient[BsonDocument] | None = None
         self._opening = asyncio.Lock()
 
-    async def database(self, name: str | None = None) -> AsyncIOMotorDatabase[Document]:
+    async def database(self, name: str | None = None) -> AsyncIOMotorDatabase[BsonDocument]:
         """Motor's database for your own tasks; without a name that of the URL. Raises TaskError."""
         chosen = name or self._database
         if chosen is None:
@@ -119,9 +121,9 @@ class MongoConnection:
     async def find(
         self,
         target: CollectionRef,
-        filter: Document,
+        filter: BsonDocument,
         *,
-        projection: Document | None = None,
+        projection: BsonDocument | None = None,
         sort: Sequence[tuple[str, Any]] = (),
         limit: int = 0,
         raw: bool = False,
@@ -146,8 +148,8 @@ class MongoConnection:
 
     @asynccontextmanager
     async def aggregate(
-        self, target: CollectionRef, pipeline: list[Document]
-    ) -> AsyncIterator[AsyncIterator[Document]]:
+        self, target: CollectionRef, pipeline: list[BsonDocument]
+    ) -> AsyncIterator[AsyncIterator[BsonDocument]]:
         """The documents that the pipeline produces; it may not sort or group on disk."""
         collection = await self._collection(target)
         async with self._session(target.deadline) as session:
@@ -161,7 +163,7 @@ class MongoConnection:
     async def insert(
         self,
         target: CollectionRef,
-        documents: list[Document],
+        documents: list[BsonDocument],
         *,
         derived: Collection[int],
         repeated: bool,
@@ -179,14 +181,15 @@ class MongoConnection:
                     await collection.insert_many(documents, ordered=False, session=session)
                     return []
                 except BulkWriteError as error:
-                    failed = {
-                        int(one["index"]): one for one in error.details.get("writeErrors", [])
-                    }
+                    errors = error.details.get("writeErrors", [])
+                    failed = {int(failure["index"]): failure for failure in errors}
                     # Without write errors the write concern failed: the writes may be lost again.
                     if not failed:
                         raise
-            duplicates = {i for i, one in failed.items() if one.get("code") == _DUPLICATE_CODE}
-            stored: dict[bytes, Document] = {}
+            duplicates = {
+                index for index, failure in failed.items() if failure.get("code") == _DUPLICATE_CODE
+            }
+            stored: dict[bytes, BsonDocument] = {}
             with self._bounded(target.deadline):
                 ids = [documents[index]["_id"] for index in duplicates]
                 async for found in collection.find(
@@ -194,10 +197,10 @@ class MongoConnection:
                 ):
                     stored[_key(found)] = found
         rejected = []
-        for index, one in sorted(failed.items()):
+        for index, failure in sorted(failed.items()):
             existing = stored.get(_key(documents[index])) if index in duplicates else None
             if existing is None:
-                reason = str(one.get("errmsg", "refused"))
+                reason = str(failure.get("errmsg", "refused"))
             elif index in derived or (repeated and _equal(existing, documents[index])):
                 continue
             else:
@@ -219,17 +222,17 @@ class MongoConnection:
         self,
         target: CollectionRef,
         job: str,
-        filter: Document,
+        filter: BsonDocument,
         update: Any,
         *,
         many: bool,
         upsert: bool,
-    ) -> Document:
+    ) -> BsonDocument:
         """`{matched, modified, upserted}`; applied once if the server has transactions."""
 
         async def work(
-            collection: AsyncIOMotorCollection[Document], session: AsyncIOMotorClientSession
-        ) -> Document:
+            collection: AsyncIOMotorCollection[BsonDocument], session: AsyncIOMotorClientSession
+        ) -> BsonDocument:
             change = collection.update_many if many else collection.update_one
             done = await change(filter, update, upsert=upsert, session=session)
             return {
@@ -241,13 +244,13 @@ class MongoConnection:
         return await self._once(target, job, work)
 
     async def delete(
-        self, target: CollectionRef, job: str, filter: Document, *, many: bool
-    ) -> Document:
+        self, target: CollectionRef, job: str, filter: BsonDocument, *, many: bool
+    ) -> BsonDocument:
         """`{deleted}`; applied once if the server has transactions."""
 
         async def work(
-            collection: AsyncIOMotorCollection[Document], session: AsyncIOMotorClientSession
-        ) -> Document:
+            collection: AsyncIOMotorCollection[BsonDocument], session: AsyncIOMotorClientSession
+        ) -> BsonDocument:
             delete = collection.delete_many if many else collection.delete_one
             return {"deleted": (await delete(filter, session=session)).deleted_count}
 
@@ -259,14 +262,14 @@ class MongoConnection:
             self._client.close()
             self._client = None
 
-    async def _open(self) -> AsyncIOMotorClient[Document]:
+    async def _open(self) -> AsyncIOMotorClient[BsonDocument]:
         async with self._opening:
             if self._client is None:
                 given = {key.lower() for key, _ in parse_qsl(urlsplit(self._url).query)}
                 options = {
                     key: value for key, value in _DEFAULTS.items() if key.lower() not in given
                 }
-                connect: Callable[[], AsyncIOMotorClient[Document]] = partial(
+                connect: Callable[[], AsyncIOMotorClient[BsonDocument]] = partial(
                     AsyncIOMotorClient, self._url, io_loop=asyncio.get_running_loop(), **options
                 )
                 try:
@@ -276,7 +279,7 @@ class MongoConnection:
                     raise task_error(error, self.name) from None
             return self._client
 
-    async def _collection(self, target: CollectionRef) -> AsyncIOMotorCollection[Document]:
+    async def _collection(self, target: CollectionRef) -> AsyncIOMotorCollection[BsonDocument]:
         check_collection(target.name)
         return (await self.database(target.database))[target.name]
 
@@ -308,7 +311,7 @@ class MongoConnection:
             async with _cleanup():
                 await session.end_session()
 
-    async def _read(self, cursor: Any, deadline: float) -> AsyncGenerator[Document, None]:
+    async def _read(self, cursor: Any, deadline: float) -> AsyncGenerator[BsonDocument, None]:
         try:
             while True:
                 # Around each step: a yield inside would apply the limit to the consumer, too.
@@ -322,7 +325,7 @@ class MongoConnection:
             async with _cleanup():
                 await cursor.close()
 
-    async def _once(self, target: CollectionRef, job: str, work: Work) -> Document:
+    async def _once(self, target: CollectionRef, job: str, work: Work) -> BsonDocument:
         """Do the work and record its result in one transaction, or return an earlier attempt's."""
         collection = await self._collection(target)
         async with self._session(target.deadline) as session:
@@ -370,9 +373,9 @@ async def _cleanup() -> AsyncIterator[None]:
             yield
 
 
-def _key(document: Document) -> bytes:
+def _key(document: BsonDocument) -> bytes:
     return bson.encode({"_id": document["_id"]})
 
 
-def _equal(stored: Document, ours: Document) -> bool:
+def _equal(stored: BsonDocument, ours: BsonDocument) -> bool:
     return stored == bson.decode(bson.encode(ours), DECODING)

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from tandem_worker.connectors.sql.connections import SqlConnection, Transaction
+from tandem_worker.connectors.sql.connections import SqlConnection, SqlTransaction
 from tandem_worker.connectors.sql.placeholders import Dialect
 from tandem_worker.errors import Permanent, TaskError
 
@@ -40,7 +40,7 @@ async def apply_once(
     connection: SqlConnection,
     job: str,
     step: str,
-    work: Callable[[Transaction], Awaitable[Any]],
+    work: Callable[[SqlTransaction], Awaitable[Any]],
     *,
     timeout: float,
 ) -> Applied:

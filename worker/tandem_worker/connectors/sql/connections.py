@@ -40,7 +40,7 @@ _SCHEMES: dict[str, type[SqliteConnection] | type[PostgresConnection]] = {
 }
 
 
-class Transaction(Protocol):
+class SqlTransaction(Protocol):
     """One transaction: all of its statements are applied, or none."""
 
     async def execute(
@@ -85,7 +85,7 @@ class SqlConnection(Protocol):
     ) -> AbstractAsyncContextManager[CsvStream]:
         """Like `query`, as CSV with a header that the database writes; only if it `copies`."""
 
-    def transaction(self, *, timeout: float) -> AbstractAsyncContextManager[Transaction]:
+    def transaction(self, *, timeout: float) -> AbstractAsyncContextManager[SqlTransaction]:
         """Run statements; the end of the block applies all of them, an exception none.
 
         `timeout` is in seconds. Raises TaskError, `read_only` without `mode=rw`.

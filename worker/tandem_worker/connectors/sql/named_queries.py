@@ -55,7 +55,7 @@ def load_queries(path: str, connections: Collection[str]) -> dict[str, NamedQuer
         return {}
     try:
         text = Path(path).read_text(encoding="utf-8")
-        declared = msgspec.convert(tomllib.loads(text), _File).queries
+        declared = msgspec.convert(tomllib.loads(text), _QueryFile).queries
     except OSError as error:
         raise Misconfigured(f"{_SETTING}: {path}: {error.strerror}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
@@ -76,7 +76,7 @@ def load_queries(path: str, connections: Collection[str]) -> dict[str, NamedQuer
     return declared
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
+class _QueryFile(msgspec.Struct, forbid_unknown_fields=True):
     queries: dict[str, NamedQuery]
 
 

@@ -20,7 +20,7 @@ from tandem_worker.connectors.sql import rows
 from tandem_worker.connectors.sql.bulk_load import Loader
 from tandem_worker.connectors.sql.copy_out import CopyStream, copy_out
 from tandem_worker.connectors.sql.pg_errors import task_error, unreachable
-from tandem_worker.connectors.sql.pg_exchange import exchange_text
+from tandem_worker.connectors.sql.pg_exchange import Connection, exchange_text
 from tandem_worker.connectors.sql.pg_literals import Types, arguments
 from tandem_worker.connectors.sql.pg_load import PostgresLoader, TaskErrors, table_columns
 from tandem_worker.connectors.sql.placeholders import Dialect, bind, first_word
@@ -39,7 +39,6 @@ _REFUSED_COMMANDS = frozenset(
     "abort begin commit copy end prepare release rollback savepoint start".split()
 )
 
-Connection = Any  # asyncpg ships no types
 Params = Sequence[Any] | Mapping[str, Any] | None
 
 
@@ -82,8 +81,11 @@ class PostgresConnection:
         for known in (False, True):
             statement = await connection.prepare(text, name="")
             types = self._types[key]
-            used = [*statement.get_parameters(), *(one.type for one in statement.get_attributes())]
-            if known or all(one.oid in types for one in used):
+            used = [
+                *statement.get_parameters(),
+                *(column.type for column in statement.get_attributes()),
+            ]
+            if known or all(type_.oid in types for type_ in used):
                 break
             await self._read_types(key)
         return statement, types
@@ -112,7 +114,9 @@ class PostgresConnection:
             _check_returns_rows(statement)
             with self._task_errors():
                 cursor = await statement.cursor(*values)
-            columns = [Column(one.name, one.type.name) for one in statement.get_attributes()]
+            columns = [
+                Column(column.name, column.type.name) for column in statement.get_attributes()
+            ]
             yield PostgresRows(cursor, columns, self._task_errors)
 
     @asynccontextmanager

@@ -47,7 +47,7 @@ def _check_name(value: str) -> str:
     return value
 
 
-FileName = Annotated[
+DownloadName = Annotated[
     str,
     Field(
         min_length=1,
@@ -67,7 +67,7 @@ class HttpDownload(BaseModel):
     headers: HeadersWithoutRange = Field(
         None, description="except those that belong to the connection, and Range and If-Range"
     )
-    name: FileName | None = Field(
+    name: DownloadName | None = Field(
         None, description="of the file; default: from the response or the URL"
     )
     max_bytes: Annotated[

@@ -18,7 +18,7 @@ from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
 from tandem_worker.tables.names import format_of
 from tandem_worker.tables.reader import read_objects
-from tandem_worker.tables.stored import Stored
+from tandem_worker.tables.stored import StoredBytes
 from tandem_worker.tables.table import TableFormat
 from tandem_worker.task import task
 from tandem_worker.tasks.mongo.inserts import Inserts, NumberedDocument, next_batch
@@ -60,7 +60,7 @@ async def import_file(job: Job, payload: MongoImport) -> MongoImported:
     be read, or that the server refuses, are counted and logged; all others are inserted.
     """
     source = await job.files.stat(payload.source)
-    stored = Stored(job, source)
+    stored = StoredBytes(job, source)
     format = payload.format or format_of(source) or "ndjson"
     documents = read_documents(stored, format, payload.compression)
 

@@ -59,10 +59,10 @@ class Inserts:
 
     async def add(self, batch: Sequence[NumberedDocument]) -> None:
         """Insert the valid documents of a batch, and count the others as bad."""
-        for one in batch:
-            if one.document is None:
-                self._count_bad(one.number, one.problem)
-        good = [one for one in batch if one.document is not None]
+        for item in batch:
+            if item.document is None:
+                self._count_bad(item.number, item.problem)
+        good = [item for item in batch if item.document is not None]
         if good:
             for rejected in await self.insert(good):
                 self._count_bad(good[rejected.position].number, rejected.reason)
@@ -77,9 +77,9 @@ def next_batch(documents: Iterator[NumberedDocument]) -> list[NumberedDocument]:
     """The next documents to insert together; empty at the end."""
     batch: list[NumberedDocument] = []
     size = 0
-    for one in islice(documents, BATCH_DOCUMENTS):
-        batch.append(one)
-        size += one.size
+    for document in islice(documents, BATCH_DOCUMENTS):
+        batch.append(document)
+        size += document.size
         if size >= BATCH_BYTES:
             break
     return batch

@@ -27,7 +27,7 @@ _NOT_SYSTEM = {
     }
 }
 
-Query = Annotated[dict[str, Any], Field(description="a MongoDB query, in Extended JSON")]
+MongoQuery = Annotated[dict[str, Any], Field(description="a MongoDB query, in Extended JSON")]
 ExtendedJson = Annotated[
     Form, Field(description="form of the documents: canonical keeps the type of every number")
 ]
@@ -57,7 +57,7 @@ class MongoTarget(BaseModel):
 class MongoRead(MongoTarget):
     """A query for documents."""
 
-    filter: Query = {}
+    filter: MongoQuery = {}
     projection: Annotated[
         dict[str, Any] | None, Field(description="the fields to return, {name: 1}")
     ] = None

@@ -11,7 +11,7 @@ from tandem_worker.errors import Permanent
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
 from tandem_worker.tasks.mongo.inserts import Inserts, NumberedDocument
-from tandem_worker.tasks.mongo.payloads import MongoTarget, Query, collection_ref, to_document
+from tandem_worker.tasks.mongo.payloads import MongoQuery, MongoTarget, collection_ref, to_document
 
 
 class MongoInsert(MongoTarget):
@@ -23,7 +23,7 @@ class MongoInsert(MongoTarget):
 class MongoUpdate(MongoTarget):
     """The payload of `mongo.update`."""
 
-    filter: Query
+    filter: MongoQuery
     update: Annotated[
         dict[str, Any] | list[dict[str, Any]],
         Field(description="operators such as $set, or a pipeline", min_length=1),
@@ -35,7 +35,7 @@ class MongoUpdate(MongoTarget):
 class MongoDelete(MongoTarget):
     """The payload of `mongo.delete`."""
 
-    filter: Query
+    filter: MongoQuery
     many: Annotated[bool, Field(description="delete all matches instead of one")] = False
 
 

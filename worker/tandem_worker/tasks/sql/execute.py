@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from tandem_worker.connectors.sql.apply_once import apply_once
-from tandem_worker.connectors.sql.connections import Transaction
+from tandem_worker.connectors.sql.connections import SqlTransaction
 from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
@@ -79,7 +79,7 @@ async def execute(job: Job, payload: SqlExecute) -> SqlExecuted:
         1 if statement.rows is None else len(statement.rows) for statement in payload.statements
     )
 
-    async def work(transaction: Transaction) -> list[int]:
+    async def work(transaction: SqlTransaction) -> list[int]:
         rowcounts, done = [], 0
         for statement in payload.statements:
             count = 0

@@ -15,7 +15,7 @@ from tandem_shared.errors import NotFound
 from tandem_shared.files.names import job_path
 from tandem_worker.connectors.sql.apply_once import apply_once
 from tandem_worker.connectors.sql.bulk_load import Loader, RowsRefused
-from tandem_worker.connectors.sql.connections import Transaction
+from tandem_worker.connectors.sql.connections import SqlTransaction
 from tandem_worker.connectors.sql.rows import plain
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.deadline import call_timeout
@@ -23,7 +23,7 @@ from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
 from tandem_worker.tables.names import format_of
 from tandem_worker.tables.reader import FileRow, read_objects, read_table
-from tandem_worker.tables.stored import Stored
+from tandem_worker.tables.stored import StoredBytes
 from tandem_worker.task import task
 from tandem_worker.tasks.sql.export import ExportFormat
 from tandem_worker.tasks.sql.payloads import ConnectionName
@@ -143,10 +143,10 @@ class _Import:
         self._columns: list[str] = []  # of the rows, in the order of their values
         self._loader: Loader | None = None
 
-    async def run(self, transaction: Transaction) -> _Counts:
+    async def run(self, transaction: SqlTransaction) -> _Counts:
         """Raises TaskError, `bad_rows` for more than `max_bad`."""
         known = await transaction.columns(self._payload.table)
-        stored = Stored(self._job, self._source)  # reads in this loop
+        stored = StoredBytes(self._job, self._source)  # reads in this loop
         rows = await asyncio.to_thread(self._rows, stored, known)
         with tempfile.SpooledTemporaryFile(BAD_ROWS_BYTES) as bad:
             async with aclosing(_batches(rows, self._payload.batch)) as batches:
@@ -157,7 +157,7 @@ class _Import:
                 await self._job.files.write(BAD_ROWS_FILE, _contents(bad), "application/x-ndjson")
         return _Counts(self._count, self._bad, self._job.stamp)
 
-    def _rows(self, stored: Stored, known: list[str]) -> Iterator[FileRow]:
+    def _rows(self, stored: StoredBytes, known: list[str]) -> Iterator[FileRow]:
         """The rows of the file: lists of the values of `columns`, or objects if it is NDJSON."""
         payload = self._payload
         if self._format == "ndjson":
@@ -177,7 +177,7 @@ class _Import:
             return table.rows
         return _chosen(table.rows, [table.columns.index(name) for name in self._columns])
 
-    async def _write(self, transaction: Transaction, batch: list[FileRow], bad: Any) -> None:
+    async def _write(self, transaction: SqlTransaction, batch: list[FileRow], bad: Any) -> None:
         payload = self._payload
         good = [row for row in batch if not row.problem]
         if self._format == "ndjson":
