@@ -50,6 +50,15 @@ MAX_FUNCTION_LINES = 60
 MAX_MEDIAN_FUNCTION_LINES = 8
 # Functions that may stand in an __init__.py: the lazy loading of a package's names.
 LAZY = {"tandem_jobs": {"__getattr__"}}
+# Class names with two definitions, and why both are right.
+DEFINED_TWICE = {
+    "Attempt": "the record's attempt, and the same attempt in the client's view of a job",
+    "Job": "the author's job while it runs, and the client's view of it",
+    "Problem": "RFC 9457 as the API writes it, and as the client raises it",
+    "Queue": "the queue in Redis, and its schema in /openapi.json",
+    "Task": "a task's function with its options, and its schema in /openapi.json",
+    "Worker": "the worker's process, and its schema in /openapi.json",
+}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -280,3 +289,19 @@ def test_init_files_define_nothing() -> None:
         if node.name not in LAZY.get(module_name(path), ())
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    places: dict[str, list[str]] = {}
+    for path in modules(*PARTS):
+        for node in tree(path).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(f"{path}:{node.lineno}")
+    wrong = [
+        f"{name} is defined in {' and in '.join(found)}: rename one"
+        for name, found in sorted(places.items())
+        if len(found) > 1 + (name in DEFINED_TWICE)
+    ]
+    assert not wrong, "\n".join(wrong)
+    outdated = [name for name in DEFINED_TWICE if len(places.get(name, ())) < 2]
+    assert not outdated, f"no longer defined twice: {', '.join(outdated)}"

@@ -82,7 +82,7 @@ async def list_jobs(request: Request, state: StateDep) -> Response:
     return Response(body, 200, headers, media_type=JSON)
 
 
-class JobPage(NamedTuple):
+class MergedPage(NamedTuple):
     """Jobs, newest first; the list continues below the id `next`."""
 
     records: list[Record]
@@ -95,7 +95,7 @@ async def find_jobs(
     limit: int,
     before: str | None,
     recent: Mapping[str, Record],
-) -> JobPage:
+) -> MergedPage:
     """Up to `limit` jobs with ids below `before`. Fewer than `limit` do not mean the end of the list.
 
     `recent` must be read before: a job that the ledger gets in between is then in both, and not in
@@ -115,7 +115,7 @@ async def find_jobs(
     if len(records) > limit:
         records = records[:limit]
         end = records[-1].id
-    return JobPage(records, end)
+    return MergedPage(records, end)
 
 
 async def recent_jobs(state: RequestState) -> Mapping[str, Record]:

@@ -16,7 +16,7 @@ from tandem_api.http.routing import JOB
 from tandem_api.jobs.job import JobId, submit
 from tandem_api.jobs.listing import (
     SEARCHED,
-    JobPage,
+    MergedPage,
     cursor_of,
     find_jobs,
     id_of_cursor,
@@ -214,7 +214,7 @@ async def _page(
     before: str | None,
     limit: int,
     recent: Mapping[str, Record],
-) -> JobPage:
+) -> MergedPage:
     if asked.ids is None:
         return await find_jobs(state, asked.wanted, limit, before, recent)
     left = [id for id in asked.ids if before is None or id < before]
@@ -224,7 +224,7 @@ async def _page(
         if records[index] is None:
             records[index] = await state["ledger"].get(id, tenant=state["tenant"])
     matching = [one for one in records if one is not None and asked.wanted.matches(one)]
-    return JobPage(matching, ids[-1] if len(ids) < len(left) else None)
+    return MergedPage(matching, ids[-1] if len(ids) < len(left) else None)
 
 
 async def _replay(
