@@ -1,4 +1,4 @@
-"""Built-in tasks with the worker's real resources, and the facts of a job that a test chooses."""
+"""Runs built-in tasks with the worker's real resources, and facts of the job as a test needs."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -51,7 +51,7 @@ class Bench:
         return msgspec.json.decode(task.encode(await execute(task, context, value, self.pools)))
 
     async def upload(self, name: str, data: bytes, content_type: str) -> str:
-        """The id of a file as a client has uploaded it."""
+        """Upload a file as a client would; return its id."""
         store = self.resources.files
         saved = await save_upload(
             store, data, tenant="default", keep=60, name=name, content_type=content_type
@@ -61,7 +61,7 @@ class Bench:
 
 @asynccontextmanager
 async def open_bench(directory: Path, **settings: Any) -> AsyncIterator[Bench]:
-    """Resources with files in `directory`; loopback may be called unless `http_allow` says otherwise."""
+    """Resources with files in `directory`; tasks may call loopback unless `http_allow` is given."""
     given = {"http_allow": LOOPBACK_NETWORKS, "store_url": f"file://{directory}/store", **settings}
     built = Settings(**given)
     async with open_pools(built) as pools, open_resources(built) as resources:

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from tandem_shared.files.store import FileStore, open_store
 from tests.worker.connectors.sql.databases import Database
-from tests.worker.recorded import Said, claimed
+from tests.worker.recorded import OutputProbe, claimed
 from tests.worker.workers import Client, open_client
 
 
@@ -25,9 +25,9 @@ async def store(tmp_path: Path) -> AsyncIterator[FileStore]:
 
 
 @pytest.fixture
-async def said(client: Client, store: FileStore) -> Said:
-    """The output of a job that runs."""
-    return Said(client, await claimed(client), store)
+async def probe(client: Client, store: FileStore) -> OutputProbe:
+    """The output of a running job."""
+    return OutputProbe(client, await claimed(client), store)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

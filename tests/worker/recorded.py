@@ -1,4 +1,4 @@
-"""What a job says while a test plays its worker."""
+"""The output of a job whose worker is played by the test."""
 
 import itertools
 from typing import Any
@@ -19,14 +19,14 @@ from tests.worker.workers import Client
 
 @task("talks")
 async def talks() -> None:
-    raise AssertionError("its job is claimed by the test itself")
+    raise AssertionError("the test itself claims its job")
 
 
 numbers = itertools.count(1)
 
 
 async def claimed(client: Client, *, submit: bool = True) -> Claimed:
-    """A job that runs, as far as Redis knows; a new one, or the one that is due."""
+    """Claim a job, so that it runs as far as Redis knows: a new one, or the one that is due."""
     entry = task_of(talks).entry
     await client.queue.register(WorkerInfo("w", "host", 1, ("default",), 10, "1", 0.0), [entry])
     if submit:
@@ -37,8 +37,8 @@ async def claimed(client: Client, *, submit: bool = True) -> Claimed:
     return claim.jobs[0]
 
 
-class Said:
-    """An output, its job, and how often the job was found lost."""
+class OutputProbe:
+    """The output of a job, and how often the job turned out to be lost."""
 
     def __init__(
         self,
@@ -58,12 +58,14 @@ class Said:
         self.lost += 1
 
     async def chunks(self) -> list[Chunk]:
-        """All that it has said, wherever it stands."""
+        """All that was written, in Redis and in the file store."""
         queue, id = self.client.queue, self.job.id
         segments = await queue.segments(id, 0, 1000)
         found = [chunk for one in segments async for chunk, _ in read_segment(self.store, id, one)]
         return [*found, *await queue.output(id, 0, 100_000)]
 
     async def items(self, kind: str = "output") -> list[Any]:
-        said = [item for chunk in await self.chunks() if chunk.type == kind for item in chunk.items]
-        return [msgspec.json.decode(item) for item in said]
+        items = [
+            item for chunk in await self.chunks() if chunk.type == kind for item in chunk.items
+        ]
+        return [msgspec.json.decode(item) for item in items]

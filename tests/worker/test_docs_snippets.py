@@ -35,7 +35,7 @@ Paste = Callable[[str], ModuleType]
 
 @pytest.fixture
 def paste(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Paste]:
-    """Imports the one snippet that has the given words, from a file of its own."""
+    """Import the one snippet that contains the given words, from a new file."""
     monkeypatch.syspath_prepend(tmp_path)
     pasted: list[str] = []
 
@@ -169,7 +169,7 @@ async def test_the_thumbnail(paste: Paste) -> None:
     photo = Image.effect_mandelbrot((300, 400), (-2, -1, 1, 1), 50)
     data = io.BytesIO()
     turned = Image.Exif()
-    turned[ExifTags.Base.Orientation] = 6  # as cameras say that it lies on its side
+    turned[ExifTags.Base.Orientation] = 6  # as cameras mark a picture that lies on its side
     photo.save(data, "JPEG", exif=turned)
     async with open_bench() as resources:
         seen = Recorder()
@@ -190,8 +190,9 @@ async def test_the_report(paste: Paste, database: Database) -> None:
     report = paste('@task("sales.report"').report
     await database.rows("CREATE TABLE sale (city text, day date, amount integer)")
     await database.rows(
-        "INSERT INTO sale VALUES ('Oslo', '2030-01-01', 1), ('Oslo', '2030-01-02', 2), ('Bern', '2029-12-31', 7),"
-        " ('Rome, Italy', '2030-01-02', 40), ('Rome, Italy', '2030-01-03', 2)"
+        "INSERT INTO sale VALUES ('Oslo', '2030-01-01', 1), ('Oslo', '2030-01-02', 2),"
+        " ('Bern', '2029-12-31', 7), ('Rome, Italy', '2030-01-02', 40),"
+        " ('Rome, Italy', '2030-01-03', 2)"
     )
     async with open_bench(sql={"shop": database.url}) as resources:
         seen = Recorder()

@@ -1,4 +1,4 @@
-"""What clients read of a failure: one line, with a type, and without anything that is not theirs to know."""
+"""Failures as clients see them: a type and one line, without secrets, paths and tracebacks."""
 
 import errno
 import traceback
@@ -35,23 +35,23 @@ def refusal(payload: Any) -> ValidationError:
     return caught.value
 
 
-def test_pointers_name_the_fields_and_no_value_is_repeated() -> None:
-    told = invalid_payload(
+def test_pointers_name_the_fields_and_values_are_left_out() -> None:
+    fault = invalid_payload(
         refusal({"inner": {"numbers": [1, "hunter2"]}, "width": 0, "names": {"a/b~c": "hunter2"}})
     )
-    assert (told.type, told.retryable) == ("invalid_payload", False)
-    lines = told.message.split("; ")
+    assert (fault.type, fault.retryable) == ("invalid_payload", False)
+    lines = fault.message.split("; ")
     assert [line.partition(": ")[0] for line in lines] == [
         "/payload/inner/numbers/1",
         "/payload/names/a~1b~0c",
         "/payload/width",
     ]
-    assert "hunter2" not in told.message
+    assert "hunter2" not in fault.message
 
 
 def test_many_errors_are_cut() -> None:
-    told = invalid_payload(refusal({"inner": {"numbers": ["x"] * 500}}))
-    assert told.message.count("/payload") == 10
+    fault = invalid_payload(refusal({"inner": {"numbers": ["x"] * 500}}))
+    assert fault.message.count("/payload") == 10
     assert (
         len(
             invalid_payload(refusal({"inner": {"numbers": []}, "names": {"x" * 5000: "y"}})).message
@@ -82,11 +82,11 @@ def test_many_errors_are_cut() -> None:
         ),
     ],
 )
-def test_what_exceptions_say(error: Exception, expected: tuple[Any, ...]) -> None:
+def test_exceptions_become_faults(error: Exception, expected: tuple[Any, ...]) -> None:
     assert tuple(to_fault(error)) == expected
 
 
-def test_an_exception_that_cannot_say_anything() -> None:
+def test_an_exception_without_a_readable_message() -> None:
     class Mute(Exception):
         def __str__(self) -> str:
             raise RuntimeError("not even this")
@@ -100,7 +100,7 @@ def test_a_timeout_names_its_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("message", "expected"),
     [
         ("cannot open /srv/app/data/x.csv today", "cannot open …/x.csv today"),
         ("see 'file:///srv/app/data/x.csv'", "see 'file://…/x.csv'"),
@@ -123,8 +123,8 @@ def test_a_timeout_names_its_limit() -> None:
         ("   ", ""),
     ],
 )
-def test_one_tidy_line(said: str, told: str) -> None:
-    assert sanitize(said) == told
+def test_messages_are_sanitized(message: str, expected: str) -> None:
+    assert sanitize(message) == expected
 
 
 def test_a_traceback_is_left_out() -> None:
@@ -134,17 +134,17 @@ def test_a_traceback_is_left_out() -> None:
         trace = traceback.format_exc()
     assert sanitize(trace) == "ValueError: the reason"
     assert sanitize(f"the child failed:\n{trace}") == "the child failed:"
-    for told in (sanitize(trace), sanitize(f"x {trace}")):
-        assert __file__ not in told
-        assert "line" not in told
+    for fault in (sanitize(trace), sanitize(f"x {trace}")):
+        assert __file__ not in fault
+        assert "line" not in fault
 
 
 @given(st.text())
-def test_whatever_is_said_is_one_line_of_text(text: str) -> None:
-    told = sanitize(text)
-    assert len(told) <= MAX_MESSAGE_CHARS
-    assert len(told.splitlines()) <= 1
-    told.encode()
+def test_any_message_becomes_one_line_of_text(text: str) -> None:
+    fault = sanitize(text)
+    assert len(fault) <= MAX_MESSAGE_CHARS
+    assert len(fault.splitlines()) <= 1
+    fault.encode()
 
 
 def test_long_messages_are_cut() -> None:

@@ -1,4 +1,4 @@
-"""Finding the tasks of modules, and the reasons that stop a worker's start."""
+"""Loading the tasks of modules, and the errors that stop a worker's start."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from tandem_worker.loader import load_tasks
 def write_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str, str], None]]:
-    """Puts a module on the path of this process for one test."""
+    """Write modules that can be imported during one test."""
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
 
@@ -60,11 +60,14 @@ def test_modules_are_loaded_with_the_built_in_tasks(
         ("from tandem_worker import task", "it defines no task"),
         (
             ONE.format(name="http.request"),
-            "broken.work and tandem_worker.tasks.http.request.request are both named 'http.request'",
+            (
+                "broken.work and tandem_worker.tasks.http.request.request"
+                " are both named 'http.request'"
+            ),
         ),
     ],
 )
-def test_a_module_that_cannot_serve_stops_the_start(
+def test_an_unusable_module_stops_the_start(
     write_module: Callable[[str, str], None], text: str, reason: str
 ) -> None:
     write_module("broken", text)
@@ -75,6 +78,6 @@ def test_a_module_that_cannot_serve_stops_the_start(
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_that_is_not_there_stops_the_start() -> None:
+def test_a_missing_module_stops_the_start() -> None:
     with pytest.raises(Misconfigured, match="TANDEM_TASKS: nowhere: ModuleNotFoundError"):
         load_tasks(["nowhere"])

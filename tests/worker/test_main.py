@@ -1,4 +1,4 @@
-"""`python -m tandem_worker` as a process of its own: what its options do."""
+"""The options of `python -m tandem_worker`, run as a process."""
 
 import asyncio
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 from tandem_shared.dev.servers import die_with_parent
 
 
-async def started(redis_url: str, tmp_path: Path, *options: str) -> tuple[int | None, str]:
-    """Its exit code and what it said."""
+async def run_worker(redis_url: str, tmp_path: Path, *options: str) -> tuple[int | None, str]:
+    """Run a worker; return its exit code and its output."""
     env = {
         **os.environ,
         "TANDEM_REDIS_URL": redis_url,
@@ -24,8 +24,8 @@ async def started(redis_url: str, tmp_path: Path, *options: str) -> tuple[int | 
     )
     try:
         assert process.stdout is not None
-        said = await asyncio.wait_for(process.stdout.read(), 60)
-        return await asyncio.wait_for(process.wait(), 10), said.decode()
+        output = await asyncio.wait_for(process.stdout.read(), 60)
+        return await asyncio.wait_for(process.wait(), 10), output.decode()
     finally:
         if process.returncode is None:
             process.kill()
@@ -34,20 +34,20 @@ async def started(redis_url: str, tmp_path: Path, *options: str) -> tuple[int | 
 
 async def test_a_profile_shows_the_loop_of_the_worker(redis_url: str, tmp_path: Path) -> None:
     path = tmp_path / "out"
-    code, said = await started(redis_url, tmp_path, "--profile", str(path))
-    assert code == 0, said
-    stats = pstats.Stats(str(path)).stats  # type: ignore[attr-defined] # documented nowhere, and so not in the types
+    code, text = await run_worker(redis_url, tmp_path, "--profile", str(path))
+    assert code == 0, text
+    stats = pstats.Stats(str(path)).stats  # type: ignore[attr-defined] # undocumented, and so not in the types
     functions = {(Path(file).name, name) for file, _, name in stats}
     assert ("claims.py", "run") in functions
     assert not any(file == "heartbeat.py" and name == "beat" for file, name in functions), (
-        "another thread's"
+        "the heartbeat is another thread"
     )
 
 
 async def test_a_profile_that_cannot_be_written_stops_the_start(
     redis_url: str, tmp_path: Path
 ) -> None:
-    code, said = await started(redis_url, tmp_path, "--profile", str(tmp_path / "no" / "out"))
+    code, text = await run_worker(redis_url, tmp_path, "--profile", str(tmp_path / "no" / "out"))
     assert code == 2
-    assert "--profile" in said
-    assert "No such file" in said
+    assert "--profile" in text
+    assert "No such file" in text

@@ -1,4 +1,4 @@
-"""The decorator: what it reads from a function, and what it refuses."""
+"""The decorator: what it reads from a function, and what it rejects."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -37,10 +37,7 @@ class Options(TypedDict, total=False):
     deep: bool
 
 
-# ------------------------------------------------------------------------------------ the decorator
-
-
-def test_a_task_stays_the_function_it_was() -> None:
+def test_a_decorated_function_stays_a_function() -> None:
     @task(
         "sum.two",
         timeout="1m",
@@ -63,7 +60,7 @@ def test_a_task_stays_the_function_it_was() -> None:
     assert entry.result_schema == {"type": "integer"}
 
 
-def test_everything_but_the_name_may_be_left_out() -> None:
+def test_only_the_name_is_required() -> None:
     @task("nothing")
     async def nothing():  # type: ignore[no-untyped-def] # noqa: ANN202 - what people write
         pass
@@ -81,18 +78,18 @@ def test_everything_but_the_name_may_be_left_out() -> None:
 
 
 def test_the_summary_is_the_first_paragraph() -> None:
-    @task("told")
-    async def told() -> None:
+    @task("documented")
+    async def documented() -> None:
         """What it does,
         in two lines.
 
         And more.
         """  # noqa: D205 - what people write
 
-    assert task_of(told).entry.summary == "What it does, in two lines."
+    assert task_of(documented).entry.summary == "What it does, in two lines."
 
 
-async def test_parameters_are_told_by_type_or_name() -> None:
+async def test_parameters_are_recognized_by_type_or_name() -> None:
     class Local(BaseModel):
         n: int
 
@@ -156,7 +153,7 @@ async def test_payloads_of_many_types() -> None:
             await run(function, wrong)
 
 
-def test_nested_models_keep_their_definitions_inside() -> None:
+def test_schemas_contain_the_definitions_of_nested_models() -> None:
     class Path(BaseModel):
         points: list[Point]
 
@@ -169,7 +166,7 @@ def test_nested_models_keep_their_definitions_inside() -> None:
     assert "the label" in schema["$defs"]["Point"]["properties"]
 
 
-def test_where_a_function_runs() -> None:
+def test_the_kind_of_function_decides_where_it_runs() -> None:
     async def coroutine() -> None: ...
     async def stream() -> AsyncIterator[int]:
         yield 1
@@ -250,11 +247,8 @@ def local() -> Callable[..., Any]:
         (plain, {"priority": "urgent"}, "high, normal or low"),
         (plain, {"version": 0}, "version=0"),
         (plain, {"example": "three"}, "an example that its payload rejects"),
-        (
-            plain,
-            {"example": "3"},
-            "an example that its payload rejects",
-        ),  # pydantic would take it, the API does not
+        # Pydantic would accept it, the API does not.
+        (plain, {"example": "3"}, "an example that its payload rejects"),
         (on_the_loop, {"cpu": True}, "cpu=True, which is for plain def"),
         (two_jobs, {}, "takes a second job, 'other'"),
         (two_payloads, {}, "takes a second payload, 'b'"),
@@ -266,7 +260,7 @@ def local() -> Callable[..., Any]:
         (local(), {"cpu": True}, "move it to the top level of its module"),
     ],
 )
-def test_wrong_use_is_told_where_it_is_written(
+def test_wrong_use_raises_at_the_decorator(
     function: Callable[..., Any], arguments: dict[str, Any], words: str
 ) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
@@ -275,7 +269,7 @@ def test_wrong_use_is_told_where_it_is_written(
     assert function.__qualname__ in str(caught.value)
 
 
-def test_a_forgotten_name_is_told() -> None:
+def test_a_missing_name_raises_at_the_decorator() -> None:
     with pytest.raises(TypeError, match=r"plain has no name; write @task"):
         task(plain)  # type: ignore[arg-type] # the mistake itself
     with pytest.raises(TypeError, match="decorates functions"):
@@ -291,9 +285,6 @@ def test_a_forgotten_name_is_told() -> None:
 def test_dotted_words_are_names(words: list[str]) -> None:
     name = ".".join(words)
     assert task_of(task(name)(lambda: None)).name == name
-
-
-# ------------------------------------------------------------------------------------------- limits
 
 
 def test_limits_are_published_where_set() -> None:
@@ -337,13 +328,13 @@ def test_limits_are_published_where_set() -> None:
         ({"rate": "1/2d"}, ValueError, "has rate='1/2d'"),
     ],
 )
-def test_wrong_limits_are_told_where_they_are_written(
+def test_wrong_limits_raise_at_the_decorator(
     given: dict[str, Any], error: type[Exception], text: str
 ) -> None:
-    with pytest.raises(error) as told:
+    with pytest.raises(error) as caught:
 
         @task("wrong", **given)
         async def wrong() -> None: ...
 
-    assert text in str(told.value)
-    assert "wrong" in str(told.value)
+    assert text in str(caught.value)
+    assert "wrong" in str(caught.value)

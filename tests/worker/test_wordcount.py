@@ -21,7 +21,7 @@ from tandem_worker.task import task_of
 from tandem_worker.testing import Recorder, open_bench, run, upload
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
-# The manual that comes with Python: half a megabyte of prose.
+# A manual that comes with Python: half a megabyte of prose.
 MANUAL = "\n".join(pydoc_data.topics.topics.values())
 
 
@@ -46,7 +46,7 @@ async def test_the_words_of_a_line(wordcount: ModuleType) -> None:
 
 
 async def test_the_words_of_a_manual_as_a_file(wordcount: ModuleType) -> None:
-    # More than a piece of the file store, so that words lie across borders.
+    # Larger than a piece of the file store, so that words are split between pieces.
     text = MANUAL * 4
     async with open_bench() as resources:
         seen = Recorder()
@@ -64,7 +64,7 @@ async def test_the_words_of_a_manual_as_a_file(wordcount: ModuleType) -> None:
 
 
 @given(text=st.text(alphabet="aé'_😀 \n"), cuts=st.lists(st.integers(0, 100)))
-def test_the_pieces_of_a_text_do_not_matter(
+def test_the_split_into_pieces_does_not_matter(
     wordcount: ModuleType, text: str, cuts: list[int]
 ) -> None:
     data = text.encode()
@@ -76,21 +76,21 @@ def test_the_pieces_of_a_text_do_not_matter(
 @pytest.mark.parametrize(
     "payload", [{}, {"text": "a", "source": {"file": "b"}}, {"text": "a", "top": -1}]
 )
-async def test_a_payload_it_does_not_take(
+async def test_an_invalid_payload_is_rejected(
     wordcount: ModuleType, payload: dict[str, object]
 ) -> None:
     with pytest.raises(ValidationError):
         await run(wordcount.wordcount, payload)
 
 
-def test_its_entry_tells_what_it_does(wordcount: ModuleType) -> None:
+def test_its_catalogue_entry_describes_it(wordcount: ModuleType) -> None:
     entry = task_of(wordcount.wordcount).entry
     assert entry.name == "text.wordcount"
     assert entry.summary == "Count the words of a text and stream the most frequent ones."
     assert entry.result_schema["required"] == ["words", "distinct"]
 
 
-def test_a_worker_finds_it_by_its_setting() -> None:
+def test_a_worker_loads_it() -> None:
     code = "from tandem_worker.loader import load_tasks; print(','.join(load_tasks(['wordcount'])))"
     env = {**os.environ, "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{EXAMPLES.parents[1]}"}
     found = subprocess.run(
@@ -99,7 +99,7 @@ def test_a_worker_finds_it_by_its_setting() -> None:
     assert "text.wordcount" in found.stdout.decode().strip().split(",")
 
 
-def test_the_curl_line_of_its_docstring_has_a_payload_it_takes(wordcount: ModuleType) -> None:
+def test_the_curl_line_of_its_docstring_has_a_valid_payload(wordcount: ModuleType) -> None:
     (body,) = re.findall(r"-d '(.*)'", wordcount.__doc__ or "")
     job = msgspec.json.decode(body)
     assert job["task"] == "text.wordcount"

@@ -1,4 +1,4 @@
-"""A worker inside the test's own process, on a real Redis, and a client that watches its jobs."""
+"""A worker in the test's process on a real Redis, and a client that watches its jobs."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +21,7 @@ from tandem_worker.runtime.worker import Worker
 from tandem_worker.task import task_of
 from tests.conftest import eventually
 
-GRACE = 0.2  # seconds that the tests' cancels leave to code: what ignores them is given up soon
+GRACE_SECONDS = 0.2  # short, so that tests need not wait for code that ignores a cancel
 
 
 class Client:
@@ -50,7 +50,7 @@ class Client:
 
     async def record(self, id: str) -> Record:
         record = await self.queue.get(id)
-        assert record is not None, f"there is no job {id}"
+        assert record is not None, f"job {id} does not exist"
         return record
 
     async def reaches(self, id: str, *states: State, timeout: float = 20.0) -> Record:
@@ -63,7 +63,7 @@ class Client:
         return await self.record(id)
 
     async def end(self, id: str) -> Record:
-        """The final record. Time goes on meanwhile, as it does where an API runs."""
+        """The final record; meanwhile the queue ticks as it does with an API."""
 
         async def ended() -> bool:
             await self.queue.tick()
@@ -73,20 +73,20 @@ class Client:
         return await self.record(id)
 
     async def result(self, id: str) -> Any:
-        """What it returned; the assertion tells why there is none."""
+        """The result; the assertion shows the record if the job failed."""
         record = await self.end(id)
         assert record.state is State.SUCCEEDED, record
         return msgspec.json.decode(record.result or b"null")
 
     async def error(self, id: str) -> dict[str, Any]:
-        """Why it failed."""
+        """The error of a failed job."""
         record = await self.end(id)
         assert record.state is State.FAILED, record
         error: dict[str, Any] = msgspec.json.decode(record.error or b"null")
         return error
 
     async def items(self, id: str, kind: str = "output") -> list[Any]:
-        """Everything of a kind that the job has said."""
+        """All output of a kind, decoded."""
         found: list[Any] = []
         after = 0
         while chunks := await self.queue.output(id, after):
@@ -107,7 +107,7 @@ def outcomes(record: Record) -> list[str | None]:
 @asynccontextmanager
 async def open_client(url: str, lease: float = 1.0) -> AsyncIterator[Client]:
     redis = connect(url)
-    queue = Queue(redis, lease=lease, grace=GRACE)
+    queue = Queue(redis, lease=lease, grace=GRACE_SECONDS)
     try:
         yield Client(queue, redis)
     finally:
@@ -116,7 +116,7 @@ async def open_client(url: str, lease: float = 1.0) -> AsyncIterator[Client]:
 
 
 def make_worker(url: str, directory: Path, *functions: Callable[..., Any], **given: Any) -> Worker:
-    """A worker of these tasks; what is no setting goes to arq."""
+    """A worker with these tasks; arguments that are not settings go to arq."""
     fields = {name: given.pop(name) for name in list(given) if name in Settings.model_fields}
     settings = Settings(
         **{"lease": 3.0, "drain": 0.0, "store_url": f"file://{directory}/store", **fields},
@@ -127,7 +127,7 @@ def make_worker(url: str, directory: Path, *functions: Callable[..., Any], **giv
     worker = Worker(
         settings=settings, tasks=tasks, resources=lambda: open_resources(settings), **shell
     )
-    worker.queue.grace = GRACE
+    worker.queue.grace = GRACE_SECONDS
     return worker
 
 
@@ -135,7 +135,7 @@ def make_worker(url: str, directory: Path, *functions: Callable[..., Any], **giv
 async def working(
     url: str, directory: Path, *functions: Callable[..., Any], **given: Any
 ) -> AsyncIterator[Worker]:
-    """The same, at work; ended and closed at the end."""
+    """A running worker with these tasks, ended at the end of the block."""
     worker = make_worker(url, directory, *functions, **given)
     running = asyncio.create_task(worker.async_run())
     ready = asyncio.create_task(worker.ready.wait())

@@ -45,7 +45,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def profiled(path: Path | None) -> Iterator[None]:
-    """Profile the event loop for `python -m pstats`. Raises Misconfigured if `path` cannot be written."""
+    """Profile the event loop for `python -m pstats`. Raises Misconfigured for an unusable path."""
     if path is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""JSON of what tasks return and emit: whatever pydantic or msgspec can write, but never `null` for a NaN."""
+"""JSON of what tasks return and emit: whatever pydantic or msgspec can write, but no NaN."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from pydantic_core import PydanticSerializationError, to_json, to_jsonable_pytho
 
 
 def encode(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
-    """The value as UTF-8 JSON: builtins, models, dataclasses, structs, dates, decimals, enums, sets.
+    """The value as UTF-8 JSON: builtins, models, dataclasses, structs, dates, decimals, enums.
 
     `adapter` is that of the declared type; a value of another type is written by its own.
     `msgspec.Raw` is JSON already. Raises TypeError, in one sentence, for what JSON cannot hold:

@@ -1,4 +1,4 @@
-"""What a task's code raises to decide what happens next. Any other exception is retried by the task's policy.
+"""What a task's code raises to decide what happens next. Other exceptions are retried by policy.
 
 TaskError                    a failure with its own type, and advice on retrying
 ├── Retry                    try again, no sooner than a time that the task chooses
@@ -13,11 +13,11 @@ _TYPE = re.compile(r"[a-z][a-z0-9_]*|exception:[A-Za-z_][A-Za-z0-9_]*")
 
 
 class TaskError(Exception):
-    """A failure that clients see as `error`: its `type` (`lower_case`, or `exception:<Class>`) and `message`.
+    """A failure that clients see as `error`, with its `type` and `message`.
 
-    If it is `retryable`, the job's policy decides on another attempt, which starts no sooner than
-    `after` seconds from now. The message reaches clients, so it must not contain secrets,
-    tracebacks or paths of the server.
+    The type is a `lower_case` word, or `exception:<Class>`. If the failure is `retryable`, the
+    job's policy decides on another attempt, which starts no sooner than `after` seconds from now.
+    The message reaches clients, so it must not contain secrets, tracebacks or paths of the server.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class TaskError(Exception):
 
 
 class Retry(TaskError):
-    """Asks for another attempt after a duration (seconds or `"30s"`), by default as the policy says; type `retry`.
+    """Asks for another attempt after a duration (seconds or `"30s"`), by default by the policy.
 
-    It counts towards `max_attempts` like any failure.
+    Its type is `retry`. It counts towards `max_attempts` like any failure.
     """
 
     def __init__(self, after: Duration | None = None, message: str | None = None) -> None:
@@ -49,7 +49,7 @@ class Retry(TaskError):
 
 
 class Permanent(TaskError):
-    """Fails the job, whatever attempts are left: `raise Permanent("card_declined", "the bank said no")`."""
+    """Fails the job without a retry: `raise Permanent("card_declined", "the bank said no")`."""
 
     def __init__(self, type: str, message: str) -> None:
         super().__init__(type, message, retryable=False)

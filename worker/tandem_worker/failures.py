@@ -50,7 +50,7 @@ def internal_error() -> Fault:
 
 
 def invalid_payload(error: ValidationError) -> Fault:
-    """A payload that does not fit the task's type: never retried. The message has no values of it."""
+    """A payload that does not fit the task's type, without its values; it is never retried."""
     errors = error.errors(include_url=False, include_context=False, include_input=False)
     lines = (
         f"{_pointer(one['loc'])}: {sanitize(one['msg'].removeprefix('Value error, '))}"
@@ -84,7 +84,7 @@ def _text(error: BaseException) -> str:
 
 
 def sanitize(message: str) -> str:
-    """The message on one line of at most MAX_MESSAGE_CHARS, without secrets, paths and tracebacks."""
+    """The message on one short line, without secrets, paths of the server and tracebacks."""
     text = message[: 20 * MAX_MESSAGE_CHARS]
     before, traceback, after = text.partition(_TRACEBACK)
     if traceback:

@@ -34,8 +34,8 @@ def load_tasks(modules: Iterable[str]) -> dict[str, Task]:
             other = found.setdefault(task.name, task)
             if other is not task:
                 raise Misconfigured(
-                    f"TANDEM_TASKS: {name}: {describe(task.function)} and {describe(other.function)}"
-                    f" are both named {task.name!r}; rename one"
+                    f"TANDEM_TASKS: {name}: {describe(task.function)} and"
+                    f" {describe(other.function)} are both named {task.name!r}; rename one"
                 )
     return found
 

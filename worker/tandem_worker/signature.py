@@ -120,7 +120,7 @@ def _is_job(kind: Kind, parameter: inspect.Parameter, hint: Any) -> bool:
 
 
 def _result(hint: Any) -> tuple[TypeAdapter[Any] | None, dict[str, Any]]:
-    """The declared result. Without a type that pydantic knows, each result is written by its own type."""
+    """The declared result; if pydantic does not know it, results are written by their own types."""
     if hint is None or hint is type(None):
         return None, {"type": "null"}
     try:

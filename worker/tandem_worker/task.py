@@ -77,7 +77,7 @@ class Task:
         return msgspec.Raw(payload) if self.signature.kind == "process" else value
 
     def encode(self, result: Any) -> bytes:
-        """The JSON of what `execute` returned. Raises TypeError, in one sentence, for what JSON cannot hold."""
+        """The JSON of what `execute` returned. Raises TypeError, in one sentence."""
         try:
             return encode(result, self.signature.result)
         except TypeError as error:
@@ -164,8 +164,8 @@ def _naming(function: Callable[..., Any]) -> Iterator[None]:
 def _checked_name(name: Any) -> str:
     if not isinstance(name, str) or _NAME.fullmatch(name) is None or len(name) > MAX_NAME_CHARS:
         raise ValueError(
-            f"is named {name!r}; use at most {MAX_NAME_CHARS} characters, lower-case words joined by"
-            " dots, such as image.thumbnail"
+            f"is named {name!r}; use lower-case words joined by dots, such as image.thumbnail,"
+            f" at most {MAX_NAME_CHARS} characters"
         )
     return name
 
@@ -217,7 +217,7 @@ def _summary(function: Callable[..., Any]) -> str:
 
 
 def _checked_example(signature: Signature, example: Any) -> Any:
-    """The example as JSON values, once both the schema and the type of the payload have accepted it."""
+    """The example as JSON values, after both the payload's schema and its type have accepted it."""
     if example is None:
         return None
     import jsonschema_rs  # noqa: PLC0415 - only tasks with an example need it

@@ -1,4 +1,4 @@
-"""Runs a task in a test, without Redis: `assert await run(greet, {"name": "Ada"}) == "Hello, Ada"`."""
+"""Runs a task in a test, without Redis: `await run(greet, {"name": "Ada"}) == "Hello, Ada"`."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ __all__ = ["Bench", "LocalLocks", "Recorder", "open_bench", "run", "upload"]
 
 
 class Recorder:
-    """Keeps what a task reports, decoded: `progressed`, `items` (output), `lines` (log) and `files`.
+    """Keeps what a task reports, decoded: `progressed`, `items` (output), `lines` (log), `files`.
 
     `steps` has the results of its steps, as JSON values by name. A second run with the same
     recorder is a later attempt, and so is a first one with `Recorder(steps={"charge": "ch_1"})`.
@@ -52,7 +52,7 @@ class Recorder:
 
 
 async def find_no_job(id: str, *, tenant: str) -> None:
-    """Looks up another job, of which there is none in a test."""
+    """Look up another job: a test has only its own."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Bench(Resources):
 
 @asynccontextmanager
 async def open_bench(**settings: Any) -> AsyncIterator[Bench]:
-    """Resources for several runs that share uploads, from the environment's settings and the given ones.
+    """Resources for several runs that share uploads, from the environment and the given settings.
 
     Files are kept in memory unless `store_url` is given.
     """
@@ -89,7 +89,7 @@ async def run(
     sink: Recorder | None = None,
     locks: LocalLocks | None = None,
 ) -> Any:
-    """Run a task where a worker would (loop, thread or process), within its timeout; return its result.
+    """Run a task where a worker would, within its timeout, and return its result.
 
     `payload` is what a client would send (`None`: `{}`), with models and file references anywhere
     in it, or the payload model itself. Runs that get the same `locks` share them. Raises what the

@@ -1,4 +1,4 @@
-"""Tasks that the tests run in child processes, which import this module, and some of the same in threads."""
+"""Tasks for child processes, which import this module, and some of the same for threads."""
 
 import asyncio
 import itertools
@@ -64,7 +64,7 @@ def facts(job: SyncJob) -> list[object]:
 
 @task("cpu.report", cpu=True)
 def report(job: SyncJob, payload: int) -> Iterator[int]:
-    print("this is no frame")  # noqa: T201 - it must not reach the pipe
+    print("this is not a frame")  # noqa: T201 - it must not reach the pipe
     os.write(1, b"nor is this\n")
     for number in range(payload):
         job.progress(number, payload)
@@ -103,7 +103,7 @@ def raises(payload: str) -> None:
 
 @task("cpu.wait", cpu=True)
 def wait(job: SyncJob, payload: Where) -> int:
-    """Tells its process, then waits until the file is there."""
+    """Emit the process id, then wait until the file exists."""
     job.emit(os.getpid())
     while not payload.path.exists():
         pass
@@ -112,7 +112,7 @@ def wait(job: SyncJob, payload: Where) -> int:
 
 @task("cpu.spin", cpu=True)
 def spin(job: SyncJob, payload: Where) -> None:
-    """Never ends by itself; leaves a word behind when it is ended politely."""
+    """Run forever; leave a word behind in a `finally` block."""
     try:
         job.emit(os.getpid())
         while True:
@@ -123,14 +123,14 @@ def spin(job: SyncJob, payload: Where) -> None:
 
 @task("cpu.deaf", cpu=True)
 def deaf(job: SyncJob) -> None:
-    """Holds the interpreter: no signal handler runs, no thread reads."""
+    """Block the interpreter: neither signal handlers nor other threads run."""
     job.emit(os.getpid())
     re.match(r"(a+)+$", "a" * 60 + "b")
 
 
 @task("cpu.stubborn", cpu=True)
 def stubborn(job: SyncJob) -> None:
-    """Goes on whatever it is told."""
+    """Ignore every cancellation."""
     job.emit(os.getpid())
     while True:
         try:

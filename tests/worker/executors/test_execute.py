@@ -1,4 +1,4 @@
-"""Running a task in its own kind of place: streaming, cancelling, failing; and the errors that give advice."""
+"""Running tasks on the loop and in threads: streaming, cancelling, failing; errors with advice."""
 
 import asyncio
 import sys
@@ -24,7 +24,7 @@ def test_an_error_type_is_a_lower_case_word(type_: str) -> None:
         Permanent(type_, "no")
 
 
-def test_what_errors_advise() -> None:
+def test_errors_carry_advice_on_retrying() -> None:
     assert (Retry(after="1m").after, Retry(after=0.5).after, Retry().after) == (60, 0.5, None)
     assert (Retry().type, Retry().retryable, str(Retry(message="later"))) == (
         "retry",
@@ -40,7 +40,7 @@ def test_what_errors_advise() -> None:
         Retry(after="soon")
 
 
-async def test_what_a_generator_yields_is_output() -> None:
+async def test_items_of_a_generator_are_output() -> None:
     @task("a")
     async def stream(payload: int) -> AsyncIterator[Any]:
         for number in range(payload):
@@ -89,7 +89,7 @@ async def test_a_cancelled_task_gets_a_cancelled_error_and_its_job_is_marked() -
     assert ends == ["async", "stream"]
 
 
-async def test_a_thread_is_given_up_at_once_and_ends_at_its_next_report() -> None:
+async def test_a_cancelled_thread_is_abandoned_and_ends_at_its_next_report() -> None:
     started, go_on, ended = threading.Event(), threading.Event(), threading.Event()
     after: list[BaseException] = []
     seen = Recorder()
@@ -151,7 +151,7 @@ async def test_code_that_cancels_or_exits_fails_like_any_other() -> None:
             assert (caught.value.type, caught.value.retryable) == (f"exception:{name}", True)
 
 
-async def test_exceptions_come_out_as_they_are() -> None:
+async def test_exceptions_are_raised_unchanged() -> None:
     @task("a")
     def thread() -> None:
         raise KeyError("missing")
@@ -165,7 +165,7 @@ async def test_exceptions_come_out_as_they_are() -> None:
             await run(function)
 
 
-async def test_a_timeout_holds_in_tests_too() -> None:
+async def test_a_timeout_applies_in_tests_too() -> None:
     @task("slow", timeout="10ms")
     async def slow() -> None:
         await asyncio.Event().wait()

@@ -1,4 +1,4 @@
-"""The process pool: real children that work, report, die, are killed, and never hurt the others."""
+"""The process pool: real children that work, report, die and are killed, without harm to others."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ async def bench() -> AsyncIterator[Bench]:
 
 
 def gone(pid: int) -> bool:
-    """Whether the process has ended; one that nobody has waited for yet counts as ended."""
+    """Whether the process has ended; a zombie counts as ended."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -44,9 +44,6 @@ def start(
     return asyncio.create_task(run(function, payload, resources=bench, sink=seen))
 
 
-# --------------------------------------------------------------------------------------------- work
-
-
 async def test_results_and_reports_come_in_order(
     bench: Bench, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,10 +53,10 @@ async def test_results_and_reports_come_in_order(
     assert seen.progressed == [{"current": n, "total": 3000, "message": None} for n in range(3000)]
     assert [line["number"] for line in seen.lines] == list(range(3000))
     out, err = capfd.readouterr()
-    assert (out, "this is no frame" in err or "nor is this" in err) == ("", True)
+    assert (out, "this is not a frame" in err or "nor is this" in err) == ("", True)
 
 
-async def test_results_of_the_authors_types(bench: Bench) -> None:
+async def test_results_have_the_authors_types(bench: Bench) -> None:
     assert await run(cpu_tasks.deep, [1, 2], resources=bench) == cpu_tasks.Deep(
         inner={"numbers": [1, 2]}
     )
@@ -72,7 +69,7 @@ async def test_the_child_knows_its_job(bench: Bench) -> None:
     assert facts[7] is False
 
 
-async def test_a_process_is_used_again_and_there_are_no_more_than_the_limit(bench: Bench) -> None:
+async def test_processes_are_used_again_and_limited_in_number(bench: Bench) -> None:
     first = await run(cpu_tasks.pid, resources=bench)
     assert first != os.getpid()
     assert await run(cpu_tasks.pid, resources=bench) == first
@@ -92,10 +89,7 @@ async def test_all_processes_end_with_the_pool(tmp_path: Path) -> None:
     assert gone(seen.items[0])
 
 
-# ------------------------------------------------------------------------------------------- errors
-
-
-async def test_what_the_code_raises_comes_out(bench: Bench) -> None:
+async def test_errors_of_the_code_reach_the_caller(bench: Bench) -> None:
     for payload, type_, message, retryable, after in (
         ("retry", "retry", "not yet", True, 7),
         ("permanent", "card_declined", "the bank said no", False, None),
@@ -148,7 +142,7 @@ def test_a_retry_survives_the_pipe() -> None:
         ("SIGKILL", "was killed by SIGKILL"),
     ],
 )
-async def test_a_process_that_dies_hurts_only_its_own_job(
+async def test_a_process_that_dies_fails_only_its_own_job(
     bench: Bench, tmp_path: Path, how: str, words: str
 ) -> None:
     other = Recorder()
@@ -159,7 +153,7 @@ async def test_a_process_that_dies_hurts_only_its_own_job(
         await run(cpu_tasks.die, how, resources=bench, sink=seen)
     assert (caught.value.type, caught.value.retryable) == ("process_died", True)
     assert words in caught.value.message
-    assert len(seen.items) == 1  # what it had said is not lost
+    assert len(seen.items) == 1  # its earlier report is kept
     assert await run(cpu_tasks.double, 2, resources=bench) == 4
     (tmp_path / "go").touch()
     assert await waiting == other.items[0]
@@ -172,14 +166,11 @@ async def test_a_process_that_died_while_idle_is_replaced(bench: Bench) -> None:
     assert await run(cpu_tasks.pid, resources=bench) != pid
 
 
-async def test_a_task_of_the_script_itself_is_refused_in_words(bench: Bench) -> None:
+async def test_a_task_defined_in_the_script_itself_is_rejected(bench: Bench) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__", "task": task}
     exec("@task('main.work', cpu=True)\ndef work(): ...", namespace)  # noqa: S102 - as a script would define it
     with pytest.raises(TypeError, match="move it to a module"):
         await run(namespace["work"], resources=bench)
-
-
-# ------------------------------------------------------------------------------------- cancellation
 
 
 async def test_a_cancelled_process_runs_its_finally_blocks_and_is_replaced(
@@ -197,7 +188,7 @@ async def test_a_cancelled_process_runs_its_finally_blocks_and_is_replaced(
 
 
 @pytest.mark.parametrize("function", [cpu_tasks.deaf, cpu_tasks.stubborn, cpu_tasks.emit_for_ever])
-async def test_a_process_that_does_not_listen_is_killed(
+async def test_a_process_that_ignores_cancellation_is_killed(
     bench: Bench, function: Callable[..., Any]
 ) -> None:
     seen = Recorder()
@@ -227,9 +218,7 @@ async def test_cancelling_twice_still_gives_the_slots_back(tmp_path: Path) -> No
         assert await run(cpu_tasks.double, 2, resources=resources) == 4
 
 
-async def test_a_signal_for_the_whole_group_leaves_the_job_to_the_worker(
-    bench: Bench, tmp_path: Path
-) -> None:
+async def test_a_child_ignores_signals_for_its_process_group(bench: Bench, tmp_path: Path) -> None:
     seen = Recorder()
     running = start(cpu_tasks.wait, {"path": tmp_path / "go"}, bench, seen)
     await eventually(lambda: seen.items)

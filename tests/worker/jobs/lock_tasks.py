@@ -1,4 +1,4 @@
-"""Tasks that hold a lock, for each kind of code: each notes its fence when it begins and ends to hold it."""
+"""Tasks of each kind that hold a lock and note its fence when they acquire and release it."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ class Door(BaseModel):
             file.write(f"{word} {fence}\n")
 
     def fences(self) -> list[int]:
-        """The fence of each holder in turn; fails where one began before another had ended."""
+        """The fences of the holders in order; fails if two held the lock at the same time."""
         lines = [line.split() for line in self.notes.read_text().splitlines()]
         assert [word for word, _ in lines] == ["in", "out"] * (len(lines) // 2), lines
         assert [fence for _, fence in lines[::2]] == [fence for _, fence in lines[1::2]]

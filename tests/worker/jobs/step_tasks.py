@@ -1,4 +1,4 @@
-"""Tasks with steps, for each kind of code: `notes` counts what they do."""
+"""Tasks of each kind with steps: `notes` records what they do."""
 
 from datetime import date
 from pathlib import Path

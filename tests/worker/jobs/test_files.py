@@ -31,7 +31,7 @@ from tandem_worker.task import task_of
 from tandem_worker.tasks.file.hash import hash_file
 
 MIB = 1 << 20
-calls = itertools.count(1)  # to claim, which are numbered
+calls = itertools.count(1)  # numbers of claims
 TASK = task_of(hash_file)
 
 
@@ -57,7 +57,7 @@ async def queue(redis: Redis) -> AsyncIterator[Queue]:
 async def attempt(
     queue: Queue, store: FileStore, tenant: str, to: State = State.SUCCEEDED
 ) -> AsyncIterator[JobFiles]:
-    """The files of a job that runs for the tenant; at the end it gets to `to`, which publishes them if it succeeds."""
+    """The files of a tenant's running job, which ends in state `to`; success publishes them."""
     worker = WorkerInfo("w", "host", 1, ("default",), 10, "1", time.time())
     await queue.register(worker, [TASK.entry])
     options = JobOptions(timeout=30)
@@ -82,7 +82,7 @@ async def attempt(
 
 
 async def find_no_job(id: str) -> None:
-    """Looks up another job, of which there is none."""
+    """Look up another job: there are no others."""
 
 
 def files_of(store: FileStore, stamp: int = 1, tenant: str = "default") -> JobFiles:
@@ -103,10 +103,7 @@ def failure(error: pytest.ExceptionInfo[TaskError]) -> tuple[str, bool]:
     return error.value.type, error.value.retryable
 
 
-# references.
-
-
-def test_on_input_only_file_counts() -> None:
+def test_input_needs_only_the_file_of_a_reference() -> None:
     assert FileRef.model_validate({"file": "x"}) == FileRef(file="x")
     full = {
         "file": "J/a",
@@ -152,16 +149,14 @@ async def test_an_upload_is_read_by_its_tenant(store: FileStore) -> None:
     assert failure(error) == ("file_not_found", False)
 
 
-async def test_another_jobs_file_is_read_once_it_is_published(
-    queue: Queue, store: FileStore
-) -> None:
+async def test_a_published_file_of_another_job_can_be_read(queue: Queue, store: FileStore) -> None:
     async with attempt(queue, store, "a") as first:
         made = await first.write("out/räte #1.csv", b"1,2\n")
         async with attempt(queue, store, "a") as second:
             with pytest.raises(TaskError) as error:
                 await second.read(made)
             assert failure(error) == ("file_not_found", False)
-            assert await first.read(made) == b"1,2\n"  # its own, before the end
+            assert await first.read(made) == b"1,2\n"  # its own, before it ends
     async with attempt(queue, store, "a") as third:
         assert await third.read(made) == b"1,2\n"
         assert await third.stat({"file": made.file}) == made
@@ -175,9 +170,7 @@ async def test_another_jobs_file_is_read_once_it_is_published(
         assert failure(error) == ("file_not_found", False)
 
 
-async def test_files_of_an_attempt_that_was_not_accepted_are_never_read(
-    queue: Queue, store: FileStore
-) -> None:
+async def test_files_of_a_rejected_attempt_cannot_be_read(queue: Queue, store: FileStore) -> None:
     async with attempt(queue, store, "a", to=State.CANCELLED) as first:
         made = await first.write("x", b"1")
     async with attempt(queue, store, "a") as second:
@@ -189,17 +182,16 @@ async def test_files_of_an_attempt_that_was_not_accepted_are_never_read(
 @pytest.mark.parametrize(
     "file", ["../../etc/passwd", "/etc/passwd", "x", "J/", "/", "{a}/x", "a:b/x", "\0", "J\n/x"]
 )
-async def test_references_to_nowhere(queue: Queue, store: FileStore, file: str) -> None:
+async def test_references_to_nothing_are_not_found(
+    queue: Queue, store: FileStore, file: str
+) -> None:
     async with attempt(queue, store, "a") as files:
         with pytest.raises(TaskError) as error:
             await files.read({"file": file})
         assert failure(error) == ("file_not_found", False)
 
 
-# writing.
-
-
-async def test_what_is_written_is_told_and_lies_at_the_attempts_place(store: FileStore) -> None:
+async def test_written_files_are_listed_and_stored_under_the_attempt(store: FileStore) -> None:
     files = files_of(store, 17)
     made = await files.write("a/b c?.csv", chunks(b"1,", b"2\n"))
     view = {
@@ -222,7 +214,7 @@ async def test_what_is_written_is_told_and_lies_at_the_attempts_place(store: Fil
     assert await files.read(again) == b"3"
 
 
-async def test_two_attempts_do_not_write_over_each_other(store: FileStore) -> None:
+async def test_attempts_do_not_overwrite_each_others_files(store: FileStore) -> None:
     for stamp in (1, 2):
         await files_of(store, stamp).write("x", str(stamp).encode())
     assert [await store.load(job_path("J", stamp, "x"), 10) for stamp in (1, 2)] == [b"1", b"2"]
@@ -231,7 +223,7 @@ async def test_two_attempts_do_not_write_over_each_other(store: FileStore) -> No
 @pytest.mark.parametrize(
     "name", ["", "/etc/passwd", "../x", "a/../../x", "a\\b", "a\0", "x" * 300, "a//b"]
 )
-async def test_a_wrong_name_is_refused_before_any_byte_is_taken(
+async def test_an_invalid_name_is_rejected_before_any_byte_is_read(
     store: FileStore, name: str
 ) -> None:
     async def never() -> AsyncIterator[bytes]:
@@ -245,7 +237,7 @@ async def test_a_wrong_name_is_refused_before_any_byte_is_taken(
     assert files.written == []
 
 
-async def test_no_name_is_both_a_file_and_a_directory(store: FileStore) -> None:
+async def test_a_name_cannot_be_both_a_file_and_a_directory(store: FileStore) -> None:
     files = files_of(store)
     await files.write("a/b", b"1")
     await files.write("a/bc", b"1")
@@ -256,7 +248,7 @@ async def test_no_name_is_both_a_file_and_a_directory(store: FileStore) -> None:
     assert [one.name for one in files.written] == ["a/b", "a/bc"]
 
 
-async def test_a_write_that_fails_is_not_told(store: FileStore) -> None:
+async def test_a_failed_write_is_not_listed(store: FileStore) -> None:
     async def breaks() -> AsyncIterator[bytes]:
         yield b"x"
         raise ZeroDivisionError
@@ -268,7 +260,7 @@ async def test_a_write_that_fails_is_not_told(store: FileStore) -> None:
         await files.write("y", b"123456", limit=5)
     assert failure(error) == ("too_large", False)
     with pytest.raises(TypeError, match="bytes"):
-        await files.write("z", "text")  # type: ignore[arg-type] # what is tested
+        await files.write("z", "text")  # type: ignore[arg-type] # the mistake itself
     assert files.written == []
 
 

@@ -1,4 +1,4 @@
-"""What a job's code reports: its form, its bounds, its order; and the files of plain code."""
+"""A job's reports: their format, bounds and order; and the files of `def` code."""
 
 import asyncio
 import json
@@ -34,10 +34,7 @@ def job_of(function: Callable[..., Any], bench: Bench, sink: Any) -> Job:
     )
 
 
-# ------------------------------------------------------------------------------------------ reports
-
-
-async def test_progress_in_all_its_forms() -> None:
+async def test_progress_with_and_without_total_and_message() -> None:
     @task("moving")
     async def moving(job: Job) -> None:
         await job.progress(1)
@@ -54,7 +51,7 @@ async def test_progress_in_all_its_forms() -> None:
 
 
 @pytest.mark.parametrize("arguments", [("half",), (math.nan,), (1, math.inf), (None,)])
-async def test_progress_counts_in_finite_numbers(arguments: tuple[Any, ...]) -> None:
+async def test_progress_takes_only_finite_numbers(arguments: tuple[Any, ...]) -> None:
     @task("moving")
     async def moving(job: Job) -> None:
         await job.progress(*arguments)
@@ -107,7 +104,7 @@ FIELDS = st.dictionaries(
     ),
     max_size=5,
 )
-# Text as Python may have it: with surrogates from undecodable file names, with control characters.
+# Any text that Python can hold: with lone surrogates and control characters.
 TEXTS = st.text(alphabet=st.characters(exclude_categories=[]), max_size=50)
 
 
@@ -123,15 +120,15 @@ def test_every_log_entry_is_bounded_json(message: str, fields: dict[str, Any], n
 
 
 async def test_log_entries_have_level_message_and_fields() -> None:
-    @task("told")
-    async def told(job: Job) -> None:
+    @task("logs")
+    async def logs(job: Job) -> None:
         job.log.debug("a", n=1)
         job.log.info("b", level="high", message="c")
         job.log.warning("d", left=math.inf)
         job.log.error("e", error=ValueError("f"))
 
     seen = Recorder()
-    await run(told, sink=seen)
+    await run(logs, sink=seen)
     assert seen.lines == [
         {"level": "debug", "message": "a", "n": 1},
         {"level": "info", "message": "b", "level_": "high", "message_": "c"},
@@ -140,11 +137,8 @@ async def test_log_entries_have_level_message_and_fields() -> None:
     ]
 
 
-# ---------------------------------------------------------------------------------- out of a thread
-
-
 class Slow(Recorder):
-    """A sink that takes items only while it is open, and knows how far the thread was ahead of it."""
+    """A sink that takes items once it is open, and measures how far the thread is ahead of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,8 +191,7 @@ async def test_a_result_comes_after_all_reports(function: Callable[..., Any]) ->
         running = asyncio.create_task(
             execute(task_of(function), job, task_of(function).decode(b"{}"), resources.pools)
         )
-        # Twenty others of the same kind are through, one after the other: this one had the time
-        # too.
+        # Twenty others of its kind run to their end: this one had the time too.
         for _ in range(20):
             await run(function, resources=resources)
         assert not running.done()
@@ -240,7 +233,7 @@ async def test_reports_of_a_thread_keep_their_order() -> None:
     assert sink.kinds == ["output", "progress", "log"] * 500
 
 
-async def test_threads_of_the_code_itself_may_report() -> None:
+async def test_threads_that_the_code_starts_can_report() -> None:
     @task("spread")
     def spread(job: SyncJob) -> None:
         def emit() -> None:
@@ -259,7 +252,7 @@ async def test_threads_of_the_code_itself_may_report() -> None:
 
 
 @pytest.mark.parametrize("function", [cpu_tasks.emit_for_ever, cpu_tasks.emit_for_ever_in_a_thread])
-async def test_a_sink_that_fails_ends_the_job_and_no_more(function: Callable[..., Any]) -> None:
+async def test_a_failing_sink_ends_only_its_own_job(function: Callable[..., Any]) -> None:
     class Failing(Recorder):
         async def output(self, item: bytes) -> None:
             await super().output(item)
@@ -273,7 +266,7 @@ async def test_a_sink_that_fails_ends_the_job_and_no_more(function: Callable[...
         assert await run(cpu_tasks.double, 4, resources=resources) == 8
 
 
-async def test_more_tasks_than_threads_wait_for_each_other() -> None:
+async def test_tasks_beyond_the_number_of_threads_wait() -> None:
     at_once, most = [0], [0]
     lock = threading.Lock()
 
@@ -295,7 +288,7 @@ async def test_more_tasks_than_threads_wait_for_each_other() -> None:
     assert most[0] <= 3
 
 
-async def test_job_http_and_sql_are_for_async_code() -> None:
+async def test_job_http_and_sql_need_async_code() -> None:
     @task("a")
     def http(job: SyncJob) -> None:
         _ = job.http
@@ -309,13 +302,11 @@ async def test_job_http_and_sql_are_for_async_code() -> None:
             await run(function)
 
 
-# -------------------------------------------------------------------------------------------- files
-
 DATA = bytes(range(256)) * 12_000  # 3 MB: several pieces
 
 
 @pytest.mark.parametrize("function", [cpu_tasks.copy, cpu_tasks.copy_in_a_thread])
-async def test_plain_code_reads_and_writes_files(function: Callable[..., Any]) -> None:
+async def test_def_code_reads_and_writes_files(function: Callable[..., Any]) -> None:
     async with open_bench() as resources:
         seen = Recorder()
         source = await upload(resources, DATA, "data.bin")
@@ -327,7 +318,7 @@ async def test_plain_code_reads_and_writes_files(function: Callable[..., Any]) -
 
 
 @pytest.mark.parametrize("function", [cpu_tasks.copy, cpu_tasks.copy_in_a_thread])
-async def test_a_file_that_is_not_there_is_told_where_the_code_asks(
+async def test_a_missing_file_raises_where_the_code_reads_it(
     function: Callable[..., Any],
 ) -> None:
     seen = Recorder()
@@ -338,7 +329,7 @@ async def test_a_file_that_is_not_there_is_told_where_the_code_asks(
 
 
 @pytest.mark.parametrize("function", [cpu_tasks.write_badly, cpu_tasks.write_badly_in_a_thread])
-async def test_a_name_that_no_file_may_have_is_refused_while_it_is_written(
+async def test_an_invalid_file_name_raises_where_the_code_writes(
     function: Callable[..., Any],
 ) -> None:
     with pytest.raises(Permanent) as caught:
@@ -346,7 +337,7 @@ async def test_a_name_that_no_file_may_have_is_refused_while_it_is_written(
     assert caught.value.type == "invalid_file_name"
 
 
-async def test_what_was_not_written_whole_is_not_there() -> None:
+async def test_a_partly_written_file_does_not_exist() -> None:
     def broken() -> Iterator[bytes]:
         yield b"x" * 10
         raise ValueError("no more")
@@ -361,7 +352,7 @@ async def test_what_was_not_written_whole_is_not_there() -> None:
     assert seen.files == {}
 
 
-async def test_files_of_other_jobs_are_looked_up_for_the_jobs_tenant() -> None:
+async def test_other_jobs_are_looked_up_for_the_jobs_own_tenant() -> None:
     asked: list[tuple[str, str]] = []
 
     async def find(id: str, *, tenant: str) -> None:
@@ -383,7 +374,7 @@ async def test_files_of_other_jobs_are_looked_up_for_the_jobs_tenant() -> None:
     assert asked == [("other", "acme")]
 
 
-async def test_a_job_that_touched_no_file_has_written_none() -> None:
+async def test_a_job_without_files_has_written_nothing() -> None:
     async with open_bench() as resources:
         assert (
             local_job(

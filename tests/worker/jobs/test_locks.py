@@ -24,12 +24,12 @@ from tests.worker.jobs.lock_tasks import Door
 from tests.worker.workers import Client, outcomes, working
 
 ONCE = RetryPolicy(max_attempts=1)
-LONG = 60.0  # seconds: a lease that no slow machine lets end
+LONG = 60.0  # seconds of a lease that outlasts the test even on a slow machine
 KINDS = (lock_tasks.asynchronous, lock_tasks.plain, lock_tasks.cpu)
 
 
 async def holder_of(client: Client, name: str = "door") -> str | None:
-    """The job that holds it."""
+    """The job that holds the lock."""
     found = await client.redis.hget(f"{client.queue.prefix}lock:default:{name}", "holder")
     return found.split()[0].decode() if found else None
 
@@ -38,10 +38,7 @@ async def waiting(client: Client, name: str = "door") -> int:
     return int(await client.redis.zcard(f"{client.queue.prefix}waits:default:{name}"))
 
 
-# ------------------------------------------------------------------------------------ without Redis
-
-
-async def test_one_at_a_time_without_redis(tmp_path: Path) -> None:
+async def test_one_holder_at_a_time_without_redis(tmp_path: Path) -> None:
     door, locks = Door(notes=tmp_path / "notes", holds=0.01), LocalLocks()
     fences = await asyncio.gather(
         *(run(kind, door, locks=locks) for kind in KINDS for _ in range(2))
@@ -49,7 +46,7 @@ async def test_one_at_a_time_without_redis(tmp_path: Path) -> None:
     assert door.fences() == sorted(fences) == [1, 2, 3, 4, 5, 6]
 
 
-async def test_waiting_ends_without_redis(tmp_path: Path) -> None:
+async def test_the_wait_for_a_lock_ends_without_redis(tmp_path: Path) -> None:
     locks = LocalLocks()
     number, _ = await locks.acquire("door", 0)
     for kind in KINDS:
@@ -62,7 +59,7 @@ async def test_waiting_ends_without_redis(tmp_path: Path) -> None:
     )
 
 
-async def test_what_is_no_lock() -> None:
+async def test_invalid_locks_are_rejected() -> None:
     @task("t")
     async def wrong(job: Job) -> None:
         for name in ("", "n" * 201, "two\nlines"):
@@ -79,10 +76,7 @@ async def test_what_is_no_lock() -> None:
     await run(wrong)
 
 
-# --------------------------------------------------------------------------------------- with Redis
-
-
-async def test_one_at_a_time_and_fences_that_grow(
+async def test_one_holder_at_a_time_with_growing_fences(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     door = Door(notes=tmp_path / "notes", holds=0.002)
@@ -98,7 +92,7 @@ async def test_one_at_a_time_and_fences_that_grow(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_waiting_ends_with_an_error_that_is_retried(
+async def test_the_wait_for_a_lock_ends_with_a_retryable_error(
     kind: Callable[..., Any], client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     go = asyncio.Event()
@@ -127,12 +121,12 @@ async def is_zero(client: Client) -> bool:
 
 
 @pytest.mark.parametrize("way", ["cancel", "timeout", "fail"])
-async def test_whatever_ends_the_holder_the_next_one_follows(
+async def test_the_next_job_gets_the_lock_however_its_holder_ends(
     way: str, client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     @task("holds", retry=ONCE)
     async def holds(job: Job) -> None:
-        # Leaves without a word, as code does that is not inside of a `with`.
+        # Ends without releasing it, like code outside a `with`.
         await job.lock("door").__aenter__()
         while way != "fail" or not await waiting(client):
             await asyncio.sleep(0.005)
@@ -170,7 +164,8 @@ async def test_code_under_a_lost_lock_is_cancelled(
         id = await client.submit(holds)
         await eventually(lambda: holder_of(client))
         held = dict(worker.control.heartbeat.held)
-        worker.control.heartbeat.held.clear()  # as if the process had been stopped; it claims no more
+        # As if the process had been suspended; without a free slot it claims nothing.
+        worker.control.heartbeat.held.clear()
         await eventually(client.queue.tick)
         worker.control.heartbeat.held.update(held)
         fence = await client.result(id)
@@ -179,10 +174,10 @@ async def test_code_under_a_lost_lock_is_cancelled(
         assert outcomes(await client.record(id)) == ["worker_lost", "succeeded"]
 
 
-async def test_the_end_of_a_lost_lock_is_an_error(
+async def test_releasing_a_lost_lock_is_an_error(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
-    told: list[str] = []
+    errors: list[str] = []
     begun, go = asyncio.Event(), asyncio.Event()
 
     @task("holds")
@@ -194,24 +189,24 @@ async def test_the_end_of_a_lost_lock_is_an_error(
                 begun.set()
                 await go.wait()
         except TaskError as error:
-            told.append(error.type)
+            errors.append(error.type)
             raise
 
     async with working(redis_url, tmp_path, holds, lease=LONG, concurrency=1) as worker:
         id = await client.submit(holds)
         await asyncio.wait_for(begun.wait(), 10)
-        # Ended at once, and no beat comes to say so.
+        # The lease ends now, and no heartbeat reports it.
         await client.redis.zadd(f"{client.queue.prefix}leases", {id: 1})
         await client.redis.hset(f"{client.queue.prefix}clock", mapping={"grace": 0})
         await eventually(client.queue.tick)
         go.set()
-        await eventually(lambda: told)
-        assert told == ["lock_lost"]
+        await eventually(lambda: errors)
+        assert errors == ["lock_lost"]
         assert (await client.end(id)).state is State.SUCCEEDED
         assert worker.jobs_failed == 0
 
 
-async def test_the_acquisitions_of_one_job_wait_for_each_other(
+async def test_acquisitions_within_one_job_wait_for_each_other(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     @task("several")
@@ -236,7 +231,7 @@ async def test_the_acquisitions_of_one_job_wait_for_each_other(
     assert len(set(fences)) == 10
 
 
-async def test_a_job_has_so_many_locks_and_no_more(
+async def test_the_number_of_locks_of_a_job_is_limited(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     @task("greedy")
@@ -254,7 +249,7 @@ async def test_a_job_has_so_many_locks_and_no_more(
         assert await client.result(await client.submit(greedy)) == "ok"
 
 
-async def test_a_wait_that_is_given_up_takes_nothing_later(
+async def test_an_abandoned_wait_never_gets_the_lock(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     go = asyncio.Event()
@@ -263,7 +258,7 @@ async def test_a_wait_that_is_given_up_takes_nothing_later(
     async def impatient(job: Job) -> int:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05), job.lock("door"):
-                raise AssertionError("it is held by somebody else")
+                raise AssertionError("another job holds it")
         await eventually(lambda: is_zero(client))
         go.set()
         async with job.lock("door") as lock:
@@ -280,7 +275,7 @@ async def test_a_wait_that_is_given_up_takes_nothing_later(
         assert await client.result(await client.submit(impatient))
 
 
-async def test_redis_may_be_away_while_a_lock_is_taken_and_freed(
+async def test_redis_may_fail_while_a_lock_is_acquired_and_released(
     client: Client, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @task("holds")
@@ -307,7 +302,7 @@ async def test_redis_may_be_away_while_a_lock_is_taken_and_freed(
         assert await holder_of(client) is None
 
 
-async def test_the_queue_alone_tells_a_zombie(client: Client) -> None:
+async def test_the_queue_rejects_an_attempt_without_a_job(client: Client) -> None:
     queue: Queue = client.queue
     nobody = Acquisition("J", "1.w", 1, "door")
     assert await queue.locks.acquire(nobody) is None

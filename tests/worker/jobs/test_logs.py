@@ -1,4 +1,4 @@
-"""What a job's code logs by the standard library is in its stream, in that of no other job, and within bounds."""
+"""Standard logging of a job's code goes to the job's own stream, within bounds."""
 
 import asyncio
 import logging
@@ -48,7 +48,7 @@ async def chatty_stream(payload: str) -> AsyncIterator[int]:
     log.info("two %s", payload)
 
 
-def said(sink: Recorder) -> list[str]:
+def messages(sink: Recorder) -> list[str]:
     return [line["message"] for line in sink.lines]
 
 
@@ -61,10 +61,10 @@ def said(sink: Recorder) -> list[str]:
         (cpu_tasks.logs, ["in a process x"]),
     ],
 )
-async def test_each_kind_of_task_is_heard_in_order(kind: Any, lines: list[str]) -> None:
+async def test_lines_of_each_kind_of_task_arrive_in_order(kind: Any, lines: list[str]) -> None:
     sink = Recorder()
     await run(kind, "x", sink=sink)
-    assert said(sink) == lines
+    assert messages(sink) == lines
     (line,) = [
         line for line in sink.lines if line["message"] == lines[-1 if kind is cpu_tasks.logs else 0]
     ]
@@ -98,10 +98,10 @@ async def test_the_lines_of_two_jobs_never_mix() -> None:
             )
         )
     for number, sink in enumerate(sinks):
-        assert said(sink) == [str(number)] * 40
+        assert messages(sink) == [str(number)] * 40
 
 
-async def test_after_its_end_a_job_says_nothing() -> None:
+async def test_lines_after_the_end_of_a_job_are_ignored() -> None:
     later: list[asyncio.Task[None]] = []
     go = asyncio.Event()
 
@@ -119,7 +119,7 @@ async def test_after_its_end_a_job_says_nothing() -> None:
         await run(straggler, sink=sink)
         go.set()
         await later[0]
-    assert said(sink) == ["in time"]
+    assert messages(sink) == ["in time"]
 
 
 def heard() -> Iterator[list[dict[str, Any]]]:
@@ -131,12 +131,12 @@ def heard() -> Iterator[list[dict[str, Any]]]:
 lines = pytest.fixture(heard)
 
 
-def test_an_exception_is_its_class_and_words(lines: list[dict[str, Any]]) -> None:
+def test_an_exception_is_logged_as_class_and_message(lines: list[dict[str, Any]]) -> None:
     try:
         raise ValueError("no such file: /srv/secret/place/order.csv, password=hunter2")
     except ValueError:
         log.exception("it failed")
-    log.error("nothing raised", exc_info=True)  # noqa: LOG014 - as code in the wild does
+    log.error("nothing raised", exc_info=True)  # noqa: LOG014 - real code does this
     log.error("with a stack", stack_info=True)
     assert [line["message"] for line in lines] == ["it failed", "nothing raised", "with a stack"]
     assert lines[0]["exception"] == "ValueError: no such file: …/order.csv, password=***"
@@ -157,7 +157,7 @@ def test_secrets_are_masked(lines: list[dict[str, Any]]) -> None:
     ]
 
 
-def test_what_the_worker_and_its_libraries_log_is_not_the_jobs(lines: list[dict[str, Any]]) -> None:
+def test_lines_of_the_worker_and_its_libraries_are_left_out(lines: list[dict[str, Any]]) -> None:
     for name in (
         "tandem_worker",
         "tandem_shared.queue.queue",
@@ -173,7 +173,7 @@ def test_what_the_worker_and_its_libraries_log_is_not_the_jobs(lines: list[dict[
     assert [line["logger"] for line in lines] == ["workers", "root"]
 
 
-def test_a_line_that_cannot_be_made_costs_nothing(lines: list[dict[str, Any]]) -> None:
+def test_a_line_that_cannot_be_formatted_harms_nothing(lines: list[dict[str, Any]]) -> None:
     class Broken:
         def __str__(self) -> str:
             raise RuntimeError("no")
@@ -187,7 +187,7 @@ def test_a_line_that_cannot_be_made_costs_nothing(lines: list[dict[str, Any]]) -
     assert lines[3]["level_"] == 1
 
 
-def test_structlog_is_heard_too(lines: list[dict[str, Any]]) -> None:
+def test_structlog_is_captured_too(lines: list[dict[str, Any]]) -> None:
     logger = structlog.wrap_logger(
         log,
         processors=[
@@ -201,7 +201,7 @@ def test_structlog_is_heard_too(lines: list[dict[str, Any]]) -> None:
     assert lines == [{"level": "warning", "message": "low", "logger": "shop.orders", "left": 3}]
 
 
-def test_levels_are_the_four_of_a_job(lines: list[dict[str, Any]]) -> None:
+def test_levels_are_mapped_to_the_four_of_a_job(lines: list[dict[str, Any]]) -> None:
     for level in (
         5,
         logging.DEBUG,
@@ -212,8 +212,8 @@ def test_levels_are_the_four_of_a_job(lines: list[dict[str, Any]]) -> None:
         logging.CRITICAL,
     ):
         log.log(level, "%d", level)
-    told = [(line["message"], line["level"]) for line in lines]
-    assert told == [
+    levels = [(line["message"], line["level"]) for line in lines]
+    assert levels == [
         ("20", "info"),
         ("25", "info"),
         ("30", "warning"),
@@ -229,7 +229,7 @@ def test_levels_are_the_four_of_a_job(lines: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize(("limit", "value"), [("MAX_LINES", 5), ("MAX_BYTES", 330)])
-async def test_an_attempt_has_its_fill_and_what_is_dropped_is_told(
+async def test_lines_beyond_the_limits_are_dropped_and_counted(
     monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
     monkeypatch.setattr(job_logs, limit, value)
@@ -241,19 +241,19 @@ async def test_an_attempt_has_its_fill_and_what_is_dropped_is_told(
 
     sink = Recorder()
     await run(flood, sink=sink)
-    *some, last = said(sink)
+    *some, last = messages(sink)
     assert some == ["x" * 10] * 5
     assert last == "95 lines of standard logging were dropped"
     assert sink.lines[-1]["level"] == "warning"
 
 
-def test_other_handlers_hear_what_they_heard_before() -> None:
+def test_other_handlers_receive_the_same_lines_as_before() -> None:
     root = logging.getLogger()
-    heard: list[str] = []
+    received: list[str] = []
 
     class Other(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append(record.getMessage())
+            received.append(record.getMessage())
 
     other, before = Other(), root.level
     root.addHandler(other)
@@ -273,4 +273,4 @@ def test_other_handlers_hear_what_they_heard_before() -> None:
     finally:
         root.removeHandler(other)
         root.setLevel(before)
-    assert heard == ["for all"]
+    assert received == ["for all"]

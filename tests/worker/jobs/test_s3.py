@@ -1,4 +1,4 @@
-"""Files of jobs on a store that speaks S3, and what becomes of a job while that store is away."""
+"""Files of jobs on an S3 store, and jobs while that store is unavailable."""
 
 import hashlib
 import random
@@ -26,14 +26,14 @@ async def copy(job: Job, source: FileRef) -> FileRef:
     return await job.files.write("out/copy.csv", job.files.open(source))
 
 
-async def test_a_job_reads_and_writes_there(s3_url: str, tmp_path: Path) -> None:
+async def test_a_job_reads_and_writes_files_on_s3(s3_url: str, tmp_path: Path) -> None:
     async with open_bench(tmp_path, store_url=s3_url) as bench:
         source = await bench.upload("in.bin", DATA, "text/x-own")
         result = await bench.run(copy, {"file": source}, stamp=5)
         assert (result["size"], result["sha256"]) == (len(DATA), hashlib.sha256(DATA).hexdigest())
         store = bench.resources.files
         assert await store.load("jobs/job/5/out/copy.csv", len(DATA)) == DATA
-        # Whoever is sent there sees what the API would say.
+        # A client that is redirected there gets the headers that the API would send.
         url = await store.presign("jobs/job/5/out/copy.csv", 60)
         assert url is not None
         async with httpx2.AsyncClient(trust_env=False) as client:
@@ -44,7 +44,7 @@ async def test_a_job_reads_and_writes_there(s3_url: str, tmp_path: Path) -> None
         assert [stat async for stat in store.list("jobs")] == []
 
 
-async def test_while_the_store_is_away_a_job_is_tried_again(
+async def test_a_job_is_retried_while_the_store_is_unavailable(
     redis_url: str, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @task("s3.write", retry=RetryPolicy(max_attempts=9, base="10ms", cap="50ms"))

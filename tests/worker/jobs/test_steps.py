@@ -1,4 +1,4 @@
-"""`job.step`: done once a job, in the three kinds of code, with and without Redis."""
+"""`job.step`: run once per job, in the three kinds of code, with and without Redis."""
 
 import asyncio
 import threading
@@ -47,7 +47,7 @@ def pair(left: int, *, right: str) -> Pair:
 
 
 class Callee:
-    """An object that is called like a coroutine function."""
+    """An object whose calls return an awaitable."""
 
     async def __call__(self, payload: int) -> tuple[int, str]:
         return payload, threading.current_thread().name
@@ -58,14 +58,14 @@ FUNCTIONS: list[tuple[Callable[..., Any], Any]] = [
     (partial(pair, 1, right="b"), Pair(1, "b")),
     (partial(Bill, number=1, due="2030-01-02"), Bill(number=1, due=date(2030, 1, 2))),
     (partial(Callee(), 1), (1, "MainThread")),
-    (lambda: (1, {"a": None}), [1, {"a": None}]),  # says no type: plain JSON
+    (lambda: (1, {"a": None}), [1, {"a": None}]),  # without a return type: plain JSON
     (lambda: asyncio.sleep(0, (1,)), [1]),
     (partial(len, "abc"), 3),
 ]
 
 
 @pytest.mark.parametrize(("function", "value"), FUNCTIONS)
-async def test_a_step_gives_the_same_value_the_first_time_and_later(
+async def test_a_step_returns_the_same_value_every_time(
     function: Callable[..., Any], value: Any
 ) -> None:
     got = []
@@ -81,7 +81,7 @@ async def test_a_step_gives_the_same_value_the_first_time_and_later(
     assert [type(one) for one in got] == [type(value)] * 2
 
 
-async def test_a_step_is_done_once() -> None:
+async def test_a_step_runs_once() -> None:
     done: list[str] = []
 
     @task("t", retry=QUICK)
@@ -99,7 +99,7 @@ async def test_a_step_is_done_once() -> None:
     assert seen.steps == {"first": None, "second": "Hello, ADA"}
 
 
-async def test_a_test_may_say_what_an_earlier_attempt_has_done() -> None:
+async def test_a_test_can_provide_the_results_of_an_earlier_attempt() -> None:
     @task("t")
     async def steps(job: Job) -> str:
         return await job.step("greet", step_tasks.hello, "Ada")
@@ -124,7 +124,7 @@ async def test_plain_functions_do_not_block_the_loop() -> None:
     assert (await run(waits)).startswith("task-")
 
 
-async def test_a_failed_step_keeps_nothing_and_may_be_done_again() -> None:
+async def test_a_failed_step_stores_nothing_and_can_be_repeated() -> None:
     tries: list[int] = []
 
     def flaky() -> int:
@@ -145,7 +145,7 @@ async def test_a_failed_step_keeps_nothing_and_may_be_done_again() -> None:
     assert await run(stubborn, sink=seen) == 3
 
 
-async def test_a_step_that_is_cancelled_keeps_nothing_and_may_be_done_again() -> None:
+async def test_a_cancelled_step_stores_nothing_and_can_be_repeated() -> None:
     @task("t")
     async def impatient(job: Job) -> str:
         with pytest.raises(TimeoutError):
@@ -157,7 +157,7 @@ async def test_a_step_that_is_cancelled_keeps_nothing_and_may_be_done_again() ->
 
 
 @pytest.mark.parametrize("together", [True, False])
-async def test_a_name_is_for_one_step_of_an_attempt(together: bool) -> None:
+async def test_a_name_can_be_used_once_per_attempt(together: bool) -> None:
     done: list[int] = []
 
     async def add(number: int) -> None:
@@ -178,7 +178,7 @@ async def test_a_name_is_for_one_step_of_an_attempt(together: bool) -> None:
     assert done == [0]
 
 
-async def test_what_is_no_step() -> None:
+async def test_invalid_steps_are_rejected() -> None:
     @task("t")
     async def wrong(job: Job, payload: str) -> None:
         coroutine = step_tasks.later()
@@ -186,13 +186,13 @@ async def test_what_is_no_step() -> None:
             "called": lambda: job.step("a", coroutine),  # type: ignore[call-overload] # the mistake itself
             "name": lambda: job.step("", step_tasks.later),
             "long": lambda: job.step("n" * 201, step_tasks.later),
-            "number": lambda: job.step(7, step_tasks.later),  # type: ignore[call-overload] # likewise
+            "number": lambda: job.step(7, step_tasks.later),  # type: ignore[call-overload] # the mistake itself
             "foreign": lambda: job.step("a", object),
             "nan": lambda: job.step("a", float, "nan"),
             "liar": lambda: job.step("a", step_tasks.liar),
         }
         coroutine.close()
-        assert await calls[payload]() is None, "it was taken for a step"
+        assert await calls[payload]() is None, "it was accepted as a step"
 
     seen = Recorder()
     words = {
@@ -202,8 +202,8 @@ async def test_what_is_no_step() -> None:
         "nan": "the result of the step 'a' is not JSON",
         "liar": "does not fit the return type",
     }
-    for name, said in words.items():
-        with pytest.raises(TypeError, match=said):
+    for name, message in words.items():
+        with pytest.raises(TypeError, match=message):
             await run(wrong, name, sink=seen)
     for name in ("name", "long"):
         with pytest.raises(ValueError, match="1 to 200 characters"):
@@ -211,7 +211,7 @@ async def test_what_is_no_step() -> None:
     assert seen.steps == {}
 
 
-async def test_a_result_has_a_bound() -> None:
+async def test_a_result_has_a_size_limit() -> None:
     @task("t")
     async def large(job: Job, payload: int) -> int:
         return len(await job.step("large", lambda: "x" * payload))
@@ -223,7 +223,7 @@ async def test_a_result_has_a_bound() -> None:
 
 
 @pytest.mark.parametrize("function", [step_tasks.plain, step_tasks.cpu])
-async def test_plain_code_has_steps_too(function: Callable[..., Any], tmp_path: Path) -> None:
+async def test_def_code_has_steps_too(function: Callable[..., Any], tmp_path: Path) -> None:
     seen = Recorder()
     notes = tmp_path / "notes"
     for attempt in (1, 2):
@@ -236,7 +236,7 @@ async def test_plain_code_has_steps_too(function: Callable[..., Any], tmp_path: 
     assert seen.steps == {"add": 3, "day": "2030-01-02"}
 
 
-async def test_a_coroutine_function_is_no_step_of_plain_code() -> None:
+async def test_def_code_rejects_a_coroutine_function() -> None:
     @task("t")
     def plain(job: SyncJob) -> None:
         made = job.step("later", step_tasks.later)
@@ -246,11 +246,8 @@ async def test_a_coroutine_function_is_no_step_of_plain_code() -> None:
         await run(plain)
 
 
-# --------------------------------------------------------------------------------------- with Redis
-
-
 @pytest.mark.parametrize("function", [step_tasks.asynchronous, step_tasks.plain, step_tasks.cpu])
-async def test_a_later_attempt_goes_on_where_the_first_failed(
+async def test_a_later_attempt_continues_where_the_first_failed(
     function: Callable[..., Any], client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     async with working(redis_url, tmp_path, function, lease=60.0):
@@ -260,14 +257,14 @@ async def test_a_later_attempt_goes_on_where_the_first_failed(
         assert outcomes(await client.record(id)) == ["failed", "failed", "succeeded"]
 
         async def fading() -> bool:
-            """Once the ledger has the job, what belongs to it has an end."""
+            """Whether the steps expire, as they do once the ledger has the job."""
             return int(await client.redis.pttl(f"{client.queue.prefix}steps:{id}")) > 0
 
         await eventually(fading)
     assert (tmp_path / "notes").read_text() == "add\nday\n"
 
 
-async def test_too_many_steps_end_the_job(
+async def test_too_many_steps_fail_the_job(
     client: Client, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bounds, "MAX_JOB_STEPS", 50)
@@ -286,10 +283,10 @@ async def test_too_many_steps_end_the_job(
         assert (await client.error(ids[1]))["type"] == "too_large"
 
 
-async def test_a_step_of_an_attempt_that_was_lost_is_not_kept_and_its_code_stops(
+async def test_a_step_of_a_lost_attempt_is_not_stored_and_its_code_stops(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
-    begun, go, told = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    begun, go, stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     @task("lost")
     async def lost(job: Job) -> int:
@@ -299,9 +296,9 @@ async def test_a_step_of_an_attempt_that_was_lost_is_not_kept_and_its_code_stops
             begun.set()
             await job.step("one", first)
         except asyncio.CancelledError:
-            told.set()
+            stopped.set()
             raise
-        raise AssertionError("the step of a lost attempt went on")
+        raise AssertionError("the code of a lost attempt continued")
 
     async def first() -> int:
         await go.wait()
@@ -310,12 +307,12 @@ async def test_a_step_of_an_attempt_that_was_lost_is_not_kept_and_its_code_stops
     async with working(redis_url, tmp_path, lost, concurrency=1) as worker:
         id = await client.submit(lost)
         await asyncio.wait_for(begun.wait(), 10)
-        # As after a sleep that was longer than the lease.
+        # As if the process had been suspended for longer than the lease.
         worker.control.heartbeat.held.clear()
         record = await client.record(id)
         await eventually(client.queue.tick)
         go.set()
-        await asyncio.wait_for(told.wait(), 10)
+        await asyncio.wait_for(stopped.wait(), 10)
         assert await client.result(id) == 2
         late = Step(id, f"{record.attempts[0].began}.{worker.id}", "two", b"1")
         assert (await client.queue.steps.keep(late)).word == "lost"

@@ -1,4 +1,4 @@
-"""Jobs of plain arq clients: moved over once, run as ours, or left alone when they are no JSON."""
+"""Jobs of plain arq clients: moved to our queue once and run, or skipped if they are not JSON."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ from tests.worker.workers import Client, make_worker, working
 
 @asynccontextmanager
 async def plain_client(url: str, **serializers: Any) -> AsyncIterator[ArqRedis]:
-    """As a program that only knows arq makes it."""
+    """A pool as a program creates it that only uses arq."""
     pool = await create_pool(
         RedisSettings(unix_socket_path=unquote(urlsplit(url).path)), **serializers
     )
@@ -59,7 +59,7 @@ async def records(client: Client, redis: Redis) -> list[Record]:
     return [await client.record(id) for id in keys]
 
 
-async def test_a_plain_clients_job_runs_as_ours(
+async def test_a_plain_clients_job_is_run(
     client: Client, redis: Redis, redis_url: str, tmp_path: Path, plain: ArqRedis
 ) -> None:
     async with working(redis_url, tmp_path, keep, queues="default,side"):
@@ -109,15 +109,15 @@ async def emptied(redis: Redis) -> bool:
     return not await redis.exists("arq:queue")
 
 
-async def test_what_is_no_json_is_left_alone_and_stops_nobody(
+async def test_jobs_that_are_not_json_are_skipped_and_block_no_others(
     client: Client, redis: Redis, redis_url: str, tmp_path: Path, plain: ArqRedis
 ) -> None:
     async with plain_client(redis_url) as pickling:
-        for n in range(120):  # more than one portion
+        for n in range(120):  # more than one batch
             await pickling.enqueue_job("keep", _job_id=f"pickled-{n}", n=n)
     await plain.enqueue_job("keep", mine=1)
     worker = make_worker(redis_url, tmp_path, keep, queues="side", burst=True)
-    await worker.async_run()  # and a burst ends nevertheless
+    await worker.async_run()  # the burst ends, although they stay
     await worker.close()
     assert ran == [{"mine": 1}]
     assert await redis.zcard("arq:queue") == 120
@@ -149,15 +149,16 @@ def test_an_exception_is_written_as_its_text() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"\x80\x04pickled", b"[]", b"{}", b'{"f": 1, "a": [], "k": {}}', b'{"f": "t", "a": 1, "k": {}}',
+        b"", b"\x80\x04pickled", b"[]", b"{}",
+        b'{"f": 1, "a": [], "k": {}}', b'{"f": "t", "a": 1, "k": {}}',
         b'{"f": "t", "a": [], "k": []}', b'{"f": "t", "a": []}', b"\xff", b'"text"',
     ],
 )  # fmt: skip
-def test_what_is_no_job_of_arqs_is_none_of_ours(data: bytes) -> None:
+def test_bytes_that_are_not_an_arq_job_make_no_submission(data: bytes) -> None:
     assert to_submission("x", 1.0, data, {}) is None
 
 
-def test_what_a_submission_takes_over() -> None:
+def test_a_submission_takes_its_fields_from_the_arq_job_and_the_task() -> None:
     entry = keep.__tandem_task__.entry  # type: ignore[attr-defined] # `task` has put it there
     body = msgspec.json.encode({"f": "keep", "a": [], "k": {"n": 1}, "t": None, "et": 1})
     job = to_submission("mine", 1234.5, body, {"keep": entry})

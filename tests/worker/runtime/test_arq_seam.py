@@ -1,4 +1,4 @@
-"""The seam to arq: what the worker takes from arq 0.28.0 is there as it was, and what it replaces is never called."""
+"""The seam to arq 0.28.0: the worker finds what it uses, and never calls what it replaces."""
 
 import asyncio
 import inspect
@@ -28,17 +28,19 @@ async def number(payload: int) -> int:
     return payload
 
 
-def test_arq_is_the_one_that_was_read() -> None:
+def test_arq_has_the_version_that_was_read() -> None:
     assert version("arq") == "0.28.0"
 
 
-# Our side: overridden methods. Whoever adds one adds it here, having read arq's.
+# The methods that Worker overrides. Read arq's own before adding one.
 OVERRIDDEN = {"__init__", "main", "handle_sig", "handle_sig_wait_for_completion", "close"}
-# arq's side: called by us, or by what we call.
+# The methods of arq that we call, or that those call.
 USED = {
     "run": "(self) -> None",
     "async_run": "(self) -> None",
-    "run_check": "(self, retry_jobs: Optional[bool] = None, max_burst_jobs: Optional[int] = None) -> int",
+    "run_check": (
+        "(self, retry_jobs: Optional[bool] = None, max_burst_jobs: Optional[int] = None) -> int"
+    ),
     "main": "(self) -> None",
     "handle_sig": "(self, signum: signal.Signals) -> None",
     "handle_sig_wait_for_completion": "(self, signum: signal.Signals) -> None",
@@ -46,27 +48,30 @@ USED = {
     "heart_beat": "(self) -> None",
     "run_cron": "(self, n: datetime.datetime, delay: float, num_windows: int = 2) -> None",
     "record_health": "(self) -> None",
-    "_add_signal_handler": "(self, signum: signal.Signals, handler: Callable[[signal.Signals], NoneType]) -> None",
+    "_add_signal_handler": (
+        "(self, signum: signal.Signals, handler: Callable[[signal.Signals], NoneType]) -> None"
+    ),
 }
-# What would claim, run or record a job in arq's way.
+# Methods that would claim, run or record a job in arq's way.
 REPLACED = (
-    "start_jobs", "run_job", "finish_job", "finish_failed_job", "_poll_iteration", "_cancel_aborted_jobs",
-    "_release_sem_dec_counter_on_complete", "_sleep_until_tasks_complete", "_wait_for_tasks_to_complete",
+    "start_jobs", "run_job", "finish_job", "finish_failed_job", "_poll_iteration",
+    "_cancel_aborted_jobs", "_release_sem_dec_counter_on_complete", "_sleep_until_tasks_complete",
+    "_wait_for_tasks_to_complete",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", USED)
-def test_what_is_used_has_its_signature(name: str) -> None:
+def test_methods_in_use_have_their_signatures(name: str) -> None:
     found = str(inspect.signature(getattr(arq.worker.Worker, name)))
     assert found.replace("Union[NoneType, ", "Optional[").replace("typing.", "") == USED[name]
 
 
-def test_no_more_is_overridden_than_is_written_down() -> None:
+def test_only_the_listed_methods_are_overridden() -> None:
     ours = {name for name in vars(Worker) if hasattr(arq.worker.Worker, name)}
     assert {name for name in ours if name in OVERRIDDEN or not name.startswith("__")} == OVERRIDDEN
 
 
-def test_arqs_worker_takes_what_is_given_to_it() -> None:
+def test_arqs_worker_accepts_our_arguments() -> None:
     taken = set(inspect.signature(arq.worker.Worker).parameters)
     given = {
         "functions",
@@ -97,13 +102,15 @@ def test_arqs_worker_takes_what_is_given_to_it() -> None:
     ]
 
 
-async def test_arqs_attributes_are_there(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_arqs_attributes_exist(client: Client, redis_url: str, tmp_path: Path) -> None:
     worker = make_worker(redis_url, tmp_path, number, concurrency=7, drain=12)
     facts = {
-        "max_jobs": 7, "_job_completion_wait": 12, "queue_name": "arq:queue", "burst": False, "max_burst_jobs": -1,
-        "allow_pick_jobs": True, "jobs_complete": 0, "jobs_failed": 0, "jobs_retried": 0, "main_task": None,
-        "on_startup": None, "on_shutdown": None, "on_job_start": None, "on_job_end": None, "after_job_end": None,
-        "on_stop": None, "cron_jobs": [], "_handle_signals": False, "ctx": {}, "tasks": {},
+        "max_jobs": 7, "_job_completion_wait": 12, "queue_name": "arq:queue",
+        "burst": False, "max_burst_jobs": -1, "allow_pick_jobs": True, "main_task": None,
+        "jobs_complete": 0, "jobs_failed": 0, "jobs_retried": 0,
+        "on_startup": None, "on_shutdown": None, "on_stop": None,
+        "on_job_start": None, "on_job_end": None, "after_job_end": None,
+        "cron_jobs": [], "_handle_signals": False, "ctx": {}, "tasks": {},
     }  # fmt: skip
     assert {name: getattr(worker, name) for name in facts} == facts
     assert worker.loop is asyncio.get_running_loop()
@@ -113,7 +120,7 @@ async def test_arqs_attributes_are_there(client: Client, redis_url: str, tmp_pat
     await worker.close()
 
 
-async def test_nothing_of_arqs_own_loop_is_called(
+async def test_arqs_own_loop_is_never_called(
     client: Client, redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[str] = []
@@ -151,7 +158,7 @@ async def test_a_worker_runs_once(client: Client, redis_url: str, tmp_path: Path
     await worker.close()
 
 
-async def test_async_run_leaves_the_connections_and_close_ends_them(
+async def test_async_run_keeps_the_connections_and_close_ends_them(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     worker = make_worker(redis_url, tmp_path, number, burst=True)
@@ -162,9 +169,7 @@ async def test_async_run_leaves_the_connections_and_close_ends_them(
     await worker.close()
 
 
-async def test_close_ends_a_worker_that_runs(
-    client: Client, redis_url: str, tmp_path: Path
-) -> None:
+async def test_close_ends_a_running_worker(client: Client, redis_url: str, tmp_path: Path) -> None:
     begun = asyncio.Event()
     stops: list[Any] = []
 
@@ -196,8 +201,7 @@ async def test_a_worker_that_is_stopped_before_it_runs_takes_nothing(
 
 
 def test_run_obeys_signals_and_closes(redis_url: str, tmp_path: Path) -> None:
-    # As the main program runs it: a loop of its own, arq's signal handlers on it, nobody who awaits
-    # anything.
+    # As the main program does: in a new event loop with arq's signal handlers, awaited by nothing.
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     stops: list[Any] = []

@@ -1,4 +1,4 @@
-"""One timer for many deadlines: each is called in its time and once, unless it was dropped."""
+"""One timer for many deadlines: each item is called once, on time, unless it was dropped."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.worker.clocks import Clock
 
 
 class Run:
-    """Notes when it was called; and, `again` given, asks for another time so many seconds later."""
+    """Records when it was called. With `again`, sets another deadline that many seconds later."""
 
     def __init__(self, clock: Clock, deadlines: Deadlines, again: float | None = None) -> None:
         self.clock, self.deadlines, self.again = clock, deadlines, again
@@ -30,7 +30,7 @@ def deadlines(clock: Clock) -> Deadlines:
     return Deadlines(clock)  # type: ignore[arg-type] # all it uses of a loop
 
 
-def test_each_is_called_in_its_time_and_once(clock: Clock, deadlines: Deadlines) -> None:
+def test_each_item_is_called_once_and_on_time(clock: Clock, deadlines: Deadlines) -> None:
     runs = [Run(clock, deadlines) for _ in range(4)]
     for run, seconds in zip(runs, (30, 10, 20, 10), strict=True):
         deadlines.add(run, seconds)
@@ -39,17 +39,17 @@ def test_each_is_called_in_its_time_and_once(clock: Clock, deadlines: Deadlines)
     assert not clock.waiting
 
 
-def test_what_is_dropped_is_not_called(clock: Clock, deadlines: Deadlines) -> None:
+def test_a_dropped_item_is_not_called(clock: Clock, deadlines: Deadlines) -> None:
     dropped, kept = Run(clock, deadlines), Run(clock, deadlines)
     deadlines.add(dropped, 10)
     deadlines.add(kept, 20)
     deadlines.drop(dropped)
-    deadlines.drop(dropped)  # as often as one likes
+    deadlines.drop(dropped)  # a second time does nothing
     clock.turn(100)
     assert (dropped.calls, kept.calls) == ([], [20])
 
 
-def test_one_that_comes_later_may_be_due_before(clock: Clock, deadlines: Deadlines) -> None:
+def test_an_item_added_later_may_be_due_earlier(clock: Clock, deadlines: Deadlines) -> None:
     late, early = Run(clock, deadlines), Run(clock, deadlines)
     deadlines.add(late, 60)
     clock.turn(5)
@@ -59,7 +59,7 @@ def test_one_that_comes_later_may_be_due_before(clock: Clock, deadlines: Deadlin
     assert (late.calls, early.calls) == ([60], [6])
 
 
-def test_one_that_is_called_may_ask_for_another_time(clock: Clock, deadlines: Deadlines) -> None:
+def test_an_overdue_item_may_set_another_deadline(clock: Clock, deadlines: Deadlines) -> None:
     ignores, other = Run(clock, deadlines, again=5), Run(clock, deadlines)
     deadlines.add(ignores, 10)
     deadlines.add(other, 12)
@@ -67,8 +67,8 @@ def test_one_that_is_called_may_ask_for_another_time(clock: Clock, deadlines: De
     assert (ignores.calls, other.calls) == ([10, 15], [12])
 
 
-def test_a_timer_that_rings_a_little_early_counts(clock: Clock, deadlines: Deadlines) -> None:
-    # Clocks and timers of event loops are whole milliseconds in part.
+def test_a_timer_may_fire_slightly_early(clock: Clock, deadlines: Deadlines) -> None:
+    # Some event loops round clocks and timers to milliseconds.
     run = Run(clock, deadlines)
     deadlines.add(run, 10)
     clock.now += 9.9995
@@ -76,7 +76,7 @@ def test_a_timer_that_rings_a_little_early_counts(clock: Clock, deadlines: Deadl
     assert run.calls == [pytest.approx(9.9995)]
 
 
-def test_many_short_ones_set_no_timer_each(clock: Clock, deadlines: Deadlines) -> None:
+def test_many_short_items_share_a_few_timers(clock: Clock, deadlines: Deadlines) -> None:
     for step in range(10_000):
         run = Run(clock, deadlines)
         deadlines.add(run, 30)

@@ -1,4 +1,4 @@
-"""The projection: every job reaches the ledger as it is, whoever dies, whatever is away, however many write."""
+"""The projection: every job reaches the ledger as it is, through crashes and outages."""
 
 import asyncio
 import random
@@ -51,7 +51,7 @@ async def shard(redis: Redis) -> AsyncIterator[Shard]:
 
 
 async def live(shard: Shard, count: int, chance: random.Random) -> list[str]:
-    """Jobs that went as far as they did."""
+    """Submit jobs, and let some of them run and end at random."""
     worker = await shard.worker()
     ids = [await shard.add(payload=b'{"n": 1}', max_attempts=2) for _ in range(count)]
     for _ in range(2):
@@ -71,7 +71,7 @@ async def agrees(shard: Shard, ledger: Ledger, ids: list[str]) -> bool:
     ]
 
 
-async def test_rows_are_what_the_records_are(shard: Shard, ledger: Ledger) -> None:
+async def test_rows_equal_the_records(shard: Shard, ledger: Ledger) -> None:
     ids = await live(shard, 40, random.Random(1))
     await projection(shard.queue, ledger).step(0.01)
     assert await agrees(shard, ledger, ids)
@@ -82,7 +82,7 @@ async def test_rows_are_what_the_records_are(shard: Shard, ledger: Ledger) -> No
         assert ((await shard.snapshot()).ttl[f"job:{id}"] > 0) == final
 
 
-async def test_portions_are_bounded_by_jobs_and_by_bytes(
+async def test_transactions_are_bounded_by_jobs_and_by_bytes(
     shard: Shard, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tandem_worker.runtime.ledger.MAX_ROWS", 7)
@@ -92,14 +92,12 @@ async def test_portions_are_bounded_by_jobs_and_by_bytes(
     assert await agrees(shard, ledger, ids)
 
 
-async def test_two_project_at_once_and_one_dies_with_what_it_holds(
-    shard: Shard, ledger: Ledger
-) -> None:
+async def test_two_consumers_take_over_from_one_that_died(shard: Shard, ledger: Ledger) -> None:
     one, two = projection(shard.queue, ledger), projection(shard.queue, ledger, "two")
     chance, ids = random.Random(3), []
     for _ in range(4):
         ids += await live(shard, 10, chance)
-        # Read and never written: the consumer dies between the two.
+        # A consumer that dies after reading and before writing.
         await shard.queue.events.read_new("dead", block=0.01)
         ids += await live(shard, 10, chance)
         await asyncio.gather(one.step(0.01), two.step(0.01))
@@ -114,15 +112,14 @@ async def test_two_project_at_once_and_one_dies_with_what_it_holds(
     assert await agrees(shard, ledger, ids)
 
 
-async def test_what_was_written_and_not_acknowledged_is_written_again(
+async def test_entries_that_were_not_acknowledged_are_projected_again(
     shard: Shard, ledger: Ledger
 ) -> None:
     ids = await live(shard, 5, random.Random(4))
     taken = await shard.queue.events.read_new("one", block=0.01)
     assert taken is not None
-    running = asyncio.create_task(
-        projection(shard.queue, ledger).run()
-    )  # the same consumer, begun anew
+    # The same consumer, restarted.
+    running = asyncio.create_task(projection(shard.queue, ledger).run())
 
     async def followed() -> bool:
         lag = await shard.queue.events.lag()
@@ -133,11 +130,11 @@ async def test_what_was_written_and_not_acknowledged_is_written_again(
     assert await agrees(shard, ledger, ids)
 
 
-async def test_a_job_that_cannot_be_written_keeps_no_other_from_it(
+async def test_a_job_that_cannot_be_written_does_not_stop_the_others(
     shard: Shard, ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
     ids = [await shard.add() for _ in range(3)]
-    # What no column holds: as a record of some later format might be.
+    # A value that fits no column, as a record of a later format might have.
     await shard.redis.hset(f"{shard.queue.prefix}job:{ids[1]}", "max", "99999999999999999999")
     await projection(shard.queue, ledger).step(0.01)
     assert await agrees(shard, ledger, [ids[0], ids[2]])
@@ -145,7 +142,7 @@ async def test_a_job_that_cannot_be_written_keeps_no_other_from_it(
     assert await shard.queue.events.lag() == (0, 0.0)
 
 
-async def test_old_rows_go_and_young_ones_stay(shard: Shard, ledger: Ledger) -> None:
+async def test_old_rows_are_removed_and_young_ones_stay(shard: Shard, ledger: Ledger) -> None:
     await live(shard, 30, random.Random(5))
     one = projection(shard.queue, ledger, ledger_keep=1.0, ledger_keep_failed=4e9)
     await one.step(0.01)
@@ -158,16 +155,13 @@ async def test_old_rows_go_and_young_ones_stay(shard: Shard, ledger: Ledger) -> 
     assert left.isdisjoint({State.SUCCEEDED, State.CANCELLED})
 
 
-# ------------------------------------------------------------------------------------------ outages
-
-
 @task("ledger.hello")
 async def hello() -> str:
-    """Says hello."""
+    """Return a greeting."""
     return "hello"
 
 
-async def test_jobs_go_on_without_sql_and_the_ledger_catches_up(
+async def test_jobs_run_without_sql_and_the_ledger_catches_up(
     client: Client, redis_url: str, tmp_path: Path, server_data: Path
 ) -> None:
     place = server_data / f"crashing-{tmp_path.name}"
@@ -186,7 +180,7 @@ async def test_jobs_go_on_without_sql_and_the_ledger_catches_up(
                 return False
 
         before = await client.submit(hello)
-        assert await client.result(before) == "hello"  # the server has not even begun
+        assert await client.result(before) == "hello"  # before the server has started
         with started(server) as process:
             await eventually(lambda: known(before), 30)
             process.kill()

@@ -1,4 +1,4 @@
-"""What a worker tells Prometheus."""
+"""The metrics that a worker exposes to Prometheus."""
 
 import socket
 import urllib.request
@@ -26,8 +26,8 @@ async def number(payload: int) -> int:
     return payload
 
 
-@task("metrics.said")
-async def said(job: Job, payload: int) -> None:
+@task("metrics.chatty")
+async def chatty(job: Job, payload: int) -> None:
     for number in range(payload):
         await job.emit("x" * 60_000 + str(number))
 
@@ -50,24 +50,24 @@ async def test_attempts_by_task_and_outcome(
             await client.end(await client.submit(number, payload))
         found = await to_thread(scrape, unused_tcp_port)
 
-    def told(name: str, **labels: str) -> float | None:
+    def value(name: str, **labels: str) -> float | None:
         return found.get((name, frozenset(labels.items())))
 
-    assert told("tandem_attempts_total", task="metrics.number", outcome="succeeded") == 2
-    assert told("tandem_attempts_total", task="metrics.number", outcome="failed") == 1
-    assert told("tandem_attempt_run_seconds_count", task="metrics.number") == 3
-    assert told("tandem_attempt_wait_seconds_count", task="metrics.number") == 3
-    assert told("tandem_worker_running") == 0
-    assert told("tandem_worker_concurrency") == worker.max_jobs
-    assert (told("process_resident_memory_bytes") or 0) > 0
+    assert value("tandem_attempts_total", task="metrics.number", outcome="succeeded") == 2
+    assert value("tandem_attempts_total", task="metrics.number", outcome="failed") == 1
+    assert value("tandem_attempt_run_seconds_count", task="metrics.number") == 3
+    assert value("tandem_attempt_wait_seconds_count", task="metrics.number") == 3
+    assert value("tandem_worker_running") == 0
+    assert value("tandem_worker_concurrency") == worker.max_jobs
+    assert (value("process_resident_memory_bytes") or 0) > 0
 
 
-async def test_where_the_time_goes(
+async def test_time_by_phase(
     client: Client, redis_url: str, tmp_path: Path, unused_tcp_port: int
 ) -> None:
-    async with working(redis_url, tmp_path, number, said, metrics_port=unused_tcp_port):
+    async with working(redis_url, tmp_path, number, chatty, metrics_port=unused_tcp_port):
         await client.result(await client.submit(number, 1))
-        await client.result(await client.submit(said, 100))
+        await client.result(await client.submit(chatty, 100))
 
         async def ledger_follows() -> bool:
             lag = await client.queue.events.lag()
@@ -76,7 +76,7 @@ async def test_where_the_time_goes(
         await eventually(ledger_follows)
         found = await to_thread(scrape, unused_tcp_port)
 
-    def told(name: str, phase: str) -> float:
+    def value(name: str, phase: str) -> float:
         return found[name, frozenset({("phase", phase)})]
 
     assert found["tandem_attempt_write_seconds_count", frozenset()] == 2
@@ -88,14 +88,14 @@ async def test_where_the_time_goes(
         ("ledger_read", 2),
         ("ledger_write", 2),
     ):
-        assert told("tandem_worker_phase_seconds_count", phase) >= 1
-        assert told("tandem_worker_phase_seconds_sum", phase) > 0
-        assert told("tandem_worker_phase_items_total", phase) >= items
-    assert told("tandem_worker_phase_items_total", "finish") == 2
-    assert told("tandem_worker_phase_items_total", "archive") > 0
+        assert value("tandem_worker_phase_seconds_count", phase) >= 1
+        assert value("tandem_worker_phase_seconds_sum", phase) > 0
+        assert value("tandem_worker_phase_items_total", phase) >= items
+    assert value("tandem_worker_phase_items_total", "finish") == 2
+    assert value("tandem_worker_phase_items_total", "archive") > 0
 
 
-async def test_a_port_that_is_taken_stops_the_start(redis_url: str, tmp_path: Path) -> None:
+async def test_a_port_in_use_stops_the_start(redis_url: str, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -105,17 +105,17 @@ async def test_a_port_that_is_taken_stops_the_start(redis_url: str, tmp_path: Pa
         await worker.close()
 
 
-def test_port_0_serves_none() -> None:
+def test_port_0_serves_nothing() -> None:
     with serving(WorkerMetrics([], 1), "127.0.0.1", 0) as port:
         assert port == 0
 
 
 @given(st.lists(st.floats(0, 1e6)))
-def test_buckets_count_what_took_no_longer(seconds: list[float]) -> None:
+def test_buckets_count_durations_up_to_their_bounds(seconds: list[float]) -> None:
     durations = Durations()
     for one in seconds:
         durations.observe(one)
-    told = dict(durations.buckets())
-    assert told["+Inf"] == len(seconds)
-    for end in BUCKET_SECONDS:
-        assert told[str(end)] == sum(one <= end for one in seconds)
+    counts = dict(durations.buckets())
+    assert counts["+Inf"] == len(seconds)
+    for bound in BUCKET_SECONDS:
+        assert counts[str(bound)] == sum(one <= bound for one in seconds)

@@ -1,4 +1,4 @@
-"""Outcomes on their way to Redis: a lease is kept until its outcome is written, or never will be."""
+"""Outcomes on their way to Redis: a lease is held until its outcome is written or given up."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from tandem_worker.runtime.outcomes import MAX_UNWRITTEN, Outcomes
 from tests.conftest import eventually
 
 
-class Answering(Queue):
-    """A queue whose `finish` does what the test says."""
+class FakeQueue(Queue):
+    """A queue whose `finish` waits, fails and answers as the test decides."""
 
     def __init__(self) -> None:
         super().__init__(Redis())
         self.faults: list[Exception] = []
-        self.word = "ok"
+        self.answer = "ok"
         self.written: list[Finish] = []
         self.open = asyncio.Event()
 
@@ -31,14 +31,14 @@ class Answering(Queue):
         if self.faults:
             raise self.faults.pop(0)
         self.written += outcomes
-        return [self.word] * len(outcomes)
+        return [self.answer] * len(outcomes)
 
 
-class Told:
-    """Outcomes, and what they told the worker."""
+class Probe:
+    """Outcomes, and what they did with leases and room."""
 
     def __init__(self) -> None:
-        self.queue = Answering()
+        self.queue = FakeQueue()
         self.leases, self.room = Leases(), 0
         self.held = self.leases.held
         self.outcomes = Outcomes(self.queue, self.leases, WorkerMetrics([], 1), on_room=self._room)
@@ -53,62 +53,62 @@ class Told:
 
 
 @pytest.fixture
-async def told() -> Told:
-    return Told()
+async def probe() -> Probe:
+    return Probe()
 
 
-async def test_a_lease_is_kept_until_the_outcome_is_written(told: Told) -> None:
-    told.put("a", "b")
+async def test_a_lease_is_held_until_the_outcome_is_written(probe: Probe) -> None:
+    probe.put("a", "b")
     await asyncio.sleep(0)
-    assert (set(told.held), told.outcomes.unwritten) == ({"a", "b"}, 2)
-    told.queue.open.set()
-    await told.outcomes.all_written()
-    assert (told.held, [one.id for one in told.queue.written]) == ({}, ["a", "b"])
+    assert (set(probe.held), probe.outcomes.unwritten) == ({"a", "b"}, 2)
+    probe.queue.open.set()
+    await probe.outcomes.all_written()
+    assert (probe.held, [one.id for one in probe.queue.written]) == ({}, ["a", "b"])
 
 
-async def test_a_job_that_came_back_keeps_its_new_lease(told: Told) -> None:
-    told.put("a")
-    told.held["a"] = ("another", 0.0)
-    told.queue.word = "lost"
-    told.queue.open.set()
-    await told.outcomes.all_written()
-    assert told.held == {"a": ("another", 0.0)}
+async def test_a_job_that_was_claimed_again_keeps_its_new_lease(probe: Probe) -> None:
+    probe.put("a")
+    probe.held["a"] = ("another", 0.0)
+    probe.queue.answer = "lost"
+    probe.queue.open.set()
+    await probe.outcomes.all_written()
+    assert probe.held == {"a": ("another", 0.0)}
 
 
-async def test_while_redis_is_away_they_are_kept(told: Told) -> None:
-    told.queue.faults = [Unavailable("no"), Unavailable("no")]
-    told.queue.open.set()
-    told.put("a")
-    await told.outcomes.all_written()
-    assert told.leases.doubtful
-    assert (told.held, len(told.queue.written)) == ({}, 1)
+async def test_outcomes_are_kept_while_redis_is_unavailable(probe: Probe) -> None:
+    probe.queue.faults = [Unavailable("no"), Unavailable("no")]
+    probe.queue.open.set()
+    probe.put("a")
+    await probe.outcomes.all_written()
+    assert probe.leases.doubtful
+    assert (probe.held, len(probe.queue.written)) == ({}, 1)
 
 
-async def test_what_cannot_be_written_at_all_is_left_to_its_lease(
-    told: Told, caplog: pytest.LogCaptureFixture
+async def test_an_outcome_that_cannot_be_written_releases_its_lease(
+    probe: Probe, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told.queue.faults = [ValueError("a fault of ours")]
-    told.queue.open.set()
-    told.put("a")
-    await eventually(lambda: not told.outcomes.unwritten)
-    assert told.held == {}
-    told.put("b")  # and what comes after it is written
-    await told.outcomes.all_written()
-    assert [one.id for one in told.queue.written] == ["b"]
+    probe.queue.faults = [ValueError("a fault of ours")]
+    probe.queue.open.set()
+    probe.put("a")
+    await eventually(lambda: not probe.outcomes.unwritten)
+    assert probe.held == {}
+    probe.put("b")  # later outcomes are written
+    await probe.outcomes.all_written()
+    assert [one.id for one in probe.queue.written] == ["b"]
 
 
-async def test_it_tells_when_there_is_room_again(told: Told) -> None:
-    told.put(*map(str, range(MAX_UNWRITTEN + 10)))
-    assert told.outcomes.full
-    told.queue.open.set()
-    await told.outcomes.all_written()
-    assert (told.outcomes.full, told.room) == (False, 1)
+async def test_room_is_announced_when_enough_is_written(probe: Probe) -> None:
+    probe.put(*map(str, range(MAX_UNWRITTEN + 10)))
+    assert probe.outcomes.full
+    probe.queue.open.set()
+    await probe.outcomes.all_written()
+    assert (probe.outcomes.full, probe.room) == (False, 1)
 
 
-async def test_only_the_attempt_that_is_over_is_let_go(told: Told) -> None:
-    told.held["a"] = ("new", 0.0)
-    told.leases.release("a", "old")
-    told.leases.release("b", "old")
-    assert told.held == {"a": ("new", 0.0)}
-    told.leases.release("a", "new")
-    assert told.held == {}
+async def test_a_lease_is_released_only_for_its_own_attempt(probe: Probe) -> None:
+    probe.held["a"] = ("new", 0.0)
+    probe.leases.release("a", "old")
+    probe.leases.release("b", "old")
+    assert probe.held == {"a": ("new", 0.0)}
+    probe.leases.release("a", "new")
+    assert probe.held == {}

@@ -1,4 +1,4 @@
-"""Output beyond the tail in Redis: bounded there, whole in the file store, whoever dies and whatever is away."""
+"""Output beyond the tail in Redis: bounded there, complete in the file store, despite outages."""
 
 import asyncio
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from tandem_worker.runtime import output
 from tandem_worker.runtime.outbox import SEGMENT_BYTES
 from tandem_worker.runtime.output import KEEP_BYTES
 from tests.conftest import eventually
-from tests.worker.recorded import Said, claimed
+from tests.worker.recorded import OutputProbe, claimed
 from tests.worker.workers import Client, outcomes, working
 
 ITEM = b'"%06d' + b"x" * 50_000 + b'"'
@@ -30,8 +30,8 @@ MIB = 1 << 20
 
 
 @contextmanager
-def away(directory: Path) -> Iterator[None]:
-    """The store fails within the block: a file stands where its directory was."""
+def store_down(directory: Path) -> Iterator[None]:
+    """Within the block the store fails: a file is in the place of its directory."""
     store = directory / "store"
     store.rename(directory / "hidden")
     store.write_bytes(b"")
@@ -40,13 +40,13 @@ def away(directory: Path) -> Iterator[None]:
     (directory / "hidden").rename(store)
 
 
-async def say(said: Said, first: int, last: int) -> None:
+async def write(probe: OutputProbe, first: int, last: int) -> None:
     for number in range(first, last):
-        await said.output.output(ITEM % number)
+        await probe.output.output(ITEM % number)
 
 
-async def told(client: Client, store: FileStore, id: str) -> list[int]:
-    """The numbers of all items, as readers get them."""
+async def read_numbers(client: Client, store: FileStore, id: str) -> list[int]:
+    """The numbers of all items, as a reader gets them."""
     reader = StreamReader(StreamSource(client.queue, store), id, types=frozenset({"output"}))
     record = await client.record(id)
     return [
@@ -54,122 +54,124 @@ async def told(client: Client, store: FileStore, id: str) -> list[int]:
     ]
 
 
-async def held(client: Client, redis: Redis, id: str) -> int:
+async def redis_bytes(client: Client, redis: Redis, id: str) -> int:
     """Bytes of the job's stream in Redis."""
     return int(await redis.memory_usage(f"{client.queue.prefix}out:{id}", samples=0) or 0)
 
 
-async def test_redis_holds_a_bounded_part_and_readers_get_all(redis: Redis, said: Said) -> None:
+async def test_redis_holds_a_bounded_part_and_readers_get_everything(
+    redis: Redis, probe: OutputProbe
+) -> None:
     most = 0
-    saying = asyncio.create_task(say(said, 0, 800))  # 40 MB
+    writing = asyncio.create_task(write(probe, 0, 800))  # 40 MB
 
     async def over() -> bool:
         nonlocal most
-        most = max(most, await held(said.client, redis, said.job.id))
-        return saying.done()
+        most = max(most, await redis_bytes(probe.client, redis, probe.job.id))
+        return writing.done()
 
     await eventually(over, 30)
-    await said.output.drain()
+    await probe.output.drain()
     assert 0 < most < MAX_TAIL_BYTES + 2 * MIB
-    assert await held(said.client, redis, said.job.id) < 2 * KEEP_BYTES
-    segments = await said.client.queue.segments(said.job.id)
+    assert await redis_bytes(probe.client, redis, probe.job.id) < 2 * KEEP_BYTES
+    segments = await probe.client.queue.segments(probe.job.id)
     assert all(size < SEGMENT_BYTES + MIB for _, _, size in segments)
     assert sum(size for _, _, size in segments) > 39 * 10**6
-    assert await told(said.client, said.store, said.job.id) == list(range(800))
+    assert await read_numbers(probe.client, probe.store, probe.job.id) == list(range(800))
 
 
-async def test_small_output_stays_in_redis(said: Said) -> None:
-    await say(said, 0, 5)
-    await said.output.drain()
-    assert await said.client.queue.segments(said.job.id) == []
-    assert await told(said.client, said.store, said.job.id) == list(range(5))
+async def test_small_output_stays_in_redis(probe: OutputProbe) -> None:
+    await write(probe, 0, 5)
+    await probe.output.drain()
+    assert await probe.client.queue.segments(probe.job.id) == []
+    assert await read_numbers(probe.client, probe.store, probe.job.id) == list(range(5))
 
 
 async def test_a_segment_whose_writer_died_before_redis_knew_is_written_again(
-    said: Said, client: Client
+    probe: OutputProbe, client: Client
 ) -> None:
-    said.output._outbox._moves = asyncio.Semaphore(0)  # it moves no segment before this test does
-    await say(said, 0, 60)
-    await eventually(lambda: client.queue.output(said.job.id, 0, 100))
-    chunks = await client.queue.output(said.job.id, 0, 1000)
-    left = await write_segment(said.store, said.job.id, chunks)  # and here it dies
-    said.output.abandon()
+    probe.output._outbox._moves = asyncio.Semaphore(0)  # it moves no segment before this test does
+    await write(probe, 0, 60)
+    await eventually(lambda: client.queue.output(probe.job.id, 0, 100))
+    chunks = await client.queue.output(probe.job.id, 0, 1000)
+    left = await write_segment(probe.store, probe.job.id, chunks)  # the writer dies here
+    probe.output.abandon()
     assert await client.queue.finish(
-        [Finish(said.job.id, said.job.token, State.QUEUED, "released")]
+        [Finish(probe.job.id, probe.job.token, State.QUEUED, "released")]
     ) == ["ok"]
-    before = await told(client, said.store, said.job.id)
+    before = await read_numbers(client, probe.store, probe.job.id)
     assert before == list(range(len(before)))
-    again = Said(client, await claimed(client, submit=False), said.store)
-    assert again.job.id == said.job.id
-    await say(again, 0, 200)
+    again = OutputProbe(client, await claimed(client, submit=False), probe.store)
+    assert again.job.id == probe.job.id
+    await write(again, 0, 200)
     await again.output.drain()
-    segments = await client.queue.segments(said.job.id)
+    segments = await client.queue.segments(probe.job.id)
     assert segments[0].first == left.first
-    assert await told(client, said.store, said.job.id) == [*before, *range(200)]
+    assert await read_numbers(client, probe.store, probe.job.id) == [*before, *range(200)]
 
 
-async def test_a_zombie_moves_nothing(said: Said, client: Client) -> None:
-    await say(said, 0, 30)
-    await eventually(lambda: client.queue.output(said.job.id, 0, 100))
-    # The job is taken from it without its knowledge.
+async def test_a_worker_that_lost_its_job_moves_nothing(probe: OutputProbe, client: Client) -> None:
+    await write(probe, 0, 30)
+    await eventually(lambda: client.queue.output(probe.job.id, 0, 100))
+    # The job is released without the knowledge of its worker.
     assert await client.queue.finish(
-        [Finish(said.job.id, said.job.token, State.QUEUED, "released")]
+        [Finish(probe.job.id, probe.job.token, State.QUEUED, "released")]
     ) == ["ok"]
-    before = await client.queue.output(said.job.id, 0, 1000)
-    assert await said.output._outbox.move(said.job.id, said.job.token) is None
-    assert await client.queue.output(said.job.id, 0, 1000) == before
-    assert await client.queue.segments(said.job.id) == []
-    await say(said, 30, 31)
-    await said.output.drain()
-    assert said.lost == 1
+    before = await client.queue.output(probe.job.id, 0, 1000)
+    assert await probe.output._outbox.move(probe.job.id, probe.job.token) is None
+    assert await client.queue.output(probe.job.id, 0, 1000) == before
+    assert await client.queue.segments(probe.job.id) == []
+    await write(probe, 30, 31)
+    await probe.output.drain()
+    assert probe.lost == 1
 
 
-async def test_writers_wait_for_the_store_and_go_on(
-    said: Said, tmp_path: Path, redis: Redis
+async def test_writers_wait_for_the_store_and_continue(
+    probe: OutputProbe, tmp_path: Path, redis: Redis
 ) -> None:
-    with away(tmp_path):
-        saying = asyncio.create_task(say(said, 0, 400))
-        await eventually(lambda: said.output.stuck)
+    with store_down(tmp_path):
+        writing = asyncio.create_task(write(probe, 0, 400))
+        await eventually(lambda: probe.output.stuck)
 
         async def full() -> bool:
             return (
                 MAX_TAIL_BYTES - MIB
-                < await held(said.client, redis, said.job.id)
+                < await redis_bytes(probe.client, redis, probe.job.id)
                 < MAX_TAIL_BYTES + 2 * MIB
             )
 
         await eventually(full)
-        assert not saying.done()
-    await saying
-    await said.output.drain()
-    assert not said.output.stuck
-    assert await told(said.client, said.store, said.job.id) == list(range(400))
+        assert not writing.done()
+    await writing
+    await probe.output.drain()
+    assert not probe.output.stuck
+    assert await read_numbers(probe.client, probe.store, probe.job.id) == list(range(400))
 
 
-async def test_output_that_the_store_never_takes_fails_the_attempt(
+async def test_the_attempt_fails_if_the_store_never_takes_its_output(
     client: Client, store: FileStore, tmp_path: Path
 ) -> None:
-    said = Said(client, await claimed(client), store, seconds=0.5)
-    with away(tmp_path):
+    probe = OutputProbe(client, await claimed(client), store, seconds=0.5)
+    with store_down(tmp_path):
         with pytest.raises(TaskError) as caught:
-            await say(said, 0, 400)
+            await write(probe, 0, 400)
         assert (caught.value.type, caught.value.retryable) == ("store_unavailable", True)
         with pytest.raises(TaskError):
-            await said.output.drain()
-    before = await told(client, store, said.job.id)
+            await probe.output.drain()
+    before = await read_numbers(client, store, probe.job.id)
     assert before == list(range(len(before)))
     assert len(before) * 50_000 > MAX_TAIL_BYTES - MIB
 
 
-async def test_the_end_of_the_output_may_stay_in_redis(
-    said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_the_end_of_the_output_stays_in_redis_if_it_cannot_be_moved(
+    probe: OutputProbe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "TIDY_SECONDS", 0.2)
-    with away(tmp_path):
-        await say(said, 0, 40)
-        await said.output.drain()
-        assert await said.client.queue.segments(said.job.id) == []
-    assert await told(said.client, said.store, said.job.id) == list(range(40))
+    with store_down(tmp_path):
+        await write(probe, 0, 40)
+        await probe.output.drain()
+        assert await probe.client.queue.segments(probe.job.id) == []
+    assert await read_numbers(probe.client, probe.store, probe.job.id) == list(range(40))
 
 
 @task("floods", timeout="3s")
@@ -178,11 +180,11 @@ async def floods(job: Job, payload: int) -> None:
         await job.emit(f"{number:06d}" + "x" * 50_000)
 
 
-async def test_a_job_waits_for_the_store_until_its_timeout_and_says_so(
+async def test_a_job_waits_for_the_store_until_its_timeout_and_its_error_says_why(
     redis_url: str, client: Client, tmp_path: Path, store: FileStore
 ) -> None:
     async with working(redis_url, tmp_path, floods):
-        with away(tmp_path):
+        with store_down(tmp_path):
             id = await client.submit(
                 floods, 400, retry={"max_attempts": 20, "base": 0.01, "cap": 0.1}
             )

@@ -1,4 +1,4 @@
-"""Jobs claimed ahead: how many by how long attempts take, in which order they start, and that none is kept waiting."""
+"""Prefetched jobs: how many there are, in which order they start, and that they never wait long."""
 
 import asyncio
 from pathlib import Path
@@ -30,8 +30,8 @@ def claimed(number: int, payload: bytes = b"{}", worker: str = "w") -> Claimed:
     return Claimed(f"j{number}", f"{number}.{worker}", 1, 3, "t", "main", payload, b"{}", 0)
 
 
-class Line:
-    """One of `slots` with what it wrote and holds."""
+class Probe:
+    """A prefetch for `slots`, with its clock, its leases and the outcomes it wrote."""
 
     def __init__(self, slots: int = 10, *, quick: bool = True) -> None:
         self.clock, self.leases = Clock(), Leases()
@@ -45,97 +45,93 @@ class Line:
             self.prefetch.observe(seconds)
 
 
-def test_nothing_is_claimed_ahead_before_it_is_known_how_long_attempts_take() -> None:
-    assert Line(100, quick=False).prefetch.room == 0
+def test_nothing_is_prefetched_before_durations_are_known() -> None:
+    assert Probe(100, quick=False).prefetch.room == 0
 
 
 @given(st.integers(1, 2000), st.floats(0.0, 1000.0))
-def test_as_many_as_will_start_within_a_moment(slots: int, seconds: float) -> None:
-    line = Line(slots)
-    line.ran(seconds)
-    room = line.prefetch.room
+def test_only_jobs_that_will_start_soon_are_prefetched(slots: int, seconds: float) -> None:
+    probe = Probe(slots)
+    probe.ran(seconds)
+    room = probe.prefetch.room
     assert room <= min(MAX_JOBS, MAX_JOBS_PER_SLOT * slots)
-    # So many slots, each of which is free after so long: the last of them waits for room / slots of
-    # that.
+    # Each slot becomes free every `seconds`, so the last job waits room / slots times as long.
     assert room * seconds / slots <= 0.021
 
 
-def test_one_long_attempt_among_short_ones_does_not_end_it_and_many_do() -> None:
-    line = Line(100)
-    line.prefetch.observe(3600.0)
-    assert line.prefetch.room > 0
-    line.ran(1.0)
-    assert line.prefetch.room <= 2
-    line.ran(10.0)
-    assert line.prefetch.room == 0
+def test_many_long_attempts_end_the_prefetch_and_a_single_one_does_not() -> None:
+    probe = Probe(100)
+    probe.prefetch.observe(3600.0)
+    assert probe.prefetch.room > 0
+    probe.ran(1.0)
+    assert probe.prefetch.room <= 2
+    probe.ran(10.0)
+    assert probe.prefetch.room == 0
 
 
-def test_who_waits_has_taken_a_place_and_starts_in_turn() -> None:
-    line = Line()
-    room = line.prefetch.room
+def test_waiting_jobs_take_room_and_start_in_order() -> None:
+    probe = Probe()
+    room = probe.prefetch.room
     for number in range(3):
-        line.prefetch.add(claimed(number))
-    assert line.prefetch.room == room - 3
-    assert sorted(line.leases.held) == ["j0", "j1", "j2"]
-    assert [one.job.id for one in iter(line.prefetch.pop, None)] == ["j0", "j1", "j2"]
-    assert line.prefetch.room == room
+        probe.prefetch.add(claimed(number))
+    assert probe.prefetch.room == room - 3
+    assert sorted(probe.leases.held) == ["j0", "j1", "j2"]
+    assert [one.job.id for one in iter(probe.prefetch.pop, None)] == ["j0", "j1", "j2"]
+    assert probe.prefetch.room == room
 
 
-def test_large_payloads_are_not_gathered() -> None:
-    line = Line()
-    line.prefetch.add(claimed(0, b"x" * MAX_BYTES))
-    assert line.prefetch.room == 0
-    assert line.prefetch.pop() is not None
-    assert line.prefetch.room > 0
+def test_large_payloads_leave_no_room() -> None:
+    probe = Probe()
+    probe.prefetch.add(claimed(0, b"x" * MAX_BYTES))
+    assert probe.prefetch.room == 0
+    assert probe.prefetch.pop() is not None
+    assert probe.prefetch.room > 0
 
 
-def test_a_cancel_is_written_and_a_lost_lease_is_forgotten() -> None:
-    line = Line()
+def test_a_cancel_is_written_and_a_lost_job_is_dropped() -> None:
+    probe = Probe()
     for number in range(3):
-        line.prefetch.add(claimed(number))
-    line.prefetch.drop("j0", "cancel")
-    line.prefetch.drop("j1", "lost")
-    line.prefetch.drop("elsewhere", "cancel")
-    assert [(one.id, one.to) for one in line.written] == [("j0", State.CANCELLED)]
-    assert sorted(line.leases.held) == ["j0", "j2"]  # until the outcome is written, it is held
-    assert [one.job.id for one in iter(line.prefetch.pop, None)] == ["j2"]
+        probe.prefetch.add(claimed(number))
+    probe.prefetch.drop("j0", "cancel")
+    probe.prefetch.drop("j1", "lost")
+    probe.prefetch.drop("elsewhere", "cancel")
+    assert [(one.id, one.to) for one in probe.written] == [("j0", State.CANCELLED)]
+    assert sorted(probe.leases.held) == ["j0", "j2"]  # held until the outcome is written
+    assert [one.job.id for one in iter(probe.prefetch.pop, None)] == ["j2"]
 
 
-def test_a_job_that_came_back_has_one_place_and_its_new_token() -> None:
-    line = Line()
-    line.prefetch.add(claimed(1))
+def test_a_job_that_was_claimed_again_waits_once_with_its_new_token() -> None:
+    probe = Probe()
+    probe.prefetch.add(claimed(1))
     again = claimed(1, worker="again")
-    line.prefetch.add(again)
-    assert len(line.prefetch) == 1
-    assert line.leases.held["j1"][0] == again.token
-    waiting = line.prefetch.pop()
+    probe.prefetch.add(again)
+    assert len(probe.prefetch) == 1
+    assert probe.leases.held["j1"][0] == again.token
+    waiting = probe.prefetch.pop()
     assert waiting is not None
     assert waiting.job is again
 
 
-def test_who_waits_too_long_is_handed_back_and_no_more_are_claimed_for_a_while() -> None:
-    line = Line()
-    line.prefetch.add(claimed(0))
-    line.clock.turn(MAX_WAIT_SECONDS - 0.01)
-    line.prefetch.pop()
-    line.prefetch.add(claimed(1))  # nobody waits for long yet
-    line.clock.turn(MAX_WAIT_SECONDS + 0.01)
-    assert line.written == []
-    line.clock.turn(3 * MAX_WAIT_SECONDS)
-    assert [(one.id, one.to, one.outcome) for one in line.written] == [
+def test_jobs_that_wait_too_long_are_handed_back_and_prefetching_pauses() -> None:
+    probe = Probe()
+    probe.prefetch.add(claimed(0))
+    probe.clock.turn(MAX_WAIT_SECONDS - 0.01)
+    probe.prefetch.pop()
+    probe.prefetch.add(claimed(1))  # has not waited long yet
+    probe.clock.turn(MAX_WAIT_SECONDS + 0.01)
+    assert probe.written == []
+    probe.clock.turn(3 * MAX_WAIT_SECONDS)
+    assert [(one.id, one.to, one.outcome) for one in probe.written] == [
         ("j1", State.QUEUED, "released")
     ]
-    assert line.prefetch.room == 0
-    line.ran(0.001)
-    assert line.prefetch.room > 0
-    assert not line.clock.waiting  # nobody waits, so nobody looks
-
-
-# -------------------------------------------------------------------------------------- in a worker
+    assert probe.prefetch.room == 0
+    probe.ran(0.001)
+    assert probe.prefetch.room > 0
+    assert not probe.clock.waiting  # nothing waits, so no timer is set
 
 
 @pytest.mark.parametrize("ends", ["by itself", "by a cancel"])
-async def test_short_jobs_then_long_ones(
+async def test_long_jobs_after_short_ones_are_handed_back(
     client: Client, redis_url: str, tmp_path: Path, ends: str
 ) -> None:
     most = running = 0
@@ -161,8 +157,7 @@ async def test_short_jobs_then_long_ones(
         assert most <= 10
 
         async def settled() -> list[str]:
-            # What was claimed ahead has gone back: as many run as there are slots, and no other one
-            # is held.
+            # Prefetched jobs are handed back: only those that run in a slot are held.
             records = [await client.record(id) for id in slow]
             held = [one.id for one in records if one.state is State.RUNNING]
             return held if len(held) == len(worker.runs) == 10 else []
@@ -179,7 +174,7 @@ async def test_short_jobs_then_long_ones(
     assert {one.attempt for one in ended} == {1}  # uncharged
 
 
-async def test_a_worker_that_ends_hands_back_what_it_claimed_ahead(
+async def test_a_worker_that_ends_hands_back_prefetched_jobs(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     started: list[Any] = []

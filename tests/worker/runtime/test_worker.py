@@ -1,4 +1,4 @@
-"""A worker's everyday: jobs are claimed, run, retried and finished, in order, in bounds, and in bulk."""
+"""A worker's everyday: jobs are claimed, run, retried and finished, one by one and in bulk."""
 
 import asyncio
 import hashlib
@@ -37,14 +37,14 @@ async def test_a_job_is_claimed_run_and_finished(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     @task("a")
-    async def says(job: Job, payload: dict[str, Any]) -> dict[str, Any]:
+    async def chatty(job: Job, payload: dict[str, Any]) -> dict[str, Any]:
         await job.progress(1, 2, "half")
         await job.emit({"n": 1})
-        job.log.info("told", page=1)
+        job.log.info("fetched", page=1)
         return {"got": payload, "attempt": job.attempt, "of": job.max_attempts, "task": job.task}
 
-    async with working(redis_url, tmp_path, says) as worker:
-        id = await client.submit(says, {"x": "é"})
+    async with working(redis_url, tmp_path, chatty) as worker:
+        id = await client.submit(chatty, {"x": "é"})
         assert await client.result(id) == {"got": {"x": "é"}, "attempt": 1, "of": 3, "task": "a"}
         record = await client.record(id)
         assert outcomes(record) == ["succeeded"]
@@ -55,7 +55,7 @@ async def test_a_job_is_claimed_run_and_finished(
             "message": "half",
         }
         assert await client.items(id) == [{"n": 1}]
-        assert await client.items(id, "log") == [{"level": "info", "message": "told", "page": 1}]
+        assert await client.items(id, "log") == [{"level": "info", "message": "fetched", "page": 1}]
         assert (worker.jobs_complete, worker.jobs_failed, worker.jobs_retried) == (1, 0, 0)
         (info,) = await client.queue.workers()
         assert (info.id, info.concurrency, info.queues, info.draining) == (
@@ -110,7 +110,7 @@ async def test_a_failure_is_retried_by_the_policy_until_it_is_final(
         assert (worker.jobs_complete, worker.jobs_failed, worker.jobs_retried) == (1, 1, 4)
 
 
-async def test_the_other_sides_wish_is_the_floor_of_the_delay(
+async def test_retry_after_is_the_minimum_delay(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     @task("busy", retry=AT_ONCE)
@@ -125,7 +125,7 @@ async def test_the_other_sides_wish_is_the_floor_of_the_delay(
     assert msgspec.json.decode(record.error or b"")["type"] == "retry"
 
 
-async def test_the_backoff_grows(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_delays_between_attempts_grow(client: Client, redis_url: str, tmp_path: Path) -> None:
     @task("broken", retry=RetryPolicy(max_attempts=3, base=0.05, jitter=False))
     async def broken() -> None:
         raise ValueError
@@ -138,7 +138,7 @@ async def test_the_backoff_grows(client: Client, redis_url: str, tmp_path: Path)
     assert third.began - (second.ended or 0) >= 99_000
 
 
-async def test_what_is_permanent_is_not_retried(
+async def test_a_permanent_failure_is_not_retried(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     @task("card", retry=AT_ONCE)
@@ -156,7 +156,7 @@ class Sized(BaseModel):
     inner: dict[str, int] = {}
 
 
-async def test_a_payload_that_does_not_fit_fails_without_a_retry(
+async def test_an_invalid_payload_fails_without_a_retry(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     @task("sized", retry=AT_ONCE)
@@ -176,7 +176,7 @@ async def test_a_payload_that_does_not_fit_fails_without_a_retry(
         assert "hunter2" not in error["message"]
 
 
-async def test_a_timeout_is_told_from_the_codes_own(
+async def test_a_timeout_differs_from_a_timeout_error_of_the_code(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     @task("slow", timeout=0.05, retry=ONCE)
@@ -202,7 +202,7 @@ async def test_a_timeout_is_told_from_the_codes_own(
             assert outcomes(await client.record(id)) == [outcome]
 
 
-async def test_a_timeout_is_one_whatever_the_code_makes_of_it(
+async def test_a_timeout_stays_a_timeout_whatever_the_code_does(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     @task("cut")
@@ -251,7 +251,7 @@ async def test_a_large_result_becomes_a_file(
     assert result["file"]["size"] == len(body)
     assert result["file"]["sha256"] == hashlib.sha256(body).hexdigest()
     files = {view["name"]: view for view in msgspec.json.decode(record.files or b"[]")}
-    assert len(files) == 2  # the task's own file of that name is left alone
+    assert len(files) == 2  # the task's own file of that name is not replaced
     name = result["file"]["file"].partition("/")[2]
     async with open_store(f"file://{tmp_path}/store") as store:
         assert await store.load(job_path(id, record.attempts[-1].began, name), 1 << 20) == body
@@ -329,7 +329,7 @@ async def test_a_thousand_jobs_run_once_each_and_slots_are_never_exceeded(
     assert [record.result for record in records] == [b"%d" % n for n in range(1000)]
 
 
-async def test_an_outcome_frees_its_slot_only_when_less_than_a_bound_is_unwritten(
+async def test_no_jobs_are_claimed_while_too_many_outcomes_are_unwritten(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     worker = make_worker(redis_url, tmp_path, add, concurrency=5)
@@ -342,10 +342,10 @@ async def test_an_outcome_frees_its_slot_only_when_less_than_a_bound_is_unwritte
         await worker.close()
 
 
-async def test_an_error_of_the_workers_own_is_charged_like_any(
+async def test_an_error_of_the_worker_itself_is_charged(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
-    # A policy that no validation let through: without a charge it would come back for ever.
+    # A policy that skipped validation: without a charge, the job would return forever.
     @task("failing")
     async def failing() -> None:
         raise ValueError
@@ -355,7 +355,7 @@ async def test_an_error_of_the_workers_own_is_charged_like_any(
         assert (await client.error(id))["type"] == "internal"
 
 
-async def test_what_a_failure_says_holds_no_secret_no_path_and_no_traceback(
+async def test_failure_messages_contain_no_secrets_paths_or_tracebacks(
     client: Client, redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     @task("url", retry=ONCE)
@@ -371,13 +371,13 @@ async def test_what_a_failure_says_holds_no_secret_no_path_and_no_traceback(
         raise KeyboardInterruptLike
 
     async with working(redis_url, tmp_path, url, opens, silent):
-        told = [
+        messages = [
             (await client.error(await client.submit(one)))["message"]
             for one in (url, opens, silent)
         ]
-    assert told[0] == "cannot reach postgres://app:***@db/x with Bearer ***"
-    assert told[1] == "No such file or directory"
-    assert told[2] == "the task raised KeyboardInterruptLike without a message"
+    assert messages[0] == "cannot reach postgres://app:***@db/x with Bearer ***"
+    assert messages[1] == "No such file or directory"
+    assert messages[2] == "the task raised KeyboardInterruptLike without a message"
 
 
 class KeyboardInterruptLike(Exception):

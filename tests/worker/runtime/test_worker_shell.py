@@ -1,4 +1,4 @@
-"""What arq's shell gives a worker: burst, hooks, cron; and its start and end."""
+"""What a worker takes from arq's shell: burst mode, hooks, cron; and its start and end."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -37,10 +37,7 @@ async def burst(worker: Worker) -> None:
         await worker.close()
 
 
-# -------------------------------------------------------------------------------------------- burst
-
-
-async def test_a_burst_ends_when_nothing_is_left(
+async def test_a_burst_ends_when_all_jobs_are_done(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     @task("flaky", retry=AT_ONCE)
@@ -55,9 +52,7 @@ async def test_a_burst_ends_when_nothing_is_left(
     assert {(await client.record(id)).state for id in ids} == {State.SUCCEEDED}
 
 
-async def test_a_burst_waits_for_the_jobs_it_started_even_long_ones(
-    client: Client, redis_url: str, tmp_path: Path
-) -> None:
+async def test_a_burst_waits_for_long_jobs(client: Client, redis_url: str, tmp_path: Path) -> None:
     @task("long")
     async def long() -> str:
         await asyncio.sleep(0.3)
@@ -68,7 +63,7 @@ async def test_a_burst_waits_for_the_jobs_it_started_even_long_ones(
     assert await client.result(id) == "done"
 
 
-async def test_a_burst_runs_no_more_jobs_than_it_may(
+async def test_a_burst_runs_at_most_max_burst_jobs(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     ids = [await client.submit(number, n) for n in range(20)]
@@ -85,7 +80,7 @@ async def run_check(worker: Worker) -> int:
         await worker.close()
 
 
-async def test_a_burst_of_nothing_ends(client: Client, redis_url: str, tmp_path: Path) -> None:
+async def test_a_burst_without_jobs_ends(client: Client, redis_url: str, tmp_path: Path) -> None:
     await burst(make_worker(redis_url, tmp_path, number, burst=True, max_burst_jobs=0))
     await burst(make_worker(redis_url, tmp_path, number, burst=True))
 
@@ -105,9 +100,6 @@ async def test_a_signal_ends_a_burst(client: Client, redis_url: str, tmp_path: P
     worker.handle_sig(SIGTERM)
     await running
     assert outcomes(await client.record(id)) == ["released"]
-
-
-# -------------------------------------------------------------------------------------------- hooks
 
 
 async def test_hooks_are_called_around_each_job(
@@ -137,7 +129,7 @@ async def test_hooks_are_called_around_each_job(
 
 
 @pytest.mark.parametrize("name", ["on_job_start", "on_job_end", "after_job_end"])
-async def test_a_hook_that_fails_harms_nothing(
+async def test_a_failing_hook_does_not_affect_the_job(
     client: Client, redis_url: str, tmp_path: Path, name: str
 ) -> None:
     async def fails(ctx: dict[Any, Any]) -> None:
@@ -150,7 +142,7 @@ async def test_a_hook_that_fails_harms_nothing(
             assert outcomes(await client.record(id)) == ["succeeded"]
 
 
-async def test_what_is_done_stays_done_when_a_hook_is_interrupted(
+async def test_a_finished_job_stays_finished_when_a_hook_is_interrupted(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     begun = asyncio.Event()
@@ -165,7 +157,7 @@ async def test_what_is_done_stays_done_when_a_hook_is_interrupted(
     assert await client.result(id) == 5
 
 
-async def test_a_start_that_fails_ends_the_worker_and_closes_what_was_opened(
+async def test_a_failed_start_ends_the_worker_and_closes_its_resources(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     calls: list[str] = []
@@ -196,7 +188,7 @@ async def test_a_start_that_fails_ends_the_worker_and_closes_what_was_opened(
 
 
 @pytest.mark.parametrize("turns", range(12))
-async def test_a_cancellation_ends_a_worker_at_every_moment(
+async def test_a_cancellation_ends_a_worker_at_any_moment(
     client: Client, redis_url: str, tmp_path: Path, turns: int
 ) -> None:
     worker = make_worker(redis_url, tmp_path, number)
@@ -212,10 +204,7 @@ async def test_a_cancellation_ends_a_worker_at_every_moment(
         await worker.close()
 
 
-# --------------------------------------------------------------------------------------------- cron
-
-
-async def test_a_cron_job_is_ticked_adopted_and_run(
+async def test_a_cron_job_is_enqueued_adopted_and_run(
     client: Client, redis: Redis, redis_url: str, tmp_path: Path
 ) -> None:
     ticks: list[Any] = []
@@ -229,13 +218,12 @@ async def test_a_cron_job_is_ticked_adopted_and_run(
         await eventually(lambda: len(ticks) >= 2)
         assert set(ticks) == {(1, 1, 22)}
         await eventually(lambda: worker.jobs_complete >= 2)
-        assert [entry.name for entry in await client.queue.catalogue_entries()] == [
-            "number"
-        ]  # crons are nobody else's business
+        # Cron jobs are not published.
+        assert [entry.name for entry in await client.queue.catalogue_entries()] == ["number"]
     await assert_only_our_own_keys(redis)
 
 
-async def test_a_cron_job_that_fails_is_not_retried_and_the_next_tick_comes(
+async def test_a_failed_cron_job_is_not_retried_and_runs_again_at_the_next_tick(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     ticks: list[int] = []
@@ -251,7 +239,7 @@ async def test_a_cron_job_that_fails_is_not_retried_and_the_next_tick_comes(
     assert set(ticks) == {1}
 
 
-async def test_a_cron_job_of_a_fixed_id_runs_at_each_tick(
+async def test_a_cron_job_with_a_fixed_id_runs_at_each_tick(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
     ticks: list[str] = []
@@ -264,7 +252,7 @@ async def test_a_cron_job_of_a_fixed_id_runs_at_each_tick(
         await eventually(lambda: len(set(ticks)) >= 2)
 
 
-async def test_two_workers_tick_once(
+async def test_two_workers_run_a_tick_once(
     client: Client, redis: Redis, redis_url: str, tmp_path: Path
 ) -> None:
     ticks: list[str] = []
@@ -280,15 +268,14 @@ async def test_two_workers_tick_once(
         working(redis_url, tmp_path, cron_jobs=[every()]) as two,
     ):
         await eventually(lambda: one.jobs_complete + two.jobs_complete >= 2)
-    # One key a tick, whoever enqueued and whoever adopted it; the newest tick may not have been due
-    # yet.
+    # One key per tick, whichever worker enqueued or adopted it. The newest tick may not be due yet.
     keys = await redis.keys(f"{client.queue.prefix}idem:*")
     assert len(keys) - 2 <= len(ticks) <= len(keys)
     assert len(set(ticks)) == len(ticks)
 
 
 async def assert_only_our_own_keys(redis: Redis) -> None:
-    """None of those that arq's own loop would leave: arq:in-progress:…, arq:retry:…, arq:result:…."""
+    """Without the keys that arq's own loop leaves: arq:in-progress:…, arq:retry:…, arq:result:…."""
     keys = {key.decode() for key in await redis.keys("*")}
     foreign = {key for key in keys if not key.startswith("tandem:{a}:")}
     assert {key for key in foreign if not key.startswith("arq:job:")} <= {

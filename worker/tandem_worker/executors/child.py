@@ -1,4 +1,4 @@
-"""A child of the process pool: `python -m tandem_worker.executors.child <pid of the worker> <log level>`.
+"""A child of the process pool: `python -m tandem_worker.executors.child <worker pid> <log level>`.
 
 Its frames are described in processes.py. It runs one job after the other on its main thread, while
 a second thread reads. What the task's code prints goes to stderr. It ignores SIGINT and SIGTERM:
@@ -29,7 +29,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Pipe:
-    """Both pipes to the worker, and the `Channel` of the running job. The second thread calls `serve` alone."""
+    """Both pipes to the worker, and the `Channel` of the running job; `serve` runs in a thread."""
 
     def __init__(self, read: BinaryIO, write: BinaryIO) -> None:
         self._read = read
@@ -71,7 +71,7 @@ class Pipe:
             raise asyncio.CancelledError("the job is over")
 
     def interrupt(self, *_: Any) -> None:
-        """Handle SIGTERM on the main thread: raise in the job's code if the worker has cancelled it."""
+        """Handle SIGTERM on the main thread: raise in the job's code if the job is cancelled."""
         if self._over and self.running:
             raise asyncio.CancelledError("the job is over")
 
@@ -147,7 +147,7 @@ def _find(module: str, name: str) -> Task:
 
 
 def _die_with(worker: int) -> None:
-    """Have the kernel kill this process when the worker ends, even if code blocks the interpreter then."""
+    """Have the kernel kill this process with the worker, even if code blocks the interpreter."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != worker:

@@ -24,10 +24,10 @@ async def deliver(sink: Sink, report: Report, body: bytes) -> None:
 
 
 class Portal:
-    """Works on one job's files, steps and locks. Each `on_…` method is an operation of `Channel.call`.
+    """Works on one job's files, steps and locks, for `Channel.call`.
 
-    It takes the argument, and the body if there is one. It returns bytes, or a value that
-    `processes.frame` can write.
+    Each `on_…` method is an operation. It takes the argument, and the body if there is one. It
+    returns bytes, or a value that `processes.frame` can write.
     """
 
     def __init__(self, job: Job) -> None:

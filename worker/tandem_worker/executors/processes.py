@@ -1,4 +1,4 @@
-"""Child processes for tasks with `cpu=True`: a bounded number, started when needed, used again, safe to kill.
+"""Child processes for tasks with `cpu=True`: a bounded number, started when needed, safe to kill.
 
 Worker and child talk over the child's stdin and stdout in frames (no pickle): the lengths of a JSON
 header and of a binary body (4 bytes each, big-endian), then both. A header has one key:
@@ -61,7 +61,7 @@ class RemoteError(msgspec.Struct, frozen=True, kw_only=True):
         return cls(type=f"exception:{type(error).__name__}", message=str(error), trace=trace)
 
     def to_exception(self) -> TaskError:
-        """A TaskError with the same type and message; its note has the traceback, for the worker's log."""
+        """A TaskError of that type and message; its note has the traceback for the worker's log."""
         if self.retryable:
             error = TaskError(self.type, self.message, retryable=True, after=self.after)
         else:
@@ -82,10 +82,10 @@ class EndedIdle(Exception):
 
 
 class ProcessPool:
-    """At most `limit` child processes, by default one per core. Tasks beyond the limit wait, within their timeouts.
+    """At most `limit` child processes, by default one per core, which are used again.
 
-    A child that dies, or whose job was cancelled, is replaced. Children end when the worker ends,
-    whatever ends it.
+    Tasks beyond the limit wait, within their timeouts. A child that dies, or whose job was
+    cancelled, is replaced. Children end when the worker ends, whatever ends it.
     """
 
     def __init__(self, limit: int | None = None, *, log: Level = "info") -> None:
@@ -96,7 +96,7 @@ class ProcessPool:
         self._ending: set[asyncio.Task[None]] = set()
 
     async def run(self, task: Task, job: Job, payload: Any) -> msgspec.Raw:
-        """Run the task in a child and return the JSON of its result, see `Task.decode` for the payload.
+        """Run the task in a child; return the JSON of its result. `payload` is from `Task.decode`.
 
         Raises TaskError: what the code raised (`exception:<Class>` for other exceptions), or
         `process_died`. When cancelled, it raises CancelledError once the child has ended,
@@ -104,7 +104,7 @@ class ProcessPool:
         """
         if task.module == "__main__":
             raise TypeError(
-                f"{task.name} has cpu=True and is defined in the script that runs; move it to a module"
+                f"{task.name} has cpu=True and is defined in the script itself; move it to a module"
             )
         start = {"start": {"module": task.module, "task": task.name, "job": job.facts()}}
         body = bytes(payload) if isinstance(payload, msgspec.Raw) else encode(payload)

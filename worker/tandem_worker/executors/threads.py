@@ -40,7 +40,7 @@ class ThreadPool:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     async def run(self, task: Task, job: Job, payload: Any) -> Any:
-        """Call a task's function in a thread. Raises what it raises; when cancelled, it stops waiting at once."""
+        """Call a task's function, as `call` does, and deliver its reports."""
         channel = ThreadChannel(asyncio.get_running_loop(), job)
         sync_job = SyncJob(channel=channel, **job.facts())
         done = self._submit(partial(call, task, sync_job, payload))
@@ -57,7 +57,7 @@ class ThreadPool:
             await channel.close()
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Call a blocking function. Raises what it raises; when cancelled, it stops waiting at once."""
+        """Call a function in a thread, and raise what it raises. Cancelling ends only the wait."""
         return await self._submit(function)
 
     def _submit(self, function: Callable[[], T]) -> "asyncio.Future[T]":
@@ -99,7 +99,7 @@ class ThreadPool:
 
 
 class ThreadChannel:
-    """Carries a job's reports from its thread (or threads that its code started) to the loop, in order.
+    """Carries a job's reports to the loop in order, from its thread and threads its code started.
 
     Thread and loop share no lock: a thread that held one while waiting for its turn would hold up
     every other job.
@@ -202,7 +202,7 @@ class ThreadChannel:
             self.failed.set_result(None)
 
     async def flush(self) -> Exception | None:
-        """Wait until all reports are delivered; return the error with which the sink has rejected one."""
+        """Wait until all reports are delivered; return the error if the sink has rejected one."""
         while self._error is None and (self._awake or self._carrying()):
             self._wake()
             if self._carrier is not None:
@@ -221,7 +221,7 @@ class ThreadChannel:
 
 
 def _as_exception(error: BaseException) -> BaseException:
-    """The error as a future takes it: SystemExit would end the loop, and StopIteration is not allowed."""
+    """An error that a future can take: StopIteration is not allowed, SystemExit ends the loop."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     name = type(error).__name__

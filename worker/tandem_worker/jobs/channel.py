@@ -6,13 +6,13 @@ Report = Literal["progress", "output", "log"]
 
 
 class Channel(Protocol):
-    """From `def` code to the event loop that serves its job. Once the job is over, both calls raise CancelledError."""
+    """From `def` code to the event loop. Once the job is over, its calls raise CancelledError."""
 
     def send(self, report: Report, body: bytes) -> None:
         """Send one report; waits while many are under way."""
 
     def call(self, operation: str, argument: Any, body: bytes = b"") -> Any:
-        """What `tandem_worker.executors.portal.Portal` returns (b"" may stand for None) or raises."""
+        """What `executors.portal.Portal` returns (b"" may stand for None) or raises."""
 
     def is_over(self) -> bool:
         """Whether the attempt has ended: by cancellation, timeout, a lost lease or shutdown."""

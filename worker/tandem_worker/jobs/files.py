@@ -1,4 +1,4 @@
-"""Files as a task sees them: references, uploads and other jobs' files to read, its own files to write."""
+"""Files as a task sees them: uploads and files of other jobs to read, its own files to write."""
 
 import mimetypes
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -22,7 +22,7 @@ MAX_FILES = 10_000  # of one job: its record lists them
 
 
 class FileRef(BaseModel):
-    """A file reference. On input only `file` counts, so one job's result can be another's `source`."""
+    """A file reference. Input needs only `file`, so one job's result can be another's `source`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -40,7 +40,7 @@ Reference = FileRef | Mapping[str, Any]
 
 
 class JobFiles:
-    """One attempt's access to the file store: reads what its tenant may read, and writes its own files.
+    """One attempt's access to the file store: reads its tenant's files, and writes its own.
 
     `find` looks up another job of the same tenant, for references of the form `<job id>/<name>`.
     Raises Permanent `file_not_found`, `invalid_file_name` and `too_large`, and Unavailable when the
@@ -72,13 +72,13 @@ class JobFiles:
         return (await self._locate(reference))[1]
 
     async def read(self, reference: Reference, limit: int = MAX_READ_BYTES) -> bytes:
-        """The whole file. Raises Permanent `too_large` above `limit` bytes; use `open` for those."""
+        """The whole file. Raises Permanent `too_large` above `limit` bytes; `open` has no limit."""
         path, found = await self._locate(reference)
         with _permanent(found.file):
             return await self._store.load(path, limit)
 
     async def open(self, reference: Reference, start: int = 0) -> AsyncIterator[bytes]:
-        """The file from `start` on, in pieces of about 1 MiB: `async for piece in job.files.open(…)`."""
+        """The file from `start` on, in pieces of about 1 MiB, for `async for`."""
         path, found = await self._locate(reference)
         with _permanent(found.file):
             async for piece in self._store.read(path, start, found.size):
@@ -102,14 +102,14 @@ class JobFiles:
         *,
         limit: int | None = None,
     ) -> FileRef:
-        """Store a file of this job, which is published when the job succeeds. `name` may contain `/`.
+        """Store a file of this job; it is published when the job succeeds. `name` may contain `/`.
 
         A second write of a name replaces the first. The default `content_type` is guessed from the
         name. Raises Permanent `too_large` above `limit` bytes.
         """
         if not isinstance(data, bytes | bytearray | memoryview | AsyncIterable):
             raise TypeError(
-                f"a file is written from bytes or an async iterable of bytes, not {type(data).__name__}"
+                f"a file takes bytes or an async iterable of bytes, not {type(data).__name__}"
             )
         self._claim(name)
         if isinstance(data, bytearray | memoryview):

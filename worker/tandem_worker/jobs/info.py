@@ -1,4 +1,4 @@
-"""What a job's code knows about its attempt, on the event loop, in a thread and in a process alike."""
+"""What a job's code knows about its attempt, wherever it runs."""
 
 from dataclasses import dataclass, fields
 from typing import Any

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Job(JobInfo):
-    """One attempt of one job: the parameter `job` of a task. Reports reach clients as they are made."""
+    """One attempt of one job: the parameter `job` of a task."""
 
     sink: Sink
     resources: "Resources"
@@ -78,7 +78,7 @@ class Job(JobInfo):
     async def step(
         self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> Any:
-        """`function(*args, **kwargs)`, run once per job: a later attempt gets the stored result instead.
+        """`function(*args, **kwargs)`, run once per job: later attempts get the stored result.
 
         The function is `async def`, or a plain one, which runs in a thread. Its result is stored as
         JSON of at most 256 KiB, and always returned as read back from that JSON, in the type that
@@ -91,7 +91,7 @@ class Job(JobInfo):
         return await run_step(self.steps, name, result, call, self.in_thread)
 
     def lock(self, name: str, *, wait: Duration | None = None) -> Lock:
-        """`async with job.lock("name") as lock`: only one of the tenant's jobs can hold this lock at a time.
+        """`async with job.lock("name") as lock`: one of the tenant's jobs can hold it at a time.
 
         Waits for `wait` at most, by default until the job's timeout, in order of arrival; then
         raises TaskError `lock_timeout`, which is retried. Not reentrant. A job that loses its lock
@@ -113,13 +113,13 @@ class Job(JobInfo):
         return self.resources.mongo(name)
 
     def models(self) -> AbstractAsyncContextManager[None]:
-        """Within `async with job.models():`, the Tortoise models of connections (`models=<module>`) work."""
+        """`async with job.models():` enables connections' Tortoise models (`models=<module>`)."""
         return self.resources.sql.models()
 
     async def progress(
         self, current: float, total: float | None = None, message: str | None = None
     ) -> None:
-        """Report how far the job is. Cheap to call often: clients see the newest state, not every one."""
+        """Report how far the job is. Cheap to call often: clients see only the newest state."""
         await self.sink.progress(progress_body(current, total, message))
 
     async def emit(self, item: Any) -> None:

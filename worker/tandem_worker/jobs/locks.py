@@ -14,7 +14,7 @@ class LockStore(Protocol):
     """Keeps locks: `runtime.attempt_store.AttemptStore` on a worker, `LocalLocks` in tests."""
 
     async def acquire(self, name: str, wait: float | None) -> tuple[int, int]:
-        """(number of the acquisition, fence), within `wait` seconds. Raises TaskError `lock_timeout`."""
+        """(acquisition number, fence), within `wait` seconds. Raises TaskError `lock_timeout`."""
 
     async def release(self, number: int) -> bool:
         """False: the lock was lost before."""
@@ -80,7 +80,7 @@ def lock_timeout(name: str, wait: float | None) -> TaskError:
 
 
 class LocalLocks:
-    """Locks among the tasks of one event loop, for tests: `tandem_worker.testing.run(…, locks=…)`."""
+    """Locks among the tasks of one event loop, for tests: `testing.run(…, locks=…)`."""
 
     def __init__(self) -> None:
         self._locks: dict[str, asyncio.Lock] = {}

@@ -25,8 +25,9 @@ MAX_BYTES = 4 << 20
 # Loggers of this program and of the libraries it is made of. `py` is for warnings, whose text names
 # a file of the server.
 OWN_LOGGERS = frozenset(
-    "aiohttp aiosmtplib aiosqlite arq asyncio asyncpg charset_normalizer concurrent motor obstore py pymongo redis"
-    " tandem_api tandem_jobs tandem_shared tandem_worker tortoise uvicorn uvloop".split()
+    "aiohttp aiosmtplib aiosqlite arq asyncio asyncpg charset_normalizer concurrent motor obstore"
+    " py pymongo redis tandem_api tandem_jobs tandem_shared tandem_worker tortoise uvicorn"
+    " uvloop".split()
 )
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "message", "taskName"}
 # Fields that structlog's processors add, among them tracebacks.
@@ -73,7 +74,7 @@ class LogCapture:
         self._write = None
 
     def put(self, body: bytes) -> None:
-        """Take a line from any thread. Beyond the limits it is counted, after the attempt it is ignored."""
+        """Take a line from any thread; count it beyond the limits, ignore it after the attempt."""
         with self._lock:
             if self._lines >= MAX_LINES or self._bytes + len(body) > MAX_BYTES:
                 self._dropped += 1
@@ -105,7 +106,7 @@ class JobHandler(logging.Handler):
         self.others: list[tuple[logging.Handler, int]] = []
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Skip the handler's lock: a thread that waits for room in its job must not block the others."""
+        """Skip the handler's lock: a thread that waits for room must not block other jobs."""
         if record.levelno >= self.level and self.filter(record):
             self.emit(record)
         return True
@@ -120,7 +121,7 @@ class JobHandler(logging.Handler):
 
 
 def record_body(record: logging.LogRecord) -> bytes:
-    """A record as a log entry: level, message, logger, `extra` fields, class and message of an exception."""
+    """A record as a log entry: level, message, logger, `extra` fields, exception."""
     fields = _public(vars(record), _STANDARD)
     message = ""
     if isinstance(record.msg, dict) and "event" in record.msg:  # structlog's
@@ -146,7 +147,7 @@ def _public(fields: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
 
 @contextmanager
 def job_logging(level: Level) -> Iterator[None]:
-    """Send what jobs log from `level` on to their streams; other handlers receive what they did before.
+    """Send what jobs log from `level` on to their streams; other handlers are not affected.
 
     A nested one changes nothing, whichever of the two ends first.
     """

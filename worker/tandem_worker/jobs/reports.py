@@ -15,20 +15,20 @@ MAX_MESSAGE_CHARS = 1000  # of progress
 
 
 class Sink(Protocol):
-    """Takes a job's reports: `runtime.output.JobOutput` on a worker, `testing.Recorder` in tests."""
+    """Takes a job's reports: `runtime.output.JobOutput` or, in tests, `testing.Recorder`."""
 
     async def progress(self, body: bytes) -> None:
-        """JSON `{"current", "total", "message"}`. Only the newest counts: earlier ones may be dropped."""
+        """JSON `{"current", "total", "message"}`. Earlier reports may be dropped."""
 
     async def output(self, item: bytes) -> None:
         """JSON of one output item; waits while the job's buffer is full."""
 
     def log(self, body: bytes) -> None:
-        """JSON `{"level", "message", …fields}`. Never blocks: entries that find no room are counted."""
+        """JSON `{"level", "message", …fields}`. Never blocks: it counts entries without room."""
 
 
 class JobLog:
-    """`job.log.info("fetched", page=3)`: a line with fields in the job's stream. Never raises or blocks."""
+    """`job.log.info("fetched", page=3)` writes to the job's stream. Never raises or blocks."""
 
     __slots__ = ("write",)
 

@@ -28,7 +28,7 @@ MAX_NAME_CHARS = 200
 
 
 class StepStore(Protocol):
-    """Keeps results as JSON: `runtime.attempt_store.AttemptStore` on a worker, `LocalSteps` in tests."""
+    """Keeps results as JSON: `runtime.attempt_store.AttemptStore` or, in tests, `LocalSteps`."""
 
     async def load(self) -> dict[str, bytes]:
         """All results of earlier attempts."""
@@ -54,8 +54,11 @@ class JobSteps:
         Raises Permanent `step_repeated` for a name that this attempt has already taken.
         """
         if name in self._taken:
-            message = f"this attempt already had a step {name!r}; each needs a different name, also in a loop"
-            raise Permanent("step_repeated", message)
+            raise Permanent(
+                "step_repeated",
+                f"this attempt already had a step {name!r}; each needs a different name,"
+                " even in a loop",
+            )
         self._taken.add(name)
         try:
             async with self._loading:
@@ -98,14 +101,17 @@ class StepResult:
         self._adapter = _return_adapter(function)
 
     def write(self, value: Any) -> tuple[bytes, Any]:
-        """The JSON, and the value read back. Raises TypeError if it is not JSON, Permanent `too_large`."""
+        """The JSON, and the value read back from it. Raises TypeError, Permanent `too_large`."""
         try:
             body = encode(value, self._adapter)
         except TypeError as error:
             raise TypeError(f"the result of the step {self._name!r} is not JSON: {error}") from None
         if len(body) > MAX_STEP_BYTES:
-            message = f"the result of the step {self._name!r} has {len(body)} bytes; the limit is {MAX_STEP_BYTES}"
-            raise Permanent("too_large", message)
+            raise Permanent(
+                "too_large",
+                f"the result of the step {self._name!r} has {len(body)} bytes;"
+                f" the limit is {MAX_STEP_BYTES}",
+            )
         return body, self.read(body)
 
     def read(self, body: bytes) -> Any:
@@ -160,7 +166,8 @@ def too_many_steps() -> Permanent:
     """The job's steps exceed what Redis keeps of them."""
     return Permanent(
         "too_large",
-        f"the job has more than {MAX_JOB_STEPS} steps, or more than {MAX_JOB_STEP_BYTES >> 20} MiB of results",
+        f"the job has more than {MAX_JOB_STEPS} steps,"
+        f" or more than {MAX_JOB_STEP_BYTES >> 20} MiB of results",
     )
 
 

@@ -1,4 +1,4 @@
-"""The job as `def` code sees it, in a thread or a child process: the same names, without `await`."""
+"""The job as `def` code sees it, in a thread or a child process: the same names without `await`."""
 
 import io
 from collections.abc import Callable, Generator, Iterable
@@ -50,7 +50,7 @@ class SyncFiles:
             self._closed.append(handle)
 
     def seek(self, ref: Any) -> io.BufferedReader:
-        """A file for libraries that `seek` in it: each part is fetched from the store when it is read."""
+        """A file for libraries that `seek`: each part is fetched from the store when it is read."""
         found = self.stat(ref)
         source = _StoredFile(self._channel, found, found.size or 0)
         return io.BufferedReader(source, PIECE_BYTES)
@@ -141,7 +141,7 @@ class _StoredFile(io.RawIOBase):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class SyncJob(JobInfo):
-    """One attempt of one job for `def` code; see `Job`. `http`, `sql` and `mongo` need an `async def` task.
+    """One attempt of one job for `def` code, see `Job`; `http`, `sql` and `mongo` need `async def`.
 
     Once the job is over (`cancelled`), every report raises asyncio.CancelledError, which ends loops
     that report now and then. A thread cannot be stopped in any other way, so long loops should
@@ -180,7 +180,7 @@ class SyncJob(JobInfo):
         return result
 
     def lock(self, name: str, *, wait: Duration | None = None) -> "SyncLock":
-        """`with job.lock("name") as lock`, see `Job.lock`. When it is lost, `cancelled` is true and reports raise."""
+        """`with job.lock("name") as lock`, see `Job.lock`. Losing it sets `cancelled`."""
         return SyncLock(self.channel, name, wait)
 
     @property

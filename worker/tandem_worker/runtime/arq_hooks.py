@@ -1,7 +1,8 @@
-"""arq's hooks of a job: `on_job_start`, `on_job_end`, `after_job_end`, each with arq's context of the job.
+"""arq's hooks of a job: `on_job_start`, `on_job_end`, `after_job_end`.
 
-A hook that fails or takes too long is logged, and ends neither the job nor the worker. All three
-run on the worker's loop around the attempt, before its outcome is written.
+They get arq's context of the job. A hook that fails or takes too long is logged, and ends neither
+the job nor the worker. All three run on the worker's loop around the attempt, before its outcome is
+written.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Jobs that plain arq clients enqueue: `await pool.enqueue_job("http.request", url="https://…")` runs here too.
+"""Jobs that plain arq clients enqueue: `await pool.enqueue_job("http.request", url="https://…")`.
 
 The client's pool needs this JSON serializer, `create_pool(…, job_serializer=serialize,
 job_deserializer=deserialize)`, or any other that writes the same as JSON. Keyword arguments are the
@@ -134,7 +134,7 @@ class ArqJobs:
             log.warning("skipping arq jobs that are not JSON", arq_ids=list(found))
 
     async def tick(self, heart_beat: Callable[[], Awaitable[None]]) -> None:
-        """Run arq's cron until cancelled: `heart_beat` enqueues in arq's queue what is due, and we adopt it."""
+        """Run arq's cron until cancelled: `heart_beat` enqueues what is due, `adopt` moves it."""
         while True:
             try:
                 await heart_beat()
@@ -145,11 +145,11 @@ class ArqJobs:
 
 
 async def stand_in(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
-    """Takes each task's place in arq's function registry, which only needs the names: we run the tasks."""
+    """Takes each task's place in arq's registry, which needs the names alone: we run the tasks."""
 
 
 def cron_task(cron: CronJob, ctx: dict[Any, Any]) -> Task:
-    """A task that runs a cron job of arq with arq's context. Its ticks come through arq's own queue."""
+    """A task that runs a cron job with arq's context. Its ticks come through arq's queue."""
 
     @task(
         "cron", timeout=cron.timeout_s or 300.0, retry=RetryPolicy(max_attempts=cron.max_tries or 1)

@@ -97,7 +97,7 @@ class AttemptStore:
         return False
 
     def _release(self, lock: Acquisition) -> "asyncio.Task[bool]":
-        """Free the lock in the background until Redis has answered, or the attempt's end frees all."""
+        """Free the lock in the background, until Redis answers or the attempt's end frees all."""
 
         async def free() -> bool:
             while self._attempt.on_lost is not None:

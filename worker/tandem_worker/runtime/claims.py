@@ -1,4 +1,4 @@
-"""The claim loop: takes jobs when there is room for them, and sleeps on the bells of its queues otherwise."""
+"""The claim loop: takes jobs when there is room, and otherwise sleeps on its queues' bells."""
 
 import asyncio
 import contextlib
@@ -106,7 +106,7 @@ class Claims:
             await cancel_and_wait(ringing)
 
     async def claim(self) -> Claim | None:
-        """Claim a batch and start it. None: there was no room, or the worker had to register again."""
+        """Claim a batch and start it. None: no room, or the worker had to register again."""
         async with self.lock:
             room = self._slots.room
             if not room:
@@ -141,7 +141,7 @@ class Claims:
         return claim
 
     async def _renew(self) -> None:
-        """Renew all leases from the event loop, so that the heartbeat's next turn is not waited for."""
+        """Renew all leases from the event loop, without waiting for the next heartbeat."""
         self._slots.leases.doubtful = False
         held = [(id, token) for id, (token, _) in self._slots.leases.held.items()]
         for start in range(0, len(held), MAX_BEAT_JOBS):
@@ -150,8 +150,7 @@ class Claims:
                 self._registration.digest,
                 held[start : start + MAX_BEAT_JOBS],
             )
-            self._slots.stop(lost, "lost")
-            self._slots.stop(cancelled, "cancel")
+            self._slots.stop_beaten(lost, cancelled)
 
     async def recover(self) -> None:
         """Repeat a claim that got no answer, and hand back the jobs that it took."""

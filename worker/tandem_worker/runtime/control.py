@@ -1,6 +1,7 @@
-"""Messages for a worker: cancelled jobs, lost leases, jobs that only it can run, and that Redis forgot it.
+"""Messages for a worker: cancelled jobs, lost leases, and jobs that only it can run.
 
-They arrive on the worker's own bell, or with the answer to a heartbeat, should the bell be missed.
+They arrive on the worker's own bell and, should that be missed, with the answers to heartbeats. An
+answer also tells when Redis has forgotten the worker.
 """
 
 import asyncio
@@ -37,7 +38,7 @@ class Control:
             worker=registration.id,
             catalogue=registration.digest,
             lease=queue.lease,
-            on_beat=self._on_loop(self._beaten),
+            on_beat=self._on_loop(slots.stop_beaten),
             on_unknown=self._on_loop(self._forgotten),
         )
 
@@ -45,9 +46,7 @@ class Control:
         """The function as the heartbeat's thread may call it."""
 
         def call(*args: Any) -> None:
-            with contextlib.suppress(
-                RuntimeError
-            ):  # the loop is closed: nothing is left to control
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(function, *args)
 
         return call
@@ -80,16 +79,12 @@ class Control:
             await self._claims.claim()
 
     async def announce_drain(self) -> None:
-        """Tell Redis that this worker claims no more; without an answer, the next heartbeat does."""
+        """Tell Redis that this worker claims no more; if that fails, the next heartbeat does."""
         self.heartbeat.draining = True
         with contextlib.suppress(Unavailable):
             await self._queue.beat(
                 self._registration.id, self._registration.digest, [], draining=True
             )
-
-    def _beaten(self, lost: list[str], cancelled: list[str]) -> None:
-        self._slots.stop(lost, "lost")
-        self._slots.stop(cancelled, "cancel")
 
     def _forgotten(self) -> None:
         # Redis lost its data, or heard nothing from this worker for too long.

@@ -1,4 +1,4 @@
-"""Timeouts of all runs of a worker on one timer: a timer per run costs more than a short job does."""
+"""The timeouts of all runs on one timer: a timer per run would cost more than a short job."""
 
 import asyncio
 import math

@@ -44,7 +44,7 @@ log = structlog.get_logger("ledger")
 
 
 class Projection:
-    """One consumer of the events. While jobs are `running`, it leaves most of the loop's time to them."""
+    """One consumer of the events. While jobs are `running`, they get most of the loop's time."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Projection:
         self._swept = time.monotonic() - SWEEP_SECONDS * random.random()  # workers take turns
 
     async def run(self) -> None:
-        """Project until cancelled. Logs once when Redis or SQL becomes unavailable, and once when it is back.
+        """Project until cancelled; log once when Redis or SQL fails, and once when it is back.
 
         No error ends it, since it would end the worker, and the jobs do not need the ledger.
         """
@@ -105,7 +105,7 @@ class Projection:
             await self._project(held)
 
     async def step(self, block: float) -> bool:
-        """Project what other consumers left pending, and what is new. False: the stream must be joined again."""
+        """Project what others left pending and what is new. False: join the stream again."""
         now = time.monotonic()
         if now - self._checked > self.check_seconds:
             self._checked = now
@@ -176,7 +176,7 @@ class Projection:
                 await self._save([row])
 
     async def sweep(self) -> None:
-        """Remove a batch of rows whose retention is over, every SWEEP_SECONDS or until none is left."""
+        """Remove a batch of rows whose retention is over; all are removed every SWEEP_SECONDS."""
         if time.monotonic() - self._swept < SWEEP_SECONDS:
             return
         settings = self._settings
@@ -193,6 +193,6 @@ class Projection:
 
 
 def _sleep_factor(oldest: str) -> float:
-    """How many times as long as a batch the jobs get, by the age of the oldest entry (its id has the time)."""
+    """The factor for the age of the oldest entry, whose id contains the time."""
     seconds = time.time() - int(oldest.partition("-")[0]) / 1000  # two clocks: an estimate
     return BUSY_SLEEP_FACTOR if seconds < LAG_SECONDS else LAG_SLEEP_FACTOR

@@ -54,7 +54,7 @@ class Durations:
 
 
 class WorkerMetrics(Collector):
-    """Attempts by task and outcome, and where time goes. Counted on the loop, collected in any thread."""
+    """Attempts by task and outcome, and time by phase. Counted on the loop, read in any thread."""
 
     def __init__(self, running: Sized, capacity: int) -> None:
         self._running, self._capacity = running, capacity
@@ -140,9 +140,9 @@ def _histogram(
 
 @contextlib.contextmanager
 def serving(metrics: WorkerMetrics, host: str, port: int) -> Iterator[int]:
-    """Answer `GET /metrics` in a thread, also while the loop is busy. Yields the port; 0 serves nothing.
+    """Answer `GET /metrics` in a thread, also while the loop is busy; port 0 serves nothing.
 
-    Raises Misconfigured if it cannot listen on the port.
+    Yields the port. Raises Misconfigured if it cannot listen on the port.
     """
     if not port:
         yield 0
@@ -154,8 +154,10 @@ def serving(metrics: WorkerMetrics, host: str, port: int) -> Iterator[int]:
         server, thread = start_wsgi_server(port, host, registry)
     except OSError as error:
         reason = error.strerror or str(error)
-        message = f"TANDEM_METRICS_HOST, TANDEM_METRICS_PORT: cannot listen on {host} port {port}: {reason}"
-        raise Misconfigured(message) from None
+        raise Misconfigured(
+            "TANDEM_METRICS_HOST, TANDEM_METRICS_PORT:"
+            f" cannot listen on {host} port {port}: {reason}"
+        ) from None
     try:
         yield server.server_port
     finally:

@@ -32,7 +32,7 @@ class Outbox:
         self._moves = asyncio.Semaphore(MAX_MOVES)
 
     async def send(self, reports: list[Report]) -> list[str]:
-        """Redis' answer to each, see `Queue.report`. Repeated while Redis is unavailable: written once."""
+        """Redis' answers, see `Queue.report`. Repeated until Redis answers, but written once."""
         return await until_available(lambda: self._batch.call(reports))
 
     async def _send(self, batch: list[list[Report]]) -> list[list[str]]:
@@ -43,9 +43,9 @@ class Outbox:
         return [list(islice(answers, len(reports))) for reports in batch]
 
     async def move(self, id: str, token: str) -> int | None:
-        """Move the oldest segment of a job's stream to the file store; return the bytes left in Redis.
+        """Move the oldest part of a job's stream to the file store; return the bytes left in Redis.
 
-        None: the job is no longer held under this token. Raises Unavailable when the file store
+        None: this token no longer holds the job. Raises Unavailable when the file store
         fails, and waits while Redis is unavailable.
         """
         async with self._moves:

@@ -1,4 +1,4 @@
-"""How attempts ended, on the way to Redis: many per round trip, and kept while Redis is unavailable."""
+"""How attempts ended, on the way to Redis: many per round trip, kept while Redis is unavailable."""
 
 import asyncio
 import time
@@ -80,7 +80,7 @@ class Outcomes:
                 self._metrics.outcome_written(now - since)
                 if answer != "ok":
                     log.warning(
-                        "outcome discarded: the job is no longer held by this attempt",
+                        "outcome discarded: the attempt had lost its job",
                         job_id=finish.id,
                         outcome=finish.outcome,
                         answer=answer,
@@ -104,7 +104,7 @@ class Outcomes:
             self._all_written.set()
 
     async def _finish(self, outcomes: list[Finish]) -> list[str]:
-        """Repeat the call until Redis answers: the fencing token decides whether a late one counts."""
+        """Repeat the call until Redis answers. The token decides whether a late outcome counts."""
         backoff = Backoff()
         while True:
             began = time.monotonic()

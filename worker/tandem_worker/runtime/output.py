@@ -99,7 +99,7 @@ class JobOutput:
         self._put("output", item)
 
     def log(self, body: bytes) -> None:
-        """Report one log entry. Entries that find the buffer full are counted, and the count is logged."""
+        """Report one log entry. While the buffer is full, entries are dropped and counted."""
         if self._buffered > BUFFER_BYTES or self.full:
             self.dropped += 1
         else:
@@ -137,7 +137,7 @@ class JobOutput:
             self._fail(error)
 
     async def _send(self, reports: list[Report]) -> list[Report]:
-        """Send the reports; return those to send again, now that a segment has made room for them."""
+        """Send the reports; return those to send again, now that a move has made room for them."""
         answers = await self._outbox.send(reports)
         for number, (report, answer) in enumerate(zip(reports, answers, strict=True)):
             if answer == "wait":
@@ -259,7 +259,7 @@ class JobOutput:
         return Report(self.id, self.token, self._number, kind, body)
 
     async def drain(self) -> None:
-        """Return once everything is written or known to be rejected. Raises TaskError if output was."""
+        """Return once everything is written. Raises TaskError if output was rejected."""
         if self._writing is None:
             return  # nothing was reported
         if self.dropped > self._dropped_logged and not self.full:
@@ -294,7 +294,7 @@ class JobOutput:
         return moving or self._in_redis > KEEP_BYTES
 
     def abandon(self) -> None:
-        """Report nothing more: the attempt is over, or its job is no longer this worker's."""
+        """Report nothing more: the attempt is over, or has lost its job."""
         for task in (self._writing, self._moving):
             if task is not None:
                 task.cancel()

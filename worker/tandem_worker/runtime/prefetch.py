@@ -1,7 +1,7 @@
 """Jobs claimed before a slot is free for them, so that a freed slot has its next job at once.
 
 Without them, a worker with short jobs would idle during every claim, and Redis between claims. Only
-as many are claimed as will start within START_SECONDS at the speed of recent attempts, so none where
+as many are claimed as will start within START_SECONDS at the speed of recent attempts: zero where
 attempts take seconds. If longer jobs occupy all slots, the waiting ones are handed back, uncharged.
 """
 
@@ -31,7 +31,7 @@ class Prefetched(NamedTuple):
 
 
 class Prefetch:
-    """A first-in, first-out line of claimed jobs. `put` writes the outcome of those that will not start."""
+    """A first-in, first-out line of jobs. `put` writes the outcome of those that will not start."""
 
     def __init__(
         self,
@@ -45,7 +45,8 @@ class Prefetch:
         self._clock, self._leases, self._put = clock, leases, put
         self._waiting: dict[str, Prefetched] = {}  # by job id
         self._bytes = 0
-        # With attempts of this average duration, nothing is prefetched; so it is until some have run.
+        # At this average duration nothing is prefetched. It is assumed until some attempts have
+        # run.
         self._slow_seconds = 2 * slots * START_SECONDS
         self._average_seconds = self._slow_seconds
         self._watching = False

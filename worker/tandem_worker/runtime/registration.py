@@ -52,7 +52,7 @@ class Registration:
         self._entries, self._hidden = entries, hidden
 
     async def register(self) -> bool:
-        """Register, however long Redis is unavailable. False: the worker was told to stop meanwhile."""
+        """Register, however long Redis is unavailable. False: the worker stopped meanwhile."""
         backoff = Backoff()
         while not self._stopping.is_set():
             try:

@@ -55,7 +55,10 @@ class Runtime:
 class Run:
     """One attempt of one job on this worker."""
 
-    __slots__ = ("_runtime", "cause", "claimed", "handle", "job", "late", "options", "output", "started", "task")  # fmt: skip
+    __slots__ = (
+        "_runtime", "cause", "claimed", "handle", "job",
+        "late", "options", "output", "started", "task",
+    )  # fmt: skip
 
     def __init__(self, claimed: Claimed, task: Task, runtime: Runtime) -> None:
         self.claimed, self.task, self._runtime = claimed, task, runtime
@@ -149,7 +152,7 @@ class Run:
         )
 
     def overdue(self) -> None:
-        """Cancel the code at its timeout, and once more if it ignored that, while its lease holds."""
+        """Cancel the code at its timeout, and again after the grace period if it ignored that."""
         if not self.late:
             self.late = True
             self._runtime.deadlines.add(self, self._runtime.queue.grace)
@@ -215,7 +218,7 @@ class Run:
         return Finish(self.claimed.id, self.claimed.token, to, outcome, body, wait or 0.0)
 
     def broken(self) -> Finish:
-        """The outcome after an error in the worker itself: charged, or the job would return forever."""
+        """The outcome after an error of the worker: charged, or the job would return forever."""
         self.output.abandon()
         policy = RetryPolicy(max_attempts=self.claimed.max_attempts)
         return self._finish(internal_error(), policy, "failed")

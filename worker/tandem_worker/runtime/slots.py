@@ -104,7 +104,9 @@ class Slots:
             run.output.abandon()
             finish = run.interrupted()
         elif (error := handle.exception()) is not None:
-            log.error("the worker failed outside of a task", job_id=run.claimed.id, exc_info=error)
+            log.error(
+                "the worker failed outside the task's code", job_id=run.claimed.id, exc_info=error
+            )
             finish = run.broken()
         else:
             finish = handle.result()
@@ -130,16 +132,21 @@ class Slots:
         self.outcomes.put(finish)
 
     def stop(self, ids: Iterable[str], cause: Cause) -> None:
-        """Stop these jobs, whether they run, are prefetched, or have ended here already."""
+        """Stop these jobs, whether they run or are prefetched; ignore those that have ended."""
         for id in ids:
             run = self.runs.get(id)
             if run is None:
                 self.prefetch.drop(id, cause)
-            # Every heartbeat repeats its news until the code has obeyed: cancel once per cause.
+            # Every heartbeat names the job again until its code has obeyed: cancel once per cause.
             elif run.cause not in (cause, "lost"):
                 run.stop(cause)
                 if cause == "cancel":
                     self._shell.loop.call_later(self._queue.grace, self._overdue, run)
+
+    def stop_beaten(self, lost: Iterable[str], cancelled: Iterable[str]) -> None:
+        """Stop the jobs that the answer to a heartbeat names."""
+        self.stop(lost, "lost")
+        self.stop(cancelled, "cancel")
 
     def _overdue(self, run: Run) -> None:
         # The code ignored its cancellation and has just lost its lease. Settled now, the job is

@@ -1,4 +1,4 @@
-"""The worker process. arq provides its shell (hooks, cron, burst mode, signals); claims and runs are ours.
+"""The worker process: arq's shell (hooks, cron, burst mode, signals) around our claims and runs.
 
 claims.py    the loop that claims jobs
 prefetch.py  claimed jobs that wait for a slot
@@ -155,7 +155,7 @@ class Worker(arq.worker.Worker):
     def _start_part(
         self, stack: AsyncExitStack, work: Coroutine[Any, Any, None], name: str
     ) -> None:
-        """Run a part of the worker until the stack unwinds. If it fails, the worker drains and raises its error."""
+        """Run a part of the worker until the stack unwinds; its failure ends the worker."""
 
         def ended(task: "asyncio.Task[None]") -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
@@ -192,7 +192,7 @@ class Worker(arq.worker.Worker):
     handle_sig_wait_for_completion = handle_sig
 
     async def _drain(self) -> None:
-        """Let running jobs finish: those of a burst in their own time, after a signal for `drain` seconds."""
+        """Let running jobs finish: all of a burst; after a signal for `drain` seconds."""
         self.allow_pick_jobs = False
         self.slots.prefetch.hand_back()
         if self.runs:
