@@ -7,14 +7,16 @@ Works around two upstream bugs:
   later statement waits forever. `_Acquired` and `_Transaction` release it.
 - aiosqlite 0.22 does not wait for its thread when opening is cancelled: the thread may then report
   to a closed event loop (omnilib/aiosqlite#241), and the file may stay open (#259).
-  `create_connection` joins the thread.
+  `create_connection` joins the thread and closes the file.
 
 Used as an engine of Tortoise's configuration: `tandem_shared.sqlite`.
 """
 
 import asyncio
 import sqlite3
+import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 import aiosqlite
@@ -42,16 +44,22 @@ class SQLiteClient(SqliteClient):
     async def create_connection(self, with_db: bool) -> None:  # noqa: ARG002 - the base class's signature
         if self._connection is not None:
             return
-        connection = aiosqlite.Connection(self.connect, iter_chunk_size=self.fetch_rows)
+        opened: list[sqlite3.Connection] = []
+
+        def connect() -> sqlite3.Connection:
+            opened.append(self.connect())
+            return opened[0]
+
+        connection = aiosqlite.Connection(connect, iter_chunk_size=self.fetch_rows)
         try:
             await connection
         except BaseException:
             thread = connection._thread  # noqa: SLF001 - aiosqlite offers no other way to wait
-            joined = asyncio.ensure_future(asyncio.to_thread(thread.join, JOIN_TIMEOUT_SECONDS))
-            while not joined.done():
+            ended = asyncio.ensure_future(asyncio.to_thread(_end, thread, opened))
+            while not ended.done():
                 # A second cancellation must not end the wait: the first error is raised below.
                 with suppress(asyncio.CancelledError):
-                    await asyncio.wait({joined})
+                    await asyncio.wait({ended})
             raise
         self._connection = connection
         await self._post_connect()
@@ -63,9 +71,12 @@ class SQLiteClient(SqliteClient):
         return _Transaction(SqliteTransactionWrapper(self), self._lock)
 
     def connect(self) -> sqlite3.Connection:
-        """Open the database; runs in the connection's thread."""
+        """Open the database; runs in the connection's thread. `_end` may close it in another."""
         connection = sqlite3.connect(
-            self.filename, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None
+            self.filename,
+            timeout=BUSY_TIMEOUT_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
         )
         connection.row_factory = sqlite3.Row
         return self.set_pragmas(connection)
@@ -102,6 +113,13 @@ class _Transaction(SqliteTransactionContext):
         self.token = get_connections().set(self.connection_name, self.connection)
         client: TransactionalDBClient = self.connection
         return client
+
+
+def _end(thread: threading.Thread, opened: Sequence[sqlite3.Connection]) -> None:
+    """Wait for a connection's thread, and close what it opened for a caller that was cancelled."""
+    thread.join(JOIN_TIMEOUT_SECONDS)
+    for connection in opened:
+        connection.close()
 
 
 def _set_pragma(connection: sqlite3.Connection, pragma: str, value: object) -> None:

@@ -53,6 +53,10 @@ class Service:
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
+    async def ready(self) -> bool:
+        """Whether the API reaches Redis: while Redis starts, requests are answered with 503."""
+        return (await self.client.get("/readyz")).status_code == 200
+
     async def job(self, id: str) -> dict[str, Any]:
         answer = await self.client.get(f"/v1/jobs/{id}")
         assert answer.status_code == 200, answer.text
@@ -173,6 +177,7 @@ async def outage(service: Service, name: str, begin: Callable[[Stage], Awaitable
         await eventually(lambda: service.said("during=finish") > unwritten, LONG)
 
         await again()
+        await eventually(service.ready, LONG)
         for one in (id, speaker):
             job = await service.succeeds(one)
             # Kept and written after: nobody began it anew, although it was away for longer than a

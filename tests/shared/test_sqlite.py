@@ -1,6 +1,7 @@
 """The SQLite client: a failed or cancelled opening leaves neither a lock nor a thread behind."""
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -98,3 +99,21 @@ async def test_a_ledger_on_a_directory_is_unavailable_every_time(tmp_path: Path)
             with pytest.raises(Unavailable):
                 await database.open()
     await database.close()
+
+
+async def test_a_file_whose_opener_was_cancelled_is_closed(tmp_path: Path) -> None:
+    opened: list[sqlite3.Connection] = []
+    loop = asyncio.get_running_loop()
+
+    class CancelledClient(SQLiteClient):
+        def connect(self) -> sqlite3.Connection:
+            opened.append(super().connect())
+            loop.call_soon_threadsafe(opening.cancel)  # before the loop learns of the connection
+            return opened[0]
+
+    client = CancelledClient(str(tmp_path / "db"), connection_name="shop")
+    opening = asyncio.create_task(client.create_connection(with_db=True))
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")

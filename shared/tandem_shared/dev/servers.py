@@ -7,12 +7,14 @@ parent, which ends its children in order. A child ends with its parent, even if 
 import asyncio
 import importlib.util
 import os
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -21,6 +23,9 @@ from tandem_shared.errors import Misconfigured
 
 MAX_SOCKET_PATH_BYTES = 103  # the kernel's field has 104 on macOS (108 on Linux), with a final zero
 PROBE_SECONDS = 2.0
+# Below the ports that Linux (from 32768) and macOS (from 49152) hand out by themselves: until the
+# server has bound its port, a process that asks the system for any port does not get the same one.
+SERVER_PORTS = range(20_000, 32_768)
 # Redis' scripts allocate and free small chunks all the time. Without jemalloc, as in the bundled
 # build, glibc caches 7 chunks per size; caching more saves a fifth of Redis' time.
 GLIBC_TUNABLES = "GLIBC_TUNABLES=glibc.malloc.tcache_count=65535"
@@ -148,11 +153,13 @@ def mongo_server(data: Path) -> Server:
 
 
 def free_port() -> int:
-    """A free port of the loopback address; another process may take it until a server listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A free port of the loopback address. Raises Misconfigured if none is found."""
+    for port in secrets.SystemRandom().sample(SERVER_PORTS, 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    first, last = SERVER_PORTS[0], SERVER_PORTS[-1]
+    raise Misconfigured(f"127.0.0.1: found no free port from {first} to {last}")
 
 
 def find_program(*names: str) -> Path | None:

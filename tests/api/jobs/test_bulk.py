@@ -135,9 +135,9 @@ async def test_an_array_above_64_mebibytes_is_too_large_before_it_is_read(
         (b"[" * 100_000, 422),
         (
             b'[{"task":"t.any"},{"task":"t.any","payload":'
-            + b'{"a":' * 5000
+            + b'{"a":' * 100_000
             + b"1"
-            + b"}" * 5001
+            + b"}" * 100_001
             + b"]",
             422,
         ),

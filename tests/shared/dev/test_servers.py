@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ from redis.asyncio import Redis
 
 from tandem_shared.dev.servers import (
     MAX_SOCKET_PATH_BYTES,
+    SERVER_PORTS,
     die_with_parent,
+    free_port,
     mongo_server,
     redis_server,
 )
@@ -89,6 +92,15 @@ async def test_a_child_ends_with_its_killed_parent(watch: bool) -> None:
     finally:
         if alive(child):
             os.killpg(child, signal.SIGKILL)
+
+
+def test_a_free_port_is_outside_the_range_that_the_system_hands_out() -> None:
+    with socket.socket() as other, socket.socket() as server:
+        other.bind(("127.0.0.1", 0))
+        assert other.getsockname()[1] not in SERVER_PORTS
+        port = free_port()
+        assert port in SERVER_PORTS
+        server.bind(("127.0.0.1", port))
 
 
 def test_a_missing_program_is_named() -> None:

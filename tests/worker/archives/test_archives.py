@@ -279,7 +279,7 @@ UNSAFE: dict[str, Callable[[], bytes]] = {
     "tar: twice": lambda: tarred("a", "a"),
     "tar: file and directory": lambda: tarred("a", "a/b"),
     "tar: in gzip": lambda: in_gzip(tarred("ok", "../x")),
-    "tar: path in an extension": lambda: pax(b"15 path=../../x\n"),
+    "tar: path in an extension": lambda: pax(b"16 path=../../x\n"),
     "tar: too deep": lambda: tarred(DEEP),
     "tar: negative size": lambda: pax(b"20 size=-1000000000\n"),
 }

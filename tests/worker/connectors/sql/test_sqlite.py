@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tandem_worker.connectors.sql.sqlite import SqliteConnection
 from tandem_worker.errors import TaskError
 from tandem_worker.tasks.sql.query import query as sql_query
 from tests.conftest import eventually
@@ -20,6 +21,11 @@ ENDLESS = (
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
     " SELECT count(*) AS count FROM n"
 )
+
+
+def connection_threads() -> int:
+    """Threads but for those that asyncio keeps for `to_thread`."""
+    return sum(not thread.name.startswith("asyncio_") for thread in threading.enumerate())
 
 
 @pytest.fixture
@@ -222,21 +228,21 @@ async def test_a_locked_database_is_retryable(bench: Bench, database: sqlite3.Co
 
 
 async def test_a_cancelled_job_interrupts_its_statement(bench: Bench) -> None:
-    threads = threading.active_count()
+    threads = connection_threads()
     process = psutil.Process()
     before = process.cpu_times().user
     task = asyncio.create_task(query(bench, ENDLESS))
     await eventually(lambda: process.cpu_times().user - before > 0.1)
-    assert threading.active_count() == threads + 1
+    assert connection_threads() == threads + 1
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await eventually(lambda: threading.active_count() <= threads)
+    await eventually(lambda: connection_threads() <= threads)
     assert await query(bench, "SELECT a FROM notes") == [{"a": 1}]
 
 
 async def test_a_job_cancelled_before_its_statement_began_leaves_no_thread(bench: Bench) -> None:
-    threads = threading.active_count()
+    threads = connection_threads()
     for turns in range(12):
         task = asyncio.create_task(query(bench, ENDLESS))
         for _ in range(turns):
@@ -244,4 +250,19 @@ async def test_a_job_cancelled_before_its_statement_began_leaves_no_thread(bench
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    await eventually(lambda: threading.active_count() <= threads)
+    await eventually(lambda: connection_threads() <= threads)
+
+
+@pytest.mark.usefixtures("database")
+async def test_a_connection_that_closes_meanwhile_hides_no_error(tmp_path: Path) -> None:
+    path = {"file_path": str(tmp_path / "notes.db")}
+    connection = SqliteConnection("notes", path, writable=False)
+
+    async def fails() -> None:
+        async with connection.query("SELECT a FROM notes", timeout=10) as rows:
+            opened = rows._client.open
+            await opened._execute(opened._conn.close)  # type: ignore[no-untyped-call]  # aiosqlite's
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fails()

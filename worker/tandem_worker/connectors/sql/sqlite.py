@@ -231,7 +231,7 @@ async def _abandon(client: GuardedClient) -> None:
     end = asyncio.get_running_loop().time() + CLOSE_TIMEOUT_SECONDS
     # Repeat: an interrupt has no effect before the thread has begun its statement.
     while not closing.done() and asyncio.get_running_loop().time() < end:
-        with suppress(ValueError):  # it has closed meanwhile
+        with suppress(ValueError, sqlite3.ProgrammingError):  # it has closed meanwhile
             await connection.interrupt()
         await asyncio.wait({closing}, timeout=0.02)
 
@@ -252,9 +252,16 @@ def _storage_class(value: Any) -> str:
             return "blob"
 
 
-def _bind(sql: str, params: Sequence[Any] | Mapping[str, Any] | None) -> tuple[str, list[Any]]:
+def _bind(
+    sql: str, params: Sequence[Any] | Mapping[str, Any] | None
+) -> tuple[str, list[Any] | dict[str, Any]]:
+    """The statement and its values, both as Python's sqlite3 takes them. Raises Permanent."""
     text, values = bind(sql, params, "sqlite")
     if any(isinstance(value, dict | list) for value in values):
         raise Permanent("sql_error", "SQLite params are numbers, text, booleans and null")
     # SQLite stores fractions as doubles: use the nearest one, as for a literal in SQL.
-    return text, [float(value) if isinstance(value, Decimal) else value for value in values]
+    bound = [float(value) if isinstance(value, Decimal) else value for value in values]
+    if isinstance(params, Mapping):
+        # Python 3.12.0 to 3.12.3 warn when the values of ?1, ?2, … are a list.
+        return text, {str(number): value for number, value in enumerate(bound, 1)}
+    return text, bound

@@ -88,6 +88,7 @@ class GuardedClient(SQLiteClient):
             uri=True,
             timeout=BUSY_TIMEOUT_SECONDS,
             isolation_level=None,
+            check_same_thread=False,
             # The authorizer does not see a cached statement again.
             cached_statements=0,
         )
