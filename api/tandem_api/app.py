@@ -50,6 +50,8 @@ def create_app(settings: Settings) -> Edge:
     drain, request_metrics = Drain(), RequestMetrics(routes)
     fastapi = FastAPI(
         title="Tandem",
+        description=document.ABOUT,
+        openapi_tags=document.TAGS,
         version=tandem_version(),
         routes=routes,
         lifespan=partial(open_state, settings=settings, drain=drain, metrics=request_metrics),

@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 
-import structlog
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
@@ -15,15 +14,19 @@ from starlette.types import Message, Receive, Scope, Send
 from tandem_api.auth import ApiKeys
 from tandem_api.drain import Drain
 from tandem_api.http.headers import TRACEPARENT, read_headers
-from tandem_api.http.problems import RETRY_AFTER_SECONDS, Problem, path_of, status_problem
+from tandem_api.http.problems import (
+    RETRY_AFTER_SECONDS,
+    Problem,
+    path_of,
+    status_problem,
+    unexpected_problem,
+)
 from tandem_api.http.routing import PlainRoutes
 from tandem_api.metrics import RequestMetrics
 
 # What begins a response; that to an upgrade may have headers too.
 STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-log = structlog.get_logger()
 
 
 class Edge:
@@ -76,7 +79,10 @@ class Edge:
                 raise
             await _unfinished().response(scope)(scope, receive, respond)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a response
-            problem = _unexpected(scope, headers, error)
+            method, path = scope.get("method", "WS"), path_of(scope)
+            problem = unexpected_problem(
+                error, trace_id(headers), "request failed", method=method, path=path
+            )
             if not started:
                 await problem.response(scope)(scope, receive, respond)
             elif scope["type"] == "websocket":
@@ -119,19 +125,6 @@ def _unfinished() -> Problem:
     """For a request that the drain cancels: it has waited long enough, mostly for Redis."""
     detail = "the process is ending and had no answer in time: repeat the request"
     return status_problem(503, detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
-
-
-def _unexpected(scope: Scope, headers: Mapping[str, str], error: Exception) -> Problem:
-    """Logs the error; the problem says where to look, and nothing else."""
-    trace = trace_id(headers)
-    log.error(
-        "request failed",
-        trace_id=trace,
-        method=scope.get("method", "WS"),
-        path=path_of(scope),
-        exc_info=error,
-    )
-    return status_problem(500, f"logged under the trace id {trace}", more={"trace_id": trace})
 
 
 def trace_id(headers: Mapping[str, str]) -> str:

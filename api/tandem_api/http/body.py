@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
+from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
@@ -20,7 +21,7 @@ BODY_COMPLETE = "tandem.body_complete"
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 _NDJSON_TYPES = frozenset(
-    {NDJSON, "application/ndjson", "application/jsonl", "application/x-jsonlines"}
+    b"application/" + name for name in (b"x-ndjson", b"ndjson", b"jsonl", b"x-jsonlines")
 )
 
 _any = msgspec.json.Decoder()
@@ -32,16 +33,11 @@ def content_type(request: Request, *, ndjson: bool = False) -> str:
     if headers.get("content-type") == JSON and "content-encoding" not in headers:
         return JSON  # as most clients send it
     refuse_coding(request, "the body")
-    media_type, *parameters = headers.get("content-type", JSON).lower().split(";")
-    charsets = {
-        value.strip(' "')
-        for name, _, value in (parameter.partition("=") for parameter in parameters)
-        if "charset" in name
-    }
-    if charsets <= {"utf-8", "utf8"}:
-        if media_type.strip() == JSON:
+    media_type, parameters = parse_options_header(headers.get("content-type", JSON))
+    if parameters.get(b"charset", b"utf-8").lower() in (b"utf-8", b"utf8"):
+        if media_type == JSON.encode():
             return JSON
-        if ndjson and media_type.strip() in _NDJSON_TYPES:
+        if ndjson and media_type in _NDJSON_TYPES:
             return NDJSON
     expected = f"{JSON} or {NDJSON}" if ndjson else JSON
     raise HTTPException(415, f"send Content-Type: {expected}, in UTF-8")
@@ -71,27 +67,19 @@ async def read_body(request: Request, limit: int, *, total_seconds: float = BODY
         if len(body) > limit:
             raise TooLarge("the body", limit)
         return body
-    loop = asyncio.get_running_loop()
-    end = loop.time() + total_seconds
     chunks: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout_at(min(end, loop.time() + IDLE_SECONDS)) as timeout:
-            while True:
-                chunk, more = await _receive(request)
+        async with asyncio.timeout(total_seconds):
+            async for chunk in body_chunks(request, IDLE_SECONDS):
                 size += len(chunk)
                 if size > limit:
                     raise TooLarge("the body", limit)
                 chunks.append(chunk)
-                if not more:
-                    return b"".join(chunks)
-                timeout.reschedule(min(end, loop.time() + IDLE_SECONDS))
     except TimeoutError:
-        raise HTTPException(
-            408,
-            f"the body did not arrive within {total_seconds:g} s,"
-            f" or paused for more than {IDLE_SECONDS:g} s",
-        ) from None
+        detail = f"the body did not arrive within {total_seconds:g} s"
+        raise HTTPException(408, detail) from None
+    return b"".join(chunks)
 
 
 async def body_chunks(request: Request, idle_seconds: float) -> AsyncIterator[bytes]:

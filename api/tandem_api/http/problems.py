@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
+import structlog
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -37,20 +38,23 @@ FULL_RETRY_AFTER_SECONDS = "5"
 MAX_ERRORS = 20  # of one problem
 MAX_DETAIL_CHARS = 2000
 
-# The status, the last part of `type`, and `title`; what a status means by itself is in STATUSES.
-ERRORS: dict[type[TandemError], tuple[int, str, str]] = {
-    Malformed: (400, "malformed", "The request is malformed"),
-    Invalid: (422, "validation", "The request is not valid"),
-    UnknownTask: (422, "unknown-task", "The task is not known"),
-    KeyReused: (422, "idempotency-key-reused", "The idempotency key was used for something else"),
-    TooLarge: (413, "too-large", "The request is too large"),
-    NotFound: (404, "not-found", "Not found"),
-    BadCursor: (400, "unknown-position", "The position is not known"),
-    Conflict: (409, "conflict", "The request does not fit the current state"),
-    OffsetMismatch: (409, "upload-offset", "The upload continues at another offset"),
-    Full: (503, "backlog-full", "The backlog is full"),
-    Unavailable: (503, "unavailable", "The service is not available now"),
+log = structlog.get_logger()
+
+# The status of each error, and its own type and title where STATUSES has another error's.
+ERRORS: dict[type[TandemError], tuple[int, tuple[str, str] | None]] = {
+    Malformed: (400, None),
+    Invalid: (422, None),
+    UnknownTask: (422, ("unknown-task", "The task is not known")),
+    KeyReused: (422, ("idempotency-key-reused", "The idempotency key was used for something else")),
+    TooLarge: (413, None),
+    NotFound: (404, None),
+    BadCursor: (400, ("unknown-position", "The position is not known")),
+    Conflict: (409, None),
+    OffsetMismatch: (409, ("upload-offset", "The upload continues at another offset")),
+    Full: (503, ("backlog-full", "The backlog is full")),
+    Unavailable: (503, None),
 }
+# The last part of `type`, and `title`.
 STATUSES: dict[int, tuple[str, str]] = {
     400: ("malformed", "The request is malformed"),
     401: ("unauthenticated", "An API key is needed"),
@@ -143,16 +147,23 @@ def status_problem(status: int, detail: str, **more: Any) -> Problem:
     return Problem(status=status, type=type, title=title, detail=detail, **more)
 
 
+def unexpected_problem(error: Exception, trace_id: str, event: str, **facts: Any) -> Problem:
+    """Logs an error that nobody has expected; the problem says where to look, and nothing else."""
+    log.error(event, trace_id=trace_id, **facts, exc_info=error)
+    return status_problem(500, f"logged under the trace id {trace_id}", more={"trace_id": trace_id})
+
+
 def error_problem(error: TandemError | HTTPException) -> Problem:
     """The problem that an error is for a client. Raises it again if clients have no use for it."""
     if isinstance(error, HTTPException):
         return status_problem(
             error.status_code, str(error.detail), headers=dict(error.headers or {})
         )
-    known = next((ERRORS[cls] for cls in type(error).__mro__ if cls in ERRORS), None)
+    known = next((ERRORS[cls] for cls in error.__class__.__mro__ if cls in ERRORS), None)
     if known is None:
         raise error
-    status, kind, title = known
+    status, words = known
+    type, title = words or STATUSES[status]
     errors: Sequence[tuple[str, str]] = ()
     headers: dict[str, str] = {}
     more: dict[str, Any] = {}
@@ -170,7 +181,7 @@ def error_problem(error: TandemError | HTTPException) -> Problem:
         more = {"expected-offset": error.expected, "provided-offset": error.provided}
     return Problem(
         status=status,
-        type=kind,
+        type=type,
         title=title,
         detail=detail[:MAX_DETAIL_CHARS],
         errors=errors,

@@ -5,7 +5,7 @@ from copy import copy
 from typing import Any
 
 from fastapi.routing import APIRoute
-from starlette.convertors import Convertor, register_url_convertor
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,16 +16,10 @@ from tandem_shared.errors import TandemError
 from tandem_shared.jobs.ids import ID_CHARS
 
 
-class JobConvertor(Convertor[str]):
+class JobConvertor(StringConvertor):
     """`{id:job}`: any id except the words that are paths themselves."""
 
     regex = "(?!(?:bulk|replay)(?:/|$))[^/]+"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
 
 
 register_url_convertor("job", JobConvertor())

@@ -7,8 +7,8 @@ everything, so answers that are not read yet wait on disk.
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from itertools import repeat
 from typing import IO
 
 import msgspec
@@ -26,7 +26,7 @@ from tandem_api.http.body import (
     read_body,
 )
 from tandem_api.http.headers import headers_of, traceparent
-from tandem_api.http.problems import Problem, error_problem
+from tandem_api.http.problems import error_problem
 from tandem_api.http.retry import retry_briefly
 from tandem_api.http.routing import PlainRoute
 from tandem_api.openapi.describe import (
@@ -40,6 +40,7 @@ from tandem_api.openapi.describe import (
 from tandem_api.state import RequestState, state_of
 from tandem_shared.errors import Invalid, Malformed, TandemError, TooLarge, Unavailable
 from tandem_shared.jobs.record import Submission
+from tandem_shared.queue.messages import Submitted
 
 MAX_ITEMS = 10_000  # of an array
 MAX_ARRAY_BYTES = 64 << 20
@@ -108,19 +109,13 @@ async def _read_array(request: Request) -> list[msgspec.Raw]:
     try:
         items: list[msgspec.Raw] = decode(body, _items)
     except Malformed:
-        if body.lstrip()[:1] != b"[" and _is_json(body):
+        if body.lstrip()[:1] != b"[":
+            decode(body)  # raises Malformed if it is not JSON at all
             raise Invalid([("", "must be a JSON array of jobs")]) from None
         raise
     if len(items) > MAX_ITEMS:
         raise TooLarge("the array", MAX_ITEMS, "items")
     return items
-
-
-def _is_json(body: bytes) -> bool:
-    with suppress(Malformed):
-        decode(body)
-        return True
-    return False
 
 
 class BatchSubmitter:
@@ -141,30 +136,17 @@ class BatchSubmitter:
         """
         read = [await self._read(item, number) for number, item in enumerate(items, 1)]
         jobs = [one for one in read if isinstance(one, Submission)]
+        submitted: Iterator[Submitted | TandemError]
         try:
-            submitted = iter(
-                await retry_briefly(lambda: self._queue.submit_many(jobs)) if jobs else []
-            )
+            submitted = iter(await retry_briefly(self._queue.submit_many, jobs) if jobs else ())
         except Unavailable as error:
             if not self.started:
                 raise
-            problem = error_problem(error)
-            return [_error(problem if isinstance(one, Submission) else one) for one in read]
+            submitted = repeat(error)
         self.started = self.started or bool(jobs)
-        answers = []
-        for one in read:
-            if isinstance(one, Problem):
-                answers.append(_error(one))
-                continue
-            done = next(submitted)
-            answers.append(
-                _error(error_problem(done))
-                if isinstance(done, TandemError)
-                else b'{"id":"%s"}' % done.id.encode()
-            )
-        return answers
+        return [_answer(next(submitted) if isinstance(one, Submission) else one) for one in read]
 
-    async def _read(self, item: bytes | None, number: int) -> Submission | Problem:
+    async def _read(self, item: bytes | None, number: int) -> Submission | TandemError:
         if number % YIELD_ITEMS == 0:
             await asyncio.sleep(0)
         try:
@@ -173,16 +155,18 @@ class BatchSubmitter:
             return await self._submissions.read(
                 item, tenant=self._tenant, traceparent=self._traceparent, item=True
             )
-        except Unavailable:
+        except Unavailable as error:
             if not self.started:
                 raise
-            return error_problem(Unavailable("the catalogue cannot be read now"))
+            return error
         except TandemError as error:
-            return error_problem(error)
+            return error
 
 
-def _error(problem: Problem) -> bytes:
-    return msgspec.json.encode({"error": problem.members()})
+def _answer(done: Submitted | TandemError) -> bytes:
+    if isinstance(done, TandemError):
+        return msgspec.json.encode({"error": error_problem(done).members()})
+    return b'{"id":"%s"}' % done.id.encode()
 
 
 class NdjsonResponse(Response):

@@ -1,7 +1,6 @@
 """One job over HTTP: submit, show, wait, result, cancel, delete."""
 
 import re
-from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -107,10 +106,10 @@ async def submit(state: RequestState, submission: Submission, wait: int | None) 
 async def _enqueue(state: RequestState, submission: Submission) -> tuple[Submitted, Record]:
     queue = state["queue"]
     for _ in range(2):
-        submitted = await retry_briefly(lambda: queue.submit(submission))
+        submitted = await retry_briefly(queue.submit, submission)
         if not submitted.replayed and submitted.state in (State.QUEUED, State.SCHEDULED):
             return submitted, _entered(submission, submitted)
-        record = await retry_briefly(partial(queue.get, submitted.id, tenant=submission.tenant))
+        record = await retry_briefly(queue.get, submitted.id, tenant=submission.tenant)
         if record is not None:
             return submitted, record
         # The first job's record has expired in between, and with it the key.
@@ -186,7 +185,7 @@ async def show_job(request: Request) -> Response:
         return Response(status_code=304, headers=headers)
     payload = None
     if with_payload:
-        payload = await retry_briefly(lambda: state["queue"].payload(id, tenant=state["tenant"]))
+        payload = await retry_briefly(state["queue"].payload, id, tenant=state["tenant"])
         if payload is None:
             payload = await state["ledger"].payload(id, tenant=state["tenant"])
     return Response(job_json(record, payload=payload), 200, headers, media_type=JSON)
@@ -256,7 +255,7 @@ def _result_url(id: str, result: bytes) -> str | None:
 )
 async def cancel_job(state: StateDep, id: JobId) -> Response:
     """A job that has not started is cancelled at once, a running one is told to end. A final one stays as it is."""
-    record = await retry_briefly(lambda: state["queue"].cancel(id, tenant=state["tenant"]))
+    record = await retry_briefly(state["queue"].cancel, id, tenant=state["tenant"])
     if record is None:
         record = await find_in_ledger(state, id)  # final, and only the ledger knows it
     return Response(job_json(record), 202, NO_CACHE, media_type=JSON)
@@ -281,5 +280,5 @@ async def delete_job(state: StateDep, id: JobId) -> Response:
     # cannot bring the job back: the stamp of its tombstone is newer than any.
     await state["store"].delete_tree(job_folder(record.id))
     await state["ledger"].tombstone(record.id)
-    await retry_briefly(lambda: state["queue"].forget(record.id, tenant=state["tenant"]))
+    await retry_briefly(state["queue"].forget, record.id, tenant=state["tenant"])
     return Response(status_code=204)

@@ -7,8 +7,8 @@ it is accepted, in its current state, and no request waits for the ledger.
 
 import base64
 import binascii
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import msgspec
@@ -19,11 +19,13 @@ from tandem_api.http.headers import NO_CACHE
 from tandem_api.http.retry import retry_briefly
 from tandem_api.openapi.describe import COMMON, TIME, content, parameter, problems, ref, response
 from tandem_api.state import RequestState, StateDep
+from tandem_api.validation.messages import FieldError
 from tandem_shared.errors import Invalid, Malformed
 from tandem_shared.jobs.ids import ID_CHARS, id_time
 from tandem_shared.jobs.record import Record, job_json
 from tandem_shared.jobs.states import FINAL, State
 from tandem_shared.ledger.query import JobFilter
+from tandem_shared.ledger.rows import storable_text
 from tandem_shared.times import parse_rfc3339
 
 DEFAULT_PAGE_JOBS, MAX_PAGE_JOBS = 50, 200
@@ -121,8 +123,8 @@ async def find_jobs(
 async def recent_jobs(state: RequestState) -> Mapping[str, Record]:
     """The jobs that changed last, which the ledger may not have as they are."""
     queue = state["queue"]
-    ids = await retry_briefly(lambda: queue.events.recent_jobs(MAX_RECENT_JOBS))
-    found = await retry_briefly(lambda: queue.get_many(ids, tenant=state["tenant"]))
+    ids = await retry_briefly(queue.events.recent_jobs, MAX_RECENT_JOBS)
+    found = await retry_briefly(queue.get_many, ids, tenant=state["tenant"])
     return {record.id: record for record in found if record is not None}
 
 
@@ -136,7 +138,7 @@ async def _current(
     ids = [one.id for one in records if one.state not in FINAL and one.id not in recent]
     if not ids:
         return records
-    found = await retry_briefly(lambda: state["queue"].get_many(ids, tenant=state["tenant"]))
+    found = await retry_briefly(state["queue"].get_many, ids, tenant=state["tenant"])
     newer = {one.id: one for one in found if one is not None and wanted.matches(one)}
     return [newer.get(one.id, one) for one in records]
 
@@ -151,7 +153,7 @@ class ListQuery(NamedTuple):
 
 def _query(request: Request, tenant: str) -> ListQuery:
     """Raises Invalid with every parameter that is wrong, and Malformed."""
-    errors: list[tuple[str, str]] = []
+    errors: list[FieldError] = []
     query = request.query_params
     for name in query:
         if name == "state":
@@ -170,26 +172,40 @@ def _query(request: Request, tenant: str) -> ListQuery:
     limit = int(text) if text.isascii() and text.isdecimal() and len(text) < 5 else 0
     if not 1 <= limit <= MAX_PAGE_JOBS:
         errors.append(("/limit", f"must be a number from 1 to {MAX_PAGE_JOBS}"))
-    since, until = (stamp_of(query.get(name), name, errors) for name in ("since", "until"))
-    q = query.get("q", "").strip()
-    if len(q) > MAX_TEXT_CHARS:
+    if len(query.get("q", "")) > MAX_TEXT_CHARS:
         errors.append(("/q", f"must have at most {MAX_TEXT_CHARS} characters"))
-    if errors:
-        raise Invalid(errors)
-    wanted = JobFilter(
-        tenant=tenant,
-        states=frozenset(map(State, states)),
-        task=query.get("task"),
-        queue=query.get("queue"),
-        tags=tuple((name[len(TAG) :], query[name]) for name in query if name.startswith(TAG)),
-        since=since,
-        until=until,
-        q=q.casefold() or None,
-    )
+    tags = tuple((name[len(TAG) :], query[name]) for name in query if name.startswith(TAG))
+    wanted = job_filter(tenant, query, states, tags, errors)
     return ListQuery(wanted, limit, id_of_cursor(query.get("cursor")))
 
 
-def stamp_of(text: str | None, name: str, errors: list[tuple[str, str]]) -> int | None:
+def job_filter(
+    tenant: str,
+    given: Mapping[str, Any],
+    states: Iterable[str],
+    tags: Iterable[tuple[str, str]],
+    errors: list[FieldError],
+) -> JobFilter:
+    """The filter by `task`, `queue`, `since`, `until` and `q`. Raises Invalid with these `errors` and its own."""
+    since, until = (_stamp(given.get(name), name, errors) for name in ("since", "until"))
+    if errors:
+        raise Invalid(errors)
+    task, queue, q = (
+        storable_text(given[name]) if name in given else None for name in ("task", "queue", "q")
+    )
+    return JobFilter(
+        tenant=tenant,
+        states=frozenset(map(State, states)),
+        task=task,
+        queue=queue,
+        tags=tuple(tags),
+        since=since,
+        until=until,
+        q=(q or "").strip().casefold() or None,
+    )
+
+
+def _stamp(text: str | None, name: str, errors: list[FieldError]) -> int | None:
     """µs since the epoch of an RFC 3339 time; appends to `errors` if it is not one."""
     if text is None:
         return None

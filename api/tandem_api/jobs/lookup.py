@@ -12,7 +12,7 @@ from tandem_shared.jobs.record import Record
 
 async def find_job(state: RequestState, id: str) -> Record:
     """The job. Raises NotFound, and Unavailable if Redis or the ledger cannot be asked."""
-    record = await retry_briefly(lambda: state["queue"].get(id, tenant=state["tenant"]))
+    record = await retry_briefly(state["queue"].get, id, tenant=state["tenant"])
     return record or await find_in_ledger(state, id)
 
 
@@ -39,7 +39,7 @@ async def wait_until(
     async with queue.subscribe(id) as change:
         with drain.notifying(change.set):
             while True:
-                record = await retry_briefly(lambda: queue.get(id, tenant=state["tenant"]))
+                record = await retry_briefly(queue.get, id, tenant=state["tenant"])
                 left = end - time.monotonic()
                 if record is None or condition(record) or left <= 0 or drain.begun:
                     return record

@@ -20,8 +20,8 @@ from tandem_api.jobs.listing import (
     cursor_of,
     find_jobs,
     id_of_cursor,
+    job_filter,
     recent_jobs,
-    stamp_of,
 )
 from tandem_api.jobs.lookup import find_job
 from tandem_api.openapi.describe import (
@@ -42,7 +42,6 @@ from tandem_shared.jobs.record import Record, Submission
 from tandem_shared.jobs.replay import REPLAYABLE, ReplayInput, replay_key
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.query import JobFilter
-from tandem_shared.ledger.rows import storable_text
 
 MAX_JOBS = 10_000  # of one call
 MAX_IDS = 1000  # in a filter
@@ -133,7 +132,7 @@ async def replay_job(request: Request, state: StateDep, id: JobId) -> Response:
 
 async def _materials(state: RequestState, ids: Sequence[str]) -> dict[str, ReplayInput]:
     """What a replay of these jobs needs: from Redis, or from the ledger once a record has expired."""
-    found = await retry_briefly(lambda: state["queue"].replay_inputs(ids, tenant=state["tenant"]))
+    found = await retry_briefly(state["queue"].replay_inputs, ids, tenant=state["tenant"])
     materials = {id: one for id, one in zip(ids, found, strict=True) if one is not None}
     missing = [id for id in ids if id not in materials]
     if missing:
@@ -219,7 +218,7 @@ async def _page(
         return await find_jobs(state, asked.wanted, limit, before, recent)
     left = [id for id in asked.ids if before is None or id < before]
     ids = left[:limit]
-    records = await retry_briefly(lambda: state["queue"].get_many(ids, tenant=state["tenant"]))
+    records = await retry_briefly(state["queue"].get_many, ids, tenant=state["tenant"])
     for index, id in enumerate(ids):
         if records[index] is None:
             records[index] = await state["ledger"].get(id, tenant=state["tenant"])
@@ -242,7 +241,7 @@ async def _replay(
     todo = [record for record in records if record.id not in replayed]
     prepared = [] if report.dry_run else await _prepare(state, todo, trace)
     jobs = [one for _, one in prepared if isinstance(one, Submission)]
-    submitted = iter(await retry_briefly(lambda: state["queue"].submit_many(jobs)) if jobs else [])
+    submitted = iter(await retry_briefly(state["queue"].submit_many, jobs) if jobs else [])
     report.matched += len(records)
     report.already_replayed += len(records) - len(todo)
     for record, one in prepared:
@@ -289,23 +288,10 @@ def _read(body: bytes, tenant: str) -> ReplayRequest:
     if errors:
         raise Invalid(errors)
     given = {name: one for name, one in value.items() if one is not None}
-    since, until = (stamp_of(given.get(name), name, errors) for name in ("since", "until"))
-    if errors:
-        raise Invalid(errors)
     states = given.get("state", State.FAILED)
-    task, queue, q = (
-        storable_text(given[name]) if name in given else None for name in ("task", "queue", "q")
-    )
-    wanted = JobFilter(
-        tenant=tenant,
-        states=frozenset(map(State, [states] if isinstance(states, str) else states)),
-        task=task,
-        queue=queue,
-        tags=tuple(given.get("tags", {}).items()),
-        since=since,
-        until=until,
-        q=(q or "").strip().casefold() or None,
-    )
+    if isinstance(states, str):
+        states = [states]
+    wanted = job_filter(tenant, given, states, given.get("tags", {}).items(), [])
     return ReplayRequest(
         wanted,
         sorted(set(given["ids"]), reverse=True) if "ids" in given else None,

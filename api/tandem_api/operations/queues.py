@@ -103,7 +103,7 @@ async def _set_paused(state: RequestState, name: str, *, on: bool) -> QueueStats
     if re.fullmatch(QUEUE_NAME_PATTERN, name) is None:
         raise NotFound("queue", name[:64])
     queue = state["queue"]
-    await retry_briefly(lambda: queue.pause(name, on=on))
+    await retry_briefly(queue.pause, name, on=on)
     stats = await retry_briefly(queue.stats)
     return next((one for one in stats if one.name == name), QueueStats(name=name))
 

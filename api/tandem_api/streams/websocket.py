@@ -13,12 +13,11 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
-import structlog
 from fastapi import APIRouter, Request, Response
 from starlette.routing import WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 
-from tandem_api.http.problems import Problem, error_problem, status_problem
+from tandem_api.http.problems import Problem, error_problem, status_problem, unexpected_problem
 from tandem_api.http.retry import retry_briefly
 from tandem_api.state import RequestState
 from tandem_api.streams.follow import follow
@@ -42,8 +41,6 @@ MAX_ID_CHARS = 200
 MAX_READERS = 4  # subscriptions of a socket that read at once: each holds what one read returns
 TURN_BYTES = 1 << 20  # after which another subscription reads
 MAX_REASON_BYTES = 120  # of a close frame
-
-log = structlog.get_logger()
 
 router = APIRouter(include_in_schema=False, default_response_class=Response)
 
@@ -190,11 +187,10 @@ class StreamSocket:
             pass  # the client is gone, as `run` is about to receive
         except TandemError as error:
             await self.send_problem(id, error_problem(error))
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this subscription alone
             trace = secrets.token_hex(16)
-            log.exception("subscription failed", trace_id=trace, job_id=id)
-            detail = f"logged under the trace id {trace}"
-            await self.send_problem(id, status_problem(500, detail, more={"trace_id": trace}))
+            problem = unexpected_problem(error, trace, "subscription failed", job_id=id)
+            await self.send_problem(id, problem)
         finally:
             if self._subscriptions.get(id) is asyncio.current_task():
                 del self._subscriptions[id]
@@ -252,7 +248,7 @@ class Subscription:
         state = self._socket.state
         queue, tenant = state["queue"], state["tenant"]
         async with queue.subscribe(self.id) as change:
-            record = await retry_briefly(lambda: queue.get(self.id, tenant=tenant))
+            record = await retry_briefly(queue.get, self.id, tenant=tenant)
             if record is None:
                 raise NotFound("job", self.id)
             reader = StreamReader(
