@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Annotated, NamedTuple
 
-from fastapi import APIRouter, HTTPException, Path, Request, Response
+from fastapi import HTTPException, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
 from tandem_api.files.uploads import FileId, progress_headers
@@ -14,10 +14,10 @@ from tandem_api.http.headers import NO_CACHE, headers_of, matches
 from tandem_api.jobs.job import JobId
 from tandem_api.openapi.describe import (
     BINARY,
-    COMMON,
     Responses,
     content,
     problems,
+    raw_router,
     response,
 )
 from tandem_api.state import RequestState, StateDep
@@ -34,7 +34,7 @@ from tandem_shared.files.uploads import (
 _TAG = re.compile(r'(?:W/)?"[^"]*"')
 _RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.ASCII | re.IGNORECASE)
 
-router = APIRouter(tags=["files"], default_response_class=Response, responses=COMMON)
+router = raw_router("files")
 
 FileName = Annotated[str, Path(description="The file's name")]
 _FILE = content(BINARY, OCTET_STREAM)

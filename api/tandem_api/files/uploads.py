@@ -11,20 +11,20 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
+from fastapi import HTTPException, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from tandem_api.files.labels import MAX_LABEL_CHARS, disposition_name, label, media_type
 from tandem_api.files.multipart import MAX_OVERHEAD_BYTES, FilePart
-from tandem_api.http.body import JSON, body_chunks, refuse_coding, refuse_length
+from tandem_api.http.body import JsonBytes, body_chunks, refuse_coding, refuse_length
 from tandem_api.http.headers import NO_STORE, headers_of
 from tandem_api.openapi.describe import (
     BINARY,
     BODY_PROBLEMS,
-    COMMON,
     content,
     parameter,
     problems,
+    raw_router,
 )
 from tandem_api.state import RequestState, StateDep
 from tandem_shared.errors import Conflict, Malformed, NotFound, TooLarge
@@ -45,7 +45,7 @@ PARTIAL_TYPE = "application/partial-upload"
 FORM_TYPE = "multipart/form-data"
 _INTEGER = re.compile(r"[ \t]*([0-9]{1,15})[ \t]*", re.ASCII)
 
-router = APIRouter(tags=["files"], default_response_class=Response, responses=COMMON)
+router = raw_router("files")
 
 FileId = Annotated[str, Path(description="The upload's id")]
 
@@ -218,9 +218,7 @@ async def _upload(request: Request, state: RequestState, name: str | None) -> Re
 
 def _created(upload: Upload | PartialUpload, headers: Mapping[str, str]) -> Response:
     location = {"Location": f"/v1/files/{upload.id}"}
-    return Response(
-        msgspec.json.encode(upload.view()), 201, {**location, **headers}, media_type=JSON
-    )
+    return JsonBytes(msgspec.json.encode(upload.view()), 201, {**location, **headers})
 
 
 @router.options(

@@ -8,6 +8,7 @@ import msgspec
 from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from tandem_api.http.headers import headers_of
 from tandem_shared.errors import Invalid, Malformed, TooLarge
@@ -25,6 +26,12 @@ _NDJSON_TYPES = frozenset(
 )
 
 _any = msgspec.json.Decoder()
+
+
+class JsonBytes(Response):
+    """A response of JSON that is encoded already."""
+
+    media_type = JSON
 
 
 def content_type(request: Request, *, ndjson: bool = False) -> str:

@@ -12,7 +12,7 @@ from itertools import repeat
 from typing import IO
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -20,6 +20,7 @@ from tandem_api.http.body import (
     IDLE_SECONDS,
     JSON,
     NDJSON,
+    JsonBytes,
     body_chunks,
     content_type,
     decode,
@@ -31,9 +32,9 @@ from tandem_api.http.retry import retry_briefly
 from tandem_api.http.routing import PlainRoute
 from tandem_api.openapi.describe import (
     BODY_PROBLEMS,
-    COMMON,
     TRACEPARENT,
     content,
+    raw_router,
     ref,
     response,
 )
@@ -53,9 +54,7 @@ STALLED_SECONDS = 60.0  # that a client may take for one write of answers
 
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 
-router = APIRouter(
-    route_class=PlainRoute, tags=["jobs"], default_response_class=Response, responses=COMMON
-)
+router = raw_router("jobs", route_class=PlainRoute)
 
 
 def _array(item: dict[str, str], **limits: int) -> dict[str, object]:
@@ -101,7 +100,7 @@ async def submit_jobs(request: Request) -> Response:
     for start in range(0, len(items), BATCH_ITEMS):
         batch = items[start : start + BATCH_ITEMS]
         answers += await batches.submit([bytes(item) for item in batch])
-    return Response(b"[" + b",".join(answers) + b"]", media_type=JSON)
+    return JsonBytes(b"[" + b",".join(answers) + b"]")
 
 
 async def _read_array(request: Request) -> list[msgspec.Raw]:

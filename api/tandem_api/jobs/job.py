@@ -4,9 +4,9 @@ import re
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import Path, Request, Response
 
-from tandem_api.http.body import JSON, content_type, read_body
+from tandem_api.http.body import JSON, JsonBytes, content_type, read_body
 from tandem_api.http.headers import (
     NO_CACHE,
     flag,
@@ -23,7 +23,6 @@ from tandem_api.http.routing import JOB, PlainRoute
 from tandem_api.jobs.lookup import find_in_ledger, find_job, wait_until
 from tandem_api.openapi.describe import (
     BODY_PROBLEMS,
-    COMMON,
     JOB_ID,
     SUBMIT_HEADERS,
     SUBMITTED,
@@ -31,6 +30,7 @@ from tandem_api.openapi.describe import (
     job_response,
     parameter,
     problems,
+    raw_router,
     ref,
     response,
 )
@@ -42,10 +42,8 @@ from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Submitted
 
 # The requests that are made most often take the short way, see PlainRoute.
-plain = APIRouter(
-    route_class=PlainRoute, tags=["jobs"], default_response_class=Response, responses=COMMON
-)
-router = APIRouter(tags=["jobs"], default_response_class=Response, responses=COMMON)
+plain = raw_router("jobs", route_class=PlainRoute)
+router = raw_router("jobs")
 
 JobId = Annotated[str, Path(description="The job's id")]
 
@@ -100,7 +98,7 @@ async def submit(state: RequestState, submission: Submission, wait: int | None) 
         headers["Preference-Applied"] = f"wait={wait}"
     if submitted.replayed:
         headers["Idempotent-Replayed"] = "true"
-    return Response(job_json(record), status, headers, media_type=JSON)
+    return JsonBytes(job_json(record), status, headers)
 
 
 async def _enqueue(state: RequestState, submission: Submission) -> tuple[Submitted, Record]:
@@ -188,7 +186,7 @@ async def show_job(request: Request) -> Response:
         payload = await retry_briefly(state["queue"].payload, id, tenant=state["tenant"])
         if payload is None:
             payload = await state["ledger"].payload(id, tenant=state["tenant"])
-    return Response(job_json(record, payload=payload), 200, headers, media_type=JSON)
+    return JsonBytes(job_json(record, payload=payload), 200, headers)
 
 
 @plain.get(
@@ -208,14 +206,14 @@ async def show_result(request: Request) -> Response:
     record = await find_job(state_of(request), request.path_params["id"])
     if not record.done:
         headers = {**NO_CACHE, "Retry-After": RETRY_AFTER_SECONDS}
-        return Response(job_json(record), 202, headers, media_type=JSON)
+        return JsonBytes(job_json(record), 202, headers)
     if record.state is not State.SUCCEEDED:
         return _no_result(record).response(request.scope)
     result = record.result if record.result is not None else b"null"
     url = _result_url(record.id, result)
     if url is not None:
         return Response(None, 303, {**NO_CACHE, "Location": url})
-    return Response(result, 200, {**NO_CACHE, "ETag": record.etag}, media_type=JSON)
+    return JsonBytes(result, 200, {**NO_CACHE, "ETag": record.etag})
 
 
 def _no_result(record: Record) -> Problem:
@@ -258,7 +256,7 @@ async def cancel_job(state: StateDep, id: JobId) -> Response:
     record = await retry_briefly(state["queue"].cancel, id, tenant=state["tenant"])
     if record is None:
         record = await find_in_ledger(state, id)  # final, and only the ledger knows it
-    return Response(job_json(record), 202, NO_CACHE, media_type=JSON)
+    return JsonBytes(job_json(record), 202, NO_CACHE)
 
 
 @router.delete(

@@ -12,12 +12,20 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
-from tandem_api.http.body import JSON
+from tandem_api.http.body import JSON, JsonBytes
 from tandem_api.http.headers import NO_CACHE
 from tandem_api.http.retry import retry_briefly
-from tandem_api.openapi.describe import COMMON, TIME, content, parameter, problems, ref, response
+from tandem_api.openapi.describe import (
+    TIME,
+    content,
+    parameter,
+    problems,
+    raw_router,
+    ref,
+    response,
+)
 from tandem_api.state import RequestState, StateDep
 from tandem_api.validation.messages import FieldError
 from tandem_shared.errors import Invalid, Malformed
@@ -55,7 +63,7 @@ _PARAMETERS = [
 ]
 _SINGLE = frozenset("task queue since until q limit cursor".split())
 
-router = APIRouter(tags=["jobs"], default_response_class=Response, responses=COMMON)
+router = raw_router("jobs")
 
 
 @router.get(
@@ -81,7 +89,7 @@ async def list_jobs(request: Request, state: StateDep) -> Response:
         headers["Link"] = f'</v1/jobs?{urlencode([*given, ("cursor", cursor)])}>; rel="next"'
     items = [msgspec.Raw(job_json(record)) for record in records]
     body = msgspec.json.encode({"items": items, "next_cursor": cursor})
-    return Response(body, 200, headers, media_type=JSON)
+    return JsonBytes(body, 200, headers)
 
 
 class MergedPage(NamedTuple):

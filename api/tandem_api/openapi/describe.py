@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from fastapi import APIRouter, Response
+
 from tandem_api.http.body import JSON
 from tandem_api.http.headers import MAX_KEY_BYTES
 from tandem_api.http.problems import MEDIA_TYPE, STATUSES
@@ -63,6 +65,11 @@ COMMON: Responses = {
     "default": response("Any other error", content(ref("Problem"), MEDIA_TYPE)),
 }
 BODY_PROBLEMS = problems(400, 408, 413, 415, 422)
+
+
+def raw_router(tag: str, **options: Any) -> APIRouter:
+    """A router of endpoints that make their responses themselves, and that need a key and Redis."""
+    return APIRouter(tags=[tag], default_response_class=Response, responses=COMMON, **options)
 
 
 def parameter(

@@ -11,7 +11,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from jsonschema_rs import Draft202012Validator, ReferencingError, ValidationError
 
 from tandem_api.http import problems
-from tandem_api.http.body import JSON
+from tandem_api.http.body import JSON, JsonBytes
 from tandem_api.openapi.describe import TIME, ref
 from tandem_api.state import StateDep
 from tandem_api.validation.catalogue import Catalogue
@@ -39,7 +39,7 @@ router = APIRouter(include_in_schema=False, default_response_class=Response)
 @router.get("/openapi.json")
 async def show_openapi(state: StateDep) -> Response:
     """The document, also while Redis is away: then with the tasks that are known."""
-    return Response(await state["openapi"](), 200, {"Cache-Control": "no-cache"}, media_type=JSON)
+    return JsonBytes(await state["openapi"](), 200, {"Cache-Control": "no-cache"})
 
 
 @router.get("/docs")

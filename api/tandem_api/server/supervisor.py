@@ -94,16 +94,12 @@ class _ProcessGroup:
         """Returns when the process has ended; ends it when the group does."""
         exited = asyncio.create_task(process.wait())
         ending = asyncio.create_task(self._ending.wait())
-        try:
-            await asyncio.wait((exited, ending), return_when=asyncio.FIRST_COMPLETED)
-            with contextlib.suppress(ProcessLookupError):
-                if not exited.done():
-                    process.terminate()
-                    await asyncio.wait((exited,), timeout=self._end_seconds)
-                if not exited.done():
-                    process.kill()
-            await exited
-        finally:
-            ending.cancel()
-            if process.stdin is not None:
-                process.stdin.close()
+        await asyncio.wait((exited, ending), return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        for stop in (process.terminate, process.kill):
+            if not exited.done():
+                with contextlib.suppress(ProcessLookupError):
+                    stop()
+                await asyncio.wait((exited,), timeout=self._end_seconds)
+        if process.stdin is not None:
+            process.stdin.close()

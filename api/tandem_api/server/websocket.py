@@ -1,7 +1,7 @@
 """WebSocket by uvicorn and websockets, with bounds on what a client may send and leave unread."""
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from uvicorn.protocols.utils import ClientDisconnected
@@ -11,9 +11,6 @@ from websockets.http11 import Response
 from websockets.server import ServerProtocol
 
 from tandem_api.http.problems import MEDIA_TYPE, status_problem
-
-if TYPE_CHECKING:
-    from uvicorn._types import ASGISendEvent
 
 MAX_MESSAGE_BYTES = 64 << 10
 MAX_FRAGMENTS = 64  # of one message
@@ -99,7 +96,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         else:
             super().keepalive_timeout()
 
-    async def send(self, message: "ASGISendEvent") -> None:
+    async def send(self, message: Any) -> None:
         """Sends as soon as there is room. Raises ClientDisconnected after STALLED_SECONDS without any."""
         if not self.writable.is_set():
             try:

@@ -8,18 +8,18 @@ import asyncio
 import time
 from contextlib import suppress
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 from tandem_api.http.headers import headers_of
 from tandem_api.http.routing import JOB, PlainRoute
 from tandem_api.jobs.lookup import find_job
 from tandem_api.openapi.describe import (
-    COMMON,
     JOB_ID,
     content,
     parameter,
     problems,
+    raw_router,
     ref,
     response,
 )
@@ -52,9 +52,7 @@ STALLED_SECONDS = 60.0  # that a reader may take for one write
 WRITE_BYTES = 64 << 10
 MAX_ID_CHARS = 64  # of an entry's id
 
-router = APIRouter(
-    route_class=PlainRoute, tags=["jobs"], default_response_class=Response, responses=COMMON
-)
+router = raw_router("jobs", route_class=PlainRoute)
 
 
 @router.get(

@@ -117,7 +117,7 @@ class StreamSocket:
 
     def __init__(self, state: RequestState, send: Send) -> None:
         self.state = state
-        self.turns = ReadTurns(MAX_READERS)
+        self.turns = asyncio.Semaphore(MAX_READERS)
         self._send = send
         self._subscriptions: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # these, and others that are under way
@@ -213,24 +213,6 @@ class StreamSocket:
             await asyncio.wait(self._tasks)
 
 
-class ReadTurns:
-    """Lets `limit` subscriptions read at a time, in the order in which they come."""
-
-    def __init__(self, limit: int) -> None:
-        self._free = asyncio.Semaphore(limit)
-        self.waiting = 0
-
-    async def __aenter__(self) -> None:
-        self.waiting += 1
-        try:
-            await self._free.acquire()
-        finally:
-            self.waiting -= 1
-
-    async def __aexit__(self, *_: object) -> None:
-        self._free.release()
-
-
 class Subscription:
     """One job's stream on a socket."""
 
@@ -282,21 +264,20 @@ class Subscription:
         return place
 
     async def _send_new(self, reader: StreamReader, record: Record) -> None:
-        turns = self._socket.turns
         more = True
         while more:
-            async with turns:
-                more = await self._send_turn(reader, record, turns)
+            async with self._socket.turns:
+                more = await self._send_turn(reader, record)
 
-    async def _send_turn(self, reader: StreamReader, record: Record, turns: ReadTurns) -> bool:
-        """Sends until nothing is left or, with others waiting, for TURN_BYTES; whether more is left."""
+    async def _send_turn(self, reader: StreamReader, record: Record) -> bool:
+        """Sends until nothing is left or, with others in line, for TURN_BYTES; whether more is left."""
         size = 0
         async with aclosing(reader.entries(record)) as entries:
             async for entry in entries:
                 text = self._head + entry.json()[1:]
                 await self._socket.send_entry(text)
                 size += len(text)
-                if size >= TURN_BYTES and turns.waiting:
+                if size >= TURN_BYTES and self._socket.turns.locked():
                     return True
         return False
 
