@@ -151,12 +151,10 @@ async def _prepend(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[b
 )
 @router.get(
     "/v1/files/{id}",
-    operation_id="downloadFile",
-    summary="Download an upload",
     responses={**_GET, **problems(_409="The upload is not complete")},
 )
 async def download_file(request: Request, state: StateDep, id: FileId) -> Response:
-    """The whole file, or a range of it."""
+    """Download an upload, whole or a range of it."""
     store, tenant = state["store"], state["tenant"]
     try:
         upload = await find_upload(store, id, tenant=tenant)
@@ -181,13 +179,11 @@ async def _incomplete(request: Request, state: RequestState, upload: PartialUplo
 
 @router.delete(
     "/v1/files/{id}",
-    operation_id="deleteFile",
-    summary="Delete an upload, complete or not",
     status_code=204,
     responses=problems(404),
 )
 async def delete_file(state: StateDep, id: FileId) -> Response:
-    """Jobs that still name it will not find it."""
+    """Delete an upload, complete or not. Jobs that still name it will not find it."""
     await delete_upload(state["store"], id, tenant=state["tenant"])
     return Response(status_code=204)
 
@@ -200,14 +196,12 @@ async def delete_file(state: StateDep, id: FileId) -> Response:
 )
 @router.get(
     "/v1/jobs/{id}/files/{name:path}",
-    operation_id="downloadJobFile",
-    summary="Download a file that a job produced",
     responses=_GET,
 )
 async def download_job_file(
     request: Request, state: StateDep, id: JobId, name: FileName
 ) -> Response:
-    """The whole file, or a range of it."""
+    """Download a file that a job produced, whole or a range of it."""
     record = await state["queue"].get(id, tenant=state["tenant"])
     if record is None:
         raise NotFound("job", id)

@@ -150,8 +150,6 @@ async def _of_length(length: int, data: AsyncIterator[bytes]) -> AsyncIterator[b
 
 @router.post(
     "/v1/files",
-    operation_id="uploadFile",
-    summary="Upload a file",
     status_code=201,
     responses={
         201: {"model": Uploaded | Begun, "headers": _PROGRESS_HEADERS},
@@ -172,9 +170,9 @@ async def upload_file(
         str | None, Query(max_length=4 * MAX_LABEL_CHARS, description="What the file is called")
     ] = None,
 ) -> Response:
-    """The raw body is the file, or the one part of a multipart form that has a filename.
+    """Upload a file.
 
-    With `Upload-Complete: ?0` the body is the first part of the file, and the rest comes by PATCH.
+    It is the raw body, or the one part of a multipart form that has a filename. With `Upload-Complete: ?0` the body is the first part of the file, and the rest comes by PATCH.
     """
     with _showing_limits(state["settings"]):
         return await _upload(request, state, name)
@@ -221,19 +219,15 @@ def _created(upload: Upload | PartialUpload, headers: Mapping[str, str]) -> Resp
     return JsonBytes(msgspec.json.encode(upload.view()), 201, {**location, **headers})
 
 
-@router.options(
-    "/v1/files", operation_id="showUploadLimits", summary="Show the limits", status_code=204
-)
+@router.options("/v1/files", status_code=204)
 async def show_upload_limits(state: StateDep) -> Response:
-    """What uploads in parts are held to."""
+    """Show the limits of uploads in parts."""
     headers = {"Allow": "OPTIONS, POST", "Accept-Patch": PARTIAL_TYPE}
     return Response(status_code=204, headers={**headers, **_limits(state["settings"])})
 
 
 @router.patch(
     "/v1/files/{id}",
-    operation_id="continueUpload",
-    summary="Continue an upload",
     status_code=201,
     responses={
         201: {
@@ -254,7 +248,10 @@ async def show_upload_limits(state: StateDep) -> Response:
     },
 )
 async def continue_upload(request: Request, state: StateDep, id: FileId) -> Response:
-    """HEAD shows in Upload-Offset where to continue. The last part has `Upload-Complete: ?1`."""
+    """Continue an upload.
+
+    HEAD shows in Upload-Offset where to continue. The last part has `Upload-Complete: ?1`.
+    """
     headers = headers_of(request)
     if headers.get("content-type", "").partition(";")[0].strip().lower() != PARTIAL_TYPE:
         accept = {"Accept-Patch": PARTIAL_TYPE}

@@ -129,6 +129,15 @@ def _reason(error: msgspec.DecodeError) -> str:
     return text[:1].lower() + text[1:]
 
 
+def decode_object(body: bytes) -> dict[str, Any]:
+    """The JSON object. Raises Malformed, and Invalid for other values and for deep nesting."""
+    value = decode(body)
+    if not isinstance(value, dict):
+        raise Invalid([("", "must be a JSON object")])
+    refuse_depth(value, body)
+    return value
+
+
 def refuse_depth(value: Any, body: bytes) -> None:
     """Raises Invalid for JSON that is nested more than MAX_DEPTH levels deep."""
     if body.count(b"{") + body.count(b"[") <= MAX_DEPTH:

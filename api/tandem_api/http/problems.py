@@ -64,7 +64,6 @@ STATUSES: dict[int, tuple[str, str]] = {
     406: ("not-acceptable", "None of the accepted formats is available"),
     408: ("timeout", "The request took too long"),
     409: ("conflict", "The request does not fit the current state"),
-    411: ("length-required", "The length of the body is needed"),
     412: ("precondition-failed", "A precondition failed"),
     413: ("too-large", "The request is too large"),
     415: ("unsupported-media-type", "The content type is not supported"),

@@ -38,7 +38,7 @@ from tandem_api.openapi.describe import (
     ref,
     response,
 )
-from tandem_api.state import RequestState, state_of
+from tandem_api.state import state_of
 from tandem_shared.errors import Invalid, Malformed, TandemError, TooLarge, Unavailable
 from tandem_shared.jobs.record import Submission
 from tandem_shared.queue.messages import Submitted
@@ -63,8 +63,6 @@ def _array(item: dict[str, str], **limits: int) -> dict[str, object]:
 
 @router.post(
     "/v1/jobs/bulk",
-    operation_id="submitJobs",
-    summary="Submit many jobs: an array, or any number of lines",
     responses={
         200: response(
             "One answer for each item, in order",
@@ -87,7 +85,10 @@ def _array(item: dict[str, str], **limits: int) -> dict[str, object]:
     },
 )
 async def submit_jobs(request: Request) -> Response:
-    """An array is answered by an array, NDJSON by NDJSON while it is still being sent."""
+    """Submit many jobs: an array, or any number of lines.
+
+    An array is answered by an array, NDJSON by NDJSON while it is still being sent.
+    """
     if "idempotency-key" in headers_of(request):
         raise Malformed(
             'Idempotency-Key: does not apply to a bulk; give each item an "idempotency_key"'
@@ -121,7 +122,7 @@ class BatchSubmitter:
     """Enqueues the items of one request, batch by batch."""
 
     def __init__(self, request: Request) -> None:
-        state: RequestState = state_of(request)
+        state = state_of(request)
         self._queue, self._submissions = state["queue"], state["submissions"]
         self._tenant, self._traceparent = state["tenant"], traceparent(request)
         self.max_item_bytes = state["settings"].max_body
@@ -154,11 +155,9 @@ class BatchSubmitter:
             return await self._submissions.read(
                 item, tenant=self._tenant, traceparent=self._traceparent, item=True
             )
-        except Unavailable as error:
-            if not self.started:
-                raise
-            return error
         except TandemError as error:
+            if isinstance(error, Unavailable) and not self.started:
+                raise
             return error
 
 

@@ -48,25 +48,11 @@ router = raw_router("jobs")
 JobId = Annotated[str, Path(description="The job's id")]
 
 
-class _ResultFile(msgspec.Struct):
-    file: str
-
-
-class _StoredResult(msgspec.Struct, forbid_unknown_fields=True):
-    """A result that was too large for the record."""
-
-    file: _ResultFile
-
-
-_stored_result = msgspec.json.Decoder(_StoredResult)
-_RESULT_NAME = re.compile(r"result(-[0-9]+)?\.json")  # as worker/tandem_worker/runtime names it
 _failure = msgspec.json.Decoder(Failure)
 
 
 @plain.post(
     "/v1/jobs",
-    operation_id="submitJob",
-    summary="Submit one job",
     responses={**SUBMITTED, **BODY_PROBLEMS},
     openapi_extra={
         "parameters": SUBMIT_HEADERS,
@@ -74,7 +60,10 @@ _failure = msgspec.json.Decoder(Failure)
     },
 )
 async def submit_job(request: Request) -> Response:
-    """A repeat with the same Idempotency-Key returns the first job, and runs nothing twice."""
+    """Submit one job.
+
+    A repeat with the same Idempotency-Key returns the first job, and runs nothing twice.
+    """
     state = state_of(request)
     content_type(request)
     key, wait = idempotency_key(request), preferred_wait(request)
@@ -144,8 +133,6 @@ async def _wait_for_end(state: RequestState, record: Record, seconds: float) -> 
 
 @plain.get(
     JOB,
-    operation_id="showJob",
-    summary="Show a job, or wait for it",
     responses={
         200: job_response("The job", ETag="its version", Cache_Control="private"),
         304: response("The job is as If-None-Match names it"),
@@ -165,7 +152,10 @@ async def _wait_for_end(state: RequestState, record: Record, seconds: float) -> 
     },
 )
 async def show_job(request: Request) -> Response:
-    """With `wait`, the answer comes once the job is final or, with If-None-Match, once it has changed."""
+    """Show a job, or wait for it.
+
+    With `wait`, the answer comes once the job is final or, with If-None-Match, once it has changed.
+    """
     state = state_of(request)
     id = request.path_params["id"]
     wait, with_payload = wait_parameter(request), flag(request, "payload")
@@ -191,8 +181,6 @@ async def show_job(request: Request) -> Response:
 
 @plain.get(
     f"{JOB}/result",
-    operation_id="showResult",
-    summary="The result alone",
     responses={
         200: response("The bare result", content({}, JSON)),
         202: job_response("Not final yet", Retry_After="seconds"),
@@ -202,7 +190,10 @@ async def show_job(request: Request) -> Response:
     openapi_extra={"parameters": [JOB_ID]},
 )
 async def show_result(request: Request) -> Response:
-    """A result of more than 256 KiB is kept as a file, to which the answer redirects."""
+    """Show the result alone.
+
+    A result of more than 256 KiB is kept as a file, to which the answer redirects.
+    """
     record = await find_job(state_of(request), request.path_params["id"])
     if not record.done:
         headers = {**NO_CACHE, "Retry-After": RETRY_AFTER_SECONDS}
@@ -235,24 +226,23 @@ def _no_result(record: Record) -> Problem:
 
 def _result_url(id: str, result: bytes) -> str | None:
     """Where the result is if the worker kept it as a file; None for what the task itself returned."""
-    if not result.startswith(b'{"file":{'):
-        return None
-    try:
-        job, _, name = _stored_result.decode(result).file.file.partition("/")
-    except msgspec.ValidationError:
-        return None
-    return f"/v1/jobs/{id}/files/{name}" if job == id and _RESULT_NAME.fullmatch(name) else None
+    # A file reference as worker/tandem_worker/runtime/run.py writes it, and nothing beside it.
+    pattern = rb'\{"file":\{"file":"%b/(result(?:-[0-9]+)?\.json)"[^{}]*\}\}' % id.encode()
+    match = re.fullmatch(pattern, result)
+    return None if match is None else f"/v1/jobs/{id}/files/{match[1].decode()}"
 
 
 @router.post(
     f"{JOB}/cancel",
-    operation_id="cancelJob",
-    summary="Cancel a job, whatever its state",
     status_code=202,
     responses={202: job_response("The job as it is now"), **problems(404)},
 )
 async def cancel_job(state: StateDep, id: JobId) -> Response:
-    """A job that has not started is cancelled at once, a running one is told to end. A final one stays as it is."""
+    """Cancel a job, whatever its state.
+
+    A job that has not started is cancelled at once. A running one is asked to stop, and cancelled
+    within seconds. A final one stays as it is.
+    """
     record = await retry_briefly(state["queue"].cancel, id, tenant=state["tenant"])
     if record is None:
         record = await find_in_ledger(state, id)  # final, and only the ledger knows it
@@ -261,16 +251,14 @@ async def cancel_job(state: StateDep, id: JobId) -> Response:
 
 @router.delete(
     JOB,
-    operation_id="forgetJob",
-    summary="Delete a final job and its files",
     status_code=204,
     responses={
         204: response("Nothing is left of it"),
         **problems(404, _409="The job is not final"),
     },
 )
-async def delete_job(state: StateDep, id: JobId) -> Response:
-    """Its result, its files and its stream are deleted with it."""
+async def forget_job(state: StateDep, id: JobId) -> Response:
+    """Delete a final job, with its result, its files and its stream."""
     record = await find_job(state, id)
     if not record.done:
         raise Conflict(f"the job is {record.state.value}: cancel it first")

@@ -4,11 +4,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 from jsonschema_rs import Draft202012Validator
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, WithJsonSchema
 
-from tandem_api.http.body import JSON, content_type, decode, read_body, refuse_depth
+from tandem_api.http.body import JSON, content_type, decode_object, read_body
 from tandem_api.http.headers import idempotency_key, no_store, preferred_wait, traceparent
 from tandem_api.http.problems import error_problem
 from tandem_api.http.retry import retry_briefly
@@ -31,13 +31,14 @@ from tandem_api.openapi.describe import (
     SUBMITTED,
     TRACEPARENT,
     content,
+    json_router,
     problems,
     ref,
 )
 from tandem_api.state import RequestState, StateDep
 from tandem_api.validation.messages import explain
 from tandem_api.validation.schema import TAGS_SCHEMA
-from tandem_shared.errors import Conflict, Invalid, NotFound, TandemError, Unavailable
+from tandem_shared.errors import Conflict, Invalid, NotFound, Refused, TandemError, Unavailable
 from tandem_shared.jobs.record import Record, Submission
 from tandem_shared.jobs.replay import REPLAYABLE, ReplayInput, replay_key
 from tandem_shared.jobs.states import State
@@ -98,13 +99,11 @@ _ITEMS_SCHEMA: dict[str, Any] = {
     },
 }
 
-router = APIRouter(tags=["jobs"], responses=COMMON)
+router = json_router("jobs", responses=COMMON)
 
 
 @router.post(
     f"{JOB}/replay",
-    operation_id="replayJob",
-    summary="Run a failed or cancelled job again, as a new job",
     status_code=202,
     response_class=Response,
     responses={
@@ -114,7 +113,10 @@ router = APIRouter(tags=["jobs"], responses=COMMON)
     openapi_extra={"parameters": SUBMIT_HEADERS},
 )
 async def replay_job(request: Request, state: StateDep, id: JobId) -> Response:
-    """The old job stays as it is; the new one names it in `replay_of`."""
+    """Run a failed or cancelled job again, as a new job.
+
+    The old job stays as it is; the new one names it in `replay_of`.
+    """
     key, wait = idempotency_key(request), preferred_wait(request)
     record = await find_job(state, id)
     if record.state not in REPLAYABLE:
@@ -167,8 +169,6 @@ class ReplayRequest(NamedTuple):
 
 @router.post(
     "/v1/jobs/replay",
-    operation_id="replayJobs",
-    summary="Run all failed jobs again that match a filter, each of them once",
     dependencies=[Depends(no_store)],
     responses=BODY_PROBLEMS,
     openapi_extra={
@@ -177,10 +177,12 @@ class ReplayRequest(NamedTuple):
     },
 )
 async def replay_jobs(request: Request, state: StateDep) -> Replays:
-    """A repeated call is safe: a job is replayed under an idempotency key made of its id.
+    """Run all failed or cancelled jobs again that match a filter, each of them once.
 
-    Once the ledger has a replay of a job, no call makes another one.
+    A repeated call is safe: a job that has been replayed is not replayed again.
     """
+    # Two calls at once make one new job, since each replay has an idempotency key made of the old
+    # job's id. Once that has expired, the ledger knows the replay.
     content_type(request)
     asked = _read(await read_body(request, state["settings"].max_body), state["tenant"])
     report, before = Replays(dry_run=asked.dry_run), asked.before
@@ -258,10 +260,10 @@ async def _replay(
 
 async def _prepare(
     state: RequestState, records: Sequence[Record], trace: str | None
-) -> list[tuple[Record, Submission | TandemError]]:
+) -> list[tuple[Record, Submission | Refused]]:
     """The new job for each record, or why it is refused. Raises Unavailable."""
     materials = await _materials(state, [record.id for record in records])
-    prepared: list[tuple[Record, Submission | TandemError]] = []
+    prepared: list[tuple[Record, Submission | Refused]] = []
     for record in records:
         try:
             if record.id not in materials:
@@ -269,9 +271,7 @@ async def _prepare(
             submission = await state["submissions"].replay(
                 record, materials[record.id], key=replay_key(record), traceparent=trace
             )
-        except Unavailable:
-            raise
-        except TandemError as error:
+        except Refused as error:
             prepared.append((record, error))
         else:
             prepared.append((record, submission))
@@ -280,10 +280,7 @@ async def _prepare(
 
 def _read(body: bytes, tenant: str) -> ReplayRequest:
     """Raises Invalid with every wrong field, and Malformed."""
-    value = decode(body)
-    if not isinstance(value, dict):
-        raise Invalid([("", "must be a JSON object")])
-    refuse_depth(value, body)
+    value = decode_object(body)
     errors = explain(_validator.iter_errors(value), FILTER_SCHEMA)
     if errors:
         raise Invalid(errors)

@@ -8,6 +8,7 @@ from tandem_api.http.body import JSON
 from tandem_api.http.headers import MAX_KEY_BYTES
 from tandem_api.http.problems import MEDIA_TYPE, STATUSES
 from tandem_api.http.retry import MAX_WAIT_SECONDS
+from tandem_api.http.routing import DocumentedRoute
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -67,9 +68,14 @@ COMMON: Responses = {
 BODY_PROBLEMS = problems(400, 408, 413, 415, 422)
 
 
+def json_router(tag: str, **options: Any) -> APIRouter:
+    """A router of endpoints whose responses FastAPI makes, unless they make their own."""
+    return APIRouter(tags=[tag], **{"route_class": DocumentedRoute, **options})
+
+
 def raw_router(tag: str, **options: Any) -> APIRouter:
-    """A router of endpoints that make their responses themselves, and that need a key and Redis."""
-    return APIRouter(tags=[tag], default_response_class=Response, responses=COMMON, **options)
+    """A router of endpoints that make their own responses, and that need a key and Redis."""
+    return json_router(tag, default_response_class=Response, responses=COMMON, **options)
 
 
 def parameter(

@@ -3,19 +3,19 @@
 import asyncio
 from typing import Any, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 from pydantic import BaseModel, Field
 
 from tandem_api.http.headers import no_store
 from tandem_api.http.problems import RETRY_AFTER_SECONDS, status_problem
-from tandem_api.openapi.describe import problems
+from tandem_api.openapi.describe import json_router, problems
 from tandem_api.state import StateDep
 from tandem_shared.errors import Unavailable
 from tandem_shared.queue.queue import Queue
 
 PROBE_SECONDS = 1.0  # to wait for Redis: probes do not wait longer themselves
 
-router = APIRouter(tags=["operating"], dependencies=[Depends(no_store)])
+router = json_router("operating", dependencies=[Depends(no_store)])
 _OPEN: dict[str, Any] = {"security": []}  # no key is needed
 
 
@@ -31,27 +31,26 @@ class Health(BaseModel):
 
 @router.get(
     "/livez",
-    operation_id="live",
-    summary="Whether the process answers",
     response_model=Health,
     response_model_exclude_unset=True,
     openapi_extra=_OPEN,
 )
 async def live() -> dict[str, str]:
-    """Asks nobody else: a process that is alive stays so while Redis is away."""
+    """Whether the process answers, also while Redis is away."""
     return {"status": "ok"}
 
 
 @router.get(
     "/readyz",
-    operation_id="ready",
-    summary="Whether it can accept and return jobs",
     response_model=Health,
     responses=problems(503),
     openapi_extra=_OPEN,
 )
 async def ready(request: Request, state: StateDep) -> dict[str, Any] | Response:
-    """Redis accepts a write, and the process is not ending. The file store does not count."""
+    """Whether it can accept and return jobs.
+
+    Redis accepts a write, and the process is not ending. The file store does not count.
+    """
     redis: dict[str, Any]
     try:
         async with asyncio.timeout(PROBE_SECONDS):

@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import Iterable, Iterator
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from tandem_api.http.headers import NO_STORE, headers_of
 from tandem_api.metrics import RequestMetrics
-from tandem_api.openapi.describe import content, problems, response
+from tandem_api.openapi.describe import content, json_router, problems, response
 from tandem_api.state import StateDep
 from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.states import OPEN
@@ -20,7 +20,7 @@ from tandem_shared.queue.queue import Queue
 
 REDIS_SECONDS = 5.0  # to wait for Redis; without it, the metrics of requests are still served
 
-router = APIRouter(tags=["operating"], default_response_class=Response)
+router = json_router("operating", default_response_class=Response)
 
 
 class Scrape(Collector):
@@ -36,15 +36,16 @@ class Scrape(Collector):
 
 @router.get(
     "/metrics",
-    operation_id="showMetrics",
-    summary="Queues and requests, for Prometheus",
     responses={
         200: response("OK", content({}, "text/plain", "application/openmetrics-text")),
         **problems(401),
     },
 )
 async def show_metrics(request: Request, state: StateDep) -> Response:
-    """Text or OpenMetrics, by `Accept`. While Redis is away, `tandem_redis_up` is 0."""
+    """Show queues and requests, for Prometheus.
+
+    Text or OpenMetrics, by `Accept`. While Redis is away, `tandem_redis_up` is 0.
+    """
     queues = list(await _queue_metrics(state["queue"]))
     encode, media_type = choose_encoder(headers_of(request).get("accept", ""))
     # In a thread, because the counts of several processes are read from files.

@@ -3,19 +3,19 @@
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import Depends, Path
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PlainSerializer
 
 from tandem_api.http.headers import no_cache
 from tandem_api.http.retry import retry_briefly
-from tandem_api.openapi.describe import COMMON, problems
+from tandem_api.openapi.describe import COMMON, json_router, problems
 from tandem_api.state import RequestState, StateDep
 from tandem_shared.errors import NotFound
 from tandem_shared.queue.messages import QueueStats, WorkerInfo
 from tandem_shared.settings import QUEUE_NAME_PATTERN
 from tandem_shared.times import rfc3339
 
-router = APIRouter(tags=["operating"], responses=COMMON, dependencies=[Depends(no_cache)])
+router = json_router("operating", responses=COMMON, dependencies=[Depends(no_cache)])
 
 QueueName = Annotated[str, Path(description="The queue's name")]
 Time = Annotated[
@@ -67,35 +67,32 @@ class WorkerList(BaseModel):
     items: list[Worker]
 
 
-@router.get(
-    "/v1/queues", operation_id="listQueues", summary="List the queues", response_model=QueueList
-)
+@router.get("/v1/queues", response_model=QueueList)
 async def list_queues(state: StateDep) -> dict[str, list[QueueStats]]:
-    """Every queue that ever had a job or is paused, by name."""
+    """List the queues: every one that ever had a job or is paused."""
     return {"items": await retry_briefly(state["queue"].stats)}
 
 
 @router.post(
     "/v1/queues/{name}/pause",
-    operation_id="pauseQueue",
-    summary="Start no more jobs of a queue",
     response_model=Queue,
     responses=problems(404),
 )
 async def pause_queue(state: StateDep, name: QueueName) -> QueueStats:
-    """Jobs that run go on, and jobs that are submitted wait. The queue need not have a job yet."""
+    """Start no more jobs of a queue.
+
+    Running jobs continue, and new ones wait. The queue need not have had a job.
+    """
     return await _set_paused(state, name, on=True)
 
 
 @router.post(
     "/v1/queues/{name}/resume",
-    operation_id="resumeQueue",
-    summary="Start the jobs of a paused queue again",
     response_model=Queue,
     responses=problems(404),
 )
 async def resume_queue(state: StateDep, name: QueueName) -> QueueStats:
-    """Does nothing to a queue that is not paused."""
+    """Start the jobs of a paused queue again."""
     return await _set_paused(state, name, on=False)
 
 
@@ -110,10 +107,8 @@ async def _set_paused(state: RequestState, name: str, *, on: bool) -> QueueStats
 
 @router.get(
     "/v1/workers",
-    operation_id="listWorkers",
-    summary="List the live workers",
     response_model=WorkerList,
 )
 async def list_workers(state: StateDep) -> dict[str, list[WorkerInfo]]:
-    """What each worker serves and runs."""
+    """List the live workers, and what each of them runs."""
     return {"items": await retry_briefly(state["queue"].workers)}

@@ -2,16 +2,16 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import Depends, Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from tandem_api.http.headers import no_cache
-from tandem_api.openapi.describe import COMMON, problems
+from tandem_api.openapi.describe import COMMON, json_router, problems
 from tandem_api.state import StateDep
 from tandem_shared.catalogue import CatalogueEntry
 from tandem_shared.errors import NotFound, UnknownTask
 
-router = APIRouter(tags=["operating"], responses=COMMON, dependencies=[Depends(no_cache)])
+router = json_router("operating", responses=COMMON, dependencies=[Depends(no_cache)])
 
 
 class Task(BaseModel):
@@ -34,11 +34,9 @@ class TaskList(BaseModel):
     items: list[Task]
 
 
-@router.get(
-    "/v1/tasks", operation_id="listTasks", summary="List the tasks", response_model=TaskList
-)
+@router.get("/v1/tasks", response_model=TaskList)
 async def list_tasks(state: StateDep) -> dict[str, list[CatalogueEntry]]:
-    """The catalogue, by name: every task that a worker has published."""
+    """List the tasks that workers have published."""
     catalogue = state["catalogue"]
     await catalogue.refresh()
     return {"items": list(catalogue.entries.values())}
@@ -46,15 +44,13 @@ async def list_tasks(state: StateDep) -> dict[str, list[CatalogueEntry]]:
 
 @router.get(
     "/v1/tasks/{task}",
-    operation_id="showTask",
-    summary="Show one task",
     response_model=Task,
     responses=problems(404),
 )
 async def show_task(
     state: StateDep, task: Annotated[str, Path(description="The task's name")]
 ) -> CatalogueEntry:
-    """The task's schemas, its defaults and an example of a payload."""
+    """Show a task's schemas, its defaults and an example of its payload."""
     await state["catalogue"].refresh()
     try:
         return await state["catalogue"].find(task)

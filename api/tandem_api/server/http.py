@@ -189,19 +189,17 @@ class Cycle(RequestResponseCycle):
             self._start, self.response_started = message, True
             return
         start, self._start = self._start, None
-        if start is None:
-            await super().send(message)
-            return
-        names = [name for name, _ in start["headers"]]
-        if message.get("more_body") or b"content-length" not in names:
+        if start is not None:
+            names = [name for name, _ in start["headers"]]
+            if b"content-length" in names and not message.get("more_body"):
+                if self.flow.write_paused and not self.disconnected:
+                    await self.flow.drain()
+                if not self.disconnected:
+                    self._send_whole(start, names, message["body"])
+                return
             self.response_started = False
             await super().send(start)
-            await super().send(message)
-            return
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if not self.disconnected:
-            self._send_whole(start, names, message["body"])
+        await super().send(message)
 
     def _send_whole(self, start: Any, names: list[bytes], body: bytes) -> None:
         headers = start["headers"]

@@ -5,6 +5,7 @@ for, one that has left is noticed, and neither delays anybody else.
 """
 
 import asyncio
+import math
 import time
 from contextlib import suppress
 
@@ -57,8 +58,6 @@ router = raw_router("jobs", route_class=PlainRoute)
 
 @router.get(
     f"{JOB}/stream",
-    operation_id="streamJob",
-    summary="Events and output of a job, live and resumable",
     responses={
         200: response(
             "Entries up to `end`", {**content(ref("Entry"), SSE, *NDJSON_TYPES), CSV: {}}
@@ -76,7 +75,10 @@ router = raw_router("jobs", route_class=PlainRoute)
     },
 )
 async def stream_job(request: Request) -> Response:
-    """Without `after`, from the start. When `attempt` rises, discard the output of lower attempts."""
+    """Stream what happens to a job and what it outputs, live and resumable.
+
+    Without `after`, from the start. When `attempt` rises, discard the output of lower attempts.
+    """
     state = state_of(request)
     types = _types(request)
     chosen = negotiate(headers_of(request).get("accept", ""), types)
@@ -169,8 +171,7 @@ class JobStream(Response):
         change.set()
 
     async def _send_new(self, record: Record) -> None:
-        parts: list[bytes] = []
-        size = 0
+        data = bytearray()
         async for group in self._reader.groups(record):
             if (
                 isinstance(self._format, CsvFormat)
@@ -179,30 +180,28 @@ class JobStream(Response):
             ):
                 continue  # of an attempt that is superseded already
             try:
-                part = self._format.write(group)
+                data += self._format.write(group)
             except Truncated:
-                if parts:
-                    await self._put(b"".join(parts))
+                if data:
+                    await self._put(bytes(data))
                 raise
-            parts.append(part)
-            size += len(part)
-            if size >= WRITE_BYTES:
-                await self._put(b"".join(parts))
-                parts, size = [], 0
-        if size:
-            await self._put(b"".join(parts))
+            if len(data) >= WRITE_BYTES:
+                await self._put(bytes(data))
+                data.clear()
+        if data:
+            await self._put(bytes(data))
 
     async def _idle(self, change: ChangeSignal, seconds: float | None) -> None:
-        end = None if seconds is None else time.monotonic() + seconds
+        end = time.monotonic() + (math.inf if seconds is None else seconds)
         while True:
-            now = time.monotonic()
             quiet = self._sent_at + HEARTBEAT_SECONDS
-            changed = await change.wait(max(0.0, (quiet if end is None else min(end, quiet)) - now))
+            changed = await change.wait(max(0.0, min(end, quiet) - time.monotonic()))
             if self._gone:
                 raise ClientGone
-            if (now := time.monotonic()) >= quiet:
+            now = time.monotonic()
+            if now >= quiet:
                 await self._put(self._format.idle)
-            if changed or (end is not None and now >= end):
+            if changed or now >= end:
                 return
 
     async def _put(self, body: bytes, *, more: bool = True) -> None:

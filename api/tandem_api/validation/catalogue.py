@@ -50,13 +50,11 @@ class Catalogue:
 
     async def find(self, name: str) -> CatalogueEntry:
         """The entry of a task, even if it was published just now. Raises UnknownTask and Unavailable."""
-        for _ in range(2):  # a read that was already under way may be too old
-            if name in self.entries:
-                break
+        if name not in self.entries:
             shared = self._reading is not None
             await self.refresh()
-            if not shared:
-                break
+            if shared and name not in self.entries:  # that read may have begun too early
+                await self.refresh()
         if name not in self.entries:
             raise UnknownTask(name)
         return self.entries[name]

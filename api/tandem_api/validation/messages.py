@@ -48,9 +48,10 @@ _TYPES = {
 }
 
 
-def _types(names: Iterable[str]) -> str:
+def _types(names: str | Iterable[str]) -> str:
+    names = {names} if isinstance(names, str) else set(names)
     # null means left out wherever it is allowed, so it is not mentioned.
-    named = [_TYPES.get(name, name) for name in sorted(set(names) - {"null"})] or ["null"]
+    named = [_TYPES.get(name, name) for name in sorted(names - {"null"})] or ["null"]
     return f"must be {' or '.join(named)}"
 
 
@@ -110,15 +111,8 @@ def _explain_name(
         yield pointer(path), f"has a field whose name {sentence}"
 
 
-# What a `not` with a single keyword means.
-_NEGATIONS: dict[str, Callable[[Any], str]] = {
-    "const": lambda value: f"must not be {_quoted(value)}",
-    "enum": lambda values: f"must not be one of {_listed(values)}",
-    "pattern": lambda pattern: f"must not match {_quoted(pattern)}",
-    "type": lambda names: _types([names] if isinstance(names, str) else names).replace(
-        "must be", "must not be"
-    ),
-}
+# Where jsonschema-rs passes on what stands behind a keyword.
+_ARGUMENTS = {"const": "expected_value", "enum": "options", "pattern": "pattern", "type": "types"}
 
 
 def _explain_not(error: ValidationError, schemas: Sequence[Any]) -> FieldError:
@@ -134,8 +128,9 @@ def _explain_not(error: ValidationError, schemas: Sequence[Any]) -> FieldError:
         *others, last = names
         beside = f" together with {_listed(others)}" if others else ""
         return pointer([*path, last]), f"is not allowed{beside}"
-    if len(schema) == 1 and (keyword := next(iter(schema))) in _NEGATIONS:
-        return pointer(path), _NEGATIONS[keyword](schema[keyword])
+    if len(schema) == 1 and (keyword := next(iter(schema))) in _ARGUMENTS:
+        sentence = _SENTENCES[keyword]({_ARGUMENTS[keyword]: schema[keyword]})
+        return pointer(path), sentence.replace("must", "must not", 1)
     if found is None:
         return pointer(path), "is not allowed"
     return pointer(path), "has a combination of fields that is not allowed"

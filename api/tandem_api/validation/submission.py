@@ -8,7 +8,7 @@ import msgspec
 import structlog
 from jsonschema_rs import Draft202012Validator, ReferencingError, ValidationError
 
-from tandem_api.http.body import decode, refuse_depth
+from tandem_api.http.body import decode, decode_object
 from tandem_api.http.headers import MAX_KEY_BYTES
 from tandem_api.validation.catalogue import Catalogue
 from tandem_api.validation.messages import FieldError, explain
@@ -90,10 +90,7 @@ class Submissions:
 
         Raises Malformed, Invalid, UnknownTask and Unavailable.
         """
-        value = decode(body)
-        if not isinstance(value, dict):
-            raise Invalid([("", "must be a JSON object")])
-        refuse_depth(value, body)
+        value = decode_object(body)
         compiled = await self._task(value)
         value.setdefault("payload", {})
         if "idempotency_key" in value and not item:
