@@ -1,4 +1,4 @@
-"""Redis, an API and a worker as real processes, and a proxy before the API that cuts connections."""
+"""Redis, an API and a worker as real processes, behind a proxy that cuts connections."""
 
 import asyncio
 import os

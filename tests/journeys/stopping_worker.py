@@ -1,4 +1,4 @@
-"""A worker that stops where a test wants it: `python -m tests.journeys.stopping_worker <notes> <at>`.
+"""A worker that stops at a given point: `python -m tests.journeys.stopping_worker <notes> <at>`.
 
 `at` is `before` or `after` the commit of the SQL transaction in which statements of the job have
 run; `after` is also after MongoDB's server has done a write. It then notes that it is there and

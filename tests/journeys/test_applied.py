@@ -1,4 +1,4 @@
-"""A worker is killed beside the commit of its SQL: what was applied is not applied again, what was not is."""
+"""A worker is killed around the commit of its SQL: the work is applied exactly once."""
 
 import sqlite3
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,4 @@
-"""A worker is killed after MongoDB has written and before the job is finished: nothing is written twice."""
+"""A worker is killed between MongoDB's write and the job's end: nothing is written twice."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +17,7 @@ from tests.conftest import eventually
 from tests.journeys import stopping_worker
 from tests.journeys.test_applied import client as client  # noqa: PLC0414 - a fixture is found by its name
 from tests.journeys.test_crashes import MANY, Stage
-from tests.journeys.test_crashes import stage as stage  # noqa: PLC0414 - likewise
+from tests.journeys.test_crashes import stage as stage  # noqa: PLC0414 - pytest finds fixtures by name
 from tests.worker.connectors.sql.databases import MONGOS, REAL_MONGO, mongo_database
 from tests.worker.workers import Client, outcomes
 
@@ -34,7 +34,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 class Scene:
-    """A job on the collection `orders`, whose first worker is killed once the server has written."""
+    """A job on the collection `orders`; its first worker is killed after the server wrote."""
 
     def __init__(self, stage: Stage, client: Client, url: str) -> None:
         self._stage, self._client, self._url = stage, client, url

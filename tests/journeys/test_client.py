@@ -1,4 +1,4 @@
-"""The Python client against real processes that are cut off, killed and started again; blocking and not."""
+"""Both Python clients against real processes that are cut off, killed and restarted."""
 
 import asyncio
 import io

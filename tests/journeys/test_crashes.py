@@ -1,4 +1,4 @@
-"""Workers and Redis are killed, stopped and started again, as real processes: nothing accepted is lost or run twice."""
+"""Workers and Redis are killed, stopped and restarted: no job is lost or applied twice."""
 
 import asyncio
 import os
@@ -47,7 +47,7 @@ class Stage:
     def worker(
         self, *, module: str = "tandem_worker", arguments: tuple[str, ...] = (), **settings: str
     ) -> subprocess.Popen[bytes]:
-        """A worker of its own, `python -m <module>`."""
+        """A worker process, `python -m <module>`."""
         return self._stack.enter_context(self._worker([module, *arguments], settings))
 
     @contextmanager

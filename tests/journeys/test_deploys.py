@@ -45,6 +45,6 @@ async def test_jobs_of_a_newer_version_go_to_newer_workers_alone(
         assert await client.result(id) == f"newer {number}"
     older.send_signal(signal.SIGTERM)
     assert await ended(older) == 0
-    # What was submitted before the deployment is no burden to it.
+    # Jobs that were submitted before the deployment do not slow it down.
     assert await client.result(await client.submit(older_tasks.answer, 2)) == "newer 2"
     assert newer.poll() is None

@@ -1,4 +1,4 @@
-"""What others serve is away for a while: Redis, the databases, the file store. Nobody is restarted for it."""
+"""Redis, the databases or the file store are unavailable for a while; nothing is restarted."""
 
 import asyncio
 import signal
@@ -142,7 +142,7 @@ async def black_holed(stage: Stage) -> Callable[[], Awaitable[None]]:
 
 
 async def outage(service: Service, name: str, begin: Callable[[Stage], Awaitable[Any]]) -> None:
-    """Redis goes away while a job runs and its stream is read; the job ends meanwhile; Redis comes back."""
+    """Redis goes away while a job runs and its stream is read; the job ends before it is back."""
     scene = service.scene(name)
     speaker, id = (
         await service.accepted("outage.speaks", scene),

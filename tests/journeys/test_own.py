@@ -1,4 +1,4 @@
-"""Workers are killed and stopped under steps and locks: nothing is done twice, nobody holds a lock beside another."""
+"""Workers are killed and stopped inside steps and locks: steps run once, locks stay exclusive."""
 
 import signal
 from collections.abc import AsyncIterator

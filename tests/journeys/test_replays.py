@@ -1,4 +1,4 @@
-"""Dead letters of a real worker: found, counted, run again once each though the API is killed, and forgotten."""
+"""Dead letters of a real worker are found, counted and replayed once, although the API dies."""
 
 import asyncio
 from collections.abc import AsyncIterator

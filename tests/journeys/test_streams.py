@@ -1,4 +1,4 @@
-"""Streams larger than Redis may hold, over real processes: whole, in order and once, whoever is cut off or killed."""
+"""Streams larger than Redis may hold arrive whole, in order and once, whatever is killed."""
 
 import asyncio
 import hashlib
@@ -95,7 +95,7 @@ async def client(stage: Stage) -> AsyncIterator[Client]:
 async def lines(
     port: int, id: str, after: str | None = None, *, slow: asyncio.Event | None = None
 ) -> AsyncGenerator[bytes, None]:
-    """The entries of one connection, as long as it lasts; a slow reader stops after the first until the event."""
+    """The entries of one connection; a slow reader pauses after the first until the event."""
     url, headers = (
         f"http://127.0.0.1:{port}/v1/jobs/{id}/stream",
         {"Accept": "application/x-ndjson"},

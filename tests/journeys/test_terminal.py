@@ -218,7 +218,7 @@ def test_a_reader_that_goes_away_is_quiet(pair: Pair, client: Client) -> None:
 
 
 class Terminal:
-    """A command on a terminal of its own, with everything that it shows."""
+    """A command in a pseudo-terminal, with everything it shows."""
 
     def __init__(self, pair: Pair, *arguments: str, piped: bool = False, **more: str) -> None:
         self._main, other = pty.openpty()

@@ -1,4 +1,4 @@
-"""Tasks whose code waits, blocks or kills its process when a test wants it; they leave notes in a file."""
+"""Tasks that wait, block or kill their process on command; they leave notes in a file."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ from tandem_worker.jobs.sync import SyncJob
 
 
 class Scene(BaseModel):
-    """`notes`: file for what the code does, a line each; `go`: file that lets waiting code end, once it exists."""
+    """`notes`: a file with a line for each step; `go`: a file that lets waiting code end."""
 
     notes: Path
     go: Path
@@ -40,7 +40,7 @@ async def waits(job: Job, payload: Scene) -> int:
 
 @task("crash.deaf")
 async def deaf(job: Job, payload: Scene) -> int:
-    """Goes on whatever happens: what it returns at last comes from an attempt that was given up long ago."""
+    """Ignores its cancellation: its result comes from an attempt that was given up long ago."""
     payload.note("begun", job.attempt)
     while not payload.go.exists():
         try:

@@ -1,4 +1,4 @@
-"""Tasks for outages: one that speaks until it is let go, one that is over at once, one that writes a file."""
+"""Tasks for outages: one talks until it is released, one ends at once, one writes a file."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -12,7 +12,7 @@ from tandem_worker.jobs.job import Job
 
 
 class Stream(BaseModel):
-    """`items` of about `size` bytes; before item number `halt` it waits until the file `go` exists."""
+    """`items` of about `size` bytes; before item `halt` it waits until the file `go` exists."""
 
     items: int
     size: int

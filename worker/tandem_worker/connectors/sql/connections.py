@@ -52,7 +52,7 @@ class SqlTransaction(Protocol):
         """The first row of a query."""
 
     async def columns(self, table: str) -> list[str]:
-        """The names of the table's columns. Raises TaskError if there is no such table."""
+        """The names of the table's columns. Raises TaskError if the table is missing."""
 
     async def loader(
         self, table: str, columns: Sequence[str], key: Sequence[str], *, json_is_text: bool

@@ -38,7 +38,7 @@ TaskErrors = Callable[[], AbstractContextManager[None]]  # converts the driver's
 
 
 async def table_columns(connection: Any, task_errors: TaskErrors, table: str) -> dict[str, int]:
-    """The table's columns and their types' OIDs. Raises TaskError if there is no such table."""
+    """The table's columns and their types' OIDs. Raises TaskError if the table is missing."""
     with task_errors():
         found = await connection.fetch(_COLUMNS, quoted(table))
     if not found:

@@ -266,7 +266,7 @@ class PostgresTransaction:
         return None if record is None else dict(record)
 
     async def columns(self, table: str) -> list[str]:
-        """The names of the table's columns. Raises TaskError if there is no such table."""
+        """The names of the table's columns. Raises TaskError if the table is missing."""
         return list(await table_columns(self._connection, self._task_errors, table))
 
     async def loader(

@@ -193,7 +193,7 @@ class SqliteTransaction:
             return None if row is None else dict(zip(_names(cursor), row, strict=True))
 
     async def columns(self, table: str) -> list[str]:
-        """The names of the table's columns. Raises TaskError if there is no such table."""
+        """The names of the table's columns. Raises TaskError if the table is missing."""
         return list(await table_columns(self._client, table))
 
     async def loader(

@@ -27,7 +27,7 @@ _NATIVE = {str, int, float, bool, bytes, NoneType}  # types that SQLite stores a
 
 
 async def table_columns(client: GuardedClient, table: str) -> dict[str, str]:
-    """The table's columns and their declared types. Raises TaskError if there is no such table."""
+    """The table's columns and their declared types. Raises TaskError if the table is missing."""
     schema, dot, name = table.rpartition(".")
     prefix = quoted(schema) + dot if dot else ""
     with client.task_errors():
