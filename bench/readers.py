@@ -24,7 +24,7 @@ import psutil
 import uvloop
 
 from tandem_shared import catalogue
-from tandem_shared.dev.servers import Server, die_with_parent, free_port, redis_server
+from tandem_shared.dev.servers import LocalServer, die_with_parent, free_port, redis_server
 from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.record import JobOptions, Submission
 from tandem_shared.jobs.states import State
@@ -206,7 +206,7 @@ async def main(count: int, idle: float) -> None:
             await client.aclose()
 
 
-async def until_ready(server: Server) -> None:
+async def until_ready(server: LocalServer) -> None:
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while not await server.ready():  # noqa: ASYNC110 - another process has no event to wait for
             await asyncio.sleep(0.02)

@@ -19,7 +19,7 @@ from hypothesis import settings
 from redis.asyncio import Redis
 
 from tandem_shared.dev.servers import (
-    Server,
+    LocalServer,
     die_with_parent,
     free_port,
     mongo_server,
@@ -76,7 +76,7 @@ async def eventually(predicate: Callable[[], Any], timeout: float = 10.0) -> Any
 
 
 @contextmanager
-def started(server: Server, log: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def started(server: LocalServer, log: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """The server's process, killed at the end; wait for it with `await eventually(server.ready)`.
 
     Its output goes to `log` or nowhere: a server blocks once a pipe that nobody reads is full.
@@ -96,7 +96,7 @@ def started(server: Server, log: IO[bytes] | None = None) -> Iterator[subprocess
 
 
 @contextmanager
-def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
+def running(server: LocalServer) -> Iterator[subprocess.Popen[bytes]]:
     """The same for synchronous fixtures; returns once the server is ready."""
     with tempfile.TemporaryFile() as log, started(server, log) as process:
 
@@ -111,7 +111,7 @@ def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
         yield process
 
 
-def s3_server(port: int) -> Server:
+def s3_server(port: int) -> LocalServer:
     """moto's server, in memory; it is ready once the bucket `tests` exists."""
 
     async def ready() -> bool:
@@ -128,7 +128,7 @@ def s3_server(port: int) -> Server:
         return answer.status_code == 200
 
     program = Path(sysconfig.get_path("scripts")) / "moto_server"
-    return Server(
+    return LocalServer(
         "s3", (str(program), "-H", "127.0.0.1", "-p", str(port)), f"http://127.0.0.1:{port}", ready
     )
 

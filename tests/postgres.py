@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from tandem_shared.dev.servers import (
-    Server,
+    LocalServer,
     bundled_program,
     die_with_parent,
     find_program,
@@ -38,7 +38,7 @@ os.execvp(argv[0], argv)
 """
 
 
-def postgres_server(data: Path) -> Server:
+def postgres_server(data: Path) -> LocalServer:
     """A new cluster in `data` without durability; takes a second to make. Raises Misconfigured."""
     postgres = find_program("postgres") or bundled_program("pgserver", "pginstall/bin/postgres")
     initdb = postgres and postgres.resolve().with_name("initdb")
@@ -58,7 +58,7 @@ def postgres_server(data: Path) -> Server:
         return not state.endswith("starting")
 
     url = f"postgres://postgres:{password}@127.0.0.1:{port}/postgres"
-    return Server("postgres", argv, url, ready)
+    return LocalServer("postgres", argv, url, ready)
 
 
 def _initialize(initdb: Path, cluster: Path, password: str, user: str | None) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from tandem_shared.dev.servers import Server
+from tandem_shared.dev.servers import LocalServer
 from tests.chaos.check.evidence import Transition
 
 # A rewrite drops the entries that were trimmed, so Redis must never start one by itself. A rewrite
@@ -23,7 +23,7 @@ _ENTRY = re.compile(
 )
 
 
-def journaled(server: Server) -> Server:
+def journaled(server: LocalServer) -> LocalServer:
     """The same Redis, with the settings that let `transitions` read its append-only files."""
     return replace(server, argv=(*server.argv, *_OPTIONS))
 

@@ -1,4 +1,4 @@
-"""Redis, an API and a worker as real processes, behind a proxy that cuts connections."""
+"""Redis, an API and a worker as real processes, and a proxy that cuts connections to the API."""
 
 import asyncio
 import os

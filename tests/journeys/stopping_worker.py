@@ -1,9 +1,9 @@
-"""A worker that stops at a given point: `python -m tests.journeys.stopping_worker <notes> <at>`.
+"""A worker that stops at a commit: `python -m tests.journeys.stopping_worker <notes> <at>`.
 
-`at` is `before` or `after` the commit of the SQL transaction in which statements of the job have
-run; `after` is also after MongoDB's server has done a write. It then notes that it is there and
-goes no further, so that it can be killed. At `never` it does not stop. MongoDB's servers count as
-having transactions: nx-27017 has them and does not say so.
+`at` is `before` or `after` the commit of a SQL transaction with statements of the job; `after` is
+also after a write to MongoDB; `never` does not stop. The worker creates the file `notes` where it
+stops, so that a test can kill it there. nx-27017 has transactions without reporting them, so all
+MongoDB servers are treated as having them.
 """
 
 import asyncio
@@ -23,27 +23,27 @@ from tandem_worker.resources import Resources, open_resources
 from tandem_worker.runtime.worker import Worker
 
 
-class Noting:
-    """A transaction that knows whether a statement of the job's own has run in it."""
+class RecordingTransaction:
+    """A transaction that records whether a statement of the job has run in it."""
 
     def __init__(self, inner: SqlTransaction) -> None:
         self._inner = inner
-        self.worked = False
+        self.is_used = False
 
     async def execute(self, sql: str, params: Any = None) -> int:
-        self.worked |= "tandem_applied" not in sql
+        self.is_used |= "tandem_applied" not in sql
         return await self._inner.execute(sql, params)
 
     async def loader(self, *given: Any, **options: Any) -> Any:
-        self.worked = True
+        self.is_used = True
         return await self._inner.loader(*given, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
 
-class Stopping:
-    """A connection that stops beside the commit."""
+class StoppingSql:
+    """A SQL connection that stops before or after the commit."""
 
     def __init__(self, inner: SqlConnection, notes: Path, at: str) -> None:
         self._inner, self._notes, self._at = inner, notes, at
@@ -52,18 +52,18 @@ class Stopping:
         return getattr(self._inner, name)
 
     @asynccontextmanager
-    async def transaction(self, *, timeout: float) -> AsyncIterator[Noting]:
+    async def transaction(self, *, timeout: float) -> AsyncIterator[RecordingTransaction]:
         async with self._inner.transaction(timeout=timeout) as inner:
-            noting = Noting(inner)
-            yield noting
-            if noting.worked and self._at == "before":
+            transaction = RecordingTransaction(inner)
+            yield transaction
+            if transaction.is_used and self._at == "before":
                 await stop(self._notes, self._at)
-        if noting.worked and self._at == "after":
+        if transaction.is_used and self._at == "after":
             await stop(self._notes, self._at)
 
 
 class StoppingMongo:
-    """A MongoDB connection that stops when it has written."""
+    """A MongoDB connection that stops after a write."""
 
     def __init__(self, inner: MongoConnection, notes: Path, at: str) -> None:
         self._inner, self._notes, self._at = inner, notes, at
@@ -91,7 +91,9 @@ def main(notes: Path, at: str) -> None:
     @asynccontextmanager
     async def resources() -> AsyncIterator[Resources]:
         async with open_resources(settings) as opened:
-            stopping: Any = {name: Stopping(opened.sql(name), notes, at) for name in settings.sql}
+            stopping: Any = {
+                name: StoppingSql(opened.sql(name), notes, at) for name in settings.sql
+            }
             mongo: Any = {}
             for name in settings.mongo:
                 connection = opened.mongo(name)

@@ -1,7 +1,7 @@
-"""A worker is killed around the commit of its SQL: the work is applied exactly once."""
+"""Workers that are killed just before or after the commit of their SQL transaction."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -15,21 +15,15 @@ from tandem_worker.tasks.sql.execute import execute as sql_execute
 from tandem_worker.tasks.sql.imports import import_ as sql_import
 from tests.conftest import eventually
 from tests.journeys import stopping_worker
-from tests.journeys.test_crashes import LEASE, MANY, Stage
-from tests.journeys.test_crashes import stage as stage  # noqa: PLC0414 - a fixture is found by its name
-from tests.worker.workers import Client, open_client, outcomes
+from tests.journeys.stage import RETRY, WorkerStage
+from tests.worker.workers import Client, outcomes
 
-
-@pytest.fixture
-async def client(stage: Stage) -> AsyncIterator[Client]:
-    await stage.redis()
-    async with open_client(stage.server.url, LEASE) as opened:
-        yield opened
+Database = tuple[str, Callable[[str], Any]]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, stage: Stage) -> tuple[str, Callable[[str], Any]]:
-    """URL, and the database's own client: the rows of a query."""
+def database(request: pytest.FixtureRequest, stage: WorkerStage) -> Database:
+    """The URL of a database, and a function that runs a query with the database's own driver."""
     if request.param == "sqlite":
         path = stage.directory / "shop.db"
 
@@ -51,8 +45,8 @@ def database(request: pytest.FixtureRequest, stage: Stage) -> tuple[str, Callabl
 
 
 @pytest.mark.parametrize(("at", "applied"), [("after", "before"), ("before", "now")])
-async def test_a_worker_killed_beside_the_commit_applies_nothing_twice(
-    stage: Stage, client: Client, database: tuple[str, Callable[[str], Any]], at: str, applied: str
+async def test_statements_are_applied_once_when_the_worker_is_killed_at_the_commit(
+    stage: WorkerStage, client: Client, database: Database, at: str, applied: str
 ) -> None:
     url, ask = database
     await ask("CREATE TABLE sales (item text)")
@@ -63,7 +57,7 @@ async def test_a_worker_killed_beside_the_commit_applies_nothing_twice(
         {"sql": "INSERT INTO sales (item) SELECT item FROM sales UNION ALL SELECT 'pot'"},
     ]
     id = await client.submit(
-        sql_execute, {"connection": "shop", "statements": statements}, retry=MANY
+        sql_execute, {"connection": "shop", "statements": statements}, retry=RETRY
     )
     await eventually(notes.exists, 30)
     first.kill()
@@ -76,7 +70,7 @@ async def test_a_worker_killed_beside_the_commit_applies_nothing_twice(
 
 
 async def test_an_import_is_applied_once_and_keeps_its_bad_rows(
-    stage: Stage, client: Client, database: tuple[str, Callable[[str], Any]]
+    stage: WorkerStage, client: Client, database: Database
 ) -> None:
     url, ask = database
     await ask("CREATE TABLE sales (item text PRIMARY KEY)")
@@ -89,7 +83,7 @@ async def test_an_import_is_applied_once_and_keeps_its_bad_rows(
         module=stopping_worker.__name__, arguments=(str(notes), "after"), sql__shop=url
     )
     payload = {"connection": "shop", "table": "sales", "source": {"file": file.id}, "max_bad": 1}
-    id = await client.submit(sql_import, payload, retry=MANY)
+    id = await client.submit(sql_import, payload, retry=RETRY)
     await eventually(notes.exists, 30)
     first.kill()
     stage.worker(sql__shop=url)
@@ -98,6 +92,6 @@ async def test_an_import_is_applied_once_and_keeps_its_bad_rows(
     record = await client.record(id)
     assert outcomes(record) == ["worker_lost", "succeeded"]
     assert sorted(await ask("SELECT item FROM sales")) == [("cup",), ("pot",)]
-    # Published are the files of the accepted attempt, which did not import.
+    # The second attempt imported nothing, and its files are the published ones.
     place = stage.directory / "store" / "jobs" / id / str(record.attempts[-1].began)
     assert msgspec.json.decode((place / result["bad_file"]["name"]).read_bytes())["line"] == 4

@@ -1,4 +1,4 @@
-"""A worker is killed between MongoDB's write and the job's end: nothing is written twice."""
+"""Workers that are killed after MongoDB has written and before the job is finished."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,9 +15,7 @@ from tandem_worker.tasks.mongo.write import insert as mongo_insert
 from tandem_worker.tasks.mongo.write import update as mongo_update
 from tests.conftest import eventually
 from tests.journeys import stopping_worker
-from tests.journeys.test_applied import client as client  # noqa: PLC0414 - a fixture is found by its name
-from tests.journeys.test_crashes import MANY, Stage
-from tests.journeys.test_crashes import stage as stage  # noqa: PLC0414 - pytest finds fixtures by name
+from tests.journeys.stage import RETRY, WorkerStage
 from tests.worker.connectors.sql.databases import MONGOS, REAL_MONGO, mongo_database
 from tests.worker.workers import Client, outcomes
 
@@ -33,21 +31,21 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
         client.drop_database(client.get_default_database().name)
 
 
-class Scene:
-    """A job on the collection `orders`; its first worker is killed after the server wrote."""
+class Orders:
+    """The collection `orders`, and jobs whose first worker is killed once MongoDB has written."""
 
-    def __init__(self, stage: Stage, client: Client, url: str) -> None:
+    def __init__(self, stage: WorkerStage, client: Client, url: str) -> None:
         self._stage, self._client, self._url = stage, client, url
 
-    async def killed(self, function: Callable[..., Any], **payload: Any) -> Any:
-        """The job's result, from its second attempt."""
+    async def run_killed(self, function: Callable[..., Any], **payload: Any) -> Any:
+        """The result of a job's second attempt."""
         notes = self._stage.directory / "stopped"
         module = stopping_worker.__name__
         first = self._stage.worker(
             module=module, arguments=(str(notes), "after"), mongo__shop=self._url
         )
         given = {"connection": "shop", "collection": "orders", **payload}
-        id = await self._client.submit(function, given, retry=MANY)
+        id = await self._client.submit(function, given, retry=RETRY)
         await eventually(notes.exists, 30)
         first.kill()
         self._stage.worker(module=module, arguments=(str(notes), "never"), mongo__shop=self._url)
@@ -58,47 +56,47 @@ class Scene:
     def numbers(self) -> list[int]:
         """The field `n` of all documents."""
         with pymongo.MongoClient[dict[str, int]](self._url) as client:
-            return sorted(one["n"] for one in client.get_default_database().orders.find())
+            return sorted(document["n"] for document in client.get_default_database().orders.find())
 
     def fill(self, *numbers: int) -> None:
         with pymongo.MongoClient[dict[str, int]](self._url) as client:
             client.get_default_database().orders.insert_many([{"n": number} for number in numbers])
-            # A collection is not made inside of a transaction.
+            # MongoDB cannot create this collection inside a transaction.
             client.get_default_database().tandem_applied.insert_one({"n": 0})
 
 
 @pytest.fixture
-def scene(stage: Stage, client: Client, url: str) -> Scene:
-    return Scene(stage, client, url)
+def orders(stage: WorkerStage, client: Client, url: str) -> Orders:
+    return Orders(stage, client, url)
 
 
-async def test_inserted_documents_exist_once(scene: Scene) -> None:
+async def test_inserted_documents_exist_once(orders: Orders) -> None:
     documents = [{"n": 0}, {"_id": "own", "n": 1}, {"n": 2}]
-    assert await scene.killed(mongo_insert, documents=documents) == {"inserted": 3}
-    assert scene.numbers() == [0, 1, 2]
+    assert await orders.run_killed(mongo_insert, documents=documents) == {"inserted": 3}
+    assert orders.numbers() == [0, 1, 2]
 
 
-async def test_imported_documents_exist_once(scene: Scene, stage: Stage) -> None:
+async def test_imported_documents_exist_once(orders: Orders, stage: WorkerStage) -> None:
     # More than one batch: the first one has been written when the worker is killed.
     count = BATCH_DOCUMENTS + 500
     text = "".join(f'{{"n": {number}}}\n' for number in range(count)).encode()
     async with open_store(f"file://{stage.directory}/store") as store:
         file = await save_upload(store, text, tenant="default", keep=600, name="orders.ndjson")
-    assert await scene.killed(mongo_import_file, source={"file": file.id}) == {
+    assert await orders.run_killed(mongo_import_file, source={"file": file.id}) == {
         "inserted": count,
         "bad_count": 0,
     }
-    assert scene.numbers() == list(range(count))
+    assert orders.numbers() == list(range(count))
 
 
-async def test_an_update_in_a_transaction_is_applied_once(scene: Scene) -> None:
-    scene.fill(1, 2)
-    result = await scene.killed(mongo_update, filter={}, update={"$inc": {"n": 10}}, many=True)
+async def test_an_update_in_a_transaction_is_applied_once(orders: Orders) -> None:
+    orders.fill(1, 2)
+    result = await orders.run_killed(mongo_update, filter={}, update={"$inc": {"n": 10}}, many=True)
     assert result == {"matched": 2, "modified": 2, "upserted": 0}
-    assert scene.numbers() == [11, 12]
+    assert orders.numbers() == [11, 12]
 
 
-async def test_a_delete_in_a_transaction_is_applied_once(scene: Scene) -> None:
-    scene.fill(1, 1, 2)
-    assert await scene.killed(mongo_delete, filter={"n": 1}) == {"deleted": 1}
-    assert scene.numbers() == [1, 2]
+async def test_a_delete_in_a_transaction_is_applied_once(orders: Orders) -> None:
+    orders.fill(1, 1, 2)
+    assert await orders.run_killed(mongo_delete, filter={"n": 1}) == {"deleted": 1}
+    assert orders.numbers() == [1, 2]

@@ -1,4 +1,4 @@
-"""Redis, the databases or the file store are unavailable for a while; nothing is restarted."""
+"""Outages of Redis, the databases and the file store, which the API and workers survive."""
 
 import asyncio
 import signal
@@ -19,9 +19,9 @@ from tests.chaos.stage import Stage, open_stage
 from tests.conftest import eventually, started
 from tests.journeys.tasks import outage_tasks
 
-# Many short pauses: an outage that is over is noticed soon.
+# Short pauses, so that the end of an outage is noticed soon.
 RETRY = {"max_attempts": 1000, "base": "100ms", "cap": "300ms"}
-LONG = 90.0  # seconds at most, on a machine that has much else to do
+WAIT_SECONDS = 90.0  # at most, on a busy machine
 
 
 class Service:
@@ -72,37 +72,37 @@ class Service:
             return bool(job["done"])
 
         try:
-            await eventually(ended, LONG)
+            await eventually(ended, WAIT_SECONDS)
         except AssertionError:
             raise AssertionError(f"it did not end: {job}") from None
         assert job["state"] == "succeeded", job
         return job
 
     async def retries(self, id: str, kind: str) -> None:
-        """Waits until an attempt of the job has failed for that."""
+        """Wait until an attempt of the job has failed with this error type."""
 
         async def failed() -> bool:
             error = (await self.job(id))["error"]
             return error is not None and error["type"] == kind
 
-        await eventually(failed, LONG)
+        await eventually(failed, WAIT_SECONDS)
 
-    def said(self, text: str) -> int:
-        """How often the worker has said that."""
+    def logged(self, text: str) -> int:
+        """How often the worker has logged the text."""
         return (self.stage.directory / "worker-0.log").read_text().count(text)
 
 
 @asynccontextmanager
-async def serving(**settings: str) -> AsyncIterator[Service]:
+async def open_service(**settings: str) -> AsyncIterator[Service]:
     async with AsyncExitStack() as stack:
-        # A short name: a socket lies in it. PostgreSQL's own user passes through it.
+        # A short name for sockets, readable for PostgreSQL's user.
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tandem-")))
         directory.chmod(0o711)
         more = {"TANDEM_TASKS": outage_tasks.__name__, **settings}
         stage = await stack.enter_async_context(
             open_stage(directory, apis=1, workers=1, settings=more)
         )
-        # A request that takes longer than this hangs, and fails the test.
+        # A request that hangs fails the test by its timeout.
         url = f"http://127.0.0.1:{stage.api_ports[0]}"
         client = await stack.enter_async_context(
             httpx2.AsyncClient(base_url=url, trust_env=False, timeout=20)
@@ -110,80 +110,55 @@ async def serving(**settings: str) -> AsyncIterator[Service]:
         yield Service(stage, client, directory)
 
 
-# -------------------------------------------------------------------------------------------- Redis
-
-
-async def killed(stage: Stage) -> Callable[[], Awaitable[None]]:
+async def kill(stage: Stage) -> Callable[[], None]:
+    """Kill Redis; the returned function ends the outage."""
     await stage.redis.end(signal.SIGKILL)
-
-    async def again() -> None:
-        stage.redis.start()
-
-    return again
+    return stage.redis.start
 
 
-async def stopped(stage: Stage) -> Callable[[], Awaitable[None]]:
+async def stop(stage: Stage) -> Callable[[], None]:
+    """Stop the process of Redis."""
     stage.redis.send(signal.SIGSTOP)
-
-    async def again() -> None:
-        stage.redis.send(signal.SIGCONT)
-
-    return again
+    return lambda: stage.redis.send(signal.SIGCONT)
 
 
-async def black_holed(stage: Stage) -> Callable[[], Awaitable[None]]:
-    """Packets go nowhere, for old and for new connections."""
+async def drop_packets(stage: Stage) -> Callable[[], None]:
+    """Let all packets to Redis vanish, on old and on new connections."""
     stage.to_redis.stall()
-
-    async def again() -> None:
-        stage.to_redis.flow()
-
-    return again
+    return stage.to_redis.flow
 
 
-async def outage(service: Service, name: str, begin: Callable[[Stage], Awaitable[Any]]) -> None:
-    """Redis goes away while a job runs and its stream is read; the job ends before it is back."""
+async def run_outage(
+    service: Service, name: str, start: Callable[[Stage], Awaitable[Callable[[], None]]]
+) -> None:
+    """Redis fails while two jobs run and one's stream is read; the jobs end before it is back."""
     scene = service.scene(name)
-    speaker, id = (
-        await service.accepted("outage.speaks", scene),
-        await service.accepted("outage.waits", scene),
-    )
-    log = SubmissionLog(name, "outage.speaks", [speaker])
+    streaming = await service.accepted("outage.streams", scene)
+    waiting = await service.accepted("outage.waits", scene)
+    log = SubmissionLog(name, "outage.streams", [streaming])
     timeout = aiohttp.ClientTimeout(total=None, sock_read=60)
     async with aiohttp.ClientSession(
         str(service.client.base_url), timeout=timeout, trust_env=False
     ) as session:
-        reading = asyncio.create_task(follow_lines(session, log, speaker, _nothing))
-        await eventually(lambda: service.noted(name, "begun") == 2 and len(log.output) > 2, LONG)
-        unwritten = service.said("during=finish")
-        again = await begin(service.stage)
-
-        refusals = await asyncio.gather(
-            service.submit("outage.quick", 1),
-            service.client.get(f"/v1/jobs/{id}"),
-            service.client.get(f"/v1/jobs/{id}?wait=2s"),
-            service.client.post(f"/v1/jobs/{id}/cancel"),
-            service.client.get("/v1/queues"),
-            service.client.get("/readyz"),
+        reading = asyncio.create_task(follow_lines(session, log, streaming, _nothing))
+        await eventually(
+            lambda: service.noted(name, "begun") == 2 and len(log.output) > 2, WAIT_SECONDS
         )
-        assert [one.status_code for one in refusals] == [503] * len(refusals), [
-            one.text for one in refusals
-        ]
-        assert all(int(one.headers["Retry-After"]) > 0 for one in refusals)
-        assert (await service.client.get("/livez")).status_code == 200
+        failures = service.logged("during=finish")
+        end = await start(service.stage)
+        await check_refusals(service, waiting)
 
         Path(scene["go"]).touch()
-        await eventually(lambda: service.noted(name, "ended") == 2, LONG)
-        await eventually(lambda: service.said("during=finish") > unwritten, LONG)
+        await eventually(lambda: service.noted(name, "ended") == 2, WAIT_SECONDS)
+        await eventually(lambda: service.logged("during=finish") > failures, WAIT_SECONDS)
 
-        await again()
-        await eventually(service.ready, LONG)
-        for one in (id, speaker):
-            job = await service.succeeds(one)
-            # Kept and written after: nobody began it anew, although it was away for longer than a
-            # lease.
+        end()
+        await eventually(service.ready, WAIT_SECONDS)
+        for id in (waiting, streaming):
+            job = await service.succeeds(id)
+            # The outcome was kept, so no second attempt started, although the leases had ended.
             assert [attempt["outcome"] for attempt in job["attempts"]] == ["succeeded"], job
-        await asyncio.wait_for(reading, LONG)
+        await asyncio.wait_for(reading, WAIT_SECONDS)
     assert log.unexpected == []
     assert log.entry_ids == sorted(set(log.entry_ids))
     assert [number for _, number in log.output] == list(range(len(log.output)))
@@ -191,40 +166,55 @@ async def outage(service: Service, name: str, begin: Callable[[Stage], Awaitable
     await service.succeeds(await service.accepted("outage.quick", 1))
 
 
+async def check_refusals(service: Service, id: str) -> None:
+    """Every endpoint that needs Redis answers 503 with Retry-After."""
+    answers = await asyncio.gather(
+        service.submit("outage.quick", 1),
+        service.client.get(f"/v1/jobs/{id}"),
+        service.client.get(f"/v1/jobs/{id}?wait=2s"),
+        service.client.post(f"/v1/jobs/{id}/cancel"),
+        service.client.get("/v1/queues"),
+        service.client.get("/readyz"),
+    )
+    statuses = [answer.status_code for answer in answers]
+    assert statuses == [503] * len(answers), [answer.text for answer in answers]
+    assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers)
+    assert (await service.client.get("/livez")).status_code == 200
+
+
 def _nothing() -> None:
     pass
 
 
 @pytest.mark.timeout(300)
-async def test_redis_goes_away_in_three_ways_and_everybody_waits_for_it() -> None:
-    async with serving() as service:
-        processes = [one.pid for one in (*service.stage.apis, *service.stage.workers)]
-        for begin in (killed, stopped, black_holed):
-            await outage(service, begin.__name__, begin)
-        assert [one.pid for one in (*service.stage.apis, *service.stage.workers)] == processes
-        assert all(one.alive for one in (*service.stage.apis, *service.stage.workers))
+async def test_api_and_workers_survive_three_kinds_of_redis_outage() -> None:
+    async with open_service() as service:
+        processes = [process.pid for process in (*service.stage.apis, *service.stage.workers)]
+        for start in (kill, stop, drop_packets):
+            await run_outage(service, start.__name__, start)
+        assert [
+            process.pid for process in (*service.stage.apis, *service.stage.workers)
+        ] == processes
+        assert all(process.alive for process in (*service.stage.apis, *service.stage.workers))
         assert service.stage.logged("[error") == []
 
 
-# -------------------------------------------------------------------------------- one of the others
-
-
-async def others_go_on(service: Service, name: str) -> None:
-    """What needs nothing of what is away is taken, runs and ends."""
+async def check_other_jobs(service: Service, name: str) -> None:
+    """Jobs that do not need what has failed are accepted, run and succeed."""
     assert (await service.client.get("/readyz")).status_code == 200
     ids = [await service.accepted("outage.quick", number) for number in range(3)]
     assert [(await service.succeeds(id))["result"] for id in ids] == [0, 1, 2], name
 
 
 @pytest.mark.timeout(300)
-async def test_without_a_database_or_the_file_store_only_the_jobs_that_need_it_wait() -> None:
+async def test_only_jobs_that_need_a_failed_database_or_file_store_wait() -> None:
     async with AsyncExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tandem-")))
         mongo = mongo_server(home)
         process = stack.enter_context(started(mongo))
-        await eventually(mongo.ready, LONG)
+        await eventually(mongo.ready, WAIT_SECONDS)
         service = await stack.enter_async_context(
-            serving(TANDEM_MONGO__MAIN=f"{mongo.url}?serverSelectionTimeoutMS=500")
+            open_service(TANDEM_MONGO__MAIN=f"{mongo.url}?serverSelectionTimeoutMS=500")
         )
         stage = service.stage
         sql = {"connection": "effects", "statements": [{"sql": "CREATE TABLE once (key text)"}]}
@@ -233,11 +223,11 @@ async def test_without_a_database_or_the_file_store_only_the_jobs_that_need_it_w
         document = {"connection": "main", "collection": "c", "documents": [{"a": 1}]}
         await service.succeeds(await service.accepted("mongo.insert", document))
 
-        # PostgreSQL, which is the ledger's too.
+        # PostgreSQL, which also holds the ledger.
         await stage.postgres.end(signal.SIGQUIT)
         waiting = await service.accepted("sql.execute", insert)
         await service.retries(waiting, "sql_connection")
-        await others_go_on(service, "sql")
+        await check_other_jobs(service, "sql")
         refused = await service.client.get("/v1/jobs")
         assert (refused.status_code, int(refused.headers["Retry-After"]) > 0) == (503, True)
         stage.postgres.start()
@@ -248,14 +238,14 @@ async def test_without_a_database_or_the_file_store_only_the_jobs_that_need_it_w
             )
         )
         assert rows["result"]["rows"] == [{"key": "x"}]
-        await eventually(lambda: _listed(service, waiting), LONG)
+        await eventually(lambda: _listed(service, waiting), WAIT_SECONDS)
 
         # MongoDB.
         process.kill()
         process.wait()
         waiting = await service.accepted("mongo.insert", document)
         await service.retries(waiting, "mongo_connection")
-        await others_go_on(service, "mongo")
+        await check_other_jobs(service, "mongo")
         assert mongo.pid_file is not None
         mongo.pid_file.unlink(missing_ok=True)
         stack.enter_context(started(mongo))
@@ -263,13 +253,13 @@ async def test_without_a_database_or_the_file_store_only_the_jobs_that_need_it_w
         found = await service.accepted("mongo.find", {"connection": "main", "collection": "c"})
         assert (await service.succeeds(found))["result"] == {"count": 2}
 
-        # The file store: something else is in its place.
+        # The file store: a file in place of its directory.
         store, aside = service.directory / "store", service.directory / "aside"
         store.rename(aside)
         store.touch()
         waiting = await service.accepted("outage.writes")
-        await eventually(lambda: _tried(service, waiting), LONG)
-        await others_go_on(service, "files")
+        await eventually(lambda: _tried(service, waiting), WAIT_SECONDS)
+        await check_other_jobs(service, "files")
         store.unlink()
         aside.rename(store)
         job = await service.succeeds(waiting)

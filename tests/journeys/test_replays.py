@@ -1,4 +1,4 @@
-"""Dead letters of a real worker are found, counted and replayed once, although the API dies."""
+"""Failed jobs that are counted, replayed once each although the API is killed, and deleted."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import eventually
 from tests.journeys.pair import KEY, Pair
 
-MANY = 60
+JOBS = 60
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ async def jobs(http: httpx2.AsyncClient, tag: str, state: str) -> list[dict[str,
     return items
 
 
-async def test_what_failed_runs_again_when_its_cause_is_gone(
+async def test_failed_jobs_are_replayed_once_their_cause_is_gone(
     pair: Pair, http: httpx2.AsyncClient, tmp_path: Path
 ) -> None:
     tag, path = tmp_path.name, tmp_path / "needed.txt"
@@ -38,44 +38,44 @@ async def test_what_failed_runs_again_when_its_cause_is_gone(
         "payload": {"path": str(path)},
         "options": {"tags": {"batch": tag}},
     }
-    accepted = (await http.post("/v1/jobs/bulk", json=[job] * MANY)).json()
-    old = [one["id"] for one in accepted]
+    accepted = (await http.post("/v1/jobs/bulk", json=[job] * JOBS)).json()
+    old = [job["id"] for job in accepted]
 
     async def failed() -> bool:
-        return len(await jobs(http, tag, "failed")) == MANY
+        return len(await jobs(http, tag, "failed")) == JOBS
 
     await eventually(failed, 30)
     error = (await http.get(f"/v1/jobs/{old[0]}")).json()["error"]
     assert (error["type"], error["next_attempt_at"]) == ("exception:FileNotFoundError", None)
     body: dict[str, Any] = {"tags": {"batch": tag}, "q": "filenotfound"}
-    told = (await http.post("/v1/jobs/replay", json={**body, "dry_run": True})).json()
-    assert (told["matched"], told["replayed"]) == (MANY, 0)
+    counted = (await http.post("/v1/jobs/replay", json={**body, "dry_run": True})).json()
+    assert (counted["matched"], counted["replayed"]) == (JOBS, 0)
 
     path.write_text("here it is")
-    # The API is killed at some moment of the call; nobody knows how far it came.
+    # Kill the API at some moment during the call.
     call = asyncio.create_task(http.post("/v1/jobs/replay", json=body))
 
-    async def begun() -> bool:
+    async def has_begun() -> bool:
         return call.done() or len(await jobs(http, tag, "queued,running,succeeded")) > 0
 
-    await eventually(begun)
+    await eventually(has_begun)
     pair.kill_api()
     await asyncio.wait({call})
     await pair.start_api()
     both = await asyncio.gather(*(http.post("/v1/jobs/replay", json=body) for _ in range(2)))
-    assert [one.status_code for one in both] == [200, 200]
+    assert [response.status_code for response in both] == [200, 200]
 
     async def succeeded() -> bool:
-        return len(await jobs(http, tag, "succeeded")) == MANY
+        return len(await jobs(http, tag, "succeeded")) == JOBS
 
     await eventually(succeeded, 30)
     new = await jobs(http, tag, "succeeded")
-    assert sorted(one["replay_of"] for one in new) == old
-    assert {one["result"] for one in new} == {"here it is"}
-    told = (await http.post("/v1/jobs/replay", json=body)).json()
-    assert (told["matched"], told["already_replayed"], told["replayed"]) == (MANY, MANY, 0)
+    assert sorted(job["replay_of"] for job in new) == old
+    assert {job["result"] for job in new} == {"here it is"}
+    counted = (await http.post("/v1/jobs/replay", json=body)).json()
+    assert (counted["matched"], counted["already_replayed"], counted["replayed"]) == (JOBS, JOBS, 0)
 
     answers = await asyncio.gather(*(http.delete(f"/v1/jobs/{id}") for id in old))
-    assert {one.status_code for one in answers} == {204}
+    assert {answer.status_code for answer in answers} == {204}
     assert await jobs(http, tag, "failed") == []
     assert (await http.get(f"/v1/jobs/{new[0]['id']}")).json() == new[0]

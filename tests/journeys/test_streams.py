@@ -1,4 +1,4 @@
-"""Streams larger than Redis may hold arrive whole, in order and once, whatever is killed."""
+"""Streams larger than Redis may hold, while readers are cut off and processes are killed."""
 
 import asyncio
 import hashlib
@@ -18,24 +18,23 @@ from tandem_shared.dev.servers import die_with_parent, free_port
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.queue import MAX_TAIL_BYTES
 from tests.conftest import eventually
+from tests.journeys.stage import ROOT, WorkerStage
 from tests.journeys.tasks import stream_tasks as tasks
-from tests.journeys.test_crashes import LEASE, ROOT, Stage, registered
-from tests.journeys.test_crashes import stage as stage  # noqa: PLC0414 - a fixture is found by its name here
-from tests.worker.workers import Client, open_client, outcomes
+from tests.worker.workers import Client, outcomes
 
 MIB = 1 << 20
 
 
 class Replicas:
-    """API processes on one Redis."""
+    """API processes that share a Redis."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: WorkerStage) -> None:
         self.stage = stage
         self.ports: dict[int, subprocess.Popen[bytes]] = {}
         self._stack = ExitStack()
 
     async def start(self) -> int:
-        """The port of one more."""
+        """Start another API; its port."""
         port = free_port()
         environment = {
             "TANDEM_REDIS_URL": self.stage.server.url,
@@ -58,7 +57,7 @@ class Replicas:
         self._stack.callback(process.kill)
         self.ports[port] = process
 
-        async def serves() -> bool:
+        async def is_serving() -> bool:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
             except OSError:
@@ -66,7 +65,7 @@ class Replicas:
             writer.close()
             return True
 
-        await eventually(serves, 30)
+        await eventually(is_serving, 30)
         return port
 
     def kill(self, port: int) -> None:
@@ -77,29 +76,18 @@ class Replicas:
 
 
 @pytest.fixture
-def replicas(stage: Stage) -> Iterator[Replicas]:
+def replicas(stage: WorkerStage) -> Iterator[Replicas]:
     replicas = Replicas(stage)
     yield replicas
     replicas.close()
 
 
-@pytest.fixture
-async def client(stage: Stage) -> AsyncIterator[Client]:
-    await stage.redis()
-    stage.worker(tasks=tasks.__name__)
-    async with open_client(stage.server.url, LEASE) as client:
-        await registered(client, 1)
-        yield client
-
-
 async def lines(
     port: int, id: str, after: str | None = None, *, slow: asyncio.Event | None = None
 ) -> AsyncGenerator[bytes, None]:
-    """The entries of one connection; a slow reader pauses after the first until the event."""
-    url, headers = (
-        f"http://127.0.0.1:{port}/v1/jobs/{id}/stream",
-        {"Accept": "application/x-ndjson"},
-    )
+    """The entries of one connection. With `slow`, wait for the event after each entry."""
+    url = f"http://127.0.0.1:{port}/v1/jobs/{id}/stream"
+    headers = {"Accept": "application/x-ndjson"}
     query = {"types": "output"} | ({"after": after} if after else {})
     async with httpx2.AsyncClient(trust_env=False, timeout=60) as client:
         with suppress(httpx2.TransportError):
@@ -107,8 +95,8 @@ async def lines(
                 assert answer.status_code == 200
                 rest = b""
                 async for data in answer.aiter_raw():
-                    *whole, rest = (rest + data).split(b"\n")
-                    for line in filter(None, whole):
+                    *complete, rest = (rest + data).split(b"\n")
+                    for line in filter(None, complete):
                         yield line
                         if slow is not None:
                             await slow.wait()
@@ -125,7 +113,7 @@ _entry = msgspec.json.Decoder(Entry)
 
 
 async def digest(entries: AsyncIterator[bytes]) -> str:
-    """Hash of the items of the last attempt; fails unless the stream is whole."""
+    """The hash of the last attempt's items. Fails unless the stream is complete."""
     found, attempt, last = hashlib.sha256(), 0, None
     async for line in entries:
         last = _entry.decode(line)
@@ -140,14 +128,14 @@ async def digest(entries: AsyncIterator[bytes]) -> str:
 
 
 def expected(stream: tasks.Stream) -> str:
-    whole = hashlib.sha256()
-    for item in tasks.made(stream):
-        whole.update(item)
-    return whole.hexdigest()
+    found = hashlib.sha256()
+    for item in tasks.generate(stream):
+        found.update(item)
+    return found.hexdigest()
 
 
-async def test_readers_of_any_pace_get_all_while_redis_holds_little(
-    stage: Stage, client: Client, replicas: Replicas
+async def test_fast_and_slow_readers_get_everything_while_redis_holds_little(
+    stage: WorkerStage, client: Client, replicas: Replicas
 ) -> None:
     port = await replicas.start()
     stream = tasks.Stream(items=800, size=64 << 10)  # 52 MB
@@ -155,30 +143,29 @@ async def test_readers_of_any_pace_get_all_while_redis_holds_little(
     go_on = asyncio.Event()
     fast = asyncio.create_task(digest(lines(port, id)))
     slow = asyncio.create_task(digest(lines(port, id, slow=go_on)))
-    most = 0
+    max_bytes = 0
 
-    async def read() -> bool:
-        nonlocal most
+    async def has_ended() -> bool:
+        nonlocal max_bytes
         key = f"{client.queue.prefix}out:{id}"
-        most = max(most, int(await client.redis.memory_usage(key, samples=0) or 0))
+        max_bytes = max(max_bytes, int(await client.redis.memory_usage(key, samples=0) or 0))
         return fast.done()
 
-    await eventually(read, 60)
+    await eventually(has_ended, 60)
     assert await fast == expected(stream)
     assert not slow.done()
-    assert (await client.record(id)).state is State.SUCCEEDED, "nobody waited for the slow one"
-    assert 0 < most < MAX_TAIL_BYTES + 2 * MIB
+    assert (await client.record(id)).state is State.SUCCEEDED, "the job waited for the slow reader"
+    assert 0 < max_bytes < MAX_TAIL_BYTES + 2 * MIB
     go_on.set()
     assert await slow == expected(stream)
 
 
-async def test_a_stream_outlives_the_worker(
-    stage: Stage, client: Client, replicas: Replicas
+async def test_a_stream_survives_a_killed_worker(
+    stage: WorkerStage, client: Client, replicas: Replicas
 ) -> None:
     port = await replicas.start()
-    stream = tasks.Stream(
-        items=200, size=64 << 10, halt=120, go=stage.directory / "go"
-    )  # killed after 8 MB
+    # The worker is killed after 8 MB.
+    stream = tasks.Stream(items=200, size=64 << 10, halt=120, go=stage.directory / "go")
     id = await client.submit(tasks.items, stream.model_dump(mode="json"))
     reading = asyncio.create_task(digest(lines(port, id)))
     await eventually(lambda: client.queue.segments(id), 30)
@@ -189,35 +176,34 @@ async def test_a_stream_outlives_the_worker(
     assert await client.result(id) == 2
     assert outcomes(await client.record(id)) == ["worker_lost", "succeeded"]
     assert await reading == expected(stream)
-    assert await digest(lines(port, id)) == expected(stream), "as for who comes later"
+    assert await digest(lines(port, id)) == expected(stream), "a later reader gets something else"
 
 
 async def test_fifty_cuts_and_a_killed_replica_lose_nothing(
-    stage: Stage, client: Client, replicas: Replicas
+    stage: WorkerStage, client: Client, replicas: Replicas
 ) -> None:
     ports = [await replicas.start(), await replicas.start()]
     stream = tasks.Stream(items=1600, size=8 << 10, halt=1000, go=stage.directory / "go")  # 13 MB
     id = await client.submit(tasks.items, stream.model_dump(mode="json"))
     dice = random.Random(4)
-    got: list[Any] = []
+    received: list[Any] = []
     for cut in range(50):
         if cut == 15:
             replicas.kill(ports.pop(0))
         if cut == 25:
             stage.go()
-        count = dice.randint(
-            0, 30
-        )  # 750 before the job goes on, and 1500 in all, are not the end of what there is
-        connection = lines(dice.choice(ports), id, got[-1][0] if got else None)
+        # At max_bytes 750 before the job goes on and 1,500 in all: less than there is.
+        count = dice.randint(0, 30)
+        connection = lines(dice.choice(ports), id, received[-1][0] if received else None)
         while count and (line := await anext(connection, None)) is not None:
             entry = _entry.decode(line)
-            got.append((entry.id, entry.type, bytes(entry.data)))
+            received.append((entry.id, entry.type, bytes(entry.data)))
             count -= 1
         await connection.aclose()
-    async for line in lines(ports[0], id, got[-1][0]):
+    async for line in lines(ports[0], id, received[-1][0]):
         entry = _entry.decode(line)
-        got.append((entry.id, entry.type, bytes(entry.data)))
-    assert got.pop()[1] == "end"
-    assert [data for _, _, data in got] == list(tasks.made(stream))
-    assert [id for id, _, _ in got] == sorted({id for id, _, _ in got})
-    assert await client.queue.segments(id), "some of it came from the file store"
+        received.append((entry.id, entry.type, bytes(entry.data)))
+    assert received.pop()[1] == "end"
+    assert [data for _, _, data in received] == list(tasks.generate(stream))
+    assert [id for id, _, _ in received] == sorted({id for id, _, _ in received})
+    assert await client.queue.segments(id), "nothing came from the file store"

@@ -1,4 +1,4 @@
-"""`tandem submit`, `watch`, `result` and `cancel` as processes, against a real API and worker."""
+"""The commands for jobs, piped and on a terminal, against a real API and worker."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tandem_jobs.client.client import Client
 from tests.conftest import eventually
 from tests.journeys.pair import KEY, ROOT, START_SECONDS, Pair
 
-CLEAR = "\r\x1b[2K"  # the live line is taken away
+CLEAR = "\r\x1b[2K"  # removes the live line
 
 
 @pytest.fixture
@@ -58,9 +58,6 @@ def rows(text: str) -> list[object]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-# -------------------------------------------------------------------------------------- in a script
-
-
 def test_submit_prints_the_id_and_result_prints_the_result(pair: Pair, client: Client) -> None:
     done = tandem(
         pair,
@@ -81,7 +78,7 @@ def test_submit_prints_the_id_and_result_prints_the_result(pair: Pair, client: C
     assert "succeeded" in done.stderr
 
 
-def test_watch_gives_items_alone_on_stdout(pair: Pair, tmp_path: Path) -> None:
+def test_watch_writes_only_items_to_stdout(pair: Pair, tmp_path: Path) -> None:
     payload = tmp_path / "payload.json"
     payload.write_text('{"count": 500}')
     done = tandem(pair, "submit", "--watch", "client.counts", f"@{payload}")
@@ -92,7 +89,7 @@ def test_watch_gives_items_alone_on_stdout(pair: Pair, tmp_path: Path) -> None:
     )
 
 
-def test_watch_tells_logs_and_retries_on_stderr(pair: Pair, client: Client) -> None:
+def test_watch_reports_logs_and_retries_on_stderr(pair: Pair, client: Client) -> None:
     id = client.submit("client.ends", {"result": 7, "retries": 1}).id
     done = tandem(pair, "watch", id)
     assert done.returncode == 0
@@ -110,7 +107,7 @@ def test_watch_tells_logs_and_retries_on_stderr(pair: Pair, client: Client) -> N
 def test_replay_prints_the_new_jobs_id(pair: Pair, client: Client) -> None:
     failed = client.submit("client.ends", {"error": "card_declined"}, wait=20).id
     done = [tandem(pair, "replay", failed, "--key", f"again {failed}") for _ in range(2)]
-    assert [(one.returncode, one.stderr) for one in done] == [(0, "")] * 2
+    assert [(run.returncode, run.stderr) for run in done] == [(0, "")] * 2
     assert done[0].stdout == done[1].stdout
     new = client.wait(done[0].stdout.strip(), timeout=30)
     assert (new.state, new.id != failed) == ("failed", True)
@@ -121,7 +118,9 @@ def test_replay_prints_the_new_jobs_id(pair: Pair, client: Client) -> None:
 
 
 @pytest.mark.parametrize("how", [["watch"], ["result"], ["result", "--wait"]])
-def test_the_exit_code_tells_the_final_state(pair: Pair, client: Client, how: list[str]) -> None:
+def test_the_exit_code_is_that_of_the_final_state(
+    pair: Pair, client: Client, how: list[str]
+) -> None:
     failed = client.submit("client.ends", {"error": "card_declined"}, wait=20).id
     done = tandem(pair, *how, failed)
     assert done.returncode == 1
@@ -149,7 +148,7 @@ def test_a_result_that_became_a_file_is_printed_and_so_is_any_file(pair: Pair) -
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (
             ["submit", "client.counts", "{}"],
@@ -170,15 +169,15 @@ def test_a_result_that_became_a_file_is_printed_and_so_is_any_file(pair: Pair) -
         ),
     ],
 )
-def test_what_is_refused_is_a_line(pair: Pair, arguments: list[str], said: str) -> None:
+def test_a_refusal_is_one_line(pair: Pair, arguments: list[str], expected: str) -> None:
     done = tandem(pair, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(said)
+    assert done.stderr.startswith(expected)
     assert done.stderr.count("\n") == 1
     assert "wrong" not in done.stderr
 
 
-def test_nobody_there_is_an_exit_code_of_its_own(pair: Pair) -> None:
+def test_an_api_that_does_not_answer_has_its_own_exit_code(pair: Pair) -> None:
     done = tandem(pair, "watch", "x", "--url", "http://127.0.0.1:1", "--patience", "0.2")
     assert done.returncode == 4
     assert done.stderr.splitlines() == [
@@ -196,7 +195,7 @@ def test_a_key_submits_once_and_stdin_is_read(pair: Pair) -> None:
     assert first.stdout == again.stdout
 
 
-def test_a_reader_that_goes_away_is_quiet(pair: Pair, client: Client) -> None:
+def test_a_closed_pipe_ends_a_command_quietly(pair: Pair, client: Client) -> None:
     id = client.submit("client.counts", {"count": 5000}, wait=20).id
     with subprocess.Popen(
         command("watch", id),
@@ -209,16 +208,13 @@ def test_a_reader_that_goes_away_is_quiet(pair: Pair, client: Client) -> None:
         assert process.stderr
         process.stdout.readline()
         process.stdout.close()
-        said = process.stderr.read().decode()
+        expected = process.stderr.read().decode()
         assert process.wait(START_SECONDS) == 141
-    assert "Traceback" not in said
-
-
-# ------------------------------------------------------------------------------------ on a terminal
+    assert "Traceback" not in expected
 
 
 class Terminal:
-    """A command in a pseudo-terminal, with everything it shows."""
+    """A command on a pseudo-terminal, and everything that it shows."""
 
     def __init__(self, pair: Pair, *arguments: str, piped: bool = False, **more: str) -> None:
         self._main, other = pty.openpty()
@@ -241,15 +237,15 @@ class Terminal:
         try:
             while data := os.read(self._main, 4096):
                 self._parts.append(data)
-        except OSError:  # EIO: nobody writes any more
+        except OSError:  # EIO: the other side is closed
             pass
 
     @property
     def shown(self) -> str:
         return b"".join(self._parts).decode()
 
-    def ended(self) -> int:
-        """Its exit code."""
+    def exit_code(self) -> int:
+        """The exit code, once the command has ended."""
         code = self.process.wait(START_SECONDS)
         self._reader.join(10)
         return code
@@ -269,7 +265,7 @@ class Terminal:
         self.close()
 
 
-async def test_a_terminal_has_a_live_line_and_keeps_the_rest(
+async def test_a_terminal_has_a_live_line_below_the_lines_that_stay(
     pair: Pair, client: Client, tmp_path: Path
 ) -> None:
     go = tmp_path / "go"
@@ -277,7 +273,7 @@ async def test_a_terminal_has_a_live_line_and_keeps_the_rest(
     with Terminal(pair, "watch", id) as terminal:
         await eventually(lambda: f"{CLEAR}running" in terminal.shown, START_SECONDS)
         go.touch()
-        assert terminal.ended() == 0
+        assert terminal.exit_code() == 0
     kept = re.sub(r"[^\n]*\r\x1b\[2K", "", terminal.shown).replace("\r\n", "\n")
     lines = kept.splitlines()
     assert len(lines) == 3
@@ -304,7 +300,7 @@ async def test_progress_is_a_bar(pair: Pair, client: Client, tmp_path: Path) -> 
 
             await eventually(shown, START_SECONDS)
         upto.write_text("4")
-        assert terminal.ended() == 0
+        assert terminal.exit_code() == 0
     assert not [
         line
         for line in re.split(r"[\r\n]", terminal.shown)
@@ -312,7 +308,7 @@ async def test_progress_is_a_bar(pair: Pair, client: Client, tmp_path: Path) -> 
     ]
 
 
-async def test_a_piped_terminal_has_its_line_on_stderr(
+async def test_with_stdout_piped_the_live_line_is_on_stderr(
     pair: Pair, client: Client, tmp_path: Path
 ) -> None:
     go = tmp_path / "go"
@@ -322,21 +318,21 @@ async def test_a_piped_terminal_has_its_line_on_stderr(
         go.touch()
         assert terminal.process.stdout
         items = terminal.process.stdout.read().decode()
-        assert terminal.ended() == 0
+        assert terminal.exit_code() == 0
     assert rows(items) == [{"attempt": number, "text": "\x9b31m"} for number in (1, 2)]
     assert not re.search(r"\x1b\[[0-9;]*m", terminal.shown)
 
 
-def test_a_dumb_terminal_is_written_to_in_lines(pair: Pair, client: Client) -> None:
+def test_a_dumb_terminal_gets_lines_only(pair: Pair, client: Client) -> None:
     id = client.submit("client.ends", wait=20).id
     with Terminal(pair, "watch", id, TERM="dumb") as terminal:
-        assert terminal.ended() == 0
+        assert terminal.exit_code() == 0
     assert "\x1b" not in terminal.shown
     assert "running, attempt 1\r\n" in terminal.shown
 
 
 @pytest.mark.parametrize("how", [["watch"], ["result", "--wait"]])
-async def test_ctrl_c_leaves_the_job_running_and_says_how_to_go_on(
+async def test_ctrl_c_leaves_the_job_running_and_shows_how_to_resume(
     pair: Pair, client: Client, tmp_path: Path, how: list[str]
 ) -> None:
     go = tmp_path / "go"
@@ -346,9 +342,9 @@ async def test_ctrl_c_leaves_the_job_running_and_says_how_to_go_on(
         if how == ["watch"]:
             await eventually(lambda: "running" in terminal.shown, START_SECONDS)
         else:
-            await eventually(lambda: waits(terminal.process.pid), START_SECONDS)
+            await eventually(lambda: is_connected(terminal.process.pid), START_SECONDS)
         os.killpg(terminal.process.pid, signal.SIGINT)
-        assert terminal.ended() == 130
+        assert terminal.exit_code() == 130
     assert "Traceback" not in terminal.shown
     assert client.get(id).state == "running"
     words = re.search(r"resume with: tandem (watch .+?)\r\n", terminal.shown)
@@ -359,6 +355,9 @@ async def test_ctrl_c_leaves_the_job_running_and_says_how_to_go_on(
     assert len(done.stdout.splitlines()) == 1
 
 
-def waits(pid: int) -> bool:
-    """Whether it has a connection to the API."""
-    return any(one.status == "ESTABLISHED" for one in psutil.Process(pid).net_connections("tcp"))
+def is_connected(pid: int) -> bool:
+    """Whether the process has a connection to the API."""
+    return any(
+        connection.status == "ESTABLISHED"
+        for connection in psutil.Process(pid).net_connections("tcp")
+    )

@@ -162,7 +162,7 @@ def _translated_errors() -> Iterator[None]:
 
 
 def _system_error(error: BaseException | None) -> str:
-    """The text of the operating system's error behind an exception, empty if there is none."""
+    """The text of the operating system's error behind an exception, or an empty string."""
     while error is not None:
         if isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tandem_shared.dev.servers import Server, free_port, mongo_server, redis_server
+from tandem_shared.dev.servers import LocalServer, free_port, mongo_server, redis_server
 from tandem_shared.errors import Misconfigured
 from tandem_shared.settings import LOOPBACK_NETWORKS, Settings, mask_url
 
@@ -33,7 +33,7 @@ class Plan:
     """The servers to start before the API and the workers, and what all processes are given."""
 
     data: Path
-    servers: tuple[Server, ...]
+    servers: tuple[LocalServer, ...]
     env: dict[str, str]  # of every child
     host: str
     port: int
@@ -77,7 +77,9 @@ def make_plan(options: DevOptions, settings: Settings, data: Path) -> Plan:
     )
 
 
-def _servers(settings: Settings, data: Path, env: dict[str, str], notes: list[str]) -> list[Server]:
+def _servers(
+    settings: Settings, data: Path, env: dict[str, str], notes: list[str]
+) -> list[LocalServer]:
     """The servers to start; adds all URLs to `env`, or to `notes` if they are given."""
 
     def is_given(field: str, name: str) -> bool:

@@ -1,6 +1,6 @@
 """Servers for `tandem dev` and the tests: their programs, how they start, when they are ready.
 
-Every server is a child in a process group of its own, so that a terminal's Ctrl-C reaches only the
+Every server is a child in its own process group, so that a terminal's Ctrl-C reaches only the
 parent, which ends its children in order. A child ends with its parent, even if that is killed.
 """
 
@@ -78,7 +78,7 @@ def die_with_parent(argv: Sequence[str], *, watch: bool = sys.platform != "linux
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class LocalServer:
     """How to start a server, where it answers and how to see that it does."""
 
     name: str
@@ -110,7 +110,7 @@ def redis_version(program: Path) -> str:
     return next((word[2:] for word in done.stdout.split() if word.startswith("v=")), "unknown")
 
 
-def redis_server(data: Path) -> Server:
+def redis_server(data: Path) -> LocalServer:
     """Redis or Valkey with an append-only file and its socket in `data`. Raises Misconfigured."""
     root = data.resolve()
     path = root / "redis.sock"
@@ -128,10 +128,10 @@ def redis_server(data: Path) -> Server:
     async def ready() -> bool:
         return await is_answering(host, port, b"PING\r\n", b"+PONG")
 
-    return Server("redis", argv, url, ready, log)
+    return LocalServer("redis", argv, url, ready, log)
 
 
-def mongo_server(data: Path) -> Server:
+def mongo_server(data: Path) -> LocalServer:
     """A MongoDB-wire server over SQLite with its file in `data`. Raises Misconfigured."""
     script = Path(sysconfig.get_path("scripts")) / "nx-27017"
     program = script if script.exists() else find_program("nx-27017")
@@ -149,7 +149,7 @@ def mongo_server(data: Path) -> Server:
         return await is_answering("127.0.0.1", port, b"", b"")
 
     url = f"mongodb://127.0.0.1:{port}/tandem"
-    return Server("mongo", argv, url, ready, root / "mongo.log", root / "mongo.pid")
+    return LocalServer("mongo", argv, url, ready, root / "mongo.log", root / "mongo.pid")
 
 
 def free_port() -> int:

@@ -22,8 +22,8 @@ import msgspec
 from tandem_jobs.client.client import AsyncClient
 from tandem_shared.dev import demo
 from tandem_shared.dev.plan import MAX_DRAIN_SECONDS, DevOptions, Plan, make_plan
-from tandem_shared.dev.servers import Server
-from tandem_shared.dev.supervisor import Child, CrashLoop, Output, Program, write_stdout
+from tandem_shared.dev.servers import LocalServer
+from tandem_shared.dev.supervisor import CrashLoop, DevProcess, Output, Program, write_stdout
 from tandem_shared.errors import Misconfigured, TandemError
 from tandem_shared.settings import load_settings, require_keys
 
@@ -92,7 +92,7 @@ class Session:
         self,
         options: DevOptions,
         plan: Plan,
-        children: Sequence[list[Child]],
+        children: Sequence[list[DevProcess]],
         output: Output,
         stop: asyncio.Event,
     ) -> None:
@@ -170,13 +170,13 @@ class Session:
             return True
         return await demo.run(plan, self._started, lambda text: self._output.print("demo", text))
 
-    async def _start(self, children: list[Child]) -> None:
+    async def _start(self, children: list[DevProcess]) -> None:
         """Returns when all are ready; the demo does not need MongoDB."""
         self._tasks.extend(asyncio.create_task(self._supervise(child)) for child in children)
         needed = [child for child in children if child.program.name != "mongo"]
         await asyncio.gather(*(child.ready.wait() for child in needed))
 
-    async def _supervise(self, child: Child) -> None:
+    async def _supervise(self, child: DevProcess) -> None:
         try:
             await child.supervise()
         except CrashLoop as error:
@@ -199,7 +199,7 @@ class Session:
 
 def _children(
     workers: int, plan: Plan, output: Output, client: AsyncClient
-) -> tuple[list[Child], ...]:
+) -> tuple[list[DevProcess], ...]:
     """The servers, the API and the workers."""
     script = Path(sysconfig.get_path("scripts")) / "tandem"
     tandem = [str(script)] if script.exists() else [sys.executable, "-m", "tandem_jobs.cli"]
@@ -211,19 +211,19 @@ def _children(
         listed = await _get(client, "/v1/workers")
         return listed is not None and any(worker["pid"] == pid for worker in listed["items"])
 
-    def child(name: str, ready: Callable[[int], Awaitable[bool]], *arguments: str) -> Child:
-        return Child(Program(name, [*tandem, *arguments], plan.env, ready), output)
+    def child(name: str, ready: Callable[[int], Awaitable[bool]], *arguments: str) -> DevProcess:
+        return DevProcess(Program(name, [*tandem, *arguments], plan.env, ready), output)
 
     address = ("--host", plan.host, "--port", str(plan.port))
     names = ["worker"] if workers == 1 else [f"worker-{n}" for n in range(1, workers + 1)]
     return (
-        [Child(_program(server, plan.env), output) for server in plan.servers],
+        [DevProcess(_program(server, plan.env), output) for server in plan.servers],
         [child("api", is_api_ready, "api", *address)],
         [child(name, is_worker_ready, "worker") for name in names],
     )
 
 
-def _program(server: Server, env: dict[str, str]) -> Program:
+def _program(server: LocalServer, env: dict[str, str]) -> Program:
     return Program(
         server.name,
         server.argv,

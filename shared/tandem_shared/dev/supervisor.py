@@ -98,7 +98,7 @@ class Program:
     quiet: bool = False  # print its output only when it cannot start
 
 
-class Child:
+class DevProcess:
     """A program that is restarted until `stop`."""
 
     def __init__(self, program: Program, output: Output) -> None:

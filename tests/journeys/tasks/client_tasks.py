@@ -1,4 +1,4 @@
-"""Tasks that a client follows: they say, return or refuse what their payload asks for."""
+"""Tasks that stream, return or raise what their payload says."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from tandem_worker.jobs.job import Job
 
 
 class Count(BaseModel):
-    """`upto`: a file with the number of items that may be told by now; without one, all `count`."""
+    """`upto`: a file with the number of items to stream so far; without it, all `count`."""
 
     count: int
     width: int = 60
@@ -31,10 +31,10 @@ async def counts(job: Job, payload: Count) -> AsyncIterator[dict[str, Any]]:
 
 class Ending(BaseModel):
     result: Any = None
-    size: int = 0  # of a text that is returned instead
+    size: int = 0  # characters of a text that is returned instead
     error: str | None = None
-    retries: int = 0  # attempts that fail before
-    go: Path | None = None  # waited for
+    retries: int = 0  # attempts that fail first
+    go: Path | None = None  # file to wait for
 
 
 @task("client.ends", timeout="60s")
@@ -53,7 +53,7 @@ async def ends(job: Job, payload: Ending) -> Any:
 
 @task("client.bars", timeout="60s")
 async def bars(job: Job, payload: Count) -> None:
-    """Progress only."""
+    """Reports progress and nothing else."""
     for number in range(1, payload.count + 1):
         while payload.upto is not None and number > int(payload.upto.read_text() or 0):
             await asyncio.sleep(0.02)
@@ -66,5 +66,5 @@ class Need(BaseModel):
 
 @task("client.needs", timeout="10s", retry=RetryPolicy(max_attempts=1))
 def needs(payload: Need) -> str:
-    """What the file says, if it is there."""
+    """The content of the file. Fails without the file."""
     return payload.path.read_text()

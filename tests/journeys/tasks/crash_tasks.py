@@ -1,4 +1,4 @@
-"""Tasks that wait, block or kill their process on command; they leave notes in a file."""
+"""Tasks that wait, block or kill their process, and note where they are."""
 
 import asyncio
 import os
@@ -13,13 +13,13 @@ from tandem_worker.jobs.sync import SyncJob
 
 
 class Scene(BaseModel):
-    """`notes`: a file with a line for each step; `go`: a file that lets waiting code end."""
+    """Two files: `notes` gets a line for each step of the code, `go` lets it end once it exists."""
 
     notes: Path
     go: Path
 
     def note(self, word: str, attempt: int) -> None:
-        # One write to a file opened for appending: lines of several processes do not mix.
+        # One appending write each, so that the lines of several processes do not mix.
         with self.notes.open("a", encoding="utf-8") as file:
             file.write(f"{word} {attempt} {os.getpid()}\n")
 
@@ -40,7 +40,7 @@ async def waits(job: Job, payload: Scene) -> int:
 
 @task("crash.deaf")
 async def deaf(job: Job, payload: Scene) -> int:
-    """Ignores its cancellation: its result comes from an attempt that was given up long ago."""
+    """Outlives its attempt: what it returns comes from an attempt that has long been given up."""
     payload.note("begun", job.attempt)
     while not payload.go.exists():
         try:
@@ -60,7 +60,7 @@ async def exits(job: Job, payload: Scene) -> None:
 
 @task("crash.blocks")
 async def blocks(job: Job, payload: Scene) -> int:
-    """The event loop stands still for longer than a lease."""
+    """Blocks the event loop for longer than a lease."""
     payload.note("begun", job.attempt)
     time.sleep(2.5)
     return job.attempt

@@ -1,4 +1,4 @@
-"""Tasks with limits; they leave notes in a file."""
+"""Tasks with limits, one of which notes its start and its end."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The same task as it is after the deployment."""
+"""The task of older_tasks.py after a deployment."""
 
 from tandem_worker import task
 

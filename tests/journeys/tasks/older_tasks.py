@@ -1,4 +1,4 @@
-"""A task as it was before a deployment."""
+"""A task before a deployment."""
 
 from tandem_worker import task
 

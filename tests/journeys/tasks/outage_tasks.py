@@ -1,4 +1,4 @@
-"""Tasks for outages: one talks until it is released, one ends at once, one writes a file."""
+"""Tasks for outages: two run until a file exists, one returns at once, one writes a file."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,8 +9,8 @@ from tandem_worker.jobs.job import Job
 from tests.journeys.tasks.crash_tasks import Scene
 
 
-@task("outage.speaks")
-async def speaks(job: Job, payload: Scene) -> AsyncIterator[dict[str, int]]:
+@task("outage.streams")
+async def streams(job: Job, payload: Scene) -> AsyncIterator[dict[str, int]]:
     payload.note("begun", job.attempt)
     number = 0
     while not payload.go.exists():

@@ -1,4 +1,4 @@
-"""A task that streams as much as a test wants, made and not stored; every attempt says the same."""
+"""A task that streams any amount of generated items, the same in every attempt."""
 
 import asyncio
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tandem_worker.jobs.job import Job
 
 
 class Stream(BaseModel):
-    """`items` of about `size` bytes; before item `halt` it waits until the file `go` exists."""
+    """`items` of about `size` bytes; item number `halt` waits until the file `go` exists."""
 
     items: int
     size: int
@@ -20,7 +20,7 @@ class Stream(BaseModel):
     go: Path = Path("/")
 
 
-def made(stream: Stream) -> Iterator[bytes]:
+def generate(stream: Stream) -> Iterator[bytes]:
     """The items as JSON."""
     for number in range(stream.items):
         word = f"{number * 2654435761 % 4294967296:08x}"
@@ -29,7 +29,7 @@ def made(stream: Stream) -> Iterator[bytes]:
 
 @task("stream.items", timeout="2m")
 async def items(job: Job, payload: Stream) -> int:
-    for number, item in enumerate(made(payload)):
+    for number, item in enumerate(generate(payload)):
         while number == payload.halt and not payload.go.exists():
             await asyncio.sleep(0.01)
         await job.emit(msgspec.Raw(item))

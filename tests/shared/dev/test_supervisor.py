@@ -14,7 +14,7 @@ import pytest
 
 from tandem_shared.dev import supervisor
 from tandem_shared.dev.servers import redis_server
-from tandem_shared.dev.supervisor import Child, CrashLoop, Output, Program
+from tandem_shared.dev.supervisor import CrashLoop, DevProcess, Output, Program
 from tests.conftest import eventually
 from tests.shared.dev.test_servers import alive
 
@@ -65,9 +65,9 @@ def program(
 @asynccontextmanager
 async def supervised(
     program: Program, recorder: Recorder
-) -> AsyncIterator[tuple[Child, "asyncio.Task[None]"]]:
+) -> AsyncIterator[tuple[DevProcess, "asyncio.Task[None]"]]:
     output = Output(recorder.write, lambda: None)
-    child = Child(program, output)
+    child = DevProcess(program, output)
     task = asyncio.create_task(child.supervise())
     try:
         yield child, task

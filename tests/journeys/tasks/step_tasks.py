@@ -1,4 +1,4 @@
-"""Tasks with steps and locks whose worker is killed or stopped; they leave notes in a file."""
+"""Tasks with steps and locks, which note where they are."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from tandem_worker.jobs.sync import SyncJob
 from tests.journeys.tasks.crash_tasks import Scene
 
 
-def first(scene: Scene, attempt: int) -> str:
+def make(scene: Scene, attempt: int) -> str:
     scene.note("first", attempt)
     return f"made by {attempt}"
 
@@ -18,17 +18,17 @@ async def wait(scene: Scene) -> None:
         await asyncio.sleep(0.02)
 
 
-@task("own.steps")
+@task("steps.steps")
 async def steps(job: Job, payload: Scene) -> list[str]:
-    made = await job.step("first", first, payload, job.attempt)
+    made = await job.step("first", make, payload, job.attempt)
     payload.note("between", job.attempt)
     await wait(payload)
-    return [made, await job.step("second", first, payload, job.attempt)]
+    return [made, await job.step("second", make, payload, job.attempt)]
 
 
-@task("own.door")
+@task("steps.door")
 async def door(job: Job, payload: Scene) -> int:
-    """Notes its fence when it begins and ends to hold the lock, or is told that it has lost it."""
+    """Notes its fence when it gets, frees or loses the lock."""
     async with job.lock("door") as lock:
         payload.note("in", lock.fence)
         try:
@@ -40,7 +40,7 @@ async def door(job: Job, payload: Scene) -> int:
         return lock.fence
 
 
-@task("own.brief")
+@task("steps.brief")
 async def brief(job: Job, payload: Scene) -> int:
     async with job.lock("door") as lock:
         payload.note("in", lock.fence)
@@ -49,7 +49,7 @@ async def brief(job: Job, payload: Scene) -> int:
         return lock.fence
 
 
-@task("own.thread")
+@task("steps.thread")
 def thread(job: SyncJob, payload: Scene) -> int:
     with job.lock("door") as lock:
         payload.note("in", lock.fence)
