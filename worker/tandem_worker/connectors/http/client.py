@@ -9,6 +9,7 @@ that resolve to something else the second time. Failures are TaskErrors:
     tls_failed         the certificate is not valid
     redirect_refused   a redirect to an invalid URL, out of HTTP, or in circles
     bad_response       the response is not HTTP
+    too_large          the headers of the response pass a bound of protocol.py, or its body `limit`
     invalid_url        a URL that cannot be called
     circuit_open       the host kept failing and gets no calls for a while (breaker.py); retryable
 """
@@ -16,10 +17,11 @@ that resolve to something else the second time. Failures are TaskErrors:
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -33,6 +35,14 @@ from tandem_shared.settings import Settings
 from tandem_shared.version import tandem_version
 from tandem_worker.connectors.http import guard
 from tandem_worker.connectors.http.breaker import Breaker
+from tandem_worker.connectors.http.cookies import ChainCookies
+from tandem_worker.connectors.http.protocol import (
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
+    HeadersTooLarge,
+    ResponseProtocol,
+)
+from tandem_worker.connectors.http.urls import QueryParams, join_url, parse_url
 from tandem_worker.errors import Permanent, TaskError
 
 MAX_CONNECTIONS = 1000
@@ -59,7 +69,6 @@ _BODY_HEADERS = (
 # `HttpClient.request` bounds the whole call, with its redirects and the reading of the response.
 _CONNECT_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_SECONDS)
 
-QueryParams = Mapping[str, Any] | Sequence[tuple[str, str]]
 # Bytes, or a function that opens a stream of them: a redirect may need the body again.
 Body = bytes | Callable[[], AsyncIterator[bytes]]
 
@@ -160,18 +169,21 @@ class HttpClient:
         return bytes(data)
 
     async def _follow(self, hop: _Hop, redirects: int, repeatable: bool) -> aiohttp.ClientResponse:
-        first = hop
+        first, cookies = hop, ChainCookies()
         for _ in range(redirects + 1):
-            response = await self._send(hop, repeatable)
+            response = await self._send(hop, repeatable, cookies)
             following = _redirect(hop, response) if redirects else None
             if following is None:
                 return response
+            cookies.store(response)
             response.release()
             hop = following
         message = f"{display(first.url)} redirects more than {redirects} times"
         raise Permanent("redirect_refused", message)
 
-    async def _send(self, hop: _Hop, repeatable: bool) -> aiohttp.ClientResponse:
+    async def _send(
+        self, hop: _Hop, repeatable: bool, cookies: ChainCookies
+    ) -> aiohttp.ClientResponse:
         data = hop.body() if callable(hop.body) else hop.body
         permit = self._breaker.enter(f"{_host(hop.url)}:{hop.url.port}")
         dial = _Dial(_host(hop.url))
@@ -180,7 +192,7 @@ class HttpClient:
             response = await self._session.request(
                 hop.method,
                 hop.url,
-                headers=hop.headers,
+                headers=cookies.add_to(hop.headers, hop.url),
                 data=data,
                 allow_redirects=False,
                 timeout=_CONNECT_TIMEOUT,
@@ -230,12 +242,19 @@ async def open_http(
         resolver=resolver,
         socket_factory=guarded_socket,
     )
+    # aiohttp has no option for the class of its connections.
+    factory: Any = partial(ResponseProtocol, loop=asyncio.get_running_loop())
+    connector._factory = factory  # noqa: SLF001
     session = aiohttp.ClientSession(
         connector=connector,
         # Jobs share the session, but not their cookies.
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": f"tandem-jobs/{tandem_version()}"},
         trust_env=False,
+        # ResponseProtocol checks these bounds first, and names them.
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
+        max_headers=MAX_HEADERS,
     )
     async with session:
         yield HttpClient(session, breaker or Breaker())
@@ -251,26 +270,13 @@ def display(url: URL) -> str:
 
 def _target(url: str | URL, params: QueryParams | None) -> URL:
     try:
-        target = URL(url)
-        if params:
-            target = target.extend_query(_pairs(params))
+        target = parse_url(str(url), params)
         problem = url_problem(target)
     except (ValueError, TypeError):
         target, problem = URL(), "this is not a valid URL"
     if problem is not None:
         raise Permanent("invalid_url", problem)
-    return target.with_fragment(None)
-
-
-def _pairs(params: QueryParams) -> list[tuple[str, str]]:
-    """Parameters as pairs: lists repeat the name, null is left out, booleans are true and false."""
-    pairs = []
-    for name, values in params.items() if isinstance(params, Mapping) else params:
-        for value in values if isinstance(values, list | tuple) else [values]:
-            if value is not None:
-                text = str(value)
-                pairs.append((name, text.lower() if isinstance(value, bool) else text))
-    return pairs
+    return target
 
 
 def url_problem(url: URL) -> str | None:
@@ -294,7 +300,7 @@ def _redirect(hop: _Hop, response: aiohttp.ClientResponse) -> _Hop | None:
     if response.status not in (301, 302, 303, 307, 308) or location is None:
         return None
     try:
-        url = hop.url.join(URL(location)).with_fragment(None)
+        url = join_url(hop.url, location)
         problem = url_problem(url)
     except ValueError:
         problem = "its Location is not a valid URL"
@@ -331,6 +337,8 @@ def call_failed(error: Exception, url: URL, dial: _Dial | None, repeatable: bool
         return _refused(url)
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return Permanent("tls_failed", f"the certificate of {where} is not valid")
+    if isinstance(error.__cause__, HeadersTooLarge):
+        return Permanent("too_large", f"the response of {where}: {error.__cause__.message}")
     if isinstance(error, aiohttp.ClientResponseError):
         return TaskError("bad_response", f"the response of {where} is not HTTP", repeatable)
     return TaskError("connection_failed", f"no response from {where}: {_reason(error)}", repeatable)

@@ -11,7 +11,6 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from email.message import Message
 from typing import Annotated
 
 import aiohttp
@@ -26,7 +25,12 @@ from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
 from tandem_worker.tasks.http.payloads import HeadersWithoutRange, Url, sent_headers
-from tandem_worker.tasks.http.responses import header_text, parse_date, unexpected_status
+from tandem_worker.tasks.http.responses import (
+    disposition_names,
+    header_text,
+    parse_date,
+    unexpected_status,
+)
 
 DEFAULT_MAX_BYTES = 10 << 30
 MAX_BYTES = 64 << 30  # that a payload may ask for: the most that a remote store accepts in parts
@@ -129,10 +133,8 @@ class _Download:
     @property
     def name(self) -> str:
         """The file's name, from Content-Disposition or the end of the URL."""
-        message = Message()
-        header = self.response.headers.get("Content-Disposition", "")
-        message["Content-Disposition"] = header_text(header)
-        for given in (message.get_filename(), self.response.url.name):
+        header = header_text(self.response.headers.get("Content-Disposition", ""))
+        for given in (*disposition_names(header), self.response.url.name):
             name = (given or "").replace("\\", "/").rpartition("/")[2].strip()
             if name and name_problem(name) is None:
                 return name

@@ -5,9 +5,9 @@ from typing import Annotated
 
 from multidict import CIMultiDict
 from pydantic import AfterValidator, Field, WithJsonSchema
-from yarl import URL
 
 from tandem_worker.connectors.http.client import url_problem
+from tandem_worker.connectors.http.urls import parse_url
 from tandem_worker.jobs.job import Job
 
 # Headers of the connection, of proxies, and those that open a cloud's metadata service.
@@ -74,7 +74,7 @@ def _validator(*refused: tuple[str, str]) -> AfterValidator:
 
 
 def _check_url(value: str) -> str:
-    problem = url_problem(URL(value))
+    problem = url_problem(parse_url(value))
     if problem is not None:
         raise ValueError(problem)
     return value

@@ -1,10 +1,14 @@
 """HTTP responses as a job's result or error."""
 
+import codecs
 import re
 from base64 import b64encode
+from contextlib import suppress
 from datetime import UTC, datetime
+from email.message import Message
 from email.utils import parsedate_to_datetime
 from typing import Any, NotRequired
+from urllib.parse import unquote_to_bytes
 
 import aiohttp
 import msgspec
@@ -14,6 +18,7 @@ from tandem_worker.connectors.http.client import display
 from tandem_worker.errors import Permanent, TaskError
 
 MAX_TOTAL_BYTES = 64 << 20  # of all responses of one job
+MAX_JSON_DEPTH = 200  # of a body that becomes JSON in the result; pydantic writes 255 levels
 MAX_RETRY_AFTER_SECONDS = 7 * 86400.0  # jobs are not retained any longer
 # Statuses below 500 after which the same request may succeed.
 _TRANSIENT = frozenset({408, 425, 429})
@@ -22,6 +27,10 @@ _TEXT = re.compile(
     r"text/.*|.*\+xml|application/(xml|javascript|ecmascript|x-www-form-urlencoded|yaml|toml|sql|graphql"
     r"|x-ndjson|ndjson|jsonl|x-jsonlines|json-seq|jwt)"
 )
+# Codecs of Python that are no charsets of text on the web, or raise whatever the bytes are.
+_NOT_CHARSETS = frozenset({"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"})
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_PARAMETER = re.compile(r';\s*([^\s=;"]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')
 
 
 class ByteBudget:
@@ -56,18 +65,50 @@ def decode_body(response: aiohttp.ClientResponse, data: bytes) -> ResponseBody:
     is_json = _JSON.fullmatch(declared) is not None
     if is_json and data:
         try:
-            return {"json": msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"))}
+            value = msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"))
+            if not _too_deep(data, value):
+                return {"json": value}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass  # return it as text
     if not declared or not data or is_json or _TEXT.fullmatch(declared):
         try:
-            text = data.decode(response.charset or "utf-8")
-        except (UnicodeDecodeError, LookupError):
+            text = _decode_text(data, response.charset or "utf-8")
+        except (ValueError, LookupError):
             pass
         else:
             if "\0" not in text:
                 return {"text": text}
     return {"base64": b64encode(data).decode()}
+
+
+def _too_deep(data: bytes, value: Any) -> bool:
+    """Whether the JSON in `data`, decoded as `value`, nests deeper than a result can."""
+    brackets = data.translate(None, _NO_BRACKETS)
+    if len(brackets) <= 2 * MAX_JSON_DEPTH:
+        return False
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _decode_text(data: bytes, charset: str) -> str:
+    """The text. Raises ValueError or LookupError if the charset is unknown or does not fit."""
+    name = codecs.lookup(charset).name
+    if name in _NOT_CHARSETS:
+        raise LookupError(charset)
+    text = data.decode(name)
+    if name != "utf-8":
+        text.encode()  # UTF-7 can decode to half a surrogate pair, which JSON cannot hold
+    return text
 
 
 def joined_headers(response: aiohttp.ClientResponse) -> dict[str, str]:
@@ -117,3 +158,21 @@ def parse_date(value: str) -> datetime | None:
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+
+
+def disposition_names(header: str) -> list[str]:
+    """The file names in a Content-Disposition, the best first (RFC 6266, 4.3)."""
+    extended, plain = [], []
+    for name, value in _PARAMETER.findall(header):
+        if name.lower() == "filename*":
+            charset, _, encoded = value.strip('"').partition("'")
+            # RFC 8187, 3.2.1: ignore what cannot be decoded.
+            with suppress(ValueError, LookupError):
+                extended.append(_decode_text(unquote_to_bytes(encoded.partition("'")[2]), charset))
+        elif name.lower() == "filename":
+            quoted = len(value) > 1 and value[0] == value[-1] == '"'
+            plain.append(re.sub(r"\\(.)", r"\1", value[1:-1]) if quoted else value.strip())
+    message = Message()
+    message["Content-Disposition"] = header
+    name = message.get_filename() if not plain else None  # filename*0=…, as in mail (RFC 2231)
+    return [*extended, *plain, *([name] if name else [])]
