@@ -244,7 +244,7 @@ async def open_http(
     )
     # aiohttp has no option for the class of its connections.
     factory: Any = partial(ResponseProtocol, loop=asyncio.get_running_loop())
-    connector._factory = factory  # noqa: SLF001
+    connector._factory = factory  # noqa: SLF001 - see above
     session = aiohttp.ClientSession(
         connector=connector,
         # Jobs share the session, but not their cookies.
