@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tandem_api.auth import ApiKeys
 from tandem_api.drain import Drain
@@ -47,12 +47,15 @@ class Edge:
         if scope["type"] == "lifespan":
             await self.fastapi(scope, receive, send)
             return
-        headers = read_headers(scope["headers"])
+        await self._serve(scope, receive, send, read_headers(scope["headers"]))
+
+    def _app(self, scope: Scope, headers: Mapping[str, str]) -> ASGIApp:
+        """What answers the request: a refusal, a plain route, or FastAPI."""
         refusal = self._admit(scope, headers)
-        if refusal is None:
-            await self._serve(scope, receive, send, headers)
-        else:
-            await refusal.response(scope)(scope, receive, send)
+        if refusal is not None:
+            return refusal.response(scope)
+        route = self._plain.find(scope) if scope["type"] == "http" else None
+        return self.fastapi if route is None else route.app
 
     async def _serve(
         self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str]
@@ -69,9 +72,8 @@ class Edge:
                     message = {**message, "headers": [*message.get("headers", ()), *added]}
             return send(message)
 
-        route = self._plain.find(scope) if scope["type"] == "http" else None
         try:
-            await (route.app if route is not None else self.fastapi)(scope, receive, respond)
+            await self._app(scope, headers)(scope, receive, respond)
         except ClientDisconnect:
             return
         except asyncio.CancelledError:

@@ -10,7 +10,7 @@ from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Finish
 from tandem_shared.queue.queue import Queue
-from tandem_worker.runtime.leases import Leases
+from tandem_worker.runtime.held_leases import Leases
 from tandem_worker.runtime.metrics import WorkerMetrics
 from tandem_worker.runtime.outcomes import MAX_UNWRITTEN, Outcomes
 from tests.conftest import eventually

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Claimed, Finish
 from tandem_worker import task
-from tandem_worker.runtime.leases import Leases
+from tandem_worker.runtime.held_leases import Leases
 from tandem_worker.runtime.prefetch import (
     MAX_BYTES,
     MAX_JOBS,

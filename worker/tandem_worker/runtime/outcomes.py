@@ -12,7 +12,7 @@ from tandem_shared.jobs.states import State
 from tandem_shared.queue.batch import Batcher
 from tandem_shared.queue.messages import Claimed, Finish
 from tandem_shared.queue.queue import Queue
-from tandem_worker.runtime.leases import Leases
+from tandem_worker.runtime.held_leases import Leases
 from tandem_worker.runtime.metrics import WorkerMetrics
 
 MAX_UNWRITTEN = 2000  # outcomes; above it, no more jobs are claimed

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tandem_shared.queue.messages import Claimed, Finish
 from tandem_worker.runtime.deadlines import TIMER_ERROR_SECONDS
-from tandem_worker.runtime.leases import Leases
+from tandem_worker.runtime.held_leases import Leases
 from tandem_worker.runtime.outcomes import cancelled, released
 from tandem_worker.runtime.run import Cause
 

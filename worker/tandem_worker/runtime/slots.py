@@ -15,7 +15,7 @@ from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Claimed, Finish
 from tandem_shared.queue.queue import Queue
 from tandem_worker.runtime.arq_hooks import MAX_HOOK_SECONDS, attempt_with_hooks, has_hooks
-from tandem_worker.runtime.leases import Leases
+from tandem_worker.runtime.held_leases import Leases
 from tandem_worker.runtime.metrics import WorkerMetrics
 from tandem_worker.runtime.outcomes import Outcomes, released
 from tandem_worker.runtime.prefetch import Prefetch
