@@ -18,7 +18,7 @@ from tandem_shared.dev.servers import die_with_parent, free_port
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.queue import MAX_TAIL_BYTES
 from tests.conftest import eventually
-from tests.journeys.stage import ROOT, WorkerStage
+from tests.journeys.stage import ROOT, WorkerStage, until_registered
 from tests.journeys.tasks import stream_tasks as tasks
 from tests.worker.workers import Client, outcomes
 
@@ -80,6 +80,14 @@ def replicas(stage: WorkerStage) -> Iterator[Replicas]:
     replicas = Replicas(stage)
     yield replicas
     replicas.close()
+
+
+@pytest.fixture
+async def client(client: Client, stage: WorkerStage) -> Client:
+    """A client of the stage's queue, which has a worker."""
+    stage.worker(tasks=tasks.__name__)
+    await until_registered(client, 1)
+    return client
 
 
 async def lines(
