@@ -54,3 +54,14 @@ def problem(answer: httpx2.Response) -> tuple[int, str]:
     assert answer.json()["status"] == answer.status_code
     assert answer.json()["type"].startswith("/problems/")
     return answer.status_code, answer.json().get("detail", "")
+
+
+async def raw_answer(client: httpx2.AsyncClient, data: bytes) -> bytes:
+    """Sends `data` over a new TCP connection; returns all bytes up to the server's close."""
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    try:
+        writer.write(data)
+        async with asyncio.timeout(20):
+            return await reader.read()
+    finally:
+        writer.close()

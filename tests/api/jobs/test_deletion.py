@@ -17,11 +17,11 @@ from tandem_shared.queue.messages import Finish, Segment
 from tandem_shared.queue.steps import Step
 from tandem_shared.streams.segments import segment_path
 from tests.api.fake_worker import Hand
+from tests.api.jobs.replay_fixtures import EVERY_DATABASE, fail_job, replay_all
+from tests.api.jobs.replay_fixtures import client as client  # noqa: PLC0414 - pytest finds it by name
+from tests.api.jobs.replay_fixtures import database as database  # noqa: PLC0414 - see above
+from tests.api.jobs.replay_fixtures import follower as follower  # noqa: PLC0414 - see above
 from tests.api.jobs.test_listing import Follower, listed, submit
-from tests.api.jobs.test_replays import BOTH, failed, replay
-from tests.api.jobs.test_replays import client as client  # noqa: PLC0414 - a fixture is found by its name
-from tests.api.jobs.test_replays import database as database  # noqa: PLC0414 - likewise
-from tests.api.jobs.test_replays import follower as follower  # noqa: PLC0414 - likewise
 from tests.api.serving import problem, serving, stored
 
 
@@ -67,7 +67,7 @@ async def rich(client: httpx2.AsyncClient, hand: Hand, tmp_path: Path) -> tuple[
     return answer.json()["id"], tmp_path
 
 
-@BOTH
+@EVERY_DATABASE
 @pytest.mark.parametrize("place", ["redis", "ledger", "both"])
 async def test_nothing_is_left_of_it(
     client: httpx2.AsyncClient, rich: tuple[str, Path], follower: Follower, redis: Any, place: str
@@ -128,12 +128,12 @@ async def test_only_final_jobs_of_ones_own_are_forgotten(
         assert problem(await client.delete(f"/v1/jobs/{unknown}"))[0] == 404
 
 
-@BOTH
+@EVERY_DATABASE
 @pytest.mark.parametrize("known", [False, True])
 async def test_a_projection_that_is_late_brings_nothing_back(
     client: httpx2.AsyncClient, hand: Hand, follower: Follower, known: bool
 ) -> None:
-    id = await failed(client, hand, tags={"a": "b"})
+    id = await fail_job(client, hand, tags={"a": "b"})
     if known:
         await follower.follow()
     else:
@@ -158,12 +158,12 @@ async def test_a_projection_that_is_late_brings_nothing_back(
     assert [record.id async for record, _ in follower.ledger.export()] == []
 
 
-@BOTH
+@EVERY_DATABASE
 async def test_forgetting_and_projecting_at_once(
     client: httpx2.AsyncClient, hand: Hand, follower: Follower
 ) -> None:
     await follower.queue.events.join(100_000)
-    ids = [await failed(client, hand, tags={"a": "b"}) for _ in range(12)]
+    ids = [await fail_job(client, hand, tags={"a": "b"}) for _ in range(12)]
     facts = await follower.queue.events.ledger_values(ids, max_bytes=1 << 30)
     rows = [row_from_values(id, one) for id, one in zip(ids, facts, strict=True) if one is not None]
     gone = ids[::2]
@@ -178,12 +178,12 @@ async def test_forgetting_and_projecting_at_once(
     assert await listed(client, tag__a="b") == await listed(client) == ids[1::2][::-1]
 
 
-@BOTH
+@EVERY_DATABASE
 async def test_what_was_replayed_is_known_for_as_long_as_what_is_replayed(
     client: httpx2.AsyncClient, hand: Hand, follower: Follower
 ) -> None:
-    id = await failed(client, hand)
-    (new,) = [item["id"] for item in (await replay(client))["items"]]
+    id = await fail_job(client, hand)
+    (new,) = [item["id"] for item in (await replay_all(client))["items"]]
     await hand.drain()
     await follower.follow()
     keep = dict.fromkeys((State.SUCCEEDED, State.CANCELLED), 3600.0)

@@ -12,24 +12,13 @@ from websockets.typing import Subprotocol
 
 from tandem_api.server import websocket
 from tests.api.fake_worker import Hand
-from tests.api.serving import serving
+from tests.api.serving import raw_answer, serving
 from tests.api.streams.test_websocket import V1, ask, heard, opened
 
 HANDSHAKE = (
     b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==\r\n"
 )
-
-
-async def said(client: httpx2.AsyncClient, data: bytes) -> bytes:
-    """What a raw connection gets back, up to its end."""
-    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
-    try:
-        writer.write(data)
-        async with asyncio.timeout(20):
-            return await reader.read()
-    finally:
-        writer.close()
 
 
 async def test_one_that_answers_no_ping_is_given_up(
@@ -42,7 +31,7 @@ async def test_one_that_answers_no_ping_is_given_up(
     init = websocket.WebSocketProtocol.__init__
     monkeypatch.setattr(websocket.WebSocketProtocol, "__init__", impatient)
     monkeypatch.setattr(websocket, "PONG_SECONDS", 0.1)
-    answer = await said(client, HANDSHAKE + b"\r\n")
+    answer = await raw_answer(client, HANDSHAKE + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 101 ")
     frames = answer.partition(b"\r\n\r\n")[2]
     assert frames.startswith(b"\x89\x04"), "a ping"
@@ -66,7 +55,7 @@ async def test_one_that_answers_no_ping_is_given_up(
 async def test_what_is_no_handshake_is_a_problem(
     client: httpx2.AsyncClient, hand: Hand, head: bytes, status: int
 ) -> None:
-    answer = await said(client, head + b"\r\n")
+    answer = await raw_answer(client, head + b"\r\n")
     start, _, body = answer.partition(b"\r\n\r\n")
     assert start.startswith(b"HTTP/1.1 %d " % status)
     assert b"application/problem+json" in start
@@ -78,7 +67,7 @@ async def test_an_upgrade_does_not_cut_the_answer_before_it(
 ) -> None:
     id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
     answer = asyncio.create_task(
-        said(
+        raw_answer(
             client,
             b"GET /v1/jobs/%s?wait=20 HTTP/1.1\r\nHost: x\r\n\r\n%s\r\n" % (id.encode(), HANDSHAKE),
         )

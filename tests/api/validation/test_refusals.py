@@ -1,6 +1,5 @@
 """Every refusal is a problem of RFC 9457 that says what and where; none is a 500, and a 500 says nothing."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -25,9 +24,6 @@ def errors(answer: httpx2.Response) -> dict[str, str]:
     """Pointer → sentence, of a 422."""
     assert problem(answer)[0] == 422, answer.text
     return {one["pointer"]: one["detail"] for one in answer.json()["errors"]}
-
-
-# ---------------------------------------------------------------------------------------- malformed
 
 
 @pytest.mark.parametrize(
@@ -78,9 +74,6 @@ async def test_other_content_types_and_encodings_are_not_supported(
         problem(await client.post("/v1/jobs/bulk", content=b"[]", headers={**JSON, **headers}))[0]
         == 415
     )
-
-
-# --------------------------------------------------------------------------------------- the schema
 
 
 @pytest.mark.parametrize(
@@ -311,9 +304,6 @@ async def test_json_is_nested_at_most_64_levels_deep(
         assert errors(answer) == {"": "is nested more than 64 levels deep"}
 
 
-# --------------------------------------------------------------------------------------------- size
-
-
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_body_above_one_mebibyte_is_too_large(
     client: httpx2.AsyncClient, *, streamed: bool
@@ -333,79 +323,6 @@ async def test_a_body_of_one_mebibyte_is_not(client: httpx2.AsyncClient) -> None
     body = body.replace(b'""', b'"' + b"x" * ((1 << 20) - len(body)) + b'"')
     assert len(body) == 1 << 20
     assert (await post(client, body)).status_code == 202
-
-
-# ---------------------------------------------------------------------------- methods and addresses
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "allowed"),
-    [
-        ("PUT", "/v1/jobs", "GET, HEAD, POST"),
-        ("GET", "/v1/jobs/bulk", "POST"),
-        ("PUT", "/v1/jobs/01JC8XW3T4Z5", "DELETE, GET, HEAD"),
-        ("GET", "/v1/jobs/01JC8XW3T4Z5/cancel", "POST"),
-        ("POST", "/v1/jobs/01JC8XW3T4Z5/stream", "GET, HEAD"),
-        ("POST", "/v1/tasks", "GET, HEAD"),
-        ("PUT", "/v1/files/x", "DELETE, GET, HEAD, PATCH"),
-        ("OPTIONS", "/v1/queues", "GET, HEAD"),
-        ("POST", "/livez", "GET, HEAD"),
-    ],
-)
-async def test_a_method_that_is_missing_names_those_that_are_there(
-    client: httpx2.AsyncClient, method: str, path: str, allowed: str
-) -> None:
-    answer = await client.request(method, path)
-    assert (problem(answer)[0], answer.headers["allow"]) == (405, allowed)
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("GET", "/"),
-        ("GET", "/v1/jobs/"),
-        ("POST", "/v1/jobs/01JC8XW3T4Z5/replay"),
-        ("GET", "/v1/schedules"),
-        ("POST", "/v1/flows"),
-        ("GET", "/v1/keys/x"),
-        ("GET", "/v1/tasks/t.nope"),
-        ("GET", "/v1/nothing/%00%ff%2e"),
-        ("GET", "/v1/streams"),
-    ],
-)
-async def test_what_is_not_there_is_not_found(
-    client: httpx2.AsyncClient, method: str, path: str
-) -> None:
-    answer = await client.request(method, path)
-    assert problem(answer)[0] == 404
-    assert answer.json()["instance"] == path
-
-
-async def said(client: httpx2.AsyncClient, data: bytes) -> bytes:
-    """What a raw connection gets back, up to its end."""
-    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
-    writer.write(data)
-    async with asyncio.timeout(10):
-        answer = await reader.read()
-    writer.close()
-    return answer
-
-
-async def test_what_is_no_http_is_malformed(client: httpx2.AsyncClient) -> None:
-    answer = await said(client, b"GARBAGE\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b"application/problem+json" in answer
-
-
-@pytest.mark.parametrize("hosts", [b"", b"Host: a\r\nHost: b\r\n"], ids=["none", "two"])
-async def test_a_request_has_one_host(client: httpx2.AsyncClient, hosts: bytes) -> None:
-    answer = await said(client, b"GET /livez HTTP/1.1\r\n" + hosts + b"\r\n")
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b"one Host header" in answer
-
-
-async def test_http_1_0_needs_no_host(client: httpx2.AsyncClient) -> None:
-    assert (await said(client, b"GET /livez HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("place", ["timeout", "delay", "expires_in", "retry/base", "retry/cap"])
