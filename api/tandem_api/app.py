@@ -67,7 +67,7 @@ def create_app(settings: Settings) -> Edge:
 
 
 def all_routes() -> list[Any]:
-    """The routes of all endpoints; each GET answers HEAD too, unless HEAD has an endpoint before."""
+    """The routes of all endpoints; each GET answers HEAD too, unless HEAD has its endpoint."""
     routers = (
         job.plain, job.router, bulk.router, http.router, websocket.router, listing.router,
         replays.router, tasks.router, queues.router, health.router, metrics.router,
@@ -85,7 +85,7 @@ def all_routes() -> list[Any]:
 async def open_state(
     fastapi: FastAPI, *, settings: Settings, drain: Drain, metrics: RequestMetrics
 ) -> AsyncIterator[AppState]:
-    """Opens what requests need, keeps the background tasks running, and closes it all in the end."""
+    """Opens what requests need, runs the background tasks, and closes everything at the end."""
     async with AsyncExitStack() as stack:
         redis = connect(settings.redis_url)
         stack.push_async_callback(redis.aclose)
@@ -124,7 +124,7 @@ async def open_state(
 
 
 async def keep_ticking(queue: Queue, catalogue: Catalogue, pause: float) -> None:
-    """Ends leases and starts delayed jobs without any worker, and reads the catalogue, every `pause` seconds.
+    """Ends leases, starts delayed jobs and reads the catalogue every `pause` seconds.
 
     It survives every failure of Redis, and logs when one begins and when it is over.
     """
@@ -144,7 +144,7 @@ async def keep_ticking(queue: Queue, catalogue: Catalogue, pause: float) -> None
 
 
 async def keep_sweeping(store: FileStore, queue: Queue, keep: float) -> None:
-    """Removes expired uploads and the files of forgotten jobs, about once an hour on every replica."""
+    """Removes expired uploads and the files of forgotten jobs, about once an hour."""
     while True:
         await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.5))
         try:

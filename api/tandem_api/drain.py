@@ -1,4 +1,4 @@
-"""The end of this process's service: announced to probes first, then begun, which ends every wait."""
+"""The end of this process's service: first announced to probes, then begun: all waits end."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -30,7 +30,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Edge:
-    """Every request passes here once, on its way to a plain route, which is found first, or to FastAPI.
+    """Every request passes here once, on its way to a plain route or to FastAPI.
 
     It reads the headers, refuses requests without one Host or without a valid API key, counts and
     labels the response, and answers whatever the application could not.
@@ -93,7 +93,7 @@ class Edge:
             # The server closes a connection whose response has no end, so the client sees the cut.
 
     def _admit(self, scope: Scope, headers: Mapping[str, str]) -> Problem | None:
-        """Puts the headers and the tenant into the request's state, or returns why it is refused."""
+        """Puts headers and tenant into the request's state, or returns why it is refused."""
         host = headers.get("host")
         if (host is None or "," in host) and scope["http_version"] == "1.1":
             # RFC 9112 (3.2). With two of them, a proxy may have obeyed another one than we would.

@@ -1,4 +1,4 @@
-"""The requests that this API answers, counted for /metrics. Processes that share a port share their counts."""
+"""Counts requests for /metrics. Processes that share a port share their counts."""
 
 import os
 import time
@@ -18,14 +18,14 @@ BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0,
 
 
 class RequestMetrics:
-    """Requests by route, method and status, the time until a response begins, and the time in Redis.
+    """Requests by route, method and status; time until a response begins; time in Redis.
 
     A response that streams may last for hours, so its end is not measured. Requests that Redis
     answers together each count the time that they waited.
     """
 
     def __init__(self, routes: Iterable[Any]) -> None:
-        # Routes are labelled by their templates: a path that a client made up would be a new series.
+        # Routes are labelled by template: a path that a client made up would be a new series.
         self._paths: dict[Any, str] = {route.endpoint: route.path_format for route in routes}
         self._registry = CollectorRegistry()
         labels = ("method", "route", "status")
@@ -51,13 +51,13 @@ class RequestMetrics:
         self._redis = {
             call: (calls.labels(call).inc, seconds.labels(call).inc) for call in REDIS_CALLS
         }
-        # `labels()` locks and looks up; the bound methods are kept because every request needs them.
+        # `labels()` locks and looks up; keep the bound methods, since every request needs them.
         self._bound: dict[
             tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]
         ] = {}
 
     def answered(self, scope: Scope, status: int, began: float) -> None:
-        """Count a response that begins now; `began` is when the request did, by `time.perf_counter`."""
+        """Count a response that begins now; the request began at `began` (`perf_counter`)."""
         path = self._paths.get(scope.get("endpoint"), "other")
         method = scope.get("method", "GET")  # the scope of a WebSocket has none
         key = (method if method in METHODS else "other", path, status)

@@ -1,4 +1,4 @@
-"""What the application holds while it serves: its lifespan opens it, every request finds it in `scope["state"]`."""
+"""What the application holds while it serves; requests find it in `scope["state"]`."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, TypedDict

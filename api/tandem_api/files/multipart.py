@@ -1,4 +1,4 @@
-"""The one file of a multipart/form-data body (RFC 7578), streamed: it is never whole in memory or on disk."""
+"""The file of a multipart/form-data body (RFC 7578), streamed: never whole in memory."""
 
 from collections import deque
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Uploads over HTTP: raw bodies and forms at once, or in parts that resume after a broken connection.
+"""Uploads: raw bodies and forms at once, or in parts that resume after a lost connection.
 
 The parts follow draft-ietf-httpbis-resumable-upload-12, without its interim responses (status 104).
 """
@@ -133,7 +133,7 @@ def _number(headers: Mapping[str, str], name: str) -> int | None:
 
 
 def _body(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The request's body. Raises TooLarge, before it reads any of it, for a longer Content-Length."""
+    """The request's body. Raises TooLarge before reading, for a longer Content-Length."""
     refuse_length(request, limit, "the upload")
     return body_chunks(request, IDLE_SECONDS)
 
@@ -172,7 +172,8 @@ async def upload_file(
 ) -> Response:
     """Upload a file.
 
-    It is the raw body, or the one part of a multipart form that has a filename. With `Upload-Complete: ?0` the body is the first part of the file, and the rest comes by PATCH.
+    It is the raw body, or the one part of a multipart form that has a filename. With
+    `Upload-Complete: ?0` the body is the first part of the file, and the rest comes by PATCH.
     """
     with _showing_limits(state["settings"]):
         return await _upload(request, state, name)

@@ -35,7 +35,7 @@ class JsonBytes(Response):
 
 
 def content_type(request: Request, *, ndjson: bool = False) -> str:
-    """JSON or, where `ndjson` is accepted too, NDJSON. Raises HTTPException 415 for anything else."""
+    """JSON or, with `ndjson`, also NDJSON. Raises HTTPException 415 for anything else."""
     headers = headers_of(request)
     if headers.get("content-type") == JSON and "content-encoding" not in headers:
         return JSON  # as most clients send it

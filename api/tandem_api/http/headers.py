@@ -65,7 +65,7 @@ def idempotency_key(request: Request) -> str | None:
 
 
 def preferred_wait(request: Request) -> int | None:
-    """Seconds of `Prefer: wait=N` (RFC 7240), capped; None without a wait that can be understood."""
+    """Seconds of `Prefer: wait=N` (RFC 7240), capped; None without a valid wait."""
     for preference in headers_of(request).get("prefer", "").split(","):
         name, _, number = preference.partition(";")[0].partition("=")
         number = number.strip().strip('"')

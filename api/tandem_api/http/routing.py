@@ -40,7 +40,7 @@ class DocumentedRoute(APIRoute):
 
 
 class PlainRoute(DocumentedRoute):
-    """A route that FastAPI documents and Edge serves: the endpoint takes a Request, and that is all.
+    """A route that FastAPI documents and Edge serves: the endpoint takes just a Request.
 
     For what is called most. FastAPI's way to an endpoint (six layers of middleware, the search for
     the route, two exit stacks, dependencies) costs about as much CPU as everything that such a
@@ -65,7 +65,7 @@ def _plain(endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
 
 
 def for_head(route: APIRoute) -> APIRoute:
-    """The same GET route for HEAD, which FastAPI leaves to the application; not documented twice."""
+    """The same GET route for HEAD, which FastAPI leaves to us; documented only once."""
     head = copy(route)
     head.methods, head.include_in_schema = {"HEAD"}, False
     return head

@@ -248,7 +248,7 @@ class AnswerSpool:
         self._changed.set()
 
     async def end(self) -> None:
-        """Waits until all is sent. Raises TimeoutError if the client takes nothing for STALLED_SECONDS."""
+        """Waits until all is sent. Raises TimeoutError after STALLED_SECONDS without reading."""
         self._ended = True
         self._changed.set()
         sent = -1

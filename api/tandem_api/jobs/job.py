@@ -225,7 +225,7 @@ def _no_result(record: Record) -> Problem:
 
 
 def _result_url(id: str, result: bytes) -> str | None:
-    """Where the result is if the worker kept it as a file; None for what the task itself returned."""
+    """The URL of a result that the worker stored as a file; None for any other result."""
     # A file reference as worker/tandem_worker/runtime/run.py writes it, and nothing beside it.
     pattern = rb'\{"file":\{"file":"%b/(result(?:-[0-9]+)?\.json)"[^{}]*\}\}' % id.encode()
     match = re.fullmatch(pattern, result)

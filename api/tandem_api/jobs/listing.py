@@ -106,7 +106,7 @@ async def find_jobs(
     before: str | None,
     recent: Mapping[str, Record],
 ) -> MergedPage:
-    """Up to `limit` jobs with ids below `before`. Fewer than `limit` do not mean the end of the list.
+    """Up to `limit` jobs with ids below `before`. Fewer do not mean the end of the list.
 
     `recent` must be read before: a job that the ledger gets in between is then in both, and not in
     neither.
@@ -194,7 +194,7 @@ def job_filter(
     tags: Iterable[tuple[str, str]],
     errors: list[FieldError],
 ) -> JobFilter:
-    """The filter by `task`, `queue`, `since`, `until` and `q`. Raises Invalid with these `errors` and its own."""
+    """The filter by `task`, `queue`, `since`, `until`, `q`. Raises Invalid with all `errors`."""
     since, until = (_stamp(given.get(name), name, errors) for name in ("since", "until"))
     if errors:
         raise Invalid(errors)

@@ -1,4 +1,4 @@
-"""/openapi.json, made by FastAPI from the routes and by us from the catalogue, and /docs, which shows it."""
+"""/openapi.json, from the routes (by FastAPI) and the catalogue (by us), and /docs."""
 
 import re
 from contextlib import suppress
@@ -22,7 +22,8 @@ from tandem_shared.jobs.view import JobView
 from tandem_shared.streams.reader import ENTRY_TYPES
 
 ABOUT = (
-    "A task queue over HTTP: submit a job, poll it or wait for it, stream its output, fetch its result. "
+    "A task queue over HTTP: submit a job, poll it or wait for it, stream its output, "
+    "fetch its result. "
     f"Every error is a problem of RFC 9457 (`{problems.MEDIA_TYPE}`)."
 )
 TAGS = [
@@ -69,7 +70,7 @@ class Document:
 
 
 def openapi(fastapi: FastAPI, entries: list[CatalogueEntry], *, keys: bool) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of the routes, and of these tasks; `keys`: whether a key is needed."""
+    """The OpenAPI 3.1 document of routes and tasks; `keys`: whether a key is needed."""
     document = deepcopy(fastapi.openapi())  # FastAPI keeps its part, which takes longest to make
     document["components"]["schemas"] |= {**_static_schemas(), **_task_schemas(entries)}
     document["components"]["securitySchemes"] = {
@@ -88,7 +89,7 @@ def openapi(fastapi: FastAPI, entries: list[CatalogueEntry], *, keys: bool) -> d
 
 
 def _static_schemas() -> dict[str, Any]:
-    """The components that do not depend on the catalogue, and that no response model of FastAPI is."""
+    """The components that come neither from the catalogue nor from a response model."""
     _, schemas = msgspec.json.schema_components([JobView], ref_template=f"{_COMPONENTS}{{name}}")
     job = {**schemas.pop("JobView"), "title": "Job"}
     return {
@@ -185,7 +186,7 @@ def _examples(entries: list[CatalogueEntry]) -> dict[str, Any]:
 
 
 def _payload_schemas(entry: CatalogueEntry, name: str) -> dict[str, Any]:
-    """A task's payload schema and its definitions as components: references start at the document."""
+    """A task's payload schema and its definitions as components of the document."""
     schema = dict(entry.payload_schema)
     definitions: dict[str, Any] = schema.pop("$defs", {})
     names = {key: f"{entry.name}.{_UNSAFE.sub('_', key)}" for key in definitions}

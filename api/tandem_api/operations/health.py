@@ -1,4 +1,4 @@
-"""Probes: `/livez` for whether the process answers, `/readyz` for whether it can accept and return jobs."""
+"""Probes: `/livez` (the process answers) and `/readyz` (it can accept and return jobs)."""
 
 import asyncio
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""HTTP/1.1 by uvicorn and httptools, with bounds on what a client may send before we know what it wants.
+"""HTTP/1.1 by uvicorn and httptools, with bounds on the head of a request.
 
 The bytes of a WebSocket go on in `websocket.py`.
 """
@@ -125,7 +125,7 @@ class HttpProtocol(HttpToolsProtocol):
         return idle and self.url.partition(b"?")[0] == SOCKET_PATH
 
     def handle_websocket_upgrade(self) -> None:
-        """Hands the connection over; bytes after the head in the same read are not part of a handshake."""
+        """Hands the connection over; bytes behind the head are not part of a handshake."""
         self._stop_timer()
         self._refused = True
         super().handle_websocket_upgrade()
@@ -163,7 +163,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _may_answer(self) -> bool:
-        """Whether a response would be to the latest request, and not in the middle of another one."""
+        """Whether a response would belong to the latest request, not to one in progress."""
         if self.cycle is None:
             return True
         if self._in_message:
@@ -172,10 +172,10 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class Cycle(RequestResponseCycle):
-    """uvicorn's, which sends a response that is complete in one write, and checks its headers at once.
+    """uvicorn's cycle, sending a complete response in one write with its headers checked.
 
     uvloop passes each write to the kernel: two of them take 5 µs more than one, which is 7 % of a
-    POST. So the head is held back until the first bytes of the body tell whether they are all of it.
+    POST. So the head is held back until the first bytes of the body show if they are all.
     """
 
     _start: Any = None  # the head that is held back
@@ -223,7 +223,7 @@ class Cycle(RequestResponseCycle):
         self.on_response()
 
 
-# uvicorn's method names the class of its cycles as a global, and offers no other place to choose it.
+# uvicorn names the class of its cycles as a global and offers no other way to choose it.
 # This is the same code with our class. Assigning a cycle's `__class__` later would take 2 µs, since
 # the interpreter then looks its attributes up the slow way.
 _on_headers_complete = FunctionType(

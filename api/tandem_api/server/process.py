@@ -43,7 +43,7 @@ class ApiServer(uvicorn.Server):
         self._drain, self._linger = drain, linger
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serves for `linger` seconds more as unready; then ends streams, finishes requests, and closes."""
+        """Serves `linger` seconds more as unready; then ends streams and finishes requests."""
         self._drain.announce()
         await asyncio.sleep(self._linger)
         self._drain.begin()
@@ -55,7 +55,7 @@ class ApiServer(uvicorn.Server):
             timer.cancel()
 
     def _cancel_requests(self) -> None:
-        """Cancels what still waits, most likely for a Redis that hangs; Edge answers it with a 503."""
+        """Cancels what still waits, probably for a hanging Redis; Edge answers with 503."""
         if waiting := list(self.server_state.tasks):
             log.warning("requests are given up", waiting=len(waiting))
         for task in waiting:
@@ -93,7 +93,7 @@ def ease_collector() -> None:
 
 
 def serve(settings: Settings, sockets: list[socket.socket], *, tied: bool = False) -> int:
-    """Serves until SIGTERM or SIGINT and, if `tied`, until stdin ends with our parent; the exit code."""
+    """Serves until SIGTERM, SIGINT or, if `tied`, the end of stdin; returns the exit code."""
     allow_connections()
     ease_collector()
     server = make_server(create_app(settings), settings)

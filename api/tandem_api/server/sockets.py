@@ -12,7 +12,7 @@ MAX_OPEN_FILES = 1 << 16  # of a process, where the system allows so many
 
 
 def allow_connections() -> None:
-    """Raises the limit of open files: each reader of a stream is one, and the usual 1024 are few."""
+    """Raises the limit of open files: each reader of a stream needs one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < limit:

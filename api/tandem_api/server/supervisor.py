@@ -33,7 +33,7 @@ log = structlog.get_logger()
 def serve_many(
     count: int, sockets: Sequence[socket.socket], argv: Sequence[str], *, linger: float
 ) -> int:
-    """Keeps `count` children running until SIGTERM or SIGINT; the exit code, 1 after a crash loop."""
+    """Keeps `count` children running until a signal; returns 1 after a crash loop, else 0."""
     with tempfile.TemporaryDirectory(
         prefix="tandem-metrics-", ignore_cleanup_errors=True
     ) as directory:

@@ -28,7 +28,7 @@ class StreamFormat(Protocol):
 
 
 class Truncated(Exception):
-    """The format cannot express the rest of the stream: abort the body, so that it is not taken for complete."""
+    """The format cannot express the rest: abort the body, so that it looks incomplete."""
 
 
 class SseFormat:
@@ -64,7 +64,7 @@ class NdjsonFormat:
 
 
 class CsvFormat:
-    """Output items as CSV (RFC 4180) under the keys of the first one; other values than objects are rows of one cell."""
+    """Output items as CSV (RFC 4180) under the first one's keys; other values are one cell."""
 
     media_type = f"{CSV}; charset=utf-8; header=present"
     start = b""

@@ -137,7 +137,7 @@ def _explain_not(error: ValidationError, schemas: Sequence[Any]) -> FieldError:
 
 
 def _description_around(error: ValidationError, schemas: Sequence[Any]) -> Any:
-    """The description beside a `not`, if the two make up the schema; else it is about something else."""
+    """The description beside a `not`, if the schema consists of these two."""
     for schema in schemas:
         found = schema
         try:

@@ -1,4 +1,4 @@
-"""From the JSON of a request to a Submission: one compiled validator per task, and the task's defaults."""
+"""From a request's JSON to a Submission: one validator per task, and its defaults."""
 
 import time
 from collections.abc import Iterable
@@ -52,7 +52,7 @@ _envelope = msgspec.json.Decoder(Envelope)
 
 
 def _compile(entry: CatalogueEntry) -> CompiledTask:
-    # Under an `$id`, `#/$defs/…` in the payload's schema refers to that schema and not to the whole.
+    # Under an `$id`, `#/$defs/…` in the payload's schema refers to that schema.
     payload = {"$id": f"urn:tandem:{entry.name}:{entry.version}", **entry.payload_schema}
     schema = job_schema(entry, payload)
     schema["properties"] |= {"idempotency_key": KEY_SCHEMA}
@@ -127,7 +127,7 @@ class Submissions:
         key: str | None = None,
         traceparent: str | None = None,
     ) -> Submission:
-        """The same job again. Raises Invalid if its task does not accept it any more, UnknownTask and Unavailable."""
+        """The same job again. Raises Invalid, UnknownTask or Unavailable."""
         value = {"task": record.task, "payload": decode(material.payload)}
         compiled = await self._task(value)
         _validate(compiled, value, len(material.payload))
