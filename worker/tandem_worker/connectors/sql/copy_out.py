@@ -6,10 +6,11 @@ each placeholder, and the server first has to parse the whole text as one statem
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
+from tandem_worker.connectors.sql.pg_session import PgSession
 from tandem_worker.connectors.sql.placeholders import replace_numbered
 from tandem_worker.connectors.sql.rows import Column
 
@@ -26,11 +27,11 @@ class CopyStream:
         columns: list[Column],
         pieces: "asyncio.Queue[bytes | None]",
         copying: "asyncio.Task[str]",
-        task_errors: Callable[[], AbstractContextManager[None]],
+        session: PgSession,
     ) -> None:
         self.columns = columns
         self.count = 0  # rows so far
-        self._pieces, self._copying, self._task_errors = pieces, copying, task_errors
+        self._pieces, self._copying, self._session = pieces, copying, session
         self._in_quotes = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -39,7 +40,7 @@ class CopyStream:
             lines += self._line_ends(piece)
             self.count = max(0, lines - 1)
             yield piece
-        with self._task_errors():
+        with self._session.task_errors():
             status = await self._copying
         self.count = int(status.rpartition(" ")[2])
 
@@ -53,14 +54,11 @@ class CopyStream:
 
 @asynccontextmanager
 async def copy_out(
-    connection: Any,
-    sql: str,
-    arguments: Sequence[Any],
-    statement: Any,
-    task_errors: Callable[[], AbstractContextManager[None]],
+    session: PgSession, sql: str, arguments: Sequence[Any], statement: Any
 ) -> AsyncIterator[CopyStream]:
     """COPY the rows of `statement`, prepared from `sql`, within the open transaction."""
-    with task_errors():
+    connection = session.connection
+    with session.task_errors():
         texts = await _set_parameters(connection, arguments, statement)
         query = f"\n{replace_numbered(sql, texts)}\n"
         await connection.prepare(f"COPY ({query}) TO STDOUT {_OPTIONS}")
@@ -88,7 +86,7 @@ async def copy_out(
     copying = asyncio.create_task(copy())
     columns = [Column(column.name, column.type.name) for column in statement.get_attributes()]
     try:
-        yield CopyStream(columns, pieces, copying, task_errors)
+        yield CopyStream(columns, pieces, copying, session)
     finally:
         copying.cancel()
         await asyncio.wait({copying}, timeout=STOP_TIMEOUT_SECONDS)

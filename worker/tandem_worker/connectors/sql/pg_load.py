@@ -2,8 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from types import NoneType
 from typing import Any
@@ -22,6 +21,7 @@ from tandem_worker.connectors.sql.bulk_load import (
     quoted,
 )
 from tandem_worker.connectors.sql.pg_literals import Types, is_structured, literal
+from tandem_worker.connectors.sql.pg_session import PgSession
 from tandem_worker.connectors.sql.pg_types import unwrapped
 from tandem_worker.errors import TaskError
 
@@ -34,13 +34,11 @@ _ROW_ERRORS = ("22", "23")  # SQLSTATE classes: data exception, integrity constr
 _COLUMNS = """SELECT attname AS name, atttypid AS oid FROM pg_attribute
     WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped"""
 
-TaskErrors = Callable[[], AbstractContextManager[None]]  # converts the driver's errors
 
-
-async def table_columns(connection: Any, task_errors: TaskErrors, table: str) -> dict[str, int]:
+async def table_columns(session: PgSession, table: str) -> dict[str, int]:
     """The table's columns and their types' OIDs. Raises TaskError if the table is missing."""
-    with task_errors():
-        found = await connection.fetch(_COLUMNS, quoted(table))
+    with session.task_errors():
+        found = await session.connection.fetch(_COLUMNS, quoted(table))
     if not found:
         raise no_table(table)
     return {record["name"]: record["oid"] for record in found}
@@ -51,32 +49,31 @@ class PostgresLoader:
 
     def __init__(
         self,
-        connection: Any,
-        task_errors: TaskErrors,
+        session: PgSession,
         table: str,
         *,
         columns: Sequence[str],
         key: Sequence[str],
-        types: Types,
         json_is_text: bool,
     ) -> None:
-        self._connection, self._task_errors = connection, task_errors
+        self._session = session
         self._table = table
         self._quoted_table = quoted(table)
         self._columns, self._key = list(columns), list(key)
-        self._cells = partial(_cells, types=types, json_is_text=json_is_text)
+        self._cells = partial(_cells, types=session.types, json_is_text=json_is_text)
         self._oids: list[int] = []
 
     async def begin(self) -> None:
         """Check table and columns, and create what an upsert needs. Raises TaskError."""
-        oids = await table_columns(self._connection, self._task_errors, self._table)
+        oids = await table_columns(self._session, self._table)
         check_columns(self._table, oids, [*self._columns, *self._key])
         self._oids = [oids[name] for name in self._columns]
-        with self._task_errors():
-            await self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        connection = self._session.connection
+        with self._session.task_errors():
+            await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
             if self._key:
-                await self._connection.execute(f"DROP TABLE IF EXISTS {_STAGING}")
-                await self._connection.execute(
+                await connection.execute(f"DROP TABLE IF EXISTS {_STAGING}")
+                await connection.execute(
                     f"CREATE TEMP TABLE tandem_staging ON COMMIT DROP AS"  # noqa: S608 - names are quoted
                     f' SELECT 0::bigint AS "tandem number", {column_list(self._columns)}'
                     f" FROM {self._quoted_table} WITH NO DATA"
@@ -85,8 +82,8 @@ class PostgresLoader:
     async def load(self, columns: Sequence[Sequence[Any]]) -> None:
         data = await asyncio.to_thread(self._encode, columns)
         try:
-            with self._task_errors():
-                async with self._connection.transaction():
+            with self._session.task_errors():
+                async with self._session.connection.transaction():
                     await self._copy(data)
         except TaskError as error:
             cause = error.__cause__
@@ -98,7 +95,7 @@ class PostgresLoader:
             raise RowsRefused(str(cause.args[0]), int(line[1]) - 1 if line else None) from None
 
     async def _copy(self, data: bytes) -> None:
-        connection = self._connection
+        connection = self._session.connection
         if not self._key:
             schema, _, table = self._table.rpartition(".")
             await connection.copy_to_table(

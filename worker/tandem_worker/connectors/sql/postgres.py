@@ -7,8 +7,8 @@ statements that return rows, a transaction none that would end it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,11 +19,12 @@ from tandem_shared.postgres import asyncpg_options
 from tandem_worker.connectors.sql import rows
 from tandem_worker.connectors.sql.bulk_load import Loader
 from tandem_worker.connectors.sql.copy_out import CopyStream, copy_out
-from tandem_worker.connectors.sql.pg_errors import task_error, unreachable
+from tandem_worker.connectors.sql.pg_errors import unreachable
 from tandem_worker.connectors.sql.pg_exchange import Connection, exchange_text
-from tandem_worker.connectors.sql.pg_literals import Types, arguments
-from tandem_worker.connectors.sql.pg_load import PostgresLoader, TaskErrors, table_columns
-from tandem_worker.connectors.sql.placeholders import Dialect, bind, first_word
+from tandem_worker.connectors.sql.pg_literals import Types
+from tandem_worker.connectors.sql.pg_load import PostgresLoader, table_columns
+from tandem_worker.connectors.sql.pg_session import Params, PgSession
+from tandem_worker.connectors.sql.placeholders import Dialect, first_word
 from tandem_worker.connectors.sql.rows import Column, Row
 from tandem_worker.errors import Permanent
 
@@ -38,8 +39,6 @@ _RESET = "RESET SESSION AUTHORIZATION; DISCARD TEMP; DISCARD SEQUENCES"
 _REFUSED_COMMANDS = frozenset(
     "abort begin commit copy end prepare release rollback savepoint start".split()
 )
-
-Params = Sequence[Any] | Mapping[str, Any] | None
 
 
 class PostgresConnection:
@@ -72,36 +71,9 @@ class PostgresConnection:
         """Called with each new connection of the pool."""
         self._types[connection] = await exchange_text(connection)
 
-    async def _prepare(self, connection: Connection, text: str) -> tuple[Any, Types]:
-        """The prepared statement, unnamed because poolers may reuse a session for others.
-
-        A type that was created after the connection opened is read first.
-        """
-        key = _unproxied(connection)
-        for known in (False, True):
-            statement = await connection.prepare(text, name="")
-            types = self._types[key]
-            used = [
-                *statement.get_parameters(),
-                *(column.type for column in statement.get_attributes()),
-            ]
-            if known or all(type_.oid in types for type_ in used):
-                break
-            await self._read_types(key)
-        return statement, types
-
-    async def _bind(
-        self, connection: Connection, sql: str, params: Params
-    ) -> tuple[str, Any, list[Any]]:
-        """The text with numbered placeholders, its prepared statement and the arguments."""
-        text, values = bind(sql, params, "postgresql")
-        with self._task_errors():
-            statement, types = await self._prepare(connection, text)
-        return text, statement, arguments(values, statement.get_parameters(), types)
-
     @asynccontextmanager
     async def query(
-        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, timeout: float
+        self, sql: str, params: Params = None, *, timeout: float
     ) -> AsyncIterator["PostgresRows"]:
         """Run one statement and read its rows in chunks; leaving the block early stops it.
 
@@ -109,27 +81,27 @@ class PostgresConnection:
         block commits and an exception rolls back. Raises TaskError, see
         connectors/sql/connections.py.
         """
-        async with self._transaction(timeout, readonly=not self.writable) as connection:
-            _, statement, values = await self._bind(connection, sql, params)
+        async with self._transaction(timeout, readonly=not self.writable) as session:
+            _, statement, values = await session.bind(sql, params)
             _check_returns_rows(statement)
-            with self._task_errors():
+            with session.task_errors():
                 cursor = await statement.cursor(*values)
             columns = [
                 Column(column.name, column.type.name) for column in statement.get_attributes()
             ]
-            yield PostgresRows(cursor, columns, self._task_errors)
+            yield PostgresRows(session, cursor, columns)
 
     @asynccontextmanager
     async def csv(
-        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, timeout: float
+        self, sql: str, params: Params = None, *, timeout: float
     ) -> AsyncIterator[CopyStream]:
         """Like `query`, as CSV that the server writes."""
-        async with self._transaction(timeout, readonly=not self.writable) as connection:
-            with self._task_errors():
-                await connection.execute("SET LOCAL standard_conforming_strings = on")
-            text, statement, values = await self._bind(connection, sql, params)
+        async with self._transaction(timeout, readonly=not self.writable) as session:
+            with session.task_errors():
+                await session.connection.execute("SET LOCAL standard_conforming_strings = on")
+            text, statement, values = await session.bind(sql, params)
             _check_returns_rows(statement)
-            async with copy_out(connection, text, values, statement, self._task_errors) as stream:
+            async with copy_out(session, text, values, statement) as stream:
                 yield stream
 
     @asynccontextmanager
@@ -141,26 +113,21 @@ class PostgresConnection:
         """
         if not self.writable:
             raise rows.read_only(self.name)
-        async with self._transaction(timeout, readonly=False) as connection:
-            yield PostgresTransaction(
-                connection,
-                self._task_errors,
-                self._bind,
-                # Types may be read again in the meantime.
-                lambda: self._types[_unproxied(connection)],
-            )
+        async with self._transaction(timeout, readonly=False) as session:
+            yield PostgresTransaction(session)
 
     @asynccontextmanager
-    async def _transaction(self, timeout: float, *, readonly: bool) -> AsyncIterator[Connection]:
+    async def _transaction(self, timeout: float, *, readonly: bool) -> AsyncIterator[PgSession]:
         """A connection in a transaction; the end of the block commits it unless it is read-only."""
-        async with self._session() as connection:
+        async with self._acquire() as connection:
+            session = PgSession(self.name, connection, self._types)
             transaction = connection.transaction(readonly=readonly)
             try:
-                with self._task_errors():
+                with session.task_errors():
                     # Inside the try: if this is cancelled, the server may have begun it already.
                     await transaction.start()
                     await connection.execute(_set_limits(timeout))
-                yield connection
+                yield session
             except BaseException:
                 await _roll_back(transaction, connection)
                 raise
@@ -168,25 +135,11 @@ class PostgresConnection:
                 # Undoes what a function did in spite of READ ONLY, such as large objects.
                 await _roll_back(transaction, connection)
             else:
-                with self._task_errors():
+                with session.task_errors():
                     await transaction.commit()
 
-    @contextmanager
-    def _task_errors(self) -> Iterator[None]:
-        """Convert errors of calls to the server into TaskErrors."""
-        try:
-            yield
-        except (
-            asyncpg.PostgresError,
-            asyncpg.InterfaceError,
-            asyncpg.InternalClientError,
-            OSError,
-            EOFError,
-        ) as error:
-            raise task_error(error, self.name) from error
-
     @asynccontextmanager
-    async def _session(self) -> AsyncIterator[Connection]:
+    async def _acquire(self) -> AsyncIterator[Connection]:
         """A connection of the pool, which resets its session when it is returned."""
         pooled = self._client.acquire_connection()
         try:
@@ -209,15 +162,15 @@ class PostgresConnection:
 class PostgresRows:
     """The rows of a running statement, read through a cursor of the server."""
 
-    def __init__(self, cursor: Any, columns: list[Column], task_errors: TaskErrors) -> None:
+    def __init__(self, session: PgSession, cursor: Any, columns: list[Column]) -> None:
         self.columns = columns
+        self._session = session
         self._cursor = cursor
-        self._task_errors = task_errors
 
     async def __aiter__(self) -> AsyncIterator[list[Row]]:
         size = rows.FIRST_CHUNK_ROWS
         while True:
-            with self._task_errors():
+            with self._session.task_errors():
                 chunk = [dict(record) for record in await self._cursor.fetch(size)]
             if chunk:
                 yield chunk
@@ -229,27 +182,16 @@ class PostgresRows:
 class PostgresTransaction:
     """Statements between BEGIN and COMMIT."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        task_errors: TaskErrors,
-        bind: Callable[[Connection, str, Params], Awaitable[tuple[str, Any, list[Any]]]],
-        types: Callable[[], Types],
-    ) -> None:
-        self._connection = connection
-        self._task_errors = task_errors
-        self._bind = bind
-        self._types = types
+    def __init__(self, session: PgSession) -> None:
+        self._session = session
 
-    async def execute(
-        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None
-    ) -> int:
+    async def execute(self, sql: str, params: Params = None) -> int:
         """Run one statement; returns how many rows it wrote or returned. Raises TaskError."""
         word = first_word(sql, "postgresql")
         if word in _REFUSED_COMMANDS:
             raise Permanent("sql_error", f"{word.upper()} is not allowed in a task's transaction")
-        _, statement, values = await self._bind(self._connection, sql, params)
-        with self._task_errors():
+        _, statement, values = await self._session.bind(sql, params)
+        with self._session.task_errors():
             if not statement.get_attributes():
                 await statement.fetch(*values)
                 return _row_count(statement.get_statusmsg())
@@ -260,14 +202,14 @@ class PostgresTransaction:
 
     async def first(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
         """The first row of a query."""
-        _, statement, values = await self._bind(self._connection, sql, params)
-        with self._task_errors():
+        _, statement, values = await self._session.bind(sql, params)
+        with self._session.task_errors():
             record = await statement.fetchrow(*values)
         return None if record is None else dict(record)
 
     async def columns(self, table: str) -> list[str]:
         """The names of the table's columns. Raises TaskError if the table is missing."""
-        return list(await table_columns(self._connection, self._task_errors, table))
+        return list(await table_columns(self._session, table))
 
     async def loader(
         self, table: str, columns: Sequence[str], key: Sequence[str], *, json_is_text: bool
@@ -277,21 +219,10 @@ class PostgresTransaction:
         `json_is_text`: a string for a JSON column is JSON, and not a JSON string.
         """
         loader = PostgresLoader(
-            self._connection,
-            self._task_errors,
-            table,
-            columns=columns,
-            key=key,
-            types=self._types(),
-            json_is_text=json_is_text,
+            self._session, table, columns=columns, key=key, json_is_text=json_is_text
         )
         await loader.begin()
         return loader
-
-
-def _unproxied(connection: Connection) -> Connection:
-    """asyncpg's connection behind the pool's proxy."""
-    return getattr(connection, "_con", connection)
 
 
 def _check_returns_rows(statement: Any) -> None:
