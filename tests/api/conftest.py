@@ -1,4 +1,4 @@
-"""The API behind a real server, with a worker's part that the test plays itself."""
+"""The API behind a real server; the test plays the worker."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tandem_shared.queue.queue import Queue
-from tests.api.fake_worker import ANY, STRICT, Hand
+from tests.api.fake_worker import ANY, STRICT, FakeWorker
 from tests.api.serving import serving
 
 
@@ -20,13 +20,15 @@ async def queue(redis: Redis) -> AsyncIterator[Queue]:
 
 
 @pytest.fixture
-async def hand(queue: Queue) -> Hand:
-    hand = Hand(queue)
-    await hand.publish(ANY, STRICT)
-    return hand
+async def worker(queue: Queue) -> FakeWorker:
+    worker = FakeWorker(queue)
+    await worker.publish(ANY, STRICT)
+    return worker
 
 
 @pytest.fixture
-async def client(redis_url: str, hand: Hand, tmp_path: Path) -> AsyncIterator[httpx2.AsyncClient]:
+async def client(
+    redis_url: str, worker: FakeWorker, tmp_path: Path
+) -> AsyncIterator[httpx2.AsyncClient]:
     async with serving(redis_url, tmp_path) as client:
         yield client

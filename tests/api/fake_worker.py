@@ -1,4 +1,4 @@
-"""A worker's part, played by a test: it publishes tasks, claims jobs, says things and ends attempts by hand."""
+"""A worker that a test drives: it publishes tasks, claims jobs, reports, and ends attempts."""
 
 from typing import Any
 
@@ -53,8 +53,8 @@ STRICT = catalogue.CatalogueEntry(
 )
 
 
-class Hand:
-    """One worker that does what it is told."""
+class FakeWorker:
+    """A worker without tasks to run: the test calls each of its steps."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
@@ -63,7 +63,7 @@ class Hand:
         self._reports: dict[str, int] = {}
 
     async def publish(self, *entries: catalogue.CatalogueEntry) -> None:
-        """Publishes these tasks besides those of before."""
+        """Publishes these tasks in addition to the earlier ones."""
         self.entries += entries
         info = WorkerInfo(
             id="hand-1",
@@ -77,7 +77,7 @@ class Hand:
         await self.queue.register(info, self.entries)
 
     async def take(self, slots: int = 10) -> Claimed:
-        """The one job that is due, or that there is a slot for."""
+        """Claims the only job that is due, or that fits into `slots`."""
         self._claims += 1
         claim = await self.queue.claim(
             "hand-1",
@@ -90,7 +90,7 @@ class Hand:
         return claimed
 
     async def drain(self) -> None:
-        """Lets every job that is due succeed."""
+        """Claims every job that is due and ends it as succeeded."""
         self._claims += 1
         claim = await self.queue.claim(
             "hand-1",
@@ -103,11 +103,11 @@ class Hand:
             await self.succeed(claimed)
 
     async def say(self, claimed: Claimed, kind: str, *values: Any) -> None:
-        """Progress, a log entry, or output items in one chunk."""
+        """Reports progress, a log entry, or output items in one chunk."""
         number = self._reports[claimed.token] = self._reports.get(claimed.token, 0) + 1
         body = b"\n".join(msgspec.json.encode(value) for value in values)
         report = Report(claimed.id, claimed.token, number, kind, body)
-        # All of it stays in Redis, however much: a hand moves nothing to the file store.
+        # Limits this high keep everything in Redis: this worker archives nothing.
         assert await self.queue.report(
             [report], limit=1 << 30, archive_from=1 << 30, max_tail=1 << 30
         ) == ["ok"]

@@ -1,4 +1,4 @@
-"""The application behind a real server, on a file store of its own, and what its answers have in common."""
+"""Starts the application on a real server, and checks what its answers have in common."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ from tests.conftest import eventually
 async def serving(
     redis_url: str, root: Path | str, **given: Any
 ) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of the application, which serves on a free port with its files under `root`, a path or a URL."""
+    """Serves the application on a free port, with files in `root` (a path or a URL)."""
     store_url = root if isinstance(root, str) else f"file://{root}"
     settings = load_settings(
         redis_url=redis_url, store_url=store_url, **{"keys": (), "linger": 0, **given}
@@ -49,7 +49,7 @@ async def upload(client: httpx2.AsyncClient, data: bytes, **options: Any) -> dic
 
 
 def problem(answer: httpx2.Response) -> tuple[int, str]:
-    """Status of an answer that is a problem of that status, and its detail."""
+    """Asserts that the answer is a problem; returns its status and its detail."""
     assert answer.headers["content-type"] == "application/problem+json", answer.text
     assert answer.json()["status"] == answer.status_code
     assert answer.json()["type"].startswith("/problems/")

@@ -1,4 +1,4 @@
-"""Who may ask, and what becomes of trouble of our own: a 500 says nothing, a Redis that is away says when to come."""
+"""Authentication, internal errors that reveal nothing, and an unreachable Redis."""
 
 import asyncio
 import re
@@ -13,17 +13,17 @@ from tandem_api.app import create_app
 from tandem_api.server.process import make_server
 from tandem_api.server.sockets import listen
 from tandem_shared.settings import load_settings
-from tests.api.fake_worker import Hand
+from tests.api.fake_worker import FakeWorker
 from tests.api.serving import problem, serving
 from tests.conftest import eventually
-
-# --------------------------------------------------------------------------------------------- keys
 
 KEYS = ("tk_first_0123456789abcdef", "tk_first_fedcba9876543210", "tk_other_0123456789abcdef")
 
 
 @pytest.fixture
-async def locked(redis_url: str, hand: Hand, tmp_path: Path) -> AsyncIterator[httpx2.AsyncClient]:
+async def locked(
+    redis_url: str, worker: FakeWorker, tmp_path: Path
+) -> AsyncIterator[httpx2.AsyncClient]:
     async with serving(redis_url, tmp_path, keys=KEYS) as client:
         yield client
 
@@ -41,7 +41,7 @@ async def locked(redis_url: str, hand: Hand, tmp_path: Path) -> AsyncIterator[ht
         "Bearer tk_other_fedcba9876543210",
     ],
 )
-async def test_with_keys_everything_needs_one(
+async def test_every_endpoint_requires_a_key_once_keys_are_set(
     locked: httpx2.AsyncClient, given: str | None
 ) -> None:
     headers = {} if given is None else {"Authorization": given}
@@ -63,7 +63,9 @@ async def test_with_keys_everything_needs_one(
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
 @pytest.mark.parametrize("key", KEYS)
-async def test_each_key_opens_everything(locked: httpx2.AsyncClient, scheme: str, key: str) -> None:
+async def test_each_key_opens_every_endpoint(
+    locked: httpx2.AsyncClient, scheme: str, key: str
+) -> None:
     headers = {"Authorization": f"{scheme} {key}"}
     assert (
         await locked.post("/v1/jobs", json={"task": "t.any"}, headers=headers)
@@ -78,11 +80,8 @@ async def test_probes_and_pages_need_no_key(locked: httpx2.AsyncClient) -> None:
     assert (await locked.get("/")).status_code == 404
 
 
-# ------------------------------------------------------------------------------- trouble of our own
-
-
 @pytest.mark.parametrize("sent", ["req-1.A_b", "bad id", "x" * 65, None])
-async def test_an_error_of_the_service_shows_its_trace_id_and_nothing_else(
+async def test_an_internal_error_shows_only_its_trace_id(
     redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, sent: str | None
 ) -> None:
     settings = load_settings(redis_url=redis_url, store_url=f"file://{tmp_path}", keys=(), linger=0)
@@ -112,9 +111,9 @@ async def test_an_error_of_the_service_shows_its_trace_id_and_nothing_else(
     assert set(answer.json()) == {"type", "title", "status", "detail", "instance", "trace_id"}
 
 
-async def test_without_redis_it_says_so_and_when_to_come_again(tmp_path: Path) -> None:
+async def test_without_redis_the_api_answers_503_with_retry_after(tmp_path: Path) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # nobody listens there
+        taken.bind(("127.0.0.1", 0))  # bound, but not listening: connections are refused
         url = f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
         async with serving(url, tmp_path) as client:
             assert (await client.get("/livez")).status_code == 200
@@ -140,10 +139,10 @@ async def test_without_redis_it_says_so_and_when_to_come_again(tmp_path: Path) -
                 assert "127.0.0.1" not in answer.text
 
 
-async def test_a_redis_that_hangs_is_not_waited_for_by_a_probe(tmp_path: Path) -> None:
+async def test_a_probe_does_not_wait_for_a_hanging_redis(tmp_path: Path) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
-        silent.listen()  # it is connected to, and never answers
+        silent.listen()  # accepts connections and never answers
         async with serving(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", tmp_path) as client:
             answer = await client.get("/readyz")
     assert problem(answer)[0] == 503

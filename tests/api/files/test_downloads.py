@@ -1,4 +1,4 @@
-"""Downloads over HTTP, through a real server: ranges, conditions, what is not there; uploads and files of jobs."""
+"""Downloads over HTTP: ranges, preconditions, missing files, uploads and files of jobs."""
 
 import asyncio
 import hashlib
@@ -26,7 +26,7 @@ from tandem_shared.queue.queue import Queue
 from tests.api.serving import problem, serving, stored, upload
 
 MIB = 1 << 20
-calls = itertools.count(1)  # to claim, which are numbered
+calls = itertools.count(1)  # numbers the claims of all tests
 DATA = random.Random(1).randbytes(2 * MIB + 12345)
 DIGEST = hashlib.sha256(DATA).hexdigest()
 ETAG = f'"{DIGEST}"'
@@ -50,16 +50,13 @@ async def store(root: Path) -> AsyncIterator[FileStore]:
         yield store
 
 
-# Downloads.
-
-
 @pytest.fixture
 async def path(client: httpx2.AsyncClient) -> str:
     return f"/v1/files/{(await upload(client, DATA))['id']}"
 
 
 @pytest.mark.parametrize(
-    ("asked", "start", "end"),
+    ("range_header", "start", "end"),
     [
         ("bytes=0-0", 0, 1),
         ("bytes=5-9", 5, 10),
@@ -72,9 +69,9 @@ async def path(client: httpx2.AsyncClient) -> str:
     ],
 )
 async def test_ranges(
-    client: httpx2.AsyncClient, path: str, asked: str, start: int, end: int
+    client: httpx2.AsyncClient, path: str, range_header: str, start: int, end: int
 ) -> None:
-    answer = await client.get(path, headers={"Range": asked})
+    answer = await client.get(path, headers={"Range": range_header})
     assert answer.status_code == 206
     assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{SIZE}"
     assert answer.headers["content-length"] == str(end - start)
@@ -83,22 +80,24 @@ async def test_ranges(
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "range_header",
     [f"bytes={SIZE}-", f"bytes={SIZE + 5}-{SIZE + 9}", "bytes=-0", "bytes=9" + "9" * 99 + "-"],
 )
-async def test_ranges_outside(client: httpx2.AsyncClient, path: str, asked: str) -> None:
-    answer = await client.get(path, headers={"Range": asked})
+async def test_ranges_outside_the_file_are_refused(
+    client: httpx2.AsyncClient, path: str, range_header: str
+) -> None:
+    answer = await client.get(path, headers={"Range": range_header})
     assert (problem(answer)[0], answer.headers["content-range"]) == (416, f"bytes */{SIZE}")
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "range_header",
     ["bytes=0-1,5-6", "bytes=9-5", "bytes=-", "bytes=", "lines=0-1", "bytes=a-b", "bytes=1"],
 )
-async def test_what_is_no_single_range_is_answered_by_the_whole(
-    client: httpx2.AsyncClient, path: str, asked: str
+async def test_other_range_headers_get_the_whole_file(
+    client: httpx2.AsyncClient, path: str, range_header: str
 ) -> None:
-    answer = await client.get(path, headers={"Range": asked})
+    answer = await client.get(path, headers={"Range": range_header})
     assert (answer.status_code, len(answer.content)) == (200, SIZE)
     assert "content-range" not in answer.headers
 
@@ -133,7 +132,7 @@ async def test_conditions(
     assert len(answer.content) == {200: SIZE, 206: 2, 304: 0}.get(status, len(answer.content))
 
 
-async def test_a_range_is_of_a_get_only(client: httpx2.AsyncClient, path: str) -> None:
+async def test_a_range_applies_to_get_only(client: httpx2.AsyncClient, path: str) -> None:
     answer = await client.head(path, headers={"Range": "bytes=0-1"})
     assert (answer.status_code, answer.headers["content-length"]) == (200, str(SIZE))
 
@@ -152,7 +151,7 @@ async def test_unknown_uploads(client: httpx2.AsyncClient, id: str) -> None:
     assert problem(await client.get(f"/v1/files/{id}"))[0] == 404
 
 
-async def test_what_is_anothers_or_expired_is_not_there(
+async def test_foreign_and_expired_uploads_are_not_found(
     client: httpx2.AsyncClient, store: FileStore
 ) -> None:
     anothers = await save_upload(store, b"x", tenant="another", keep=60)
@@ -163,14 +162,14 @@ async def test_what_is_anothers_or_expired_is_not_there(
     assert await store.load(anothers.path, 10) == b"x"
 
 
-async def test_bytes_that_are_gone_are_a_404_and_no_broken_200(
+async def test_missing_bytes_give_a_404_instead_of_a_truncated_200(
     client: httpx2.AsyncClient, path: str, root: Path
 ) -> None:
     (root / "uploads" / path.rpartition("/")[2] / "data").unlink()
     assert problem(await client.get(path))[0] == 404
 
 
-async def test_many_at_once_in_bounded_pieces(client: httpx2.AsyncClient, path: str) -> None:
+async def test_many_parallel_downloads_are_correct(client: httpx2.AsyncClient, path: str) -> None:
     async def part(start: int) -> bytes:
         answer = await client.get(path, headers={"Range": f"bytes={start}-{start + 99_999}"})
         return answer.content
@@ -179,13 +178,10 @@ async def test_many_at_once_in_bounded_pieces(client: httpx2.AsyncClient, path: 
     assert b"".join(await asyncio.gather(*map(part, starts))) == DATA
 
 
-# Files of jobs.
-
-
 async def produce(
     queue: Queue, store: FileStore, files: dict[str, bytes], tenant: str = "default"
 ) -> str:
-    """A job that succeeded and published these files; its id."""
+    """Runs a job that publishes these files and succeeds; returns its id."""
     entry = catalogue.CatalogueEntry(name="t", payload_schema={}, result_schema={}, defaults={})
     await queue.register(WorkerInfo("w", "host", 1, ("q",), 1, "1", time.time()), [entry])
     options = JobOptions(timeout=30)
@@ -227,7 +223,7 @@ async def test_files_of_a_job(client: httpx2.AsyncClient, queue: Queue, store: F
     )
 
 
-async def test_files_that_a_job_does_not_have(
+async def test_missing_files_of_a_job_are_not_found(
     client: httpx2.AsyncClient, queue: Queue, store: FileStore
 ) -> None:
     job = await produce(queue, store, {"a": b"1"})

@@ -1,4 +1,4 @@
-"""Uploads in parts over HTTP, draft-ietf-httpbis-resumable-upload: through two APIs on one store, of each kind."""
+"""Resumable uploads (draft-ietf-httpbis-resumable-upload), through two APIs on one store."""
 
 import asyncio
 import hashlib
@@ -77,7 +77,7 @@ async def send(
     return await client.patch(path, content=data, headers={**headers, **more})
 
 
-async def test_a_file_comes_in_parts_through_two_apis(
+async def test_a_file_is_uploaded_in_parts_through_two_apis(
     pair: tuple[httpx2.AsyncClient, httpx2.AsyncClient],
 ) -> None:
     one, two = pair
@@ -118,13 +118,13 @@ async def test_a_file_comes_in_parts_through_two_apis(
         "?1",
         str(len(DATA)),
     )
-    # An answer that was lost is given again.
+    # A client that lost the answer gets it again.
     assert (await send(two, path, len(DATA), b"", last=True)).json() == answer.json()
     assert problem(await send(two, path, len(DATA), b"x"))[0] == 409
     assert problem(await send(two, path, 5, b"", last=True))[0] == 409
 
 
-async def test_of_two_at_one_place_one_wins(
+async def test_one_of_two_writers_at_the_same_offset_wins(
     pair: tuple[httpx2.AsyncClient, httpx2.AsyncClient],
 ) -> None:
     path = await begin(pair[0], b"start")
@@ -132,7 +132,7 @@ async def test_of_two_at_one_place_one_wins(
 
     async def late(letter: bytes) -> AsyncIterator[bytes]:
         yield letter
-        await gate.wait()  # both have been asked for
+        await gate.wait()  # both requests have arrived
         yield letter * MIB
 
     answers = await asyncio.gather(
@@ -143,7 +143,7 @@ async def test_of_two_at_one_place_one_wins(
     assert (await pair[0].get(path)).content == b"start" + winner * (MIB + 1)
 
 
-async def test_another_place_is_a_problem_that_tells_the_right_one(
+async def test_a_wrong_offset_is_a_problem_with_the_expected_offset(
     client: httpx2.AsyncClient,
 ) -> None:
     path = await begin(client, b"12345")
@@ -155,11 +155,12 @@ async def test_another_place_is_a_problem_that_tells_the_right_one(
     assert (members["expected-offset"], members["provided-offset"]) == (5, 3)
 
 
-async def test_a_connection_that_breaks_keeps_what_came(client: httpx2.AsyncClient) -> None:
+async def test_a_broken_connection_keeps_the_received_bytes(client: httpx2.AsyncClient) -> None:
     path = await begin(client)
     _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     head = (
-        f"PATCH {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {PARTIAL}\r\nUpload-Offset: 0\r\nUpload-Complete: ?1\r\n"
+        f"PATCH {path} HTTP/1.1\r\nHost: x\r\n"
+        f"Content-Type: {PARTIAL}\r\nUpload-Offset: 0\r\nUpload-Complete: ?1\r\n"
         f"Content-Length: {len(DATA)}\r\n\r\n"
     )
     cut = 2 * MIB + 54321
@@ -180,7 +181,7 @@ async def test_a_connection_that_breaks_keeps_what_came(client: httpx2.AsyncClie
     assert answer.json()["sha256"] == hashlib.sha256(DATA).hexdigest()
 
 
-async def test_an_api_that_is_killed_keeps_what_it_had_written(
+async def test_a_killed_api_keeps_the_written_bytes(
     client: httpx2.AsyncClient, redis_url: str, tmp_path: Path
 ) -> None:
     path = await begin(client)
@@ -212,13 +213,16 @@ async def test_an_api_that_is_killed_keeps_what_it_had_written(
     assert (await client.get(path)).content == DATA
 
 
-async def test_an_upload_that_stalls_keeps_what_came(
+async def test_a_stalled_upload_keeps_the_received_bytes(
     client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tandem_api.files.uploads.IDLE_SECONDS", 0.05)
     path = await begin(client)
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
-    head = f"PATCH {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {PARTIAL}\r\nUpload-Offset: 0\r\nUpload-Complete: ?1\r\n"
+    head = (
+        f"PATCH {path} HTTP/1.1\r\nHost: x\r\n"
+        f"Content-Type: {PARTIAL}\r\nUpload-Offset: 0\r\nUpload-Complete: ?1\r\n"
+    )
     writer.write(f"{head}Content-Length: 9\r\n\r\n12345".encode())
     async with asyncio.timeout(10):
         assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
@@ -227,7 +231,7 @@ async def test_an_upload_that_stalls_keeps_what_came(
     assert (answer.headers["upload-offset"], answer.headers["upload-complete"]) == ("5", "?0")
 
 
-async def test_delete_gives_it_up(client: httpx2.AsyncClient, tmp_path: Path) -> None:
+async def test_delete_abandons_the_upload(client: httpx2.AsyncClient, tmp_path: Path) -> None:
     path = await begin(client, b"12345")
     assert len(stored(tmp_path / "store")) == 2
     assert (await client.delete(path)).status_code == 204
@@ -236,7 +240,7 @@ async def test_delete_gives_it_up(client: httpx2.AsyncClient, tmp_path: Path) ->
     assert problem(await send(client, path, 5, b"x"))[0] == 404
 
 
-async def test_it_is_no_file_that_a_job_could_read(
+async def test_an_unfinished_upload_cannot_be_an_input(
     client: httpx2.AsyncClient, tmp_path: Path
 ) -> None:
     path = await begin(client, b"12345")
@@ -245,7 +249,7 @@ async def test_it_is_no_file_that_a_job_could_read(
             await find_upload(store, path.rpartition("/")[2], tenant="default")
 
 
-async def test_limits_are_told(client: httpx2.AsyncClient) -> None:
+async def test_limits_are_announced(client: httpx2.AsyncClient) -> None:
     answer = await client.options("/v1/files")
     assert (answer.status_code, answer.headers["accept-patch"]) == (204, PARTIAL)
     assert answer.headers["upload-limit"] == f"max-size={LIMIT}"
@@ -264,7 +268,7 @@ async def test_limits_are_told(client: httpx2.AsyncClient) -> None:
     assert (answer.status_code, answer.json()["size"]) == (201, LIMIT)
 
 
-async def test_the_length_that_was_announced(client: httpx2.AsyncClient) -> None:
+async def test_an_announced_length_is_enforced(client: httpx2.AsyncClient) -> None:
     path = await begin(client, b"12345", headers={"Upload-Length": "7"})
     assert (await client.head(path)).headers["upload-length"] == "7"
     assert problem(await send(client, path, 5, b"6", more={"Upload-Length": "8"}))[0] == 400
@@ -298,14 +302,16 @@ async def test_parts_that_are_refused(
     assert (await client.head(path)).headers["upload-offset"] == "0"
 
 
-async def test_a_complete_upload_at_once_says_so(client: httpx2.AsyncClient) -> None:
+async def test_an_upload_in_one_request_is_complete(client: httpx2.AsyncClient) -> None:
     answer = await client.post("/v1/files", content=b"x", headers={"Upload-Complete": "?1"})
     assert (answer.status_code, answer.headers["upload-complete"]) == (201, "?1")
     path = f"/v1/files/{(await upload(client, b'12'))['id']}"
     assert (await send(client, path, 2, b"", last=True)).json()["size"] == 2
 
 
-async def test_the_length_of_an_upload_at_once(client: httpx2.AsyncClient, tmp_path: Path) -> None:
+async def test_the_length_of_an_upload_in_one_request_is_checked(
+    client: httpx2.AsyncClient, tmp_path: Path
+) -> None:
     for length in ("2", "4"):
         headers = {"Upload-Complete": "?1", "Upload-Length": length}
         assert problem(await client.post("/v1/files", content=b"123", headers=headers))[0] == 400
@@ -316,7 +322,7 @@ async def test_the_length_of_an_upload_at_once(client: httpx2.AsyncClient, tmp_p
     assert (answer.status_code, answer.json()["size"]) == (201, 3)
 
 
-async def test_a_form_comes_at_once(client: httpx2.AsyncClient) -> None:
+async def test_a_form_must_come_in_one_request(client: httpx2.AsyncClient) -> None:
     headers = {"Upload-Complete": "?0", "Content-Type": "multipart/form-data; boundary=B"}
     assert problem(await client.post("/v1/files", content=b"--B--\r\n", headers=headers))[0] == 415
 

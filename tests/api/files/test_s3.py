@@ -1,4 +1,4 @@
-"""Files on a store that speaks S3: uploads and downloads through the API, redirects to the store, and a store away."""
+"""Files on an S3 store: uploads, downloads, redirects to the store, and an outage."""
 
 import hashlib
 import random
@@ -19,9 +19,7 @@ from tests.conftest import s3_environment
 from tests.shared.files.test_sweep import none_alive
 
 MIB = 1 << 20
-DATA = random.Random(9).randbytes(
-    20 * MIB + 99
-)  # more parts than one of the store's own multipart upload
+DATA = random.Random(9).randbytes(20 * MIB + 99)  # more than one part of an S3 multipart upload
 DIGEST = hashlib.sha256(DATA).hexdigest()
 
 
@@ -47,7 +45,7 @@ async def paths(store: FileStore) -> list[str]:
     return [stat.path async for stat in store.list("uploads")]
 
 
-async def test_a_large_upload_comes_back_whole_and_by_ranges_and_goes(
+async def test_a_large_upload_is_served_whole_and_by_ranges_and_deleted(
     client: httpx2.AsyncClient, store: FileStore
 ) -> None:
     view = await upload(client, DATA)
@@ -64,7 +62,7 @@ async def test_a_large_upload_comes_back_whole_and_by_ranges_and_goes(
     assert problem(await client.get(path))[0] == 404
 
 
-async def test_what_is_refused_leaves_nothing(
+async def test_a_refused_upload_leaves_nothing_behind(
     redis_url: str, redis: Redis, s3_url: str, store: FileStore
 ) -> None:
     async with serving(redis_url, s3_url, max_upload=MIB) as client:
@@ -77,7 +75,7 @@ async def _pieces(size: int) -> AsyncIterator[bytes]:
         yield bytes(1000)
 
 
-async def test_a_download_is_sent_to_the_store_that_signs_it(signing: httpx2.AsyncClient) -> None:
+async def test_a_download_redirects_to_a_signed_url(signing: httpx2.AsyncClient) -> None:
     view = await upload(signing, b"0123456789", params={"name": "ü.txt"})
     path = f"/v1/files/{view['id']}"
     answer = await signing.get(path)
@@ -94,7 +92,7 @@ async def test_a_download_is_sent_to_the_store_that_signs_it(signing: httpx2.Asy
         assert whole.headers["content-type"].startswith("text/plain")
         part = await outside.get(there, headers={"Range": "bytes=3-4"})
         assert (part.status_code, part.content) == (206, b"34")
-    # What is about what the client has is answered here, where its tags are known.
+    # Preconditions are answered by the API, which knows the entity tags.
     assert (await signing.head(path)).status_code == 200
     assert (
         await signing.get(path, headers={"If-None-Match": f'"{view["sha256"]}"'})
@@ -105,13 +103,15 @@ async def test_a_download_is_sent_to_the_store_that_signs_it(signing: httpx2.Asy
     assert problem(await signing.get("/v1/files/" + "0" * 30))[0] == 404
 
 
-async def test_a_local_store_signs_nothing(redis_url: str, redis: Redis, tmp_path: object) -> None:
+async def test_a_local_store_never_redirects(
+    redis_url: str, redis: Redis, tmp_path: object
+) -> None:
     async with serving(redis_url, f"file://{tmp_path}", store_presign=60) as client:
         view = await upload(client, b"x")
         assert (await client.get(f"/v1/files/{view['id']}")).content == b"x"
 
 
-async def test_sweep_removes_the_expired(store: FileStore) -> None:
+async def test_a_sweep_removes_expired_uploads(store: FileStore) -> None:
     live = await save_upload(store, b"1", tenant="a", keep=60)
     await save_upload(store, b"1", tenant="a", keep=-1)
     await store.write(job_path("J", 1, "a"), b"1")
@@ -120,19 +120,14 @@ async def test_sweep_removes_the_expired(store: FileStore) -> None:
     assert await store.load(job_path("J", 1, "a"), 1) == b"1"
 
 
-# A store that is away.
-
-
 @pytest.fixture
 def away_url(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store whose server is not there."""
+    """The URL of an S3 store whose server is down."""
     s3_environment(free_port(), monkeypatch)
     return "s3://tests/away"
 
 
-async def test_a_store_that_is_away_is_unavailable(
-    redis_url: str, redis: Redis, away_url: str
-) -> None:
+async def test_a_store_outage_answers_503(redis_url: str, redis: Redis, away_url: str) -> None:
     async with serving(redis_url, away_url) as client:
         for answer in (
             await client.post("/v1/files", content=b"x"),

@@ -1,4 +1,4 @@
-"""Uploads over HTTP, through a real server: raw and forms, names and types, refusals, and nothing left behind."""
+"""Uploads over HTTP: raw bodies and forms, names and types, refusals, and cleanup."""
 
 import asyncio
 import hashlib
@@ -35,7 +35,7 @@ async def client(redis_url: str, redis: Redis, root: Path) -> AsyncIterator[http
 
 
 def form(*parts: tuple[str, bytes], end: bytes = b"--B--\r\n") -> bytes:
-    """A multipart body of parts: the headers' lines and the content."""
+    """A multipart body; each part is its header lines and its content."""
     return (
         b"".join(
             b"--B\r\n" + head.encode() + b"\r\n\r\n" + content + b"\r\n" for head, content in parts
@@ -47,9 +47,6 @@ def form(*parts: tuple[str, bytes], end: bytes = b"--B--\r\n") -> bytes:
 async def pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
     for start in range(0, len(data), size):
         yield data[start : start + size]
-
-
-# Uploads.
 
 
 async def test_a_raw_body_comes_back_byte_for_byte(client: httpx2.AsyncClient) -> None:
@@ -80,16 +77,19 @@ async def test_a_raw_body_comes_back_byte_for_byte(client: httpx2.AsyncClient) -
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 70_000, 10 * MIB])
-async def test_a_form_is_taken_apart_wherever_it_is_cut(
+async def test_a_form_is_parsed_however_it_is_chunked(
     client: httpx2.AsyncClient, size: int
 ) -> None:
-    # Content that looks like boundaries, and fields before and after the file.
+    # The content resembles boundaries; fields stand before and after the file.
     data = (b"\r\n--B\r\n--" * 3 + b"\r\n--C--\r\n-")[10:] + (DATA[:50_000] if size > 7 else b"")
     data = data.replace(b"\r\n--B", b"\r\n--b")
     body = form(
         ('Content-Disposition: form-data; name="a"', b"1"),
         (
-            'Content-Disposition: form-data; name="f"; filename="../ü/x y.csv"\r\nContent-Type: text/x-own',
+            (
+                'Content-Disposition: form-data; name="f"; filename="../ü/x y.csv"'
+                "\r\nContent-Type: text/x-own"
+            ),
             data,
         ),
         ('Content-Disposition: form-data; name="b"', b"2"),
@@ -102,7 +102,7 @@ async def test_a_form_is_taken_apart_wherever_it_is_cut(
     assert (await client.get(f"/v1/files/{view['id']}")).content == data
 
 
-async def test_an_empty_file_is_a_file(client: httpx2.AsyncClient) -> None:
+async def test_an_empty_file_is_accepted(client: httpx2.AsyncClient) -> None:
     for view in (
         await upload(client, b""),
         await upload(
@@ -126,18 +126,38 @@ async def test_an_empty_file_is_a_file(client: httpx2.AsyncClient) -> None:
     ("header", "name", "attachment"),
     [
         ('attachment; filename="x.txt"', "x.txt", 'filename="x.txt"'),
-        ("attachment; filename*=UTF-8''%e2%82%ac; filename=e", "€", "filename=\"_\"; filename*=UTF-8''%E2%82%AC"),
-        ("attachment; filename=e; filename*=UTF-8''%e2%82%ac", "€", "filename=\"_\"; filename*=UTF-8''%E2%82%AC"),
-        ('attachment; filename="ü.txt"', "ü.txt", "filename=\"_.txt\"; filename*=UTF-8''%C3%BC.txt"),
+        (
+            "attachment; filename*=UTF-8''%e2%82%ac; filename=e",
+            "€",
+            "filename=\"_\"; filename*=UTF-8''%E2%82%AC",
+        ),
+        (
+            "attachment; filename=e; filename*=UTF-8''%e2%82%ac",
+            "€",
+            "filename=\"_\"; filename*=UTF-8''%E2%82%AC",
+        ),
+        (
+            'attachment; filename="ü.txt"',
+            "ü.txt",
+            "filename=\"_.txt\"; filename*=UTF-8''%C3%BC.txt",
+        ),
         ('attachment; filename="../../etc/passwd"', "passwd", 'filename="passwd"'),
         ('attachment; filename="C:\\\\dir\\\\x.txt"', "x.txt", 'filename="x.txt"'),
-        ('attachment; filename="a\\"b;c.txt"', 'a"b;c.txt', "filename=\"a_b;c.txt\"; filename*=UTF-8''a%22b%3Bc.txt"),
+        (
+            'attachment; filename="a\\"b;c.txt"',
+            'a"b;c.txt',
+            "filename=\"a_b;c.txt\"; filename*=UTF-8''a%22b%3Bc.txt",
+        ),
         ("attachment", None, None),
         ("nonsense;;;=", None, None),
-        ("attachment; filename*=UTF-8''%0d%0aSet-Cookie:%20x", "Set-Cookie: x", 'filename="Set-Cookie: x"'),
+        (
+            "attachment; filename*=UTF-8''%0d%0aSet-Cookie:%20x",
+            "Set-Cookie: x",
+            'filename="Set-Cookie: x"',
+        ),
     ],
-)  # fmt: skip
-async def test_names_come_from_the_disposition_and_go_into_one(
+)
+async def test_a_name_is_read_from_and_written_to_content_disposition(
     client: httpx2.AsyncClient, header: str, name: str | None, attachment: str | None
 ) -> None:
     view = await upload(client, b"x", headers={"Content-Disposition": header.encode()})
@@ -148,7 +168,7 @@ async def test_names_come_from_the_disposition_and_go_into_one(
     )
 
 
-async def test_a_name_in_the_query_wins_and_is_one_line_of_bounded_length(
+async def test_a_name_in_the_query_wins_and_is_cleaned(
     client: httpx2.AsyncClient,
 ) -> None:
     header = {"Content-Disposition": 'attachment; filename="x"'}
@@ -170,7 +190,7 @@ async def test_a_name_in_the_query_wins_and_is_one_line_of_bounded_length(
         ("nonsense", None, "application/octet-stream"),
     ],
 )
-async def test_the_content_type_is_kept_and_never_shown_as_a_page(
+async def test_the_content_type_is_kept_and_never_rendered(
     client: httpx2.AsyncClient, sent: str | None, name: str | None, kept: str
 ) -> None:
     view = await upload(
@@ -186,25 +206,25 @@ async def test_the_content_type_is_kept_and_never_shown_as_a_page(
     assert answer.headers["content-security-policy"] == "sandbox"
 
 
-# Refusals.
-
-
-async def test_too_much_is_refused_before_it_is_sent(
+async def test_a_declared_size_above_the_limit_is_refused_before_the_body(
     client: httpx2.AsyncClient, root: Path
 ) -> None:
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     try:
-        head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: {LIMIT + 1}\r\nExpect: 100-continue\r\n\r\n"
+        head = (
+            f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: {LIMIT + 1}\r\n"
+            "Expect: 100-continue\r\n\r\n"
+        )
         writer.write(head.encode())
         async with asyncio.timeout(10):
             assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
     finally:
         writer.close()
-    assert stored(root) == []  # nothing was begun
+    assert stored(root) == []  # no upload has started
 
 
 @pytest.mark.parametrize("headers", [{}, FORM])
-async def test_too_much_is_refused_while_it_is_read(
+async def test_a_body_above_the_limit_is_refused_while_it_is_read(
     client: httpx2.AsyncClient, root: Path, headers: dict[str, str]
 ) -> None:
     data = bytes(LIMIT + 1)
@@ -218,7 +238,7 @@ async def test_too_much_is_refused_while_it_is_read(
 
 
 @pytest.mark.parametrize("headers", [{}, FORM])
-async def test_an_upload_that_is_cut_leaves_nothing(
+async def test_an_interrupted_upload_leaves_nothing_behind(
     client: httpx2.AsyncClient, root: Path, headers: dict[str, str]
 ) -> None:
     body = (
@@ -235,7 +255,7 @@ async def test_an_upload_that_is_cut_leaves_nothing(
     await eventually(lambda: stored(root) == [])
 
 
-async def test_an_upload_that_stalls_is_given_up(
+async def test_a_stalled_upload_times_out(
     client: httpx2.AsyncClient, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tandem_api.files.uploads.IDLE_SECONDS", 0.05)
@@ -270,7 +290,7 @@ FILE = ('Content-Disposition: form-data; name="f"; filename="x"', b"1")
         ({"Content-Encoding": "gzip"}, b"x", 415),
     ],
 )
-async def test_bodies_that_are_refused(
+async def test_malformed_forms_are_refused(
     client: httpx2.AsyncClient, root: Path, headers: dict[str, str], body: bytes, status: int
 ) -> None:
     answer = await client.post("/v1/files", content=body, headers=headers)
@@ -278,7 +298,7 @@ async def test_bodies_that_are_refused(
     await eventually(lambda: stored(root) == [])
 
 
-async def test_a_store_that_fails_is_unavailable_and_nothing_of_it_is_told(
+async def test_a_failing_store_answers_503_without_details(
     client: httpx2.AsyncClient, root: Path
 ) -> None:
     (root / "uploads").write_bytes(b"a file in the directory's place")

@@ -1,4 +1,4 @@
-"""Bodies are bounded in size and in time, and nobody listens where they should not."""
+"""Bodies are bounded in size and in time; listening addresses are checked."""
 
 import asyncio
 import socket
@@ -16,7 +16,7 @@ from tandem_shared.errors import Invalid, Misconfigured, TooLarge
 
 
 def request(*messages: dict[str, Any], **headers: str) -> Request:
-    """A request whose body comes in these messages, and then no more."""
+    """A request whose body arrives in these messages; then the client stays silent."""
     left = iter(messages)
 
     async def receive() -> Any:
@@ -25,7 +25,7 @@ def request(*messages: dict[str, Any], **headers: str) -> Request:
         return message
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    state = {"headers": read_headers(raw)}  # as Edge does
+    state = {"headers": read_headers(raw)}  # as the Edge middleware does
     return Request({"type": "http", "method": "POST", "headers": raw, "state": state}, receive)
 
 
@@ -37,7 +37,7 @@ async def test_a_body_is_joined_from_its_parts() -> None:
     assert await read_body(request(part(b"ab"), part(b""), part(b"c", more=False)), 3) == b"abc"
 
 
-async def test_a_body_that_does_not_come_is_given_up() -> None:
+async def test_a_body_that_never_arrives_times_out() -> None:
     with pytest.raises(HTTPException) as refused:
         await read_body(request(part(b"ab")), 100, total_seconds=0.02)
     assert refused.value.status_code == 408
@@ -50,7 +50,7 @@ async def test_a_body_above_the_limit_is_read_no_further() -> None:
         await read_body(request(content_length="3"), 2)
 
 
-async def test_a_client_that_leaves_is_no_error_of_ours() -> None:
+async def test_a_client_disconnect_is_not_a_server_error() -> None:
     with pytest.raises(ClientDisconnect):
         await read_body(request(part(b"ab"), {"type": "http.disconnect"}), 100)
 
@@ -62,7 +62,7 @@ def nested(depth: int) -> Any:
     return value
 
 
-def test_depth_is_counted_and_not_brackets() -> None:
+def test_depth_counts_nesting_instead_of_brackets() -> None:
     many = b"[" * 1000
     refuse_depth(nested(MAX_DEPTH), many)
     refuse_depth([[]] * 1000, many)
@@ -90,6 +90,6 @@ def test_a_free_port_is_the_same_on_every_address(sockets: list[socket.socket], 
         listen(host, port)
 
 
-def test_what_is_no_address_is_told() -> None:
+def test_an_invalid_address_is_refused() -> None:
     with pytest.raises(Misconfigured, match="TANDEM_HOST"):
         listen("nowhere.invalid", 0)

@@ -20,7 +20,7 @@ from tests.api.serving import problem, raw_answer
         ("POST", "/livez", "GET, HEAD"),
     ],
 )
-async def test_a_method_that_is_missing_names_those_that_are_there(
+async def test_a_wrong_method_is_answered_with_the_allowed_ones(
     client: httpx2.AsyncClient, method: str, path: str, allowed: str
 ) -> None:
     answer = await client.request(method, path)
@@ -41,7 +41,7 @@ async def test_a_method_that_is_missing_names_those_that_are_there(
         ("GET", "/v1/streams"),
     ],
 )
-async def test_what_is_not_there_is_not_found(
+async def test_an_unknown_path_is_not_found(
     client: httpx2.AsyncClient, method: str, path: str
 ) -> None:
     answer = await client.request(method, path)
@@ -49,14 +49,14 @@ async def test_what_is_not_there_is_not_found(
     assert answer.json()["instance"] == path
 
 
-async def test_what_is_no_http_is_malformed(client: httpx2.AsyncClient) -> None:
+async def test_bytes_that_are_not_http_are_malformed(client: httpx2.AsyncClient) -> None:
     answer = await raw_answer(client, b"GARBAGE\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"application/problem+json" in answer
 
 
 @pytest.mark.parametrize("hosts", [b"", b"Host: a\r\nHost: b\r\n"], ids=["none", "two"])
-async def test_a_request_has_one_host(client: httpx2.AsyncClient, hosts: bytes) -> None:
+async def test_a_request_needs_exactly_one_host(client: httpx2.AsyncClient, hosts: bytes) -> None:
     answer = await raw_answer(client, b"GET /livez HTTP/1.1\r\n" + hosts + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"one Host header" in answer

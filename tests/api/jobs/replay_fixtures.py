@@ -10,14 +10,14 @@ import pytest
 from tandem_shared.ledger.ledger import open_ledger
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import load_settings
-from tests.api.fake_worker import Hand
+from tests.api.fake_worker import FakeWorker
 from tests.api.jobs.test_listing import Follower, submit
 from tests.api.serving import serving
 
 
 @pytest.fixture
 def database(request: pytest.FixtureRequest, ledger_url: str) -> str:
-    """The ledger's, SQLite unless a test names another."""
+    """The URL of the ledger database: SQLite, unless a test asks for PostgreSQL."""
     return (
         ledger_url
         if getattr(request, "param", "sqlite") == "sqlite"
@@ -36,24 +36,24 @@ async def follower(queue: Queue, database: str) -> AsyncIterator[Follower]:
 
 @pytest.fixture
 async def client(
-    redis_url: str, hand: Hand, tmp_path: Path, database: str
+    redis_url: str, worker: FakeWorker, tmp_path: Path, database: str
 ) -> AsyncIterator[httpx2.AsyncClient]:
     async with serving(redis_url, tmp_path, database_url=database) as client:
         yield client
 
 
-async def fail_job(client: httpx2.AsyncClient, hand: Hand, **options: Any) -> str:
+async def fail_job(client: httpx2.AsyncClient, worker: FakeWorker, **options: Any) -> str:
     id = await submit(client, **options)
-    await hand.fail(await hand.take())
+    await worker.fail(await worker.take())
     return id
 
 
 async def replay_all(client: httpx2.AsyncClient, **body: Any) -> dict[str, Any]:
     answer = await client.post("/v1/jobs/replay", json=body)
     assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json()
+    summary: dict[str, Any] = answer.json()
     assert (
-        told["matched"] == told["already_replayed"] + told["refused"] + told["replayed"]
-        or told["dry_run"]
+        summary["matched"] == summary["already_replayed"] + summary["refused"] + summary["replayed"]
+        or summary["dry_run"]
     )
-    return told
+    return summary

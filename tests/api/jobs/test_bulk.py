@@ -1,4 +1,4 @@
-"""Many jobs in one request: in order, each for itself, arrays bounded, lines without end."""
+"""POST /v1/jobs/bulk: results in order, independent items, bounded arrays, unbounded lines."""
 
 import asyncio
 import socket
@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from tandem_shared.queue.queue import Queue
-from tests.api.fake_worker import Hand
+from tests.api.fake_worker import FakeWorker
 from tests.api.serving import problem, serving
 
 LINES = {"content-type": "application/x-ndjson"}
@@ -48,23 +48,23 @@ async def queued(queue: Queue) -> int:
     return sum(one.queued for one in await queue.stats())
 
 
-async def test_each_item_of_an_array_stands_for_itself(
+async def test_items_of_an_array_fail_independently(
     client: httpx2.AsyncClient, queue: Queue
 ) -> None:
     answer = await client.post("/v1/jobs/bulk", json=ITEMS)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
-    told = answer.json()
-    assert statuses(told) == STATUSES
-    assert told[3]["error"]["errors"] == [{"pointer": "/payload/url", "detail": "is required"}]
-    assert told[6]["error"]["type"] == "/problems/idempotency-key-reused"
-    assert told[7]["error"]["errors"][0]["pointer"] == "/idempotency_key"
-    assert told[4] == told[5]
-    assert len({one["id"] for one in told if "id" in one}) == 4
+    results = answer.json()
+    assert statuses(results) == STATUSES
+    assert results[3]["error"]["errors"] == [{"pointer": "/payload/url", "detail": "is required"}]
+    assert results[6]["error"]["type"] == "/problems/idempotency-key-reused"
+    assert results[7]["error"]["errors"][0]["pointer"] == "/idempotency_key"
+    assert results[4] == results[5]
+    assert len({one["id"] for one in results if "id" in one}) == 4
     assert await queued(queue) == 4
 
 
-async def test_an_item_of_65_levels_hurts_no_other(client: httpx2.AsyncClient) -> None:
+async def test_an_item_of_65_levels_leaves_the_others_intact(client: httpx2.AsyncClient) -> None:
     deep = msgspec.Raw(b'{"task":"t.any","payload":' + b'{"a":' * 64 + b"1" + b"}" * 65)
     body = msgspec.json.encode([JOB, deep, JOB])
     answer = await client.post(
@@ -78,7 +78,7 @@ async def test_an_item_of_65_levels_hurts_no_other(client: httpx2.AsyncClient) -
 
 
 @pytest.mark.parametrize("size", [1 << 30, 60_000, 1000])
-async def test_each_line_stands_for_itself_however_they_are_cut(
+async def test_lines_fail_independently_however_they_are_chunked(
     client: httpx2.AsyncClient, queue: Queue, size: int
 ) -> None:
     body = b"\n\r\n  \n".join(msgspec.json.encode(item) for item in ITEMS[:9])
@@ -88,22 +88,26 @@ async def test_each_line_stands_for_itself_however_they_are_cut(
         for start in range(0, len(body), size):
             yield body[start : start + size]
 
-    told = lines(await client.post("/v1/jobs/bulk", content=pieces(), headers=LINES))
-    assert statuses(told) == [*STATUSES[:9], 400, *STATUSES[9:]]
+    results = lines(await client.post("/v1/jobs/bulk", content=pieces(), headers=LINES))
+    assert statuses(results) == [*STATUSES[:9], 400, *STATUSES[9:]]
     assert await queued(queue) == 4
 
 
-async def test_the_trace_goes_with_every_item(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_every_item_carries_the_traceparent(
+    client: httpx2.AsyncClient, worker: FakeWorker
+) -> None:
     trace = f"00-{'1' * 32}-{'2' * 16}-00"
-    told = (await client.post("/v1/jobs/bulk", json=[JOB], headers={"traceparent": trace})).json()
-    assert (await hand.record(told[0]["id"])).options.traceparent == trace
+    results = (
+        await client.post("/v1/jobs/bulk", json=[JOB], headers={"traceparent": trace})
+    ).json()
+    assert (await worker.record(results[0]["id"])).options.traceparent == trace
 
 
 async def test_ten_thousand_fit_and_one_more_does_not(
     client: httpx2.AsyncClient, queue: Queue
 ) -> None:
-    told = (await client.post("/v1/jobs/bulk", json=[JOB] * 10_000)).json()
-    assert len({one["id"] for one in told}) == 10_000
+    results = (await client.post("/v1/jobs/bulk", json=[JOB] * 10_000)).json()
+    assert len({one["id"] for one in results}) == 10_000
     assert await queued(queue) == 10_000
     answer = await client.post("/v1/jobs/bulk", json=[JOB] * 10_001)
     assert problem(answer) == (413, "the array exceeds the limit of 10000 items")
@@ -143,7 +147,7 @@ async def test_an_array_above_64_mebibytes_is_too_large_before_it_is_read(
         ),
     ],
 )
-async def test_what_is_no_array_is_refused_whole(
+async def test_a_body_that_is_not_an_array_is_refused(
     client: httpx2.AsyncClient, body: bytes, status: int
 ) -> None:
     answer = await client.post(
@@ -152,13 +156,13 @@ async def test_what_is_no_array_is_refused_whole(
     assert problem(answer)[0] == status
 
 
-async def test_nothing_is_answered_by_nothing(client: httpx2.AsyncClient) -> None:
+async def test_an_empty_batch_gets_an_empty_answer(client: httpx2.AsyncClient) -> None:
     assert (await client.post("/v1/jobs/bulk", json=[])).json() == []
     assert lines(await client.post("/v1/jobs/bulk", content=b"", headers=LINES)) == []
     assert lines(await client.post("/v1/jobs/bulk", content=b"\n \n", headers=LINES)) == []
 
 
-async def test_a_key_for_the_whole_is_refused_since_it_would_do_nothing(
+async def test_an_idempotency_key_for_the_whole_batch_is_refused(
     client: httpx2.AsyncClient,
 ) -> None:
     answer = await client.post("/v1/jobs/bulk", json=[JOB], headers={"Idempotency-Key": "k"})
@@ -169,7 +173,7 @@ async def test_a_key_for_the_whole_is_refused_since_it_would_do_nothing(
 async def piecemeal(
     client: httpx2.AsyncClient,
 ) -> AsyncIterator[tuple[asyncio.StreamReader, Callable[[bytes], None]]]:
-    """A request of lines whose answer is read while it is sent: where to read, and what sends a chunk."""
+    """Opens a chunked bulk request; yields its reader and a function that sends chunks."""
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     writer.write(
         b"POST /v1/jobs/bulk HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"
@@ -180,7 +184,7 @@ async def piecemeal(
     writer.close()
 
 
-async def test_lines_are_answered_while_they_come(client: httpx2.AsyncClient) -> None:
+async def test_lines_are_answered_as_they_arrive(client: httpx2.AsyncClient) -> None:
     async with piecemeal(client) as (reader, send):
         for number in range(3):
             send(b'{"task":"t.any","payload":{"n":%d}}\n' % number)
@@ -189,16 +193,16 @@ async def test_lines_are_answered_while_they_come(client: httpx2.AsyncClient) ->
         assert (await reader.readuntil(b"0\r\n\r\n")).endswith(b"0\r\n\r\n")
 
 
-async def test_lines_that_come_without_redis_are_told_each_once_the_answer_has_begun(
+async def test_each_line_fails_separately_when_redis_is_down_mid_answer(
     tmp_path: Path,
 ) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # nobody listens there
+        taken.bind(("127.0.0.1", 0))  # bound, but not listening: connections are refused
         async with (
             serving(f"redis://127.0.0.1:{taken.getsockname()[1]}/0", tmp_path) as client,
             piecemeal(client) as (reader, send),
         ):
-            send(b"7\n")  # which is refused without Redis
+            send(b"7\n")  # refused by validation, before Redis is needed
             assert b'"status":422' in await reader.readuntil(b"}}\n")
             send(b'{"task":"t.any"}\n' * 2)
             for _ in range(2):
@@ -207,10 +211,10 @@ async def test_lines_that_come_without_redis_are_told_each_once_the_answer_has_b
             assert (await reader.readuntil(b"0\r\n\r\n")).endswith(b"0\r\n\r\n")
 
 
-async def test_a_client_that_reads_last_is_answered_whole(
+async def test_a_client_that_reads_last_gets_every_answer(
     client: httpx2.AsyncClient, queue: Queue
 ) -> None:
-    """Its answers are more than what the sockets between hold: they wait, and nobody waits for anybody."""
+    """The answers exceed the socket buffers, so the server must not block on writing them."""
     count = 60_000
     bad = b'{"task":"t.any","this_field_is_unknown":1}\n'
 
@@ -218,5 +222,7 @@ async def test_a_client_that_reads_last_is_answered_whole(
         for _ in range(0, count, 1000):
             yield bad * 1000
 
-    told = lines(await client.post("/v1/jobs/bulk", content=pieces(), headers=LINES, timeout=100))
-    assert statuses(told) == [422] * count
+    results = lines(
+        await client.post("/v1/jobs/bulk", content=pieces(), headers=LINES, timeout=100)
+    )
+    assert statuses(results) == [422] * count

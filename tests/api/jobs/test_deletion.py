@@ -1,4 +1,4 @@
-"""DELETE /v1/jobs/{id}: nothing of a job is left, and nothing brings it back, wherever the ledger was meanwhile."""
+"""DELETE /v1/jobs/{id} removes every trace of a job, however far the ledger lags."""
 
 import asyncio
 from pathlib import Path
@@ -16,36 +16,36 @@ from tandem_shared.ledger.rows import row_from_values
 from tandem_shared.queue.messages import Finish, Segment
 from tandem_shared.queue.steps import Step
 from tandem_shared.streams.segments import segment_path
-from tests.api.fake_worker import Hand
+from tests.api.fake_worker import FakeWorker
 from tests.api.jobs.replay_fixtures import EVERY_DATABASE, fail_job, replay_all
-from tests.api.jobs.replay_fixtures import client as client  # noqa: PLC0414 - pytest finds it by name
-from tests.api.jobs.replay_fixtures import database as database  # noqa: PLC0414 - see above
-from tests.api.jobs.replay_fixtures import follower as follower  # noqa: PLC0414 - see above
+from tests.api.jobs.replay_fixtures import client as client  # noqa: PLC0414 - a fixture
+from tests.api.jobs.replay_fixtures import database as database  # noqa: PLC0414 - a fixture
+from tests.api.jobs.replay_fixtures import follower as follower  # noqa: PLC0414 - a fixture
 from tests.api.jobs.test_listing import Follower, listed, submit
 from tests.api.serving import problem, serving, stored
 
 
 @pytest.fixture
-async def rich(client: httpx2.AsyncClient, hand: Hand, tmp_path: Path) -> tuple[str, Path]:
-    """Id and store of a job that has everything a job can have, in Redis and in the store."""
+async def rich(client: httpx2.AsyncClient, worker: FakeWorker, tmp_path: Path) -> tuple[str, Path]:
+    """A job with every kind of data in Redis and in the store: its id, and the store's root."""
     body = {
         "task": "t.any",
         "payload": {"n": 1},
         "options": {"tags": {"a": "b"}, "concurrency_key": "k"},
     }
     answer = await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "mine"})
-    claimed = await hand.take()
-    await hand.say(claimed, "output", 1)
-    await hand.say(claimed, "output", 2)
-    await hand.queue.steps.keep(Step(claimed.id, claimed.token, "one", b"1"))
-    (first, _) = await hand.queue.output(claimed.id)
+    claimed = await worker.take()
+    await worker.say(claimed, "output", 1)
+    await worker.say(claimed, "output", 2)
+    await worker.queue.steps.keep(Step(claimed.id, claimed.token, "one", b"1"))
+    (first, _) = await worker.queue.output(claimed.id)
     segment = Segment(first.stamp, first.stamp, 10)
     began = int(claimed.token.partition(".")[0])
     async with open_store(f"file://{tmp_path}") as store:
         await store.write(segment_path(claimed.id, segment), b"x" * 10)
         await store.write(job_path(claimed.id, began, "rows.csv"), b"a,b")
         await store.write(job_path("another", began, "rows.csv"), b"a,b")
-    assert await hand.queue.archive(claimed.id, claimed.token, segment, first.weight) is not None
+    assert await worker.queue.archive(claimed.id, claimed.token, segment, first.weight) is not None
     files = [
         {
             "name": "rows.csv",
@@ -63,13 +63,13 @@ async def rich(client: httpx2.AsyncClient, hand: Hand, tmp_path: Path) -> tuple[
         0.0,
         msgspec.json.encode(files),
     )
-    assert await hand.queue.finish([done]) == ["ok"]
+    assert await worker.queue.finish([done]) == ["ok"]
     return answer.json()["id"], tmp_path
 
 
 @EVERY_DATABASE
 @pytest.mark.parametrize("place", ["redis", "ledger", "both"])
-async def test_nothing_is_left_of_it(
+async def test_deletion_leaves_nothing_behind(
     client: httpx2.AsyncClient, rich: tuple[str, Path], follower: Follower, redis: Any, place: str
 ) -> None:
     (id, root), other = rich, await submit(client, tags={"a": "b"})
@@ -84,7 +84,7 @@ async def test_nothing_is_left_of_it(
     answer = await client.delete(f"/v1/jobs/{id}")
     assert (answer.status_code, answer.content) == (204, b"")
     left = [key for key in await redis.keys("*") if id.encode() in key or b":idem:" in key]
-    assert not left or place == "ledger"  # what outlives a record there has a TTL of its own
+    assert not left or place == "ledger"  # keys that outlive the record expire by themselves
     assert [name.split("/")[1] for name in stored(root)] == ["another"]
     await follower.follow()
     assert await listed(client) == await listed(client, tag__a="b") == [other]
@@ -101,28 +101,31 @@ async def test_nothing_is_left_of_it(
         assert problem(await client.request(method, f"/v1/jobs{path}"))[0] == 404, call
     assert problem(await client.post(f"/v1/jobs/{id}/replay"))[0] == 404
     if place != "ledger":
-        body = {"task": "t.any", "payload": {"n": 2}}  # its key is free, for other content too
+        body = {
+            "task": "t.any",
+            "payload": {"n": 2},
+        }  # the idempotency key is free again, even for other content
         assert (
             await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "mine"})
         ).status_code == 202
 
 
-async def test_only_final_jobs_of_ones_own_are_forgotten(
-    client: httpx2.AsyncClient, hand: Hand, redis: Any
+async def test_only_final_jobs_of_the_tenant_are_deleted(
+    client: httpx2.AsyncClient, worker: FakeWorker, redis: Any
 ) -> None:
     id = await submit(client)
     assert problem(await client.delete(f"/v1/jobs/{id}")) == (
         409,
         "the job is queued: cancel it first",
     )
-    claimed = await hand.take()
+    claimed = await worker.take()
     assert problem(await client.delete(f"/v1/jobs/{id}"))[0] == 409
-    await hand.fail(claimed, State.RETRYING)
+    await worker.fail(claimed, State.RETRYING)
     assert problem(await client.delete(f"/v1/jobs/{id}"))[0] == 409
     await client.post(f"/v1/jobs/{id}/cancel")
-    await redis.hset(f"{hand.queue.prefix}job:{id}", "tenant", "acme")
+    await redis.hset(f"{worker.queue.prefix}job:{id}", "tenant", "acme")
     assert problem(await client.delete(f"/v1/jobs/{id}"))[0] == 404
-    await redis.hset(f"{hand.queue.prefix}job:{id}", "tenant", "default")
+    await redis.hset(f"{worker.queue.prefix}job:{id}", "tenant", "default")
     assert (await client.delete(f"/v1/jobs/{id}")).status_code == 204
     for unknown in ("nobody", "0" * 22):
         assert problem(await client.delete(f"/v1/jobs/{unknown}"))[0] == 404
@@ -130,15 +133,15 @@ async def test_only_final_jobs_of_ones_own_are_forgotten(
 
 @EVERY_DATABASE
 @pytest.mark.parametrize("known", [False, True])
-async def test_a_projection_that_is_late_brings_nothing_back(
-    client: httpx2.AsyncClient, hand: Hand, follower: Follower, known: bool
+async def test_a_late_projection_does_not_restore_a_deleted_job(
+    client: httpx2.AsyncClient, worker: FakeWorker, follower: Follower, known: bool
 ) -> None:
-    id = await fail_job(client, hand, tags={"a": "b"})
+    id = await fail_job(client, worker, tags={"a": "b"})
     if known:
         await follower.follow()
     else:
         await follower.queue.events.join(100_000)
-    # Read while the job was there, and written when it is forgotten.
+    # The rows are read while the job exists, and written after it was deleted.
     (facts,) = await follower.queue.events.ledger_values([id], max_bytes=1 << 30)
     assert facts is not None
     assert (await client.delete(f"/v1/jobs/{id}")).status_code == 204
@@ -159,11 +162,11 @@ async def test_a_projection_that_is_late_brings_nothing_back(
 
 
 @EVERY_DATABASE
-async def test_forgetting_and_projecting_at_once(
-    client: httpx2.AsyncClient, hand: Hand, follower: Follower
+async def test_deletion_and_projection_may_run_at_once(
+    client: httpx2.AsyncClient, worker: FakeWorker, follower: Follower
 ) -> None:
     await follower.queue.events.join(100_000)
-    ids = [await fail_job(client, hand, tags={"a": "b"}) for _ in range(12)]
+    ids = [await fail_job(client, worker, tags={"a": "b"}) for _ in range(12)]
     facts = await follower.queue.events.ledger_values(ids, max_bytes=1 << 30)
     rows = [row_from_values(id, one) for id, one in zip(ids, facts, strict=True) if one is not None]
     gone = ids[::2]
@@ -179,12 +182,12 @@ async def test_forgetting_and_projecting_at_once(
 
 
 @EVERY_DATABASE
-async def test_what_was_replayed_is_known_for_as_long_as_what_is_replayed(
-    client: httpx2.AsyncClient, hand: Hand, follower: Follower
+async def test_a_replay_is_remembered_as_long_as_its_original(
+    client: httpx2.AsyncClient, worker: FakeWorker, follower: Follower
 ) -> None:
-    id = await fail_job(client, hand)
+    id = await fail_job(client, worker)
     (new,) = [item["id"] for item in (await replay_all(client))["items"]]
-    await hand.drain()
+    await worker.drain()
     await follower.follow()
     keep = dict.fromkeys((State.SUCCEEDED, State.CANCELLED), 3600.0)
     await follower.ledger.database.write(
@@ -196,14 +199,14 @@ async def test_what_was_replayed_is_known_for_as_long_as_what_is_replayed(
     assert await follower.ledger.expire(keep) == 0
     assert await follower.ledger.get(f"00{new}", tenant="default") is not None
     await follower.ledger.tombstone(f"00{id}")
-    assert await follower.ledger.expire(keep) == 1  # the grave is young
+    assert await follower.ledger.expire(keep) == 1  # the tombstone has not expired yet
     assert await follower.ledger.get(f"00{new}", tenant="default") is None
     await follower.ledger.database.write([("UPDATE tandem_jobs SET ended = 1", [()])])
     assert await follower.ledger.expire(keep) == 1
     assert await follower.ledger.database.read("SELECT id FROM tandem_jobs") == []
 
 
-async def test_what_fails_half_way_is_done_when_it_is_asked_again(
+async def test_a_half_done_deletion_is_completed_by_the_next_request(
     redis_url: str, client: httpx2.AsyncClient, rich: tuple[str, Path]
 ) -> None:
     id, root = rich

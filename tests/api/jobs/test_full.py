@@ -1,4 +1,4 @@
-"""A backlog that is full: 503 for what is new, while everything else is served."""
+"""A full backlog answers new jobs with 503 and serves every other request."""
 
 from pathlib import Path
 
@@ -6,15 +6,15 @@ import httpx2
 import msgspec
 from redis.asyncio import Redis
 
-from tests.api.fake_worker import Hand
+from tests.api.fake_worker import FakeWorker
 from tests.api.serving import problem, serving
 from tests.conftest import eventually
 
 JOB = {"task": "t.any", "payload": {}}
 
 
-async def test_a_full_queue_says_when_to_come_back(
-    redis_url: str, hand: Hand, tmp_path: Path
+async def test_a_full_queue_answers_with_retry_after(
+    redis_url: str, worker: FakeWorker, tmp_path: Path
 ) -> None:
     async with serving(redis_url, tmp_path, max_backlog=1) as client:
         first = await client.post("/v1/jobs", json=JOB)
@@ -31,12 +31,12 @@ async def test_a_full_queue_says_when_to_come_back(
         ).json()
         assert refused["error"]["type"] == "/problems/backlog-full"
         assert accepted["id"]
-        await hand.succeed(await hand.take())
+        await worker.succeed(await worker.take())
         assert (await client.post("/v1/jobs", json=JOB)).status_code == 202
 
 
-async def test_a_redis_without_memory_is_survived(
-    redis: Redis, client: httpx2.AsyncClient, hand: Hand
+async def test_the_api_survives_a_redis_out_of_memory(
+    redis: Redis, client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     used = (await redis.info("memory"))["used_memory"]
     await redis.config_set("maxmemory", used + (2 << 20))
@@ -49,13 +49,13 @@ async def test_a_redis_without_memory_is_survived(
         assert int(answer.headers["retry-after"]) > 0
         assert (
             await client.get("/readyz")
-        ).status_code == 200  # what is known is served, and may be cancelled
+        ).status_code == 200  # known jobs are still served, and can be cancelled
         assert (await client.post(f"/v1/jobs/{accepted.pop()}/cancel")).status_code == 202
         assert (await client.get(f"/v1/jobs/{accepted[0]}")).json()["state"] == "queued"
         while accepted:
-            await hand.succeed(one := await hand.take(1))
+            await worker.succeed(one := await worker.take(1))
             accepted.remove(one.id)
-        # They are final, and kept: what gives memory back is time, or an operator.
+        # Final jobs are kept: memory is freed by expiry or by an operator.
         await redis.config_set("maxmemory", (await redis.info("memory"))["used_memory"] * 2)
 
         async def accepts() -> bool:

@@ -8,13 +8,13 @@ import pytest
 
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.queue import Queue
-from tests.api.fake_worker import Hand
+from tests.api.fake_worker import FakeWorker
 from tests.api.jobs.job_requests import submit_job
 from tests.api.serving import problem
 
 
-async def test_the_etag_changes_with_all_that_can_be_seen(
-    client: httpx2.AsyncClient, hand: Hand, queue: Queue
+async def test_the_etag_changes_with_every_visible_change(
+    client: httpx2.AsyncClient, worker: FakeWorker, queue: Queue
 ) -> None:
     url = f"/v1/jobs/{await submit_job(client)}"
     seen: list[str] = []
@@ -31,61 +31,59 @@ async def test_the_etag_changes_with_all_that_can_be_seen(
         assert (await client.get(url, headers={"If-None-Match": '"x"'})).status_code == 200
 
     await look()
-    claimed = await hand.take()
+    claimed = await worker.take()
     await look()
-    await hand.say(claimed, "progress", {"current": 1, "total": 2, "message": None})
+    await worker.say(claimed, "progress", {"current": 1, "total": 2, "message": None})
     await look()
-    # A heartbeat is no change.
+    # A heartbeat leaves the entity tag as it is.
     await queue.beat("hand-1", "", [(claimed.id, claimed.token)])
     assert (await client.get(url)).headers["etag"] == seen[-1]
-    await hand.succeed(claimed)
+    await worker.succeed(claimed)
     await look()
 
 
 async def test_a_long_poll_waits_for_the_final_state(
-    client: httpx2.AsyncClient, hand: Hand
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     id = await submit_job(client)
-    claimed = await hand.take()
+    claimed = await worker.take()
     waiting = asyncio.create_task(client.get(f"/v1/jobs/{id}?wait=25s"))
-    await hand.say(claimed, "progress", {"current": 1, "total": 2, "message": None})
-    await hand.succeed(claimed, 1)
+    await worker.say(claimed, "progress", {"current": 1, "total": 2, "message": None})
+    await worker.succeed(claimed, 1)
     answer = await waiting
     assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
 
 
 async def test_a_long_poll_with_an_etag_waits_for_any_change(
-    client: httpx2.AsyncClient, hand: Hand
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     id = await submit_job(client)
-    claimed = await hand.take()
+    claimed = await worker.take()
     etag = (await client.get(f"/v1/jobs/{id}")).headers["etag"]
     waiting = asyncio.create_task(
         client.get(f"/v1/jobs/{id}?wait=25", headers={"If-None-Match": etag})
     )
-    await hand.say(claimed, "progress", {"current": 1, "total": 2, "message": "half"})
+    await worker.say(claimed, "progress", {"current": 1, "total": 2, "message": "half"})
     answer = await waiting
     assert (answer.status_code, answer.json()["progress"]["message"]) == (200, "half")
     assert answer.headers["etag"] != etag
-    # The tag that is known at the limit.
+    # At the limit, a matching entity tag gives 304.
     headers = {"If-None-Match": answer.headers["etag"]}
     assert (await client.get(f"/v1/jobs/{id}?wait=250ms", headers=headers)).status_code == 304
-    await hand.succeed(claimed)
-    # A final job that is known: at once, whatever the wait.
+    await worker.succeed(claimed)
+    # A final job cannot change: 304 comes at once, even with a long wait.
     headers = {"If-None-Match": (await client.get(f"/v1/jobs/{id}")).headers["etag"]}
     async with asyncio.timeout(10):
         assert (await client.get(f"/v1/jobs/{id}?wait=30", headers=headers)).status_code == 304
 
 
-async def test_a_long_poll_at_its_limit_is_the_job_as_it_is(client: httpx2.AsyncClient) -> None:
+async def test_a_long_poll_returns_the_current_job_at_its_limit(client: httpx2.AsyncClient) -> None:
     answer = await client.get(f"/v1/jobs/{await submit_job(client)}?wait=0.2")
     assert (answer.status_code, answer.json()["state"]) == (200, "queued")
 
 
 @pytest.mark.parametrize("query", ["wait=abc", "wait=-1", "wait=", "wait=1e400", "payload=perhaps"])
-async def test_a_parameter_that_is_none_is_malformed(
-    client: httpx2.AsyncClient, query: str
-) -> None:
+async def test_an_invalid_parameter_is_malformed(client: httpx2.AsyncClient, query: str) -> None:
     status, detail = problem(await client.get(f"/v1/jobs/{await submit_job(client)}?{query}"))
     assert status == 400
     assert detail.startswith(query.partition("=")[0])
@@ -98,20 +96,22 @@ async def test_head_is_get_without_the_body(client: httpx2.AsyncClient) -> None:
     assert head.headers["content-length"] == got.headers["content-length"]
 
 
-async def test_the_result_is_bare(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_the_result_is_returned_bare(client: httpx2.AsyncClient, worker: FakeWorker) -> None:
     url = f"/v1/jobs/{await submit_job(client)}/result"
     early = await client.get(url)
     assert (early.status_code, early.headers["retry-after"]) == (202, "1")
     assert early.json()["state"] == "queued"
-    await hand.succeed(await hand.take(), [1, {"a": None}])
+    await worker.succeed(await worker.take(), [1, {"a": None}])
     answer = await client.get(url)
     assert (answer.status_code, answer.content) == (200, b'[1,{"a":null}]')
     assert answer.headers["content-type"] == "application/json"
 
 
-async def test_without_a_result_there_is_a_conflict(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_job_without_a_result_answers_409(
+    client: httpx2.AsyncClient, worker: FakeWorker
+) -> None:
     failed = await submit_job(client)
-    await hand.fail(await hand.take())
+    await worker.fail(await worker.take())
     answer = await client.get(f"/v1/jobs/{failed}/result")
     assert problem(answer) == (409, "the job failed (card): no")
     assert answer.json()["type"] == "/problems/job-failed"
@@ -128,11 +128,11 @@ async def test_without_a_result_there_is_a_conflict(client: httpx2.AsyncClient, 
 
 
 @pytest.mark.parametrize("name", ["result.json", "result-0.json"])
-async def test_a_result_kept_as_a_file_is_elsewhere(
-    client: httpx2.AsyncClient, hand: Hand, name: str
+async def test_a_result_kept_as_a_file_redirects(
+    client: httpx2.AsyncClient, worker: FakeWorker, name: str
 ) -> None:
     id = await submit_job(client)
-    await hand.succeed(await hand.take(), {"file": {"file": f"{id}/{name}", "size": 300_000}})
+    await worker.succeed(await worker.take(), {"file": {"file": f"{id}/{name}", "size": 300_000}})
     answer = await client.get(f"/v1/jobs/{id}/result")
     assert (answer.status_code, answer.headers["location"]) == (303, f"/v1/jobs/{id}/files/{name}")
 
@@ -148,37 +148,39 @@ async def test_a_result_kept_as_a_file_is_elsewhere(
         None,
     ],
 )
-async def test_a_result_that_only_names_a_file_is_itself(
-    client: httpx2.AsyncClient, hand: Hand, result: Any
+async def test_a_result_that_mentions_a_file_is_returned_as_is(
+    client: httpx2.AsyncClient, worker: FakeWorker, result: Any
 ) -> None:
     id = await submit_job(client)
-    await hand.succeed(await hand.take(), result)
+    await worker.succeed(await worker.take(), result)
     answer = await client.get(f"/v1/jobs/{id}/result")
     assert (answer.status_code, answer.json()) == (200, result)
 
 
-async def test_cancel_ends_what_has_not_begun_and_asks_what_has(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_cancel_ends_a_queued_job_and_requests_a_running_one_to_stop(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     id = await submit_job(client)
     for _ in range(2):
         answer = await client.post(f"/v1/jobs/{id}/cancel")
         assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
     running = await submit_job(client)
-    claimed = await hand.take()
+    claimed = await worker.take()
     answer = await client.post(f"/v1/jobs/{running}/cancel")
     assert (answer.status_code, answer.json()["state"], answer.json()["cancel_requested"]) == (
         202,
         "running",
         True,
     )
-    await hand.succeed(claimed)  # too late: the request wins
-    assert (await hand.record(running)).state is State.CANCELLED
+    await worker.succeed(claimed)  # too late: the cancellation wins
+    assert (await worker.record(running)).state is State.CANCELLED
 
 
-async def test_a_final_job_stays_as_it_is(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_cancelling_a_final_job_changes_nothing(
+    client: httpx2.AsyncClient, worker: FakeWorker
+) -> None:
     id = await submit_job(client)
-    await hand.succeed(await hand.take(), 1)
+    await worker.succeed(await worker.take(), 1)
     before = (await client.get(f"/v1/jobs/{id}")).json()
     answer = await client.post(f"/v1/jobs/{id}/cancel")
     assert (answer.status_code, answer.json()) == (202, before)

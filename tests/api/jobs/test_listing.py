@@ -1,4 +1,4 @@
-"""GET /v1/jobs: at once, whole, in pages; and jobs that Redis has forgotten and the ledger has not."""
+"""GET /v1/jobs: complete at once, in pages, and with jobs that only the ledger still has."""
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,12 +13,12 @@ from tandem_shared.ledger.ledger import Ledger, open_ledger
 from tandem_shared.ledger.rows import row_from_values
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import load_settings
-from tests.api.fake_worker import Hand
+from tests.api.fake_worker import FakeWorker
 from tests.api.serving import problem, serving
 
 
 class Follower:
-    """The ledger's reader, which reads when the test says so."""
+    """Projects events into the ledger, one step per call of the test."""
 
     def __init__(self, queue: Queue, ledger: Ledger) -> None:
         self.queue, self.ledger = queue, ledger
@@ -39,7 +39,7 @@ class Follower:
         )
 
     async def forget(self, redis: Any, id: str) -> None:
-        """As when the record has expired."""
+        """Deletes the record from Redis, as its expiry would."""
         await redis.delete(f"{self.queue.prefix}job:{id}")
 
 
@@ -60,7 +60,7 @@ async def submit(client: httpx2.AsyncClient, **options: Any) -> str:
 
 
 async def listed(client: httpx2.AsyncClient, **params: Any) -> list[str]:
-    """The ids of all pages, which are followed by their links."""
+    """The ids on all pages, following the `next` links."""
     answer = await client.get(
         "/v1/jobs", params={name.replace("__", "."): value for name, value in params.items()}
     )
@@ -76,7 +76,7 @@ async def listed(client: httpx2.AsyncClient, **params: Any) -> list[str]:
 
 
 async def test_a_job_is_listed_as_soon_as_it_is_accepted(
-    client: httpx2.AsyncClient, hand: Hand
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     assert (await client.get("/v1/jobs")).json() == {"items": [], "next_cursor": None}
     first, second = await submit(client), await submit(client)
@@ -87,7 +87,7 @@ async def test_a_job_is_listed_as_soon_as_it_is_accepted(
     assert await listed(client, state="cancelled,failed") == [second]
 
 
-async def test_the_list_is_the_same_however_far_the_ledger_is(
+async def test_the_list_is_the_same_however_far_the_ledger_lags(
     client: httpx2.AsyncClient, follower: Follower
 ) -> None:
     ids: list[str] = []
@@ -108,21 +108,21 @@ async def test_the_list_is_the_same_however_far_the_ledger_is(
     assert await listed(client, limit=2) == ids
 
 
-async def test_items_are_the_jobs_as_each_shows_itself(
-    client: httpx2.AsyncClient, hand: Hand, follower: Follower
+async def test_listed_items_equal_the_single_jobs(
+    client: httpx2.AsyncClient, worker: FakeWorker, follower: Follower
 ) -> None:
     id = await submit(client, tags={"a": "ü"})
-    claimed = await hand.take()
+    claimed = await worker.take()
     await follower.follow()
-    await hand.say(
+    await worker.say(
         claimed, "progress", {"current": 1, "total": 2, "message": None}
-    )  # no event tells of it
+    )  # this change has no event
     for _ in range(2):
         alone = (await client.get(f"/v1/jobs/{id}")).json()
         assert (await client.get("/v1/jobs")).json()["items"] == [alone]
         assert alone["progress"]["current"] == 1
         if not alone["done"]:
-            await hand.succeed(claimed, {"x": 1})
+            await worker.succeed(claimed, {"x": 1})
             await follower.follow()
 
 
@@ -146,7 +146,7 @@ FILTERS: list[tuple[dict[str, str], Callable[[dict[str, Any]], bool]]] = [
 
 
 @pytest.mark.parametrize("projected", [True, False])
-async def test_every_filter_and_their_times(
+async def test_every_filter_and_time_range_selects_its_jobs(
     client: httpx2.AsyncClient, follower: Follower, projected: bool
 ) -> None:
     for number in range(12):
@@ -193,7 +193,7 @@ async def test_every_filter_and_their_times(
         ("q=" + "x" * 300, "/q"),
     ],
 )
-async def test_what_no_filter_is_is_refused_by_its_name(
+async def test_an_unknown_filter_is_refused_by_name(
     client: httpx2.AsyncClient, query: str, pointer: str
 ) -> None:
     answer = await client.get(f"/v1/jobs?{query}")
@@ -202,14 +202,12 @@ async def test_what_no_filter_is_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "%00", "AAAA", "é", "a" * 200])
-async def test_a_cursor_of_ones_own_making_is_malformed(
-    client: httpx2.AsyncClient, cursor: str
-) -> None:
+async def test_a_forged_cursor_is_malformed(client: httpx2.AsyncClient, cursor: str) -> None:
     assert problem(await client.get("/v1/jobs", params={"cursor": cursor}))[0] == 400
 
 
 @pytest.mark.parametrize("projected", [True, False])
-async def test_a_tenant_lists_its_own(
+async def test_a_tenant_lists_only_its_own_jobs(
     client: httpx2.AsyncClient, redis: Any, queue: Queue, follower: Follower, projected: bool
 ) -> None:
     mine, other = await submit(client), await submit(client)
@@ -219,15 +217,12 @@ async def test_a_tenant_lists_its_own(
     assert await listed(client) == [mine]
 
 
-# --------------------------------------------------------------------------------- after its record
-
-
-async def test_a_final_job_is_known_when_its_record_has_expired(
-    client: httpx2.AsyncClient, redis: Redis, hand: Hand, follower: Follower
+async def test_a_final_job_outlives_its_redis_record(
+    client: httpx2.AsyncClient, redis: Redis, worker: FakeWorker, follower: Follower
 ) -> None:
     id = await submit(client, tags={"a": "b"})
-    claimed = await hand.take()
-    await hand.succeed(claimed, {"rows": 3})
+    claimed = await worker.take()
+    await worker.succeed(claimed, {"rows": 3})
     await follower.follow()
     before = await client.get(f"/v1/jobs/{id}?payload=true")
     entry = (
@@ -241,20 +236,20 @@ async def test_a_final_job_is_known_when_its_record_has_expired(
     assert (await client.get(f"/v1/jobs/{id}?wait=20", headers=same)).status_code == 304
     assert (await client.get(f"/v1/jobs/{id}/result")).json() == {"rows": 3}
     assert (await client.post(f"/v1/jobs/{id}/cancel")).json()["state"] == "succeeded"
-    told = (
+    shown = (
         await client.get(f"/v1/jobs/{id}/stream", headers={"Accept": "application/x-ndjson"})
     ).text.splitlines()
-    assert told == entry
+    assert shown == entry
     assert await listed(client, state="succeeded") == [id]
 
 
-async def test_a_failed_one_says_why_and_shows_its_attempts(
-    client: httpx2.AsyncClient, redis: Redis, hand: Hand, follower: Follower
+async def test_an_expired_failed_job_shows_its_error_and_attempts(
+    client: httpx2.AsyncClient, redis: Redis, worker: FakeWorker, follower: Follower
 ) -> None:
     id = await submit(client)
-    await hand.fail(await hand.take(), State.RETRYING)
-    await hand.queue.tick()
-    await hand.fail(await hand.take())
+    await worker.fail(await worker.take(), State.RETRYING)
+    await worker.queue.tick()
+    await worker.fail(await worker.take())
     await follower.follow()
     await follower.forget(redis, id)
     job = (await client.get(f"/v1/jobs/{id}")).json()
@@ -266,7 +261,7 @@ async def test_a_failed_one_says_why_and_shows_its_attempts(
     assert await listed(client, q="card") == [id]
 
 
-async def test_nobody_is_known_who_never_was(
+async def test_an_id_that_never_existed_is_not_found(
     client: httpx2.AsyncClient, follower: Follower
 ) -> None:
     await follower.follow()
@@ -275,11 +270,8 @@ async def test_nobody_is_known_who_never_was(
         assert problem(await client.post(f"/v1/jobs/{id}/cancel"))[0] == 404
 
 
-# ------------------------------------------------------------------------------------------ outages
-
-
-async def test_without_sql_only_what_needs_it_suffers(
-    redis_url: str, hand: Hand, tmp_path: Path
+async def test_without_sql_only_ledger_endpoints_fail(
+    redis_url: str, worker: FakeWorker, tmp_path: Path
 ) -> None:
     away = "postgres://me:hunter2@127.0.0.1:1/nowhere"
     async with serving(redis_url, tmp_path, database_url=away) as client:
@@ -294,7 +286,7 @@ async def test_without_sql_only_what_needs_it_suffers(
         assert (await client.get("/readyz")).status_code == 200
 
 
-async def test_the_lag_is_told_and_stops_submissions_above_its_limit(
+async def test_the_lag_is_reported_and_blocks_submissions_above_its_limit(
     client: httpx2.AsyncClient, follower: Follower
 ) -> None:
     assert (await client.get("/readyz")).json()["ledger"] is None

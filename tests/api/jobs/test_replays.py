@@ -9,27 +9,27 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.api.fake_worker import Hand
+from tests.api.fake_worker import FakeWorker
 from tests.api.jobs.replay_fixtures import EVERY_DATABASE, fail_job, replay_all
-from tests.api.jobs.replay_fixtures import client as client  # noqa: PLC0414 - pytest finds it by name
-from tests.api.jobs.replay_fixtures import database as database  # noqa: PLC0414 - see above
-from tests.api.jobs.replay_fixtures import follower as follower  # noqa: PLC0414 - see above
+from tests.api.jobs.replay_fixtures import client as client  # noqa: PLC0414 - a fixture
+from tests.api.jobs.replay_fixtures import database as database  # noqa: PLC0414 - a fixture
+from tests.api.jobs.replay_fixtures import follower as follower  # noqa: PLC0414 - a fixture
 from tests.api.jobs.test_listing import Follower, listed, submit
 from tests.api.serving import problem, serving
 
 
 @EVERY_DATABASE
 @pytest.mark.parametrize("place", ["redis", "ledger", "half"])
-async def test_every_failed_job_is_replayed_once_however_often_it_is_asked(
-    client: httpx2.AsyncClient, hand: Hand, follower: Follower, redis: Any, place: str
+async def test_every_failed_job_is_replayed_once_however_often_it_is_requested(
+    client: httpx2.AsyncClient, worker: FakeWorker, follower: Follower, redis: Any, place: str
 ) -> None:
     ids = []
     for number in range(7):
-        ids.append(await fail_job(client, hand, tags={"n": str(number)}))
+        ids.append(await fail_job(client, worker, tags={"n": str(number)}))
         if place == "ledger" or (place == "half" and number == 3):
             await follower.follow()
     await submit(client)
-    await hand.succeed(await hand.take())
+    await worker.succeed(await worker.take())
     if place == "ledger":
         for id in ids:
             await follower.forget(redis, id)
@@ -43,67 +43,74 @@ async def test_every_failed_job_is_replayed_once_however_often_it_is_asked(
     both = await asyncio.gather(replay_all(client), replay_all(client))
     items = [item for one in both for item in one["items"]]
     assert sorted(item["replay_of"] for item in items) == ids
-    await hand.drain()
+    await worker.drain()
     for step in ("before the ledger knows", "as it knows", "when it alone does"):
-        told = await replay_all(client)
-        assert (told["matched"], told["already_replayed"], told["replayed"]) == (7, 7, 0), step
+        summary = await replay_all(client)
+        assert (summary["matched"], summary["already_replayed"], summary["replayed"]) == (
+            7,
+            7,
+            0,
+        ), step
         assert (await replay_all(client, dry_run=True))["already_replayed"] == 7
         if step != "before the ledger knows":
             for item in items:
                 await follower.forget(redis, item["id"])
-                await redis.delete(*await redis.keys(f"{hand.queue.prefix}idem:*") or ["none"])
+                await redis.delete(*await redis.keys(f"{worker.queue.prefix}idem:*") or ["none"])
         else:
             await follower.follow()
 
 
-async def test_a_replay_that_fails_is_a_dead_letter_of_its_own(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_a_failed_replay_can_be_replayed_in_turn(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    first = await fail_job(client, hand)
+    first = await fail_job(client, worker)
     of = [first]
     for _ in range(3):
-        told = await replay_all(client)
-        assert [item["replay_of"] for item in told["items"]] == [of[-1]]
-        claimed = await hand.take()
-        await hand.fail(claimed)
+        summary = await replay_all(client)
+        assert [item["replay_of"] for item in summary["items"]] == [of[-1]]
+        claimed = await worker.take()
+        await worker.fail(claimed)
         of.append(claimed.id)
     assert (await replay_all(client, dry_run=True))["matched"] == 4
 
 
-async def test_portions_lead_through_all(
-    client: httpx2.AsyncClient, hand: Hand, follower: Follower, monkeypatch: pytest.MonkeyPatch
+async def test_cursors_lead_through_every_match(
+    client: httpx2.AsyncClient,
+    worker: FakeWorker,
+    follower: Follower,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tandem_api.jobs.replays.BATCH_JOBS", 2)
     monkeypatch.setattr("tandem_api.jobs.replays.PAGE_JOBS", 3)
     ids = []
     for number in range(11):
-        ids.append(await fail_job(client, hand))
+        ids.append(await fail_job(client, worker))
         if number == 5:
             await follower.follow()
     for how in ({"dry_run": True}, {"dry_run": True, "ids": ids}, {}):
         assert (await replay_all(client, **{**how, "dry_run": True}))["matched"] == 11
         matched, of, cursor = [], [], None
         while True:
-            told = await replay_all(client, limit=4, cursor=cursor, **how)
-            matched.append(told["matched"])
-            of += [item["replay_of"] for item in told["items"]]
-            if (cursor := told["next_cursor"]) is None:
+            summary = await replay_all(client, limit=4, cursor=cursor, **how)
+            matched.append(summary["matched"])
+            of += [item["replay_of"] for item in summary["items"]]
+            if (cursor := summary["next_cursor"]) is None:
                 break
         assert matched == [4, 4, 3]
     assert of == ids[::-1]
 
 
-async def test_a_call_ends_when_its_time_is_up(
-    client: httpx2.AsyncClient, hand: Hand, monkeypatch: pytest.MonkeyPatch
+async def test_a_call_stops_at_its_time_limit(
+    client: httpx2.AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = [await fail_job(client, hand) for _ in range(3)]
+    ids = [await fail_job(client, worker) for _ in range(3)]
     monkeypatch.setattr("tandem_api.jobs.replays.CALL_SECONDS", 0.0)
     monkeypatch.setattr("tandem_api.jobs.replays.PAGE_JOBS", 1)
     cursor = None
     for id in reversed(ids):
-        told = await replay_all(client, cursor=cursor)
-        assert [item["replay_of"] for item in told["items"]] == [id]
-        cursor = told["next_cursor"]
+        summary = await replay_all(client, cursor=cursor)
+        assert [item["replay_of"] for item in summary["items"]] == [id]
+        cursor = summary["next_cursor"]
     assert cursor is None or (await replay_all(client, cursor=cursor))["matched"] == 0
 
 
@@ -118,8 +125,12 @@ KEYS = st.sampled_from(["task", "queue", "tag.a", "tag.b", "q", "since", "until"
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(names=st.sets(KEYS, max_size=4), turns=st.lists(st.integers(0, 999), min_size=4, max_size=4))
-async def test_a_filter_finds_what_the_list_finds(
-    client: httpx2.AsyncClient, hand: Hand, follower: Follower, names: set[str], turns: list[int]
+async def test_a_filter_matches_what_the_list_shows(
+    client: httpx2.AsyncClient,
+    worker: FakeWorker,
+    follower: Follower,
+    names: set[str],
+    turns: list[int],
 ) -> None:
     if not await listed(client):
         for number in range(14):
@@ -133,19 +144,24 @@ async def test_a_filter_finds_what_the_list_finds(
                 client, task=task, tags=tags, queue=("default", "slow")[number % 4 // 2]
             )
             if kind == "fail":
-                await hand.fail(await hand.take())
+                await worker.fail(await worker.take())
             elif kind == "cancel":
                 await client.post(f"/v1/jobs/{id}/cancel")
             else:
-                await hand.take()
+                await worker.take()
             if number == 6:
                 await follower.follow()
     times = [job["submitted_at"] for job in (await client.get("/v1/jobs")).json()["items"]]
     values = {
-        "task": ["t.any", "t.strict", "t.none"], "queue": ["default", "slow"], "tag.a": ["0", "1", "2"],
-        "tag.b": ["x y"], "q": ["STRICT", "card", "b=X", "nothing"], "since": times, "until": times,
+        "task": ["t.any", "t.strict", "t.none"],
+        "queue": ["default", "slow"],
+        "tag.a": ["0", "1", "2"],
+        "tag.b": ["x y"],
+        "q": ["STRICT", "card", "b=X", "nothing"],
+        "since": times,
+        "until": times,
         "state": ["failed", "cancelled", "cancelled,failed"],
-    }  # fmt: skip
+    }
     query = {
         name: values[name][turn % len(values[name])]
         for name, turn in zip(sorted(names), turns, strict=False)
@@ -158,9 +174,9 @@ async def test_a_filter_finds_what_the_list_finds(
     found = await listed(client, **{"state": "failed", **query})
     assert (await replay_all(client, dry_run=True, **body))["matched"] == len(found)
     some = found[::2]
-    told = await replay_all(client, ids=some, **body)
-    assert told["matched"] == len(some)
-    assert {item["replay_of"] for item in told["items"]} <= set(some)
+    summary = await replay_all(client, ids=some, **body)
+    assert summary["matched"] == len(some)
+    assert {item["replay_of"] for item in summary["items"]} <= set(some)
     assert (await replay_all(client, ids=some, **body))["already_replayed"] == len(some)
 
 
@@ -179,10 +195,10 @@ async def test_a_filter_finds_what_the_list_finds(
         ([], [""]),
     ],
 )
-async def test_what_is_no_filter_is_refused_by_its_pointer(
-    client: httpx2.AsyncClient, hand: Hand, body: Any, pointers: list[str]
+async def test_an_invalid_filter_is_refused_with_a_pointer(
+    client: httpx2.AsyncClient, worker: FakeWorker, body: Any, pointers: list[str]
 ) -> None:
-    id = await fail_job(client, hand)
+    id = await fail_job(client, worker)
     answer = await client.post("/v1/jobs/replay", json=body)
     assert problem(answer)[0] == 422
     assert sorted(error["pointer"] for error in answer.json()["errors"]) == pointers
@@ -193,7 +209,7 @@ async def test_what_is_no_filter_is_refused_by_its_pointer(
 @pytest.mark.parametrize(
     ("content", "status"), [(b"", 400), (b"{", 400), (b'{"cursor": "x"}', 400)]
 )
-async def test_what_cannot_be_read_is_malformed(
+async def test_an_unreadable_body_is_malformed(
     client: httpx2.AsyncClient, content: bytes, status: int
 ) -> None:
     answer = await client.post(
@@ -203,10 +219,10 @@ async def test_what_cannot_be_read_is_malformed(
 
 
 @EVERY_DATABASE
-async def test_odd_texts_match_nothing_and_null_is_left_out(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_odd_texts_match_nothing_and_null_counts_as_omitted(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    await fail_job(client, hand)
+    await fail_job(client, worker)
     for name in ("task", "queue", "q"):
         assert (await replay_all(client, **{name: "\0%_!"}))["matched"] == 0
     assert (await replay_all(client, tags={"a\0": "=b"}))["matched"] == 0
@@ -227,18 +243,20 @@ async def test_odd_texts_match_nothing_and_null_is_left_out(
     assert (await replay_all(client, **dict.fromkeys(names)))["replayed"] == 1
 
 
-async def test_a_tenants_are_its_own(client: httpx2.AsyncClient, hand: Hand, redis: Any) -> None:
-    id = await fail_job(client, hand)
-    await redis.hset(f"{hand.queue.prefix}job:{id}", "tenant", "acme")
+async def test_a_tenant_cannot_replay_foreign_jobs(
+    client: httpx2.AsyncClient, worker: FakeWorker, redis: Any
+) -> None:
+    id = await fail_job(client, worker)
+    await redis.hset(f"{worker.queue.prefix}job:{id}", "tenant", "acme")
     assert (await replay_all(client, ids=[id]))["matched"] == 0
     assert problem(await client.post(f"/v1/jobs/{id}/replay"))[0] == 404
 
 
-async def test_without_sql_one_job_is_replayed_and_a_filter_is_not(
-    redis_url: str, hand: Hand, tmp_path: Path
+async def test_without_sql_single_replays_work_and_filters_fail(
+    redis_url: str, worker: FakeWorker, tmp_path: Path
 ) -> None:
     away = "postgres://me:hunter2@127.0.0.1:1/nowhere"
     async with serving(redis_url, tmp_path, database_url=away) as client:
-        id = await fail_job(client, hand)
+        id = await fail_job(client, worker)
         assert (await client.post(f"/v1/jobs/{id}/replay")).status_code == 202
         assert problem(await client.post("/v1/jobs/replay", json={}))[0] == 503

@@ -7,19 +7,19 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.api.fake_worker import Hand
+from tests.api.fake_worker import FakeWorker
 from tests.api.jobs.job_requests import post_job, submit_job
 from tests.api.serving import problem
 from tests.conftest import eventually
 
 JOB_FIELDS = (
-    "id task state done queue priority attempt max_attempts submitted_at scheduled_for started_at finished_at timeout"
-    " progress result error cancel_requested tags files attempts links"
+    "id task state done queue priority attempt max_attempts submitted_at scheduled_for started_at"
+    " finished_at timeout progress result error cancel_requested tags files attempts links"
 ).split()
 
 
-async def test_a_job_is_accepted_and_is_what_redis_then_holds(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_an_accepted_job_equals_the_record_in_redis(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     answer = await post_job(
         client, {"task": "t.strict", "payload": {"url": "https://example.org/"}}
@@ -33,7 +33,7 @@ async def test_a_job_is_accepted_and_is_what_redis_then_holds(
     assert "idempotent-replayed" not in answer.headers
     assert list(job) == JOB_FIELDS
     assert (job["state"], job["done"], job["attempt"], job["attempts"]) == ("queued", False, 0, [])
-    # The task's own defaults.
+    # These are the defaults of the task.
     assert (job["queue"], job["priority"], job["timeout"], job["max_attempts"]) == (
         "slow",
         "low",
@@ -43,8 +43,8 @@ async def test_a_job_is_accepted_and_is_what_redis_then_holds(
     assert (await client.get(answer.headers["location"])).json() == job
 
 
-async def test_options_win_over_the_tasks_defaults_field_by_field(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_options_override_the_defaults_of_the_task_field_by_field(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     job = {
         "task": "t.strict",
@@ -70,7 +70,7 @@ async def test_options_win_over_the_tasks_defaults_field_by_field(
         120,
         {"customer": "17"},
     )
-    options = (await hand.record(view["id"])).options
+    options = (await worker.record(view["id"])).options
     assert options.retry == {"max_attempts": 5, "base": 0.25, "cap": 300.0}
     assert options.traceparent == f"00-{'a' * 32}-{'b' * 16}-01"
 
@@ -78,21 +78,21 @@ async def test_options_win_over_the_tasks_defaults_field_by_field(
 @pytest.mark.parametrize(
     "options", [None, {}, {"queue": None, "retry": None, "tags": None, "timeout": None}]
 )
-async def test_null_means_left_out(client: httpx2.AsyncClient, options: Any) -> None:
+async def test_a_null_option_counts_as_omitted(client: httpx2.AsyncClient, options: Any) -> None:
     answer = await post_job(client, {"task": "t.any", "payload": {}, "options": options})
     assert answer.status_code == 202
     assert (answer.json()["queue"], answer.json()["timeout"]) == ("default", 30)
 
 
-async def test_a_payload_may_be_left_out_where_nothing_is_required(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_a_payload_may_be_omitted_if_no_field_is_required(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     await submit_job(client, {"task": "t.any"})
-    assert (await hand.take()).payload == b"{}"
+    assert (await worker.take()).payload == b"{}"
 
 
-async def test_the_payload_passes_through_as_it_came(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_the_payload_passes_through_byte_for_byte(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     payload = b'{"big": 123456789012345678901234567890, "exact": 0.10, "text": "\\u00e4\xc3\xa4" }'
     body = b'{"payload" : ' + payload + b' , "task":"t.any"}'
@@ -100,7 +100,7 @@ async def test_the_payload_passes_through_as_it_came(
         "/v1/jobs", content=body, headers={"content-type": "application/json; charset=UTF-8"}
     )
     assert answer.status_code == 202
-    assert (await hand.take()).payload == payload
+    assert (await worker.take()).payload == payload
     shown = await client.get(answer.headers["location"], params={"payload": "true"})
     assert payload in shown.content
     assert "payload" not in (await client.get(answer.headers["location"])).json()
@@ -114,7 +114,9 @@ async def test_the_payload_passes_through_as_it_came(
         "application/json;odata=x; charset=utf-8",
     ],
 )
-async def test_json_by_any_of_its_names(client: httpx2.AsyncClient, content_type: str) -> None:
+async def test_every_spelling_of_the_json_content_type_is_accepted(
+    client: httpx2.AsyncClient, content_type: str
+) -> None:
     answer = await client.post(
         "/v1/jobs", content=b'{"task":"t.any"}', headers={"content-type": content_type}
     )
@@ -129,7 +131,7 @@ async def test_a_delayed_job_is_scheduled(client: httpx2.AsyncClient, delay: Any
     assert (await client.get(answer.headers["location"])).json() == job
 
 
-async def test_a_job_for_a_time_is_scheduled_for_it_in_any_zone(client: httpx2.AsyncClient) -> None:
+async def test_run_at_accepts_any_time_zone(client: httpx2.AsyncClient) -> None:
     moment = datetime.now(UTC).replace(microsecond=250_000) + timedelta(days=2)
     text = moment.astimezone(timezone(timedelta(hours=5, minutes=30))).isoformat()
     answer = await post_job(client, {"task": "t.any", "options": {"run_at": text}})
@@ -139,7 +141,7 @@ async def test_a_job_for_a_time_is_scheduled_for_it_in_any_zone(client: httpx2.A
     assert (await client.get(answer.headers["location"])).json() == job
 
 
-async def test_a_time_in_the_past_is_now(client: httpx2.AsyncClient) -> None:
+async def test_a_run_at_in_the_past_starts_now(client: httpx2.AsyncClient) -> None:
     job = (
         await post_job(client, {"task": "t.any", "options": {"run_at": "2001-01-01T00:00:00Z"}})
     ).json()
@@ -155,14 +157,14 @@ async def test_a_time_in_the_past_is_now(client: httpx2.AsyncClient) -> None:
         ('"a"; p="b;c" ;d', '"a"'),
     ],
 )
-async def test_a_key_that_comes_again_gives_the_first_job(
-    client: httpx2.AsyncClient, hand: Hand, spellings: tuple[str, str]
+async def test_a_repeated_key_returns_the_first_job(
+    client: httpx2.AsyncClient, worker: FakeWorker, spellings: tuple[str, str]
 ) -> None:
     job = {"task": "t.any", "payload": {"a": 1, "b": 2}}
     first = await post_job(client, job, **{"Idempotency-Key": spellings[0]})
-    claimed = await hand.take()
-    await hand.succeed(claimed, 7)
-    # Spelt differently, with other options: the same job.
+    claimed = await worker.take()
+    await worker.succeed(claimed, 7)
+    # Another spelling and other options still match the first job.
     again = await client.post(
         "/v1/jobs",
         content=b'{"payload":{"b":2, "a":1},"task":"t.any","options":{"priority":"high"}}',
@@ -177,7 +179,7 @@ async def test_a_key_that_comes_again_gives_the_first_job(
     assert "retry-after" not in waited.headers
 
 
-async def test_a_key_for_something_else_is_refused(client: httpx2.AsyncClient) -> None:
+async def test_a_key_reused_for_another_payload_is_refused(client: httpx2.AsyncClient) -> None:
     await post_job(client, {"task": "t.any", "payload": {"a": 1}}, **{"Idempotency-Key": "k"})
     answer = await post_job(
         client, {"task": "t.any", "payload": {"a": 2}}, **{"Idempotency-Key": "k"}
@@ -186,7 +188,7 @@ async def test_a_key_for_something_else_is_refused(client: httpx2.AsyncClient) -
     assert answer.json()["type"].endswith("/idempotency-key-reused")
 
 
-async def test_two_at_once_are_one_job(client: httpx2.AsyncClient) -> None:
+async def test_concurrent_requests_with_one_key_create_one_job(client: httpx2.AsyncClient) -> None:
     answers = await asyncio.gather(
         *(post_job(client, None, **{"Idempotency-Key": "both"}) for _ in range(8))
     )
@@ -199,16 +201,16 @@ async def test_two_at_once_are_one_job(client: httpx2.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("key", ['"open', '""', "x" * 256, '"a" b'])
-async def test_a_key_that_is_none_is_malformed(client: httpx2.AsyncClient, key: str) -> None:
+async def test_an_invalid_key_is_malformed(client: httpx2.AsyncClient, key: str) -> None:
     assert problem(await post_job(client, None, **{"Idempotency-Key": key}))[0] == 400
 
 
-async def test_a_job_that_is_final_in_time_is_answered_whole(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_a_job_that_ends_within_the_wait_is_returned_with_its_result(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     waiting = asyncio.create_task(post_job(client, None, Prefer="respond-async, wait=20"))
-    claimed = await eventually(hand_takes(hand))
-    await hand.succeed(claimed, {"x": 1})
+    claimed = await eventually(take_when_due(worker))
+    await worker.succeed(claimed, {"x": 1})
     answer = await waiting
     assert answer.status_code == 200
     assert answer.headers["preference-applied"] == "wait=20"
@@ -216,11 +218,11 @@ async def test_a_job_that_is_final_in_time_is_answered_whole(
     assert (answer.json()["done"], answer.json()["result"]) == (True, {"x": 1})
 
 
-def hand_takes(hand: Hand) -> Any:
+def take_when_due(worker: FakeWorker) -> Any:
     async def take() -> Any:
         try:
-            return await hand.take()
-        except ValueError:  # nothing is due yet
+            return await worker.take()
+        except ValueError:  # no job is due yet
             return None
 
     return take
@@ -236,7 +238,7 @@ def hand_takes(hand: Hand) -> Any:
         ("wait=-1", None),
     ],
 )
-async def test_a_job_that_is_not_final_in_time_is_accepted(
+async def test_a_job_that_outlasts_the_wait_is_accepted(
     client: httpx2.AsyncClient, prefer: str, applied: str | None
 ) -> None:
     answer = await post_job(client, None, Prefer=prefer)
@@ -244,7 +246,9 @@ async def test_a_job_that_is_not_final_in_time_is_accepted(
     assert answer.headers["retry-after"] == "1"
 
 
-async def test_a_longer_wait_is_thirty_seconds(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_wait_is_capped_at_thirty_seconds(
+    client: httpx2.AsyncClient, worker: FakeWorker
+) -> None:
     waiting = asyncio.create_task(post_job(client, None, Prefer="wait=86400"))
-    await hand.succeed(await eventually(hand_takes(hand)))
+    await worker.succeed(await eventually(take_when_due(worker)))
     assert (await waiting).headers["preference-applied"] == "wait=30"

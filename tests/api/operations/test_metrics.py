@@ -1,4 +1,4 @@
-"""GET /metrics: parsed as Prometheus parses it."""
+"""GET /metrics, read by the Prometheus parser."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
-from tests.api.fake_worker import Hand
+from tests.api.fake_worker import FakeWorker
 from tests.api.server.test_supervisor import address, api, ready, several
 from tests.api.serving import serving
 from tests.conftest import eventually
@@ -35,7 +35,7 @@ async def scrape(client: httpx2.AsyncClient) -> Samples:
     return samples(answer.text)
 
 
-async def test_queues_by_state_and_age(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_queues_by_state_and_age(client: httpx2.AsyncClient, worker: FakeWorker) -> None:
     await client.post("/v1/jobs", json={"task": "t.any"})
     await client.post(
         "/v1/jobs", json={"task": "t.any", "options": {"delay": "1h", "queue": "other"}}
@@ -49,7 +49,9 @@ async def test_queues_by_state_and_age(client: httpx2.AsyncClient, hand: Hand) -
     assert sample(found, "tandem_redis_up") == 1
 
 
-async def test_requests_by_route_method_and_status(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_requests_by_route_method_and_status(
+    client: httpx2.AsyncClient, worker: FakeWorker
+) -> None:
     id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
     for _ in range(3):
         await client.get(f"/v1/jobs/{id}")
@@ -69,7 +71,9 @@ async def test_requests_by_route_method_and_status(client: httpx2.AsyncClient, h
     ]
 
 
-async def test_how_long_requests_wait_for_redis(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_the_wait_for_redis_is_measured(
+    client: httpx2.AsyncClient, worker: FakeWorker
+) -> None:
     id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
     for _ in range(3):
         await client.get(f"/v1/jobs/{id}")
@@ -79,7 +83,7 @@ async def test_how_long_requests_wait_for_redis(client: httpx2.AsyncClient, hand
         assert bool(sample(found, "tandem_http_redis_seconds_total", call=call)) is bool(count)
 
 
-async def test_openmetrics_to_who_asks_for_it(client: httpx2.AsyncClient) -> None:
+async def test_openmetrics_is_served_on_request(client: httpx2.AsyncClient) -> None:
     answer = await client.get(
         "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
     )
@@ -87,7 +91,7 @@ async def test_openmetrics_to_who_asks_for_it(client: httpx2.AsyncClient) -> Non
     assert answer.text.endswith("# EOF\n")
 
 
-async def test_without_redis_the_rest_is_told(
+async def test_without_redis_the_other_metrics_remain(
     redis_url: str, tmp_path: Path, unused_tcp_port: int
 ) -> None:
     async with serving(f"redis://127.0.0.1:{unused_tcp_port}/0", tmp_path) as client:
@@ -100,7 +104,9 @@ async def test_without_redis_the_rest_is_told(
 
 
 @pytest.mark.parametrize("key", ["tk_main_0123456789abcdef"])
-async def test_a_key_is_needed_where_keys_are(redis_url: str, tmp_path: Path, key: str) -> None:
+async def test_metrics_require_a_key_once_keys_are_set(
+    redis_url: str, tmp_path: Path, key: str
+) -> None:
     async with serving(redis_url, tmp_path, keys=(key,)) as client:
         assert (await client.get("/metrics")).status_code == 401
         assert (
@@ -108,18 +114,18 @@ async def test_a_key_is_needed_where_keys_are(redis_url: str, tmp_path: Path, ke
         ).status_code == 200
 
 
-async def test_processes_that_serve_together_add_up(
-    redis_url: str, redis: Redis, hand: Hand, tmp_path: Path
+async def test_metrics_of_all_processes_add_up(
+    redis_url: str, redis: Redis, worker: FakeWorker, tmp_path: Path
 ) -> None:
     async with api(tmp_path, redis_url, "--port", "0", "--processes", "2") as process:
         url = await address(process)
         await ready(url)
         await several(process, 2)
-        for _ in range(20):  # a connection each: the kernel deals them out
+        for _ in range(20):  # one connection each: the kernel spreads them over the processes
             async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
                 assert (await client.get("/livez")).status_code == 200
 
-        async def told() -> bool:
+        async def all_counted() -> bool:
             async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
                 found = await scrape(client)
             return (
@@ -129,4 +135,4 @@ async def test_processes_that_serve_together_add_up(
                 == 20
             )
 
-        await eventually(told)
+        await eventually(all_counted)

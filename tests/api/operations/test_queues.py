@@ -1,14 +1,14 @@
-"""Queues are paused and resumed over HTTP; what waits in them says so."""
+"""Queues are paused and resumed over HTTP, and waiting jobs show it."""
 
 import httpx2
 import pytest
 
-from tests.api.fake_worker import Hand
+from tests.api.fake_worker import FakeWorker
 from tests.api.serving import problem
 
 
-async def test_a_paused_queue_says_so_and_its_jobs_wait(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_a_paused_queue_shows_it_and_its_jobs_wait(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     answer = await client.post("/v1/queues/default/pause")
     assert (answer.status_code, answer.json()["paused"]) == (200, True)
@@ -42,5 +42,5 @@ async def test_pausing_again_and_before_the_first_job_changes_nothing_else(
 
 
 @pytest.mark.parametrize("name", ["%20", "a%2Fb", "x" * 65, ".x"])
-async def test_what_cannot_be_a_queue_is_not_found(client: httpx2.AsyncClient, name: str) -> None:
+async def test_an_invalid_queue_name_is_not_found(client: httpx2.AsyncClient, name: str) -> None:
     assert problem(await client.post(f"/v1/queues/{name}/pause"))[0] == 404

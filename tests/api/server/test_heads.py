@@ -1,4 +1,4 @@
-"""The head of a request is bounded in size and in time, whoever sends it, and a body counts for neither."""
+"""A request head is bounded in size and time; bodies do not count towards either limit."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from tandem_api.server import http
-from tests.api.fake_worker import Hand
+from tests.api.fake_worker import FakeWorker
 
 LIMIT = 64 << 10
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
@@ -27,8 +27,8 @@ async def connected(
         writer.close()
 
 
-async def told(client: httpx2.AsyncClient, parts: Iterable[bytes]) -> bytes:
-    """What comes back up to the end of the connection, for parts that are sent as fast as they are taken."""
+async def send_parts(client: httpx2.AsyncClient, parts: Iterable[bytes]) -> bytes:
+    """Sends the parts as fast as the server reads them; returns all bytes up to its close."""
     async with connected(client) as (reader, writer):
         answer = asyncio.create_task(reader.read())
         try:
@@ -38,12 +38,12 @@ async def told(client: httpx2.AsyncClient, parts: Iterable[bytes]) -> bytes:
                 if answer.done():
                     break
         except ConnectionError:
-            pass  # it is refused while we still send
+            pass  # the server refuses and closes while parts are still being sent
         return await answer
 
 
 def head(size: int) -> bytes:
-    """A whole head of this many bytes."""
+    """A complete head of `size` bytes."""
     return GET + b"X: " + b"a" * (size - len(GET) - 5 - len(CLOSE)) + b"\r\n" + CLOSE
 
 
@@ -55,16 +55,16 @@ def refused(answer: bytes) -> bool:
     )
 
 
-async def test_a_head_of_64_kibibytes_is_taken_and_one_byte_more_is_not(
+async def test_a_head_of_64_kibibytes_is_accepted_and_one_byte_more_is_not(
     client: httpx2.AsyncClient,
 ) -> None:
     assert len(head(LIMIT)) == LIMIT
-    assert (await told(client, [head(LIMIT)])).startswith(b"HTTP/1.1 200 ")
-    assert refused(await told(client, [head(LIMIT + 1)]))
+    assert (await send_parts(client, [head(LIMIT)])).startswith(b"HTTP/1.1 200 ")
+    assert refused(await send_parts(client, [head(LIMIT + 1)]))
 
 
 def endless(*, start: bytes, line: bytes) -> Iterable[bytes]:
-    """64 MiB of one head, which has no end."""
+    """A head of 64 MiB that never ends."""
     yield start
     for _ in range((64 << 20) // len(line)):
         yield line
@@ -76,17 +76,17 @@ def endless(*, start: bytes, line: bytes) -> Iterable[bytes]:
         (GET + b"X: ", b"a" * 4096),  # one line
         (GET, b"X: a\r\n" * 1000),  # lines
         (b"GET /", b"a" * 4096),
-        (b"", b"\r\n" * 1000),  # nothing at all
+        (b"", b"\r\n" * 1000),  # blank lines before a request line
     ],
     ids=["line", "lines", "url", "blank"],
 )
-async def test_a_head_without_end_is_refused(
+async def test_an_endless_head_is_refused(
     client: httpx2.AsyncClient, start: bytes, line: bytes
 ) -> None:
-    assert refused(await told(client, endless(start=start, line=line)))
+    assert refused(await send_parts(client, endless(start=start, line=line)))
 
 
-async def test_the_heads_of_one_connection_are_counted_each_for_itself(
+async def test_heads_of_one_connection_are_counted_separately(
     client: httpx2.AsyncClient,
 ) -> None:
     one = head(LIMIT // 2).replace(CLOSE, b"X-Close: no-not-yet\r\n\r\n")
@@ -95,7 +95,7 @@ async def test_the_heads_of_one_connection_are_counted_each_for_itself(
             writer.write(one)
             assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(len(b'{"status":"ok"}'))
-        writer.write(one * 5)  # and so when they come together
+        writer.write(one * 5)  # pipelined heads are counted separately too
         for _ in range(5):
             assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(len(b'{"status":"ok"}'))
@@ -104,7 +104,9 @@ async def test_the_heads_of_one_connection_are_counted_each_for_itself(
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_does_not_count(client: httpx2.AsyncClient, *, chunked: bool) -> None:
+async def test_a_body_does_not_count_towards_the_head(
+    client: httpx2.AsyncClient, *, chunked: bool
+) -> None:
     size = 8 << 20
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -116,13 +118,13 @@ async def test_a_body_does_not_count(client: httpx2.AsyncClient, *, chunked: boo
     assert answer.json()["size"] >= size
 
 
-async def test_trailers_without_end_are_cut(client: httpx2.AsyncClient) -> None:
-    start = b"POST /v1/files HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX: "
-    answer = await told(client, endless(start=start, line=b"a" * 4096))
+async def test_endless_trailers_are_cut_off(client: httpx2.AsyncClient) -> None:
+    start = (
+        b"POST /v1/files HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"1\r\nx\r\n0\r\nX: "
+    )
+    answer = await send_parts(client, endless(start=start, line=b"a" * 4096))
     assert b" 201 " not in answer
-
-
-# --------------------------------------------------------------------------------------------- time
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_head_that_does_not_end_is_given_up(client: httpx2.AsyncClient) -> None:
+async def test_an_unfinished_head_times_out(client: httpx2.AsyncClient) -> None:
     async with connected(client) as (reader, writer):
         writer.write(GET)
         answer = await reader.read()
@@ -140,7 +142,7 @@ async def test_a_head_that_does_not_end_is_given_up(client: httpx2.AsyncClient) 
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_connection_on_which_nothing_comes_is_closed(client: httpx2.AsyncClient) -> None:
+async def test_a_silent_connection_is_closed(client: httpx2.AsyncClient) -> None:
     async with connected(client) as (reader, _):
         assert await reader.read() == b""
 
@@ -150,7 +152,7 @@ async def test_a_connection_on_which_nothing_comes_is_closed(client: httpx2.Asyn
     ("part", "together"),
     [(b"GET /li", False), (b"\r\n", False), (b"GET /li", True), (GET + b"X: ", True)],
 )
-async def test_so_is_one_whose_next_head_does_not_end(
+async def test_a_connection_with_an_unfinished_second_head_is_closed(
     client: httpx2.AsyncClient, part: bytes, *, together: bool
 ) -> None:
     async with connected(client) as (reader, writer):
@@ -162,12 +164,14 @@ async def test_so_is_one_whose_next_head_does_not_end(
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_nobody_is_hurried_between_requests_or_in_a_body(client: httpx2.AsyncClient) -> None:
+async def test_idle_connections_and_slow_bodies_are_not_timed_out(
+    client: httpx2.AsyncClient,
+) -> None:
     async with connected(client) as (reader, writer):
         for _ in range(2):
             writer.write(b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n1")
             async with connected(client) as (other, _):
-                assert await other.read() == b""  # by now the time of a head is over
+                assert await other.read() == b""  # the head timeout has passed by now
             writer.write(b"2")
             assert b" 201 " in await reader.readuntil(b"\r\n\r\n")
             assert (await reader.readuntil(b"}")).endswith(b"}")
@@ -176,16 +180,16 @@ async def test_nobody_is_hurried_between_requests_or_in_a_body(client: httpx2.As
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_an_answer_under_way_is_not_cut_for_the_next_head(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_a_running_answer_is_not_cut_off_by_the_next_head(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
     async with connected(client) as (reader, writer):
         writer.write(b"GET /v1/jobs/%s?wait=20 HTTP/1.1\r\nHost: x\r\n\r\nGET /li" % id.encode())
-        claimed = await hand.take()
+        claimed = await worker.take()
         async with connected(client) as (other, _):
             assert await other.read() == b""
-        await hand.succeed(claimed, "done")
+        await worker.succeed(claimed, "done")
         assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
         assert b'"result":"done"' in await reader.readuntil(b'"links":')
         assert b"HTTP/1.1 408 " in await reader.read()

@@ -1,4 +1,4 @@
-"""Answers to the byte: what clients and proxies read off the wire, whichever way an answer takes through the API."""
+"""Answers byte for byte, as clients and proxies read them, on every path through the API."""
 
 import asyncio
 import re
@@ -14,13 +14,13 @@ from starlette.routing import Match
 
 from tandem_api.app import all_routes
 from tandem_api.http.routing import PlainRoutes
-from tests.api.fake_worker import Hand
+from tests.api.fake_worker import FakeWorker
 from tests.api.serving import serving
 
 HOST = b"Host: x\r\n"
 JSON = b"Content-Type: application/json\r\n"
 BODY = b'{"task":"t.any"}'
-# What differs from one run to the next, and what stands for it, as long as it is.
+# Values that differ between runs, and placeholders of the same length.
 VARYING = (
     (re.compile(rb"date: [^\r]+"), b"date: now"),
     (re.compile(rb'etag: "\d{16}"'), b"etag: its version"),
@@ -28,9 +28,12 @@ VARYING = (
     (re.compile(rb"\b20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"), TIME := b"time".ljust(24, b"_")),
 )
 FRESH = (
-    b'{"id":"%(id)b","task":"t.any","state":"queued","done":false,"queue":"default","priority":"normal","attempt":0,'
-    b'"max_attempts":3,"submitted_at":"%(time)b","scheduled_for":null,"started_at":null,"finished_at":null,"timeout":30,'
-    b'"progress":null,"result":null,"error":null,"cancel_requested":false,"tags":{},"files":[],"attempts":[],"links":'
+    b'{"id":"%(id)b","task":"t.any","state":"queued","done":false,"queue":"default",'
+    b'"priority":"normal","attempt":0,'
+    b'"max_attempts":3,"submitted_at":"%(time)b","scheduled_for":null,"started_at":null,'
+    b'"finished_at":null,"timeout":30,'
+    b'"progress":null,"result":null,"error":null,"cancel_requested":false,"tags":{},"files":[],'
+    b'"attempts":[],"links":'
     b'{"self":"/v1/jobs/%(id)b","stream":"/v1/jobs/%(id)b/stream","result":"/v1/jobs/%(id)b/result"}}'
 ) % {b"id": ID, b"time": TIME}
 LOCATION = b"location: /v1/jobs/" + ID + b"\r\n"
@@ -39,13 +42,13 @@ VERSION = b"etag: its version\r\n"
 
 
 class Wire:
-    """One connection."""
+    """A raw connection to the API."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
 
     async def ask(self, sent: bytes) -> bytes:
-        """Sends, and returns the next answer, with words for what varies."""
+        """Sends a request; returns the next answer with placeholders for values that vary."""
         self._writer.write(sent)
         return await self.next(bare=sent.startswith(b"HEAD"))
 
@@ -60,7 +63,7 @@ class Wire:
         return answer
 
     async def rest(self) -> bytes:
-        """What comes until the server closes."""
+        """All bytes until the server closes."""
         return await self._reader.read()
 
 
@@ -137,13 +140,25 @@ TYPE = b"unsupported-media-type", b"The content type is not supported"
         (post(b"/v1/jobs", more=b""), ACCEPTED),
         (
             post(b"/v1/jobs", more=JSON + b"X-Request-ID: r-1\r\n"),
-            answer(b"202 Accepted", LOCATION + b"retry-after: 1\r\n", FRESH, last=b"x-request-id: r-1\r\n"),
+            answer(
+                b"202 Accepted",
+                LOCATION + b"retry-after: 1\r\n",
+                FRESH,
+                last=b"x-request-id: r-1\r\n",
+            ),
         ),
         (
             post(b"/v1/jobs", more=JSON + b"Prefer: wait=0\r\n"),
-            answer(b"202 Accepted", LOCATION + b"retry-after: 1\r\npreference-applied: wait=0\r\n", FRESH),
+            answer(
+                b"202 Accepted",
+                LOCATION + b"retry-after: 1\r\npreference-applied: wait=0\r\n",
+                FRESH,
+            ),
         ),
-        (post(b"/v1/jobs", b'{"task'), malformed(b"the JSON is malformed: input data was truncated")),
+        (
+            post(b"/v1/jobs", b'{"task'),
+            malformed(b"the JSON is malformed: input data was truncated"),
+        ),
         (post(b"/v1/jobs", b""), malformed(b"the body is empty: send a JSON value")),
         (
             post(b"/v1/jobs", more=JSON + b"Idempotency-Key: a\r\nIdempotency-Key: b\r\n"),
@@ -152,22 +167,28 @@ TYPE = b"unsupported-media-type", b"The content type is not supported"
         (
             post(b"/v1/jobs", more=b"Content-Type: text/plain\r\n"),
             problem(
-                b"415 Unsupported Media Type", TYPE,
-                b"send Content-Type: application/json, in UTF-8", b"/v1/jobs",
+                b"415 Unsupported Media Type",
+                TYPE,
+                b"send Content-Type: application/json, in UTF-8",
+                b"/v1/jobs",
             ),
         ),
         (
             post(b"/v1/jobs", more=JSON + b"Content-Encoding: gzip\r\n"),
             problem(
-                b"415 Unsupported Media Type", TYPE,
-                b"send the body without a Content-Encoding", b"/v1/jobs",
+                b"415 Unsupported Media Type",
+                TYPE,
+                b"send the body without a Content-Encoding",
+                b"/v1/jobs",
             ),
         ),
         (
             get(b"/v1/jobs", JSON + b"Content-Length: 2000000\r\n", b"POST"),
             problem(
-                TOO_LARGE, (b"too-large", b"The request is too large"),
-                b"the body exceeds the limit of 1048576 bytes", b"/v1/jobs",
+                TOO_LARGE,
+                (b"too-large", b"The request is too large"),
+                b"the body exceeds the limit of 1048576 bytes",
+                b"/v1/jobs",
             ),
         ),
         (get(b"/livez"), ALIVE),
@@ -184,19 +205,24 @@ TYPE = b"unsupported-media-type", b"The content type is not supported"
         (
             get(b"/v1/stream"),
             problem(
-                b"426 Upgrade Required", (b"upgrade-required", b"The request must be an upgrade"),
-                b"this is a WebSocket endpoint: send an upgrade", b"/v1/stream", b"upgrade: websocket\r\nconnection: Upgrade\r\n",
+                b"426 Upgrade Required",
+                (b"upgrade-required", b"The request must be an upgrade"),
+                b"this is a WebSocket endpoint: send an upgrade",
+                b"/v1/stream",
+                b"upgrade: websocket\r\nconnection: Upgrade\r\n",
             ),
         ),
     ],
-)  # fmt: skip
-async def test_an_answer_is_what_it_always_was(wire: Wire, sent: bytes, expected: bytes) -> None:
+)
+async def test_an_answer_is_stable_to_the_byte(wire: Wire, sent: bytes, expected: bytes) -> None:
     assert await wire.ask(sent) == expected
 
 
-async def test_what_is_answered_about_a_job(wire: Wire, client: httpx2.AsyncClient) -> None:
+async def test_answers_about_a_job_are_stable_to_the_byte(
+    wire: Wire, client: httpx2.AsyncClient
+) -> None:
     id = (await client.post("/v1/jobs", content=BODY)).json()["id"].encode()
-    path, told = b"/v1/jobs/" + id, b"/v1/jobs/" + ID
+    path, shown_path = b"/v1/jobs/" + id, b"/v1/jobs/" + ID
     fresh = answer(b"200 OK", PRIVATE + VERSION, FRESH)
     assert await wire.ask(get(path)) == fresh
     assert await wire.ask(get(path + b"?payload=0")) == fresh
@@ -207,14 +233,14 @@ async def test_what_is_answered_about_a_job(wire: Wire, client: httpx2.AsyncClie
     early = answer(b"202 Accepted", PRIVATE + b"retry-after: 1\r\n", FRESH)
     assert await wire.ask(get(path + b"/result")) == early
     assert await wire.ask(get(path, method=b"PATCH")) == refused(
-        b"PATCH", told, b"DELETE, GET, HEAD"
+        b"PATCH", shown_path, b"DELETE, GET, HEAD"
     )
     assert await wire.ask(get(path + b"/nothing")) == nothing(
-        b"there is nothing at " + told + b"/nothing", told + b"/nothing"
+        b"there is nothing at " + shown_path + b"/nothing", shown_path + b"/nothing"
     )
     conflict = b"409 Conflict", (b"conflict", b"The request does not fit the current state")
     assert await wire.ask(get(path, method=b"DELETE")) == problem(
-        *conflict, b"the job is queued: cancel it first", told
+        *conflict, b"the job is queued: cancel it first", shown_path
     )
     assert (await wire.ask(get(path + b"/cancel", method=b"POST"))).startswith(
         b"HTTP/1.1 202 Accepted\r\n"
@@ -223,25 +249,27 @@ async def test_what_is_answered_about_a_job(wire: Wire, client: httpx2.AsyncClie
         await wire.ask(get(path, method=b"DELETE"))
         == b"HTTP/1.1 204 No Content\r\ndate: now\r\n\r\n"
     )
-    gone = nothing(b"no job with id '" + ID + b"'", told)
-    assert await wire.ask(get(path)) == gone
+    not_found = nothing(b"no job with id '" + ID + b"'", shown_path)
+    assert await wire.ask(get(path)) == not_found
 
 
-async def test_a_result_is_answered_bare(
-    wire: Wire, hand: Hand, client: httpx2.AsyncClient
+async def test_a_result_is_sent_bare(
+    wire: Wire, worker: FakeWorker, client: httpx2.AsyncClient
 ) -> None:
     await client.post("/v1/jobs", content=BODY)
-    await hand.succeed(job := await hand.take(), {"a": [1]})
+    await worker.succeed(job := await worker.take(), {"a": [1]})
     path = b"/v1/jobs/" + job.id.encode()
     bare = answer(b"200 OK", PRIVATE + VERSION, b'{"a":[1]}')
     assert await wire.ask(get(path + b"/result")) == bare
     assert await wire.ask(get(path + b"/result", method=b"HEAD")) == bare.removesuffix(b'{"a":[1]}')
-    told = await wire.ask(get(path))
-    job_view = msgspec.json.decode(told.partition(b"\r\n\r\n")[2])
+    received = await wire.ask(get(path))
+    job_view = msgspec.json.decode(received.partition(b"\r\n\r\n")[2])
     assert (job_view["result"], job_view["finished_at"]) == ({"a": [1]}, TIME.decode())
 
 
-async def test_without_a_key_nothing_is_told(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+async def test_a_request_without_a_key_reveals_nothing(
+    redis_url: str, worker: FakeWorker, tmp_path: Path
+) -> None:
     title, detail = (
         (b"unauthenticated", b"An API key is needed"),
         "send an API key: Authorization: Bearer tk_…".encode(),
@@ -255,35 +283,32 @@ async def test_without_a_key_nothing_is_told(redis_url: str, hand: Hand, tmp_pat
         )
 
 
-# ------------------------------------------------------------------------------ how a request comes
-
-
-async def test_requests_that_come_together_are_answered_in_order(wire: Wire) -> None:
-    asked = [
+async def test_pipelined_requests_are_answered_in_order(wire: Wire) -> None:
+    requests = [
         post(b"/v1/jobs"),
         get(b"/livez"),
         get(b"/v1/nothing"),
         post(b"/v1/jobs"),
         get(b"/livez"),
     ]
-    answers = [await wire.ask(b"".join(asked))] + [await wire.next() for _ in asked[1:]]
+    answers = [await wire.ask(b"".join(requests))] + [await wire.next() for _ in requests[1:]]
     missing = nothing(b"there is nothing at /v1/nothing", b"/v1/nothing")
     assert answers == [ACCEPTED, ALIVE, missing, ACCEPTED, ALIVE]
 
 
-async def test_a_body_may_come_in_chunks_and_late(wire: Wire) -> None:
+async def test_a_body_may_arrive_late_and_in_chunks(wire: Wire) -> None:
     head = get(b"/v1/jobs", JSON + b"Transfer-Encoding: chunked\r\n", b"POST")
     chunks = [b"%x\r\n%b\r\n" % (len(part), part) for part in (BODY[:5], BODY[5:])] + [b"0\r\n\r\n"]
     assert await wire.ask(head + b"".join(chunks)) == ACCEPTED
     waiting = head.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")
     assert (
         await wire.ask(waiting) == b"HTTP/1.1 100 Continue\r\n\r\n"
-    )  # it waits for the body by now
+    )  # the server is waiting for the body by now
     assert await wire.ask(b"".join(chunks)) == ACCEPTED
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_who_waits_to_be_asked_for_the_body_is_asked(wire: Wire, *, at_once: bool) -> None:
+async def test_a_client_that_expects_100_continue_gets_it(wire: Wire, *, at_once: bool) -> None:
     head = get(
         b"/v1/jobs", JSON + b"Content-Length: %d\r\nExpect: 100-continue\r\n" % len(BODY), b"POST"
     )
@@ -300,25 +325,35 @@ async def test_who_waits_to_be_asked_for_the_body_is_asked(wire: Wire, *, at_onc
         b"GET /livez HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     ],
 )
-async def test_a_connection_that_is_not_kept_is_closed(wire: Wire, sent: bytes) -> None:
+async def test_a_connection_without_keep_alive_is_closed(wire: Wire, sent: bytes) -> None:
     assert await wire.ask(sent) == ALIVE.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
     assert await wire.rest() == b""
 
 
-# ----------------------------------------------------------------------------------------- the ways
-
-
-def test_plain_routes_are_found_where_the_router_finds_them() -> None:
+def test_plain_routes_agree_with_the_router() -> None:
     routes = all_routes()
     plain = PlainRoutes(routes)
     id = "0123456789ABCDEFGHIJKa"
     paths = [route.path.replace("{id:job}", id) for route in routes]
     odd = [
-        "/v1/jobs/", "/v1/jobs/short", f"/v1/jobs/{id}x", f"/v1/jobs/{id}/", f"/v1/jobs/{id}/result/",
-        "/v1/jobs//result", "/v1/jobs/" + "/" * 22, "/v1/jobs/bulk" + "x" * 18, "/v1/jobs/replay/cancel",
-        "/v1/jobs/bulk/1234567890123456", "/livez/", "/v1/jobs\n", f"/v1/jobs/{id}\n", "", "*",
-        "/v1/jobs/{id:job}", "/v1/jobs/{id:job}/result",
-    ]  # fmt: skip
+        "/v1/jobs/",
+        "/v1/jobs/short",
+        f"/v1/jobs/{id}x",
+        f"/v1/jobs/{id}/",
+        f"/v1/jobs/{id}/result/",
+        "/v1/jobs//result",
+        "/v1/jobs/" + "/" * 22,
+        "/v1/jobs/bulk" + "x" * 18,
+        "/v1/jobs/replay/cancel",
+        "/v1/jobs/bulk/1234567890123456",
+        "/livez/",
+        "/v1/jobs\n",
+        f"/v1/jobs/{id}\n",
+        "",
+        "*",
+        "/v1/jobs/{id:job}",
+        "/v1/jobs/{id:job}/result",
+    ]
     found = 0
     for path in [*paths, *odd]:
         for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"):
@@ -334,4 +369,4 @@ def test_plain_routes_are_found_where_the_router_finds_them() -> None:
                 child["path_params"],
             ), (method, path)
             assert scope["endpoint"] is route.endpoint
-    assert found >= 12  # else this compares nothing
+    assert found >= 12  # guards against a loop that compares no route

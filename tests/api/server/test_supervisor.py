@@ -1,4 +1,4 @@
-"""`python -m tandem_api` as a process of its own: where it listens, what it refuses, and how it ends."""
+"""`python -m tandem_api` as a process: its address, its start-up errors, and its shutdown."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.asyncio.connection import parse_url
 
-from tests.api.fake_worker import Hand
+from tests.api.fake_worker import FakeWorker
 from tests.chaos.relay import Relay
 from tests.conftest import eventually
 
@@ -55,7 +55,7 @@ async def api(
 
 
 async def address(process: asyncio.subprocess.Process) -> str:
-    """Where it says that it serves."""
+    """The URL that the process logs when it starts to serve."""
     assert process.stdout is not None
     async with asyncio.timeout(30):
         line = (await process.stdout.readline()).decode().strip()
@@ -64,18 +64,18 @@ async def address(process: asyncio.subprocess.Process) -> str:
 
 
 async def ready(url: str, **headers: str) -> None:
-    async def asked() -> bool:
+    async def answers() -> bool:
         try:
             async with httpx2.AsyncClient(trust_env=False) as client:
                 return (await client.get(f"{url}/readyz", headers=headers)).status_code == 200
         except httpx2.TransportError:
             return False
 
-    await eventually(asked, timeout=30)
+    await eventually(answers, timeout=30)
 
 
-async def test_port_0_is_told_and_sigterm_ends_it_whoever_waits(
-    redis: Redis, redis_url: str, hand: Hand, tmp_path: Path
+async def test_port_0_is_logged_and_sigterm_ends_open_requests(
+    redis: Redis, redis_url: str, worker: FakeWorker, tmp_path: Path
 ) -> None:
     async with api(tmp_path, redis_url, "--port", "0") as process:
         url = await address(process)
@@ -84,7 +84,9 @@ async def test_port_0_is_told_and_sigterm_ends_it_whoever_waits(
             id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
             other = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
             poll = asyncio.create_task(client.get(f"/v1/jobs/{other}?wait=30"))
-            await eventually(lambda: redis.pubsub_channels(f"*:{other}"))  # it has come, and waits
+            await eventually(
+                lambda: redis.pubsub_channels(f"*:{other}")
+            )  # the request has arrived and is waiting
             async with client.stream("GET", f"/v1/jobs/{id}/stream") as stream:
                 chunks = stream.aiter_text()
                 text = await anext(chunks)
@@ -97,12 +99,12 @@ async def test_port_0_is_told_and_sigterm_ends_it_whoever_waits(
             assert await process.wait() == 0
 
 
-async def test_without_keys_it_says_that_it_is_open(redis_url: str, tmp_path: Path) -> None:
+async def test_a_start_without_keys_logs_a_warning(redis_url: str, tmp_path: Path) -> None:
     async with api(tmp_path, redis_url, "--port", "0") as process:
         await address(process)
         process.terminate()
-        _, said = await process.communicate()
-        assert b"TANDEM_KEYS is not set" in said
+        _, stderr = await process.communicate()
+        assert b"TANDEM_KEYS is not set" in stderr
     async with api(tmp_path, redis_url, "--port=0", TANDEM_KEYS=KEY) as process:
         url = await address(process)
         async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:
@@ -112,28 +114,32 @@ async def test_without_keys_it_says_that_it_is_open(redis_url: str, tmp_path: Pa
                 await client.get("/v1/tasks", headers={"Authorization": f"Bearer {KEY}"})
             ).status_code == 200
         process.terminate()
-        _, said = await process.communicate()
-        assert b"TANDEM_KEYS" not in said
-        assert b"0123456789abcdef" not in said
+        _, stderr = await process.communicate()
+        assert b"TANDEM_KEYS" not in stderr
+        assert b"0123456789abcdef" not in stderr
 
 
 @pytest.mark.parametrize(
-    ("options", "env", "said"),
+    ("options", "env", "expected"),
     [
         (("--host", "0.0.0.0"), {}, b"TANDEM_KEYS: the API would be open to everybody"),
-        (("--host", "203.0.113.7", "--port", "0"), {"TANDEM_KEYS": KEY}, b"TANDEM_HOST, TANDEM_PORT: cannot listen on"),
+        (
+            ("--host", "203.0.113.7", "--port", "0"),
+            {"TANDEM_KEYS": KEY},
+            b"TANDEM_HOST, TANDEM_PORT: cannot listen on",
+        ),
         (("--port", "70000"), {}, b"TANDEM_PORT: "),
         (("--processes", "0"), {}, b"--processes"),
         ((), {"TANDEM_STORE_URL": "file://elsewhere/x"}, b"TANDEM_STORE_URL: "),
     ],
-)  # fmt: skip
-async def test_a_wrong_setting_stops_the_start_in_a_line(
-    redis_url: str, tmp_path: Path, options: tuple[str, ...], env: dict[str, str], said: bytes
+)
+async def test_an_invalid_setting_aborts_the_start_with_one_line(
+    redis_url: str, tmp_path: Path, options: tuple[str, ...], env: dict[str, str], expected: bytes
 ) -> None:
     async with api(tmp_path, redis_url, *options, **env) as process, asyncio.timeout(30):
         _, error = await process.communicate()
         assert process.returncode == 2
-        assert said in error
+        assert expected in error
         assert b"Traceback" not in error
 
 
@@ -146,13 +152,13 @@ async def several(process: asyncio.subprocess.Process, count: int) -> list[psuti
 
 
 async def test_several_processes_share_the_port_and_end_together(
-    redis_url: str, hand: Hand, tmp_path: Path
+    redis_url: str, worker: FakeWorker, tmp_path: Path
 ) -> None:
     async with api(tmp_path, redis_url, "--port", "0", "--processes", "2") as process:
         url = await address(process)
         await ready(url)
         first, second = await several(process, 2)
-        first.kill()  # one that dies is started again, and the other serves meanwhile
+        first.kill()  # a dead process is restarted while the other one serves
         await eventually(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE)
         await ready(url)
         await eventually(
@@ -165,16 +171,16 @@ async def test_several_processes_share_the_port_and_end_together(
         assert not [child for child in children if child.is_running()]
 
 
-async def test_processes_whose_parent_was_killed_end(redis_url: str, tmp_path: Path) -> None:
+async def test_processes_end_when_their_parent_is_killed(redis_url: str, tmp_path: Path) -> None:
     async with api(tmp_path, redis_url, "--port", "0", "--processes", "2") as process:
         await ready(await address(process))
         children = await several(process, 2)
         process.kill()
 
-        def gone() -> bool:
+        def ended() -> bool:
             return not any(alive(child) for child in children)
 
-        await eventually(gone, timeout=20)
+        await eventually(ended, timeout=20)
 
 
 def alive(child: psutil.Process) -> bool:
@@ -185,8 +191,8 @@ def alive(child: psutil.Process) -> bool:
     return bool(status != psutil.STATUS_ZOMBIE)
 
 
-async def test_after_sigterm_it_is_unready_and_still_serves(
-    redis_url: str, hand: Hand, tmp_path: Path
+async def test_after_sigterm_the_api_is_unready_and_still_serves(
+    redis_url: str, worker: FakeWorker, tmp_path: Path
 ) -> None:
     async with api(tmp_path, redis_url, "--port", "0", TANDEM_LINGER="50s") as process:
         url = await address(process)
@@ -201,15 +207,17 @@ async def test_after_sigterm_it_is_unready_and_still_serves(
             return answer.status_code == 503 and "retry-after" in answer.headers
 
         await eventually(unready)
-        async with httpx2.AsyncClient(base_url=url, trust_env=False) as client:  # a new connection
+        async with httpx2.AsyncClient(
+            base_url=url, trust_env=False
+        ) as client:  # opens a new connection
             answer = await client.post("/v1/jobs", json={"task": "t.any"})
             assert answer.status_code == 202
             assert answer.headers["connection"] == "close"
 
 
 @pytest.mark.parametrize("path", ["?wait=20", "/stream"])
-async def test_who_waits_for_a_redis_that_hangs_is_told_to_come_back_when_the_process_ends(
-    redis_url: str, hand: Hand, tmp_path: Path, path: str
+async def test_requests_waiting_for_a_hanging_redis_get_503_at_shutdown(
+    redis_url: str, worker: FakeWorker, tmp_path: Path, path: str
 ) -> None:
     socket = parse_url(redis_url)["path"]
     relay = Relay(lambda: asyncio.open_unix_connection(socket))
@@ -222,12 +230,12 @@ async def test_who_waits_for_a_redis_that_hangs_is_told_to_come_back_when_the_pr
             async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
                 id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
                 relay.stall()
-                asked = asyncio.create_task(client.get(f"/v1/jobs/{id}{path}"))
+                request = asyncio.create_task(client.get(f"/v1/jobs/{id}{path}"))
                 await eventually(lambda: relay.held)
-                # for a second more it takes what comes, also what was not asked yet
+                # new requests are still accepted during the linger second
                 process.terminate()
                 async with asyncio.timeout(30):
-                    answer = await asked
+                    answer = await request
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "1"
             assert answer.json()["detail"].startswith("the process is ending")
@@ -240,8 +248,8 @@ async def test_who_waits_for_a_redis_that_hangs_is_told_to_come_back_when_the_pr
         await relay.close()
 
 
-async def test_who_goes_before_all_of_several_answers_leaves_no_error_behind(
-    redis: Redis, redis_url: str, hand: Hand, tmp_path: Path
+async def test_a_client_that_leaves_pipelined_requests_causes_no_error(
+    redis: Redis, redis_url: str, worker: FakeWorker, tmp_path: Path
 ) -> None:
     async with api(tmp_path, redis_url) as process:
         url = await address(process)
@@ -258,10 +266,10 @@ async def test_who_goes_before_all_of_several_answers_leaves_no_error_behind(
                     == wanted
                 )
 
-            await eventually(lambda: subscribers(1))  # the second is being answered
+            await eventually(lambda: subscribers(1))  # the second request is being answered
             writer.transport.abort()
-            await hand.drain()
-            await eventually(lambda: subscribers(0))  # it was
+            await worker.drain()
+            await eventually(lambda: subscribers(0))  # its subscription is gone
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(30):
             output = b"".join(await process.communicate())

@@ -1,4 +1,4 @@
-"""Who gets a socket: the handshake, its origin, its key, its sub-protocol, and what is none of it."""
+"""The WebSocket handshake: origin, key, sub-protocol, and requests that fail it."""
 
 import asyncio
 from pathlib import Path
@@ -11,9 +11,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
 from tandem_api.server import websocket
-from tests.api.fake_worker import Hand
+from tests.api.fake_worker import FakeWorker
 from tests.api.serving import raw_answer, serving
-from tests.api.streams.test_websocket import V1, ask, heard, opened
+from tests.api.streams.test_websocket import V1, ask, opened, receive
 
 HANDSHAKE = (
     b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
@@ -21,8 +21,8 @@ HANDSHAKE = (
 )
 
 
-async def test_one_that_answers_no_ping_is_given_up(
-    client: httpx2.AsyncClient, hand: Hand, monkeypatch: pytest.MonkeyPatch
+async def test_a_socket_that_ignores_pings_is_closed(
+    client: httpx2.AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def impatient(made: websocket.WebSocketProtocol, *args: Any, **options: Any) -> None:
         init(made, *args, **options)
@@ -52,8 +52,8 @@ async def test_one_that_answers_no_ping_is_given_up(
     ],
     ids=["version", "key", "line", "lines", "method", "protocol", "none", "path"],
 )
-async def test_what_is_no_handshake_is_a_problem(
-    client: httpx2.AsyncClient, hand: Hand, head: bytes, status: int
+async def test_an_invalid_handshake_is_a_problem(
+    client: httpx2.AsyncClient, worker: FakeWorker, head: bytes, status: int
 ) -> None:
     answer = await raw_answer(client, head + b"\r\n")
     start, _, body = answer.partition(b"\r\n\r\n")
@@ -62,8 +62,8 @@ async def test_what_is_no_handshake_is_a_problem(
     assert msgspec.json.decode(body)["status"] == status
 
 
-async def test_an_upgrade_does_not_cut_the_answer_before_it(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_an_upgrade_does_not_cut_off_the_previous_answer(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
     answer = asyncio.create_task(
@@ -72,10 +72,10 @@ async def test_an_upgrade_does_not_cut_the_answer_before_it(
             b"GET /v1/jobs/%s?wait=20 HTTP/1.1\r\nHost: x\r\n\r\n%s\r\n" % (id.encode(), HANDSHAKE),
         )
     )
-    claimed = await hand.take()
-    await hand.succeed(claimed, "done")
-    told = (await answer).decode()
-    assert told.index('"result":"done"') < told.index("HTTP/1.1 426 ")
+    claimed = await worker.take()
+    await worker.succeed(claimed, "done")
+    received = (await answer).decode()
+    assert received.index('"result":"done"') < received.index("HTTP/1.1 426 ")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ async def test_an_upgrade_does_not_cut_the_answer_before_it(
     ],
 )
 async def test_pages_of_other_origins_are_refused(
-    redis_url: str, hand: Hand, tmp_path: Path, origin: str | None, status: int
+    redis_url: str, worker: FakeWorker, tmp_path: Path, origin: str | None, status: int
 ) -> None:
     allowed = ("https://app.example", "https://App.example:8443")
     async with serving(redis_url, tmp_path, origins=allowed) as client:
@@ -123,20 +123,24 @@ def assert_problem(refused: InvalidStatus, status: int) -> None:
     assert (problem["status"], problem["instance"]) == (status, "/v1/stream")
 
 
-async def test_the_sub_protocol_is_the_one_there_is(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_the_only_sub_protocol_is_selected(
+    client: httpx2.AsyncClient, worker: FakeWorker
+) -> None:
     async with opened(client, subprotocols=[Subprotocol("tandem.v9"), *V1]) as socket:
         assert socket.subprotocol == "tandem.v1"
-    async with opened(client, subprotocols=None) as socket:  # as tools for a terminal do
+    async with opened(client, subprotocols=None) as socket:  # as command-line clients do
         assert socket.subprotocol is None
         await ask(socket, subscribe="nobody")
-        assert (await heard(socket))["job"] == "nobody"
+        assert (await receive(socket))["job"] == "nobody"
     with pytest.raises(InvalidStatus) as refused:
         async with opened(client, subprotocols=[Subprotocol("graphql-ws")]):
             pass
     assert_problem(refused.value, 400)
 
 
-async def test_a_key_is_needed_as_everywhere(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+async def test_a_socket_requires_a_key_once_keys_are_set(
+    redis_url: str, worker: FakeWorker, tmp_path: Path
+) -> None:
     key = "tk_abcd_0123456789abcdef"
     async with serving(redis_url, tmp_path, keys=(key,)) as client:
         with pytest.raises(InvalidStatus) as refused:
@@ -146,4 +150,4 @@ async def test_a_key_is_needed_as_everywhere(redis_url: str, hand: Hand, tmp_pat
         assert refused.value.response.headers["www-authenticate"] == "Bearer"
         async with opened(client, additional_headers={"Authorization": f"Bearer {key}"}) as socket:
             await ask(socket, subscribe="nobody")
-            assert (await heard(socket))["type"] == "error"
+            assert (await receive(socket))["type"] == "error"

@@ -1,4 +1,4 @@
-"""How a stream is written, and what a schema's refusal is called: pure functions of what they are given."""
+"""Stream formats and the texts of schema errors, as pure functions."""
 
 from typing import Any
 
@@ -29,14 +29,12 @@ OUTPUT = frozenset({"output"})
         ("application/jsonl;q=x, text/csv", OUTPUT, "text/csv"),
     ],
 )
-def test_the_reader_gets_what_it_likes_best(
-    accept: str, types: frozenset[str], media_type: str
-) -> None:
+def test_the_preferred_format_wins(accept: str, types: frozenset[str], media_type: str) -> None:
     assert negotiate(accept, types).media_type.partition(";")[0] == media_type
 
 
 @pytest.mark.parametrize("accept", ["image/png", "text/csv", "*/*;q=0", "application/json"])
-def test_a_reader_that_likes_nothing_gets_nothing(accept: str) -> None:
+def test_an_unsatisfiable_accept_header_selects_no_format(accept: str) -> None:
     with pytest.raises(HTTPException) as refused:
         negotiate(accept, frozenset({"output", "end"}))
     assert refused.value.status_code == 406
@@ -58,12 +56,12 @@ def item(value: Any, *, attempt: int = 1, type: str = "output") -> StreamEntry:
         ([{"ü": "é"}], "ü\r\né\r\n"),
     ],
 )
-def test_items_are_rows_under_the_first_ones_keys(items: list[Any], text: str) -> None:
+def test_items_are_rows_under_the_keys_of_the_first_item(items: list[Any], text: str) -> None:
     table = CsvFormat()
     assert b"".join(table.write_entry(item(one)) for one in items).decode() == text
 
 
-def test_a_table_ends_whole_or_is_cut() -> None:
+def test_a_table_ends_complete_or_is_cut_off() -> None:
     assert CsvFormat().write_entry(item({"state": "succeeded"}, type="end")) == b""
     for state in ("failed", "cancelled"):
         with pytest.raises(Truncated):
@@ -74,7 +72,7 @@ def test_a_table_ends_whole_or_is_cut() -> None:
         table.write_entry(item({"a": 1}, attempt=2))
 
 
-def test_a_final_state_is_not_taken_from_what_a_job_returned() -> None:
+def test_a_returned_state_does_not_pass_for_the_final_state() -> None:
     failed = b'{"id":"x","state":"failed","result":{"state":"succeeded"}}'
     with pytest.raises(Truncated):
         CsvFormat().write_entry(item(failed, type="end"))
@@ -84,18 +82,36 @@ def test_a_final_state_is_not_taken_from_what_a_job_returned() -> None:
     ("schema", "value", "expected"),
     [
         ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "x", [("", "must be an integer")]),
-        ({"anyOf": [{"type": "integer"}, {"type": "string"}]}, [], [("", "must be an integer or a string")]),
         (
-            {"oneOf": [{"type": "object", "required": ["a"]}, {"type": "object", "required": ["b", "c"]}]},
+            {"anyOf": [{"type": "integer"}, {"type": "string"}]},
+            [],
+            [("", "must be an integer or a string")],
+        ),
+        (
+            {
+                "oneOf": [
+                    {"type": "object", "required": ["a"]},
+                    {"type": "object", "required": ["b", "c"]},
+                ]
+            },
             {"b": 1},
             [("/a", "is required")],
         ),
         (
-            {"anyOf": [{"type": "null"}, {"properties": {"a": {"properties": {"b": {"minimum": 3}}}}}]},
+            {
+                "anyOf": [
+                    {"type": "null"},
+                    {"properties": {"a": {"properties": {"b": {"minimum": 3}}}}},
+                ]
+            },
             {"a": {"b": 1}},
             [("/a/b", "must be at least 3")],
         ),
-        ({"oneOf": [{"minimum": 1}, {"minimum": 2}]}, 3, [("", "matches more than one of the alternatives")]),
+        (
+            {"oneOf": [{"minimum": 1}, {"minimum": 2}]},
+            3,
+            [("", "matches more than one of the alternatives")],
+        ),
         ({"items": False}, [1], [("/0", "is not valid")]),
         ({"not": {}}, 1, [("", "is not allowed")]),
         ({"pattern": "^a+$"}, "b", [("", "must match ^a+$")]),
@@ -104,13 +120,13 @@ def test_a_final_state_is_not_taken_from_what_a_job_returned() -> None:
         ({"type": "null"}, 1, [("", "must be null")]),
         ({"uniqueItems": True}, [1, 1], [("", "must not have an item twice")]),
     ],
-)  # fmt: skip
-def test_a_refusal_is_a_sentence_at_its_place(
+)
+def test_a_schema_error_is_a_sentence_with_a_pointer(
     schema: dict[str, Any], value: Any, expected: Any
 ) -> None:
     found = explain(Draft202012Validator(schema).iter_errors(value))
     assert [(at, text[: len(expected[0][1])]) for at, text in found] == expected
 
 
-def test_a_pointer_escapes_what_it_must() -> None:
+def test_a_pointer_escapes_slashes_and_tildes() -> None:
     assert pointer(["a/b", 0, "c~d", "ü"]) == "/a~1b/0/c~0d/ü"

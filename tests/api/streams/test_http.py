@@ -1,4 +1,4 @@
-"""A stream over HTTP: live, in each format, from any place on, and bounded whatever its reader does."""
+"""A stream over HTTP: live, in each format, resumed anywhere, and bounded for slow readers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ from tandem_api.server.process import make_server
 from tandem_api.server.sockets import listen
 from tandem_shared.jobs.states import State
 from tandem_shared.settings import load_settings
-from tests.api.fake_worker import Hand
+from tests.api.fake_worker import FakeWorker
 from tests.api.serving import problem, serving
 from tests.conftest import eventually
 
@@ -24,28 +24,30 @@ NDJSON = {"Accept": "application/x-ndjson"}
 CSV = {"Accept": "text/csv"}
 
 
-async def begun(client: httpx2.AsyncClient, hand: Hand) -> Any:
-    """A job that runs."""
+async def begun(client: httpx2.AsyncClient, worker: FakeWorker) -> Any:
+    """Submits a job and claims it."""
     answer = await client.post("/v1/jobs", json={"task": "t.any", "payload": {"secret": 1}})
     assert answer.status_code == 202
-    return await hand.take()
+    return await worker.take()
 
 
-async def told(client: httpx2.AsyncClient, id: str, **query: str) -> list[dict[str, Any]]:
-    """All entries, as lines."""
+async def read_stream(client: httpx2.AsyncClient, id: str, **query: str) -> list[dict[str, Any]]:
+    """Reads a whole stream as NDJSON."""
     answer = await client.get(f"/v1/jobs/{id}/stream", headers=NDJSON, params=query)
     assert answer.status_code == 200, answer.text
     return [msgspec.json.decode(line) for line in answer.content.splitlines() if line]
 
 
-async def finished(client: httpx2.AsyncClient, hand: Hand) -> str:
-    """A job that has said something in each way, and succeeded."""
-    claimed = await begun(client, hand)
-    await hand.say(claimed, "output", {"a": 1, "b": "x,y"}, {"b": "two\nlines", "c": 3, "a": None})
-    await hand.say(claimed, "progress", {"current": 1, "total": 2, "message": "half"})
-    await hand.say(claimed, "log", {"level": "info", "message": "here"})
-    await hand.say(claimed, "output", {"a": 12345678901234567890123, "b": {"deep": [1, True]}})
-    await hand.succeed(claimed, {"n": 3})
+async def finished(client: httpx2.AsyncClient, worker: FakeWorker) -> str:
+    """Runs a job that reports one entry of each kind and succeeds; returns its id."""
+    claimed = await begun(client, worker)
+    await worker.say(
+        claimed, "output", {"a": 1, "b": "x,y"}, {"b": "two\nlines", "c": 3, "a": None}
+    )
+    await worker.say(claimed, "progress", {"current": 1, "total": 2, "message": "half"})
+    await worker.say(claimed, "log", {"level": "info", "message": "here"})
+    await worker.say(claimed, "output", {"a": 12345678901234567890123, "b": {"deep": [1, True]}})
+    await worker.succeed(claimed, {"n": 3})
     id: str = claimed.id
     return id
 
@@ -53,11 +55,11 @@ async def finished(client: httpx2.AsyncClient, hand: Hand) -> str:
 KINDS = ["state", "state", "output", "output", "progress", "log", "output", "state", "end"]
 
 
-async def test_lines_tell_everything_in_order_and_end(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_lines_contain_every_entry_in_order_and_end(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    id = await finished(client, hand)
-    entries = await told(client, id)
+    id = await finished(client, worker)
+    entries = await read_stream(client, id)
     assert [entry["type"] for entry in entries] == KINDS
     assert all(list(entry) == ["id", "type", "attempt", "at", "data"] for entry in entries)
     assert [entry["data"]["state"] for entry in entries if entry["type"] == "state"] == [
@@ -72,10 +74,10 @@ async def test_lines_tell_everything_in_order_and_end(
 
 
 @pytest.mark.parametrize("accept", [None, "*/*", "text/event-stream", "text/*;q=0.5, image/png"])
-async def test_events_are_as_browsers_want_them(
-    client: httpx2.AsyncClient, hand: Hand, accept: str | None
+async def test_events_follow_the_event_source_format(
+    client: httpx2.AsyncClient, worker: FakeWorker, accept: str | None
 ) -> None:
-    id = await finished(client, hand)
+    id = await finished(client, worker)
     headers = {} if accept is None else {"Accept": accept}
     answer = await client.get(f"/v1/jobs/{id}/stream", headers=headers)
     assert answer.headers["content-type"] == "text/event-stream"
@@ -84,7 +86,7 @@ async def test_events_are_as_browsers_want_them(
     assert answer.headers["x-accel-buffering"] == "no"
     first, *events = answer.text.removesuffix("\n\n").split("\n\n")
     assert first == "retry: 3000"
-    for event, entry in zip(events, await told(client, id), strict=True):
+    for event, entry in zip(events, await read_stream(client, id), strict=True):
         name, type, data = (line.partition(": ") for line in event.split("\n"))
         assert (name[0], name[2]) == ("id", entry["id"])
         assert (type[0], type[2]) == ("event", entry["type"])
@@ -94,21 +96,23 @@ async def test_events_are_as_browsers_want_them(
 @pytest.mark.parametrize(
     "accept", ["application/jsonl", "application/x-ndjson, */*;q=0.1", "application/*"]
 )
-async def test_lines_have_either_name(client: httpx2.AsyncClient, hand: Hand, accept: str) -> None:
+async def test_lines_are_served_under_either_media_type(
+    client: httpx2.AsyncClient, worker: FakeWorker, accept: str
+) -> None:
     answer = await client.get(
-        f"/v1/jobs/{await finished(client, hand)}/stream", headers={"Accept": accept}
+        f"/v1/jobs/{await finished(client, worker)}/stream", headers={"Accept": accept}
     )
     assert answer.headers["content-type"] in ("application/jsonl", "application/x-ndjson")
     assert answer.content.splitlines()[-1].startswith(b'{"id":')
 
 
-async def test_any_place_is_gone_on_from_in_each_way(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_a_stream_resumes_from_any_entry_in_every_format(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    id = await finished(client, hand)
-    entries = await told(client, id)
+    id = await finished(client, worker)
+    entries = await read_stream(client, id)
     for number, entry in enumerate(entries[:-1]):
-        assert await told(client, id, after=entry["id"]) == entries[number + 1 :]
+        assert await read_stream(client, id, after=entry["id"]) == entries[number + 1 :]
     headers = {"Last-Event-ID": entries[3]["id"]}
     answer = await client.get(
         f"/v1/jobs/{id}/stream", params={"after": entries[0]["id"]}, headers=headers
@@ -126,10 +130,10 @@ async def test_any_place_is_gone_on_from_in_each_way(
 @pytest.mark.parametrize(
     "after", ["nope", "0000000000000001-00000", "9999999999999999-00000", "x" * 100]
 )
-async def test_an_unknown_place_is_malformed(
-    client: httpx2.AsyncClient, hand: Hand, after: str
+async def test_an_unknown_entry_id_is_malformed(
+    client: httpx2.AsyncClient, worker: FakeWorker, after: str
 ) -> None:
-    id = await finished(client, hand)
+    id = await finished(client, worker)
     assert problem(await client.get(f"/v1/jobs/{id}/stream", params={"after": after}))[0] == 400
     assert (
         problem(await client.get(f"/v1/jobs/{id}/stream", headers={"Last-Event-ID": after}))[0]
@@ -137,10 +141,10 @@ async def test_an_unknown_place_is_malformed(
     )
 
 
-async def test_types_are_chosen(client: httpx2.AsyncClient, hand: Hand) -> None:
-    id = await finished(client, hand)
+async def test_types_filter_the_stream(client: httpx2.AsyncClient, worker: FakeWorker) -> None:
+    id = await finished(client, worker)
     for types in ("output", "state,log", "progress"):
-        kinds = [entry["type"] for entry in await told(client, id, types=types)]
+        kinds = [entry["type"] for entry in await read_stream(client, id, types=types)]
         assert kinds == [kind for kind in KINDS if kind in (*types.split(","), "end")]
     assert problem(await client.get(f"/v1/jobs/{id}/stream?types=outputs"))[0] == 400
 
@@ -149,31 +153,33 @@ async def test_types_are_chosen(client: httpx2.AsyncClient, hand: Hand) -> None:
     ("accept", "query"),
     [("image/png", ""), ("text/csv", ""), ("text/csv", "?types=output,log"), ("*/*;q=0", "")],
 )
-async def test_a_format_that_is_not_there_is_not_acceptable(
-    client: httpx2.AsyncClient, hand: Hand, accept: str, query: str
+async def test_an_unknown_format_is_not_acceptable(
+    client: httpx2.AsyncClient, worker: FakeWorker, accept: str, query: str
 ) -> None:
-    id = await finished(client, hand)
+    id = await finished(client, worker)
     answer = await client.get(f"/v1/jobs/{id}/stream{query}", headers={"Accept": accept})
     assert problem(answer)[0] == 406
     assert answer.headers["vary"] == "Accept"
 
 
-async def test_output_as_a_table(client: httpx2.AsyncClient, hand: Hand) -> None:
-    id = await finished(client, hand)
+async def test_output_as_a_table(client: httpx2.AsyncClient, worker: FakeWorker) -> None:
+    id = await finished(client, worker)
     answer = await client.get(f"/v1/jobs/{id}/stream?types=output", headers=CSV)
     assert answer.headers["content-type"].startswith("text/csv")
     assert answer.text == (
         'a,b\r\n1,"x,y"\r\n,"two\nlines"\r\n12345678901234567890123,"{""deep"":[1,true]}"\r\n'
     )
-    place = (await told(client, id))[3]["id"]
+    place = (await read_stream(client, id))[3]["id"]
     answer = await client.get(f"/v1/jobs/{id}/stream?types=output&after={place}", headers=CSV)
     assert problem(answer)[0] == 400
 
 
-async def test_a_table_that_is_not_whole_is_cut(client: httpx2.AsyncClient, hand: Hand) -> None:
-    claimed = await begun(client, hand)
-    await hand.say(claimed, "output", {"a": 1})
-    await hand.fail(claimed)
+async def test_an_incomplete_table_is_cut_off(
+    client: httpx2.AsyncClient, worker: FakeWorker
+) -> None:
+    claimed = await begun(client, worker)
+    await worker.say(claimed, "output", {"a": 1})
+    await worker.fail(claimed)
     async with client.stream(
         "GET", f"/v1/jobs/{claimed.id}/stream?types=output", headers=CSV
     ) as answer:
@@ -184,44 +190,46 @@ async def test_a_table_that_is_not_whole_is_cut(client: httpx2.AsyncClient, hand
 
 
 async def test_a_table_has_only_the_rows_of_the_attempt_that_counts(
-    client: httpx2.AsyncClient, hand: Hand
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    claimed = await begun(client, hand)
-    await hand.say(claimed, "output", {"a": 1})
-    await hand.fail(claimed, State.RETRYING)
-    await hand.queue.tick()
-    again = await hand.take()
-    await hand.say(again, "output", {"a": 2})
-    await hand.succeed(again)
+    claimed = await begun(client, worker)
+    await worker.say(claimed, "output", {"a": 1})
+    await worker.fail(claimed, State.RETRYING)
+    await worker.queue.tick()
+    again = await worker.take()
+    await worker.say(again, "output", {"a": 2})
+    await worker.succeed(again)
     assert (
         await client.get(f"/v1/jobs/{claimed.id}/stream?types=output", headers=CSV)
     ).text == "a\r\n2\r\n"
     attempts = [
         (entry["attempt"], entry["data"])
-        for entry in await told(client, claimed.id, types="output")
+        for entry in await read_stream(client, claimed.id, types="output")
     ]
     assert attempts[:2] == [(1, {"a": 1}), (2, {"a": 2})]
 
 
-async def test_a_table_that_has_begun_does_not_survive_another_attempt(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_a_started_table_is_cut_off_by_another_attempt(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    claimed = await begun(client, hand)
-    await hand.say(claimed, "output", {"a": 1})
+    claimed = await begun(client, worker)
+    await worker.say(claimed, "output", {"a": 1})
     async with client.stream(
         "GET", f"/v1/jobs/{claimed.id}/stream?types=output", headers=CSV
     ) as answer:
         rows = answer.aiter_bytes()
         assert await anext(rows) == b"a\r\n1\r\n"
-        await hand.fail(claimed, State.RETRYING)
-        await hand.queue.tick()
-        await hand.say(await hand.take(), "output", {"a": 1})
+        await worker.fail(claimed, State.RETRYING)
+        await worker.queue.tick()
+        await worker.say(await worker.take(), "output", {"a": 1})
         with pytest.raises(httpx2.RemoteProtocolError):
             await anext(rows)
 
 
-async def test_what_is_said_arrives_as_it_is_said(client: httpx2.AsyncClient, hand: Hand) -> None:
-    claimed = await begun(client, hand)
+async def test_entries_arrive_as_they_are_reported(
+    client: httpx2.AsyncClient, worker: FakeWorker
+) -> None:
+    claimed = await begun(client, worker)
     async with (
         asyncio.timeout(20),
         client.stream(
@@ -230,51 +238,48 @@ async def test_what_is_said_arrives_as_it_is_said(client: httpx2.AsyncClient, ha
     ):
         lines = answer.aiter_lines()
         for number in range(5):
-            await hand.say(claimed, "output", number)
+            await worker.say(claimed, "output", number)
             assert msgspec.json.decode(await anext(lines))["data"] == number
-        await hand.say(claimed, "log", {"message": "x"})
+        await worker.say(claimed, "log", {"message": "x"})
         assert msgspec.json.decode(await anext(lines))["type"] == "log"
-        await hand.succeed(claimed)
+        await worker.succeed(claimed)
         assert msgspec.json.decode(await anext(lines))["type"] == "end"
         with pytest.raises(StopAsyncIteration):
             await anext(lines)
 
 
-async def test_live_and_late_readers_are_told_the_same(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_live_and_late_readers_see_the_same(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    claimed = await begun(client, hand)
-    live = [asyncio.create_task(told(client, claimed.id)) for _ in range(5)]
+    claimed = await begun(client, worker)
+    live = [asyncio.create_task(read_stream(client, claimed.id)) for _ in range(5)]
     for number in range(300):
         kind = ("output", "log", "progress")[number % 3]
-        await hand.say(
+        await worker.say(
             claimed, kind, *([{"n": number}] * (1 + number % 4 if kind == "output" else 1))
         )
-    await hand.succeed(claimed)
-    late = await told(client, claimed.id)
+    await worker.succeed(claimed)
+    late = await read_stream(client, claimed.id)
     for entries in await asyncio.gather(*live):
         assert entries == late
     assert late[-1]["type"] == "end"
 
 
-async def test_head_of_a_stream_has_no_body(client: httpx2.AsyncClient, hand: Hand) -> None:
-    claimed = await begun(client, hand)
+async def test_head_of_a_stream_has_no_body(client: httpx2.AsyncClient, worker: FakeWorker) -> None:
+    claimed = await begun(client, worker)
     answer = await client.head(f"/v1/jobs/{claimed.id}/stream")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream")
 
 
-# ------------------------------------------------------------------------------------------- bounds
-
-
 async def channels(redis: Redis) -> int:
-    """Jobs that somebody watches."""
+    """The number of jobs that have subscribers."""
     return sum(b"}:news:" in name for name in await redis.pubsub_channels())
 
 
 async def test_a_reader_that_leaves_is_noticed(
-    client: httpx2.AsyncClient, hand: Hand, redis: Redis
+    client: httpx2.AsyncClient, worker: FakeWorker, redis: Redis
 ) -> None:
-    claimed = await begun(client, hand)
+    claimed = await begun(client, worker)
 
     async def watched() -> bool:
         return await channels(redis) == 1
@@ -288,19 +293,19 @@ async def test_a_reader_that_leaves_is_noticed(
     await eventually(unwatched)
 
 
-async def test_a_reader_that_does_not_read_holds_up_nobody(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_a_stalled_reader_delays_nobody_else(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    claimed = await begun(client, hand)
+    claimed = await begun(client, worker)
     async with client.stream("GET", f"/v1/jobs/{claimed.id}/stream") as idle:
         assert idle.status_code == 200
         text = "x" * 60_000
-        for _ in range(200):  # 12 MB, more than sockets hold
-            await hand.say(claimed, "output", text)
-        await hand.succeed(claimed)
-        entries = await told(client, claimed.id)
+        for _ in range(200):  # 12 MB, more than the socket buffers hold
+            await worker.say(claimed, "output", text)
+        await worker.succeed(claimed)
+        entries = await read_stream(client, claimed.id)
         assert (len(entries), entries[-1]["type"]) == (204, "end")
-        # And it misses nothing when it goes on.
+        # Nothing is missing once the reader resumes.
         assert (await idle.aread()).count(b"event: output\n") == 200
 
 
@@ -320,11 +325,11 @@ async def draining(
 
 
 async def test_the_end_of_the_service_ends_streams_and_waits(
-    redis_url: str, hand: Hand, tmp_path: Path
+    redis_url: str, worker: FakeWorker, tmp_path: Path
 ) -> None:
     async with draining(redis_url, tmp_path) as (client, server, running):
-        claimed = await begun(client, hand)
-        stream = asyncio.create_task(told(client, claimed.id))
+        claimed = await begun(client, worker)
+        stream = asyncio.create_task(read_stream(client, claimed.id))
         table = asyncio.create_task(
             client.get(f"/v1/jobs/{claimed.id}/stream?types=output", headers=CSV)
         )
@@ -333,7 +338,7 @@ async def test_the_end_of_the_service_ends_streams_and_waits(
             client.post("/v1/jobs", json={"task": "t.any"}, headers={"Prefer": "wait=30"})
         )
         await eventually(lambda: len(server.server_state.tasks) == 4)
-        await hand.say(claimed, "output", {"a": 1})
+        await worker.say(claimed, "output", {"a": 1})
         server.should_exit = True
         async with asyncio.timeout(20):
             assert [entry["type"] for entry in await stream][-1] != "end", (
@@ -347,7 +352,7 @@ async def test_the_end_of_the_service_ends_streams_and_waits(
 
 
 async def test_readiness_ends_before_the_service(
-    redis_url: str, hand: Hand, tmp_path: Path
+    redis_url: str, worker: FakeWorker, tmp_path: Path
 ) -> None:
     settings = load_settings(redis_url=redis_url, store_url=f"file://{tmp_path}", keys=(), linger=0)
     edge = create_app(settings)
@@ -369,11 +374,11 @@ async def test_readiness_ends_before_the_service(
     await running
 
 
-async def test_two_replicas_tell_the_same(
-    redis_url: str, hand: Hand, client: httpx2.AsyncClient, tmp_path: Path
+async def test_two_replicas_serve_the_same_stream(
+    redis_url: str, worker: FakeWorker, client: httpx2.AsyncClient, tmp_path: Path
 ) -> None:
-    id = await finished(client, hand)
-    entries = await told(client, id)
+    id = await finished(client, worker)
+    entries = await read_stream(client, id)
     async with serving(redis_url, tmp_path / "other") as other:
-        assert await told(other, id) == entries
-        assert await told(other, id, after=entries[4]["id"]) == entries[5:]
+        assert await read_stream(other, id) == entries
+        assert await read_stream(other, id, after=entries[4]["id"]) == entries[5:]

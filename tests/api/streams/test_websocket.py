@@ -1,4 +1,4 @@
-"""Many streams over one WebSocket: each whole, in order, from any place on, at the reader's pace, and bounded."""
+"""Many streams over one WebSocket: complete, ordered, resumable, paced, and bounded."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,8 +17,8 @@ from websockets.typing import Subprotocol
 from tandem_api.server import websocket as server_websocket
 from tandem_api.streams import websocket
 from tandem_shared.queue.messages import Claimed
-from tests.api.fake_worker import Hand
-from tests.api.streams.test_http import begun, channels, draining, finished, told
+from tests.api.fake_worker import FakeWorker
+from tests.api.streams.test_http import begun, channels, draining, finished, read_stream
 from tests.conftest import eventually
 
 V1 = [Subprotocol("tandem.v1")]
@@ -26,7 +26,7 @@ V1 = [Subprotocol("tandem.v1")]
 
 @asynccontextmanager
 async def opened(client: httpx2.AsyncClient, **options: Any) -> AsyncIterator[ClientConnection]:
-    """A socket that speaks tandem.v1."""
+    """Opens a WebSocket with the sub-protocol tandem.v1."""
     url = f"ws://{client.base_url.host}:{client.base_url.port}/v1/stream"
     async with connect(
         url, **{"subprotocols": V1, "proxy": None, "close_timeout": 1, **options}
@@ -38,7 +38,7 @@ async def ask(socket: ClientConnection, **wish: Any) -> None:
     await socket.send(msgspec.json.encode(wish).decode())
 
 
-async def heard(socket: ClientConnection) -> dict[str, Any]:
+async def receive(socket: ClientConnection) -> dict[str, Any]:
     async with asyncio.timeout(20):
         text = await socket.recv()
     assert isinstance(text, str)
@@ -48,10 +48,10 @@ async def heard(socket: ClientConnection) -> dict[str, Any]:
 
 
 async def until_ends(socket: ClientConnection, count: int = 1) -> dict[str, list[dict[str, Any]]]:
-    """What comes until so many jobs are at their ends: by job, as it stands in a stream."""
+    """Reads until `count` jobs have ended; returns their entries by job id."""
     entries: dict[str, list[dict[str, Any]]] = {}
     while count:
-        entry = await heard(socket)
+        entry = await receive(socket)
         entries.setdefault(entry.pop("job"), []).append(entry)
         count -= entry["type"] in ("end", "error")
     return entries
@@ -64,45 +64,49 @@ async def closed(socket: ClientConnection) -> tuple[int, str]:
 
 
 async def unread(socket: ClientConnection) -> None:
-    """Takes what is still there, up to the close."""
+    """Reads the remaining messages up to the close."""
     with suppress(ConnectionClosed):
         while True:
-            await heard(socket)
+            await receive(socket)
 
 
-async def test_a_socket_tells_what_the_stream_tells(client: httpx2.AsyncClient, hand: Hand) -> None:
-    id = await finished(client, hand)
+async def test_a_socket_delivers_the_same_entries_as_the_stream(
+    client: httpx2.AsyncClient, worker: FakeWorker
+) -> None:
+    id = await finished(client, worker)
     async with opened(client) as socket:
         assert socket.subprotocol == "tandem.v1"
         assert socket.response is not None
         assert "sec-websocket-extensions" not in socket.response.headers
         await ask(socket, subscribe=id)
-        assert await until_ends(socket) == {id: await told(client, id)}
+        assert await until_ends(socket) == {id: await read_stream(client, id)}
         await ask(socket, subscribe=id, after=None, types=["output"])
-        assert await until_ends(socket) == {id: await told(client, id, types="output")}
+        assert await until_ends(socket) == {id: await read_stream(client, id, types="output")}
 
 
-async def test_many_jobs_are_told_live_and_each_in_order(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_many_jobs_are_delivered_live_each_in_order(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    jobs = [await begun(client, hand) for _ in range(30)]
+    jobs = [await begun(client, worker) for _ in range(30)]
     async with opened(client) as socket:
         for job in jobs:
             await ask(socket, subscribe=job.id)
         live = asyncio.create_task(until_ends(socket, len(jobs)))
         for number in range(5):
             for job in jobs:
-                await hand.say(job, "output", {"n": number}, {"n": number + 0.5})
+                await worker.say(job, "output", {"n": number}, {"n": number + 0.5})
         for job in jobs:
-            await hand.succeed(job)
+            await worker.succeed(job)
         entries = await live
     for job in jobs:
-        assert entries[job.id] == await told(client, job.id)
+        assert entries[job.id] == await read_stream(client, job.id)
 
 
-async def test_any_place_is_gone_on_from(client: httpx2.AsyncClient, hand: Hand) -> None:
-    id = await finished(client, hand)
-    entries = await told(client, id)
+async def test_a_subscription_resumes_from_any_entry(
+    client: httpx2.AsyncClient, worker: FakeWorker
+) -> None:
+    id = await finished(client, worker)
+    entries = await read_stream(client, id)
     async with opened(client) as socket:
         for number, entry in enumerate(entries[:-1]):
             await ask(socket, subscribe=id, after=entry["id"])
@@ -113,61 +117,61 @@ async def test_any_place_is_gone_on_from(client: httpx2.AsyncClient, hand: Hand)
         )
 
 
-async def test_one_socket_after_another_misses_and_repeats_nothing(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_consecutive_sockets_miss_and_repeat_nothing(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    job = await begun(client, hand)
+    job = await begun(client, worker)
     seen: list[dict[str, Any]] = []
     for number in range(10):
         async with opened(client) as socket:
             await ask(socket, subscribe=job.id, after=seen[-1]["id"] if seen else None)
             for part in range(3):
-                await hand.say(job, "output", [number, part])
-            seen += [await heard(socket) for _ in range(1 + number % 3)]
-    await hand.succeed(job)
+                await worker.say(job, "output", [number, part])
+            seen += [await receive(socket) for _ in range(1 + number % 3)]
+    await worker.succeed(job)
     async with opened(client) as socket:
         await ask(socket, subscribe=job.id, after=seen[-1]["id"])
         seen += (await until_ends(socket))[job.id]
-    assert [{name: entry[name] for name in entry if name != "job"} for entry in seen] == await told(
-        client, job.id
-    )
+    assert [
+        {name: entry[name] for name in entry if name != "job"} for entry in seen
+    ] == await read_stream(client, job.id)
 
 
-async def test_what_cannot_be_told_costs_only_itself(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_a_failed_subscription_leaves_the_others_intact(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    job = await begun(client, hand)
+    job = await begun(client, worker)
     async with opened(client) as socket:
         await ask(socket, subscribe=job.id, types=["output"])
         for wish, status in (
             ({"subscribe": "nobody"}, 404),
             ({"subscribe": 'a"b\nü'}, 404),
-            ({"subscribe": await finished(client, hand), "after": "9999999999999999-00000"}, 400),
-            ({"subscribe": await finished(client, hand), "after": "x" * 1000}, 400),
+            ({"subscribe": await finished(client, worker), "after": "9999999999999999-00000"}, 400),
+            ({"subscribe": await finished(client, worker), "after": "x" * 1000}, 400),
         ):
             await ask(socket, **wish)
-            error = await heard(socket)
+            error = await receive(socket)
             assert (error["job"], error["type"], error["data"]["status"]) == (
                 wish["subscribe"],
                 "error",
                 status,
             )
             assert error["data"]["type"].startswith("/problems/")
-        await hand.say(job, "output", 1)
-        assert (await heard(socket))["data"] == 1
+        await worker.say(job, "output", 1)
+        assert (await receive(socket))["data"] == 1
 
 
-async def test_a_job_that_goes_is_told_so(
-    client: httpx2.AsyncClient, hand: Hand, redis: Redis
+async def test_a_deleted_job_ends_its_subscription(
+    client: httpx2.AsyncClient, worker: FakeWorker, redis: Redis
 ) -> None:
-    job = await begun(client, hand)
+    job = await begun(client, worker)
     async with opened(client) as socket:
         await ask(socket, subscribe=job.id, types=["output"])
-        await hand.say(job, "output", 1)
-        await heard(socket)
-        await redis.delete(f"{hand.queue.prefix}job:{job.id}")
-        await redis.publish(f"{hand.queue.prefix}news:{job.id}", "gone")
-        assert (await heard(socket))["data"]["status"] == 404
+        await worker.say(job, "output", 1)
+        await receive(socket)
+        await redis.delete(f"{worker.queue.prefix}job:{job.id}")
+        await redis.publish(f"{worker.queue.prefix}news:{job.id}", "gone")
+        assert (await receive(socket))["data"]["status"] == 404
 
 
 async def watched(redis: Redis) -> bool:
@@ -178,42 +182,42 @@ async def unwatched(redis: Redis) -> bool:
     return await channels(redis) == 0
 
 
-async def test_an_unsubscribed_job_is_not_told_of(
-    client: httpx2.AsyncClient, hand: Hand, redis: Redis
+async def test_an_unsubscribed_job_sends_nothing(
+    client: httpx2.AsyncClient, worker: FakeWorker, redis: Redis
 ) -> None:
-    job, other = await begun(client, hand), await begun(client, hand)
+    job, other = await begun(client, worker), await begun(client, worker)
     async with opened(client) as socket:
         await ask(socket, unsubscribe="nobody")
         await ask(socket, subscribe=job.id, types=["output"])
-        await hand.say(job, "output", 1)
-        assert (await heard(socket))["data"] == 1
+        await worker.say(job, "output", 1)
+        assert (await receive(socket))["data"] == 1
         await eventually(lambda: watched(redis))
         await ask(socket, unsubscribe=job.id)
         await eventually(lambda: unwatched(redis))
-        await hand.say(job, "output", 2)
-        await hand.succeed(job)
+        await worker.say(job, "output", 2)
+        await worker.succeed(job)
         await ask(socket, subscribe=other.id, types=["output"])
-        await hand.say(other, "output", 3)
-        assert ((entry := await heard(socket))["job"], entry["data"]) == (other.id, 3)
+        await worker.say(other, "output", 3)
+        assert ((entry := await receive(socket))["job"], entry["data"]) == (other.id, 3)
     await eventually(lambda: unwatched(redis))
 
 
-async def test_who_subscribes_again_goes_on_from_there(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_a_repeated_subscription_replaces_the_first(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    job = await begun(client, hand)
+    job = await begun(client, worker)
     async with opened(client) as socket:
         await ask(socket, subscribe=job.id, types=["output"])
-        await hand.say(job, "output", 1)
-        first = await heard(socket)
+        await worker.say(job, "output", 1)
+        first = await receive(socket)
         for after in (None, None, first["id"]):
             await ask(socket, subscribe=job.id, types=["output"], after=after)
-        await hand.say(job, "output", 2)
-        # What the first of them told before the next took its place comes first; the last one
-        # begins behind it.
-        while (entry := await heard(socket))["data"] == 1:
+        await worker.say(job, "output", 2)
+        # Entries of the replaced subscription come first; the new one
+        # continues after them.
+        while (entry := await receive(socket))["data"] == 1:
             pass
-        await hand.succeed(job)
+        await worker.succeed(job)
         assert entry["data"] == 2
         assert [entry["type"] for entry in (await until_ends(socket))[job.id]][-1] == "end"
 
@@ -221,16 +225,27 @@ async def test_who_subscribes_again_goes_on_from_there(
 @pytest.mark.parametrize(
     "message",
     [
-        "", "{", "[]", "null", '"subscribe"', "{}", b'{"subscribe":"x"}', '{"subscribe":1}', '{"subscribe":null}',
-        '{"subscribe":"x","unsubscribe":"y"}', '{"unsubscribe":"x","after":"y"}', '{"subscribe":"x","more":1}',
-        '{"subscribe":"x","types":["outputs"]}', '{"subscribe":"x","types":"output"}',
+        "",
+        "{",
+        "[]",
+        "null",
+        '"subscribe"',
+        "{}",
+        b'{"subscribe":"x"}',
+        '{"subscribe":1}',
+        '{"subscribe":null}',
+        '{"subscribe":"x","unsubscribe":"y"}',
+        '{"unsubscribe":"x","after":"y"}',
+        '{"subscribe":"x","more":1}',
+        '{"subscribe":"x","types":["outputs"]}',
+        '{"subscribe":"x","types":"output"}',
         '{"subscribe":"%s"}' % ("x" * 201),
         "[" * 50_000,
     ],
     ids=lambda message: message[:30],
-)  # fmt: skip
-async def test_a_bad_message_ends_the_socket(
-    client: httpx2.AsyncClient, hand: Hand, message: str | bytes
+)
+async def test_an_invalid_message_closes_the_socket(
+    client: httpx2.AsyncClient, worker: FakeWorker, message: str | bytes
 ) -> None:
     async with opened(client) as socket:
         await socket.send(message)
@@ -239,7 +254,7 @@ async def test_a_bad_message_ends_the_socket(
     assert reason
 
 
-async def test_a_message_has_its_limits(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_message_is_bounded_in_size(client: httpx2.AsyncClient, worker: FakeWorker) -> None:
     async with opened(client) as socket:
         await socket.send(f'{{"subscribe":"x"{" " * (64 << 10)}}}')
         assert (await closed(socket))[0] == 1009
@@ -251,105 +266,107 @@ async def test_a_message_has_its_limits(client: httpx2.AsyncClient, hand: Hand) 
         assert (await closed(socket))[0] == 1007
 
 
-async def test_a_message_may_come_in_parts(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_message_may_be_fragmented(client: httpx2.AsyncClient, worker: FakeWorker) -> None:
     async with opened(client) as socket:
         await socket.send(['{"subscribe":', '"nobody"', "}"])
-        assert (await heard(socket))["job"] == "nobody"
+        assert (await receive(socket))["job"] == "nobody"
 
 
 async def test_subscriptions_are_bounded(
-    client: httpx2.AsyncClient, hand: Hand, monkeypatch: pytest.MonkeyPatch
+    client: httpx2.AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(websocket, "MAX_SUBSCRIPTIONS", 3)
-    jobs = [await begun(client, hand) for _ in range(5)]
+    jobs = [await begun(client, worker) for _ in range(5)]
     async with opened(client) as socket:
         for job in jobs[:4]:
             await ask(socket, subscribe=job.id, types=["output"])
-        error = await heard(socket)
+        error = await receive(socket)
         assert (error["job"], error["data"]["status"]) == (jobs[3].id, 429)
-        await hand.succeed(jobs[0])
+        await worker.succeed(jobs[0])
         assert set(await until_ends(socket)) == {jobs[0].id}
         await ask(socket, subscribe=jobs[4].id, types=["output"])
-        await hand.say(jobs[4], "output", 1)
-        assert (await heard(socket))["job"] == jobs[4].id, (
-            "a job that is told to its end makes room"
+        await worker.say(jobs[4], "output", 1)
+        assert (await receive(socket))["job"] == jobs[4].id, (
+            "a job whose stream has ended makes room"
         )
         for _ in range(20):
             await ask(socket, subscribe=jobs[4].id, types=["output"])
-        await hand.succeed(jobs[4])
+        await worker.succeed(jobs[4])
         assert set(await until_ends(socket)) == {jobs[4].id}
 
 
-async def test_one_that_says_much_leaves_room_for_others(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_a_verbose_job_leaves_room_for_others(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    loud = [await begun(client, hand) for _ in range(websocket.MAX_READERS + 1)]
-    quiet = await begun(client, hand)
+    loud = [await begun(client, worker) for _ in range(websocket.MAX_READERS + 1)]
+    quiet = await begun(client, worker)
     for job in loud:
         for _ in range(60):  # 3.6 MB each
-            await hand.say(job, "output", "x" * 60_000)
-        await hand.succeed(job)
-    await hand.say(quiet, "output", "here")
-    # One that reads nothing for now: all are subscribed to before anything much is told.
+            await worker.say(job, "output", "x" * 60_000)
+        await worker.succeed(job)
+    await worker.say(quiet, "output", "here")
+    # The reader pauses, so that every job is subscribed to before large output arrives.
     async with opened(client, max_queue=1) as socket:
         for job in [*loud, quiet]:
             await ask(socket, subscribe=job.id, types=["output"])
         before = 0
-        while (entry := await heard(socket))["job"] != quiet.id:
+        while (entry := await receive(socket))["job"] != quiet.id:
             before += entry["type"] == "end"
         assert before < len(loud), "its turn comes before they are done"
-        await hand.succeed(quiet)
+        await worker.succeed(quiet)
         while before < len(loud) + 1:
-            before += (await heard(socket))["type"] == "end"
+            before += (await receive(socket))["type"] == "end"
 
 
-async def test_one_that_reads_slowly_misses_nothing_and_holds_up_nobody(
-    client: httpx2.AsyncClient, hand: Hand
+async def test_a_slow_reader_misses_nothing_and_delays_nobody(
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    job = await begun(client, hand)
+    job = await begun(client, worker)
     async with opened(client, max_queue=1) as slow, opened(client) as quick:
         await ask(slow, subscribe=job.id, types=["output"])
         await ask(quick, subscribe=job.id, types=["output"])
-        for number in range(200):  # 12 MB, more than sockets hold
-            await hand.say(job, "output", f"{number:060000}")
-        await hand.succeed(job)
+        for number in range(200):  # 12 MB, more than the socket buffers hold
+            await worker.say(job, "output", f"{number:060000}")
+        await worker.succeed(job)
         first = await until_ends(quick)
         assert len(first[job.id]) == 201
         assert await until_ends(slow) == first
 
 
-async def test_one_that_does_not_read_at_all_is_given_up(
-    client: httpx2.AsyncClient, hand: Hand, redis: Redis, monkeypatch: pytest.MonkeyPatch
+async def test_a_socket_that_never_reads_is_closed(
+    client: httpx2.AsyncClient, worker: FakeWorker, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_websocket, "STALLED_SECONDS", 0.1)
-    job = await begun(client, hand)
+    job = await begun(client, worker)
     async with opened(client, max_queue=1) as socket:
         await ask(socket, subscribe=job.id, types=["output"])
         for _ in range(200):
-            await hand.say(job, "output", "x" * 60_000)
+            await worker.say(job, "output", "x" * 60_000)
         await eventually(lambda: unwatched(redis))
         await unread(socket)
         assert await closed(socket) == (1006, "")
 
 
-async def test_one_that_leaves_is_noticed(
-    client: httpx2.AsyncClient, hand: Hand, redis: Redis
+async def test_a_disconnected_socket_is_noticed(
+    client: httpx2.AsyncClient, worker: FakeWorker, redis: Redis
 ) -> None:
-    job = await begun(client, hand)
+    job = await begun(client, worker)
     async with opened(client) as socket:
         await ask(socket, subscribe=job.id)
-        await heard(socket)
+        await receive(socket)
         await eventually(lambda: watched(redis))
         socket.transport.abort()
     await eventually(lambda: unwatched(redis))
 
 
-async def test_the_end_of_the_service_is_told(redis_url: str, hand: Hand, tmp_path: Path) -> None:
+async def test_a_shutdown_closes_sockets_with_a_code(
+    redis_url: str, worker: FakeWorker, tmp_path: Path
+) -> None:
     async with draining(redis_url, tmp_path) as (client, server, running):
-        job: Claimed = await begun(client, hand)
+        job: Claimed = await begun(client, worker)
         async with opened(client) as socket, opened(client) as idle:
             await ask(socket, subscribe=job.id)
-            await heard(socket)
+            await receive(socket)
             server.should_exit = True
             await unread(socket)
             assert [(await closed(one))[0] for one in (socket, idle)] == [1012, 1012]
@@ -357,11 +374,11 @@ async def test_the_end_of_the_service_is_told(redis_url: str, hand: Hand, tmp_pa
             await running
 
 
-async def test_who_comes_while_the_service_ends_is_sent_on(
-    redis_url: str, hand: Hand, tmp_path: Path
+async def test_a_socket_opened_during_shutdown_is_turned_away(
+    redis_url: str, worker: FakeWorker, tmp_path: Path
 ) -> None:
     async with draining(redis_url, tmp_path) as (client, server, _):
-        # as a proxy may still send somebody once readiness has failed
+        # a proxy may still route a client here after readiness has failed
         server.config.app.drain.begin()
         async with opened(client) as socket:
             assert await closed(socket) == (1012, "the service is ending")

@@ -1,4 +1,4 @@
-"""What there is to run, what waits and who works, and the OpenAPI document that is made of it."""
+"""Tasks, queues and workers, and the OpenAPI document generated from them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from jsonschema_rs import Draft202012Validator
 
 from tandem_shared import catalogue
-from tests.api.fake_worker import ANY, STRICT, Hand
+from tests.api.fake_worker import ANY, STRICT, FakeWorker
 from tests.api.serving import problem, serving, upload
 
 
@@ -30,24 +30,26 @@ async def test_the_catalogue_is_shown(client: httpx2.AsyncClient) -> None:
 
 
 async def test_a_new_task_appears_everywhere_at_once(
-    client: httpx2.AsyncClient, hand: Hand
+    client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     new = msgspec.structs.replace(ANY, name="t.new", example={"x": 1})
     assert problem(await client.get("/v1/tasks/t.new"))[0] == 404
     assert problem(await client.post("/v1/jobs", json={"task": "t.new"}))[0] == 422
-    await hand.publish(new)
+    await worker.publish(new)
     assert (await client.post("/v1/jobs", json={"task": "t.new"})).status_code == 202
     assert (await client.get("/v1/tasks/t.new")).json()["example"] == {"x": 1}
     assert "t.new" in [item["name"] for item in (await client.get("/v1/tasks")).json()["items"]]
     assert "t.new.job" in (await client.get("/openapi.json")).json()["components"]["schemas"]
 
 
-async def test_a_changed_schema_is_obeyed(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_changed_schema_applies_at_once(
+    client: httpx2.AsyncClient, worker: FakeWorker
+) -> None:
     job = {"task": "t.any", "payload": {"a": 1}}
     assert (await client.post("/v1/jobs", json=job)).status_code == 202
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
-    await hand.publish(msgspec.structs.replace(ANY, payload_schema=schema, version=2))
-    await client.get("/v1/tasks")  # which reads what is new
+    await worker.publish(msgspec.structs.replace(ANY, payload_schema=schema, version=2))
+    await client.get("/v1/tasks")  # makes the API read the new catalogue
     assert problem(await client.post("/v1/jobs", json=job))[0] == 422
 
 
@@ -60,9 +62,9 @@ async def test_a_changed_schema_is_obeyed(client: httpx2.AsyncClient, hand: Hand
     ],
 )
 async def test_a_schema_that_cannot_be_used_leaves_the_check_to_the_worker(
-    client: httpx2.AsyncClient, hand: Hand, schema: dict[str, Any]
+    client: httpx2.AsyncClient, worker: FakeWorker, schema: dict[str, Any]
 ) -> None:
-    await hand.publish(msgspec.structs.replace(ANY, name="t.odd", payload_schema=schema))
+    await worker.publish(msgspec.structs.replace(ANY, name="t.odd", payload_schema=schema))
     assert (
         await client.post("/v1/jobs", json={"task": "t.odd", "payload": {"a": 1}})
     ).status_code == 202
@@ -72,13 +74,15 @@ async def test_a_schema_that_cannot_be_used_leaves_the_check_to_the_worker(
     assert shown["t.odd.job"]["required"] == ["task"]
 
 
-async def test_a_payload_schema_may_refer_to_itself(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_a_payload_schema_may_refer_to_itself(
+    client: httpx2.AsyncClient, worker: FakeWorker
+) -> None:
     schema = {
         "type": "object",
         "properties": {"next": {"$ref": "#"}},
         "additionalProperties": False,
     }
-    await hand.publish(msgspec.structs.replace(ANY, name="t.loop", payload_schema=schema))
+    await worker.publish(msgspec.structs.replace(ANY, name="t.loop", payload_schema=schema))
     assert (
         await client.post("/v1/jobs", json={"task": "t.loop", "payload": {"next": {"next": {}}}})
     ).status_code == 202
@@ -92,7 +96,7 @@ async def test_a_payload_schema_may_refer_to_itself(client: httpx2.AsyncClient, 
     }
 
 
-async def test_queues_and_workers_are_shown(client: httpx2.AsyncClient, hand: Hand) -> None:
+async def test_queues_and_workers_are_shown(client: httpx2.AsyncClient, worker: FakeWorker) -> None:
     assert (await client.get("/v1/queues")).json() == {"items": []}
     for job in (
         {"task": "t.any"},
@@ -104,15 +108,12 @@ async def test_queues_and_workers_are_shown(client: httpx2.AsyncClient, hand: Ha
     assert queue.pop("oldest_age") >= 0
     counts = {"waiting": 0, "scheduled": 1, "queued": 2, "running": 0, "retrying": 0}
     assert queue == {"name": "default", "paused": False, **counts}
-    (worker,) = (await client.get("/v1/workers")).json()["items"]
-    assert list(worker) == (
+    (shown,) = (await client.get("/v1/workers")).json()["items"]
+    assert list(shown) == (
         "id host pid queues concurrency running started_at last_seen version draining".split()
     )
-    assert (worker["id"], worker["pid"], worker["queues"]) == ("hand-1", 4711, ["default", "slow"])
-    assert worker["started_at"] == "2001-09-09T01:46:40.000Z"
-
-
-# ------------------------------------------------------------------------------------------ OpenAPI
+    assert (shown["id"], shown["pid"], shown["queues"]) == ("hand-1", 4711, ["default", "slow"])
+    assert shown["started_at"] == "2001-09-09T01:46:40.000Z"
 
 
 def references(value: Any) -> Iterator[str]:
@@ -126,7 +127,7 @@ def references(value: Any) -> Iterator[str]:
             yield from references(one)
 
 
-async def test_the_document_holds_together(client: httpx2.AsyncClient) -> None:
+async def test_every_reference_in_the_document_resolves(client: httpx2.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     assert document["openapi"].startswith("3.1")
     for reference in set(references(document)):
@@ -143,7 +144,7 @@ async def test_the_document_holds_together(client: httpx2.AsyncClient) -> None:
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
 
 
-async def test_every_task_is_one_of_the_jobs_with_its_schema_and_example(
+async def test_every_task_has_its_schema_and_example_in_the_document(
     client: httpx2.AsyncClient,
 ) -> None:
     document = (await client.get("/openapi.json")).json()
@@ -155,7 +156,7 @@ async def test_every_task_is_one_of_the_jobs_with_its_schema_and_example(
     content = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
     example = content["examples"]["t.strict"]["value"]
     assert example == {"task": "t.strict", "payload": {"url": "https://example.org/"}}
-    # The schema that is shown is the one that is obeyed.
+    # The published schema is the one that validation uses.
     shown = Draft202012Validator(
         {"$ref": "#/components/schemas/NewJob", "components": document["components"]}
     )
@@ -175,9 +176,7 @@ async def test_every_task_is_one_of_the_jobs_with_its_schema_and_example(
         assert shown.is_valid(job) is (status == 202)
 
 
-async def test_what_is_answered_is_what_the_document_says(
-    client: httpx2.AsyncClient, hand: Hand
-) -> None:
+async def test_answers_match_the_document(client: httpx2.AsyncClient, worker: FakeWorker) -> None:
     document = (await client.get("/openapi.json")).json()
 
     def check(name: str, value: Any) -> None:
@@ -186,9 +185,9 @@ async def test_what_is_answered_is_what_the_document_says(
 
     job = (await client.post("/v1/jobs", json={"task": "t.any"})).json()
     check("Job", job)
-    claimed = await hand.take()
-    await hand.say(claimed, "output", 1)
-    await hand.fail(claimed)
+    claimed = await worker.take()
+    await worker.say(claimed, "output", 1)
+    await worker.fail(claimed)
     check("Job", (await client.get(f"/v1/jobs/{job['id']}?payload=true")).json())
     check("Problem", (await client.get("/v1/jobs/nope")).json())
     check("Problem", (await client.post("/v1/jobs", json={"task": 1})).json())
@@ -258,7 +257,7 @@ PART: dict[str, Any] = {
     ],
     ids=lambda value: str(value)[:40],
 )
-async def test_the_document_has_the_statuses_that_come(
+async def test_the_document_lists_every_status_that_occurs(
     redis_url: str, tmp_path: Path, path: str, request_: dict[str, Any], status: int
 ) -> None:
     async with serving(redis_url, tmp_path, max_upload=1024) as client:
@@ -269,7 +268,7 @@ async def test_the_document_has_the_statuses_that_come(
         assert str(status) in paths[path][request_["method"].lower()]["responses"]
 
 
-async def test_the_document_has_none_that_cannot_come(client: httpx2.AsyncClient) -> None:
+async def test_the_document_omits_statuses_that_cannot_occur(client: httpx2.AsyncClient) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
     assert "404" not in paths["/v1/files"]["post"]["responses"]
     assert "422" not in paths["/v1/files/{id}"]["get"]["responses"]
@@ -282,12 +281,12 @@ async def test_the_document_has_none_that_cannot_come(client: httpx2.AsyncClient
         assert "416" not in paths[path]["head"]["responses"]  # ranges are for GET
 
 
-async def test_the_pages_show_it(client: httpx2.AsyncClient) -> None:
+async def test_the_documentation_pages_load_the_document(client: httpx2.AsyncClient) -> None:
     page = await client.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "/openapi.json" in page.text
 
 
-def test_the_hands_tasks_have_examples_that_they_accept() -> None:
+def test_the_fake_tasks_accept_their_examples() -> None:
     assert Draft202012Validator(STRICT.payload_schema).is_valid(STRICT.example)
     assert catalogue.decode(catalogue.encode(STRICT)) == STRICT

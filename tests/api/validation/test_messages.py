@@ -1,4 +1,4 @@
-"""What a schema refuses by `not` is said in words, and never as a piece of the schema."""
+"""A schema that refuses with `not` is explained in words, without schema fragments."""
 
 from typing import Any
 
@@ -58,7 +58,7 @@ def explained(schema: Any, value: Any) -> list[tuple[str, str]]:
     ],
     ids=str,
 )
-def test_what_must_not_be_is_named(schema: Any, value: Any, expected: tuple[str, str]) -> None:
+def test_a_forbidden_shape_is_named(schema: Any, value: Any, expected: tuple[str, str]) -> None:
     assert explained(schema, value) == [expected]
 
 
@@ -76,7 +76,7 @@ def test_what_must_not_be_is_named(schema: Any, value: Any, expected: tuple[str,
         ),
     ],
 )
-def test_http_request_refuses_in_the_workers_words(
+def test_http_request_is_refused_in_the_words_of_the_worker(
     more: dict[str, Any], expected: tuple[str, str]
 ) -> None:
     schema = load_tasks([])["http.request"].entry.payload_schema

@@ -1,4 +1,4 @@
-"""Every refusal is a problem of RFC 9457 that says what and where; none is a 500, and a 500 says nothing."""
+"""Every refusal is an RFC 9457 problem that names the field and the reason, never a 500."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -7,7 +7,7 @@ import httpx2
 import msgspec
 import pytest
 
-from tests.api.fake_worker import ANY, Hand
+from tests.api.fake_worker import ANY, FakeWorker
 from tests.api.serving import problem
 
 JSON = {"content-type": "application/json"}
@@ -21,7 +21,7 @@ async def post(client: httpx2.AsyncClient, body: Any, **headers: str) -> httpx2.
 
 
 def errors(answer: httpx2.Response) -> dict[str, str]:
-    """Pointer → sentence, of a 422."""
+    """The errors of a 422: JSON pointer → sentence."""
     assert problem(answer)[0] == 422, answer.text
     return {one["pointer"]: one["detail"] for one in answer.json()["errors"]}
 
@@ -43,7 +43,7 @@ def errors(answer: httpx2.Response) -> dict[str, str]:
     ],
     ids=repr,
 )
-async def test_what_is_no_json_is_malformed(client: httpx2.AsyncClient, body: bytes) -> None:
+async def test_invalid_json_is_malformed(client: httpx2.AsyncClient, body: bytes) -> None:
     answer = await post(client, body)
     assert problem(answer)[0] == 400
     assert answer.json() == {
@@ -201,7 +201,7 @@ async def test_other_content_types_and_encodings_are_not_supported(
     ],
     ids=lambda value: str(value)[:80],
 )
-async def test_what_the_schema_refuses_has_a_pointer_to_the_field(
+async def test_a_schema_error_points_to_the_field(
     client: httpx2.AsyncClient, job: Any, expected: dict[str, str]
 ) -> None:
     answer = await post(client, job)
@@ -210,8 +210,8 @@ async def test_what_the_schema_refuses_has_a_pointer_to_the_field(
 
 
 @pytest.mark.parametrize("place", ["payload", "payload/node"])
-async def test_a_rule_is_told_in_the_words_of_its_schema(
-    client: httpx2.AsyncClient, hand: Hand, place: str
+async def test_a_failed_rule_is_explained_by_its_description(
+    client: httpx2.AsyncClient, worker: FakeWorker, place: str
 ) -> None:
     rule = {"not": {"required": ["x", "y"]}, "description": "give one of x and y"}
     schema = {
@@ -219,7 +219,7 @@ async def test_a_rule_is_told_in_the_words_of_its_schema(
         "allOf": [rule],
         "$defs": {"Node": {"allOf": [rule]}},
     }
-    await hand.publish(msgspec.structs.replace(ANY, name="t.rule", payload_schema=schema))
+    await worker.publish(msgspec.structs.replace(ANY, name="t.rule", payload_schema=schema))
     both = {"x": 1, "y": 2}
     answer = await post(
         client, {"task": "t.rule", "payload": both if place == "payload" else {"node": both}}
@@ -227,19 +227,19 @@ async def test_a_rule_is_told_in_the_words_of_its_schema(
     assert errors(answer) == {f"/{place}": "give one of x and y"}
 
 
-async def test_what_has_no_place_is_told_as_it_is(client: httpx2.AsyncClient) -> None:
+async def test_an_error_without_a_field_becomes_the_detail(client: httpx2.AsyncClient) -> None:
     assert problem(await post(client, [])) == (422, "must be a JSON object")
     assert problem(await client.post("/v1/jobs/bulk", json={})) == (
         422,
         "must be a JSON array of jobs",
     )
     form = {"name": (None, "value")}
-    told = "the form has no file: send one part with a filename"
-    assert problem(await client.post("/v1/files", files=form)) == (422, told)
+    detail = "the form has no file: send one part with a filename"
+    assert problem(await client.post("/v1/files", files=form)) == (422, detail)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "-x", "x" * 65, "a/b"])
-async def test_a_queue_name_has_its_form(client: httpx2.AsyncClient, name: str) -> None:
+async def test_an_invalid_queue_name_is_refused(client: httpx2.AsyncClient, name: str) -> None:
     assert list(errors(await post(client, {"task": "t.any", "options": {"queue": name}}))) == [
         "/options/queue"
     ]
@@ -256,13 +256,15 @@ async def test_a_queue_name_has_its_form(client: httpx2.AsyncClient, name: str) 
         "9999-12-31T23:59:59Z",
     ],
 )
-async def test_a_time_has_its_form_and_its_zone(client: httpx2.AsyncClient, text: str) -> None:
+async def test_an_invalid_time_or_missing_zone_is_refused(
+    client: httpx2.AsyncClient, text: str
+) -> None:
     assert list(errors(await post(client, {"task": "t.any", "options": {"run_at": text}}))) == [
         "/options/run_at"
     ]
 
 
-async def test_all_errors_come_at_once_but_not_endlessly(client: httpx2.AsyncClient) -> None:
+async def test_errors_are_reported_together_up_to_a_limit(client: httpx2.AsyncClient) -> None:
     job = {
         "task": "t.strict",
         "payload": {"zip": 1},
@@ -282,10 +284,10 @@ async def test_all_errors_come_at_once_but_not_endlessly(client: httpx2.AsyncCli
     large = {"task": "t.strict", "payload": {"url": URL, **{f"x{n}": 1 for n in range(50_000)}}}
     assert (
         len(errors(await post(client, large))) == 1
-    )  # the first, since nobody is to wait for all of them
+    )  # only the first: collecting all of them would take too long
 
 
-async def test_an_unknown_task_has_a_type_of_its_own(client: httpx2.AsyncClient) -> None:
+async def test_an_unknown_task_has_its_own_problem_type(client: httpx2.AsyncClient) -> None:
     answer = await post(client, {"task": "t.nope", "payload": {}})
     assert list(errors(answer)) == ["/task"]
     assert answer.json()["type"] == "/problems/unknown-task"
@@ -295,7 +297,7 @@ async def test_an_unknown_task_has_a_type_of_its_own(client: httpx2.AsyncClient)
 async def test_json_is_nested_at_most_64_levels_deep(
     client: httpx2.AsyncClient, depth: int
 ) -> None:
-    inner = depth - 2  # the job and the payload are two
+    inner = depth - 2  # the job and the payload take two levels
     body = b'{"task":"t.any","payload":{"a":' + b"[" * inner + b"]" * inner + b"}}"
     answer = await post(client, body)
     if depth == 64:
@@ -318,7 +320,7 @@ async def test_a_body_above_one_mebibyte_is_too_large(
     assert problem(answer) == (413, "the body exceeds the limit of 1048576 bytes")
 
 
-async def test_a_body_of_one_mebibyte_is_not(client: httpx2.AsyncClient) -> None:
+async def test_a_body_of_one_mebibyte_is_accepted(client: httpx2.AsyncClient) -> None:
     body = msgspec.json.encode({"task": "t.any", "payload": {"a": ""}})
     body = body.replace(b'""', b'"' + b"x" * ((1 << 20) - len(body)) + b'"')
     assert len(body) == 1 << 20
@@ -326,7 +328,7 @@ async def test_a_body_of_one_mebibyte_is_not(client: httpx2.AsyncClient) -> None
 
 
 @pytest.mark.parametrize("place", ["timeout", "delay", "expires_in", "retry/base", "retry/cap"])
-async def test_a_number_beyond_all_durations_is_refused(
+async def test_a_number_beyond_any_duration_is_refused(
     client: httpx2.AsyncClient, place: str
 ) -> None:
     options: Any = b"1" * 400
