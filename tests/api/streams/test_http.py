@@ -342,7 +342,7 @@ async def test_the_end_of_the_service_ends_streams_and_waits(
         server.should_exit = True
         async with asyncio.timeout(20):
             assert [entry["type"] for entry in await stream][-1] != "end", (
-                "it may be gone on with elsewhere"
+                "a reader may resume the stream on another replica"
             )
             assert (await poll).json()["state"] == "running"
             assert (await wait).status_code == 202
