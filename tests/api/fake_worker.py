@@ -76,7 +76,7 @@ class FakeWorker:
         )
         await self.queue.register(info, self.entries)
 
-    async def take(self, slots: int = 10) -> Claimed:
+    async def claim(self, slots: int = 10) -> Claimed:
         """Claims the only job that is due, or that fits into `slots`."""
         self._claims += 1
         claim = await self.queue.claim(
@@ -102,7 +102,7 @@ class FakeWorker:
         for claimed in claim.jobs:
             await self.succeed(claimed)
 
-    async def say(self, claimed: Claimed, kind: str, *values: Any) -> None:
+    async def report(self, claimed: Claimed, kind: str, *values: Any) -> None:
         """Reports progress, a log entry, or output items in one chunk."""
         number = self._reports[claimed.token] = self._reports.get(claimed.token, 0) + 1
         body = b"\n".join(msgspec.json.encode(value) for value in values)

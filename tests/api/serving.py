@@ -36,7 +36,7 @@ async def serving(
     await running
 
 
-def stored(root: Path) -> list[str]:
+def stored_paths(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 

@@ -23,7 +23,7 @@ from tandem_shared.jobs.record import JobOptions, Submission
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Finish, WorkerInfo
 from tandem_shared.queue.queue import Queue
-from tests.api.serving import problem, serving, stored, upload
+from tests.api.serving import problem, serving, stored_paths, upload
 
 MIB = 1 << 20
 calls = itertools.count(1)  # numbers the claims of all tests
@@ -143,7 +143,7 @@ async def test_delete(client: httpx2.AsyncClient, path: str, root: Path) -> None
     for method in ("GET", "DELETE"):
         assert problem(await client.request(method, path))[0] == 404
     assert (await client.head(path)).status_code == 404
-    assert stored(root) == []
+    assert stored_paths(root) == []
 
 
 @pytest.mark.parametrize("id", ["nope", "..%2f..%2fetc%2fpasswd", "%2e%2e", "0" * 30, "%00"])

@@ -15,7 +15,7 @@ from tandem_shared.errors import NotFound
 from tandem_shared.files.store import open_store
 from tandem_shared.files.uploads import find_upload
 from tests.api.server.test_supervisor import address, api, ready
-from tests.api.serving import problem, serving, stored, upload
+from tests.api.serving import problem, serving, stored_paths, upload
 from tests.conftest import eventually
 
 MIB = 1 << 20
@@ -233,9 +233,9 @@ async def test_a_stalled_upload_keeps_the_received_bytes(
 
 async def test_delete_abandons_the_upload(client: httpx2.AsyncClient, tmp_path: Path) -> None:
     path = await begin(client, b"12345")
-    assert len(stored(tmp_path / "store")) == 2
+    assert len(stored_paths(tmp_path / "store")) == 2
     assert (await client.delete(path)).status_code == 204
-    assert stored(tmp_path / "store") == []
+    assert stored_paths(tmp_path / "store") == []
     assert (await client.head(path)).status_code == 404
     assert problem(await send(client, path, 5, b"x"))[0] == 404
 
@@ -315,7 +315,7 @@ async def test_the_length_of_an_upload_in_one_request_is_checked(
     for length in ("2", "4"):
         headers = {"Upload-Complete": "?1", "Upload-Length": length}
         assert problem(await client.post("/v1/files", content=b"123", headers=headers))[0] == 400
-    assert stored(tmp_path / "store") == []
+    assert stored_paths(tmp_path / "store") == []
     answer = await client.post(
         "/v1/files", content=b"123", headers={"Upload-Complete": "?1", "Upload-Length": "3"}
     )

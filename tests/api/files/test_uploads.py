@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from redis.asyncio import Redis
 
-from tests.api.serving import problem, serving, stored, upload
+from tests.api.serving import problem, serving, stored_paths, upload
 from tests.conftest import eventually
 
 MIB = 1 << 20
@@ -220,7 +220,7 @@ async def test_a_declared_size_above_the_limit_is_refused_before_the_body(
             assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
     finally:
         writer.close()
-    assert stored(root) == []  # no upload has started
+    assert stored_paths(root) == []  # no upload has started
 
 
 @pytest.mark.parametrize("headers", [{}, FORM])
@@ -233,7 +233,7 @@ async def test_a_body_above_the_limit_is_refused_while_it_is_read(
     )
     answer = await client.post("/v1/files", content=pieces(body, 100_000), headers=headers)
     assert problem(answer) == (413, f"the file exceeds the limit of {LIMIT} bytes")
-    await eventually(lambda: stored(root) == [])
+    await eventually(lambda: stored_paths(root) == [])
     assert (await upload(client, data[:-1]))["size"] == LIMIT
 
 
@@ -249,10 +249,10 @@ async def test_an_interrupted_upload_leaves_nothing_behind(
     head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\n{lines}Content-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body[:-10])
     await writer.drain()
-    await eventually(lambda: len(stored(root)) == 1)
-    assert stored(root)[0].endswith("data#1")
+    await eventually(lambda: len(stored_paths(root)) == 1)
+    assert stored_paths(root)[0].endswith("data#1")
     writer.close()
-    await eventually(lambda: stored(root) == [])
+    await eventually(lambda: stored_paths(root) == [])
 
 
 async def test_a_stalled_upload_times_out(
@@ -266,7 +266,7 @@ async def test_a_stalled_upload_times_out(
     async with asyncio.timeout(10):
         assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
     writer.close()
-    await eventually(lambda: stored(root) == [])
+    await eventually(lambda: stored_paths(root) == [])
 
 
 FILE = ('Content-Disposition: form-data; name="f"; filename="x"', b"1")
@@ -295,7 +295,7 @@ async def test_malformed_forms_are_refused(
 ) -> None:
     answer = await client.post("/v1/files", content=body, headers=headers)
     assert problem(answer)[0] == status
-    await eventually(lambda: stored(root) == [])
+    await eventually(lambda: stored_paths(root) == [])
 
 
 async def test_a_failing_store_answers_503_without_details(

@@ -44,7 +44,7 @@ async def client(
 
 async def fail_job(client: httpx2.AsyncClient, worker: FakeWorker, **options: Any) -> str:
     id = await submit(client, **options)
-    await worker.fail(await worker.take())
+    await worker.fail(await worker.claim())
     return id
 
 

@@ -21,12 +21,14 @@ from tests.api.jobs.replay_fixtures import EVERY_DATABASE, fail_job, replay_all
 from tests.api.jobs.replay_fixtures import client as client  # noqa: PLC0414 - a fixture
 from tests.api.jobs.replay_fixtures import database as database  # noqa: PLC0414 - a fixture
 from tests.api.jobs.replay_fixtures import follower as follower  # noqa: PLC0414 - a fixture
-from tests.api.jobs.test_listing import Follower, listed, submit
-from tests.api.serving import problem, serving, stored
+from tests.api.jobs.test_listing import Follower, list_ids, submit
+from tests.api.serving import problem, serving, stored_paths
 
 
 @pytest.fixture
-async def rich(client: httpx2.AsyncClient, worker: FakeWorker, tmp_path: Path) -> tuple[str, Path]:
+async def complete_job(
+    client: httpx2.AsyncClient, worker: FakeWorker, tmp_path: Path
+) -> tuple[str, Path]:
     """A job with every kind of data in Redis and in the store: its id, and the store's root."""
     body = {
         "task": "t.any",
@@ -34,9 +36,9 @@ async def rich(client: httpx2.AsyncClient, worker: FakeWorker, tmp_path: Path) -
         "options": {"tags": {"a": "b"}, "concurrency_key": "k"},
     }
     answer = await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "mine"})
-    claimed = await worker.take()
-    await worker.say(claimed, "output", 1)
-    await worker.say(claimed, "output", 2)
+    claimed = await worker.claim()
+    await worker.report(claimed, "output", 1)
+    await worker.report(claimed, "output", 2)
     await worker.queue.steps.keep(Step(claimed.id, claimed.token, "one", b"1"))
     (first, _) = await worker.queue.output(claimed.id)
     segment = Segment(first.stamp, first.stamp, 10)
@@ -70,9 +72,13 @@ async def rich(client: httpx2.AsyncClient, worker: FakeWorker, tmp_path: Path) -
 @EVERY_DATABASE
 @pytest.mark.parametrize("place", ["redis", "ledger", "both"])
 async def test_deletion_leaves_nothing_behind(
-    client: httpx2.AsyncClient, rich: tuple[str, Path], follower: Follower, redis: Any, place: str
+    client: httpx2.AsyncClient,
+    complete_job: tuple[str, Path],
+    follower: Follower,
+    redis: Any,
+    place: str,
 ) -> None:
-    (id, root), other = rich, await submit(client, tags={"a": "b"})
+    (id, root), other = complete_job, await submit(client, tags={"a": "b"})
     if place != "redis":
         await follower.follow()
     if place == "ledger":
@@ -80,14 +86,14 @@ async def test_deletion_leaves_nothing_behind(
     assert len([key for key in await redis.keys("*") if id.encode() in key]) == (
         3 if place == "ledger" else 4
     )
-    assert len(stored(root)) == 3
+    assert len(stored_paths(root)) == 3
     answer = await client.delete(f"/v1/jobs/{id}")
     assert (answer.status_code, answer.content) == (204, b"")
     left = [key for key in await redis.keys("*") if id.encode() in key or b":idem:" in key]
     assert not left or place == "ledger"  # keys that outlive the record expire by themselves
-    assert [name.split("/")[1] for name in stored(root)] == ["another"]
+    assert [name.split("/")[1] for name in stored_paths(root)] == ["another"]
     await follower.follow()
-    assert await listed(client) == await listed(client, tag__a="b") == [other]
+    assert await list_ids(client) == await list_ids(client, tag__a="b") == [other]
     assert [record.id async for record, _ in follower.ledger.export()] == [other]
     for call in (
         "GET /{}",
@@ -118,7 +124,7 @@ async def test_only_final_jobs_of_the_tenant_are_deleted(
         409,
         "the job is queued: cancel it first",
     )
-    claimed = await worker.take()
+    claimed = await worker.claim()
     assert problem(await client.delete(f"/v1/jobs/{id}"))[0] == 409
     await worker.fail(claimed, State.RETRYING)
     assert problem(await client.delete(f"/v1/jobs/{id}"))[0] == 409
@@ -151,9 +157,9 @@ async def test_a_late_projection_does_not_restore_a_deleted_job(
     assert problem(await client.get(f"/v1/jobs/{id}"))[0] == 404
     assert problem(await client.delete(f"/v1/jobs/{id}"))[0] == 404
     assert (
-        await listed(client)
-        == await listed(client, tag__a="b")
-        == await listed(client, q="card")
+        await list_ids(client)
+        == await list_ids(client, tag__a="b")
+        == await list_ids(client, q="card")
         == []
     )
     assert (await follower.ledger.find(JobFilter(tags=(("a", "b"),)), limit=5)).records == []
@@ -178,7 +184,7 @@ async def test_deletion_and_projection_may_run_at_once(
         gone
     )
     await follower.follow()
-    assert await listed(client, tag__a="b") == await listed(client) == ids[1::2][::-1]
+    assert await list_ids(client, tag__a="b") == await list_ids(client) == ids[1::2][::-1]
 
 
 @EVERY_DATABASE
@@ -207,9 +213,9 @@ async def test_a_replay_is_remembered_as_long_as_its_original(
 
 
 async def test_a_half_done_deletion_is_completed_by_the_next_request(
-    redis_url: str, client: httpx2.AsyncClient, rich: tuple[str, Path]
+    redis_url: str, client: httpx2.AsyncClient, complete_job: tuple[str, Path]
 ) -> None:
-    id, root = rich
+    id, root = complete_job
     away = "postgres://me:hunter2@127.0.0.1:1/nowhere"
     async with serving(redis_url, root, database_url=away) as halved:
         assert problem(await halved.delete(f"/v1/jobs/{id}"))[0] == 503

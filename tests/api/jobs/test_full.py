@@ -31,7 +31,7 @@ async def test_a_full_queue_answers_with_retry_after(
         ).json()
         assert refused["error"]["type"] == "/problems/backlog-full"
         assert accepted["id"]
-        await worker.succeed(await worker.take())
+        await worker.succeed(await worker.claim())
         assert (await client.post("/v1/jobs", json=JOB)).status_code == 202
 
 
@@ -53,7 +53,7 @@ async def test_the_api_survives_a_redis_out_of_memory(
         assert (await client.post(f"/v1/jobs/{accepted.pop()}/cancel")).status_code == 202
         assert (await client.get(f"/v1/jobs/{accepted[0]}")).json()["state"] == "queued"
         while accepted:
-            await worker.succeed(one := await worker.take(1))
+            await worker.succeed(one := await worker.claim(1))
             accepted.remove(one.id)
         # Final jobs are kept: memory is freed by expiry or by an operator.
         await redis.config_set("maxmemory", (await redis.info("memory"))["used_memory"] * 2)

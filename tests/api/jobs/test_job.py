@@ -31,9 +31,9 @@ async def test_the_etag_changes_with_every_visible_change(
         assert (await client.get(url, headers={"If-None-Match": '"x"'})).status_code == 200
 
     await look()
-    claimed = await worker.take()
+    claimed = await worker.claim()
     await look()
-    await worker.say(claimed, "progress", {"current": 1, "total": 2, "message": None})
+    await worker.report(claimed, "progress", {"current": 1, "total": 2, "message": None})
     await look()
     # A heartbeat leaves the entity tag as it is.
     await queue.beat("hand-1", "", [(claimed.id, claimed.token)])
@@ -46,9 +46,9 @@ async def test_a_long_poll_waits_for_the_final_state(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     id = await submit_job(client)
-    claimed = await worker.take()
+    claimed = await worker.claim()
     waiting = asyncio.create_task(client.get(f"/v1/jobs/{id}?wait=25s"))
-    await worker.say(claimed, "progress", {"current": 1, "total": 2, "message": None})
+    await worker.report(claimed, "progress", {"current": 1, "total": 2, "message": None})
     await worker.succeed(claimed, 1)
     answer = await waiting
     assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
@@ -58,12 +58,12 @@ async def test_a_long_poll_with_an_etag_waits_for_any_change(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     id = await submit_job(client)
-    claimed = await worker.take()
+    claimed = await worker.claim()
     etag = (await client.get(f"/v1/jobs/{id}")).headers["etag"]
     waiting = asyncio.create_task(
         client.get(f"/v1/jobs/{id}?wait=25", headers={"If-None-Match": etag})
     )
-    await worker.say(claimed, "progress", {"current": 1, "total": 2, "message": "half"})
+    await worker.report(claimed, "progress", {"current": 1, "total": 2, "message": "half"})
     answer = await waiting
     assert (answer.status_code, answer.json()["progress"]["message"]) == (200, "half")
     assert answer.headers["etag"] != etag
@@ -101,7 +101,7 @@ async def test_the_result_is_returned_bare(client: httpx2.AsyncClient, worker: F
     early = await client.get(url)
     assert (early.status_code, early.headers["retry-after"]) == (202, "1")
     assert early.json()["state"] == "queued"
-    await worker.succeed(await worker.take(), [1, {"a": None}])
+    await worker.succeed(await worker.claim(), [1, {"a": None}])
     answer = await client.get(url)
     assert (answer.status_code, answer.content) == (200, b'[1,{"a":null}]')
     assert answer.headers["content-type"] == "application/json"
@@ -111,7 +111,7 @@ async def test_a_job_without_a_result_answers_409(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     failed = await submit_job(client)
-    await worker.fail(await worker.take())
+    await worker.fail(await worker.claim())
     answer = await client.get(f"/v1/jobs/{failed}/result")
     assert problem(answer) == (409, "the job failed (card): no")
     assert answer.json()["type"] == "/problems/job-failed"
@@ -132,7 +132,7 @@ async def test_a_result_kept_as_a_file_redirects(
     client: httpx2.AsyncClient, worker: FakeWorker, name: str
 ) -> None:
     id = await submit_job(client)
-    await worker.succeed(await worker.take(), {"file": {"file": f"{id}/{name}", "size": 300_000}})
+    await worker.succeed(await worker.claim(), {"file": {"file": f"{id}/{name}", "size": 300_000}})
     answer = await client.get(f"/v1/jobs/{id}/result")
     assert (answer.status_code, answer.headers["location"]) == (303, f"/v1/jobs/{id}/files/{name}")
 
@@ -152,7 +152,7 @@ async def test_a_result_that_mentions_a_file_is_returned_as_is(
     client: httpx2.AsyncClient, worker: FakeWorker, result: Any
 ) -> None:
     id = await submit_job(client)
-    await worker.succeed(await worker.take(), result)
+    await worker.succeed(await worker.claim(), result)
     answer = await client.get(f"/v1/jobs/{id}/result")
     assert (answer.status_code, answer.json()) == (200, result)
 
@@ -165,7 +165,7 @@ async def test_cancel_ends_a_queued_job_and_requests_a_running_one_to_stop(
         answer = await client.post(f"/v1/jobs/{id}/cancel")
         assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
     running = await submit_job(client)
-    claimed = await worker.take()
+    claimed = await worker.claim()
     answer = await client.post(f"/v1/jobs/{running}/cancel")
     assert (answer.status_code, answer.json()["state"], answer.json()["cancel_requested"]) == (
         202,
@@ -180,7 +180,7 @@ async def test_cancelling_a_final_job_changes_nothing(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     id = await submit_job(client)
-    await worker.succeed(await worker.take(), 1)
+    await worker.succeed(await worker.claim(), 1)
     before = (await client.get(f"/v1/jobs/{id}")).json()
     answer = await client.post(f"/v1/jobs/{id}/cancel")
     assert (answer.status_code, answer.json()) == (202, before)

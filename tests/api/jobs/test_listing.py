@@ -59,7 +59,7 @@ async def submit(client: httpx2.AsyncClient, **options: Any) -> str:
     return str(answer.json()["id"])
 
 
-async def listed(client: httpx2.AsyncClient, **params: Any) -> list[str]:
+async def list_ids(client: httpx2.AsyncClient, **params: Any) -> list[str]:
     """The ids on all pages, following the `next` links."""
     answer = await client.get(
         "/v1/jobs", params={name.replace("__", "."): value for name, value in params.items()}
@@ -80,11 +80,11 @@ async def test_a_job_is_listed_as_soon_as_it_is_accepted(
 ) -> None:
     assert (await client.get("/v1/jobs")).json() == {"items": [], "next_cursor": None}
     first, second = await submit(client), await submit(client)
-    assert await listed(client) == [second, first]
-    assert await listed(client, state="queued") == [second, first]
+    assert await list_ids(client) == [second, first]
+    assert await list_ids(client, state="queued") == [second, first]
     await client.post(f"/v1/jobs/{second}/cancel")
-    assert await listed(client, state="queued") == [first]
-    assert await listed(client, state="cancelled,failed") == [second]
+    assert await list_ids(client, state="queued") == [first]
+    assert await list_ids(client, state="cancelled,failed") == [second]
 
 
 async def test_the_list_is_the_same_however_far_the_ledger_lags(
@@ -97,24 +97,24 @@ async def test_the_list_is_the_same_however_far_the_ledger_lags(
             await follower.follow()
         await client.post(f"/v1/jobs/{ids[-1 if number < 5 else 0]}/cancel")
         for limit in (1, 4, 200):
-            assert await listed(client, limit=limit) == ids
+            assert await list_ids(client, limit=limit) == ids
             odd = [id for at, id in enumerate(reversed(ids)) if at % 2][::-1]
-            assert await listed(client, limit=limit, tag__n="1") == odd
-        cancelled = set(await listed(client, state="cancelled", limit=2))
+            assert await list_ids(client, limit=limit, tag__n="1") == odd
+        cancelled = set(await list_ids(client, state="cancelled", limit=2))
         assert cancelled == {
             item["id"] for item in (await client.get("/v1/jobs")).json()["items"] if item["done"]
         }
     await follower.follow()
-    assert await listed(client, limit=2) == ids
+    assert await list_ids(client, limit=2) == ids
 
 
 async def test_listed_items_equal_the_single_jobs(
     client: httpx2.AsyncClient, worker: FakeWorker, follower: Follower
 ) -> None:
     id = await submit(client, tags={"a": "ü"})
-    claimed = await worker.take()
+    claimed = await worker.claim()
     await follower.follow()
-    await worker.say(
+    await worker.report(
         claimed, "progress", {"current": 1, "total": 2, "message": None}
     )  # this change has no event
     for _ in range(2):
@@ -165,14 +165,14 @@ async def test_every_filter_and_time_range_selects_its_jobs(
     jobs = (await client.get("/v1/jobs")).json()["items"]
     assert len(jobs) == 12
     for params, fits in FILTERS:
-        assert await listed(client, **params) == [job["id"] for job in jobs if fits(job)], params
+        assert await list_ids(client, **params) == [job["id"] for job in jobs if fits(job)], params
     middle = jobs[5]["submitted_at"]
     later = [job["id"] for job in jobs if job["submitted_at"] >= middle]
-    assert set(await listed(client, since=middle)) >= set(later)
+    assert set(await list_ids(client, since=middle)) >= set(later)
     assert sorted(
-        await listed(client, since=middle) + await listed(client, until=middle)
+        await list_ids(client, since=middle) + await list_ids(client, until=middle)
     ) == sorted(job["id"] for job in jobs)
-    assert await listed(client, since=middle.replace("Z", "+00:00")) == await listed(
+    assert await list_ids(client, since=middle.replace("Z", "+00:00")) == await list_ids(
         client, since=middle
     )
 
@@ -214,14 +214,14 @@ async def test_a_tenant_lists_only_its_own_jobs(
     await redis.hset(f"{queue.prefix}job:{other}", "tenant", "acme")
     if projected:
         await follower.follow()
-    assert await listed(client) == [mine]
+    assert await list_ids(client) == [mine]
 
 
 async def test_a_final_job_outlives_its_redis_record(
     client: httpx2.AsyncClient, redis: Redis, worker: FakeWorker, follower: Follower
 ) -> None:
     id = await submit(client, tags={"a": "b"})
-    claimed = await worker.take()
+    claimed = await worker.claim()
     await worker.succeed(claimed, {"rows": 3})
     await follower.follow()
     before = await client.get(f"/v1/jobs/{id}?payload=true")
@@ -240,16 +240,16 @@ async def test_a_final_job_outlives_its_redis_record(
         await client.get(f"/v1/jobs/{id}/stream", headers={"Accept": "application/x-ndjson"})
     ).text.splitlines()
     assert shown == entry
-    assert await listed(client, state="succeeded") == [id]
+    assert await list_ids(client, state="succeeded") == [id]
 
 
 async def test_an_expired_failed_job_shows_its_error_and_attempts(
     client: httpx2.AsyncClient, redis: Redis, worker: FakeWorker, follower: Follower
 ) -> None:
     id = await submit(client)
-    await worker.fail(await worker.take(), State.RETRYING)
+    await worker.fail(await worker.claim(), State.RETRYING)
     await worker.queue.tick()
-    await worker.fail(await worker.take())
+    await worker.fail(await worker.claim())
     await follower.follow()
     await follower.forget(redis, id)
     job = (await client.get(f"/v1/jobs/{id}")).json()
@@ -258,7 +258,7 @@ async def test_an_expired_failed_job_shows_its_error_and_attempts(
         ["failed", "failed"],
     )
     assert problem(await client.get(f"/v1/jobs/{id}/result"))[0] == 409
-    assert await listed(client, q="card") == [id]
+    assert await list_ids(client, q="card") == [id]
 
 
 async def test_an_id_that_never_existed_is_not_found(

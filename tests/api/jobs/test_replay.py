@@ -47,7 +47,7 @@ async def test_a_replay_is_a_new_job_with_the_same_options(
     again = (await client.get(f"/v1/jobs/{new['id']}?payload=true")).json()
     same = ("task", "queue", "priority", "timeout", "max_attempts", "tags", "payload")
     assert [again[name] for name in same] == [old[name] for name in same]
-    claimed = await worker.take()
+    claimed = await worker.claim()
     options = msgspec.json.decode(claimed.options)
     assert (claimed.id, claimed.max_attempts, options["retry"]["base"]) == (new["id"], 1, 3.0)
     kept = await redis.hmget(f"{worker.queue.prefix}job:{new['id']}", ["ck", "cl", "exp", "at"])
@@ -64,7 +64,7 @@ async def test_only_failed_or_cancelled_jobs_are_replayed(
         answer = await client.post(f"/v1/jobs/{id}/replay")
         assert (problem(answer)[0], state in problem(answer)[1]) == (409, True)
         if state == "queued":
-            claimed = await worker.take()
+            claimed = await worker.claim()
         elif state == "running":
             await worker.succeed(claimed)
     cancelled = await submit(client, delay="1h")
@@ -111,7 +111,7 @@ async def test_a_replay_supports_prefer_wait(
         return bool((await client.get("/v1/queues")).json()["items"][0]["queued"])
 
     await eventually(there)
-    await worker.succeed(await worker.take(), 5)
+    await worker.succeed(await worker.claim(), 5)
     answer = await waiting
     assert (answer.status_code, answer.json()["result"], answer.json()["replay_of"]) == (200, 5, id)
 

@@ -14,7 +14,7 @@ from tests.api.jobs.replay_fixtures import EVERY_DATABASE, fail_job, replay_all
 from tests.api.jobs.replay_fixtures import client as client  # noqa: PLC0414 - a fixture
 from tests.api.jobs.replay_fixtures import database as database  # noqa: PLC0414 - a fixture
 from tests.api.jobs.replay_fixtures import follower as follower  # noqa: PLC0414 - a fixture
-from tests.api.jobs.test_listing import Follower, listed, submit
+from tests.api.jobs.test_listing import Follower, list_ids, submit
 from tests.api.serving import problem, serving
 
 
@@ -29,7 +29,7 @@ async def test_every_failed_job_is_replayed_once_however_often_it_is_requested(
         if place == "ledger" or (place == "half" and number == 3):
             await follower.follow()
     await submit(client)
-    await worker.succeed(await worker.take())
+    await worker.succeed(await worker.claim())
     if place == "ledger":
         for id in ids:
             await follower.forget(redis, id)
@@ -68,7 +68,7 @@ async def test_a_failed_replay_can_be_replayed_in_turn(
     for _ in range(3):
         summary = await replay_all(client)
         assert [item["replay_of"] for item in summary["items"]] == [of[-1]]
-        claimed = await worker.take()
+        claimed = await worker.claim()
         await worker.fail(claimed)
         of.append(claimed.id)
     assert (await replay_all(client, dry_run=True))["matched"] == 4
@@ -132,7 +132,7 @@ async def test_a_filter_matches_what_the_list_shows(
     names: set[str],
     turns: list[int],
 ) -> None:
-    if not await listed(client):
+    if not await list_ids(client):
         for number in range(14):
             task, kind = (
                 ("t.strict", "cancel")
@@ -144,11 +144,11 @@ async def test_a_filter_matches_what_the_list_shows(
                 client, task=task, tags=tags, queue=("default", "slow")[number % 4 // 2]
             )
             if kind == "fail":
-                await worker.fail(await worker.take())
+                await worker.fail(await worker.claim())
             elif kind == "cancel":
                 await client.post(f"/v1/jobs/{id}/cancel")
             else:
-                await worker.take()
+                await worker.claim()
             if number == 6:
                 await follower.follow()
     times = [job["submitted_at"] for job in (await client.get("/v1/jobs")).json()["items"]]
@@ -171,7 +171,7 @@ async def test_a_filter_matches_what_the_list_shows(
         body["tags"] = tags
     if "state" in body:
         body["state"] = body["state"].split(",")
-    found = await listed(client, **{"state": "failed", **query})
+    found = await list_ids(client, **{"state": "failed", **query})
     assert (await replay_all(client, dry_run=True, **body))["matched"] == len(found)
     some = found[::2]
     summary = await replay_all(client, ids=some, **body)

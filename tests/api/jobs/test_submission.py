@@ -88,7 +88,7 @@ async def test_a_payload_may_be_omitted_if_no_field_is_required(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     await submit_job(client, {"task": "t.any"})
-    assert (await worker.take()).payload == b"{}"
+    assert (await worker.claim()).payload == b"{}"
 
 
 async def test_the_payload_passes_through_byte_for_byte(
@@ -100,7 +100,7 @@ async def test_the_payload_passes_through_byte_for_byte(
         "/v1/jobs", content=body, headers={"content-type": "application/json; charset=UTF-8"}
     )
     assert answer.status_code == 202
-    assert (await worker.take()).payload == payload
+    assert (await worker.claim()).payload == payload
     shown = await client.get(answer.headers["location"], params={"payload": "true"})
     assert payload in shown.content
     assert "payload" not in (await client.get(answer.headers["location"])).json()
@@ -162,7 +162,7 @@ async def test_a_repeated_key_returns_the_first_job(
 ) -> None:
     job = {"task": "t.any", "payload": {"a": 1, "b": 2}}
     first = await post_job(client, job, **{"Idempotency-Key": spellings[0]})
-    claimed = await worker.take()
+    claimed = await worker.claim()
     await worker.succeed(claimed, 7)
     # Another spelling and other options still match the first job.
     again = await client.post(
@@ -221,7 +221,7 @@ async def test_a_job_that_ends_within_the_wait_is_returned_with_its_result(
 def take_when_due(worker: FakeWorker) -> Any:
     async def take() -> Any:
         try:
-            return await worker.take()
+            return await worker.claim()
         except ValueError:  # no job is due yet
             return None
 

@@ -186,7 +186,7 @@ async def test_a_running_answer_is_not_cut_off_by_the_next_head(
     id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
     async with connected(client) as (reader, writer):
         writer.write(b"GET /v1/jobs/%s?wait=20 HTTP/1.1\r\nHost: x\r\n\r\nGET /li" % id.encode())
-        claimed = await worker.take()
+        claimed = await worker.claim()
         async with connected(client) as (other, _):
             assert await other.read() == b""
         await worker.succeed(claimed, "done")

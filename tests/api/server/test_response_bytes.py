@@ -257,7 +257,7 @@ async def test_a_result_is_sent_bare(
     wire: Wire, worker: FakeWorker, client: httpx2.AsyncClient
 ) -> None:
     await client.post("/v1/jobs", content=BODY)
-    await worker.succeed(job := await worker.take(), {"a": [1]})
+    await worker.succeed(job := await worker.claim(), {"a": [1]})
     path = b"/v1/jobs/" + job.id.encode()
     bare = answer(b"200 OK", PRIVATE + VERSION, b'{"a":[1]}')
     assert await wire.ask(get(path + b"/result")) == bare

@@ -13,7 +13,7 @@ from websockets.typing import Subprotocol
 from tandem_api.server import websocket
 from tests.api.fake_worker import FakeWorker
 from tests.api.serving import raw_answer, serving
-from tests.api.streams.test_websocket import V1, ask, opened, receive
+from tests.api.streams.test_websocket import V1, opened, receive, send_request
 
 HANDSHAKE = (
     b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
@@ -72,7 +72,7 @@ async def test_an_upgrade_does_not_cut_off_the_previous_answer(
             b"GET /v1/jobs/%s?wait=20 HTTP/1.1\r\nHost: x\r\n\r\n%s\r\n" % (id.encode(), HANDSHAKE),
         )
     )
-    claimed = await worker.take()
+    claimed = await worker.claim()
     await worker.succeed(claimed, "done")
     received = (await answer).decode()
     assert received.index('"result":"done"') < received.index("HTTP/1.1 426 ")
@@ -130,7 +130,7 @@ async def test_the_only_sub_protocol_is_selected(
         assert socket.subprotocol == "tandem.v1"
     async with opened(client, subprotocols=None) as socket:  # as command-line clients do
         assert socket.subprotocol is None
-        await ask(socket, subscribe="nobody")
+        await send_request(socket, subscribe="nobody")
         assert (await receive(socket))["job"] == "nobody"
     with pytest.raises(InvalidStatus) as refused:
         async with opened(client, subprotocols=[Subprotocol("graphql-ws")]):
@@ -149,5 +149,5 @@ async def test_a_socket_requires_a_key_once_keys_are_set(
         assert_problem(refused.value, 401)
         assert refused.value.response.headers["www-authenticate"] == "Bearer"
         async with opened(client, additional_headers={"Authorization": f"Bearer {key}"}) as socket:
-            await ask(socket, subscribe="nobody")
+            await send_request(socket, subscribe="nobody")
             assert (await receive(socket))["type"] == "error"

@@ -24,11 +24,11 @@ NDJSON = {"Accept": "application/x-ndjson"}
 CSV = {"Accept": "text/csv"}
 
 
-async def begun(client: httpx2.AsyncClient, worker: FakeWorker) -> Any:
+async def start_job(client: httpx2.AsyncClient, worker: FakeWorker) -> Any:
     """Submits a job and claims it."""
     answer = await client.post("/v1/jobs", json={"task": "t.any", "payload": {"secret": 1}})
     assert answer.status_code == 202
-    return await worker.take()
+    return await worker.claim()
 
 
 async def read_stream(client: httpx2.AsyncClient, id: str, **query: str) -> list[dict[str, Any]]:
@@ -38,15 +38,15 @@ async def read_stream(client: httpx2.AsyncClient, id: str, **query: str) -> list
     return [msgspec.json.decode(line) for line in answer.content.splitlines() if line]
 
 
-async def finished(client: httpx2.AsyncClient, worker: FakeWorker) -> str:
+async def run_job(client: httpx2.AsyncClient, worker: FakeWorker) -> str:
     """Runs a job that reports one entry of each kind and succeeds; returns its id."""
-    claimed = await begun(client, worker)
-    await worker.say(
+    claimed = await start_job(client, worker)
+    await worker.report(
         claimed, "output", {"a": 1, "b": "x,y"}, {"b": "two\nlines", "c": 3, "a": None}
     )
-    await worker.say(claimed, "progress", {"current": 1, "total": 2, "message": "half"})
-    await worker.say(claimed, "log", {"level": "info", "message": "here"})
-    await worker.say(claimed, "output", {"a": 12345678901234567890123, "b": {"deep": [1, True]}})
+    await worker.report(claimed, "progress", {"current": 1, "total": 2, "message": "half"})
+    await worker.report(claimed, "log", {"level": "info", "message": "here"})
+    await worker.report(claimed, "output", {"a": 12345678901234567890123, "b": {"deep": [1, True]}})
     await worker.succeed(claimed, {"n": 3})
     id: str = claimed.id
     return id
@@ -58,7 +58,7 @@ KINDS = ["state", "state", "output", "output", "progress", "log", "output", "sta
 async def test_lines_contain_every_entry_in_order_and_end(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    id = await finished(client, worker)
+    id = await run_job(client, worker)
     entries = await read_stream(client, id)
     assert [entry["type"] for entry in entries] == KINDS
     assert all(list(entry) == ["id", "type", "attempt", "at", "data"] for entry in entries)
@@ -77,7 +77,7 @@ async def test_lines_contain_every_entry_in_order_and_end(
 async def test_events_follow_the_event_source_format(
     client: httpx2.AsyncClient, worker: FakeWorker, accept: str | None
 ) -> None:
-    id = await finished(client, worker)
+    id = await run_job(client, worker)
     headers = {} if accept is None else {"Accept": accept}
     answer = await client.get(f"/v1/jobs/{id}/stream", headers=headers)
     assert answer.headers["content-type"] == "text/event-stream"
@@ -100,7 +100,7 @@ async def test_lines_are_served_under_either_media_type(
     client: httpx2.AsyncClient, worker: FakeWorker, accept: str
 ) -> None:
     answer = await client.get(
-        f"/v1/jobs/{await finished(client, worker)}/stream", headers={"Accept": accept}
+        f"/v1/jobs/{await run_job(client, worker)}/stream", headers={"Accept": accept}
     )
     assert answer.headers["content-type"] in ("application/jsonl", "application/x-ndjson")
     assert answer.content.splitlines()[-1].startswith(b'{"id":')
@@ -109,7 +109,7 @@ async def test_lines_are_served_under_either_media_type(
 async def test_a_stream_resumes_from_any_entry_in_every_format(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    id = await finished(client, worker)
+    id = await run_job(client, worker)
     entries = await read_stream(client, id)
     for number, entry in enumerate(entries[:-1]):
         assert await read_stream(client, id, after=entry["id"]) == entries[number + 1 :]
@@ -133,7 +133,7 @@ async def test_a_stream_resumes_from_any_entry_in_every_format(
 async def test_an_unknown_entry_id_is_malformed(
     client: httpx2.AsyncClient, worker: FakeWorker, after: str
 ) -> None:
-    id = await finished(client, worker)
+    id = await run_job(client, worker)
     assert problem(await client.get(f"/v1/jobs/{id}/stream", params={"after": after}))[0] == 400
     assert (
         problem(await client.get(f"/v1/jobs/{id}/stream", headers={"Last-Event-ID": after}))[0]
@@ -142,7 +142,7 @@ async def test_an_unknown_entry_id_is_malformed(
 
 
 async def test_types_filter_the_stream(client: httpx2.AsyncClient, worker: FakeWorker) -> None:
-    id = await finished(client, worker)
+    id = await run_job(client, worker)
     for types in ("output", "state,log", "progress"):
         kinds = [entry["type"] for entry in await read_stream(client, id, types=types)]
         assert kinds == [kind for kind in KINDS if kind in (*types.split(","), "end")]
@@ -156,14 +156,14 @@ async def test_types_filter_the_stream(client: httpx2.AsyncClient, worker: FakeW
 async def test_an_unknown_format_is_not_acceptable(
     client: httpx2.AsyncClient, worker: FakeWorker, accept: str, query: str
 ) -> None:
-    id = await finished(client, worker)
+    id = await run_job(client, worker)
     answer = await client.get(f"/v1/jobs/{id}/stream{query}", headers={"Accept": accept})
     assert problem(answer)[0] == 406
     assert answer.headers["vary"] == "Accept"
 
 
 async def test_output_as_a_table(client: httpx2.AsyncClient, worker: FakeWorker) -> None:
-    id = await finished(client, worker)
+    id = await run_job(client, worker)
     answer = await client.get(f"/v1/jobs/{id}/stream?types=output", headers=CSV)
     assert answer.headers["content-type"].startswith("text/csv")
     assert answer.text == (
@@ -177,8 +177,8 @@ async def test_output_as_a_table(client: httpx2.AsyncClient, worker: FakeWorker)
 async def test_an_incomplete_table_is_cut_off(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    claimed = await begun(client, worker)
-    await worker.say(claimed, "output", {"a": 1})
+    claimed = await start_job(client, worker)
+    await worker.report(claimed, "output", {"a": 1})
     await worker.fail(claimed)
     async with client.stream(
         "GET", f"/v1/jobs/{claimed.id}/stream?types=output", headers=CSV
@@ -192,12 +192,12 @@ async def test_an_incomplete_table_is_cut_off(
 async def test_a_table_has_only_the_rows_of_the_attempt_that_counts(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    claimed = await begun(client, worker)
-    await worker.say(claimed, "output", {"a": 1})
+    claimed = await start_job(client, worker)
+    await worker.report(claimed, "output", {"a": 1})
     await worker.fail(claimed, State.RETRYING)
     await worker.queue.tick()
-    again = await worker.take()
-    await worker.say(again, "output", {"a": 2})
+    again = await worker.claim()
+    await worker.report(again, "output", {"a": 2})
     await worker.succeed(again)
     assert (
         await client.get(f"/v1/jobs/{claimed.id}/stream?types=output", headers=CSV)
@@ -212,8 +212,8 @@ async def test_a_table_has_only_the_rows_of_the_attempt_that_counts(
 async def test_a_started_table_is_cut_off_by_another_attempt(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    claimed = await begun(client, worker)
-    await worker.say(claimed, "output", {"a": 1})
+    claimed = await start_job(client, worker)
+    await worker.report(claimed, "output", {"a": 1})
     async with client.stream(
         "GET", f"/v1/jobs/{claimed.id}/stream?types=output", headers=CSV
     ) as answer:
@@ -221,7 +221,7 @@ async def test_a_started_table_is_cut_off_by_another_attempt(
         assert await anext(rows) == b"a\r\n1\r\n"
         await worker.fail(claimed, State.RETRYING)
         await worker.queue.tick()
-        await worker.say(await worker.take(), "output", {"a": 1})
+        await worker.report(await worker.claim(), "output", {"a": 1})
         with pytest.raises(httpx2.RemoteProtocolError):
             await anext(rows)
 
@@ -229,7 +229,7 @@ async def test_a_started_table_is_cut_off_by_another_attempt(
 async def test_entries_arrive_as_they_are_reported(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    claimed = await begun(client, worker)
+    claimed = await start_job(client, worker)
     async with (
         asyncio.timeout(20),
         client.stream(
@@ -238,9 +238,9 @@ async def test_entries_arrive_as_they_are_reported(
     ):
         lines = answer.aiter_lines()
         for number in range(5):
-            await worker.say(claimed, "output", number)
+            await worker.report(claimed, "output", number)
             assert msgspec.json.decode(await anext(lines))["data"] == number
-        await worker.say(claimed, "log", {"message": "x"})
+        await worker.report(claimed, "log", {"message": "x"})
         assert msgspec.json.decode(await anext(lines))["type"] == "log"
         await worker.succeed(claimed)
         assert msgspec.json.decode(await anext(lines))["type"] == "end"
@@ -251,11 +251,11 @@ async def test_entries_arrive_as_they_are_reported(
 async def test_live_and_late_readers_see_the_same(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    claimed = await begun(client, worker)
+    claimed = await start_job(client, worker)
     live = [asyncio.create_task(read_stream(client, claimed.id)) for _ in range(5)]
     for number in range(300):
         kind = ("output", "log", "progress")[number % 3]
-        await worker.say(
+        await worker.report(
             claimed, kind, *([{"n": number}] * (1 + number % 4 if kind == "output" else 1))
         )
     await worker.succeed(claimed)
@@ -266,7 +266,7 @@ async def test_live_and_late_readers_see_the_same(
 
 
 async def test_head_of_a_stream_has_no_body(client: httpx2.AsyncClient, worker: FakeWorker) -> None:
-    claimed = await begun(client, worker)
+    claimed = await start_job(client, worker)
     answer = await client.head(f"/v1/jobs/{claimed.id}/stream")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream")
 
@@ -279,7 +279,7 @@ async def channels(redis: Redis) -> int:
 async def test_a_reader_that_leaves_is_noticed(
     client: httpx2.AsyncClient, worker: FakeWorker, redis: Redis
 ) -> None:
-    claimed = await begun(client, worker)
+    claimed = await start_job(client, worker)
 
     async def watched() -> bool:
         return await channels(redis) == 1
@@ -296,12 +296,12 @@ async def test_a_reader_that_leaves_is_noticed(
 async def test_a_stalled_reader_delays_nobody_else(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    claimed = await begun(client, worker)
+    claimed = await start_job(client, worker)
     async with client.stream("GET", f"/v1/jobs/{claimed.id}/stream") as idle:
         assert idle.status_code == 200
         text = "x" * 60_000
         for _ in range(200):  # 12 MB, more than the socket buffers hold
-            await worker.say(claimed, "output", text)
+            await worker.report(claimed, "output", text)
         await worker.succeed(claimed)
         entries = await read_stream(client, claimed.id)
         assert (len(entries), entries[-1]["type"]) == (204, "end")
@@ -328,7 +328,7 @@ async def test_the_end_of_the_service_ends_streams_and_waits(
     redis_url: str, worker: FakeWorker, tmp_path: Path
 ) -> None:
     async with draining(redis_url, tmp_path) as (client, server, running):
-        claimed = await begun(client, worker)
+        claimed = await start_job(client, worker)
         stream = asyncio.create_task(read_stream(client, claimed.id))
         table = asyncio.create_task(
             client.get(f"/v1/jobs/{claimed.id}/stream?types=output", headers=CSV)
@@ -338,7 +338,7 @@ async def test_the_end_of_the_service_ends_streams_and_waits(
             client.post("/v1/jobs", json={"task": "t.any"}, headers={"Prefer": "wait=30"})
         )
         await eventually(lambda: len(server.server_state.tasks) == 4)
-        await worker.say(claimed, "output", {"a": 1})
+        await worker.report(claimed, "output", {"a": 1})
         server.should_exit = True
         async with asyncio.timeout(20):
             assert [entry["type"] for entry in await stream][-1] != "end", (
@@ -377,7 +377,7 @@ async def test_readiness_ends_before_the_service(
 async def test_two_replicas_serve_the_same_stream(
     redis_url: str, worker: FakeWorker, client: httpx2.AsyncClient, tmp_path: Path
 ) -> None:
-    id = await finished(client, worker)
+    id = await run_job(client, worker)
     entries = await read_stream(client, id)
     async with serving(redis_url, tmp_path / "other") as other:
         assert await read_stream(other, id) == entries

@@ -10,7 +10,7 @@ import httpx2
 from redis.asyncio import Redis
 
 from tests.api.fake_worker import FakeWorker
-from tests.api.streams.test_http import NDJSON, begun
+from tests.api.streams.test_http import NDJSON, start_job
 from tests.conftest import eventually
 
 READERS = 30
@@ -24,7 +24,7 @@ async def calls(redis: Redis, command: str) -> int:
 async def test_a_stream_with_many_readers_is_read_once(
     client: httpx2.AsyncClient, worker: FakeWorker, redis: Redis
 ) -> None:
-    job = await begun(client, worker)
+    job = await start_job(client, worker)
     received: list[int] = [0] * READERS
 
     async def read(number: int) -> None:
@@ -38,11 +38,11 @@ async def test_a_stream_with_many_readers_is_read_once(
         return received == [count] * READERS
 
     readers = [asyncio.create_task(read(number)) for number in range(READERS)]
-    await worker.say(job, "output", 1)
+    await worker.report(job, "output", 1)
     await eventually(partial(all_heard, 1))
     before = await calls(redis, "xrange")
     for number in range(2, 5):
-        await worker.say(job, "output", number)
+        await worker.report(job, "output", number)
         await eventually(partial(all_heard, number))
     assert await calls(redis, "xrange") - before < READERS
     await worker.succeed(job)

@@ -18,7 +18,7 @@ from tandem_api.server import websocket as server_websocket
 from tandem_api.streams import websocket
 from tandem_shared.queue.messages import Claimed
 from tests.api.fake_worker import FakeWorker
-from tests.api.streams.test_http import begun, channels, draining, finished, read_stream
+from tests.api.streams.test_http import channels, draining, read_stream, run_job, start_job
 from tests.conftest import eventually
 
 V1 = [Subprotocol("tandem.v1")]
@@ -34,7 +34,7 @@ async def opened(client: httpx2.AsyncClient, **options: Any) -> AsyncIterator[Cl
         yield socket
 
 
-async def ask(socket: ClientConnection, **wish: Any) -> None:
+async def send_request(socket: ClientConnection, **wish: Any) -> None:
     await socket.send(msgspec.json.encode(wish).decode())
 
 
@@ -47,7 +47,9 @@ async def receive(socket: ClientConnection) -> dict[str, Any]:
     return entry
 
 
-async def until_ends(socket: ClientConnection, count: int = 1) -> dict[str, list[dict[str, Any]]]:
+async def read_until_ends(
+    socket: ClientConnection, count: int = 1
+) -> dict[str, list[dict[str, Any]]]:
     """Reads until `count` jobs have ended; returns their entries by job id."""
     entries: dict[str, list[dict[str, Any]]] = {}
     while count:
@@ -63,7 +65,7 @@ async def closed(socket: ClientConnection) -> tuple[int, str]:
     return socket.close_code or 0, socket.close_reason or ""
 
 
-async def unread(socket: ClientConnection) -> None:
+async def read_to_close(socket: ClientConnection) -> None:
     """Reads the remaining messages up to the close."""
     with suppress(ConnectionClosed):
         while True:
@@ -73,28 +75,28 @@ async def unread(socket: ClientConnection) -> None:
 async def test_a_socket_delivers_the_same_entries_as_the_stream(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    id = await finished(client, worker)
+    id = await run_job(client, worker)
     async with opened(client) as socket:
         assert socket.subprotocol == "tandem.v1"
         assert socket.response is not None
         assert "sec-websocket-extensions" not in socket.response.headers
-        await ask(socket, subscribe=id)
-        assert await until_ends(socket) == {id: await read_stream(client, id)}
-        await ask(socket, subscribe=id, after=None, types=["output"])
-        assert await until_ends(socket) == {id: await read_stream(client, id, types="output")}
+        await send_request(socket, subscribe=id)
+        assert await read_until_ends(socket) == {id: await read_stream(client, id)}
+        await send_request(socket, subscribe=id, after=None, types=["output"])
+        assert await read_until_ends(socket) == {id: await read_stream(client, id, types="output")}
 
 
 async def test_many_jobs_are_delivered_live_each_in_order(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    jobs = [await begun(client, worker) for _ in range(30)]
+    jobs = [await start_job(client, worker) for _ in range(30)]
     async with opened(client) as socket:
         for job in jobs:
-            await ask(socket, subscribe=job.id)
-        live = asyncio.create_task(until_ends(socket, len(jobs)))
+            await send_request(socket, subscribe=job.id)
+        live = asyncio.create_task(read_until_ends(socket, len(jobs)))
         for number in range(5):
             for job in jobs:
-                await worker.say(job, "output", {"n": number}, {"n": number + 0.5})
+                await worker.report(job, "output", {"n": number}, {"n": number + 0.5})
         for job in jobs:
             await worker.succeed(job)
         entries = await live
@@ -105,14 +107,14 @@ async def test_many_jobs_are_delivered_live_each_in_order(
 async def test_a_subscription_resumes_from_any_entry(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    id = await finished(client, worker)
+    id = await run_job(client, worker)
     entries = await read_stream(client, id)
     async with opened(client) as socket:
         for number, entry in enumerate(entries[:-1]):
-            await ask(socket, subscribe=id, after=entry["id"])
-            assert await until_ends(socket) == {id: entries[number + 1 :]}
-        await ask(socket, subscribe=id, after=entries[-1]["id"])
-        assert await until_ends(socket) == {id: entries[-1:]}, (
+            await send_request(socket, subscribe=id, after=entry["id"])
+            assert await read_until_ends(socket) == {id: entries[number + 1 :]}
+        await send_request(socket, subscribe=id, after=entries[-1]["id"])
+        assert await read_until_ends(socket) == {id: entries[-1:]}, (
             "else nothing would say that nothing follows"
         )
 
@@ -120,18 +122,18 @@ async def test_a_subscription_resumes_from_any_entry(
 async def test_consecutive_sockets_miss_and_repeat_nothing(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    job = await begun(client, worker)
+    job = await start_job(client, worker)
     seen: list[dict[str, Any]] = []
     for number in range(10):
         async with opened(client) as socket:
-            await ask(socket, subscribe=job.id, after=seen[-1]["id"] if seen else None)
+            await send_request(socket, subscribe=job.id, after=seen[-1]["id"] if seen else None)
             for part in range(3):
-                await worker.say(job, "output", [number, part])
+                await worker.report(job, "output", [number, part])
             seen += [await receive(socket) for _ in range(1 + number % 3)]
     await worker.succeed(job)
     async with opened(client) as socket:
-        await ask(socket, subscribe=job.id, after=seen[-1]["id"])
-        seen += (await until_ends(socket))[job.id]
+        await send_request(socket, subscribe=job.id, after=seen[-1]["id"])
+        seen += (await read_until_ends(socket))[job.id]
     assert [
         {name: entry[name] for name in entry if name != "job"} for entry in seen
     ] == await read_stream(client, job.id)
@@ -140,16 +142,16 @@ async def test_consecutive_sockets_miss_and_repeat_nothing(
 async def test_a_failed_subscription_leaves_the_others_intact(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    job = await begun(client, worker)
+    job = await start_job(client, worker)
     async with opened(client) as socket:
-        await ask(socket, subscribe=job.id, types=["output"])
+        await send_request(socket, subscribe=job.id, types=["output"])
         for wish, status in (
             ({"subscribe": "nobody"}, 404),
             ({"subscribe": 'a"b\nü'}, 404),
-            ({"subscribe": await finished(client, worker), "after": "9999999999999999-00000"}, 400),
-            ({"subscribe": await finished(client, worker), "after": "x" * 1000}, 400),
+            ({"subscribe": await run_job(client, worker), "after": "9999999999999999-00000"}, 400),
+            ({"subscribe": await run_job(client, worker), "after": "x" * 1000}, 400),
         ):
-            await ask(socket, **wish)
+            await send_request(socket, **wish)
             error = await receive(socket)
             assert (error["job"], error["type"], error["data"]["status"]) == (
                 wish["subscribe"],
@@ -157,17 +159,17 @@ async def test_a_failed_subscription_leaves_the_others_intact(
                 status,
             )
             assert error["data"]["type"].startswith("/problems/")
-        await worker.say(job, "output", 1)
+        await worker.report(job, "output", 1)
         assert (await receive(socket))["data"] == 1
 
 
 async def test_a_deleted_job_ends_its_subscription(
     client: httpx2.AsyncClient, worker: FakeWorker, redis: Redis
 ) -> None:
-    job = await begun(client, worker)
+    job = await start_job(client, worker)
     async with opened(client) as socket:
-        await ask(socket, subscribe=job.id, types=["output"])
-        await worker.say(job, "output", 1)
+        await send_request(socket, subscribe=job.id, types=["output"])
+        await worker.report(job, "output", 1)
         await receive(socket)
         await redis.delete(f"{worker.queue.prefix}job:{job.id}")
         await redis.publish(f"{worker.queue.prefix}news:{job.id}", "gone")
@@ -185,19 +187,19 @@ async def unwatched(redis: Redis) -> bool:
 async def test_an_unsubscribed_job_sends_nothing(
     client: httpx2.AsyncClient, worker: FakeWorker, redis: Redis
 ) -> None:
-    job, other = await begun(client, worker), await begun(client, worker)
+    job, other = await start_job(client, worker), await start_job(client, worker)
     async with opened(client) as socket:
-        await ask(socket, unsubscribe="nobody")
-        await ask(socket, subscribe=job.id, types=["output"])
-        await worker.say(job, "output", 1)
+        await send_request(socket, unsubscribe="nobody")
+        await send_request(socket, subscribe=job.id, types=["output"])
+        await worker.report(job, "output", 1)
         assert (await receive(socket))["data"] == 1
         await eventually(lambda: watched(redis))
-        await ask(socket, unsubscribe=job.id)
+        await send_request(socket, unsubscribe=job.id)
         await eventually(lambda: unwatched(redis))
-        await worker.say(job, "output", 2)
+        await worker.report(job, "output", 2)
         await worker.succeed(job)
-        await ask(socket, subscribe=other.id, types=["output"])
-        await worker.say(other, "output", 3)
+        await send_request(socket, subscribe=other.id, types=["output"])
+        await worker.report(other, "output", 3)
         assert ((entry := await receive(socket))["job"], entry["data"]) == (other.id, 3)
     await eventually(lambda: unwatched(redis))
 
@@ -205,21 +207,21 @@ async def test_an_unsubscribed_job_sends_nothing(
 async def test_a_repeated_subscription_replaces_the_first(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    job = await begun(client, worker)
+    job = await start_job(client, worker)
     async with opened(client) as socket:
-        await ask(socket, subscribe=job.id, types=["output"])
-        await worker.say(job, "output", 1)
+        await send_request(socket, subscribe=job.id, types=["output"])
+        await worker.report(job, "output", 1)
         first = await receive(socket)
         for after in (None, None, first["id"]):
-            await ask(socket, subscribe=job.id, types=["output"], after=after)
-        await worker.say(job, "output", 2)
+            await send_request(socket, subscribe=job.id, types=["output"], after=after)
+        await worker.report(job, "output", 2)
         # Entries of the replaced subscription come first; the new one
         # continues after them.
         while (entry := await receive(socket))["data"] == 1:
             pass
         await worker.succeed(job)
         assert entry["data"] == 2
-        assert [entry["type"] for entry in (await until_ends(socket))[job.id]][-1] == "end"
+        assert [entry["type"] for entry in (await read_until_ends(socket))[job.id]][-1] == "end"
 
 
 @pytest.mark.parametrize(
@@ -276,39 +278,39 @@ async def test_subscriptions_are_bounded(
     client: httpx2.AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(websocket, "MAX_SUBSCRIPTIONS", 3)
-    jobs = [await begun(client, worker) for _ in range(5)]
+    jobs = [await start_job(client, worker) for _ in range(5)]
     async with opened(client) as socket:
         for job in jobs[:4]:
-            await ask(socket, subscribe=job.id, types=["output"])
+            await send_request(socket, subscribe=job.id, types=["output"])
         error = await receive(socket)
         assert (error["job"], error["data"]["status"]) == (jobs[3].id, 429)
         await worker.succeed(jobs[0])
-        assert set(await until_ends(socket)) == {jobs[0].id}
-        await ask(socket, subscribe=jobs[4].id, types=["output"])
-        await worker.say(jobs[4], "output", 1)
+        assert set(await read_until_ends(socket)) == {jobs[0].id}
+        await send_request(socket, subscribe=jobs[4].id, types=["output"])
+        await worker.report(jobs[4], "output", 1)
         assert (await receive(socket))["job"] == jobs[4].id, (
             "a job whose stream has ended makes room"
         )
         for _ in range(20):
-            await ask(socket, subscribe=jobs[4].id, types=["output"])
+            await send_request(socket, subscribe=jobs[4].id, types=["output"])
         await worker.succeed(jobs[4])
-        assert set(await until_ends(socket)) == {jobs[4].id}
+        assert set(await read_until_ends(socket)) == {jobs[4].id}
 
 
 async def test_a_verbose_job_leaves_room_for_others(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    loud = [await begun(client, worker) for _ in range(websocket.MAX_READERS + 1)]
-    quiet = await begun(client, worker)
+    loud = [await start_job(client, worker) for _ in range(websocket.MAX_READERS + 1)]
+    quiet = await start_job(client, worker)
     for job in loud:
         for _ in range(60):  # 3.6 MB each
-            await worker.say(job, "output", "x" * 60_000)
+            await worker.report(job, "output", "x" * 60_000)
         await worker.succeed(job)
-    await worker.say(quiet, "output", "here")
+    await worker.report(quiet, "output", "here")
     # The reader pauses, so that every job is subscribed to before large output arrives.
     async with opened(client, max_queue=1) as socket:
         for job in [*loud, quiet]:
-            await ask(socket, subscribe=job.id, types=["output"])
+            await send_request(socket, subscribe=job.id, types=["output"])
         before = 0
         while (entry := await receive(socket))["job"] != quiet.id:
             before += entry["type"] == "end"
@@ -321,38 +323,38 @@ async def test_a_verbose_job_leaves_room_for_others(
 async def test_a_slow_reader_misses_nothing_and_delays_nobody(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
-    job = await begun(client, worker)
+    job = await start_job(client, worker)
     async with opened(client, max_queue=1) as slow, opened(client) as quick:
-        await ask(slow, subscribe=job.id, types=["output"])
-        await ask(quick, subscribe=job.id, types=["output"])
+        await send_request(slow, subscribe=job.id, types=["output"])
+        await send_request(quick, subscribe=job.id, types=["output"])
         for number in range(200):  # 12 MB, more than the socket buffers hold
-            await worker.say(job, "output", f"{number:060000}")
+            await worker.report(job, "output", f"{number:060000}")
         await worker.succeed(job)
-        first = await until_ends(quick)
+        first = await read_until_ends(quick)
         assert len(first[job.id]) == 201
-        assert await until_ends(slow) == first
+        assert await read_until_ends(slow) == first
 
 
 async def test_a_socket_that_never_reads_is_closed(
     client: httpx2.AsyncClient, worker: FakeWorker, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_websocket, "STALLED_SECONDS", 0.1)
-    job = await begun(client, worker)
+    job = await start_job(client, worker)
     async with opened(client, max_queue=1) as socket:
-        await ask(socket, subscribe=job.id, types=["output"])
+        await send_request(socket, subscribe=job.id, types=["output"])
         for _ in range(200):
-            await worker.say(job, "output", "x" * 60_000)
+            await worker.report(job, "output", "x" * 60_000)
         await eventually(lambda: unwatched(redis))
-        await unread(socket)
+        await read_to_close(socket)
         assert await closed(socket) == (1006, "")
 
 
 async def test_a_disconnected_socket_is_noticed(
     client: httpx2.AsyncClient, worker: FakeWorker, redis: Redis
 ) -> None:
-    job = await begun(client, worker)
+    job = await start_job(client, worker)
     async with opened(client) as socket:
-        await ask(socket, subscribe=job.id)
+        await send_request(socket, subscribe=job.id)
         await receive(socket)
         await eventually(lambda: watched(redis))
         socket.transport.abort()
@@ -363,12 +365,12 @@ async def test_a_shutdown_closes_sockets_with_a_code(
     redis_url: str, worker: FakeWorker, tmp_path: Path
 ) -> None:
     async with draining(redis_url, tmp_path) as (client, server, running):
-        job: Claimed = await begun(client, worker)
+        job: Claimed = await start_job(client, worker)
         async with opened(client) as socket, opened(client) as idle:
-            await ask(socket, subscribe=job.id)
+            await send_request(socket, subscribe=job.id)
             await receive(socket)
             server.should_exit = True
-            await unread(socket)
+            await read_to_close(socket)
             assert [(await closed(one))[0] for one in (socket, idle)] == [1012, 1012]
         async with asyncio.timeout(20):
             await running

@@ -185,8 +185,8 @@ async def test_answers_match_the_document(client: httpx2.AsyncClient, worker: Fa
 
     job = (await client.post("/v1/jobs", json={"task": "t.any"})).json()
     check("Job", job)
-    claimed = await worker.take()
-    await worker.say(claimed, "output", 1)
+    claimed = await worker.claim()
+    await worker.report(claimed, "output", 1)
     await worker.fail(claimed)
     check("Job", (await client.get(f"/v1/jobs/{job['id']}?payload=true")).json())
     check("Problem", (await client.get("/v1/jobs/nope")).json())
