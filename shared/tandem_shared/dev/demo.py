@@ -24,7 +24,7 @@ import msgspec
 
 from tandem_jobs.client.client import AsyncClient
 from tandem_jobs.client.errors import Problem
-from tandem_jobs.client.models import Entry, File, Job
+from tandem_jobs.client.models import Entry, Job
 from tandem_shared.dev.plan import TABLE_FILE, Plan
 from tandem_shared.errors import TandemError
 
@@ -94,26 +94,26 @@ class Demo:
 
     async def hash(self) -> None:
         """`file.hash`: the running Python's executable, uploaded."""
-        source, expected = await asyncio.to_thread(_python)
-        file = await self._upload("file.hash", source)
-        payload = {"source": file.reference}
-        result, _ = await self._run("file.hash", payload, f"the hash of {source}")
-        _check(result["sha256"], expected, "sha256")
+        await self._run_on_file("file.hash", "hash", "sha256", _python)
 
     async def words(self) -> None:
         """`text.wordcount` of docs/examples/wordcount.py: a text that comes with Python."""
-        source, expected = await asyncio.to_thread(_text)
-        file = await self._upload("text.wordcount", source)
-        payload = {"source": file.reference}
-        result, _ = await self._run("text.wordcount", payload, f"the words of {source}")
-        _check(result["words"], expected, "words")
+        await self._run_on_file("text.wordcount", "words", "words", _text)
 
-    async def _upload(self, task: str, source: Path) -> File:
+    async def _run_on_file(
+        self, task: str, what: str, field: str, sample: Callable[[], tuple[Path, object]]
+    ) -> None:
+        """Upload a file, run the task on it and check a field of its result.
+
+        `sample` returns the path of the file and the expected value of the field.
+        """
+        source, expected = await asyncio.to_thread(sample)
         self._print(f"{task}: uploading its input")
         self._curl("/v1/files", "-F", f"file=@{source}")
         file = await self._client.upload(source)
         self._print(f"  {_short(_json(file))}")
-        return file
+        result, _ = await self._run(task, {"source": file.reference}, f"the {what} of {source}")
+        _check(result[field], expected, field)
 
     async def _run(self, task: str, payload: dict[str, Any], what: str) -> tuple[Any, list[Any]]:
         """The result and the output items of a job."""

@@ -137,9 +137,8 @@ class DevProcess:
             if crashes == MAX_CRASHES:
                 name = self.program.name
                 raise CrashLoop(f"{name} {end}, {crashes} times before it was ready{tail}")
-            self._print(
-                f"{end} before it was ready{tail if self.program.quiet else ''}; restarting"
-            )
+            reason = tail if self.program.quiet else ""
+            self._print(f"{end} before it was ready; restarting{reason}")
             await backoff.sleep()
 
     async def stop(self, grace: float) -> None:
@@ -220,17 +219,14 @@ class DevProcess:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(output), received
         )
-        with contextlib.closing(transport):
-            await self._split(output)
-
-    async def _split(self, output: asyncio.StreamReader) -> None:
         rest = b""
-        while data := await output.read(MAX_LINE_BYTES):
-            *lines, rest = (rest + data).split(b"\n")
-            if len(rest) >= MAX_LINE_BYTES:
-                lines, rest = [*lines, rest], b""
-            for line in lines:
-                self._line(line)
+        with contextlib.closing(transport):
+            while data := await output.read(MAX_LINE_BYTES):
+                *lines, rest = (rest + data).split(b"\n")
+                if len(rest) >= MAX_LINE_BYTES:
+                    lines, rest = [*lines, rest], b""
+                for line in lines:
+                    self._line(line)
         if rest:
             self._line(rest)
 
