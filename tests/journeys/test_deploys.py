@@ -20,10 +20,10 @@ async def test_a_rolling_restart_fails_no_request_and_charges_no_attempt() -> No
         Path(directory).chmod(0o711)  # readable for PostgreSQL's user
         async with open_stage(Path(directory), settings=SETTINGS) as stage:
             rolled = await roll(stage, rate=40)
-            said = stage.logged("[error")
-    assert (rolled.failed, rolled.lost, rolled.charged) == ({}, 0, 0), (rolled, said)
+            errors = stage.logged("[error")
+    assert (rolled.failed, rolled.lost, rolled.charged) == ({}, 0, 0), (rolled, errors)
     assert rolled.codes == [0] * 5
-    assert said == []
+    assert errors == []
     assert rolled.requests > 100
 
 

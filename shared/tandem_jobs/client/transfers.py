@@ -90,7 +90,7 @@ class DownloadState:
         self._skip = 0  # bytes of the current response that an earlier one brought
         self._etag: str | None = None
         self._sha256: bytes | None = None  # as the server reports it
-        self._end: int | None = None  # where the current response ends, if it says so
+        self._end: int | None = None  # offset at which the current response ends
 
     def range_headers(self) -> Mapping[str, str]:
         """The headers that request the bytes still missing."""

@@ -16,7 +16,7 @@ READ_TIMEOUT_SECONDS = 30.0  # without a byte of the response
 
 
 class ConnectionLost(Exception):
-    """A connection that could not be made, that broke or that fell silent; says which."""
+    """A connection that could not be made, that broke or that stalled."""
 
 
 @dataclass(frozen=True, slots=True)

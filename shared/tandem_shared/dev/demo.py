@@ -41,7 +41,7 @@ QUERY = (
 
 
 class WrongResult(Exception):
-    """A job of the demo returned something else than Python computes; says what."""
+    """A job of the demo returned something other than Python computes."""
 
 
 async def run(plan: Plan, started: float, print_line: Callable[[str], None]) -> bool:
