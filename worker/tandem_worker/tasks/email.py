@@ -15,7 +15,7 @@ from email.mime.text import MIMEText
 from email.utils import format_datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
 from tandem_shared.files.names import OCTET_STREAM
@@ -33,6 +33,7 @@ from tandem_worker.errors import Permanent
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
+from tandem_worker.tasks.payload import Payload
 
 MAX_BYTES = 25 << 20  # of all attachments: they are held in memory, and few servers accept more
 MAX_RECIPIENTS = 100  # in to, cc and bcc together
@@ -62,10 +63,8 @@ Mailboxes = (
 )
 
 
-class Mail(BaseModel):
+class Mail(Payload):
     """The payload of `email.send`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     to: Mailboxes
     cc: Mailboxes | None = None

@@ -5,7 +5,7 @@ raised; the caller then removes the row it names, or halves the batch to find it
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from tandem_worker.errors import Permanent
 
@@ -19,17 +19,6 @@ class RowsRefused(Exception):
         super().__init__(reason)
         self.reason = reason
         self.row = row
-
-
-class Loader(Protocol):
-    """Writes batches into some columns of one table."""
-
-    async def load(self, columns: Sequence[Sequence[Any]]) -> None:
-        """Write all rows of these columns or, with RowsRefused, none of them.
-
-        Values are text, or Python values as JSON and Parquet have them; they are encoded in a
-        thread.
-        """
 
 
 def by_column(

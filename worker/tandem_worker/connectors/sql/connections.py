@@ -13,9 +13,8 @@ A connection is read-only unless its URL has `mode=rw`. Failures are TaskErrors:
     timeout             the database stopped the statement at the job's deadline
 """
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from tortoise.backends.base.config_generator import expand_db_url
@@ -23,79 +22,25 @@ from tortoise.exceptions import ConfigurationError
 
 from tandem_shared.errors import Misconfigured
 from tandem_shared.settings import Settings
-from tandem_worker.connectors.sql.bulk_load import Loader
 from tandem_worker.connectors.sql.models import Models, check_modules
 from tandem_worker.connectors.sql.named_queries import NamedQuery, load_queries
-from tandem_worker.connectors.sql.placeholders import Dialect
-from tandem_worker.connectors.sql.postgres import PostgresConnection
-from tandem_worker.connectors.sql.rows import CsvStream, Row, Rows
-from tandem_worker.connectors.sql.sqlite import SqliteConnection
+from tandem_worker.connectors.sql.pg_load import PostgresLoader
+from tandem_worker.connectors.sql.postgres import PostgresConnection, PostgresTransaction
+from tandem_worker.connectors.sql.sqlite import SqliteConnection, SqliteTransaction
+from tandem_worker.connectors.sql.sqlite_load import SqliteLoader
 from tandem_worker.errors import Permanent
 
-_SCHEMES: dict[str, type[SqliteConnection] | type[PostgresConnection]] = {
+# What tasks see: `job.sql(name)` is an SqlConnection.
+SqlConnection = PostgresConnection | SqliteConnection
+SqlTransaction = PostgresTransaction | SqliteTransaction
+SqlLoader = PostgresLoader | SqliteLoader
+
+_SCHEMES: dict[str, type[SqlConnection]] = {
     "sqlite": SqliteConnection,
     "postgres": PostgresConnection,
     "postgresql": PostgresConnection,
     "asyncpg": PostgresConnection,
 }
-
-
-class SqlTransaction(Protocol):
-    """One transaction: all of its statements are applied, or none."""
-
-    async def execute(
-        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None
-    ) -> int:
-        """Run one statement; returns how many rows it wrote or returned. Raises TaskError."""
-
-    async def first(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
-        """The first row of a query."""
-
-    async def columns(self, table: str) -> list[str]:
-        """The names of the table's columns. Raises TaskError if the table is missing."""
-
-    async def loader(
-        self, table: str, columns: Sequence[str], key: Sequence[str], *, json_is_text: bool
-    ) -> Loader:
-        """A loader for these columns; with a `key`, its rows replace those with the same key.
-
-        `json_is_text`: a string for a JSON column is JSON, and not a JSON string.
-        """
-
-
-class SqlConnection(Protocol):
-    """A named database, `job.sql(name)`."""
-
-    name: str
-    writable: bool
-    dialect: Dialect
-    copies: bool  # whether it has `csv`
-
-    def query(
-        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, timeout: float
-    ) -> AbstractAsyncContextManager[Rows]:
-        """Run one statement that returns rows, and read them in chunks inside the block.
-
-        `params` is a list for the database's own placeholders (`?`, `$1`) or an object for `:name`;
-        values are always bound. `timeout` is in seconds. Raises TaskError.
-        """
-
-    def csv(
-        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, timeout: float
-    ) -> AbstractAsyncContextManager[CsvStream]:
-        """Like `query`, as CSV with a header that the database writes; only if it `copies`."""
-
-    def transaction(self, *, timeout: float) -> AbstractAsyncContextManager[SqlTransaction]:
-        """Run statements; the end of the block applies all of them, an exception none.
-
-        `timeout` is in seconds. Raises TaskError, `read_only` without `mode=rw`.
-        """
-
-    def config(self, expanded: Mapping[str, Any]) -> dict[str, Any]:
-        """Tortoise's configuration of the connection, for models: engine and credentials."""
-
-    async def close(self) -> None:
-        """Close all connections to the database."""
 
 
 class SqlConnections:

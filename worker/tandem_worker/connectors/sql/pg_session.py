@@ -1,6 +1,6 @@
 """A PostgreSQL connection in a transaction, with the types of its database."""
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,9 +9,7 @@ import asyncpg
 from tandem_worker.connectors.sql.pg_errors import task_error
 from tandem_worker.connectors.sql.pg_exchange import Connection, exchange_text
 from tandem_worker.connectors.sql.pg_literals import Types, arguments
-from tandem_worker.connectors.sql.placeholders import bind
-
-Params = Sequence[Any] | Mapping[str, Any] | None
+from tandem_worker.connectors.sql.placeholders import StatementParams, bind
 
 
 class PgSession:
@@ -51,7 +49,7 @@ class PgSession:
         ) as error:
             raise task_error(error, self._name) from error
 
-    async def bind(self, sql: str, params: Params) -> tuple[str, Any, list[Any]]:
+    async def bind(self, sql: str, params: StatementParams) -> tuple[str, Any, list[Any]]:
         """The text with numbered placeholders, its prepared statement and the arguments.
 
         The statement is kept for the next call with the same text, such as an INSERT of many rows.

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from tandem_worker.errors import Permanent
 
 Dialect = Literal["postgresql", "sqlite"]
+# A list for the database's own placeholders (`?`, `$1`), or an object for `:name`.
+StatementParams = Sequence[Any] | Mapping[str, Any] | None
 
 _SPACE = r"(?P<space>\s+|--[^\n]*)"
 _COMMENT = r"(?P<comment>/\*)"
@@ -34,9 +36,7 @@ _TOKENS: dict[Dialect, re.Pattern[str]] = {
 _IN_COMMENT = re.compile(r"/\*|\*/")
 
 
-def bind(
-    sql: str, params: Sequence[Any] | Mapping[str, Any] | None, dialect: Dialect
-) -> tuple[str, list[Any]]:
+def bind(sql: str, params: StatementParams, dialect: Dialect) -> tuple[str, list[Any]]:
     """The SQL for the database, and the values in the order of its placeholders.
 
     A list has the values of the database's own placeholders (`$1`, `?`), and the text stays as it

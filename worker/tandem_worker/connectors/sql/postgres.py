@@ -17,14 +17,13 @@ from tortoise.backends.asyncpg.client import AsyncpgDBClient
 
 from tandem_shared.postgres import asyncpg_options
 from tandem_worker.connectors.sql import rows
-from tandem_worker.connectors.sql.bulk_load import Loader
 from tandem_worker.connectors.sql.copy_out import CopyStream, copy_out
 from tandem_worker.connectors.sql.pg_errors import unreachable
 from tandem_worker.connectors.sql.pg_exchange import Connection, exchange_text
 from tandem_worker.connectors.sql.pg_literals import Types
 from tandem_worker.connectors.sql.pg_load import PostgresLoader, table_columns
-from tandem_worker.connectors.sql.pg_session import Params, PgSession
-from tandem_worker.connectors.sql.placeholders import Dialect, first_word
+from tandem_worker.connectors.sql.pg_session import PgSession
+from tandem_worker.connectors.sql.placeholders import Dialect, StatementParams, first_word
 from tandem_worker.connectors.sql.rows import Column, Row
 from tandem_worker.errors import Permanent
 
@@ -45,7 +44,6 @@ class PostgresConnection:
     """One named database. Connects when first used; `close` ends its pool."""
 
     dialect: Dialect = "postgresql"
-    copies = True
 
     def __init__(self, name: str, credentials: Mapping[str, Any], *, writable: bool) -> None:
         self.name = name
@@ -73,7 +71,7 @@ class PostgresConnection:
 
     @asynccontextmanager
     async def query(
-        self, sql: str, params: Params = None, *, timeout: float
+        self, sql: str, params: StatementParams = None, *, timeout: float
     ) -> AsyncIterator["PostgresRows"]:
         """Run one statement and read its rows in chunks; leaving the block early stops it.
 
@@ -93,7 +91,7 @@ class PostgresConnection:
 
     @asynccontextmanager
     async def csv(
-        self, sql: str, params: Params = None, *, timeout: float
+        self, sql: str, params: StatementParams = None, *, timeout: float
     ) -> AsyncIterator[CopyStream]:
         """Like `query`, as CSV that the server writes."""
         async with self._transaction(timeout, readonly=not self.writable) as session:
@@ -167,16 +165,12 @@ class PostgresRows:
         self._session = session
         self._cursor = cursor
 
-    async def __aiter__(self) -> AsyncIterator[list[Row]]:
-        size = rows.FIRST_CHUNK_ROWS
-        while True:
-            with self._session.task_errors():
-                chunk = [dict(record) for record in await self._cursor.fetch(size)]
-            if chunk:
-                yield chunk
-            if len(chunk) < size:
-                return
-            size = rows.next_chunk_rows(size, chunk)
+    def __aiter__(self) -> AsyncIterator[list[Row]]:
+        return rows.chunks(self._fetch)
+
+    async def _fetch(self, size: int) -> list[Row]:
+        with self._session.task_errors():
+            return [dict(record) for record in await self._cursor.fetch(size)]
 
 
 class PostgresTransaction:
@@ -185,7 +179,7 @@ class PostgresTransaction:
     def __init__(self, session: PgSession) -> None:
         self._session = session
 
-    async def execute(self, sql: str, params: Params = None) -> int:
+    async def execute(self, sql: str, params: StatementParams = None) -> int:
         """Run one statement; returns how many rows it wrote or returned. Raises TaskError."""
         word = first_word(sql, "postgresql")
         if word in _REFUSED_COMMANDS:
@@ -213,7 +207,7 @@ class PostgresTransaction:
 
     async def loader(
         self, table: str, columns: Sequence[str], key: Sequence[str], *, json_is_text: bool
-    ) -> Loader:
+    ) -> PostgresLoader:
         """A loader for these columns; with a `key`, its rows replace those with the same key.
 
         `json_is_text`: a string for a JSON column is JSON, and not a JSON string.

@@ -1,7 +1,7 @@
 """Rows of a database: fetched in chunks, written as JSON."""
 
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import date, datetime
 from ipaddress import (
     IPv4Address,
@@ -11,7 +11,7 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -30,27 +30,6 @@ class Column(msgspec.Struct, frozen=True):
 
     name: str
     type: str
-
-
-class Rows(Protocol):
-    """The rows of one running statement, with one chunk of them in memory at a time."""
-
-    @property
-    def columns(self) -> list[Column]:
-        """The columns; in SQLite, whose columns have no types, their types in the rows so far."""
-
-    def __aiter__(self) -> AsyncIterator[list[Row]]:
-        """The rows in chunks, as the database sends them."""
-
-
-class CsvStream(Protocol):
-    """The rows of a running statement as CSV that the database writes, in pieces of about 1 MiB."""
-
-    columns: list[Column]
-    count: int  # rows so far
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        """The pieces, cut anywhere."""
 
 
 def check_distinct(names: Sequence[str]) -> None:
@@ -73,10 +52,17 @@ def too_many(limit: int) -> Permanent:
     return Permanent("too_large", f"the result has more than {limit} rows")
 
 
-def next_chunk_rows(size: int, rows: Sequence[Row]) -> int:
-    """How many rows to fetch after a chunk of `size`, so that they take about CHUNK_BYTES."""
-    if not rows:
-        return size
+async def chunks(fetch: Callable[[int], Awaitable[list[Row]]]) -> AsyncIterator[list[Row]]:
+    """All rows, in chunks of about CHUNK_BYTES; `fetch` returns the next rows, at most so many."""
+    size = FIRST_CHUNK_ROWS
+    while rows := await fetch(size):
+        yield rows
+        if len(rows) < size:
+            return
+        size = _next_size(size, rows)
+
+
+def _next_size(size: int, rows: Sequence[Row]) -> int:
     sample = rows[:: max(1, len(rows) // 16)]
     average = max(1.0, sum(map(_bytes, sample)) / len(sample))
     # At most 4 times as many: one chunk of small rows says little about the next.

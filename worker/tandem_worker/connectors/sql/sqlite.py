@@ -11,13 +11,12 @@ import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from decimal import Decimal
-from typing import Any, NoReturn
+from typing import Any
 
 import aiosqlite
 
 from tandem_worker.connectors.sql import rows
-from tandem_worker.connectors.sql.bulk_load import Loader
-from tandem_worker.connectors.sql.placeholders import Dialect, bind
+from tandem_worker.connectors.sql.placeholders import Dialect, StatementParams, bind
 from tandem_worker.connectors.sql.rows import Column, Row
 from tandem_worker.connectors.sql.sqlite_client import GuardedClient
 from tandem_worker.connectors.sql.sqlite_load import SqliteLoader, table_columns
@@ -31,7 +30,6 @@ class SqliteConnection:
     """One named database; opens up to MAX_CONNECTIONS connections when needed, and keeps them."""
 
     dialect: Dialect = "sqlite"
-    copies = False
 
     def __init__(self, name: str, credentials: Mapping[str, Any], *, writable: bool) -> None:
         self.name = name
@@ -54,7 +52,7 @@ class SqliteConnection:
     async def query(
         self,
         sql: str,
-        params: Sequence[Any] | Mapping[str, Any] | None = None,
+        params: StatementParams = None,
         *,
         timeout: float,  # noqa: ARG002 - the caller's own timeout ends the block, which interrupts the statement
     ) -> AsyncIterator["SqliteRows"]:
@@ -83,16 +81,6 @@ class SqliteConnection:
             if self.writable:
                 with client.task_errors():
                     await connection.execute("COMMIT")
-
-    def csv(
-        self,
-        sql: str,
-        params: Sequence[Any] | Mapping[str, Any] | None = None,
-        *,
-        timeout: float,
-    ) -> NoReturn:
-        """SQLite does not write CSV."""
-        raise NotImplementedError
 
     @asynccontextmanager
     async def transaction(
@@ -151,21 +139,17 @@ class SqliteRows:
         """A column's type is the storage class of its first value that is not NULL."""
         return [Column(name, type_) for name, type_ in self._types.items()]
 
-    async def __aiter__(self) -> AsyncIterator[list[Row]]:
-        size = rows.FIRST_CHUNK_ROWS
-        while True:
-            with self._client.task_errors():
-                fetched = await self._cursor.fetchmany(size)
-            chunk: list[Row] = [dict(zip(self._names, row, strict=True)) for row in fetched]
-            for name in [name for name, type_ in self._types.items() if type_ == "null"]:
-                self._types[name] = next(
-                    (_storage_class(row[name]) for row in chunk if row[name] is not None), "null"
-                )
-            if chunk:
-                yield chunk
-            if len(chunk) < size:
-                return
-            size = rows.next_chunk_rows(size, chunk)
+    def __aiter__(self) -> AsyncIterator[list[Row]]:
+        return rows.chunks(self._fetch)
+
+    async def _fetch(self, size: int) -> list[Row]:
+        with self._client.task_errors():
+            fetched = await self._cursor.fetchmany(size)
+        chunk: list[Row] = [dict(zip(self._names, row, strict=True)) for row in fetched]
+        for name in [name for name, type_ in self._types.items() if type_ == "null"]:
+            values = (row[name] for row in chunk if row[name] is not None)
+            self._types[name] = next(map(_storage_class, values), "null")
+        return chunk
 
 
 class SqliteTransaction:
@@ -174,9 +158,7 @@ class SqliteTransaction:
     def __init__(self, client: GuardedClient) -> None:
         self._client = client
 
-    async def execute(
-        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None
-    ) -> int:
+    async def execute(self, sql: str, params: StatementParams = None) -> int:
         """Run one statement; returns how many rows it wrote or returned. Raises TaskError."""
         async with self._run(sql, params) as cursor:
             if cursor.description is None:
@@ -203,7 +185,7 @@ class SqliteTransaction:
         key: Sequence[str],
         *,
         json_is_text: bool,  # noqa: ARG002 - SQLite keeps JSON as text
-    ) -> Loader:
+    ) -> SqliteLoader:
         """A loader for these columns; with a `key`, its rows replace those with the same key.
 
         `json_is_text`: a string for a JSON column is JSON, and not a JSON string.
@@ -213,9 +195,7 @@ class SqliteTransaction:
         return loader
 
     @asynccontextmanager
-    async def _run(
-        self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None
-    ) -> AsyncIterator[aiosqlite.Cursor]:
+    async def _run(self, sql: str, params: StatementParams) -> AsyncIterator[aiosqlite.Cursor]:
         text, values = _bind(sql, params)
         client = self._client
         with client.task_errors(), client.guard(define=True):
@@ -252,9 +232,7 @@ def _storage_class(value: Any) -> str:
             return "blob"
 
 
-def _bind(
-    sql: str, params: Sequence[Any] | Mapping[str, Any] | None
-) -> tuple[str, list[Any] | dict[str, Any]]:
+def _bind(sql: str, params: StatementParams) -> tuple[str, list[Any] | dict[str, Any]]:
     """The statement and its values, both as Python's sqlite3 takes them. Raises Permanent."""
     text, values = bind(sql, params, "sqlite")
     if any(isinstance(value, dict | list) for value in values):

@@ -1,6 +1,6 @@
 """`file.archive` and `file.extract`."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from tandem_worker.archives.names import ArchiveFormat
@@ -9,13 +9,11 @@ from tandem_worker.archives.unpack import unpack
 from tandem_worker.jobs.files import MAX_FILES, FileRef
 from tandem_worker.jobs.sync import SyncJob
 from tandem_worker.task import task
-from tandem_worker.tasks.file.payloads import EXAMPLE
+from tandem_worker.tasks.payload import FILE_EXAMPLE, Payload
 
 
-class ArchivePayload(BaseModel):
+class ArchivePayload(Payload):
     """What to pack. Entries have the files' names; a second file of the same name is `name-2`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     sources: list[FileRef] = Field(min_length=1, max_length=MAX_FILES)
     format: ArchiveFormat
@@ -28,17 +26,17 @@ class Archived(TypedDict):
     entries: int
 
 
-@task("file.archive", timeout="10m", cpu=True, example={"sources": [EXAMPLE], "format": "tar.gz"})
+@task(
+    "file.archive", timeout="10m", cpu=True, example={"sources": [FILE_EXAMPLE], "format": "tar.gz"}
+)
 def archive(job: SyncJob, payload: ArchivePayload) -> Archived:
     """Pack files into a zip or tar archive. The same files give the same bytes."""
     sources = [job.files.stat(source) for source in payload.sources]
     return {"file": pack(job, sources, payload.format), "entries": len(sources)}
 
 
-class ExtractPayload(BaseModel):
+class ExtractPayload(Payload):
     """What to unpack, and limits for it; `max_bytes` counts the unpacked files."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source: FileRef
     max_entries: int = Field(default=10_000, ge=1, le=MAX_FILES)
@@ -51,7 +49,7 @@ class Extracted(TypedDict):
     files: list[FileRef]
 
 
-@task("file.extract", timeout="10m", cpu=True, example={"source": EXAMPLE, "max_entries": 100})
+@task("file.extract", timeout="10m", cpu=True, example={"source": FILE_EXAMPLE, "max_entries": 100})
 def extract(job: SyncJob, payload: ExtractPayload) -> Extracted:
     """Unpack a zip or a tar (plain, gzip or Zstandard), detected by content: all of it or nothing.
 

@@ -1,31 +1,26 @@
 """`file.convert`."""
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from typing_extensions import TypedDict
 
-from tandem_worker.archives.compression import Compression
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.sync import SyncJob
 from tandem_worker.tables.source import detect
 from tandem_worker.tables.table import TableFormat
 from tandem_worker.tables.text import check_encoding
 from tandem_worker.task import task
-from tandem_worker.tasks.file.payloads import EXAMPLE
+from tandem_worker.tasks.payload import FILE_EXAMPLE, OutputCompression, Payload
 
 
-class ConvertPayload(BaseModel):
+class ConvertPayload(Payload):
     """What to convert. `from`, `delimiter` and `encoding` are detected if they are left out."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source: FileRef
     from_: TableFormat | None = Field(
         default=None, alias="from", description="the format of the source"
     )
     to: TableFormat
-    compression: Compression | None = Field(
-        default=None, description="of the result; Parquet is compressed inside the file"
-    )
+    compression: OutputCompression = None
     delimiter: str | None = Field(
         default=None,
         min_length=1,
@@ -53,7 +48,7 @@ class Converted(TypedDict):
     row_count: int
 
 
-@task("file.convert", timeout="10m", cpu=True, example={"source": EXAMPLE, "to": "parquet"})
+@task("file.convert", timeout="10m", cpu=True, example={"source": FILE_EXAMPLE, "to": "parquet"})
 def convert(job: SyncJob, payload: ConvertPayload) -> Converted:
     """Convert a table between CSV, NDJSON, a JSON array and Parquet.
 

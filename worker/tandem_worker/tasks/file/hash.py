@@ -6,13 +6,13 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
-from tandem_worker.tasks.file.payloads import EXAMPLE
+from tandem_worker.tasks.payload import FILE_EXAMPLE, Payload
 
 MAX_WAITING_PIECES = 4  # read ahead of the thread that hashes
 
@@ -22,10 +22,8 @@ Algorithm = Literal[
 ]  # fmt: skip
 
 
-class HashPayload(BaseModel):
+class HashPayload(Payload):
     """What to hash, with which algorithms."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source: FileRef
     algorithms: list[Algorithm] = Field(default=["sha256"], min_length=1, max_length=32)
@@ -50,7 +48,7 @@ class Digests(TypedDict):
 @task(
     "file.hash",
     timeout="10m",
-    example={"source": EXAMPLE, "algorithms": ["sha256", "md5"]},
+    example={"source": FILE_EXAMPLE, "algorithms": ["sha256", "md5"]},
 )
 async def hash_file(job: Job, payload: HashPayload) -> Digests:
     """Hash a file: its size in bytes and one hexadecimal digest per algorithm."""

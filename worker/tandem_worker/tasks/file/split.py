@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from tandem_worker.archives.compression import compression_of, inflated
@@ -15,7 +15,7 @@ from tandem_worker.tables.names import format_of, split_name, uncompressed
 from tandem_worker.tables.reader import csv_records
 from tandem_worker.tables.text import SAMPLE_BYTES, delimiter_of, lines, peek
 from tandem_worker.task import task
-from tandem_worker.tasks.file.payloads import EXAMPLE
+from tandem_worker.tasks.payload import FILE_EXAMPLE, Payload
 
 RowFormat = Literal["csv", "ndjson"]
 
@@ -24,10 +24,8 @@ _UTF8_MARK = b"\xef\xbb\xbf"
 _BYTES = "latin-1"
 
 
-class ConcatPayload(BaseModel):
+class ConcatPayload(Payload):
     """What to join. With `header`, each source is CSV with the same header, which is kept once."""
-
-    model_config = ConfigDict(extra="forbid")
 
     sources: list[FileRef] = Field(min_length=1, max_length=MAX_FILES)
     header: bool = False
@@ -40,7 +38,10 @@ class Joined(TypedDict):
 
 
 @task(
-    "file.concat", timeout="10m", cpu=True, example={"sources": [EXAMPLE, EXAMPLE], "header": True}
+    "file.concat",
+    timeout="10m",
+    cpu=True,
+    example={"sources": [FILE_EXAMPLE, FILE_EXAMPLE], "header": True},
 )
 def concat(job: SyncJob, payload: ConcatPayload) -> Joined:
     """Join files in the given order, byte by byte; with `header`, CSV files that share a header.
@@ -119,7 +120,7 @@ def _only(name: str) -> dict[str, Any]:
     return {"required": [name], "properties": {name: {"type": "integer"}}}
 
 
-class SplitPayload(BaseModel):
+class SplitPayload(Payload):
     """What to split, and where: after every `rows` rows, or into parts of at most `bytes` bytes.
 
     `format` says what a row is: a CSV record, which may have line ends in quotes, or with `ndjson`
@@ -127,9 +128,7 @@ class SplitPayload(BaseModel):
     CSV.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"oneOf": [_only("rows"), _only("bytes")]}
-    )
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_only("rows"), _only("bytes")]})
 
     source: FileRef
     rows: int | None = Field(default=None, ge=1)
@@ -156,7 +155,7 @@ class Parted(TypedDict):
     "file.split",
     timeout="10m",
     cpu=True,
-    example={"source": EXAMPLE, "rows": 100_000, "header": True},
+    example={"source": FILE_EXAMPLE, "rows": 100_000, "header": True},
 )
 def split(job: SyncJob, payload: SplitPayload) -> Parted:
     """Split a file into parts of a number of rows, or of at most a number of bytes.

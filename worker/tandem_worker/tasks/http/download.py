@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Annotated
 
 import aiohttp
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
 from tandem_shared.files.names import name_problem
@@ -31,6 +31,7 @@ from tandem_worker.tasks.http.responses import (
     parse_date,
     unexpected_status,
 )
+from tandem_worker.tasks.payload import Payload
 
 DEFAULT_MAX_BYTES = 10 << 30
 MAX_BYTES = 64 << 30  # that a payload may ask for: the most that a remote store accepts in parts
@@ -62,10 +63,8 @@ DownloadName = Annotated[
 ]
 
 
-class HttpDownload(BaseModel):
+class HttpDownload(Payload):
     """The payload of `http.download`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: Url
     headers: HeadersWithoutRange = Field(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Literal, NotRequired, cast
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import Field, WithJsonSchema
 from typing_extensions import TypedDict
 
 from tandem_shared.errors import TandemError
@@ -18,6 +18,7 @@ from tandem_worker.jobs.reports import item_body
 from tandem_worker.task import task
 from tandem_worker.tasks.http.request import HttpRequest, HttpResult, call
 from tandem_worker.tasks.http.responses import ByteBudget, ResponseBody
+from tandem_worker.tasks.payload import Payload
 
 MAX_REQUESTS = 10_000
 MAX_CONCURRENCY = 100
@@ -40,10 +41,8 @@ Timeout = Annotated[
 ]
 
 
-class HttpGather(BaseModel):
+class HttpGather(Payload):
     """The payload of `http.gather`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     requests: Annotated[
         list[HttpRequest], Field(max_length=MAX_REQUESTS, description="payloads of http.request")
@@ -139,10 +138,8 @@ async def _run_together(run: Callable[[], Coroutine[Any, Any, None]], count: int
         raise several.exceptions[0] from None
 
 
-class HttpRace(BaseModel):
+class HttpRace(Payload):
     """The payload of `http.race`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     requests: Annotated[
         list[HttpRequest],

@@ -4,7 +4,7 @@ import time
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from tandem_shared.files.names import OCTET_STREAM
 from tandem_worker.connectors.http.client import DEFAULT_MAX_BYTES, SAFE_METHODS, Body
@@ -20,6 +20,7 @@ from tandem_worker.tasks.http.responses import (
     joined_headers,
     unexpected_status,
 )
+from tandem_worker.tasks.payload import Payload
 
 MAX_RESPONSE_BYTES = 16 << 20  # that a payload may ask for: the response is held in memory
 _STATUS = r"^[1-5]([xX][xX]|[0-9][0-9](-[1-5][0-9][0-9])?)$"
@@ -40,12 +41,10 @@ _AT_MOST_ONE: list[Any] = [
 Scalar = str | int | float | bool | None
 
 
-class HttpRequest(BaseModel):
+class HttpRequest(Payload):
     """The payload of `http.request`."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, json_schema_extra={"allOf": _AT_MOST_ONE}
-    )
+    model_config = ConfigDict(json_schema_extra={"allOf": _AT_MOST_ONE})
 
     url: Url
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] = "GET"
@@ -59,10 +58,14 @@ class HttpRequest(BaseModel):
     follow_redirects: Annotated[
         bool, Field(description="at most 10; credentials are sent to the first origin only")
     ] = True
-    expect_status: Annotated[
-        list[Annotated[int, Field(ge=100, le=599)] | Annotated[str, Field(pattern=_STATUS)]],
-        Field(min_length=1, max_length=100, description='such as 204, "404", "2xx", "200-299"'),
-    ] = ["2xx"]
+    expect_status: list[
+        Annotated[int, Field(ge=100, le=599)] | Annotated[str, Field(pattern=_STATUS)]
+    ] = Field(
+        ["2xx"],
+        min_length=1,
+        max_length=100,
+        description='such as 204, "404", "2xx", "200-299"',
+    )
     max_bytes: Annotated[
         int, Field(ge=0, le=MAX_RESPONSE_BYTES, description="of the response, decompressed")
     ] = DEFAULT_MAX_BYTES

@@ -8,7 +8,7 @@ import time
 from typing import Annotated, Any
 
 import msgspec
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, WithJsonSchema
+from pydantic import AfterValidator, ConfigDict, Field, SecretStr, WithJsonSchema
 from typing_extensions import TypedDict
 
 from tandem_shared.jobs.ids import id_time
@@ -20,6 +20,7 @@ from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
 from tandem_worker.tasks.http.payloads import Url, sent_headers
 from tandem_worker.tasks.http.responses import unexpected_status
+from tandem_worker.tasks.payload import Payload
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 - not a secret
 SECRET_PATTERN = r"^whsec_[A-Za-z0-9+/]{32,86}={0,2}$"  # noqa: S105 - the form of a secret
@@ -51,10 +52,10 @@ Secret = Annotated[
 ]
 
 
-class HttpWebhook(BaseModel):
+class HttpWebhook(Payload):
     """The payload of `http.webhook`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     url: Url
     type: Annotated[

@@ -11,15 +11,14 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import bson
 import msgspec
 from bson.raw_bson import RawBSONDocument
-from pydantic import Field
 from typing_extensions import TypedDict
 
-from tandem_worker.archives.compression import Compression, Deflating
+from tandem_worker.archives.compression import Deflating
 from tandem_worker.connectors.mongo.extended_json import DECODING, Form, plain, to_json
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
@@ -29,6 +28,7 @@ from tandem_worker.tables.table import ColumnBatch, Columns, TableFormat
 from tandem_worker.tables.writers import Buffer, JsonWriter, open_writer
 from tandem_worker.task import task
 from tandem_worker.tasks.mongo.payloads import MongoRead, find_documents
+from tandem_worker.tasks.payload import OutputCompression
 
 CHUNK_BYTES = 1 << 20  # of BSON documents, written at once
 _PLAIN_TEXT = frozenset({"$oid", "$numberDecimal", "$numberLong", "$numberInt", "$numberDouble"})
@@ -38,9 +38,7 @@ class MongoExport(MongoRead):
     """The payload of `mongo.export`."""
 
     format: TableFormat
-    compression: Annotated[
-        Compression | None, Field(description="of the file; Parquet is compressed inside")
-    ] = None
+    compression: OutputCompression = None
 
 
 class MongoExported(TypedDict):

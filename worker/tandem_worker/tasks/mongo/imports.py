@@ -23,6 +23,7 @@ from tandem_worker.tables.table import TableFormat
 from tandem_worker.task import task
 from tandem_worker.tasks.mongo.inserts import Inserts, NumberedDocument, next_batch
 from tandem_worker.tasks.mongo.payloads import MongoTarget, collection_ref, to_document
+from tandem_worker.tasks.payload import FILE_EXAMPLE, InputCompression
 
 
 class MongoImport(MongoTarget):
@@ -32,9 +33,7 @@ class MongoImport(MongoTarget):
     format: Annotated[
         TableFormat | None, Field(description="default: by the file's name, or else ndjson")
     ] = None
-    compression: Annotated[
-        Compression | None, Field(description="default: detected from the file's first bytes")
-    ] = None
+    compression: InputCompression = None
 
 
 class MongoImported(TypedDict):
@@ -50,7 +49,7 @@ class MongoImported(TypedDict):
     example={
         "connection": "demo",
         "collection": "orders",
-        "source": {"file": "01JC8XW3T4Z5PC3V8M2G7QK9RN4HDA"},
+        "source": FILE_EXAMPLE,
     },
 )
 async def import_file(job: Job, payload: MongoImport) -> MongoImported:

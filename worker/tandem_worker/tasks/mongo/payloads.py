@@ -4,7 +4,7 @@ import time
 from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from tandem_worker.connectors.mongo import allowlist
 from tandem_worker.connectors.mongo.connection import CollectionRef
@@ -12,6 +12,7 @@ from tandem_worker.connectors.mongo.extended_json import Form, invalid, to_bson
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.job import Job
+from tandem_worker.tasks.payload import ConnectionName, Payload
 
 _NOT_RESERVED = {
     "not": {
@@ -33,14 +34,10 @@ ExtendedJson = Annotated[
 ]
 
 
-class MongoTarget(BaseModel):
+class MongoTarget(Payload):
     """The collection that a task works on."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    connection: Annotated[
-        str, Field(min_length=1, max_length=128, description="a name from the worker's settings")
-    ]
+    connection: ConnectionName
     database: Annotated[
         str | None,
         Field(
@@ -57,7 +54,7 @@ class MongoTarget(BaseModel):
 class MongoRead(MongoTarget):
     """A query for documents."""
 
-    filter: MongoQuery = {}
+    filter: MongoQuery = Field({})
     projection: Annotated[
         dict[str, Any] | None, Field(description="the fields to return, {name: 1}")
     ] = None

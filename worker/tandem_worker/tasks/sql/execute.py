@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from tandem_worker.connectors.sql.apply_once import apply_once
@@ -10,15 +10,14 @@ from tandem_worker.connectors.sql.connections import SqlTransaction
 from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
-from tandem_worker.tasks.sql.payloads import REPORT_ROWS, ConnectionName, Sql, SqlParams
+from tandem_worker.tasks.payload import ConnectionName, Payload
+from tandem_worker.tasks.sql.payloads import REPORT_ROWS, Sql, SqlParams
 
 
-class SqlStatement(BaseModel):
+class SqlStatement(Payload):
     """One statement, run once with `params` or once for each of `rows`."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, json_schema_extra={"not": {"required": ["params", "rows"]}}
-    )
+    model_config = ConfigDict(json_schema_extra={"not": {"required": ["params", "rows"]}})
 
     sql: Sql
     params: SqlParams = None
@@ -34,10 +33,8 @@ class SqlStatement(BaseModel):
         return self
 
 
-class SqlExecute(BaseModel):
+class SqlExecute(Payload):
     """The payload of `sql.execute`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     exact_numbers: ClassVar[bool] = True  # params reach the database with the digits they have
 

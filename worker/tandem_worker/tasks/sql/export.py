@@ -6,10 +6,10 @@ from contextlib import aclosing, contextmanager
 from typing import Any, Literal
 
 import msgspec
-from pydantic import Field
 from typing_extensions import TypedDict
 
 from tandem_worker.archives.compression import Compression, Deflating
+from tandem_worker.connectors.sql.postgres import PostgresConnection
 from tandem_worker.connectors.sql.rows import Column, Row, plain, to_json, too_many
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.deadline import call_timeout
@@ -19,6 +19,7 @@ from tandem_worker.tables.names import output_name
 from tandem_worker.tables.table import ColumnBatch, Columns, TableWriter, TypeMismatch, text
 from tandem_worker.tables.writers import Buffer, JsonWriter, open_writer
 from tandem_worker.task import task
+from tandem_worker.tasks.payload import OutputCompression
 from tandem_worker.tasks.sql.payloads import MaxBytes, MaxRows, SqlColumn, SqlSource, column_list
 
 ExportFormat = Literal["csv", "ndjson", "parquet"]
@@ -45,9 +46,7 @@ class SqlExport(SqlSource):
     """The payload of `sql.export`."""
 
     format: ExportFormat
-    compression: Compression | None = Field(
-        None, description="of the file; Parquet is compressed inside"
-    )
+    compression: OutputCompression = None
     max_rows: MaxRows = None
     max_bytes: MaxBytes = None
 
@@ -100,8 +99,10 @@ class _Export:
         """The written file. Raises TaskError, `too_large` above `max_bytes` or `max_rows`."""
         payload = self._payload
         name, content_type = output_name("export", payload.format, payload.compression)
-        copies = payload.format == "csv" and self._connection.copies
-        async with aclosing(self._copied() if copies else self._encoded()) as pieces:
+        pieces = self._encoded()
+        if payload.format == "csv" and isinstance(self._connection, PostgresConnection):
+            pieces = self._copied(self._connection)
+        async with aclosing(pieces):
             file = await self._job.files.write(name, pieces, content_type, limit=payload.max_bytes)
         await self._job.progress(self.count, self.count)
         return file
@@ -116,11 +117,11 @@ class _Export:
             self.columns = result.columns
         yield await asyncio.to_thread(encoder.finish, self.columns)
 
-    async def _copied(self) -> AsyncGenerator[bytes, None]:
+    async def _copied(self, connection: PostgresConnection) -> AsyncGenerator[bytes, None]:
         compression = self._payload.compression
         buffer = Buffer()
         out = Deflating(buffer, compression)
-        async with self._connection.csv(self._sql, self._params, timeout=self._timeout) as csv:
+        async with connection.csv(self._sql, self._params, timeout=self._timeout) as csv:
             async for piece in csv:
                 await self._advance(csv.count)
                 if compression is None:

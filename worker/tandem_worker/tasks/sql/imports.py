@@ -8,14 +8,14 @@ from itertools import chain, islice
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Self
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from tandem_shared.errors import NotFound
 from tandem_shared.files.names import job_path
 from tandem_worker.connectors.sql.apply_once import apply_once
-from tandem_worker.connectors.sql.bulk_load import Loader, RowsRefused
-from tandem_worker.connectors.sql.connections import SqlTransaction
+from tandem_worker.connectors.sql.bulk_load import RowsRefused
+from tandem_worker.connectors.sql.connections import SqlLoader, SqlTransaction
 from tandem_worker.connectors.sql.rows import plain
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.deadline import call_timeout
@@ -25,8 +25,8 @@ from tandem_worker.tables.names import format_of
 from tandem_worker.tables.reader import FileRow, read_objects, read_table
 from tandem_worker.tables.stored import StoredBytes
 from tandem_worker.task import task
+from tandem_worker.tasks.payload import FILE_EXAMPLE, ConnectionName, InputCompression, Payload
 from tandem_worker.tasks.sql.export import ExportFormat
-from tandem_worker.tasks.sql.payloads import ConnectionName
 
 BAD_ROWS_FILE = "bad-rows.ndjson"
 BAD_ROWS_BYTES = 1 << 20  # kept in memory; more go to disk
@@ -35,12 +35,10 @@ BATCH_BYTES = 8 << 20  # of the file's rows, roughly
 ColumnName = Annotated[str, Field(pattern=r"^[^\u0000]{1,128}$")]
 
 
-class SqlImport(BaseModel):
+class SqlImport(Payload):
     """The payload of `sql.import`."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
         json_schema_extra={
             "if": {"properties": {"mode": {"const": "upsert"}}, "required": ["mode"]},
             "then": {"required": ["key"], "properties": {"key": {"type": "array"}}},
@@ -60,9 +58,7 @@ class SqlImport(BaseModel):
     format: Literal["csv", "ndjson", "parquet"] | None = Field(
         None, description="default: by the file's name"
     )
-    compression: Literal["gzip", "zstd"] | None = Field(
-        None, description="default: detected from the file's first bytes"
-    )
+    compression: InputCompression = None
     columns: Annotated[list[ColumnName], Field(min_length=1, max_length=1600)] | None = Field(
         None, description="the file's columns to import; default: all"
     )
@@ -96,7 +92,7 @@ class SqlImported(TypedDict):
     example={
         "connection": "shop",
         "table": "stock",
-        "source": {"file": "01JC8XW3T4Z5PC3V8M2G7QK9RN4HDA"},
+        "source": FILE_EXAMPLE,
         "format": "csv",
         "mode": "upsert",
         "key": ["item"],
@@ -141,7 +137,7 @@ class _Import:
         self._job, self._payload, self._source, self._format = job, payload, source, format
         self._count = self._bad = 0
         self._columns: list[str] = []  # of the rows, in the order of their values
-        self._loader: Loader | None = None
+        self._loader: SqlLoader | None = None
 
     async def run(self, transaction: SqlTransaction) -> _Counts:
         """Raises TaskError, `bad_rows` for more than `max_bad`."""
@@ -206,7 +202,7 @@ class _Import:
         for row in rows:
             row.value = [row.value.get(name) for name in self._columns]
 
-    async def _load(self, loader: Loader, rows: list[FileRow], bad: Any) -> None:
+    async def _load(self, loader: SqlLoader, rows: list[FileRow], bad: Any) -> None:
         waiting = [rows]
         while waiting:
             part = waiting.pop()

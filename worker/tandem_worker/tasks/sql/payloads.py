@@ -2,18 +2,16 @@
 
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from tandem_worker.connectors.sql.connections import SqlConnection
 from tandem_worker.connectors.sql.rows import Column
 from tandem_worker.jobs.job import Job
+from tandem_worker.tasks.payload import ConnectionName, Payload
 
 REPORT_ROWS = 5000  # rows between two progress reports
 
-ConnectionName = Annotated[
-    str, Field(min_length=1, max_length=128, description="a name from the worker's settings")
-]
 Sql = Annotated[
     str, Field(pattern=r"^[^\u0000]*[^\s\u0000][^\u0000]*$", description="one statement")
 ]
@@ -31,12 +29,10 @@ MaxBytes = Annotated[
 ]
 
 
-class SqlSource(BaseModel):
+class SqlSource(Payload):
     """One query: `sql` for a `connection`, or the name of a `query` that the operator declared."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
         json_schema_extra={
             "oneOf": [
                 {
