@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _check_store(settings: Settings) -> None:
-    """Raises Misconfigured for an invalid file store before the server would print a traceback."""
+    """Raises Misconfigured for an invalid file store; the server would end with a traceback."""
     async with open_store(settings.store_url):
         pass
 

@@ -38,14 +38,14 @@ from tandem_shared.settings import Settings
 from tandem_shared.streams.reader import StreamSource
 from tandem_shared.version import tandem_version
 
-SWEEP_SECONDS = 3600.0  # between two sweeps of the file store, give or take a half
-TICK_SECONDS = 1.0  # between two ticks of the queue; a quarter of a short lease
+SWEEP_SECONDS = 3600.0  # between two sweeps of the file store, ±50 % at random
+TICK_SECONDS = 1.0  # between two ticks of the queue, at most
 
 log = structlog.get_logger()
 
 
 def create_app(settings: Settings) -> Edge:
-    """The ASGI application; a server begins its `drain` before it ends."""
+    """The ASGI application. Its server must begin its `drain` before it shuts down."""
     routes = all_routes()
     drain, request_metrics = Drain(), RequestMetrics(routes)
     fastapi = FastAPI(
@@ -67,13 +67,13 @@ def create_app(settings: Settings) -> Edge:
 
 
 def all_routes() -> list[Any]:
-    """The routes of all endpoints; each GET answers HEAD too, unless HEAD has its endpoint."""
+    """The routes of all endpoints; every GET answers HEAD too, unless HEAD has its own endpoint."""
     routers = (
         job.plain, job.router, bulk.router, http.router, websocket.router, listing.router,
         replays.router, tasks.router, queues.router, health.router, metrics.router,
         document.router, uploads.router, downloads.router,
     )  # fmt: skip
-    # `include_router` would nest them, and nested routes do not say which methods a path allows.
+    # `include_router` would nest the routes, and the Allow header of a 405 needs them in one list.
     routes = [route for router in routers for route in router.routes]
     return [
         *routes,
@@ -85,7 +85,7 @@ def all_routes() -> list[Any]:
 async def open_state(
     fastapi: FastAPI, *, settings: Settings, drain: Drain, metrics: RequestMetrics
 ) -> AsyncIterator[AppState]:
-    """Opens what requests need, runs the background tasks, and closes everything at the end."""
+    """The lifespan: opens what requests need, runs the background tasks, and closes it all."""
     async with AsyncExitStack() as stack:
         redis = connect(settings.redis_url)
         stack.push_async_callback(redis.aclose)
@@ -102,7 +102,7 @@ async def open_state(
         stack.push_async_callback(joiner.close)
         ledger = await stack.enter_async_context(open_ledger(settings))
         catalogue = Catalogue(queue)
-        pause = min(TICK_SECONDS, settings.lease / 4)
+        pause = min(TICK_SECONDS, settings.lease / 4)  # so that short leases end in time
         for task in (
             asyncio.create_task(keep_ticking(queue, catalogue, pause), name="tick"),
             asyncio.create_task(keep_sweeping(store, queue, settings.keep), name="sweep"),
@@ -124,9 +124,10 @@ async def open_state(
 
 
 async def keep_ticking(queue: Queue, catalogue: Catalogue, pause: float) -> None:
-    """Ends leases, starts delayed jobs and reads the catalogue every `pause` seconds.
+    """Ticks the queue every `pause` seconds, and reads the catalogue.
 
-    It survives every failure of Redis, and logs when one begins and when it is over.
+    So leases end and delayed jobs become due even without a worker. Failures of Redis are logged
+    when they begin and when they are over.
     """
     failing = False
     while True:
@@ -144,7 +145,7 @@ async def keep_ticking(queue: Queue, catalogue: Catalogue, pause: float) -> None
 
 
 async def keep_sweeping(store: FileStore, queue: Queue, keep: float) -> None:
-    """Removes expired uploads and the files of forgotten jobs, about once an hour."""
+    """Removes expired uploads and the files of deleted jobs, about hourly on every replica."""
     while True:
         await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.5))
         try:

@@ -1,4 +1,4 @@
-"""API keys, `tk_<id>_<secret>`, kept as hashes. Without any the API is open, on loopback only."""
+"""API keys, `tk_<id>_<secret>`, kept as hashes. Without keys the API is open to its own machine."""
 
 import hashlib
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ class ApiKeys:
         if not self._hashes or path in OPEN_PATHS:
             return DEFAULT_TENANT
         scheme, _, key = (authorization or "").partition(" ")
-        # How long it takes to find a hash says nothing about the key.
+        # The time that a lookup takes depends on the hash, and so reveals nothing about the key.
         valid = scheme.lower() == "bearer" and _hash(key.strip()) in self._hashes
         return DEFAULT_TENANT if valid else None
 

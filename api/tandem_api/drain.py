@@ -1,11 +1,11 @@
-"""The end of this process's service: first announced to probes, then begun: all waits end."""
+"""How this process ends: announced to probes first, then begun, which ends streams and waits."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class Drain:
-    """`announced`: probes see the process as unready. `begun`: streams and long polls end."""
+    """Once `announced`, probes see the process as unready; once `begun`, streams and waits end."""
 
     def __init__(self) -> None:
         self.announced = False
@@ -13,11 +13,11 @@ class Drain:
         self._callbacks: set[Callable[[], None]] = set()
 
     def announce(self) -> None:
-        """Report unready from now on, and ask clients to come back over another connection."""
+        """Reports unready from now on, and asks clients to use another connection."""
         self.announced = True
 
     def begin(self) -> None:
-        """Call everything that waits for the drain."""
+        """Calls all callbacks."""
         self.announced = self.begun = True
         for callback in list(self._callbacks):
             callback()

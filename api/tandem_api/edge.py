@@ -1,4 +1,4 @@
-"""The ASGI application: who asks, under which id, and what becomes of an unexpected error."""
+"""The ASGI application: authenticates and counts requests, and answers unexpected errors."""
 
 import asyncio
 import re
@@ -24,16 +24,16 @@ from tandem_api.http.problems import (
 from tandem_api.http.routing import PlainRoutes
 from tandem_api.metrics import RequestMetrics
 
-# What begins a response; that to an upgrade may have headers too.
+# The messages that begin a response, and carry its headers.
 STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Edge:
-    """Every request passes here once, on its way to a plain route or to FastAPI.
+    """Passes each request to its plain route or, if it has none, to FastAPI.
 
-    It reads the headers, refuses requests without one Host or without a valid API key, counts and
-    labels the response, and answers whatever the application could not.
+    Edge reads the headers, refuses requests without a valid API key or without exactly one Host,
+    counts the response, adds headers to it, and answers what the application could not.
     """
 
     def __init__(
@@ -88,15 +88,15 @@ class Edge:
             if not started:
                 await problem.response(scope)(scope, receive, respond)
             elif scope["type"] == "websocket":
-                with suppress(Exception):  # the client may be gone, or was sent away before
+                with suppress(Exception):  # the socket may be closed already
                     await send({"type": "websocket.close", "code": 1011})
             # The server closes a connection whose response has no end, so the client sees the cut.
 
     def _admit(self, scope: Scope, headers: Mapping[str, str]) -> Problem | None:
-        """Puts headers and tenant into the request's state, or returns why it is refused."""
+        """Puts tenant and headers into the request's state, or returns why it is refused."""
         host = headers.get("host")
         if (host is None or "," in host) and scope["http_version"] == "1.1":
-            # RFC 9112 (3.2). With two of them, a proxy may have obeyed another one than we would.
+            # RFC 9112 (3.2). Of two Host headers, a proxy may have obeyed the one that we do not.
             detail = "an HTTP/1.1 request must have exactly one Host header"
             return status_problem(400, detail, headers={"Connection": "close"})
         tenant = self._keys.tenant(scope["path"], headers.get("authorization"))
@@ -113,7 +113,7 @@ class Edge:
         if request_id is not None:
             added.append((b"x-request-id", request_id.encode()))
         if self.drain.announced and start["type"] == "http.response.start":
-            # We are about to close idle connections; a request on one would be lost.
+            # Idle connections are closed soon, and a request that is sent on one then is lost.
             added.append((b"connection", b"close"))
         return added
 
@@ -124,7 +124,7 @@ def _request_id(headers: Mapping[str, str]) -> str | None:
 
 
 def _unfinished() -> Problem:
-    """For a request that the drain cancels: it has waited long enough, mostly for Redis."""
+    """For a request that is cancelled when the drain's time is up, mostly while Redis hangs."""
     detail = "the process is ending and had no answer in time: repeat the request"
     return status_problem(503, detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
 

@@ -1,4 +1,4 @@
-"""Counts requests for /metrics. Processes that share a port share their counts."""
+"""Counts the requests that this API answers; processes that share a port add their counts up."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from prometheus_client.core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import Scope
 
-# The directory in which the processes of server/supervisor.py add up their counts.
+# Names the directory in which the processes of server/supervisor.py add up their counts.
 SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 METHODS = frozenset("GET HEAD POST PUT PATCH DELETE OPTIONS".split())
 REDIS_CALLS = ("submit", "read", "output")  # see `Queue`
@@ -18,14 +18,14 @@ BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0,
 
 
 class RequestMetrics:
-    """Requests by route, method and status; time until a response begins; time in Redis.
+    """Requests by route, method and status, how long their responses took to begin, and Redis.
 
-    A response that streams may last for hours, so its end is not measured. Requests that Redis
-    answers together each count the time that they waited.
+    The end of a response is not measured, since a stream may last for hours. The time in Redis is
+    summed over requests, also over those that Redis answers together.
     """
 
     def __init__(self, routes: Iterable[Any]) -> None:
-        # Routes are labelled by template: a path that a client made up would be a new series.
+        # Label routes by their templates: the paths that clients send would be endless series.
         self._paths: dict[Any, str] = {route.endpoint: route.path_format for route in routes}
         self._registry = CollectorRegistry()
         labels = ("method", "route", "status")
@@ -51,13 +51,13 @@ class RequestMetrics:
         self._redis = {
             call: (calls.labels(call).inc, seconds.labels(call).inc) for call in REDIS_CALLS
         }
-        # `labels()` locks and looks up; keep the bound methods, since every request needs them.
+        # Bound methods by their labels: calling `labels()` in every request would cost more.
         self._bound: dict[
             tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]
         ] = {}
 
     def answered(self, scope: Scope, status: int, began: float) -> None:
-        """Count a response that begins now; the request began at `began` (`perf_counter`)."""
+        """Counts a response that begins now; the request did at `began`, by `time.perf_counter`."""
         path = self._paths.get(scope.get("endpoint"), "other")
         method = scope.get("method", "GET")  # the scope of a WebSocket has none
         key = (method if method in METHODS else "other", path, status)
@@ -69,7 +69,7 @@ class RequestMetrics:
         bound[1](time.perf_counter() - began)
 
     def redis_answered(self, call: str, count: int, seconds: float) -> None:
-        """Count answers that came together, and the seconds that were waited for all of them."""
+        """Counts answers that came together, and the seconds that they were waited for in all."""
         count_calls, count_seconds = self._redis[call]
         count_calls(count)
         count_seconds(seconds)

@@ -1,4 +1,4 @@
-"""What the application holds while it serves; requests find it in `scope["state"]`."""
+"""What the application holds while it serves, which requests find in `scope["state"]`."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, TypedDict
@@ -18,7 +18,7 @@ from tandem_shared.streams.reader import StreamSource
 
 
 class AppState(TypedDict):
-    """One process's; shared by all of its requests."""
+    """Shared by all requests of one process; `app.open_state` opens it."""
 
     settings: Settings
     queue: Queue
@@ -34,7 +34,7 @@ class AppState(TypedDict):
 
 
 class RequestState(AppState):
-    """The same with what `edge.py` found out about the request."""
+    """The same, with what `edge.py` adds for each request."""
 
     tenant: str
     headers: Mapping[str, str]  # see `http.headers.read_headers`

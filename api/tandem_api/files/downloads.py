@@ -1,4 +1,4 @@
-"""Downloads: uploads and files that jobs produced, whole or by ranges, in bounded memory."""
+"""Downloads over HTTP: uploads and files of jobs, whole or by ranges, in bounded memory."""
 
 import base64
 import re
@@ -66,7 +66,7 @@ class StoredFile(NamedTuple):
 
     @property
     def headers(self) -> dict[str, str]:
-        # No browser may show or run the content as a page of this service.
+        # No browser may show or run a file as a page of this service, whatever type it claims.
         digest = base64.b64encode(bytes.fromhex(self.sha256)).decode()
         return {
             "ETag": f'"{self.sha256}"',

@@ -1,4 +1,4 @@
-"""The file of a multipart/form-data body (RFC 7578), streamed: never whole in memory."""
+"""The one file of a multipart/form-data body (RFC 7578), streamed without ever being stored."""
 
 from collections import deque
 from collections.abc import AsyncIterator

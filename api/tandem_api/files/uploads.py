@@ -1,6 +1,6 @@
-"""Uploads: raw bodies and forms at once, or in parts that resume after a lost connection.
+"""Uploads over HTTP: raw bodies and forms, or in parts that resume after a lost connection.
 
-The parts follow draft-ietf-httpbis-resumable-upload-12, without its interim responses (status 104).
+Parts follow draft-ietf-httpbis-resumable-upload-12, without its interim responses (status 104).
 """
 
 import re
@@ -50,24 +50,22 @@ router = raw_router("files")
 FileId = Annotated[str, Path(description="The upload's id")]
 
 
-class Uploaded(BaseModel):
-    """An upload; payloads name it by a file reference, `{"file": "<id>"}`."""
-
+class _Upload(BaseModel):
     id: str
     name: str | None
-    size: int = Field(description="bytes")
-    sha256: str = Field(description="hexadecimal")
     content_type: str
     expires_at: datetime
 
 
-class Begun(BaseModel):
+class Begun(_Upload):
     """An upload that is not complete; `Location` is where it continues."""
 
-    id: str
-    name: str | None
-    content_type: str
-    expires_at: datetime
+
+class Uploaded(_Upload):
+    """An upload; payloads name it by a file reference, `{"file": "<id>"}`."""
+
+    size: int = Field(description="bytes")
+    sha256: str = Field(description="hexadecimal")
 
 
 _FORM = {"type": "object", "required": ["file"], "properties": {"file": BINARY}}
@@ -133,7 +131,7 @@ def _number(headers: Mapping[str, str], name: str) -> int | None:
 
 
 def _body(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The request's body. Raises TooLarge before reading, for a longer Content-Length."""
+    """The request's body. Raises TooLarge at once for a longer Content-Length."""
     refuse_length(request, limit, "the upload")
     return body_chunks(request, IDLE_SECONDS)
 
@@ -172,8 +170,8 @@ async def upload_file(
 ) -> Response:
     """Upload a file.
 
-    It is the raw body, or the one part of a multipart form that has a filename. With
-    `Upload-Complete: ?0` the body is the first part of the file, and the rest comes by PATCH.
+    It is the raw body, or the one part of a multipart form that has a filename.
+    With `Upload-Complete: ?0` the body is the first part of the file, and the rest comes by PATCH.
     """
     with _showing_limits(state["settings"]):
         return await _upload(request, state, name)

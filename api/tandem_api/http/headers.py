@@ -1,4 +1,4 @@
-"""Request headers and query parameters that mean something to jobs, read as their RFCs say."""
+"""Request headers and query parameters, read as their RFCs define them."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -25,10 +25,9 @@ _FLAGS = {"true": True, "1": True, "": True, "false": False, "0": False}
 
 
 def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """The fields by their lower-case names; several lines of one become a list (RFC 9110, 5.3).
+    """The fields by their lower-case names; the lines of one field are joined (RFC 9110, 5.3).
 
-    Edge reads them once. `Request.headers` would go through all of them for every question, and
-    most questions are for a field that did not come.
+    `Request.headers` would search all fields for each one that is asked for, and most are missing.
     """
     headers: dict[str, str] = {}
     for name, value in raw:
@@ -65,7 +64,7 @@ def idempotency_key(request: Request) -> str | None:
 
 
 def preferred_wait(request: Request) -> int | None:
-    """Seconds of `Prefer: wait=N` (RFC 7240), capped; None without a valid wait."""
+    """Seconds of `Prefer: wait=N` (RFC 7240), capped; None without a valid one."""
     for preference in headers_of(request).get("prefer", "").split(","):
         name, _, number = preference.partition(";")[0].partition("=")
         number = number.strip().strip('"')
@@ -103,15 +102,14 @@ def wait_parameter(request: Request) -> float | None:
 def flag(request: Request, name: str) -> bool:
     """A query parameter that is true or false; false without it. Raises Malformed."""
     text = _parameter(request, name)
-    if text is None:
-        return False
-    if text.lower() not in _FLAGS:
+    value = False if text is None else _FLAGS.get(text.lower())
+    if value is None:
         raise Malformed(f"{name}: must be true or false")
-    return _FLAGS[text.lower()]
+    return value
 
 
 def _parameter(request: Request, name: str) -> str | None:
-    # Most requests have no query string: parsing the empty one would be a measurable cost.
+    # Most requests have no query string, and parsing an empty one takes measurable time.
     return request.query_params.get(name) if request.scope["query_string"] else None
 
 

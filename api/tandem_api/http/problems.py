@@ -6,7 +6,6 @@ is a 500 that shows a trace id and nothing else, see `edge.py`.
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 import structlog
@@ -136,8 +135,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 def path_of(scope: Scope) -> str:
     """The path as it was requested, percent-encoded."""
-    raw = scope.get("raw_path")
-    return raw.decode("ascii", "replace") if raw else quote(scope["path"])
+    path: bytes = scope["raw_path"]
+    return path.decode("ascii", "replace")
 
 
 def status_problem(status: int, detail: str, **more: Any) -> Problem:

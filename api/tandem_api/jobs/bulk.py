@@ -57,17 +57,13 @@ _items = msgspec.json.Decoder(list[msgspec.Raw])
 router = raw_router("jobs", route_class=PlainRoute)
 
 
-def _array(item: dict[str, str], **limits: int) -> dict[str, object]:
-    return {"type": "array", "items": item, **limits}
-
-
 @router.post(
     "/v1/jobs/bulk",
     responses={
         200: response(
             "One answer for each item, in order",
             {
-                **content(_array(ref("BulkAnswer")), JSON),
+                **content({"type": "array", "items": ref("BulkAnswer")}, JSON),
                 **content(ref("BulkAnswer"), NDJSON),
             },
         ),
@@ -78,7 +74,7 @@ def _array(item: dict[str, str], **limits: int) -> dict[str, object]:
         "requestBody": {
             "required": True,
             "content": {
-                **content(_array(ref("BulkItem"), maxItems=MAX_ITEMS), JSON),
+                **content({"type": "array", "items": ref("BulkItem"), "maxItems": MAX_ITEMS}, JSON),
                 **content(ref("BulkItem"), NDJSON),
             },
         },
@@ -248,7 +244,7 @@ class AnswerSpool:
         self._changed.set()
 
     async def end(self) -> None:
-        """Waits until all is sent. Raises TimeoutError after STALLED_SECONDS without reading."""
+        """Waits until all is sent. Raises TimeoutError after STALLED_SECONDS without progress."""
         self._ended = True
         self._changed.set()
         sent = -1

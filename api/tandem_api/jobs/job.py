@@ -127,7 +127,7 @@ async def _wait_for_end(state: RequestState, record: Record, seconds: float) -> 
     try:
         found = await wait_until(lambda now: now.done, state, record.id, seconds)
     except Unavailable:
-        return record  # the job is accepted, and the client must learn that whatever Redis does now
+        return record  # the job is accepted, and the client must learn that
     return found or record
 
 
@@ -225,7 +225,7 @@ def _no_result(record: Record) -> Problem:
 
 
 def _result_url(id: str, result: bytes) -> str | None:
-    """The URL of a result that the worker stored as a file; None for any other result."""
+    """The URL of a result that the worker has stored as a file; None for any other result."""
     # A file reference as worker/tandem_worker/runtime/run.py writes it, and nothing beside it.
     pattern = rb'\{"file":\{"file":"%b/(result(?:-[0-9]+)?\.json)"[^{}]*\}\}' % id.encode()
     match = re.fullmatch(pattern, result)

@@ -106,10 +106,10 @@ async def find_jobs(
     before: str | None,
     recent: Mapping[str, Record],
 ) -> MergedPage:
-    """Up to `limit` jobs with ids below `before`. Fewer do not mean the end of the list.
+    """Up to `limit` jobs with ids below `before`; fewer do not mean that the list ends.
 
-    `recent` must be read before: a job that the ledger gets in between is then in both, and not in
-    neither.
+    `recent` must have been read before: then a job that the ledger gets meanwhile is found twice,
+    and not missed.
     """
     page = await state["ledger"].find(wanted, before=before, limit=limit)
     records = [record for record in page.records if record.id not in recent]
@@ -194,7 +194,7 @@ def job_filter(
     tags: Iterable[tuple[str, str]],
     errors: list[FieldError],
 ) -> JobFilter:
-    """The filter by `task`, `queue`, `since`, `until`, `q`. Raises Invalid with all `errors`."""
+    """The filter by `task`, `queue`, `since`, `until`, `q`. Raises Invalid if there are errors."""
     since, until = (_stamp(given.get(name), name, errors) for name in ("since", "until"))
     if errors:
         raise Invalid(errors)

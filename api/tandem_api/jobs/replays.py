@@ -1,4 +1,4 @@
-"""Replays: failed or cancelled jobs run again as new jobs, one by id or all of a filter."""
+"""Dead letters: runs failed and cancelled jobs again, one by its id or all that match a filter."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -133,7 +133,7 @@ async def replay_job(request: Request, state: StateDep, id: JobId) -> Response:
 
 
 async def _materials(state: RequestState, ids: Sequence[str]) -> dict[str, ReplayInput]:
-    """What replays need: from Redis, or from the ledger once a record has expired."""
+    """What a replay of these jobs needs, from Redis or, once a record has expired, the ledger."""
     found = await retry_briefly(state["queue"].replay_inputs, ids, tenant=state["tenant"])
     materials = {id: one for id, one in zip(ids, found, strict=True) if one is not None}
     missing = [id for id in ids if id not in materials]

@@ -1,4 +1,4 @@
-"""/openapi.json, from the routes (by FastAPI) and the catalogue (by us), and /docs."""
+"""/openapi.json, made of the routes as FastAPI describes them and the catalogue, and /docs."""
 
 import re
 from contextlib import suppress
@@ -22,9 +22,8 @@ from tandem_shared.jobs.view import JobView
 from tandem_shared.streams.reader import ENTRY_TYPES
 
 ABOUT = (
-    "A task queue over HTTP: submit a job, poll it or wait for it, stream its output, "
-    "fetch its result. "
-    f"Every error is a problem of RFC 9457 (`{problems.MEDIA_TYPE}`)."
+    "A task queue over HTTP: submit a job, poll it or wait for it, stream its output, fetch its"
+    f" result. Every error is a problem of RFC 9457 (`{problems.MEDIA_TYPE}`)."
 )
 TAGS = [
     {"name": "jobs", "description": "Submit, poll, wait, stream, cancel, replay, delete."},
@@ -70,7 +69,7 @@ class Document:
 
 
 def openapi(fastapi: FastAPI, entries: list[CatalogueEntry], *, keys: bool) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of routes and tasks; `keys`: whether a key is needed."""
+    """The OpenAPI 3.1 document of the routes and these tasks; `keys`: whether a key is needed."""
     document = deepcopy(fastapi.openapi())  # FastAPI keeps its part, which takes longest to make
     document["components"]["schemas"] |= {**_static_schemas(), **_task_schemas(entries)}
     document["components"]["securitySchemes"] = {
@@ -89,7 +88,7 @@ def openapi(fastapi: FastAPI, entries: list[CatalogueEntry], *, keys: bool) -> d
 
 
 def _static_schemas() -> dict[str, Any]:
-    """The components that come neither from the catalogue nor from a response model."""
+    """The components that FastAPI does not know and that do not depend on the catalogue."""
     _, schemas = msgspec.json.schema_components([JobView], ref_template=f"{_COMPONENTS}{{name}}")
     job = {**schemas.pop("JobView"), "title": "Job"}
     return {
@@ -186,7 +185,7 @@ def _examples(entries: list[CatalogueEntry]) -> dict[str, Any]:
 
 
 def _payload_schemas(entry: CatalogueEntry, name: str) -> dict[str, Any]:
-    """A task's payload schema and its definitions as components of the document."""
+    """A task's payload schema and its definitions as components, with their references moved."""
     schema = dict(entry.payload_schema)
     definitions: dict[str, Any] = schema.pop("$defs", {})
     names = {key: f"{entry.name}.{_UNSAFE.sub('_', key)}" for key in definitions}

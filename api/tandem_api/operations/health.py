@@ -1,4 +1,4 @@
-"""Probes: `/livez` (the process answers) and `/readyz` (it can accept and return jobs)."""
+"""Probes: `/livez` says whether the process answers, `/readyz` whether it can accept jobs."""
 
 import asyncio
 from typing import Any, Literal

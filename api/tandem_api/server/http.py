@@ -1,6 +1,6 @@
-"""HTTP/1.1 by uvicorn and httptools, with bounds on the head of a request.
+"""HTTP/1.1 by uvicorn and httptools, with limits on the size of a head and on the time it takes.
 
-The bytes of a WebSocket go on in `websocket.py`.
+Connections that are upgraded continue in `websocket.py`.
 """
 
 import asyncio
@@ -125,7 +125,7 @@ class HttpProtocol(HttpToolsProtocol):
         return idle and self.url.partition(b"?")[0] == SOCKET_PATH
 
     def handle_websocket_upgrade(self) -> None:
-        """Hands the connection over; bytes behind the head are not part of a handshake."""
+        """Hands the connection over; drops bytes that came in the same read as the head."""
         self._stop_timer()
         self._refused = True
         super().handle_websocket_upgrade()
@@ -163,7 +163,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _may_answer(self) -> bool:
-        """Whether a response would belong to the latest request, not to one in progress."""
+        """Whether a response would not end up in the middle of another one."""
         if self.cycle is None:
             return True
         if self._in_message:
@@ -172,10 +172,10 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class Cycle(RequestResponseCycle):
-    """uvicorn's cycle, sending a complete response in one write with its headers checked.
+    """uvicorn's, except that a response whose body is one message is sent by one write.
 
-    uvloop passes each write to the kernel: two of them take 5 µs more than one, which is 7 % of a
-    POST. So the head is held back until the first bytes of the body show if they are all.
+    uvloop passes each write to the kernel, and a second one takes 5 µs, which is 7 % of a POST. So
+    the head is held back until the first message of the body. (A stream sends one at once.)
     """
 
     _start: Any = None  # the head that is held back
@@ -185,7 +185,7 @@ class Cycle(RequestResponseCycle):
         # Of several pipelined requests, uvicorn marks only the last one as disconnected.
         self.disconnected = self.disconnected or self.transport.is_closing()
         if message["type"] == "http.response.start" and not self.response_started:
-            # For everybody else the response has started, and no other one can be sent.
+            # The response counts as started, so that nothing else sends another one.
             self._start, self.response_started = message, True
             return
         start, self._start = self._start, None
@@ -223,9 +223,9 @@ class Cycle(RequestResponseCycle):
         self.on_response()
 
 
-# uvicorn names the class of its cycles as a global and offers no other way to choose it.
-# This is the same code with our class. Assigning a cycle's `__class__` later would take 2 µs, since
-# the interpreter then looks its attributes up the slow way.
+# uvicorn's method looks the class of its cycles up as a global, and there is no other place to
+# choose it. This is the same code with our class. (Assigning a cycle's `__class__` later would take
+# 2 µs a request, since the interpreter then gives up its fast access to attributes.)
 _on_headers_complete = FunctionType(
     HttpToolsProtocol.on_headers_complete.__code__,
     {**vars(httptools_impl), "RequestResponseCycle": Cycle},

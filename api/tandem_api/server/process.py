@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import suppress
 
 import structlog
 import uvicorn
@@ -43,7 +44,7 @@ class ApiServer(uvicorn.Server):
         self._drain, self._linger = drain, linger
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serves `linger` seconds more as unready; then ends streams and finishes requests."""
+        """Serves on as unready for `linger` seconds; then ends streams, and finishes requests."""
         self._drain.announce()
         await asyncio.sleep(self._linger)
         self._drain.begin()
@@ -55,7 +56,7 @@ class ApiServer(uvicorn.Server):
             timer.cancel()
 
     def _cancel_requests(self) -> None:
-        """Cancels what still waits, probably for a hanging Redis; Edge answers with 503."""
+        """Cancels requests that still wait, mostly for Redis; Edge answers them with a 503."""
         if waiting := list(self.server_state.tasks):
             log.warning("requests are given up", waiting=len(waiting))
         for task in waiting:
@@ -93,7 +94,7 @@ def ease_collector() -> None:
 
 
 def serve(settings: Settings, sockets: list[socket.socket], *, tied: bool = False) -> int:
-    """Serves until SIGTERM, SIGINT or, if `tied`, the end of stdin; returns the exit code."""
+    """Serves until SIGTERM or SIGINT or, if `tied`, until stdin ends; returns the exit code."""
     allow_connections()
     ease_collector()
     server = make_server(create_app(settings), settings)
@@ -115,9 +116,7 @@ def serve(settings: Settings, sockets: list[socket.socket], *, tied: bool = Fals
 
 
 def _end_with_parent(server: ApiServer) -> None:
-    try:
+    with suppress(OSError):
         while os.read(sys.stdin.fileno(), 1024):
             pass
-    except OSError:
-        pass
     server.should_exit = True

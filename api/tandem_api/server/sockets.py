@@ -12,7 +12,7 @@ MAX_OPEN_FILES = 1 << 16  # of a process, where the system allows so many
 
 
 def allow_connections() -> None:
-    """Raises the limit of open files: each reader of a stream needs one."""
+    """Raises the limit of open files: each reader of a stream holds one, and 1024 are too few."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < limit:

@@ -33,7 +33,7 @@ log = structlog.get_logger()
 def serve_many(
     count: int, sockets: Sequence[socket.socket], argv: Sequence[str], *, linger: float
 ) -> int:
-    """Keeps `count` children running until a signal; returns 1 after a crash loop, else 0."""
+    """Keeps `count` children running until SIGTERM or SIGINT. Returns 1 after a crash loop."""
     with tempfile.TemporaryDirectory(
         prefix="tandem-metrics-", ignore_cleanup_errors=True
     ) as directory:
@@ -51,16 +51,16 @@ class _ProcessGroup:
         self._argv = [sys.executable, "-m", "tandem_api", *argv, *fds]
         self._environment = {**os.environ, SHARED_DIRECTORY: directory}
         self._ending = asyncio.Event()
-        self._crashed = False
 
     async def run(self, count: int) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ending.set)
-        await asyncio.gather(*(self._supervise(number) for number in range(1, count + 1)))
-        return 1 if self._crashed else 0
+        crashed = await asyncio.gather(*map(self._supervise, range(1, count + 1)))
+        return 1 if any(crashed) else 0
 
-    async def _supervise(self, number: int) -> None:
+    async def _supervise(self, number: int) -> bool:
+        """Keeps one child running until the group ends; whether it did so by a crash loop."""
         loop = asyncio.get_running_loop()
         crashes = 0
         while not self._ending.is_set():
@@ -73,7 +73,7 @@ class _ProcessGroup:
             )
             await self._wait(process)
             if self._ending.is_set():
-                return
+                break
             crashes = crashes + 1 if loop.time() - began < SOON_SECONDS else 1
             log.warning(
                 "an API process ended",
@@ -83,12 +83,12 @@ class _ProcessGroup:
                 deaths=crashes,
             )
             if crashes == MAX_CRASHES:
-                self._crashed = True
                 self._ending.set()
-                return
+                return True
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(BACKOFF_SECONDS * 2 ** (crashes - 1)):
                     await self._ending.wait()
+        return False
 
     async def _wait(self, process: asyncio.subprocess.Process) -> None:
         """Returns when the process has ended; ends it when the group does."""

@@ -38,7 +38,7 @@ class Handshake(ServerProtocol):
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's, with bounds on unread data and on incomplete messages.
+    """uvicorn's, with limits on what a client leaves unread or incomplete.
 
     A slow client is one that reads slowly: as long as it reads something within STALLED_SECONDS it
     is served, and its pongs may be as late as the messages before them.
@@ -89,7 +89,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.conn.data_to_send()
 
     def keepalive_timeout(self) -> None:
-        """Closes the connection PONG_SECONDS after the last message that was sent."""
+        """Closes the connection PONG_SECONDS after the last message to the client."""
         left = self._sent_at + PONG_SECONDS - self.loop.time()
         if left > 0:
             self.pong_timer = self.loop.call_later(left, self.keepalive_timeout)
@@ -97,7 +97,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             super().keepalive_timeout()
 
     async def send(self, message: Any) -> None:
-        """Sends when there is room. Raises ClientDisconnected after STALLED_SECONDS."""
+        """Sends once there is room. Raises ClientDisconnected if there is none for too long."""
         if not self.writable.is_set():
             try:
                 async with asyncio.timeout(STALLED_SECONDS):

@@ -28,7 +28,7 @@ class StreamFormat(Protocol):
 
 
 class Truncated(Exception):
-    """The format cannot express the rest: abort the body, so that it looks incomplete."""
+    """The format cannot express the rest of the stream; the body must show that it is cut."""
 
 
 class SseFormat:
@@ -64,7 +64,10 @@ class NdjsonFormat:
 
 
 class CsvFormat:
-    """Output items as CSV (RFC 4180) under the first one's keys; other values are one cell."""
+    """Output items as CSV (RFC 4180) under the keys of the first one.
+
+    An item that is not an object is a row of one cell.
+    """
 
     media_type = f"{CSV}; charset=utf-8; header=present"
     start = b""

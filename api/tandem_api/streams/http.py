@@ -146,7 +146,7 @@ class JobStream(Response):
             await self._run(receive)
 
     async def _run(self, receive: Receive) -> None:
-        """Sends until the job, the reader or this process ends. Raises ClientGone."""
+        """Sends everything up to the end of the job, or of this process. Raises ClientGone."""
         async with self._state["queue"].subscribe(self._record.id) as change:
             leaving = asyncio.create_task(self._watch_client(receive, change))
             try:

@@ -226,7 +226,7 @@ class Subscription:
         self._head = b'{"job":%s,' % _encode(id)
 
     async def run(self) -> None:
-        """Sends all up to the job's end. Raises TandemError, and OSError if the client left."""
+        """Sends all up to the job's end. Raises TandemError, and OSError if the client is gone."""
         state = self._socket.state
         queue, tenant = state["queue"], state["tenant"]
         async with queue.subscribe(self.id) as change:
@@ -270,7 +270,7 @@ class Subscription:
                 more = await self._send_turn(reader, record)
 
     async def _send_turn(self, reader: StreamReader, record: Record) -> bool:
-        """Sends all or, with others in line, TURN_BYTES; returns whether more is left."""
+        """Sends all or, if others wait, TURN_BYTES of it; returns whether more is left."""
         size = 0
         async with aclosing(reader.entries(record)) as entries:
             async for entry in entries:

@@ -1,4 +1,4 @@
-"""The catalogue as this process knows it, read again whenever it changes."""
+"""The catalogue as this process knows it, which is read again whenever it changes."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ log = structlog.get_logger()
 
 
 class Catalogue:
-    """The entries, sorted by name. `number` counts the changes read so far."""
+    """The entries by name, sorted; `number` counts the versions that were read."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
@@ -22,7 +22,7 @@ class Catalogue:
         self.number = 0
 
     async def refresh(self) -> None:
-        """Reads the catalogue if it has changed; calls share one read. Raises Unavailable."""
+        """Reads a changed catalogue; concurrent calls share a read. Raises Unavailable."""
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
             self._reading.add_done_callback(self._read_done)
@@ -49,7 +49,7 @@ class Catalogue:
         log.info("catalogue read", tasks=len(entries))
 
     async def find(self, name: str) -> CatalogueEntry:
-        """The entry of a task, even a new one. Raises UnknownTask and Unavailable."""
+        """The entry of a task, even if it is just published. Raises UnknownTask and Unavailable."""
         if name not in self.entries:
             shared = self._reading is not None
             await self.refresh()

@@ -137,7 +137,7 @@ def _explain_not(error: ValidationError, schemas: Sequence[Any]) -> FieldError:
 
 
 def _description_around(error: ValidationError, schemas: Sequence[Any]) -> Any:
-    """The description beside a `not`, if the schema consists of these two."""
+    """The description beside a `not`, unless the schema has more keywords that it may be about."""
     for schema in schemas:
         found = schema
         try:

@@ -51,7 +51,7 @@ KEY_SCHEMA = _or_null({"type": "string", "minLength": 1, "maxLength": MAX_KEY_BY
 
 
 def job_schema(entry: CatalogueEntry, payload: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a job of this task; `payload` is its schema or a reference to it."""
+    """The schema of a job of this task; `payload` is its payload's schema, or a reference to it."""
     return {
         "type": "object",
         "additionalProperties": False,

@@ -1,4 +1,4 @@
-"""From a request's JSON to a Submission: one validator per task, and its defaults."""
+"""From a request's JSON to a Submission, by one compiled validator per task."""
 
 import time
 from collections.abc import Iterable
@@ -52,7 +52,7 @@ _envelope = msgspec.json.Decoder(Envelope)
 
 
 def _compile(entry: CatalogueEntry) -> CompiledTask:
-    # Under an `$id`, `#/$defs/…` in the payload's schema refers to that schema.
+    # With an `$id`, `#/$defs/…` in the payload's schema refers to that schema, not to the whole.
     payload = {"$id": f"urn:tandem:{entry.name}:{entry.version}", **entry.payload_schema}
     schema = job_schema(entry, payload)
     schema["properties"] |= {"idempotency_key": KEY_SCHEMA}
@@ -127,7 +127,7 @@ class Submissions:
         key: str | None = None,
         traceparent: str | None = None,
     ) -> Submission:
-        """The same job again. Raises Invalid, UnknownTask or Unavailable."""
+        """The same job again, as its task is now. Raises Invalid, UnknownTask and Unavailable."""
         value = {"task": record.task, "payload": decode(material.payload)}
         compiled = await self._task(value)
         _validate(compiled, value, len(material.payload))
