@@ -15,7 +15,7 @@ class FilePart:
     """After `await open()`, `name` and `content_type` are known, and `chunks()` is the file.
 
     Other fields are ignored. Raises Malformed, TooLarge for more than MAX_OVERHEAD_BYTES of them,
-    and Invalid if there is no file or a second one.
+    and Invalid unless the form has exactly one file.
     """
 
     def __init__(self, body: AsyncIterator[bytes], content_type: str) -> None:

@@ -74,7 +74,7 @@ def preferred_wait(request: Request) -> int | None:
 
 
 def traceparent(request: Request) -> str | None:
-    """The W3C trace context; None if there is none or it is not valid."""
+    """The W3C trace context, or None without a valid one."""
     value = headers_of(request).get("traceparent", "")
     valid = len(value) <= MAX_TRACEPARENT_CHARS and TRACEPARENT.fullmatch(value)
     return value if valid else None

@@ -46,8 +46,6 @@ plain = raw_router("jobs", route_class=PlainRoute)
 router = raw_router("jobs")
 
 JobId = Annotated[str, Path(description="The job's id")]
-
-
 _failure = msgspec.json.Decoder(Failure)
 
 

@@ -25,7 +25,7 @@ class Task(BaseModel):
     payload_schema: dict[str, Any]
     result_schema: dict[str, Any]
     defaults: dict[str, Any]
-    example: Any = Field(description="a payload that the schema accepts; null if there is none")
+    example: Any = Field(description="a payload that the schema accepts, or null")
 
 
 class TaskList(BaseModel):

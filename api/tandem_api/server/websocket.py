@@ -97,7 +97,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             super().keepalive_timeout()
 
     async def send(self, message: Any) -> None:
-        """Sends once there is room. Raises ClientDisconnected if there is none for too long."""
+        """Sends once there is room. Raises ClientDisconnected after waiting for too long."""
         if not self.writable.is_set():
             try:
                 async with asyncio.timeout(STALLED_SECONDS):

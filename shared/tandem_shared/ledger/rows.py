@@ -33,7 +33,7 @@ _NUMBERS = {
 COLUMNS = {**_TEXTS, **_NUMBERS}
 # Columns that never change after the submission.
 IMMUTABLE = frozenset(("tenant", "task", "queue", "priority", "submitted", "version", "options"))
-# As api/tandem_api/validation/submission.py limits them.
+# The API validates tags against these limits.
 MAX_TAG_NAME_CHARS, MAX_TAG_VALUE_CHARS = 64, 256
 
 _columns = {field: name for name, field in COLUMNS.items()}
