@@ -130,7 +130,7 @@ async def test_a_call_and_a_stream_survive_a_restart_of_redis(
     pair.stop_redis()
     asking = asyncio.create_task(either.get(job))
     await eventually(
-        lambda: any("cannot serve" in trouble for trouble in either.retry_reasons), START_SECONDS
+        lambda: any("not available" in trouble for trouble in either.retry_reasons), START_SECONDS
     )
     await pair.start_redis()
     assert (await asking).id == job.id
