@@ -19,6 +19,9 @@ STOP_SECONDS = 2.0  # for a lost attempt to be cancelled, or for a lock to be fr
 POLL_SECONDS = 0.2  # between two tries for a lock, unless a message comes first
 
 
+_freeing: set[asyncio.Task[bool]] = set()  # the loop alone would not keep them alive
+
+
 class AttemptStore:
     """The `StepStore` and the `LockStore` of a job, which wait while Redis is unavailable.
 
@@ -29,7 +32,6 @@ class AttemptStore:
         self._queue, self._attempt = queue, attempt
         self._number = 0  # of the last acquisition
         self._acquisitions: dict[int, Acquisition] = {}  # held, or waiting for their turn
-        self._freeing: set[asyncio.Task[bool]] = set()
 
     async def load(self) -> dict[str, bytes]:
         attempt = self._attempt
@@ -108,6 +110,6 @@ class AttemptStore:
 
         self._acquisitions.pop(lock.number, None)
         freeing = asyncio.create_task(free())
-        self._freeing.add(freeing)
-        freeing.add_done_callback(self._freeing.discard)
+        _freeing.add(freeing)
+        freeing.add_done_callback(_freeing.discard)
         return freeing

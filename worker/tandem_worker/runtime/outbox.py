@@ -29,6 +29,7 @@ class Outbox:
             max_items=50,
             size=lambda reports: sum(len(report.body) for report in reports),
         )
+        self.loop = asyncio.get_running_loop()
         self._moves = asyncio.Semaphore(MAX_MOVES)
 
     async def send(self, reports: list[Report]) -> list[str]:

@@ -49,11 +49,12 @@ class JobOutput:
     attempt is over. `store_seconds` from now on, it stops waiting for the file store.
     """
 
-    # Most jobs report nothing: defaults on the class make an attempt cheaper to create.
+    # Most jobs report nothing: defaults on the class keep an attempt cheap.
     full = False  # takes no more reports: too many, or the attempt is over
     stuck = False  # the file store does not take a segment
     dropped = 0  # log entries for which there was no room
     _dropped_logged = 0
+    _packs: deque[_Pack] | tuple[()] = ()
     _error: Exception | None = None  # raised by `output` and `drain`
     _last: _Pack | None = None  # of the packs; it may have room for the next value
     _buffered = 0  # bytes
@@ -78,9 +79,8 @@ class JobOutput:
         self.id, self.token = id, token
         self.on_lost = on_lost
         self._outbox = outbox
-        self._loop = asyncio.get_running_loop()
+        self._loop = outbox.loop
         self._store_until = self._loop.time() + store_seconds
-        self._packs: deque[_Pack] = deque()
 
     async def progress(self, body: bytes) -> None:
         """Report progress. It replaces earlier progress that has not left yet."""
@@ -113,6 +113,7 @@ class JobOutput:
         pack = self._last
         if pack is None or pack.kind != kind or pack.size + size > CHUNK_BYTES + 1:
             self._last = pack = _Pack(kind)
+            self._packs = self._packs or deque()
             self._packs.append(pack)
         pack.parts.append(body)
         pack.size += size
@@ -212,7 +213,7 @@ class JobOutput:
     def _stop(self) -> None:
         """Drop what is buffered, and take no more."""
         self.full = True
-        self._packs.clear()
+        self._packs = ()
         self._last = self._progress = None
         self._buffered = 0
         if self._room is not None:
@@ -295,6 +296,9 @@ class JobOutput:
 
     def abandon(self) -> None:
         """Report nothing more: the attempt is over, or has lost its job."""
+        if self._writing is None:
+            self.full = True  # nothing was reported
+            return
         for task in (self._writing, self._moving):
             if task is not None:
                 task.cancel()

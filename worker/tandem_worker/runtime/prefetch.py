@@ -78,7 +78,7 @@ class Prefetch:
 
     def pop(self) -> Prefetched | None:
         """The job to start next."""
-        return self._remove(next(iter(self._waiting), ""))
+        return self._remove(next(iter(self._waiting))) if self._waiting else None
 
     def drop(self, id: str, cause: Cause) -> None:
         """Do not start this job; does nothing if it is not waiting here."""

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -72,7 +71,7 @@ class Run:
             runtime.outbox,
             claimed.id,
             claimed.token,
-            partial(self.stop, "lost"),
+            self._lost,
             # As long as the lease is renewed: longer than the code may take.
             store_seconds=self.options.timeout + queue.grace,
         )
@@ -93,6 +92,9 @@ class Run:
             find=queue.get,
             in_thread=runtime.pools.threads.call,
         )
+
+    def _lost(self) -> None:
+        self.stop("lost")
 
     def stop(self, cause: Cause) -> None:
         """Cancel the run. The first cause counts, except that a lost lease overrides all others."""
