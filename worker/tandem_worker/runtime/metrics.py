@@ -6,7 +6,7 @@ of them.
 
 import contextlib
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sized
 from itertools import accumulate
 from typing import Any, Literal, get_args
@@ -59,26 +59,20 @@ class WorkerMetrics(Collector):
     def __init__(self, running: Sized, capacity: int) -> None:
         self._running, self._capacity = running, capacity
         self._outcomes: Counter[tuple[str, str]] = Counter()
-        self._waits: dict[str, Durations] = {}  # by task
-        self._runs: dict[str, Durations] = {}
+        self._waits: defaultdict[str, Durations] = defaultdict(Durations)  # by task
+        self._runs: defaultdict[str, Durations] = defaultdict(Durations)
         self._writes = Durations()
         self._phases: dict[Phase, Durations] = {phase: Durations() for phase in get_args(Phase)}
         self._items: dict[Phase, int] = dict.fromkeys(self._phases, 0)
 
     def attempt_started(self, task: str, waited: float) -> None:
         """Count an attempt that started `waited` seconds after it was due."""
-        durations = self._waits.get(task)
-        if durations is None:
-            durations = self._waits[task] = Durations()
-        durations.observe(max(0.0, waited))
+        self._waits[task].observe(max(0.0, waited))
 
     def attempt_ended(self, task: str, finish: Finish | None, ran: float) -> None:
         """Count an attempt that ran for `ran` seconds. None: the worker no longer held the job."""
         self._outcomes[task, "lost" if finish is None else finish.outcome] += 1
-        durations = self._runs.get(task)
-        if durations is None:
-            durations = self._runs[task] = Durations()
-        durations.observe(ran)
+        self._runs[task].observe(ran)
 
     def outcome_written(self, seconds: float) -> None:
         """Count an outcome that reached Redis `seconds` after its attempt ended."""
