@@ -39,12 +39,8 @@ def encode(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
     return data
 
 
-_decode_exactly = msgspec.json.Decoder(float_hook=Decimal).decode
-
-
-def decode_exactly(body: bytes) -> Any:
-    """The JSON value, with its fractions as Decimal: a float would round their digits."""
-    return _decode_exactly(body)
+# The JSON value, with its fractions as Decimal: a float would round their digits.
+decode_exactly = msgspec.json.Decoder(float_hook=Decimal).decode
 
 
 def non_finite(value: float) -> str:

@@ -19,6 +19,7 @@ from tandem_worker.archives.compression import ByteSink, Compression, Deflating
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.sync import SyncFiles
+from tandem_worker.tables.batches import batched
 from tandem_worker.tables.names import output_name, split_name, uncompressed
 from tandem_worker.tables.parquet import ParquetReader, ParquetWriter
 from tandem_worker.tables.reader import FileRow
@@ -30,23 +31,12 @@ from tandem_worker.tables.writers import JsonWriter, open_writer
 ColumnType = Literal["int64", "double", "bool", "string"]  # Arrow's names
 
 BATCH_ROWS = 4096
-BATCH_CHARS = 4 << 20  # of the source
-_EXACT_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,14}")
-_DOUBLE = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:e[+-][0-9]{2,3})?")
-
-
-def _is_exact_double(text: str) -> bool:
-    """Whether the text is what its double is written as, or an integer that a double holds."""
-    if _EXACT_INTEGER.fullmatch(text):
-        return True
-    return _DOUBLE.fullmatch(text) is not None and repr(float(text)) == text
-
-
-_MATCHES: dict[ColumnType, Callable[[str], object]] = {
-    "int64": re.compile(r"0|-?[1-9][0-9]{0,17}").fullmatch,
-    "double": _is_exact_double,
-    "bool": {"true", "false", "True", "False", "TRUE", "FALSE"}.__contains__,
-}
+BATCH_BYTES = 4 << 20  # of the source
+_is_int64 = re.compile(r"0|-?[1-9][0-9]{0,17}").fullmatch
+_is_exact_integer = re.compile(r"0|-?[1-9][0-9]{0,14}").fullmatch  # as a double
+_EXACT_INTEGER_CHARS = 15
+_NOT_FINITE = frozenset({"nan", "inf", "-inf"})
+_BOOLS = frozenset({"true", "false", "True", "False", "TRUE", "FALSE"})
 _PARSERS: dict[ColumnType, Callable[[str], Any]] = {
     "int64": int,
     "double": float,
@@ -101,20 +91,42 @@ def _read_csv(source: TableSource, to: TableFormat) -> tuple[Columns, Iterator[C
 
 
 def _column_types(width: int, rows: Iterator[FileRow]) -> list[ColumnType]:
-    possible: list[list[ColumnType]] = [list(_MATCHES) for _ in range(width)]
+    possible: list[list[ColumnType]] = [["int64", "double", "bool"] for _ in range(width)]
     filled = [False] * width
     for batch in _batches(rows):
         for index, column in enumerate(zip(*batch, strict=True)):
-            if possible[index]:
-                fields = [field for field in column if field is not None]
-                filled[index] = filled[index] or bool(fields)
-                possible[index] = [
-                    type_ for type_ in possible[index] if all(map(_MATCHES[type_], fields))
-                ]
+            if possible[index] and (fields := [field for field in column if field is not None]):
+                filled[index] = True
+                possible[index] = _fitting(possible[index], fields)
     return [
         types[0] if types and full else "string"
         for types, full in zip(possible, filled, strict=True)
     ]
+
+
+def _fitting(types: list[ColumnType], fields: list[str]) -> list[ColumnType]:
+    """Those of the types that all fields have."""
+    fitting: list[ColumnType] = []
+    if "int64" in types and all(map(_is_int64, fields)):
+        fitting.append("int64")
+    if "double" in types:
+        # Short integers need no look at their doubles.
+        short = bool(fitting) and max(map(len, fields)) <= _EXACT_INTEGER_CHARS
+        if short or _are_doubles(fields):
+            fitting.append("double")
+    if "bool" in types and _BOOLS.issuperset(fields):
+        fitting.append("bool")
+    return fitting
+
+
+def _are_doubles(fields: list[str]) -> bool:
+    """Whether all are written as their doubles are, or are integers that a double holds."""
+    try:
+        texts = map(repr, map(float, fields))
+        changed = [field for field, text in zip(fields, texts, strict=True) if field != text]
+    except ValueError:
+        return False
+    return all(map(_is_exact_integer, changed)) and _NOT_FINITE.isdisjoint(fields)
 
 
 def _typed(rows: Iterator[FileRow], types: list[ColumnType] | list[None]) -> Iterator[ColumnBatch]:
@@ -140,16 +152,8 @@ def _read_objects(source: TableSource) -> tuple[Columns, Iterator[ColumnBatch]]:
 
 def _batches(rows: Iterator[FileRow]) -> Iterator[list[Any]]:
     """The rows' values, as many as are converted at once."""
-    batch: list[Any] = []
-    size = 0
-    for row in rows:
-        batch.append(row.value)
-        size += len(row.text)
-        if len(batch) == BATCH_ROWS or size > BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    for batch in batched(rows, BATCH_ROWS, BATCH_BYTES):
+        yield [row.value for row in batch]
 
 
 def _json_to_json(source: TableSource, to: TableFormat, out: Deflating) -> int:

@@ -10,13 +10,13 @@ import csv
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from decimal import Decimal
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from tandem_worker.archives.compression import Compression, compression_of, inflated
+from tandem_worker.encoding import decode_exactly
 from tandem_worker.errors import Permanent
 from tandem_worker.tables.json_array import elements
 from tandem_worker.tables.schema import distinct
@@ -32,7 +32,6 @@ from tandem_worker.tables.text import (
 
 OnBad = Literal["fail", "keep"]
 
-_decode_exactly = msgspec.json.Decoder(float_hook=Decimal).decode
 _BAD_ROW_CHARS = 1000  # of a row that cannot be read, kept as its value
 
 
@@ -192,7 +191,7 @@ def json_rows(
     exact: bool = False,
 ) -> Iterator[FileRow]:
     """The values of JSON texts, without the blank ones; with `objects` all others are bad."""
-    decode = _decode_exactly if exact else msgspec.json.decode
+    decode = decode_exactly if exact else msgspec.json.decode
     for line, given in enumerate(texts, 1):
         # A file that was joined from several may have a byte order mark at any line.
         text = given.strip().removeprefix("\ufeff")

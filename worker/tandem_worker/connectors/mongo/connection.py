@@ -64,9 +64,9 @@ _RAW: Any = DECODING.with_options(document_class=RawBSONDocument)
 _DUPLICATE_CODE = 11000
 
 BsonDocument = dict[str, Any]
-Work = Callable[
-    [AsyncIOMotorCollection[BsonDocument], AsyncIOMotorClientSession], Awaitable[BsonDocument]
-]
+MotorCollection = AsyncIOMotorCollection[BsonDocument]
+MotorSession = AsyncIOMotorClientSession
+Work = Callable[[MotorCollection, MotorSession], Awaitable[BsonDocument]]
 
 
 class CollectionRef(NamedTuple):
@@ -230,9 +230,7 @@ class MongoConnection:
     ) -> BsonDocument:
         """`{matched, modified, upserted}`; applied once if the server has transactions."""
 
-        async def work(
-            collection: AsyncIOMotorCollection[BsonDocument], session: AsyncIOMotorClientSession
-        ) -> BsonDocument:
+        async def work(collection: MotorCollection, session: MotorSession) -> BsonDocument:
             change = collection.update_many if many else collection.update_one
             done = await change(filter, update, upsert=upsert, session=session)
             return {
@@ -248,9 +246,7 @@ class MongoConnection:
     ) -> BsonDocument:
         """`{deleted}`; applied once if the server has transactions."""
 
-        async def work(
-            collection: AsyncIOMotorCollection[BsonDocument], session: AsyncIOMotorClientSession
-        ) -> BsonDocument:
+        async def work(collection: MotorCollection, session: MotorSession) -> BsonDocument:
             delete = collection.delete_many if many else collection.delete_one
             return {"deleted": (await delete(filter, session=session)).deleted_count}
 
@@ -279,12 +275,12 @@ class MongoConnection:
                     raise task_error(error, self.name) from None
             return self._client
 
-    async def _collection(self, target: CollectionRef) -> AsyncIOMotorCollection[BsonDocument]:
+    async def _collection(self, target: CollectionRef) -> MotorCollection:
         check_collection(target.name)
         return (await self.database(target.database))[target.name]
 
     @asynccontextmanager
-    async def _session(self, deadline: float) -> AsyncIterator[AsyncIOMotorClientSession]:
+    async def _session(self, deadline: float) -> AsyncIterator[MotorSession]:
         """A session for one job, so that its commands can be stopped on the server with the job."""
         client = await self._open()
         # Ask first: a command would look for a server until the job's deadline.

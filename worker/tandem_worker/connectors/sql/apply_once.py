@@ -72,23 +72,24 @@ async def apply_once(
 
 async def _table(connection: SqlConnection, timeout: float) -> str:
     """The full name of the marker table, which is created if it is missing."""
-    find = _FIND[connection.dialect]
-    async with connection.transaction(timeout=timeout) as transaction:
-        found = await transaction.first(find)
-    if found is None:
-        try:
-            # In a separate transaction: other jobs that need the table do not wait for this job's
-            # work.
-            async with connection.transaction(timeout=timeout) as transaction:
-                await transaction.execute(_TABLE)
-        except TaskError as error:
-            async with connection.transaction(timeout=timeout) as transaction:
-                found = await transaction.first(find)
-            if found is None:  # nor has another job created it meanwhile
-                message = f"the table tandem_applied cannot be created: {error.message}"
-                raise TaskError(error.type, message, error.retryable) from None
+    table = await _find_table(connection, timeout)
+    if table is not None:
+        return table
+    failure: TaskError = Permanent("sql_error", "it is not found afterwards")
+    try:
+        # In a separate transaction: other jobs that need the table do not wait for this job's work.
         async with connection.transaction(timeout=timeout) as transaction:
-            found = await transaction.first(find)
-    if found is None:
-        raise Permanent("sql_error", "the table tandem_applied was created but is not found")
-    return str(found["name"])
+            await transaction.execute(_TABLE)
+    except TaskError as error:
+        failure = error
+    table = await _find_table(connection, timeout)
+    if table is None:  # nor has another job created it meanwhile
+        message = f"the table tandem_applied cannot be created: {failure.message}"
+        raise TaskError(failure.type, message, failure.retryable)
+    return table
+
+
+async def _find_table(connection: SqlConnection, timeout: float) -> str | None:
+    async with connection.transaction(timeout=timeout) as transaction:
+        found = await transaction.first(_FIND[connection.dialect])
+    return None if found is None else str(found["name"])

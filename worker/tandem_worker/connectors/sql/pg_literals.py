@@ -19,13 +19,13 @@ import msgspec
 from tandem_worker.connectors.sql.pg_exchange import is_binary
 from tandem_worker.connectors.sql.pg_text import read_array
 from tandem_worker.connectors.sql.pg_types import PgType, unwrapped
+from tandem_worker.encoding import decode_exactly
 from tandem_worker.errors import TaskError
 
 Types = Mapping[int, PgType]
 
 MAX_PLAIN_EXPONENT = 150_000  # a numeric has at most 131,072 digits before its point
 _encode_json = msgspec.json.Encoder(decimal_format="number").encode
-_decode_json = msgspec.json.Decoder(float_hook=Decimal).decode
 _INTEGER = re.compile(r"\s*[+-]?\d+(?:_\d+)*\s*", re.ASCII)
 _FLOAT = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", re.ASCII)
 _FLOAT_NAMES = re.compile(r"\s*[+-]?(?:nan|inf|infinity)\s*", re.IGNORECASE)
@@ -74,7 +74,7 @@ def _listed(text: str) -> list[Any]:
     """The items of an array as text, PostgreSQL's or JSON."""
     if text.startswith("["):
         try:
-            return msgspec.convert(_decode_json(text), list[Any])
+            return msgspec.convert(decode_exactly(text), list[Any])
         except (msgspec.MsgspecError, RecursionError):
             pass
     if not text.lstrip().startswith(("{", "[")):
@@ -194,7 +194,7 @@ def _text_literal(value: str, one: PgType, types: Types) -> str:
     if not is_structured(one) or not value.startswith(("[", "{")):
         return value
     try:
-        decoded = _decode_json(value)
+        decoded = decode_exactly(value)
     except (msgspec.DecodeError, RecursionError):
         return value
     wanted = Mapping if one.kind in ("c", "r") else list

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import bson
 import msgspec
@@ -67,7 +67,7 @@ async def export(job: Job, payload: MongoExport) -> MongoExported:
     count = 0
 
     async def pieces(
-        documents: AsyncIterator[RawBSONDocument], encoder: _DocumentEncoder
+        documents: AsyncIterator[RawBSONDocument], encoder: "_JsonEncoder | _TableEncoder"
     ) -> AsyncIterator[bytes]:
         nonlocal count
         async for chunk in _chunks(documents):
@@ -101,18 +101,8 @@ async def _chunks(documents: AsyncIterator[RawBSONDocument]) -> AsyncIterator[li
         yield chunk
 
 
-class _DocumentEncoder(Protocol):
-    """Makes a file of BSON documents. It computes: call it in a thread."""
-
-    def write(self, documents: Sequence[bytes]) -> bytes:
-        """Append documents; returns the bytes of the file that are ready."""
-
-    def end(self) -> Iterator[bytes]:
-        """The rest of the file, in pieces."""
-
-
 @contextmanager
-def _open_encoder(payload: MongoExport) -> Iterator[_DocumentEncoder]:
+def _open_encoder(payload: MongoExport) -> Iterator["_JsonEncoder | _TableEncoder"]:
     if payload.format in ("ndjson", "json"):
         yield _JsonEncoder(payload)
         return
@@ -122,6 +112,8 @@ def _open_encoder(payload: MongoExport) -> Iterator[_DocumentEncoder]:
 
 
 class _JsonEncoder:
+    """Makes NDJSON or a JSON array of BSON documents. It computes: call it in a thread."""
+
     def __init__(self, payload: MongoExport) -> None:
         self._form = payload.extended_json
         self._buffer = Buffer()
@@ -129,10 +121,12 @@ class _JsonEncoder:
         self._writer = JsonWriter(out, array=payload.format == "json")
 
     def write(self, documents: Sequence[bytes]) -> bytes:
+        """Append documents; returns the bytes of the file that are ready."""
         self._writer.add([to_json(_decode(document), self._form) for document in documents])
         return self._buffer.take()
 
     def end(self) -> Iterator[bytes]:
+        """The rest of the file, in pieces."""
         self._writer.end()
         yield self._buffer.take()
 

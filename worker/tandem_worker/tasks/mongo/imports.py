@@ -16,12 +16,18 @@ from tandem_worker.connectors.mongo.allowlist import check_document
 from tandem_worker.errors import TaskError
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
+from tandem_worker.tables.batches import batched
 from tandem_worker.tables.names import format_of
 from tandem_worker.tables.reader import read_objects
 from tandem_worker.tables.stored import StoredBytes
 from tandem_worker.tables.table import TableFormat
 from tandem_worker.task import task
-from tandem_worker.tasks.mongo.inserts import Inserts, NumberedDocument, next_batch
+from tandem_worker.tasks.mongo.inserts import (
+    BATCH_BYTES,
+    BATCH_DOCUMENTS,
+    Inserts,
+    NumberedDocument,
+)
 from tandem_worker.tasks.mongo.payloads import MongoTarget, collection_ref, to_document
 from tandem_worker.tasks.payload import FILE_EXAMPLE, InputCompression
 
@@ -67,7 +73,9 @@ async def import_file(job: Job, payload: MongoImport) -> MongoImported:
         job.log.warning("not imported", number=number, reason=reason)
 
     inserts = Inserts(job.mongo(payload.connection), collection_ref(job, payload), job.id, report)
-    while batch := await asyncio.to_thread(next_batch, documents):
+    batches = batched(documents, BATCH_DOCUMENTS, BATCH_BYTES)
+    batch: list[NumberedDocument]
+    while batch := await asyncio.to_thread(next, batches, []):
         await inserts.add(batch)
         await job.progress(stored.bytes_read, source.size)
     await job.progress(source.size or 0, source.size)

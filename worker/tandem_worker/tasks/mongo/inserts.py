@@ -1,7 +1,6 @@
 """The inserts of one job into a MongoDB collection, applied once."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from tandem_worker.connectors.mongo.connection import CollectionRef, MongoConnection, Rejected
@@ -71,15 +70,3 @@ class Inserts:
         self.bad += 1
         if self.bad <= MAX_REPORTED:
             self._report(number, reason)
-
-
-def next_batch(documents: Iterator[NumberedDocument]) -> list[NumberedDocument]:
-    """The next documents to insert together; empty at the end."""
-    batch: list[NumberedDocument] = []
-    size = 0
-    for document in islice(documents, BATCH_DOCUMENTS):
-        batch.append(document)
-        size += document.size
-        if size >= BATCH_BYTES:
-            break
-    return batch

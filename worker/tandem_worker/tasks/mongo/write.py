@@ -1,6 +1,6 @@
 """`mongo.insert`, `mongo.update` and `mongo.delete`."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -125,9 +125,7 @@ async def update(job: Job, payload: MongoUpdate) -> MongoUpdated:
         many=payload.many,
         upsert=payload.upsert,
     )
-    return MongoUpdated(
-        matched=done["matched"], modified=done["modified"], upserted=done["upserted"]
-    )
+    return cast("MongoUpdated", done)
 
 
 @task(
@@ -141,4 +139,4 @@ async def delete(job: Job, payload: MongoDelete) -> MongoDeleted:
     allowlist.check_filter(filter)
     connection = job.mongo(payload.connection)
     done = await connection.delete(collection_ref(job, payload), job.id, filter, many=payload.many)
-    return {"deleted": done["deleted"]}
+    return cast("MongoDeleted", done)

@@ -4,7 +4,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
-from itertools import chain, islice
+from itertools import chain
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Self
 
 import msgspec
@@ -21,6 +21,7 @@ from tandem_worker.errors import Permanent
 from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job
+from tandem_worker.tables.batches import batched
 from tandem_worker.tables.names import format_of
 from tandem_worker.tables.reader import FileRow, read_objects, read_table
 from tandem_worker.tables.stored import StoredBytes
@@ -270,24 +271,14 @@ async def _bad_rows_file(job: Job, counts: _Counts) -> FileRef | None:
 
 async def _batches(rows: Iterator[FileRow], size: int) -> AsyncGenerator[list[FileRow], None]:
     """Batches of rows; the next one is read while the database writes this one."""
-    reading = asyncio.create_task(asyncio.to_thread(_next_batch, rows, size))
+    batches = batched(rows, size, BATCH_BYTES)
+    reading = asyncio.create_task(asyncio.to_thread(next, batches, []))
     try:
         while batch := await reading:
-            reading = asyncio.create_task(asyncio.to_thread(_next_batch, rows, size))
+            reading = asyncio.create_task(asyncio.to_thread(next, batches, []))
             yield batch
     finally:
         reading.cancel()
-
-
-def _next_batch(rows: Iterator[FileRow], size: int) -> list[FileRow]:
-    batch: list[FileRow] = []
-    batch_bytes = 0
-    for row in islice(rows, size):
-        batch.append(row)
-        batch_bytes += row.size
-        if batch_bytes > BATCH_BYTES:
-            break
-    return batch
 
 
 async def _contents(file: Any) -> AsyncIterator[bytes]:
