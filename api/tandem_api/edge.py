@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tandem_api.auth import ApiKeys
 from tandem_api.drain import Drain
-from tandem_api.http.headers import TRACEPARENT, read_headers
+from tandem_api.http.parameters import TRACEPARENT, read_headers
 from tandem_api.http.problems import (
     RETRY_AFTER_SECONDS,
     Problem,

@@ -37,7 +37,7 @@ class RequestState(AppState):
     """The same, with what `edge.py` adds for each request."""
 
     tenant: str
-    headers: Mapping[str, str]  # see `http.headers.read_headers`
+    headers: Mapping[str, str]  # see `http.parameters.read_headers`
 
 
 def state_of(request: Request) -> RequestState:

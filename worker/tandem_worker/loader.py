@@ -6,14 +6,7 @@ from collections.abc import Iterable
 from tandem_shared.errors import Misconfigured
 from tandem_worker.signature import describe
 from tandem_worker.task import Task, find_task
-
-_BUILT_IN_NAMES = (
-    *("email", "file.archive", "file.convert", "file.hash", "file.split"),
-    *("http.download", "http.gather", "http.request", "http.webhook"),
-    *("mongo.export", "mongo.find", "mongo.imports", "mongo.write"),
-    *("sql.execute", "sql.export", "sql.imports", "sql.query"),
-)
-BUILT_IN = tuple(f"tandem_worker.tasks.{name}" for name in _BUILT_IN_NAMES)
+from tandem_worker.tasks import BUILT_IN
 
 
 def load_tasks(modules: Iterable[str]) -> dict[str, Task]:

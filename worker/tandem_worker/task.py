@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from tandem_shared import catalogue
 from tandem_shared.jobs.states import Priority
-from tandem_shared.retry import RetryPolicy
+from tandem_shared.retry_policy import RetryPolicy
 from tandem_shared.settings import QUEUE_NAME_PATTERN
 from tandem_shared.times import Duration, parse_duration
 from tandem_worker.encoding import decode_exactly, encode

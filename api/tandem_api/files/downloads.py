@@ -10,7 +10,8 @@ from fastapi import HTTPException, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
 from tandem_api.files.uploads import FileId, progress_headers
-from tandem_api.http.headers import NO_CACHE, headers_of, matches
+from tandem_api.http.caching import NO_CACHE
+from tandem_api.http.parameters import headers_of, matches
 from tandem_api.jobs.job import JobId
 from tandem_api.openapi.describe import (
     BINARY,

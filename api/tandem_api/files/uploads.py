@@ -17,7 +17,8 @@ from pydantic import BaseModel, Field
 from tandem_api.files.labels import MAX_LABEL_CHARS, disposition_name, label, media_type
 from tandem_api.files.multipart import MAX_OVERHEAD_BYTES, FilePart
 from tandem_api.http.body import JsonBytes, body_chunks, refuse_coding, refuse_length
-from tandem_api.http.headers import NO_STORE, headers_of
+from tandem_api.http.caching import NO_STORE
+from tandem_api.http.parameters import headers_of
 from tandem_api.openapi.describe import (
     BINARY,
     BODY_PROBLEMS,

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from tandem_api.http.headers import headers_of
+from tandem_api.http.parameters import headers_of
 from tandem_shared.errors import Invalid, Malformed, TooLarge
 
 MAX_DEPTH = 64  # levels of JSON

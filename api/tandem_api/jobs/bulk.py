@@ -26,9 +26,8 @@ from tandem_api.http.body import (
     decode,
     read_body,
 )
-from tandem_api.http.headers import headers_of, traceparent
+from tandem_api.http.parameters import headers_of, traceparent
 from tandem_api.http.problems import error_problem
-from tandem_api.http.retry import retry_briefly
 from tandem_api.http.routing import PlainRoute
 from tandem_api.openapi.describe import (
     BODY_PROBLEMS,
@@ -38,6 +37,7 @@ from tandem_api.openapi.describe import (
     ref,
     response,
 )
+from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import state_of
 from tandem_shared.errors import Invalid, Malformed, TandemError, TooLarge, Unavailable
 from tandem_shared.jobs.record import Submission

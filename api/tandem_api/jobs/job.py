@@ -7,8 +7,9 @@ import msgspec
 from fastapi import Path, Request, Response
 
 from tandem_api.http.body import JSON, JsonBytes, content_type, read_body
-from tandem_api.http.headers import (
-    NO_CACHE,
+from tandem_api.http.caching import NO_CACHE
+from tandem_api.http.parameters import (
+    MAX_WAIT_SECONDS,
     flag,
     headers_of,
     idempotency_key,
@@ -18,7 +19,6 @@ from tandem_api.http.headers import (
     wait_parameter,
 )
 from tandem_api.http.problems import RETRY_AFTER_SECONDS, Problem
-from tandem_api.http.retry import MAX_WAIT_SECONDS, retry_briefly
 from tandem_api.http.routing import JOB, PlainRoute
 from tandem_api.jobs.lookup import find_in_ledger, find_job, wait_until
 from tandem_api.openapi.describe import (
@@ -34,6 +34,7 @@ from tandem_api.openapi.describe import (
     ref,
     response,
 )
+from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState, StateDep, state_of
 from tandem_shared.errors import Conflict, Unavailable
 from tandem_shared.files.names import job_folder

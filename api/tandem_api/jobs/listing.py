@@ -14,8 +14,7 @@ import msgspec
 from fastapi import Request, Response
 
 from tandem_api.http.body import JSON, JsonBytes
-from tandem_api.http.headers import NO_CACHE
-from tandem_api.http.retry import retry_briefly
+from tandem_api.http.caching import NO_CACHE
 from tandem_api.openapi.describe import (
     TIME,
     content,
@@ -25,6 +24,7 @@ from tandem_api.openapi.describe import (
     ref,
     response,
 )
+from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState, StateDep
 from tandem_api.validation.messages import FieldError
 from tandem_shared.errors import Invalid, Malformed

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable
 
-from tandem_api.http.retry import MAX_WAIT_SECONDS, retry_briefly
+from tandem_api.http.parameters import MAX_WAIT_SECONDS
+from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState
 from tandem_shared.errors import NotFound
 from tandem_shared.jobs.ids import ID_CHARS, id_time

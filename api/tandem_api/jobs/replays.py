@@ -9,9 +9,9 @@ from jsonschema_rs import Draft202012Validator
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, WithJsonSchema
 
 from tandem_api.http.body import JSON, content_type, decode_object, read_body
-from tandem_api.http.headers import idempotency_key, no_store, preferred_wait, traceparent
+from tandem_api.http.caching import no_store
+from tandem_api.http.parameters import idempotency_key, preferred_wait, traceparent
 from tandem_api.http.problems import error_problem
-from tandem_api.http.retry import retry_briefly
 from tandem_api.http.routing import JOB
 from tandem_api.jobs.job import JobId, submit
 from tandem_api.jobs.listing import (
@@ -35,6 +35,7 @@ from tandem_api.openapi.describe import (
     problems,
     ref,
 )
+from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState, StateDep
 from tandem_api.validation.messages import explain
 from tandem_api.validation.schema import TAGS_SCHEMA

@@ -5,9 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from tandem_api.http.body import JSON
-from tandem_api.http.headers import MAX_KEY_BYTES
+from tandem_api.http.parameters import MAX_KEY_BYTES, MAX_WAIT_SECONDS
 from tandem_api.http.problems import MEDIA_TYPE, STATUSES
-from tandem_api.http.retry import MAX_WAIT_SECONDS
 from tandem_api.http.routing import DocumentedRoute
 
 Responses = dict[int | str, dict[str, Any]]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from fastapi import Depends, Request, Response
 from pydantic import BaseModel, Field
 
-from tandem_api.http.headers import no_store
+from tandem_api.http.caching import no_store
 from tandem_api.http.problems import RETRY_AFTER_SECONDS, status_problem
 from tandem_api.openapi.describe import json_router, problems
 from tandem_api.state import StateDep

@@ -8,7 +8,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from tandem_api.http.headers import NO_STORE, headers_of
+from tandem_api.http.caching import NO_STORE
+from tandem_api.http.parameters import headers_of
 from tandem_api.metrics import RequestMetrics
 from tandem_api.openapi.describe import content, json_router, problems, response
 from tandem_api.state import StateDep

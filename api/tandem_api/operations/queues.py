@@ -6,9 +6,9 @@ from typing import Annotated
 from fastapi import Depends, Path
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PlainSerializer
 
-from tandem_api.http.headers import no_cache
-from tandem_api.http.retry import retry_briefly
+from tandem_api.http.caching import no_cache
 from tandem_api.openapi.describe import COMMON, json_router, problems
+from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState, StateDep
 from tandem_shared.errors import NotFound
 from tandem_shared.queue.messages import QueueStats, WorkerInfo

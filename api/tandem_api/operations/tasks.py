@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Path
 from pydantic import BaseModel, ConfigDict, Field
 
-from tandem_api.http.headers import no_cache
+from tandem_api.http.caching import no_cache
 from tandem_api.openapi.describe import COMMON, json_router, problems
 from tandem_api.state import StateDep
 from tandem_shared.catalogue import CatalogueEntry

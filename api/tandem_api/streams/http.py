@@ -12,7 +12,7 @@ from contextlib import suppress
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
-from tandem_api.http.headers import headers_of
+from tandem_api.http.parameters import headers_of
 from tandem_api.http.routing import JOB, PlainRoute
 from tandem_api.jobs.lookup import find_job
 from tandem_api.openapi.describe import (

@@ -18,7 +18,7 @@ from starlette.routing import WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 
 from tandem_api.http.problems import Problem, error_problem, status_problem, unexpected_problem
-from tandem_api.http.retry import retry_briefly
+from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState
 from tandem_api.streams.follow import follow
 from tandem_shared.errors import BadCursor, Malformed, NotFound, TandemError, Unavailable

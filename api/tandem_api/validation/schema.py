@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from tandem_api.http.headers import MAX_KEY_BYTES
+from tandem_api.http.parameters import MAX_KEY_BYTES
 from tandem_shared.catalogue import CatalogueEntry
 from tandem_shared.jobs.states import PRIORITIES
 from tandem_shared.ledger.rows import MAX_TAG_NAME_CHARS, MAX_TAG_VALUE_CHARS
-from tandem_shared.retry import RETRY_SCHEMA
+from tandem_shared.retry_policy import RETRY_SCHEMA
 from tandem_shared.settings import QUEUE_NAME_PATTERN
 from tandem_shared.times import DURATION_SCHEMA
 

@@ -9,7 +9,7 @@ import structlog
 from jsonschema_rs import Draft202012Validator, ReferencingError, ValidationError
 
 from tandem_api.http.body import decode, decode_object
-from tandem_api.http.headers import MAX_KEY_BYTES
+from tandem_api.http.parameters import MAX_KEY_BYTES
 from tandem_api.validation.catalogue import Catalogue
 from tandem_api.validation.messages import FieldError, explain
 from tandem_api.validation.schema import KEY_SCHEMA, NOT_AVAILABLE, job_schema

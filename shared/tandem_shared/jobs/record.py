@@ -43,7 +43,7 @@ from msgspec import UNSET
 
 from tandem_shared.jobs.states import FINAL, STATES, Outcome, Priority, State
 from tandem_shared.jobs.view import JobAttempt, JobError, JobFile, JobView
-from tandem_shared.retry import DEFAULT_MAX_ATTEMPTS
+from tandem_shared.retry_policy import DEFAULT_MAX_ATTEMPTS
 from tandem_shared.times import rfc3339, rfc3339_of_stamp
 
 RECORD_FORMAT = 1  # a script that meets a newer format parks the job for a newer worker

@@ -9,9 +9,10 @@ commands share; PARTS lists the parts of each command in the order in which they
     lib/limits    concurrency and rate limits of tasks
     lib/locks     who holds a lock, and who waits for it
     lib/leave     the exits: out of `running`, or from a waiting place to a final state
-    lib/upkeep    what time brings about: ended leases, due jobs, expiries, pauses
+    lib/leases    when leases end, also after Redis was away or its clock has jumped
+    lib/due       what is due: ended leases, due jobs, expiries, gates of limits, pauses
     lib/enter     the entry of new jobs
-    lib/admit     the entry to `running`, and what keeps a job from it
+    lib/start     the entry to `running`, and what keeps a job from it
     <name>.lua    the command: reads its arguments from ARGV[4] on, returns the reply
 
 KEYS[1] is the shard's prefix; ARGV[1..3] are lease, retention and cancel grace in ms. A script that
@@ -40,22 +41,23 @@ ENTRY_BYTES = 64  # what an entry of a stream counts as besides its body
 
 # Commands that start without `spare` need memory: Redis refuses them while it is full.
 _LEAVE = ("spare", "record", "limits", "locks", "leave")
-_UPKEEP = (*_LEAVE, "upkeep")
+_LEASES = (*_LEAVE, "leases")
+_DUE = (*_LEASES, "due")
 PARTS = {
     "submit": ("record", "enter"),
-    "claim": (*_UPKEEP, "admit"),
-    "beat": _UPKEEP,
+    "claim": (*_DUE, "start"),
+    "beat": _LEASES,
     "finish": _LEAVE,
     "report": ("record",),
     "archive": ("spare", "record"),
     "step": ("record",),
     "steps": ("record",),
-    "lock": _UPKEEP,
+    "lock": _LEASES,
     "unlock": ("spare", "record", "locks"),
-    "pause": _UPKEEP,
+    "pause": _DUE,
     "cancel": _LEAVE,
     "forget": ("spare", "record"),
-    "tick": _UPKEEP,
+    "tick": _DUE,
     "register": ("spare", "record", "limits"),
     "retire": ("spare", "record"),
     "adopt": ("record", "enter"),
@@ -63,7 +65,7 @@ PARTS = {
     "facts": ("record",),
     "look": (),
     "projected": ("spare", "record"),
-    "doctor": _UPKEEP,
+    "doctor": _DUE,
     "census": ("spare", "record", "limits"),
 }
 

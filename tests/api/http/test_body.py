@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from tandem_api.http.body import MAX_DEPTH, read_body, refuse_depth
-from tandem_api.http.headers import read_headers
+from tandem_api.http.parameters import read_headers
 from tandem_api.server.sockets import listen, url_of
 from tandem_shared.errors import Invalid, Misconfigured, TooLarge
 

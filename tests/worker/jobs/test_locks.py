@@ -11,7 +11,7 @@ from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.locks import Acquisition
 from tandem_shared.queue.queue import Queue
-from tandem_shared.retry import RetryPolicy
+from tandem_shared.retry_policy import RetryPolicy
 from tandem_worker import task
 from tandem_worker.errors import Permanent, TaskError
 from tandem_worker.jobs.job import Job

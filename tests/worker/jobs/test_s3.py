@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from tandem_shared.dev.servers import free_port
 from tandem_shared.jobs.states import State
-from tandem_shared.retry import RetryPolicy
+from tandem_shared.retry_policy import RetryPolicy
 from tandem_worker import task
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.job import Job

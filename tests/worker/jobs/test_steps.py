@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from tandem_shared.queue import steps as bounds
 from tandem_shared.queue.steps import Step
-from tandem_shared.retry import RetryPolicy
+from tandem_shared.retry_policy import RetryPolicy
 from tandem_worker import task
 from tandem_worker.errors import Permanent, Retry
 from tandem_worker.jobs.job import Job

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tandem_shared.retry import RetryPolicy
+from tandem_shared.retry_policy import RetryPolicy
 from tandem_worker import task
 from tandem_worker.jobs.job import Job
 

@@ -15,7 +15,7 @@ from arq.cron import CronJob
 from redis.asyncio import Redis
 
 from tandem_shared.jobs.states import State
-from tandem_shared.retry import RetryPolicy
+from tandem_shared.retry_policy import RetryPolicy
 from tandem_worker import task
 from tandem_worker.runtime.arq_jobs import serialize
 from tandem_worker.runtime.worker import Worker

@@ -16,7 +16,7 @@ from tandem_shared.files.store import open_store
 from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.record import JobOptions, Submission
 from tandem_shared.jobs.states import State
-from tandem_shared.retry import RetryPolicy
+from tandem_shared.retry_policy import RetryPolicy
 from tandem_worker import task
 from tandem_worker.errors import Permanent, Retry
 from tandem_worker.jobs.job import Job

@@ -12,7 +12,7 @@ from arq import cron
 from redis.asyncio import Redis
 
 from tandem_shared.jobs.states import State
-from tandem_shared.retry import RetryPolicy
+from tandem_shared.retry_policy import RetryPolicy
 from tandem_worker import task
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.job import Job

@@ -21,7 +21,7 @@ from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.record import JobOptions, Submission
 from tandem_shared.queue.queue import Queue
-from tandem_shared.retry import RetryPolicy
+from tandem_shared.retry_policy import RetryPolicy
 from tandem_worker.jobs.job import Job
 from tandem_worker.task import DEFAULT_TIMEOUT_SECONDS, Task, task, task_of
 

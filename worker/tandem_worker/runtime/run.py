@@ -17,7 +17,7 @@ from tandem_shared.jobs.record import JobOptions
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Claimed, Finish
 from tandem_shared.queue.queue import Queue
-from tandem_shared.retry import RetryPolicy, retry_delay
+from tandem_shared.retry_policy import RetryPolicy, retry_delay
 from tandem_worker.executors.execute import execute
 from tandem_worker.executors.pools import Pools
 from tandem_worker.failures import Fault, internal_error, invalid_payload, timed_out, to_fault

@@ -12,7 +12,7 @@ if my[5] ~= catalogue or call('EXISTS', P .. 'tasks:' .. catalogue) == 0 then
   return { 0, 0, -1, 0, 0 }
 end
 
-local settled, turn = upkeep()
+local settled, turn = process_due()
 local queues, serves = {}, {}
 for i = 9, #ARGV do
   if not is_paused(ARGV[i]) then
@@ -32,7 +32,7 @@ local function knows(task)
 end
 
 local function start(id, r)
-  admit(id, r, worker, leases, out)
+  start_attempt(id, r, worker, leases, out)
   started[#started + 1] = id
   if is_suspect(r) then
     my_suspect = id

@@ -306,7 +306,7 @@ local function check_time(key)
   local late = NOW_MS - math.max(2 * LEASE_MS, 10000)
   local stands = head[2] and tonumber(head[2]) < late and tonumber(c[1] or 0) < late
   if stands and report('time-stands', key) then
-    upkeep()
+    process_due()
   end
 end
 

@@ -5,6 +5,6 @@ local queue, on = ARGV[4], ARGV[5]
 if on == '1' or call('HEXISTS', P .. 'paused', queue) == 1 then
   call('HSET', P .. 'paused', queue, on)
 end
-upkeep()
+process_due()
 commit()
 return 1

@@ -1,6 +1,6 @@
 -- tick(): lets time pass. Each API runs it once a second; every claim does the same first.
 
-local settled = upkeep()
+local settled = process_due()
 call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', NOW_MS - WORKER_TTL_MS)
 
 -- The last tenth of Redis' memory is reserved for accepted jobs: while it is in use, nothing

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, SecretStr, WithJsonSchem
 from typing_extensions import TypedDict
 
 from tandem_shared.jobs.ids import id_time
-from tandem_shared.retry import RetryPolicy
+from tandem_shared.retry_policy import RetryPolicy
 from tandem_shared.times import rfc3339
 from tandem_worker.errors import Permanent, TaskError
 from tandem_worker.jobs.deadline import call_timeout

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tandem_shared.retry import RETRY_SCHEMA, RetryPolicy, retry_delay
+from tandem_shared.retry_policy import RETRY_SCHEMA, RetryPolicy, retry_delay
 
 settings.register_profile("laws", derandomize=True, database=None, deadline=None)
 laws = settings(settings.get_profile("laws"))

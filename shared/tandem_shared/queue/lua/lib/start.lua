@@ -1,5 +1,5 @@
--- The entry to `running`, the twin of `leave`: what keeps a job from starting, and what an attempt
--- takes when it starts.
+-- The entry to `running`: what keeps a job from starting, and what an attempt takes when it starts.
+-- `leave` is its counterpart.
 
 -- The record's fields that a claim needs: all, or the common ones (see `read_record`).
 local function read_full(id)
@@ -98,7 +98,7 @@ local function append_claimed(out, id, token, r)
 end
 
 -- Starts an attempt under a new token. Appends its lease to `leases`, and the job to `out`.
-local function admit(id, r, worker, leases, out)
+local function start_attempt(id, r, worker, leases, out)
   local v = next_stamp(r)
   local token = v .. '.' .. worker
   r.attempt = r.attempt == '0' and '1' or int(r.attempt + 1)

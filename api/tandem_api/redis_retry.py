@@ -10,7 +10,6 @@ from tandem_shared.errors import Full, Unavailable
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MAX_WAIT_SECONDS = 30.0  # that a client may have us wait
 PAUSES_SECONDS = (0.05, 0.25)  # before the second and the third try
 FAST_FAILURE_SECONDS = 1.0  # a failure that took longer is not worth another try
 

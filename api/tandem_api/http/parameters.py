@@ -4,14 +4,11 @@ import re
 from collections.abc import Iterable, Mapping
 
 from starlette.requests import Request
-from starlette.responses import Response
 
-from tandem_api.http.retry import MAX_WAIT_SECONDS
 from tandem_shared.errors import Malformed
 from tandem_shared.times import parse_duration
 
-NO_CACHE = {"Cache-Control": "private, no-cache"}
-NO_STORE = {"Cache-Control": "no-store"}
+MAX_WAIT_SECONDS = 30.0  # of `?wait=` and `Prefer: wait`
 MAX_KEY_BYTES = 255  # of an idempotency key
 MAX_TRACEPARENT_CHARS = 128
 TRACEPARENT = re.compile(
@@ -111,16 +108,3 @@ def flag(request: Request, name: str) -> bool:
 def _parameter(request: Request, name: str) -> str | None:
     # Most requests have no query string, and parsing an empty one takes measurable time.
     return request.query_params.get(name) if request.scope["query_string"] else None
-
-
-# Dependencies of routes whose responses FastAPI makes.
-
-
-async def no_cache(response: Response) -> None:
-    """Has caches ask again each time."""
-    response.headers.update(NO_CACHE)
-
-
-async def no_store(response: Response) -> None:
-    """Keeps caches from storing the response."""
-    response.headers.update(NO_STORE)

@@ -1,48 +1,5 @@
--- What time brings about: ended leases, due jobs, expiries, pauses. Every claim and tick does it
--- for the whole shard, so it depends on no particular worker or queue.
-
--- Processes refresh `tick`, an API once a second. If it is older than this, Redis was away or its
--- clock has jumped, and holders could not renew their leases. With very short leases the normal
--- second between ticks must not count as silence, hence the minimum.
-local SILENCE_MS = math.max(LEASE_MS / 2, 2500)
-
--- Refreshes `tick`, given `tick` and `grace` of `clock`. Returns whether leases may be settled:
--- after a silence, not before holders had a lease's time to renew.
-local function note_tick(c)
-  local tick, grace = tonumber(c[1] or 0), tonumber(c[2] or 0)
-  if tick - NOW_MS > LEASE_MS / 2 then -- the clock stepped back: shorten what ends too late now
-    local far = call('ZRANGEBYSCORE', P .. 'leases', '(' .. LEASE_END, '+inf', 'LIMIT', 0, 500)
-    for i = 1, #far do
-      call('ZADD', P .. 'leases', LEASE_END, far[i])
-    end
-    local gates = call('ZRANGE', P .. 'gates', 0, 499)
-    for i = 1, #gates do
-      call('ZADD', P .. 'gates', NOW_MS, gates[i])
-    end
-    grace = math.min(grace, NOW_MS + LEASE_MS)
-    if #far < 500 then
-      tick = NOW_MS
-      call('HSET', P .. 'clock', 'tick', NOW_MS, 'grace', grace)
-    end
-  elseif NOW_MS - tick > SILENCE_MS then
-    grace = NOW_MS + LEASE_MS
-    call('HSET', P .. 'clock', 'tick', NOW_MS, 'grace', grace)
-  elseif NOW_MS > tick then
-    call('HSET', P .. 'clock', 'tick', NOW_MS)
-  end
-  return NOW_MS >= grace
-end
-
-local function settle_leases(max_jobs)
-  local ended = call('ZRANGEBYSCORE', P .. 'leases', '-inf', NOW_MS, 'LIMIT', 0, max_jobs)
-  for i = 1, #ended do
-    if leave(ended[i], nil, 'lost') ~= 'ok' then
-      dropped_leases[#dropped_leases + 1] = ended[i] -- it has no record
-    end
-  end
-  drop_leases()
-  return #ended
-end
+-- Processes what is due: ended leases, due jobs, expiries, gates of limits, pauses. Every claim and
+-- tick does it for the whole shard, so it depends on no particular worker or queue.
 
 local function enqueue_due(max_jobs)
   local due = call('ZRANGEBYSCORE', P .. 'later', '-inf', NOW_MS, 'LIMIT', 0, max_jobs)
@@ -113,7 +70,7 @@ local function follow_pauses(max_jobs)
 end
 
 -- Returns how many leases were settled, and `turn` of `clock`.
-local function upkeep()
+local function process_due()
   local c = call('HMGET', P .. 'clock', 'tick', 'grace', 'turn')
   local settled = 0
   if note_tick(c) then
