@@ -92,7 +92,7 @@ async def test_models_of_a_read_only_connection_cannot_write(
     ("module", "words"),
     [
         ("no_such_module", "ModuleNotFoundError"),
-        ("tandem_worker.connectors.sql.rows", "no Tortoise model"),
+        ("tandem_worker.connectors.sql.statements.rows", "no Tortoise model"),
         ("shop", "already"),
     ],
 )

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from tandem_worker.connectors.sql.connections import SqlConnection, SqlTransaction
-from tandem_worker.connectors.sql.placeholders import Dialect
+from tandem_worker.connectors.sql.statements.placeholders import Dialect
 from tandem_worker.errors import Permanent, TaskError
 
 _TABLE = """CREATE TABLE tandem_applied (

@@ -24,10 +24,10 @@ from tandem_shared.errors import Misconfigured
 from tandem_shared.settings import Settings
 from tandem_worker.connectors.sql.models import Models, check_modules
 from tandem_worker.connectors.sql.named_queries import NamedQuery, load_queries
-from tandem_worker.connectors.sql.pg_load import PostgresLoader
-from tandem_worker.connectors.sql.postgres import PostgresConnection, PostgresTransaction
-from tandem_worker.connectors.sql.sqlite import SqliteConnection, SqliteTransaction
-from tandem_worker.connectors.sql.sqlite_load import SqliteLoader
+from tandem_worker.connectors.sql.postgres.connection import PostgresConnection, PostgresTransaction
+from tandem_worker.connectors.sql.postgres.load import PostgresLoader
+from tandem_worker.connectors.sql.sqlite.connection import SqliteConnection, SqliteTransaction
+from tandem_worker.connectors.sql.sqlite.load import SqliteLoader
 from tandem_worker.errors import Permanent
 
 # What tasks see: `job.sql(name)` is an SqlConnection.

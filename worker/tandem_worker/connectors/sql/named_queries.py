@@ -20,7 +20,7 @@ from uuid import UUID
 import msgspec
 
 from tandem_shared.errors import Misconfigured
-from tandem_worker.connectors.sql.placeholders import bind
+from tandem_worker.connectors.sql.statements.placeholders import bind
 from tandem_worker.errors import Permanent, TaskError
 
 _SETTING = "TANDEM_QUERIES"

@@ -9,8 +9,8 @@ import msgspec
 from typing_extensions import TypedDict
 
 from tandem_worker.archives.compression import Compression, Deflating
-from tandem_worker.connectors.sql.postgres import PostgresConnection
-from tandem_worker.connectors.sql.rows import Column, Row, plain, to_json, too_many
+from tandem_worker.connectors.sql.postgres.connection import PostgresConnection
+from tandem_worker.connectors.sql.statements.rows import Column, Row, plain, to_json, too_many
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.files import FileRef

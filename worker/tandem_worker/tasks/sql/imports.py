@@ -14,9 +14,9 @@ from typing_extensions import TypedDict
 from tandem_shared.errors import NotFound
 from tandem_shared.files.names import job_path
 from tandem_worker.connectors.sql.apply_once import apply_once
-from tandem_worker.connectors.sql.bulk_load import RowsRefused
 from tandem_worker.connectors.sql.connections import SqlLoader, SqlTransaction
-from tandem_worker.connectors.sql.rows import plain
+from tandem_worker.connectors.sql.statements.bulk_load import RowsRefused
+from tandem_worker.connectors.sql.statements.rows import plain
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.files import FileRef

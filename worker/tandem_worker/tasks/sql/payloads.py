@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from tandem_worker.connectors.sql.connections import SqlConnection
-from tandem_worker.connectors.sql.rows import Column
+from tandem_worker.connectors.sql.statements.rows import Column
 from tandem_worker.jobs.job import Job
 from tandem_worker.tasks.payload import ConnectionName, Payload
 

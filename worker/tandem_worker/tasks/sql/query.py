@@ -6,7 +6,7 @@ import msgspec
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from tandem_worker.connectors.sql.rows import to_json, too_many
+from tandem_worker.connectors.sql.statements.rows import to_json, too_many
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.deadline import call_timeout
 from tandem_worker.jobs.job import Job

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from tandem_worker.connectors.sql.pg_text import Reader, read_float
+from tandem_worker.connectors.sql.postgres.text import Reader, read_float
 from tandem_worker.errors import TaskError
 
 _EPOCH = date(2000, 1, 1)

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tandem_worker.connectors.sql.sqlite import SqliteConnection
+from tandem_worker.connectors.sql.sqlite.connection import SqliteConnection
 from tandem_worker.errors import TaskError
 from tandem_worker.tasks.sql.query import query as sql_query
 from tests.conftest import eventually

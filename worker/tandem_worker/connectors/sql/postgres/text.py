@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from tandem_worker.connectors.sql.pg_types import PgType
+from tandem_worker.connectors.sql.postgres.types import PgType
 
 Reader = Callable[[str], Any]
 

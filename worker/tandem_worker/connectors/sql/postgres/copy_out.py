@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tandem_worker.connectors.sql.pg_session import PgSession
-from tandem_worker.connectors.sql.placeholders import replace_numbered
-from tandem_worker.connectors.sql.rows import Column
+from tandem_worker.connectors.sql.postgres.session import PgSession
+from tandem_worker.connectors.sql.statements.placeholders import replace_numbered
+from tandem_worker.connectors.sql.statements.rows import Column
 
 PIECE_BYTES = 1 << 20
 STOP_TIMEOUT_SECONDS = 5.0  # for a COPY that is no longer read

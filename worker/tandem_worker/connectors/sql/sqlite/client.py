@@ -11,7 +11,7 @@ from urllib.parse import quote
 import aiosqlite
 
 from tandem_shared.sqlite import BUSY_TIMEOUT_SECONDS, SQLiteClient
-from tandem_worker.connectors.sql.rows import FIRST_CHUNK_ROWS
+from tandem_worker.connectors.sql.statements.rows import FIRST_CHUNK_ROWS
 from tandem_worker.errors import Permanent, TaskError
 
 MAX_VALUE_BYTES = 64 << 20  # `zeroblob(1e9)` would otherwise take that much memory

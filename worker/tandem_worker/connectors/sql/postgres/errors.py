@@ -5,7 +5,7 @@ import ssl
 
 import asyncpg
 
-from tandem_worker.connectors.sql.pg_literals import misfit
+from tandem_worker.connectors.sql.postgres.literals import misfit
 from tandem_worker.errors import Permanent, TaskError
 
 # How the server names the parameter it cannot read; its message would quote the value.

@@ -16,15 +16,19 @@ import asyncpg
 from tortoise.backends.asyncpg.client import AsyncpgDBClient
 
 from tandem_shared.postgres import asyncpg_options
-from tandem_worker.connectors.sql import rows
-from tandem_worker.connectors.sql.copy_out import CopyStream, copy_out
-from tandem_worker.connectors.sql.pg_errors import unreachable
-from tandem_worker.connectors.sql.pg_exchange import Connection, exchange_text
-from tandem_worker.connectors.sql.pg_literals import Types
-from tandem_worker.connectors.sql.pg_load import PostgresLoader, table_columns
-from tandem_worker.connectors.sql.pg_session import PgSession
-from tandem_worker.connectors.sql.placeholders import Dialect, StatementParams, first_word
-from tandem_worker.connectors.sql.rows import Column, Row
+from tandem_worker.connectors.sql.postgres.copy_out import CopyStream, copy_out
+from tandem_worker.connectors.sql.postgres.errors import unreachable
+from tandem_worker.connectors.sql.postgres.exchange import Connection, exchange_text
+from tandem_worker.connectors.sql.postgres.literals import Types
+from tandem_worker.connectors.sql.postgres.load import PostgresLoader, table_columns
+from tandem_worker.connectors.sql.postgres.session import PgSession
+from tandem_worker.connectors.sql.statements import rows
+from tandem_worker.connectors.sql.statements.placeholders import (
+    Dialect,
+    StatementParams,
+    first_word,
+)
+from tandem_worker.connectors.sql.statements.rows import Column, Row
 from tandem_worker.errors import Permanent
 
 MAX_CONNECTIONS = 10  # to one database, unless the URL sets maxsize

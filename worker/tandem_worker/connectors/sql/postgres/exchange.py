@@ -8,9 +8,9 @@ faster.
 from collections.abc import Mapping
 from typing import Any
 
-from tandem_worker.connectors.sql.pg_record import read_record
-from tandem_worker.connectors.sql.pg_text import readers
-from tandem_worker.connectors.sql.pg_types import PgType, read_types
+from tandem_worker.connectors.sql.postgres.record import read_record
+from tandem_worker.connectors.sql.postgres.text import readers
+from tandem_worker.connectors.sql.postgres.types import PgType, read_types
 
 Connection = Any  # asyncpg ships no types
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from tandem_worker.connectors.sql.bulk_load import (
+from tandem_worker.connectors.sql.sqlite.client import GuardedClient
+from tandem_worker.connectors.sql.statements.bulk_load import (
     RowsRefused,
     by_column,
     check_columns,
@@ -21,7 +22,6 @@ from tandem_worker.connectors.sql.bulk_load import (
     on_conflict,
     quoted,
 )
-from tandem_worker.connectors.sql.sqlite_client import GuardedClient
 
 _NATIVE = {str, int, float, bool, bytes, NoneType}  # types that SQLite stores as they are
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import aiosqlite
 
-from tandem_worker.connectors.sql import rows
-from tandem_worker.connectors.sql.placeholders import Dialect, StatementParams, bind
-from tandem_worker.connectors.sql.rows import Column, Row
-from tandem_worker.connectors.sql.sqlite_client import GuardedClient
-from tandem_worker.connectors.sql.sqlite_load import SqliteLoader, table_columns
+from tandem_worker.connectors.sql.sqlite.client import GuardedClient
+from tandem_worker.connectors.sql.sqlite.load import SqliteLoader, table_columns
+from tandem_worker.connectors.sql.statements import rows
+from tandem_worker.connectors.sql.statements.placeholders import Dialect, StatementParams, bind
+from tandem_worker.connectors.sql.statements.rows import Column, Row
 from tandem_worker.errors import Permanent, TaskError
 
 MAX_CONNECTIONS = 8  # to one database; each is a thread

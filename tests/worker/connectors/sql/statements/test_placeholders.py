@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tandem_worker.connectors.sql.placeholders import Dialect, bind
+from tandem_worker.connectors.sql.statements.placeholders import Dialect, bind
 from tandem_worker.errors import TaskError
 
 VALUES = {"a": 1, "b": 2}

@@ -6,10 +6,10 @@ from typing import Any
 
 import asyncpg
 
-from tandem_worker.connectors.sql.pg_errors import task_error
-from tandem_worker.connectors.sql.pg_exchange import Connection, exchange_text
-from tandem_worker.connectors.sql.pg_literals import Types, arguments
-from tandem_worker.connectors.sql.placeholders import StatementParams, bind
+from tandem_worker.connectors.sql.postgres.errors import task_error
+from tandem_worker.connectors.sql.postgres.exchange import Connection, exchange_text
+from tandem_worker.connectors.sql.postgres.literals import Types, arguments
+from tandem_worker.connectors.sql.statements.placeholders import StatementParams, bind
 
 
 class PgSession:

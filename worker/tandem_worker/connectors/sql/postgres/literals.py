@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from tandem_worker.connectors.sql.pg_exchange import is_binary
-from tandem_worker.connectors.sql.pg_text import read_array
-from tandem_worker.connectors.sql.pg_types import PgType, unwrapped
+from tandem_worker.connectors.sql.postgres.exchange import is_binary
+from tandem_worker.connectors.sql.postgres.text import read_array
+from tandem_worker.connectors.sql.postgres.types import PgType, unwrapped
 from tandem_worker.encoding import decode_exactly
 from tandem_worker.errors import TaskError
 

@@ -10,7 +10,10 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from tandem_worker.connectors.sql.bulk_load import (
+from tandem_worker.connectors.sql.postgres.literals import Types, is_structured, literal
+from tandem_worker.connectors.sql.postgres.session import PgSession
+from tandem_worker.connectors.sql.postgres.types import unwrapped
+from tandem_worker.connectors.sql.statements.bulk_load import (
     RowsRefused,
     by_column,
     check_columns,
@@ -20,9 +23,6 @@ from tandem_worker.connectors.sql.bulk_load import (
     on_conflict,
     quoted,
 )
-from tandem_worker.connectors.sql.pg_literals import Types, is_structured, literal
-from tandem_worker.connectors.sql.pg_session import PgSession
-from tandem_worker.connectors.sql.pg_types import unwrapped
 from tandem_worker.errors import TaskError
 
 _STAGING = "pg_temp.tandem_staging"

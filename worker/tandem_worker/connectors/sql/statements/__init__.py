@@ -1,0 +1,1 @@
+"""What both databases share: placeholders, rows, and loading rows."""
