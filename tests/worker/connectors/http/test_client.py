@@ -299,26 +299,27 @@ async def raw(answer: bytes) -> tuple[asyncio.Server, int]:
 
 
 @pytest.mark.parametrize(
-    ("answer", "type_"),
+    ("answer", "type_", "retryable"),
     [
-        (b"", "connection_failed"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", "connection_failed"),
+        (b"", "connection_failed", True),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", "connection_failed", True),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "bad_response", True),
         (
             b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Encoding: gzip\r\n\r\nabcde",
-            "connection_failed",
+            "bad_response",
+            False,
         ),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "bad_response"),
     ],
 )
-async def test_broken_responses_are_retryable(
-    client: HttpClient, answer: bytes, type_: str
+async def test_broken_responses_are_retryable_and_wrong_ones_are_not(
+    client: HttpClient, answer: bytes, type_: str, retryable: bool
 ) -> None:
     server, port = await raw(answer)
     async with server:
         with pytest.raises(TaskError) as caught:
             async with client.request("GET", f"http://127.0.0.1:{port}/", timeout=10) as response:
                 await response.read()
-    assert (caught.value.type, caught.value.retryable) == (type_, True)
+    assert (caught.value.type, caught.value.retryable) == (type_, retryable)
 
 
 async def test_a_call_ends_at_its_deadline(client: HttpClient) -> None:

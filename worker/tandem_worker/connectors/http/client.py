@@ -8,7 +8,7 @@ that resolve to something else the second time. Failures are TaskErrors:
                        something twice
     tls_failed         the certificate is not valid
     redirect_refused   a redirect to an invalid URL, out of HTTP, or in circles
-    bad_response       the response is not HTTP
+    bad_response       the response is not HTTP, or its body not encoded as it declares
     too_large          the headers of the response pass a bound of protocol.py, or its body `limit`
     invalid_url        a URL that cannot be called
     circuit_open       the host kept failing and gets no calls for a while (breaker.py); retryable
@@ -36,6 +36,7 @@ from tandem_shared.version import tandem_version
 from tandem_worker.connectors.http import guard
 from tandem_worker.connectors.http.breaker import Breaker
 from tandem_worker.connectors.http.cookies import ChainCookies
+from tandem_worker.connectors.http.decoding import WrongCoding
 from tandem_worker.connectors.http.protocol import (
     MAX_HEADER_BYTES,
     MAX_HEADERS,
@@ -251,6 +252,7 @@ async def open_http(
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": f"tandem-jobs/{tandem_version()}"},
         trust_env=False,
+        auto_decompress=False,  # ResponseProtocol decodes
         # ResponseProtocol checks these bounds first, and names them.
         max_line_size=MAX_HEADER_BYTES,
         max_field_size=MAX_HEADER_BYTES,
@@ -339,6 +341,8 @@ def call_failed(error: Exception, url: URL, dial: _Dial | None, repeatable: bool
         return Permanent("tls_failed", f"the certificate of {where} is not valid")
     if isinstance(error.__cause__, HeadersTooLarge):
         return Permanent("too_large", f"the response of {where}: {error.__cause__.message}")
+    if isinstance(error, WrongCoding):
+        return Permanent("bad_response", f"the response of {where}: {error}")
     if isinstance(error, aiohttp.ClientResponseError):
         return TaskError("bad_response", f"the response of {where} is not HTTP", repeatable)
     return TaskError("connection_failed", f"no response from {where}: {_reason(error)}", repeatable)
@@ -349,7 +353,7 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ClientConnectorSSLError, "TLS failed"),
     (aiohttp.ServerTimeoutError, "connecting took too long"),
     (aiohttp.ServerDisconnectedError, "the server closed the connection"),
-    (aiohttp.ClientPayloadError, "the body broke off or is not encoded as declared"),
+    (aiohttp.ClientPayloadError, "the body broke off"),
 )
 
 
