@@ -85,7 +85,9 @@ class JobEvents:
         already has its end.
         """
         width = len(LEDGER_FIELDS)
-        found = await self._scripts.run("facts", max_bytes, entry, width, *LEDGER_FIELDS, *ids)
+        found = await self._scripts.run(
+            "ledger_values", max_bytes, entry, width, *LEDGER_FIELDS, *ids
+        )
         values: list[LedgerValues | None] = []
         for id, packed in zip(ids, found, strict=False):
             try:
@@ -106,7 +108,7 @@ class JobEvents:
     async def acknowledge(self, entries: Sequence[str], finals: Sequence[tuple[str, int]]) -> None:
         """The ledger has written these entries, and these final jobs: (id, stamp)."""
         jobs = flatten(finals)
-        await self._scripts.run("projected", len(entries), *entries, *jobs)
+        await self._scripts.run("acknowledge", len(entries), *entries, *jobs)
 
     async def lag(self) -> Lag | None:
         """How far the ledger is behind; None until one has joined."""

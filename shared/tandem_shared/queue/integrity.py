@@ -146,7 +146,7 @@ class Integrity:
 
     async def existing(self, ids: Sequence[str]) -> set[str]:
         """Those of these jobs that have a record."""
-        found = await self._scripts.run("look", 1, "state", *ids)
+        found = await self._scripts.run("read_fields", 1, "state", *ids)
         return {id for id, (state,) in zip(ids, found, strict=True) if state}
 
     async def redis_time(self) -> float:

@@ -132,8 +132,10 @@ class JobSubscriptions:
             for start in range(0, rounds * MAX_CALL_JOBS, MAX_CALL_JOBS):
                 await asyncio.sleep(POLL_SECONDS / rounds)
                 some = [id for id in ids[start : start + MAX_CALL_JOBS] if id in self._signals]
+                if not some:
+                    continue
                 with contextlib.suppress(Unavailable):  # the listener meets the same fault
-                    found = await self._scripts.run("look", 2, "v", "o", *some) if some else []
+                    found = await self._scripts.run("read_fields", 2, "v", "o", *some)
                     for id, version in zip(some, found, strict=True):
                         if id in self._signals and self._versions.get(id) != version:
                             self._versions[id] = version

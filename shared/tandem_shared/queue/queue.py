@@ -180,12 +180,12 @@ class Queue:
         return [one if one is not None and one.tenant == tenant else None for one in found]
 
     async def _read(self, ids: Sequence[str]) -> list[Record | None]:
-        found = await self._look(RECORD_FIELDS, ids)
+        found = await self._read_fields(RECORD_FIELDS, ids)
         return [parse(id, values) for id, values in zip(ids, found, strict=True)]
 
-    async def _look(self, fields: Sequence[str], ids: Sequence[str]) -> Any:
+    async def _read_fields(self, fields: Sequence[str], ids: Sequence[str]) -> Any:
         # A script, since redis-py takes longer per reply of a pipeline than Redis for all of this.
-        return await self._scripts.run("look", len(fields), *fields, *ids)
+        return await self._scripts.run("read_fields", len(fields), *fields, *ids)
 
     async def exists(self, id: str) -> bool:
         """Whether the job has a record, for any tenant."""
@@ -204,7 +204,7 @@ class Queue:
             ReplayInput(payload, key and key.decode(), limit and int(limit))
             if payload is not None and owner == tenant.encode()
             else None
-            for owner, payload, key, limit in await self._look(
+            for owner, payload, key, limit in await self._read_fields(
                 ("tenant", "payload", "ck", "cl"), ids
             )
         ]

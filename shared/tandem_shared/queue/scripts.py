@@ -4,7 +4,7 @@ lua/<name>.lua is one command, run by `Scripts.run(name, *args)`. lua/lib/ holds
 commands share; PARTS lists the parts of each command in the order in which they are joined:
 
     (head)        generated here: states, transitions and limits as Python has them, and CLOCK()
-    lib/spare     one write that Redis accepts while its memory is full, so that later ones pass
+    lib/when_full one write that Redis accepts while its memory is full, so that later ones pass
     lib/record    clock and stamps, reading a record, changing its state, where it waits, `commit`
     lib/limits    concurrency and rate limits of tasks
     lib/locks     who holds a lock, and who waits for it
@@ -39,8 +39,8 @@ MAX_CALL_JOBS = 500
 MAX_CALL_BYTES = 1 << 20  # about: a single larger job still passes
 ENTRY_BYTES = 64  # what an entry of a stream counts as besides its body
 
-# Commands that start without `spare` need memory: Redis refuses them while it is full.
-_LEAVE = ("spare", "record", "limits", "locks", "leave")
+# Commands that start without `when_full` need memory: Redis refuses them while it is full.
+_LEAVE = ("when_full", "record", "limits", "locks", "leave")
 _LEASES = (*_LEAVE, "leases")
 _DUE = (*_LEASES, "due")
 PARTS = {
@@ -49,24 +49,24 @@ PARTS = {
     "beat": _LEASES,
     "finish": _LEAVE,
     "report": ("record",),
-    "archive": ("spare", "record"),
+    "archive": ("when_full", "record"),
     "step": ("record",),
     "steps": ("record",),
     "lock": _LEASES,
-    "unlock": ("spare", "record", "locks"),
+    "unlock": ("when_full", "record", "locks"),
     "pause": _DUE,
     "cancel": _LEAVE,
-    "forget": ("spare", "record"),
+    "forget": ("when_full", "record"),
     "tick": _DUE,
-    "register": ("spare", "record", "limits"),
-    "retire": ("spare", "record"),
+    "register": ("when_full", "record", "limits"),
+    "retire": ("when_full", "record"),
     "adopt": ("record", "enter"),
-    "join": ("spare", "record"),
-    "facts": ("record",),
-    "look": (),
-    "projected": ("spare", "record"),
+    "join": ("when_full", "record"),
+    "ledger_values": ("record",),
+    "read_fields": (),
+    "acknowledge": ("when_full", "record"),
     "doctor": _DUE,
-    "census": ("spare", "record", "limits"),
+    "census": ("when_full", "record", "limits"),
 }
 
 CLOCK = "redis.call('TIME')"  # Lua; tests that turn the clock pass another expression

@@ -19,7 +19,7 @@ from tandem_shared.queue.scripts import MAX_CALL_BYTES
 CLOCK = "redis.call('HMGET', KEYS[1] .. 'now', 's', 'us')"
 NOON = 1_800_000_000 * 1_000_000  # µs; every test's clock starts here
 
-# The HDEL lets it pass while Redis is full, see lua/lib/spare.lua.
+# The HDEL lets it pass while Redis is full, see lua/lib/when_full.lua.
 TURN = "redis.call('HDEL', KEYS[1], 'us') redis.call('HSET', KEYS[1], 's', ARGV[1], 'us', ARGV[2])"
 
 DUMP = """

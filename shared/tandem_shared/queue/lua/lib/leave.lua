@@ -64,7 +64,7 @@ local function wake(r)
 end
 
 -- Writes the final state, then further fields and values. Sets the TTLs unless a ledger still has
--- to read the record; `projected` sets them then.
+-- to read the record; `acknowledge` sets them then.
 local function finalize(id, r, v, ...)
   call('HSET', P .. 'job:' .. id, 'state', r.state, 'v', v, 'ended', v, ...)
   if not ledger_backlog() then

@@ -1,6 +1,6 @@
--- projected(number of entries, entries…, then id and stamp of final jobs…): the ledger has written
--- these entries of the stream, and these jobs as they ended. Lets their records expire, and trims
--- the entries that no consumer holds any more.
+-- acknowledge(number of entries, entries…, then id and stamp of final jobs…): the ledger has
+-- written these entries of the stream, and these jobs as they ended. Lets their records expire, and
+-- trims the entries that no consumer holds any more.
 
 local stream, entries = P .. 'events', tonumber(ARGV[4])
 for at = 5 + entries, #ARGV, 2 do

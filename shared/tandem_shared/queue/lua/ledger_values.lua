@@ -1,6 +1,6 @@
--- facts(max bytes, entry, number of fields, fields…, ids…): what the ledger keeps of jobs as they
--- are now, with the payload last for final ones. One answer per id, false without a record; fewer
--- than asked for once `max bytes` are read.
+-- ledger_values(max bytes, entry, number of fields, fields…, ids…): what the ledger keeps of jobs
+-- as they are now, with the payload last for final ones. One answer per id, false without a record;
+-- fewer than asked for once `max bytes` are read.
 --
 -- `entry`, if given, is the oldest entry of the stream that names these jobs: then a job whose end
 -- the ledger already has is false, too. Each answer is MessagePack: one value in place of thirty

@@ -1,4 +1,4 @@
--- look(number of fields, fields…, ids…): these fields of each job's record.
+-- read_fields(number of fields, fields…, ids…): these fields of each job's record.
 
 local width = tonumber(ARGV[4])
 local out = {}
