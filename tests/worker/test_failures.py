@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from tandem_shared.errors import Full, Unavailable
 from tandem_worker.errors import Permanent, Retry
 from tandem_worker.failures import (
     MAX_MESSAGE_CHARS,
@@ -47,6 +48,16 @@ def test_pointers_name_the_fields_and_values_are_left_out() -> None:
         "/payload/width",
     ]
     assert "hunter2" not in fault.message
+
+
+@pytest.mark.parametrize("kind", [Unavailable, Full])
+def test_a_service_that_is_away_is_unavailable(kind: type[Unavailable]) -> None:
+    assert to_fault(kind("the file store does not answer")) == (
+        "unavailable",
+        "the file store does not answer",
+        True,
+        None,
+    )
 
 
 def test_many_errors_are_cut() -> None:

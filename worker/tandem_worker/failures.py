@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.record import Failure
 from tandem_shared.logs import mask_secrets
 from tandem_worker.errors import TaskError
@@ -68,6 +69,8 @@ def to_fault(error: BaseException) -> Fault:
     """An exception of a task's code, as clients may see it."""
     if isinstance(error, TaskError):
         return Fault(error.type, sanitize(error.message), error.retryable, error.after)
+    if isinstance(error, Unavailable):
+        return Fault("unavailable", sanitize(str(error)), retryable=True)
     name = type(error).__name__
     message = _text(error) or f"the task raised {name} without a message"
     return Fault(f"exception:{name}", message, retryable=True)

@@ -1,6 +1,7 @@
 """`http.gather` and `http.race` against real servers on loopback."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import jsonschema_rs
@@ -8,13 +9,15 @@ import pytest
 from aiohttp import web
 from pydantic import ValidationError
 
+from tandem_shared.settings import LOOPBACK_NETWORKS, Settings
+from tandem_worker.connectors.http.client import open_http
 from tandem_worker.errors import TaskError
 from tandem_worker.task import task_of
 from tandem_worker.tasks.http.gather import gather as http_gather
 from tandem_worker.tasks.http.gather import race as http_race
 from tests.conftest import eventually
 from tests.worker.bench import Bench
-from tests.worker.connectors.http.servers import serving
+from tests.worker.connectors.http.servers import Names, serving
 
 GATHER, RACE = task_of(http_gather), task_of(http_race)
 
@@ -320,3 +323,27 @@ def test_durations_are_accepted_by_both(timeout: Any) -> None:
     payload = {"requests": [ONE], "timeout": timeout}
     jsonschema_rs.validator_for(GATHER.entry.payload_schema).validate(payload)
     GATHER.signature.payload.validate_python(payload)
+
+
+class Surprising(Names):
+    """Fails for one name in a way that no part of the client expects."""
+
+    async def resolve(self, host: str, *more: Any, **options: Any) -> Any:
+        if host.startswith("surprise"):
+            raise KeyError(host)
+        return await super().resolve(host, *more, **options)
+
+
+async def test_an_unexpected_exception_of_one_request_is_its_own_error(bench: Bench) -> None:
+    settings = Settings(http_allow=LOOPBACK_NETWORKS)
+    async with (
+        serving(paths) as port,
+        open_http(settings, resolver=Surprising(good=["127.0.0.1"])) as http,
+    ):
+        odd = Bench(replace(bench.resources, http=http), bench.pools)
+        requests = [{"url": f"http://{name}.test:{port}/"} for name in ("surprise", "good")]
+        results = (await odd.run(http_gather, {"requests": requests}))["results"]
+        assert (results[0]["ok"], results[0]["error"]["type"]) == (False, "exception:KeyError")
+        assert results[1]["json"] == {"path": "/"}
+        assert (await odd.run(http_race, {"requests": requests}))["index"] == 1
+        assert (await failure(odd, http_gather, {"requests": requests, "on_error": "fail"})).type

@@ -8,10 +8,9 @@ import msgspec
 from pydantic import Field, WithJsonSchema
 from typing_extensions import TypedDict
 
-from tandem_shared.errors import TandemError
 from tandem_shared.times import DURATION_SCHEMA, Seconds
 from tandem_worker.encoding import encode
-from tandem_worker.errors import Permanent, TaskError
+from tandem_worker.errors import Permanent
 from tandem_worker.failures import Fault, to_fault
 from tandem_worker.jobs.job import Job
 from tandem_worker.jobs.reports import item_body
@@ -106,7 +105,7 @@ async def gather(job: Job, payload: HttpGather) -> HttpGathered:
             try:
                 result = await call(job, request, timeout=payload.timeout, budget=bodies)
                 item = item_body({"ok": True, "index": index, **result})
-            except (TaskError, TandemError) as error:
+            except Exception as error:
                 failure = to_fault(error)
                 if bodies.exceeded or payload.on_error == "fail":
                     message = f"request {index}: {failure.message}"
@@ -179,7 +178,7 @@ async def race(job: Job, payload: HttpRace) -> HttpRaced:
                 error = finished.exception()
                 if error is None:
                     return {**finished.result(), "index": running[finished]}
-                if budget.exceeded or not isinstance(error, TaskError | TandemError):
+                if budget.exceeded:
                     raise error
                 failures[running[finished]] = to_fault(error)
             await job.progress(len(failures), total)
