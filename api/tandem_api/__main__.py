@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_keys(settings)
         logs.configure_logging(settings.log, "api")
         if options.fd:
-            return serve(settings, [socket.socket(fileno=fd) for fd in options.fd], tied=True)
+            inherited = [socket.socket(fileno=fd) for fd in options.fd]
+            return serve(settings, inherited, until_stdin_closes=True)
         asyncio.run(_check_store(settings))
         sockets = listen(settings.host, settings.port)
     except Misconfigured as error:
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _check_store(settings: Settings) -> None:
-    """Raises Misconfigured for an invalid file store; the server would end with a traceback."""
+    """Raises Misconfigured for an invalid file store, where uvicorn would print a traceback."""
     async with open_store(settings.store_url):
         pass
 

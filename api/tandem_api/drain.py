@@ -1,11 +1,11 @@
-"""How this process ends: announced to probes first, then begun, which ends streams and waits."""
+"""A shutdown in two steps: first probes see it, then streams and long-polls end."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class Drain:
-    """Once `announced`, probes see the process as unready; once `begun`, streams and waits end."""
+    """Once `announced`, probes see the process as unready; once `begun`, streams end."""
 
     def __init__(self) -> None:
         self.announced = False
@@ -17,7 +17,7 @@ class Drain:
         self.announced = True
 
     def begin(self) -> None:
-        """Calls all callbacks."""
+        """Ends streams and long-polls, by their callbacks."""
         self.announced = self.begun = True
         for callback in list(self._callbacks):
             callback()

@@ -50,7 +50,7 @@ class Edge:
         await self._serve(scope, receive, send, read_headers(scope["headers"]))
 
     def _app(self, scope: Scope, headers: Mapping[str, str]) -> ASGIApp:
-        """What answers the request: a refusal, a plain route, or FastAPI."""
+        """The application that answers the request: a refusal, a plain route, or FastAPI."""
         refusal = self._admit(scope, headers)
         if refusal is not None:
             return refusal.response(scope)
@@ -96,7 +96,7 @@ class Edge:
         """Puts tenant and headers into the request's state, or returns why it is refused."""
         host = headers.get("host")
         if (host is None or "," in host) and scope["http_version"] == "1.1":
-            # RFC 9112 (3.2). Of two Host headers, a proxy may have obeyed the one that we do not.
+            # RFC 9112 (3.2): a proxy may have used the other one of two Host headers.
             detail = "an HTTP/1.1 request must have exactly one Host header"
             return status_problem(400, detail, headers={"Connection": "close"})
         tenant = self._keys.tenant(scope["path"], headers.get("authorization"))
@@ -113,7 +113,7 @@ class Edge:
         if request_id is not None:
             added.append((b"x-request-id", request_id.encode()))
         if self.drain.announced and start["type"] == "http.response.start":
-            # Idle connections are closed soon, and a request that is sent on one then is lost.
+            # Idle connections are about to close, and a request sent on one would be lost.
             added.append((b"connection", b"close"))
         return added
 
@@ -124,8 +124,8 @@ def _request_id(headers: Mapping[str, str]) -> str | None:
 
 
 def _unfinished() -> Problem:
-    """For a request that is cancelled when the drain's time is up, mostly while Redis hangs."""
-    detail = "the process is ending and had no answer in time: repeat the request"
+    """The answer to a request that is still waiting, mostly for Redis, when the drain ends."""
+    detail = "the process is shutting down and had no answer in time: repeat the request"
     return status_problem(503, detail, headers={"Retry-After": RETRY_AFTER_SECONDS})
 
 

@@ -1,4 +1,4 @@
-"""Counts the requests that this API answers; processes that share a port add their counts up."""
+"""Counts the requests that this API answers; processes on one port report a common total."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from prometheus_client.core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import Scope
 
-# Names the directory in which the processes of server/supervisor.py add up their counts.
+# The directory in which the processes of server/supervisor.py collect their counts.
 SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 METHODS = frozenset("GET HEAD POST PUT PATCH DELETE OPTIONS".split())
 REDIS_CALLS = ("submit", "read", "output")  # see `Queue`
@@ -18,14 +18,14 @@ BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0,
 
 
 class RequestMetrics:
-    """Requests by route, method and status, how long their responses took to begin, and Redis.
+    """Requests by route, method and status, and the time until their responses began.
 
-    The end of a response is not measured, since a stream may last for hours. The time in Redis is
-    summed over requests, also over those that Redis answers together.
+    The end of a response is not measured, since a stream may last for hours. The time spent waiting
+    for Redis is summed over requests, including those that share one call.
     """
 
     def __init__(self, routes: Iterable[Any]) -> None:
-        # Label routes by their templates: the paths that clients send would be endless series.
+        # Label routes by their templates: each path that a client sends would be another series.
         self._paths: dict[Any, str] = {route.endpoint: route.path_format for route in routes}
         self._registry = CollectorRegistry()
         labels = ("method", "route", "status")
@@ -51,13 +51,13 @@ class RequestMetrics:
         self._redis = {
             call: (calls.labels(call).inc, seconds.labels(call).inc) for call in REDIS_CALLS
         }
-        # Bound methods by their labels: calling `labels()` in every request would cost more.
+        # Bound methods by label, since `labels()` is slow.
         self._bound: dict[
             tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]
         ] = {}
 
     def answered(self, scope: Scope, status: int, began: float) -> None:
-        """Counts a response that begins now; the request did at `began`, by `time.perf_counter`."""
+        """Counts a response that begins now, to a request from `began` (`time.perf_counter`)."""
         path = self._paths.get(scope.get("endpoint"), "other")
         method = scope.get("method", "GET")  # the scope of a WebSocket has none
         key = (method if method in METHODS else "other", path, status)
@@ -69,13 +69,13 @@ class RequestMetrics:
         bound[1](time.perf_counter() - began)
 
     def redis_answered(self, call: str, count: int, seconds: float) -> None:
-        """Counts answers that came together, and the seconds that they were waited for in all."""
+        """Counts the answers of one batch, and the total seconds that requests waited for it."""
         count_calls, count_seconds = self._redis[call]
         count_calls(count)
         count_seconds(seconds)
 
     def collect(self) -> Iterable[Metric]:
-        """The metric families, of all processes that share the port."""
+        """The metric families, over all processes that share the port."""
         if SHARED_DIRECTORY not in os.environ:
             return self._registry.collect()
         shared = CollectorRegistry()

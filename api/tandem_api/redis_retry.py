@@ -1,4 +1,4 @@
-"""Repeats a call to Redis that failed at once, within the time that a client is ready to wait."""
+"""Retries a call to Redis that failed immediately, while the client waits."""
 
 import asyncio
 import time
@@ -15,9 +15,9 @@ FAST_FAILURE_SECONDS = 1.0  # a failure that took longer is not worth another tr
 
 
 async def retry_briefly(call: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T:
-    """The answer of `call`, which is tried up to three times while it raises Unavailable at once.
+    """The answer of `call`, tried up to three times while it fails at once with Unavailable.
 
-    Redis may have closed an idle connection. `call` must be safe to repeat, as the queue's are.
+    Redis may have closed an idle connection. The queue's calls are safe to repeat.
     """
     for pause in PAUSES_SECONDS:
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What the application holds while it serves, which requests find in `scope["state"]`."""
+"""What requests find in `scope["state"]`: shared resources, and the request's own tenant."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, TypedDict

@@ -39,10 +39,10 @@ router = raw_router("files")
 
 FileName = Annotated[str, Path(description="The file's name")]
 _FILE = content(BINARY, OCTET_STREAM)
-_NOT_MODIFIED = response("The file is the one that If-None-Match names")
+_NOT_MODIFIED = response("The file still has an ETag of If-None-Match")
 _GET: Responses = {
     200: response("The file", _FILE),
-    206: response("The range that was asked for", _FILE),
+    206: response("The requested range", _FILE),
     304: _NOT_MODIFIED,
     307: response(
         "The store serves the file for a while (`TANDEM_STORE_PRESIGN`)", Location="where"
@@ -81,9 +81,9 @@ class StoredFile(NamedTuple):
 
 
 def _span(request: Request, etag: str, size: int) -> tuple[int, int] | None:
-    """The range [start, end) that a GET asks for; None for the whole. Raises HTTPException 416.
+    """The range [start, end) of a GET; None for the whole file. Raises HTTPException 416.
 
-    Several ranges, and a header that is not valid, get the whole, as RFC 9110 (14.2) allows.
+    Several ranges, or an invalid header, get the whole file, as RFC 9110 (14.2) allows.
     """
     headers = headers_of(request)
     match = _RANGE.fullmatch(headers.get("range", "")) if request.method == "GET" else None
@@ -110,7 +110,7 @@ async def _serve(
     etag = headers["ETag"]
     if_match = headers_of(request).get("if-match")
     if if_match is not None and if_match.strip() != "*" and etag not in _TAG.findall(if_match):
-        raise HTTPException(412, "the file is not the one that If-Match names")
+        raise HTTPException(412, "the file's ETag is not in If-Match")
     if matches(request, etag):
         return Response(status_code=304, headers=headers)
     span = _span(request, etag, file.size)
@@ -121,21 +121,21 @@ async def _serve(
     if span is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
     store, presign = state["store"], state["settings"].store_presign
-    # The store has other entity tags than ours, so it would refuse our If-Match.
+    # The store has its own entity tags, and would reject an If-Match with ours.
     url = await store.presign(file.path, presign) if presign and if_match is None else None
     if url is not None:
         return Response(
             status_code=307, headers={"Location": url, "Cache-Control": "private, no-store"}
         )
     chunks = store.read(file.path, start, end)
-    # Read the first chunk before the status is sent: a store that fails is then an error response,
-    # and not a cut body.
+    # Read the first chunk before the status is sent: if the store fails, the client gets an error
+    # response instead of a truncated body.
     first = await anext(chunks, b"")
     return StreamingResponse(_prepend(first, chunks), 206 if span else 200, headers)
 
 
 async def _prepend(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
-    async with aclosing(rest):  # closes the file when the reader leaves
+    async with aclosing(rest):  # closes the file when the client disconnects
         yield first
         async for chunk in rest:
             yield chunk
@@ -147,7 +147,7 @@ async def _prepend(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[b
     summary="Show an upload's headers",
     responses={
         **_HEAD,
-        204: response("The upload is not complete: Upload-Offset says how far it has come"),
+        204: response("The upload is not complete: Upload-Offset shows how far it is"),
     },
 )
 @router.get(

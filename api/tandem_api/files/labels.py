@@ -1,4 +1,4 @@
-"""What an upload is called and of which type it is, from what its client sends."""
+"""An upload's file name and media type, from what its client sends."""
 
 import mimetypes
 import re
@@ -41,11 +41,11 @@ def disposition_name(header: str | None) -> str | None:
 
 
 def media_type(given: str | None, name: str | None) -> str:
-    """The type that the client sends, or that the extension of the name stands for."""
+    """The type that the client sends, or else that of the name's extension."""
     if (
         given is not None
         and _MEDIA_TYPE.fullmatch(given)
-        # curl --data-binary sends this type unless another is given, and no file has it.
+        # curl --data-binary sends this type by default, and no file has it.
         and not given.startswith("application/x-www-form-urlencoded")
     ):
         return given

@@ -1,4 +1,4 @@
-"""The one file of a multipart/form-data body (RFC 7578), streamed without ever being stored."""
+"""The one file of a multipart/form-data body (RFC 7578), streamed without a temporary file."""
 
 from collections import deque
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from tandem_shared.errors import Invalid, Malformed, TooLarge
 
-MAX_OVERHEAD_BYTES = 64 << 10  # of a body beside its file: part headers, boundaries, other fields
+MAX_OVERHEAD_BYTES = 64 << 10  # of a body besides its file: part headers, boundaries, other fields
 
 
 class FilePart:
@@ -81,7 +81,7 @@ class FilePart:
                 raise Malformed(f"the multipart body is malformed: {error}") from None
         self._overhead += len(chunk) - sum(map(len, self._data))
         if self._overhead > MAX_OVERHEAD_BYTES:
-            raise TooLarge("the form beside its file", MAX_OVERHEAD_BYTES)
+            raise TooLarge("the form without its file", MAX_OVERHEAD_BYTES)
         return True
 
     def _part_begin(self) -> None:
@@ -97,7 +97,7 @@ class FilePart:
         if b"filename" not in options:
             return
         if self._found:
-            raise Invalid([("", "the form has more than one file: upload each on its own")])
+            raise Invalid([("", "the form has more than one file: upload each separately")])
         self._found = self._in_file = True
         # Browsers and curl send UTF-8, and write a quote as %22.
         self.name = options[b"filename"].decode(errors="replace").replace("%22", '"')

@@ -41,7 +41,7 @@ from tandem_shared.files.uploads import (
 )
 from tandem_shared.settings import Settings
 
-IDLE_SECONDS = 60.0  # without a byte, after which an upload is given up
+IDLE_SECONDS = 60.0  # without a byte, after which an upload fails with 408
 PARTIAL_TYPE = "application/partial-upload"
 FORM_TYPE = "multipart/form-data"
 _INTEGER = re.compile(r"[ \t]*([0-9]{1,15})[ \t]*", re.ASCII)
@@ -95,7 +95,7 @@ _LENGTH = parameter(
 
 
 def progress_headers(upload: PartialUpload, offset: int, settings: Settings) -> dict[str, str]:
-    """How far an upload has come, and what the rest of it is held to."""
+    """The headers with an upload's progress and limits."""
     length = {} if upload.length is None else {"Upload-Length": str(upload.length)}
     limits = _limits(settings)
     limits["Upload-Limit"] += f", max-age={max(0, int(upload.expires - time.time()))}"
@@ -114,7 +114,7 @@ def _limits(settings: Settings) -> dict[str, str]:
 
 @contextmanager
 def _showing_limits(settings: Settings) -> Iterator[None]:
-    """Has a 413 show the limits, as the draft wants it to."""
+    """Adds the limits to a 413, as the draft requires."""
     try:
         yield
     except TooLarge as error:
@@ -122,7 +122,7 @@ def _showing_limits(settings: Settings) -> Iterator[None]:
 
 
 def _complete(headers: Mapping[str, str]) -> bool | None:
-    """Upload-Complete; None without it and, as the draft says (4.1), for any other value."""
+    """Upload-Complete; None if it is missing or, as the draft says (4.1), has any other value."""
     return {"?1": True, "?0": False}.get(headers.get("upload-complete", "").strip())
 
 
@@ -138,7 +138,7 @@ def _body(request: Request, limit: int) -> AsyncIterator[bytes]:
 
 
 async def _of_length(length: int, data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes. Raises Malformed at their end if they are more or fewer than `length`."""
+    """The same bytes. Raises Malformed at their end unless there were `length` of them."""
     size = 0
     async for chunk in data:
         size += len(chunk)
@@ -166,7 +166,7 @@ async def upload_file(
     request: Request,
     state: StateDep,
     name: Annotated[
-        str | None, Query(max_length=4 * MAX_LABEL_CHARS, description="What the file is called")
+        str | None, Query(max_length=4 * MAX_LABEL_CHARS, description="The file's name")
     ] = None,
 ) -> Response:
     """Upload a file.
@@ -180,13 +180,13 @@ async def upload_file(
 
 async def _upload(request: Request, state: RequestState, name: str | None) -> Response:
     settings, headers = state["settings"], headers_of(request)
-    refuse_coding(request, "a file, which is stored as it comes,")
+    refuse_coding(request, "the file")
     complete, length = _complete(headers), _number(headers, "upload-length")
     content_type = headers.get("content-type")
     data: AsyncIterator[bytes]
     if (content_type or "").partition(";")[0].strip().lower() == FORM_TYPE:
         if complete is False:
-            raise HTTPException(415, "send the parts of a file as they are, and not in a form")
+            raise HTTPException(415, "send a part of a file as the raw body, not in a form")
         part = FilePart(
             _body(request, settings.max_upload + MAX_OVERHEAD_BYTES), content_type or ""
         )
@@ -256,7 +256,7 @@ async def continue_upload(request: Request, state: StateDep, id: FileId) -> Resp
     if headers.get("content-type", "").partition(";")[0].strip().lower() != PARTIAL_TYPE:
         accept = {"Accept-Patch": PARTIAL_TYPE}
         raise HTTPException(415, f"send Content-Type: {PARTIAL_TYPE}", headers=accept)
-    refuse_coding(request, "a part of a file")
+    refuse_coding(request, "the part of a file")
     complete, offset = _complete(headers), _number(headers, "upload-offset")
     if complete is None:
         raise Malformed("Upload-Complete: must be ?1 with the last part and ?0 with any other")
@@ -287,9 +287,9 @@ async def _append(
 
 
 async def _repeat(request: Request, upload: Upload, offset: int) -> Response:
-    """Shows a complete upload again, to a client that has lost the response to its last part."""
+    """Shows a complete upload again, to a client that lost the response to its last part."""
     async for _ in body_chunks(request, IDLE_SECONDS):
-        raise Conflict("the upload is complete: nothing can be added to it")
+        raise Conflict("the upload is complete and cannot be extended")
     if offset != upload.size:
         raise Conflict(f"the upload is complete and has {upload.size} bytes")
     return _created(upload, {"Upload-Complete": "?1", "Upload-Offset": str(upload.size)})

@@ -1,1 +1,1 @@
-"""Reading a request and wording an answer, whatever the endpoint."""
+"""Reading requests and wording responses, whatever the endpoint."""

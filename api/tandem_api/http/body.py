@@ -1,4 +1,4 @@
-"""Request bodies: read as they come, up to a limit and within a time, and never inflated."""
+"""Request bodies: read as they arrive, limited in size and time, never decompressed."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from tandem_shared.errors import Invalid, Malformed, TooLarge
 
 MAX_DEPTH = 64  # levels of JSON
 BODY_SECONDS = 60.0  # for the body of one job
-IDLE_SECONDS = 30.0  # without a byte, after which a body is given up
+IDLE_SECONDS = 30.0  # without a byte, after which the request fails with 408
 # An ASGI extension that our server adds once a whole body has arrived: `receive` returns at once
 # then, and needs no timeout. A timeout takes 10 µs, which is 15 % of a POST.
 BODY_COMPLETE = "tandem.body_complete"
@@ -29,7 +29,7 @@ _any = msgspec.json.Decoder()
 
 
 class JsonBytes(Response):
-    """A response of JSON that is encoded already."""
+    """A response with JSON that is already encoded."""
 
     media_type = JSON
 

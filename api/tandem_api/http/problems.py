@@ -1,7 +1,7 @@
-"""What an error means over HTTP: RFC 9457, `application/problem+json`, for every error there is.
+"""The HTTP response to every error: `application/problem+json` of RFC 9457.
 
-`shared` says what happened, the tables here say which status and title that is. An unexpected error
-is a 500 that shows a trace id and nothing else, see `edge.py`.
+Errors of `tandem_shared` say what happened; the tables here map them to statuses and titles. An
+unexpected error is a 500 that shows only a trace id, see `edge.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -140,19 +140,19 @@ def path_of(scope: Scope) -> str:
 
 
 def status_problem(status: int, detail: str, **more: Any) -> Problem:
-    """The problem that a status means by itself."""
+    """The problem with the type and title of a status."""
     type, title = STATUSES.get(status, ("other", "The request failed"))
     return Problem(status=status, type=type, title=title, detail=detail, **more)
 
 
 def unexpected_problem(error: Exception, trace_id: str, event: str, **facts: Any) -> Problem:
-    """Logs an error that nobody has expected; the problem says where to look, and nothing else."""
+    """Logs an unexpected error; the problem shows only the trace id of the log line."""
     log.error(event, trace_id=trace_id, **facts, exc_info=error)
     return status_problem(500, f"logged under the trace id {trace_id}", more={"trace_id": trace_id})
 
 
 def error_problem(error: TandemError | HTTPException) -> Problem:
-    """The problem that an error is for a client. Raises it again if clients have no use for it."""
+    """The problem that a client gets for an error. Raises an error that ERRORS does not cover."""
     if isinstance(error, HTTPException):
         return status_problem(
             error.status_code, str(error.detail), headers=dict(error.headers or {})
@@ -202,7 +202,7 @@ def error_response(request: Request, error: TandemError | HTTPException) -> Resp
 
 
 def _allowed_methods(request: Request) -> set[str]:
-    # Each method of a path has its own route, and the router reports the first one only.
+    # Each method of a path has its own route, and the router reports only the first one.
     methods: set[str] = set()
     for route in request.app.routes:
         match, _ = route.matches(request.scope)

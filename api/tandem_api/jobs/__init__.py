@@ -1,1 +1,1 @@
-"""The endpoints of jobs."""
+"""The endpoints of jobs: submit, show, list, replay, cancel, delete."""

@@ -1,8 +1,8 @@
 """POST /v1/jobs/bulk: many jobs in one request; an item that is refused does not affect the others.
 
-An array is read as a whole, since it is bounded, and answered by an array. NDJSON is read, enqueued
-and answered as it comes, in constant memory: most clients read nothing before they have sent
-everything, so answers that are not read yet wait on disk.
+An array is bounded, so it is read as a whole and answered by an array. NDJSON is read, enqueued and
+answered as it arrives, in constant memory: most clients read nothing until they have sent
+everything, so unread answers are buffered on disk.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ MAX_ARRAY_BYTES = 64 << 20
 ARRAY_SECONDS = 600.0  # for an array to arrive
 BATCH_ITEMS = 500  # that are enqueued together
 YIELD_ITEMS = 50  # after which other requests get their turn
-MEMORY_BYTES = 1 << 20  # of answers that wait in memory; more of them wait on disk
+MEMORY_BYTES = 1 << 20  # of unread answers in memory; more of them go to disk
 READ_BYTES = 64 << 10
 STALLED_SECONDS = 60.0  # that a client may take for one write of answers
 
@@ -122,7 +122,7 @@ class BatchSubmitter:
         self._queue, self._submissions = state["queue"], state["submissions"]
         self._tenant, self._traceparent = state["tenant"], traceparent(request)
         self.max_item_bytes = state["settings"].max_body
-        # Set once an item was accepted or answered: the request as a whole cannot be a 503 then.
+        # Set once an item was accepted or answered: then the request as a whole cannot be a 503.
         self.started = False
 
     async def submit(self, items: Sequence[bytes | None]) -> list[bytes]:
@@ -164,7 +164,7 @@ def _answer(done: Submitted | TandemError) -> bytes:
 
 
 class NdjsonResponse(Response):
-    """Reads lines, and answers them while more of them arrive."""
+    """Answers lines while more of them arrive."""
 
     def __init__(self, request: Request, batches: BatchSubmitter) -> None:
         self._request, self._batches = request, batches
@@ -183,17 +183,14 @@ class NdjsonResponse(Response):
         except (HTTPException, TimeoutError):
             if not answers.begun:
                 raise
-            # The rest of the lines never came, or the client does not read: the missing end of the
-            # body shows it.
+            # More lines never arrived, or the client does not read. The response breaks off, which
+            # tells the client that it is incomplete.
         finally:
             await answers.close()
 
 
 async def _read_lines(request: Request, max_bytes: int) -> AsyncIterator[list[bytes | None]]:
-    """The lines of each chunk of the body, up to BATCH_ITEMS at a time, without empty ones.
-
-    None stands for a line of more than `max_bytes`.
-    """
+    """Non-empty lines of the body, up to BATCH_ITEMS at a time; None for one above `max_bytes`."""
     rest, skipping = bytearray(), False
     async for chunk in body_chunks(request, IDLE_SECONDS):
         head, newline, tail = chunk.rpartition(b"\n")
@@ -215,7 +212,7 @@ async def _read_lines(request: Request, max_bytes: int) -> AsyncIterator[list[by
 
 
 class AnswerSpool:
-    """Answers on their way to the client: in memory while it reads, on disk while it does not."""
+    """Buffers answers for the client: in memory while it reads, on disk while it does not."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -273,13 +270,13 @@ class AnswerSpool:
             if self._sent < self._written:
                 return await self._on_file(self._read)
             if self._written and not self._ended:
-                self._sent = self._written = 0  # all is sent: reuse the space
+                self._sent = self._written = 0  # everything is sent: reuse the space
                 self._file.seek(0)
                 self._file.truncate()
             return b""
 
     async def _on_file(self, move: Callable[[], bytes]) -> bytes:
-        # In memory it takes less time than a thread would.
+        # In memory this is faster than handing it to a thread.
         return move() if self._written < MEMORY_BYTES // 2 else await asyncio.to_thread(move)
 
     def _write(self, data: bytes) -> bytes:
@@ -292,7 +289,7 @@ class AnswerSpool:
         return self._file.read(READ_BYTES)
 
     async def close(self) -> None:
-        """Stops sending, and frees the space."""
+        """Stops sending and removes the buffer."""
         if self._sending is not None and not self._sending.done():
             self._sending.cancel()
             await asyncio.wait({self._sending})

@@ -42,7 +42,7 @@ from tandem_shared.jobs.record import Failure, Record, Submission, job_json
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Submitted
 
-# The requests that are made most often take the short way, see PlainRoute.
+# The most frequent requests bypass FastAPI, see PlainRoute.
 plain = raw_router("jobs", route_class=PlainRoute)
 router = raw_router("jobs")
 
@@ -94,16 +94,16 @@ async def _enqueue(state: RequestState, submission: Submission) -> tuple[Submitt
     for _ in range(2):
         submitted = await retry_briefly(queue.submit, submission)
         if not submitted.replayed and submitted.state in (State.QUEUED, State.SCHEDULED):
-            return submitted, _entered(submission, submitted)
+            return submitted, _new_record(submission, submitted)
         record = await retry_briefly(queue.get, submitted.id, tenant=submission.tenant)
         if record is not None:
             return submitted, record
-        # The first job's record has expired in between, and with it the key.
-    raise Unavailable("the first job with this idempotency key is just expiring")
+        # The first job's record has expired in between, and the key with it.
+    raise Unavailable("the first job with this idempotency key is expiring: send the request again")
 
 
-def _entered(submission: Submission, submitted: Submitted) -> Record:
-    """The record as it stands in Redis now, without reading it."""
+def _new_record(submission: Submission, submitted: Submitted) -> Record:
+    """The record that Redis has now, without reading it."""
     scheduled = submitted.state is State.SCHEDULED
     return Record(
         id=submitted.id,
@@ -126,7 +126,7 @@ async def _wait_for_end(state: RequestState, record: Record, seconds: float) -> 
     try:
         found = await wait_until(lambda now: now.done, state, record.id, seconds)
     except Unavailable:
-        return record  # the job is accepted, and the client must learn that
+        return record  # the job was accepted, so this must not become a 503
     return found or record
 
 
@@ -134,7 +134,7 @@ async def _wait_for_end(state: RequestState, record: Record, seconds: float) -> 
     JOB,
     responses={
         200: job_response("The job", ETag="its version", Cache_Control="private"),
-        304: response("The job is as If-None-Match names it"),
+        304: response("The job still has the ETag of If-None-Match"),
         **problems(400, 404),
     },
     openapi_extra={
@@ -162,11 +162,12 @@ async def show_job(request: Request) -> Response:
     conditional = "if-none-match" in headers_of(request)
     if wait and not record.done:
 
-        def is_news(now: Record) -> bool:
+        def is_awaited(now: Record) -> bool:
             return not matches(request, now.etag) if conditional else now.done
 
-        if not is_news(record):
-            record = await wait_until(is_news, state, id, wait) or await find_in_ledger(state, id)
+        if not is_awaited(record):
+            found = await wait_until(is_awaited, state, id, wait)
+            record = found or await find_in_ledger(state, id)
     headers = {**NO_CACHE, "ETag": record.etag}
     if conditional and matches(request, record.etag):
         return Response(status_code=304, headers=headers)
@@ -225,7 +226,7 @@ def _no_result(record: Record) -> Problem:
 
 def _result_url(id: str, result: bytes) -> str | None:
     """The URL of a result that the worker has stored as a file; None for any other result."""
-    # A file reference as worker/tandem_worker/runtime/run.py writes it, and nothing beside it.
+    # Exactly the file reference that worker/tandem_worker/runtime/run.py writes.
     pattern = rb'\{"file":\{"file":"%b/(result(?:-[0-9]+)?\.json)"[^{}]*\}\}' % id.encode()
     match = re.fullmatch(pattern, result)
     return None if match is None else f"/v1/jobs/{id}/files/{match[1].decode()}"
@@ -252,7 +253,7 @@ async def cancel_job(state: StateDep, id: JobId) -> Response:
     JOB,
     status_code=204,
     responses={
-        204: response("Nothing is left of it"),
+        204: response("The job is deleted"),
         **problems(404, _409="The job is not final"),
     },
 )

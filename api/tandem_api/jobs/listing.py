@@ -1,8 +1,8 @@
-"""GET /v1/jobs: the rows of the ledger, and over them what Redis knows better.
+"""GET /v1/jobs: rows of the ledger, merged with newer records from Redis.
 
-The latest changes stand in the event stream until the ledger has them. Their jobs are read first,
-by their records; the rows of the ledger follow, without those jobs. So a job is listed as soon as
-it is accepted, in its current state, and no request waits for the ledger.
+The latest changes are in the event stream until the ledger has them. Jobs named there are read from
+Redis, all others from the ledger. So a job is listed as soon as it is accepted, in its current
+state, and no request waits for the ledger.
 """
 
 import base64
@@ -108,8 +108,8 @@ async def find_jobs(
 ) -> MergedPage:
     """Up to `limit` jobs with ids below `before`; fewer do not mean that the list ends.
 
-    `recent` must have been read before: then a job that the ledger gets meanwhile is found twice,
-    and not missed.
+    `recent` must have been read before: a job that the ledger gets meanwhile is then in both,
+    instead of in neither.
     """
     page = await state["ledger"].find(wanted, before=before, limit=limit)
     records = [record for record in page.records if record.id not in recent]
@@ -129,7 +129,7 @@ async def find_jobs(
 
 
 async def recent_jobs(state: RequestState) -> Mapping[str, Record]:
-    """The jobs that changed last, which the ledger may not have as they are."""
+    """The jobs that changed last; their rows in the ledger may be missing or out of date."""
     queue = state["queue"]
     ids = await retry_briefly(queue.events.recent_jobs, MAX_RECENT_JOBS)
     found = await retry_briefly(queue.get_many, ids, tenant=state["tenant"])
@@ -142,7 +142,7 @@ async def _current(
     recent: Mapping[str, Record],
     wanted: JobFilter,
 ) -> list[Record]:
-    """The records with what makes no event: the progress of jobs that are not final."""
+    """The records, with the current progress of unfinished jobs: progress writes no event."""
     ids = [one.id for one in records if one.state not in FINAL and one.id not in recent]
     if not ids:
         return records
@@ -152,7 +152,7 @@ async def _current(
 
 
 class ListQuery(NamedTuple):
-    """What a request asks for: jobs that match, at most `limit`, with ids below `before`."""
+    """The request: jobs that match, at most `limit`, with ids below `before`."""
 
     wanted: JobFilter
     limit: int
@@ -218,7 +218,7 @@ def _stamp(text: str | None, name: str, errors: list[FieldError]) -> int | None:
     if text is None:
         return None
     if len(text) > 11 and text[-6] == " ":
-        text = f"{text[:-6]}+{text[-5:]}"  # query strings turn the + of an offset into a space
+        text = f"{text[:-6]}+{text[-5:]}"  # a + in a query string is decoded as a space
     seconds = parse_rfc3339(text)
     if seconds is None:
         errors.append((f"/{name}", "must be an RFC 3339 time, such as 2026-01-31T12:00:00Z"))
@@ -227,7 +227,7 @@ def _stamp(text: str | None, name: str, errors: list[FieldError]) -> int | None:
 
 
 def cursor_of(id: str | None) -> str | None:
-    """The cursor with which a client continues below this id."""
+    """The cursor that continues a list below this id."""
     return None if id is None else base64.urlsafe_b64encode(id.encode()).decode().rstrip("=")
 
 

@@ -20,7 +20,7 @@ async def find_job(state: RequestState, id: str) -> Record:
 async def find_in_ledger(state: RequestState, id: str) -> Record:
     """A job that Redis does not know. Raises NotFound and Unavailable."""
     record = None
-    # An id that was never given out is unknown, whether or not the database answers.
+    # An id that was never assigned is unknown even while the database is away: do not ask.
     if len(id) == ID_CHARS and id_time(id) is not None:
         record = await state["ledger"].get(id, tenant=state["tenant"])
     if record is None:
@@ -33,7 +33,7 @@ async def wait_until(
 ) -> Record | None:
     """The job once it meets the condition, or as it is after `seconds` or when the drain begins.
 
-    None if Redis does not know it any more. Raises Unavailable.
+    None if Redis no longer has it. Raises Unavailable.
     """
     queue, drain = state["queue"], state["drain"]
     end = time.monotonic() + min(seconds, MAX_WAIT_SECONDS)

@@ -47,7 +47,7 @@ from tandem_shared.ledger.query import JobFilter
 
 MAX_JOBS = 10_000  # of one call
 MAX_IDS = 1000  # in a filter
-CALL_SECONDS = 10.0  # after which a call returns, with the cursor to continue at
+CALL_SECONDS = 10.0  # after which a call returns with a cursor to continue from
 PAGE_JOBS = 200  # that are looked up together
 BATCH_JOBS = 50  # that are replayed together: each payload may have a MiB
 
@@ -144,7 +144,7 @@ async def _materials(state: RequestState, ids: Sequence[str]) -> dict[str, Repla
 
 
 class Replays(BaseModel):
-    """What a call has done."""
+    """The result of a bulk replay."""
 
     model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
@@ -152,14 +152,14 @@ class Replays(BaseModel):
     matched: NonNegativeInt = 0
     replayed: NonNegativeInt = 0
     already_replayed: NonNegativeInt = Field(0, description="matched jobs that have a replay")
-    refused: NonNegativeInt = Field(0, description="jobs that their task does not accept any more")
-    ledger_lag: float = Field(0.0, description="seconds; of later changes some may be missing")
+    refused: NonNegativeInt = Field(0, description="jobs that their task no longer accepts")
+    ledger_lag: float = Field(0.0, description="seconds; changes since then may be missing")
     items: Annotated[list[dict[str, Any]], WithJsonSchema(_ITEMS_SCHEMA)] = []
     next_cursor: str | None = Field(None, description="for the next call; null at the end")
 
 
 class ReplayRequest(NamedTuple):
-    """Which jobs a call is for; with `ids`, newest first, only these."""
+    """Which jobs to replay; `ids`, newest first, restricts them to these."""
 
     wanted: JobFilter
     ids: list[str] | None
@@ -178,12 +178,12 @@ class ReplayRequest(NamedTuple):
     },
 )
 async def replay_jobs(request: Request, state: StateDep) -> Replays:
-    """Run all failed or cancelled jobs again that match a filter, each of them once.
+    """Run all failed or cancelled jobs that match a filter again, each of them once.
 
     A repeated call is safe: a job that has been replayed is not replayed again.
     """
-    # Two calls at once make one new job, since each replay has an idempotency key made of the old
-    # job's id. Once that has expired, the ledger knows the replay.
+    # The idempotency key of a replay contains the old job's id, so concurrent calls create one new
+    # job. Once the key has expired, the ledger knows the replay.
     content_type(request)
     asked = _read(await read_body(request, state["settings"].max_body), state["tenant"])
     report, before = Replays(dry_run=asked.dry_run), asked.before
@@ -205,7 +205,7 @@ async def replay_jobs(request: Request, state: StateDep) -> Replays:
     except Unavailable:
         if not report.matched:
             raise
-        # Report what is done, and where to continue.
+        # Report what has been done, and where to continue.
     report.next_cursor = cursor_of(before)
     return report
 
@@ -236,7 +236,7 @@ async def _replay(
     report: Replays,
     trace: str | None,
 ) -> None:
-    """Replays one batch, and reports it once it is done."""
+    """Replays one batch, then adds it to the report."""
     ids = [record.id for record in records]
     replayed = {record.options.replay_of for record in recent.values()} | await state[
         "ledger"

@@ -1,4 +1,4 @@
-"""What routes add to /openapi.json beyond what FastAPI reads off their signatures."""
+"""What routes add to /openapi.json beyond what FastAPI takes from their signatures."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def job_response(description: str, **headers: str) -> dict[str, Any]:
 
 
 def problems(*statuses: int, **descriptions: str) -> Responses:
-    """The `responses` of these statuses; `descriptions` are of further ones, by names like _409."""
+    """The `responses` of these statuses, and of others with a description: `_409="…"`."""
     texts = {status: STATUSES[status][1] for status in statuses}
     texts |= {int(status[1:]): text for status, text in descriptions.items()}
     found: Responses = {}
@@ -58,8 +58,8 @@ def problems(*statuses: int, **descriptions: str) -> Responses:
     return found
 
 
-# Those of every route that needs a key and Redis. With `default` in them, FastAPI leaves out its
-# own 422, which we never send.
+# The responses of every route that needs a key and Redis. `default` keeps FastAPI from adding its
+# own 422, which is never sent.
 COMMON: Responses = {
     **problems(401, 503),
     "default": response("Any other error", content(ref("Problem"), MEDIA_TYPE)),
@@ -68,12 +68,12 @@ BODY_PROBLEMS = problems(400, 408, 413, 415, 422)
 
 
 def json_router(tag: str, **options: Any) -> APIRouter:
-    """A router of endpoints whose responses FastAPI makes, unless they make their own."""
+    """A router whose endpoints mostly return values that FastAPI turns into responses."""
     return APIRouter(tags=[tag], **{"route_class": DocumentedRoute, **options})
 
 
 def raw_router(tag: str, **options: Any) -> APIRouter:
-    """A router of endpoints that make their own responses, and that need a key and Redis."""
+    """A router whose endpoints return their own Response, and need a key and Redis."""
     return json_router(tag, default_response_class=Response, responses=COMMON, **options)
 
 
@@ -108,6 +108,6 @@ SUBMITTED: Responses = {
         Location="the job",
         Retry_After="seconds to wait before the job is read",
         Preference_Applied="`wait=N`, if it was asked for",
-        Idempotent_Replayed="`true` if the key was known: this is the first job",
+        Idempotent_Replayed="`true` if the key was used before: this is the first job",
     ),
 }

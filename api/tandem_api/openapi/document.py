@@ -1,4 +1,4 @@
-"""/openapi.json, made of the routes as FastAPI describes them and the catalogue, and /docs."""
+"""/openapi.json, from the routes as FastAPI describes them and the catalogue; and /docs."""
 
 import re
 from contextlib import suppress
@@ -38,7 +38,7 @@ router = APIRouter(include_in_schema=False, default_response_class=Response)
 
 @router.get("/openapi.json")
 async def show_openapi(state: StateDep) -> Response:
-    """The document, also while Redis is away: then with the tasks that are known."""
+    """The document; while Redis is away, with the tasks known so far."""
     return JsonBytes(await state["openapi"](), 200, {"Cache-Control": "no-cache"})
 
 
@@ -49,12 +49,12 @@ async def show_docs() -> Response:
 
 
 class Document:
-    """The document as bytes, made again when the catalogue has changed."""
+    """The document as bytes, rebuilt when the catalogue has changed."""
 
     def __init__(self, fastapi: FastAPI, catalogue: Catalogue, *, keys: bool) -> None:
         self._fastapi, self._catalogue, self._keys = fastapi, catalogue, keys
         self._made = b""
-        self._number = -1  # of the catalogue that it was made of
+        self._number = -1  # of the catalogue that it was built from
 
     async def read(self) -> bytes:
         """The document of the catalogue as it is now, or as it was when Redis last answered."""
@@ -70,7 +70,7 @@ class Document:
 
 def openapi(fastapi: FastAPI, entries: list[CatalogueEntry], *, keys: bool) -> dict[str, Any]:
     """The OpenAPI 3.1 document of the routes and these tasks; `keys`: whether a key is needed."""
-    document = deepcopy(fastapi.openapi())  # FastAPI keeps its part, which takes longest to make
+    document = deepcopy(fastapi.openapi())  # FastAPI caches its part, which takes longest
     document["components"]["schemas"] |= {**_static_schemas(), **_task_schemas(entries)}
     document["components"]["securitySchemes"] = {
         "key": {
@@ -79,7 +79,7 @@ def openapi(fastapi: FastAPI, entries: list[CatalogueEntry], *, keys: bool) -> d
             "description": "An API key, tk_<id>_<secret>.",
         }
     }
-    # Without keys the API is open, and only this machine reaches it.
+    # Without keys the API is open, but only to this machine.
     document["security"] = [{"key": []}] if keys else [{}, {"key": []}]
     body = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"][JSON]
     if examples := _examples(entries):
@@ -166,11 +166,11 @@ def _task_schemas(entries: list[CatalogueEntry]) -> dict[str, Any]:
 
 
 def _accepts_nothing(schema: dict[str, Any]) -> bool:
-    """Whether a job may come without a payload, which is then `{}`."""
+    """Whether the payload may be left out, which means `{}`."""
     try:
         return Draft202012Validator(schema, offline=True).is_valid({})
     except (ValidationError, ReferencingError, ValueError):
-        return True  # only the worker checks against a schema that cannot be used
+        return True  # the API cannot use the schema, so only the worker checks
 
 
 def _examples(entries: list[CatalogueEntry]) -> dict[str, Any]:

@@ -13,17 +13,17 @@ from tandem_api.state import StateDep
 from tandem_shared.errors import Unavailable
 from tandem_shared.queue.queue import Queue
 
-PROBE_SECONDS = 1.0  # to wait for Redis: probes do not wait longer themselves
+PROBE_SECONDS = 1.0  # to wait for Redis, less than probes usually wait
 
 router = json_router("operating", dependencies=[Depends(no_store)])
 _OPEN: dict[str, Any] = {"security": []}  # no key is needed
 
 
 class Health(BaseModel):
-    """A service that is well."""
+    """A healthy service."""
 
     status: Literal["ok"]
-    checks: dict[str, Any] = Field(default={}, description="of /readyz: what was looked at")
+    checks: dict[str, Any] = Field(default={}, description="of /readyz: what was checked")
     ledger: dict[str, Any] | None = Field(
         default=None, description="of /readyz: how far the ledger is behind; null if unknown"
     )
@@ -47,9 +47,10 @@ async def live() -> dict[str, str]:
     openapi_extra=_OPEN,
 )
 async def ready(request: Request, state: StateDep) -> dict[str, Any] | Response:
-    """Whether it can accept and return jobs.
+    """Whether the API can accept and return jobs.
 
-    Redis accepts a write, and the process is not ending. The file store does not count.
+    It can while Redis accepts writes and the process is not shutting down. The file store does not
+    count.
     """
     redis: dict[str, Any]
     try:
@@ -65,7 +66,7 @@ async def ready(request: Request, state: StateDep) -> dict[str, Any] | Response:
         return {"status": "ok", "checks": checks, "ledger": await _ledger_lag(state["queue"])}
     problem = status_problem(
         503,
-        "the process is ending" if ending else "Redis does not accept writes",
+        "the process is shutting down" if ending else "Redis does not accept writes",
         more={"checks": checks},
         headers={"Retry-After": RETRY_AFTER_SECONDS},
     )

@@ -19,7 +19,7 @@ from tandem_shared.queue.events import Lag
 from tandem_shared.queue.messages import QueueStats, WorkerInfo
 from tandem_shared.queue.queue import Queue
 
-REDIS_SECONDS = 5.0  # to wait for Redis; without it, the metrics of requests are still served
+REDIS_SECONDS = 5.0  # to wait for Redis; without an answer, request metrics are still served
 
 router = json_router("operating", default_response_class=Response)
 

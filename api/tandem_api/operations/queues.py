@@ -69,7 +69,7 @@ class WorkerList(BaseModel):
 
 @router.get("/v1/queues", response_model=QueueList)
 async def list_queues(state: StateDep) -> dict[str, list[QueueStats]]:
-    """List the queues: every one that ever had a job or is paused."""
+    """List the queues: all that have ever had a job or are paused."""
     return {"items": await retry_briefly(state["queue"].stats)}
 
 
@@ -79,9 +79,9 @@ async def list_queues(state: StateDep) -> dict[str, list[QueueStats]]:
     responses=problems(404),
 )
 async def pause_queue(state: StateDep, name: QueueName) -> QueueStats:
-    """Start no more jobs of a queue.
+    """Pause a queue: none of its jobs start.
 
-    Running jobs continue, and new ones wait. The queue need not have had a job.
+    Running jobs continue, and new ones wait. The queue may be new.
     """
     return await _set_paused(state, name, on=True)
 
@@ -92,7 +92,7 @@ async def pause_queue(state: StateDep, name: QueueName) -> QueueStats:
     responses=problems(404),
 )
 async def resume_queue(state: StateDep, name: QueueName) -> QueueStats:
-    """Start the jobs of a paused queue again."""
+    """Resume a paused queue."""
     return await _set_paused(state, name, on=False)
 
 

@@ -1,1 +1,1 @@
-"""The process and the bytes: uvicorn, its limits, its children."""
+"""The server: uvicorn with limits, its sockets, and several processes on one port."""

@@ -24,8 +24,7 @@ from tandem_api.http.problems import MEDIA_TYPE, status_problem
 SOCKET_PATH = b"/v1/stream"  # the only path that offers an upgrade to WebSocket
 MAX_HEAD_BYTES = 64 << 10  # of a request's head, and of what follows the last chunk of a body
 HEAD_SECONDS = 30.0  # from the connection, or from the first byte of a next head, to its end
-# For which a refused client is still read from: it would not see the response otherwise.
-LINGER_SECONDS = 1.0
+LINGER_SECONDS = 1.0  # from a refusal to closing its connection, see `_refuse`
 
 _COMPLETE: dict[str, Any] = {BODY_COMPLETE: {}}  # shared by all scopes, and never changed
 
@@ -34,8 +33,8 @@ class HttpProtocol(HttpToolsProtocol):
     """uvicorn's, with a limit on the size of a head and on the time it takes to arrive.
 
     The parser keeps bytes in memory until it reports progress, so they are counted from one report
-    to the next. Bytes that are not HTTP are answered by a problem, and an upgrade that we do not
-    offer is an ordinary request.
+    to the next. Bytes that are not HTTP get a problem in response. An upgrade other than to the
+    WebSocket is treated as an ordinary request.
     """
 
     _silent_bytes = 0  # since the parser's last progress
@@ -44,12 +43,12 @@ class HttpProtocol(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
-        """Starts to wait for a head."""
+        """Starts the timer for the first head."""
         super().connection_made(transport)
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets the connection."""
+        """Stops the timer."""
         super().connection_lost(exc)
         self._stop_timer()
 
@@ -58,7 +57,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._refused:
             return
         while not self._in_message and len(data) > (room := MAX_HEAD_BYTES - self._silent_bytes):
-            # One read may hold more than a head may have.
+            # A single read may exceed the limit.
             self._parse(data[:room])
             if self._silent_bytes >= MAX_HEAD_BYTES:
                 self._refuse(431, f"the head of the request has more than {MAX_HEAD_BYTES} bytes")
@@ -79,7 +78,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        # In the middle of a read we cannot know how many of the bytes left belong to this head.
+        # The parser does not say how many bytes of this read belong to the head.
         self._silent_bytes = self._silent_bytes or 1
 
     def on_headers_complete(self) -> None:
@@ -96,7 +95,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.scope["extensions"] = _COMPLETE
         super().on_message_complete()
 
-    # The time of a head.
+    # The timer of a head.
 
     def _start_timer(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_timed_out)
@@ -109,7 +108,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _head_timed_out(self) -> None:
         self._head_timer = None
         if self.cycle is not None and not self.cycle.response_complete:
-            self._start_timer()  # a response is under way, and must not be cut for the next request
+            self._start_timer()  # a response is being sent: do not cut it off
         elif self._silent_bytes:
             self._refuse(408, f"the head of the request did not arrive within {HEAD_SECONDS:g} s")
         else:
@@ -120,7 +119,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _should_upgrade(self) -> bool:
         if not super()._should_upgrade() or self.parser.get_method() != b"GET":
             return False
-        # A response that is still under way would end up among the frames.
+        # A response that is still being sent would end up among the frames.
         idle = self.cycle is None or self.cycle.response_complete
         return idle and self.url.partition(b"?")[0] == SOCKET_PATH
 
@@ -131,7 +130,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def _unsupported_upgrade_warning(self) -> None:
-        pass  # any client could fill the logs with it
+        pass  # any client could flood the log with it
 
     # Refusals.
 
@@ -158,7 +157,8 @@ class HttpProtocol(HttpToolsProtocol):
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        # Closing a socket with unread bytes resets the connection, and the response would be lost.
+        # Closing a socket with unread bytes resets the connection, and the client would lose the
+        # response: close it a little later.
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
@@ -175,7 +175,7 @@ class Cycle(RequestResponseCycle):
     """uvicorn's, except that a response whose body is one message is sent by one write.
 
     uvloop passes each write to the kernel, and a second one takes 5 µs, which is 7 % of a POST. So
-    the head is held back until the first message of the body. (A stream sends one at once.)
+    the head is held back until the body's first message, which even a stream sends at once.
     """
 
     _start: Any = None  # the head that is held back
@@ -223,9 +223,9 @@ class Cycle(RequestResponseCycle):
         self.on_response()
 
 
-# uvicorn's method looks the class of its cycles up as a global, and there is no other place to
-# choose it. This is the same code with our class. (Assigning a cycle's `__class__` later would take
-# 2 µs a request, since the interpreter then gives up its fast access to attributes.)
+# uvicorn's method takes the class of its cycles from its module's globals, and offers no other way
+# to choose it. This is the same code with our class as that global. (Assigning `__class__` to each
+# cycle would cost 2 µs per request: the interpreter then loses its fast attribute access.)
 _on_headers_complete = FunctionType(
     HttpToolsProtocol.on_headers_complete.__code__,
     {**vars(httptools_impl), "RequestResponseCycle": Cycle},

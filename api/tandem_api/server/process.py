@@ -1,4 +1,4 @@
-"""One process that serves: uvicorn with our protocols, and a shutdown that no client can delay."""
+"""One server process: uvicorn with our protocols, and a shutdown that no client can delay."""
 
 import asyncio
 import gc
@@ -26,25 +26,23 @@ from tandem_api.server.websocket import (
 from tandem_shared.settings import Settings
 
 KEEP_ALIVE_SECONDS = 65  # more than load balancers keep an idle connection
-# Of new objects, net of freed ones, after which the collector looks for cycles among them. Requests
-# leave hardly any cycles behind.
+# New objects, minus freed ones, between two garbage collections. Requests leave hardly any cycles.
 YOUNG_OBJECTS = 10_000
-# By which our own cancellation comes before uvicorn's, whose responses are not ours.
-CANCEL_MARGIN_SECONDS = 0.5
+CANCEL_MARGIN_SECONDS = 0.5  # our cancellation comes first: Edge answers it, uvicorn would not
 MAX_SHUTDOWN_SECONDS = 10.0  # for requests under way, once no more are accepted
 
 log = structlog.get_logger()
 
 
 class ApiServer(uvicorn.Server):
-    """uvicorn's, which announces its end: first to probes, then to everything that waits."""
+    """uvicorn's, with a shutdown that is announced to probes, then to streams and long-polls."""
 
     def __init__(self, config: uvicorn.Config, drain: Drain, linger: float) -> None:
         super().__init__(config)
         self._drain, self._linger = drain, linger
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serves on as unready for `linger` seconds; then ends streams, and finishes requests."""
+        """Serves as unready for `linger` more seconds, then ends streams and finishes requests."""
         self._drain.announce()
         await asyncio.sleep(self._linger)
         self._drain.begin()
@@ -56,9 +54,9 @@ class ApiServer(uvicorn.Server):
             timer.cancel()
 
     def _cancel_requests(self) -> None:
-        """Cancels requests that still wait, mostly for Redis; Edge answers them with a 503."""
+        """Cancels requests that are still waiting, mostly for Redis; Edge answers them with 503."""
         if waiting := list(self.server_state.tasks):
-            log.warning("requests are given up", waiting=len(waiting))
+            log.warning("cancelling unfinished requests", waiting=len(waiting))
         for task in waiting:
             task.cancel()
 
@@ -87,27 +85,29 @@ def make_server(edge: Edge, settings: Settings) -> ApiServer:
     return ApiServer(config, edge.drain, settings.linger)
 
 
-def ease_collector() -> None:
-    """Exempts what was imported from garbage collection, and looks less often at the rest."""
+def tune_garbage_collector() -> None:
+    """Exempts imported modules from garbage collection, and collects the rest less often."""
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, 20)
 
 
-def serve(settings: Settings, sockets: list[socket.socket], *, tied: bool = False) -> int:
-    """Serves until SIGTERM or SIGINT or, if `tied`, until stdin ends; returns the exit code."""
+def serve(
+    settings: Settings, sockets: list[socket.socket], *, until_stdin_closes: bool = False
+) -> int:
+    """Serves until SIGTERM or SIGINT or, if asked to, until stdin closes; the exit code."""
     allow_connections()
-    ease_collector()
+    tune_garbage_collector()
     server = make_server(create_app(settings), settings)
 
     def stop(_signal: int, _frame: object) -> None:
         server.should_exit = True
 
-    # uvicorn raises the signal that ended it once more after its shutdown. With these handlers the
-    # process then exits with 0.
+    # After its shutdown uvicorn raises the signal again. These handlers ignore it, so that the exit
+    # code is 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    if tied:
-        threading.Thread(target=_end_with_parent, args=(server,), name="tie", daemon=True).start()
+    if until_stdin_closes:
+        threading.Thread(target=_watch_stdin, args=(server,), name="stdin", daemon=True).start()
     try:
         server.run(sockets)
     except SystemExit as error:  # the lifespan could not start, and has logged why
@@ -115,7 +115,7 @@ def serve(settings: Settings, sockets: list[socket.socket], *, tied: bool = Fals
     return 0
 
 
-def _end_with_parent(server: ApiServer) -> None:
+def _watch_stdin(server: ApiServer) -> None:
     with suppress(OSError):
         while os.read(sys.stdin.fileno(), 1024):
             pass

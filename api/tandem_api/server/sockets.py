@@ -12,7 +12,7 @@ MAX_OPEN_FILES = 1 << 16  # of a process, where the system allows so many
 
 
 def allow_connections() -> None:
-    """Raises the limit of open files: each reader of a stream holds one, and 1024 are too few."""
+    """Raises the limit of open files: each stream reader needs one, and 1024 are too few."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < limit:
@@ -49,6 +49,6 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def url_of(sockets: Sequence[socket.socket], host: str) -> str:
-    """The URL of the API, with the port that was taken."""
+    """The URL of the API, with the port that it listens on."""
     port = sockets[0].getsockname()[1]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,11 +1,12 @@
-"""Several processes that serve one port: they share the listening sockets, and end together.
+"""Several processes on one port: they share the listening sockets, and end together.
 
 Each child is an ordinary command, `python -m tandem_api --fd N`. Its stdin is a pipe that the
-parent never writes to: when the parent dies, however it does, the pipe ends and so does the child.
+parent never writes to: when the parent dies, for whatever reason, the pipe closes and the child
+ends.
 
-uvicorn's own `Multiprocess` does not fit. Its children run a plain `uvicorn.Server`, which knows no
-drain; they outlive a parent that was killed; and a child that always crashes is started again twice
-a second, forever.
+uvicorn's own `Multiprocess` does not fit. Its children run a plain `uvicorn.Server`, which cannot
+drain; they outlive a parent that is killed; and a child that crashes on every start is restarted
+twice a second, forever.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from tandem_api.metrics import SHARED_DIRECTORY
 MAX_CRASHES = 5  # in a row, each soon after the start
 SOON_SECONDS = 5.0
 BACKOFF_SECONDS = 0.25  # after the first crash; doubles with each
-# From SIGTERM, and after `linger`, until children that are left are killed.
+# From SIGTERM, plus `linger`, until the remaining children are killed.
 END_SECONDS = 12.0
 
 log = structlog.get_logger()
@@ -60,7 +61,7 @@ class _ProcessGroup:
         return 1 if any(crashed) else 0
 
     async def _supervise(self, number: int) -> bool:
-        """Keeps one child running until the group ends; whether it did so by a crash loop."""
+        """Keeps one child running until the group ends; whether a crash loop ended it."""
         loop = asyncio.get_running_loop()
         crashes = 0
         while not self._ending.is_set():
@@ -91,7 +92,7 @@ class _ProcessGroup:
         return False
 
     async def _wait(self, process: asyncio.subprocess.Process) -> None:
-        """Returns when the process has ended; ends it when the group does."""
+        """Returns once the process has ended, which is stopped when the group ends."""
         exited = asyncio.create_task(process.wait())
         ending = asyncio.create_task(self._ending.wait())
         await asyncio.wait((exited, ending), return_when=asyncio.FIRST_COMPLETED)

@@ -15,12 +15,12 @@ from tandem_api.http.problems import MEDIA_TYPE, status_problem
 MAX_MESSAGE_BYTES = 64 << 10
 MAX_FRAGMENTS = 64  # of one message
 PING_SECONDS = 20.0
-PONG_SECONDS = 60.0  # for a pong, from the last message that the client was sent
-STALLED_SECONDS = 60.0  # for which a client may read nothing while there is something for it
+PONG_SECONDS = 60.0  # for a pong, from the last message sent to the client
+STALLED_SECONDS = 60.0  # without reading anything while data waits, until a client is dropped
 
 
 class Handshake(ServerProtocol):
-    """The state of the connection; it refuses a handshake with a problem."""
+    """The protocol of a connection, which refuses a handshake with a problem."""
 
     def reject(self, status: Any, text: str) -> Response:
         """The response instead of an upgrade."""
@@ -40,8 +40,8 @@ class Handshake(ServerProtocol):
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's, with limits on what a client leaves unread or incomplete.
 
-    A slow client is one that reads slowly: as long as it reads something within STALLED_SECONDS it
-    is served, and its pongs may be as late as the messages before them.
+    A client may be slow: as long as it reads something within STALLED_SECONDS it is served, and its
+    pongs may be as late as the messages before them.
     """
 
     _sent_at = 0.0
@@ -59,7 +59,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.close()
 
     def handle_cont(self, event: Frame) -> None:
-        """Adds a fragment. The limit of bytes does not bound empty ones, so they are counted."""
+        """Adds a fragment. They are counted, since the limit in bytes does not bound empty ones."""
         if len(self.frames) < MAX_FRAGMENTS:
             super().handle_cont(event)
         else:
@@ -82,7 +82,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
 
     def handle_ping(self) -> None:
-        """Answers, unless answers pile up unread: then it may leave some out (RFC 6455, 5.5.3)."""
+        """Sends a pong, unless the client reads none: RFC 6455 (5.5.3) allows skipping some."""
         if self.writable.is_set():
             super().handle_ping()
         else:
@@ -97,13 +97,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             super().keepalive_timeout()
 
     async def send(self, message: Any) -> None:
-        """Sends once there is room. Raises ClientDisconnected after waiting for too long."""
+        """Sends once there is room. Raises ClientDisconnected after STALLED_SECONDS."""
         if not self.writable.is_set():
             try:
                 async with asyncio.timeout(STALLED_SECONDS):
                     await self.writable.wait()
             except TimeoutError:
-                self.transport.abort()  # a close frame would queue up behind what is not read
+                self.transport.abort()  # a close frame would queue behind the unread data
                 raise ClientDisconnected from None
         await super().send(message)
         self._sent_at = self.loop.time()

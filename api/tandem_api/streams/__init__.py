@@ -1,1 +1,1 @@
-"""A job's output over HTTP and WebSocket."""
+"""A job's stream over HTTP and WebSocket."""

@@ -1,4 +1,4 @@
-"""Follows a job's stream live, across failures of Redis."""
+"""Follows a job's stream live, through outages of Redis."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -8,7 +8,7 @@ from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.record import Record
 from tandem_shared.queue.pubsub import ChangeSignal
 
-MAX_OUTAGE_SECONDS = 60.0  # of Redis, after which the reader is sent away, to come again
+MAX_OUTAGE_SECONDS = 60.0  # of Redis, after which the reader is disconnected
 RETRY_SECONDS = 1.0  # between two tries until then
 
 
@@ -22,7 +22,7 @@ async def follow(
 ) -> bool:
     """Sends a job's stream up to its end. False if the job, Redis or this process ends before it.
 
-    `send` sends what is new in a record; `idle` waits for a change, for at most so many seconds.
+    `send` sends what is new in a record; `idle` waits for a change, up to a number of seconds.
     """
     record: Record | None = first
     failing_since = 0.0

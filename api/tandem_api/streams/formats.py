@@ -1,4 +1,4 @@
-"""How a stream is written: as server-sent events, as NDJSON, or its output as CSV."""
+"""The formats of a stream: server-sent events, NDJSON and, for output alone, CSV."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ NDJSON_TYPES = ("application/x-ndjson", "application/jsonl")
 
 
 class StreamFormat(Protocol):
-    """One way to write a stream. What it returns is sent as it is; b"" sends nothing."""
+    """One way to write a stream; its bytes are sent as they are."""
 
     media_type: str
     start: bytes
@@ -28,7 +28,7 @@ class StreamFormat(Protocol):
 
 
 class Truncated(Exception):
-    """The format cannot express the rest of the stream; the body must show that it is cut."""
+    """The format cannot express the rest of the stream, so the body must break off."""
 
 
 class SseFormat:
@@ -90,7 +90,7 @@ class CsvFormat:
                 raise Truncated
             return b""
         if self._columns is not None and entry.attempt != self._attempt:
-            raise Truncated  # the new attempt repeats all rows, and CSV cannot mark the old ones
+            raise Truncated  # the new attempt starts over, and CSV cannot mark the old rows
         self._attempt = entry.attempt
         item = _cells(entry.data)
         rows: list[Sequence[str]] = []
@@ -121,7 +121,7 @@ def _cells(item: bytes) -> dict[str, str]:
 
 
 def _cell(value: bytes) -> str:
-    # Numbers stay as they were written: decoding a long one would lose digits.
+    # Copy numbers as written: decoding a long one would lose digits.
     if value == b"null":
         return ""
     return _text.decode(value) if value.startswith(b'"') else value.decode()
@@ -132,7 +132,7 @@ def negotiate(accept: str, types: frozenset[str]) -> StreamFormat:
     offered = [SSE, *NDJSON_TYPES, *([CSV] if types == {"output"} else [])]
     ranges = [_range(part) for part in accept.split(",") if part.strip()] or [("*/*", 1.0)]
     qualities = {media_type: _quality(media_type, ranges) for media_type in offered}
-    chosen = max(offered, key=qualities.__getitem__)  # the first one of equals
+    chosen = max(offered, key=qualities.__getitem__)  # the first of equals
     if not qualities[chosen]:
         hint = (
             f"; {CSV} needs ?types=output" if CSV in accept.lower() and CSV not in offered else ""

@@ -1,7 +1,7 @@
-"""GET /v1/jobs/{id}/stream: events and output of a job, live, from any position on.
+"""GET /v1/jobs/{id}/stream: a job's events and output, live, from any position on.
 
-A reader costs one task that waits for its end, and what its socket buffers. A slow reader is waited
-for, one that has left is noticed, and neither delays anybody else.
+A reader costs one task that watches for its disconnect, plus its socket's buffers. A slow reader
+delays nobody else, and one that has left is noticed.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ from tandem_shared.streams.reader import (
 )
 
 HEARTBEAT_SECONDS = 15.0
-STALLED_SECONDS = 60.0  # that a reader may take for one write
+STALLED_SECONDS = 60.0  # for one write, until a reader is disconnected
 WRITE_BYTES = 64 << 10
 MAX_ID_CHARS = 64  # of an entry's id
 
@@ -86,7 +86,7 @@ async def stream_job(request: Request) -> Response:
     record = await find_job(state, id)
     after = _after(request, record)
     if after is not None and after == end_position(record):
-        return Response(status_code=204)  # keeps an EventSource from connecting again
+        return Response(status_code=204)  # stops an EventSource from reconnecting
     if after is not None and isinstance(chosen, CsvFormat):
         raise Malformed("after: CSV has no ids to resume from")
     reader = StreamReader(state["source"], id, after=after or START, types=types)
@@ -104,7 +104,7 @@ def _types(request: Request) -> frozenset[str]:
 
 
 def _after(request: Request, record: Record) -> Position | None:
-    # A browser that reconnects repeats its URL, so Last-Event-ID is the newer of the two.
+    # A browser reconnects with the same URL, so Last-Event-ID is the newer of the two.
     text = headers_of(request).get("last-event-id") or request.query_params.get("after")
     if not text:
         return None
@@ -159,8 +159,8 @@ class JobStream(Response):
                 complete = False
             finally:
                 leaving.cancel()
-        # An incomplete CSV is left without its end, which shows as an aborted body. The other
-        # formats show it by the missing entry `end`.
+        # An incomplete CSV body breaks off, so that its reader sees an error. In the other formats
+        # the missing entry `end` shows it.
         if complete or not isinstance(self._format, CsvFormat):
             await self._put(b"", more=False)
 
@@ -178,7 +178,7 @@ class JobStream(Response):
                 and group.attempt < record.attempt
                 and group.type == "output"
             ):
-                continue  # of an attempt that is superseded already
+                continue  # output of an earlier attempt
             try:
                 data += self._format.write(group)
             except Truncated:

@@ -1,9 +1,9 @@
 """WS /v1/stream: the streams of many jobs over one WebSocket, at the pace of its reader.
 
 A client sends {"subscribe": id, "after": …, "types": […]} or {"unsubscribe": id}; `after` and
-`types` are optional. It is sent entries with the job that they are of: {"job": id, "id": …, "type":
-…, …}. A job that cannot be streamed ends only its own subscription: {"job": id, "type": "error",
-"data": problem}.
+`types` are optional. It receives entries, each with its job: {"job": id, "id": …, "type": …, …}.
+A job that cannot be streamed ends only its own subscription: {"job": id, "type": "error", "data":
+problem}.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from tandem_shared.streams.reader import (
     parse_position,
 )
 
-PATH = "/v1/stream"  # the one that server/http.py lets upgrade
+PATH = "/v1/stream"  # the only one that server/http.py upgrades
 PROTOCOL = "tandem.v1"
 MAX_SUBSCRIPTIONS = 1000  # of one socket
 MAX_ID_CHARS = 200
@@ -89,7 +89,7 @@ class SocketEndpoint:
             await problem.response(scope)(scope, receive, send)
             return
         await receive()  # websocket.connect
-        # A client that offers no sub-protocol speaks this one without naming it.
+        # A client that offers no sub-protocol is assumed to speak this one.
         chosen = PROTOCOL if scope["subprotocols"] else None
         await send({"type": "websocket.accept", "subprotocol": chosen})
         await StreamSocket(state, send).run(receive)
@@ -98,10 +98,10 @@ class SocketEndpoint:
 def _refusal(
     headers: Mapping[str, str], offered: list[str], allowed: tuple[str, ...]
 ) -> Problem | None:
-    """Why the upgrade is refused; None if it is not."""
+    """Why the upgrade is refused; None to accept it."""
     origin = headers.get("origin")
     if origin is not None and origin.lower() not in allowed:
-        # A browser connects for pages of any origin, and leaves it to us to check which.
+        # Browsers let pages of any origin connect, so the server must check.
         scheme, _, host = origin.lower().partition("://")
         if scheme not in ("http", "https") or host != headers.get("host", "").lower():
             return status_problem(
@@ -120,10 +120,10 @@ class StreamSocket:
         self.turns = asyncio.Semaphore(MAX_READERS)
         self._send = send
         self._subscriptions: dict[str, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()  # these, and others that are under way
+        self._tasks: set[asyncio.Task[None]] = set()  # of subscriptions and single messages
 
     async def run(self, receive: Receive) -> None:
-        """Serves until the client leaves or sends nonsense, or the process ends."""
+        """Serves until the client leaves or sends an invalid message, or the process ends."""
         drain = self.state["drain"]
         try:
             with drain.notifying(self._leave):
@@ -139,7 +139,7 @@ class StreamSocket:
             await self._cancel_all()
 
     def _leave(self) -> None:
-        self._start(self._close(1012, "the service is ending"))
+        self._start(self._close(1012, "the process is shutting down"))
 
     async def _close(self, code: int, reason: str) -> None:
         cut = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
@@ -159,7 +159,7 @@ class StreamSocket:
             types = frozenset(ENTRY_TYPES if message.types is None else message.types)
             subscription = Subscription(self, id, message.after, types)
             self._subscriptions[id] = self._start(self._serve(subscription, earlier))
-        # Subscriptions that are ending count too: start no more of them before they have ended.
+        # Subscriptions that are ending count too: wait for them before starting more.
         while len(self._tasks) > 2 * MAX_SUBSCRIPTIONS:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
@@ -181,13 +181,13 @@ class StreamSocket:
         id = subscription.id
         try:
             if earlier is not None:
-                await asyncio.wait({earlier})  # so that its entries come before the new one's
+                await asyncio.wait({earlier})  # its entries must not follow those of the new one
             await subscription.run()
         except OSError:
-            pass  # the client is gone, as `run` is about to receive
+            pass  # the client is gone, which `run` will see
         except TandemError as error:
             await self.send_problem(id, error_problem(error))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this subscription alone
+        except Exception as error:  # noqa: BLE001 - whatever it is, only this subscription ends
             trace = secrets.token_hex(16)
             problem = unexpected_problem(error, trace, "subscription failed", job_id=id)
             await self.send_problem(id, problem)
@@ -203,7 +203,7 @@ class StreamSocket:
             )
 
     async def send_entry(self, entry: bytes) -> None:
-        """Sends one entry as soon as the client has room for it. Raises OSError when it is gone."""
+        """Sends one entry once the client has room for it. Raises OSError if the client is gone."""
         await self._send({"type": "websocket.send", "text": entry.decode()})
 
     async def _cancel_all(self) -> None:
@@ -226,7 +226,7 @@ class Subscription:
         self._head = b'{"job":%s,' % _encode(id)
 
     async def run(self) -> None:
-        """Sends all up to the job's end. Raises TandemError, and OSError if the client is gone."""
+        """Sends all up to the job's end. Raises TandemError, OSError if the client is gone."""
         state = self._socket.state
         queue, tenant = state["queue"], state["tenant"]
         async with queue.subscribe(self.id) as change:
@@ -258,8 +258,8 @@ class Subscription:
         place = parse_position(self._after)
         check_position(record, place)
         if place == end_position(record):
-            # Over HTTP this is a 204. Here the end is sent again, since nothing else would show
-            # that nothing follows.
+            # Over HTTP this is a 204. Here `end` is sent again, to confirm that the stream is
+            # complete.
             return place._replace(item=place.item - 1)
         return place
 
@@ -270,7 +270,7 @@ class Subscription:
                 more = await self._send_turn(reader, record)
 
     async def _send_turn(self, reader: StreamReader, record: Record) -> bool:
-        """Sends all or, if others wait, TURN_BYTES of it; returns whether more is left."""
+        """Sends everything or, if others wait, TURN_BYTES of it; whether more is left."""
         size = 0
         async with aclosing(reader.entries(record)) as entries:
             async for entry in entries:
@@ -284,7 +284,7 @@ class Subscription:
 
 @router.get(PATH)
 async def refuse_plain_request(request: Request) -> Response:
-    """For a client that does not ask for a WebSocket."""
+    """Answer a request without an upgrade."""
     headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
     detail = "this is a WebSocket endpoint: send an upgrade"
     return status_problem(426, detail, headers=headers).response(request.scope)

@@ -1,1 +1,1 @@
-"""Is this body a job? If not, where and why."""
+"""Validates submitted jobs against their tasks, and explains what is wrong."""

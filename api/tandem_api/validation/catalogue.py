@@ -1,4 +1,4 @@
-"""The catalogue as this process knows it, which is read again whenever it changes."""
+"""The catalogue as this process has last read it; it is read again when it changes."""
 
 import asyncio
 
@@ -31,10 +31,10 @@ class Catalogue:
     def _read_done(self, task: asyncio.Task[None]) -> None:
         self._reading = None
         if not task.cancelled():
-            task.exception()  # retrieves it: asyncio logs an error that nobody is left to retrieve
+            task.exception()  # retrieved: asyncio would log it if no caller waits any more
 
     async def _read(self) -> None:
-        # Read the stamp first: what is published in between is then read again the next time.
+        # Read the stamp first: whatever is published in between is read again next time.
         stamp = await self._queue.catalogue_stamp()
         if self.number and stamp == self._stamp:
             return
@@ -49,7 +49,7 @@ class Catalogue:
         log.info("catalogue read", tasks=len(entries))
 
     async def find(self, name: str) -> CatalogueEntry:
-        """The entry of a task, even if it is just published. Raises UnknownTask and Unavailable."""
+        """A task's entry, even one published just now. Raises UnknownTask and Unavailable."""
         if name not in self.entries:
             shared = self._reading is not None
             await self.refresh()

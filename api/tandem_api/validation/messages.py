@@ -1,4 +1,4 @@
-"""What a JSON Schema refused, as sentences with JSON pointers (RFC 6901) to the fields."""
+"""Validation errors as sentences, each with a JSON pointer (RFC 6901) to its field."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -50,7 +50,7 @@ _TYPES = {
 
 def _types(names: str | Iterable[str]) -> str:
     names = {names} if isinstance(names, str) else set(names)
-    # null means left out wherever it is allowed, so it is not mentioned.
+    # Where null is allowed it means "left out", so it is not mentioned.
     named = [_TYPES.get(name, name) for name in sorted(names - {"null"})] or ["null"]
     return f"must be {' or '.join(named)}"
 
@@ -111,12 +111,12 @@ def _explain_name(
         yield pointer(path), f"has a field whose name {sentence}"
 
 
-# Where jsonschema-rs passes on what stands behind a keyword.
+# The name under which jsonschema-rs reports the value of a keyword.
 _ARGUMENTS = {"const": "expected_value", "enum": "options", "pattern": "pattern", "type": "types"}
 
 
 def _explain_not(error: ValidationError, schemas: Sequence[Any]) -> FieldError:
-    """What a `not` refuses: the schema's `description`, or what its keywords say."""
+    """What a `not` rejects, by the schema's `description` or its keywords."""
     path, schema = error.instance_path, error.kind.as_dict()["schema"]
     schema = schema if isinstance(schema, dict) else {}
     text = schema.get("description") or _description_around(error, schemas)
@@ -137,7 +137,7 @@ def _explain_not(error: ValidationError, schemas: Sequence[Any]) -> FieldError:
 
 
 def _description_around(error: ValidationError, schemas: Sequence[Any]) -> Any:
-    """The description beside a `not`, unless the schema has more keywords that it may be about."""
+    """The description next to a `not`, unless other keywords could be meant by it."""
     for schema in schemas:
         found = schema
         try:
@@ -153,7 +153,7 @@ def _description_around(error: ValidationError, schemas: Sequence[Any]) -> Any:
 def _explain_nearest(
     error: ValidationError, branches: list[list[ValidationError]], schemas: Sequence[Any]
 ) -> Iterator[FieldError]:
-    """Of several alternatives, what is wrong with the one that the value comes closest to."""
+    """What is wrong with the alternative that the value comes closest to."""
     depth = len(error.instance_path)
     types: set[str] = set()
     near: list[list[ValidationError]] = []

@@ -19,7 +19,7 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**schema, "type": [schema["type"], "null"]}
 
 
-# Options of the contract that are not built yet, with what a client is told.
+# Options that the contract reserves, and the error that a client gets for each.
 NOT_AVAILABLE = {"callback": "callbacks are not available yet"}
 TAGS_SCHEMA = _or_null(
     {

@@ -1,4 +1,4 @@
-"""From a request's JSON to a Submission, by one compiled validator per task."""
+"""Turns a request's JSON into a Submission, with one compiled validator per task."""
 
 import time
 from collections.abc import Iterable
@@ -24,8 +24,8 @@ MAX_TIMEOUT_SECONDS = 86_400.0
 MAX_DELAY_SECONDS = 3650 * 86_400.0  # of any other duration: a longer one is a mistake
 MAX_TASK_CHARS = 200
 MAX_MESSAGE_CHARS = 300  # of what is wrong with a duration
-# Up to which all errors of a body are collected. A larger one may have a million, and the event
-# loop would wait for them all.
+# Of a larger body only the first error is reported: it may have a million, and collecting them all
+# would block the event loop.
 ALL_ERRORS_BYTES = 16 << 10
 DURATIONS = ("delay", "timeout", "expires_in")
 RETRY_DURATIONS = ("base", "cap")
@@ -34,13 +34,13 @@ log = structlog.get_logger()
 
 
 class Envelope(msgspec.Struct):
-    """A body, for the bytes of its payload."""
+    """Cuts the payload out of a body, as bytes."""
 
     payload: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class CompiledTask(NamedTuple):
-    """What is made of a catalogue entry once."""
+    """A catalogue entry with everything that is derived from it once."""
 
     entry: CatalogueEntry
     schema: dict[str, Any]  # of a whole job
@@ -59,7 +59,7 @@ def _compile(entry: CatalogueEntry) -> CompiledTask:
     try:
         validator = Draft202012Validator(schema, offline=True)
     except (ValidationError, ReferencingError, ValueError) as error:
-        # The worker validates payloads again: an invalid job fails there, only later.
+        # The worker validates payloads too: an invalid one fails there, only later.
         log.warning(
             "a task's payload schema cannot be used", task=entry.name, error=str(error)[:500]
         )
@@ -71,7 +71,7 @@ def _compile(entry: CatalogueEntry) -> CompiledTask:
 
 
 class Submissions:
-    """Validates bodies against the catalogue, and makes Submissions of them."""
+    """Validates bodies against the catalogue and turns them into Submissions."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
@@ -127,7 +127,7 @@ class Submissions:
         key: str | None = None,
         traceparent: str | None = None,
     ) -> Submission:
-        """The same job again, as its task is now. Raises Invalid, UnknownTask and Unavailable."""
+        """The same job for its task's current version. Raises Invalid, UnknownTask, Unavailable."""
         value = {"task": record.task, "payload": decode(material.payload)}
         compiled = await self._task(value)
         _validate(compiled, value, len(material.payload))
@@ -171,7 +171,7 @@ def _validate(compiled: CompiledTask, value: dict[str, Any], size: int) -> None:
 
 
 def _reworded(pointer: str, text: str, value: dict[str, Any]) -> str:
-    """A sentence that says more than the schema can, where we have one."""
+    """The sentence, replaced where we can say more than the schema."""
     _, *parts = pointer.split("/")
     if parts[:1] != ["options"]:
         return text

@@ -367,7 +367,7 @@ async def test_readiness_ends_before_the_service(
         assert ready.headers["cache-control"] == "no-store"
         edge.drain.begin()
         answer = await client.get("/readyz")
-        assert problem(answer) == (503, "the process is ending")
+        assert problem(answer) == (503, "the process is shutting down")
         assert answer.json()["checks"]["serving"] == {"ok": False}
         assert (await client.get("/livez")).status_code == 200
     server.should_exit = True

@@ -383,4 +383,4 @@ async def test_a_socket_opened_during_shutdown_is_turned_away(
         # a proxy may still route a client here after readiness has failed
         server.config.app.drain.begin()
         async with opened(client) as socket:
-            assert await closed(socket) == (1012, "the service is ending")
+            assert await closed(socket) == (1012, "the process is shutting down")
