@@ -49,13 +49,10 @@ class OutputProbe:
         seconds: float = 60,
     ) -> None:
         self.client, self.job, self.store = client, job, store
-        self.lost = 0
+        self.lost: list[str] = []  # causes
         observe = WorkerMetrics([], 1).observe_batch
         outbox = Outbox(client.queue, store, max_output_bytes=limit, observe=observe)
-        self.output = JobOutput(outbox, job.id, job.token, self._lost, store_seconds=seconds)
-
-    def _lost(self) -> None:
-        self.lost += 1
+        self.output = JobOutput(outbox, job.id, job.token, self.lost.append, store_seconds=seconds)
 
     async def chunks(self) -> list[Chunk]:
         """All that was written, in Redis and in the file store."""

@@ -67,7 +67,7 @@ class Finish(NamedTuple):
     """How an attempt ended: `to` is the next state; `queued` hands the job back uncharged.
 
     `body` is the JSON of the result or the failure, `delay` the seconds until a retry, `files` the
-    JSON of the published files.
+    JSON of the published files, `reports` the number of the attempt's last report.
     """
 
     id: str
@@ -77,12 +77,14 @@ class Finish(NamedTuple):
     body: bytes = b"null"
     delay: float = 0.0
     files: bytes = b""
+    reports: int = 0
 
 
 class Report(NamedTuple):
     """Progress, log lines or output (`type`) of a running job, as JSON; the last two one per line.
 
     `number` counts the attempt's reports from 1, so that a repeated report is written once.
+    `stamp` is that of an entry that Redis has lost and gets again.
     """
 
     id: str
@@ -90,6 +92,14 @@ class Report(NamedTuple):
     number: int
     type: str
     body: bytes
+    stamp: int = 0
+
+
+class Reported(NamedTuple):
+    """The answer to a report, see `Queue.report`; `stamp` is that of an entry just written."""
+
+    word: str
+    stamp: int = 0
 
 
 class Chunk(NamedTuple):
@@ -221,6 +231,13 @@ def parse_beat(reply: list[Any]) -> Beat:
     for word, id in zip(words[::2], words[1::2], strict=True):
         (beat.lost if word == b"lost" else beat.cancelled).append(id.decode())
     return beat
+
+
+def parse_reported(answer: int | bytes) -> Reported:
+    """One answer in a reply of report.lua."""
+    if isinstance(answer, bytes):
+        return Reported(answer.decode())
+    return Reported("ok" if answer > 0 else "long", abs(answer))
 
 
 def parse_chunk(entry: bytes, fields: Mapping[bytes, bytes]) -> Chunk:

@@ -57,12 +57,14 @@ from tandem_shared.queue.messages import (
     QueueStats,
     Refusal,
     Report,
+    Reported,
     Segment,
     Submitted,
     WorkerInfo,
     parse_beat,
     parse_chunk,
     parse_claim,
+    parse_reported,
     parse_segment,
     parse_submitted,
     submit_args,
@@ -287,12 +289,16 @@ class Queue:
         )
 
     async def finish(self, outcomes: Sequence[Finish]) -> list[str]:
-        """Ends at most 500 attempts; 'ok', 'lost' (to another attempt) or 'gone' (no record)."""
+        """Ends at most 500 attempts.
+
+        The answers: 'ok'; 'lost', to another attempt; 'behind', since Redis has lost reports of the
+        attempt; 'gone', no record.
+        """
         args: list[Arg] = []
         for one in outcomes:
             args += (
                 one.id, one.token, one.to.value, one.outcome, one.body, int(one.delay * 1000),
-                one.files,
+                one.files, one.reports,
             )  # fmt: skip
         return [word.decode() for word in await self._scripts.run("finish", *args)]
 
@@ -303,16 +309,17 @@ class Queue:
         limit: int,
         archive_from: int = ARCHIVE_FROM_BYTES,
         max_tail: int = MAX_TAIL_BYTES,
-    ) -> list[str]:
+    ) -> list[Reported]:
         """Writes progress, logs and output of running jobs; sizes are bytes of one job.
 
         The answers: 'ok'; 'long', written, and the oldest part should be archived, since
         `archive_from` bytes are in Redis; 'wait', not written until that is done, nor are the job's
-        next ones, since there would be more than `max_tail`; 'full', above `limit` in all; 'lost'.
+        next ones, since there would be more than `max_tail`; 'full', above `limit` in all;
+        'behind', since Redis has lost the report before; 'lost'.
         """
         bounds = limit, archive_from, max_tail
         reply = await self._scripts.run("report", *bounds, *flatten(reports))
-        return [word.decode() for word in reply]
+        return [parse_reported(answer) for answer in reply]
 
     async def archive(self, id: str, token: str, segment: Segment, weight: int) -> int | None:
         """Drops the job's oldest entries, of that weight in all, which are now in the file store.

@@ -88,11 +88,9 @@ async def test_output_waits_for_memory(small: Shard) -> None:
     one = (await worker.claim(1))[0]
     await small.redis.config_set("maxmemory", 1)
     with pytest.raises(Unavailable, match="no memory left"):
-        await small.queue.report([Report(one.id, one.token, 1, "output", b"1")], limit=1000)
+        await small.report(Report(one.id, one.token, 1, "output", b"1"), limit=1000)
     await small.redis.config_set("maxmemory", 0)
-    assert await small.queue.report([Report(one.id, one.token, 1, "output", b"1")], limit=1000) == [
-        "ok"
-    ]
+    assert await small.report(Report(one.id, one.token, 1, "output", b"1"), limit=1000) == ["ok"]
 
 
 async def test_new_jobs_do_not_use_the_last_tenth_of_memory(small: Shard) -> None:

@@ -13,11 +13,12 @@ from redis.asyncio import Redis
 from tandem_shared.dev.servers import redis_server
 from tandem_shared.files.store import FileStore
 from tandem_shared.jobs.states import State
-from tandem_shared.queue.messages import Finish, Report
+from tandem_shared.queue.messages import Finish, Report, Reported
 from tandem_worker.errors import TaskError
 from tandem_worker.runtime import output
 from tandem_worker.runtime.output import BUFFER_BYTES, CHUNK_BYTES
 from tests.conftest import eventually, started
+from tests.shared.queue.model.rollback import copy_keys, roll_back
 from tests.worker.recorded import OutputProbe, claimed
 from tests.worker.workers import Client, open_client
 
@@ -105,13 +106,47 @@ async def blocked(probe: OutputProbe) -> AsyncIterator[None]:
     outbox = probe.output._outbox
     send = outbox.send
 
-    async def later(reports: list[Report]) -> list[str]:
+    async def later(reports: list[Report]) -> list[Reported]:
         await gate.wait()
         return await send(reports)
 
     outbox.send = later  # type: ignore[method-assign] # Redis is slow for as long as the test wants
     yield
     gate.set()
+
+
+async def test_what_redis_lost_is_written_again_under_its_stamps(probe: OutputProbe) -> None:
+    redis, prefix = probe.client.redis, probe.client.queue.prefix
+    for n in range(3):
+        await probe.output.output(b"%d" % n)
+        await probe.output.drain()
+    copy = await copy_keys(redis, prefix)
+    for n in range(3, 6):
+        await probe.output.output(b"%d" % n)
+        await probe.output.drain()
+    before = await probe.chunks()
+    await roll_back(redis, prefix, copy)
+    assert len(await probe.items()) == 3
+    await probe.output.output(b"6")
+    await probe.output.drain()
+    assert await probe.items() == list(range(7))
+    assert (await probe.chunks())[:6] == before
+    assert not probe.lost
+
+
+async def test_an_attempt_with_a_hole_in_its_output_is_given_up(
+    probe: OutputProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe.output._outbox._recent, "_max_bytes", 0)  # nothing is kept
+    redis, prefix = probe.client.redis, probe.client.queue.prefix
+    copy = await copy_keys(redis, prefix)
+    await probe.output.output(b"1")
+    await probe.output.drain()
+    await roll_back(redis, prefix, copy)
+    await probe.output.output(b"2")
+    await probe.output.drain()
+    assert await probe.items() == []
+    assert probe.lost == ["torn"]
 
 
 async def test_a_writer_waits_while_the_buffer_is_full(probe: OutputProbe) -> None:
@@ -162,7 +197,7 @@ async def test_output_beyond_the_limit_fails_the_attempt(client: Client, store: 
     with pytest.raises(TaskError):
         await probe.output.drain()
     assert 0 < len(await probe.items()) <= 104
-    assert probe.lost == 0
+    assert not probe.lost
 
 
 async def test_logs_beyond_the_limit_fail_nothing(client: Client, store: FileStore) -> None:
@@ -177,13 +212,13 @@ async def test_a_lost_job_is_noticed_once_and_takes_no_more_reports(probe: Outpu
     assert await probe.client.queue.finish([finish]) == ["ok"]
     await probe.output.output(b"1")
     await probe.output.drain()
-    assert probe.lost == 1
+    assert probe.lost == ["lost"]
     with pytest.raises(TaskError):
         await probe.output.output(b"2")
     probe.output.log(b"{}")
     await probe.output.progress(b"{}")
     await probe.output.drain()
-    assert probe.lost == 1
+    assert probe.lost == ["lost"]
     assert await probe.items() == []
 
 
@@ -194,7 +229,7 @@ async def test_abandoned_reports_are_not_written(probe: OutputProbe) -> None:
         probe.output.abandon()
     await probe.output.drain()
     assert await probe.items() == []
-    assert probe.lost == 0
+    assert not probe.lost
 
 
 async def test_an_unexpected_error_of_redis_reaches_the_attempt(
@@ -227,7 +262,7 @@ async def test_nothing_is_lost_or_doubled_while_redis_is_down(store: FileStore) 
                     await counted
                     await probe.output.drain()
                     assert await probe.items() == list(range(20_000))
-                    assert probe.lost == 0
+                    assert not probe.lost
                     finish = Finish(probe.job.id, probe.job.token, State.SUCCEEDED, "succeeded")
                     assert await client.queue.finish([finish]) == ["ok"]
 

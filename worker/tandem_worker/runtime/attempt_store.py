@@ -55,7 +55,7 @@ class AttemptStore:
 
     def _stop(self) -> None:
         if self._attempt.on_lost is not None:
-            self._attempt.on_lost()
+            self._attempt.on_lost("lost")
 
     async def acquire(self, name: str, wait: float | None) -> tuple[int, int]:
         if len(self._acquisitions) >= MAX_LOCKS:

@@ -2,18 +2,21 @@
 
 import asyncio
 import time
-from itertools import islice
+from itertools import islice, takewhile
 
 from tandem_shared.backoff import until_available
 from tandem_shared.files.store import FileStore
 from tandem_shared.queue.batch import Batcher
-from tandem_shared.queue.messages import Chunk, Report
+from tandem_shared.queue.messages import Chunk, Report, Reported
 from tandem_shared.queue.queue import Queue
+from tandem_shared.queue.recent import Recent
 from tandem_shared.streams.segments import write_segment
 from tandem_worker.runtime.metrics import ObserveBatch
 
 SEGMENT_BYTES = 2 << 20  # moved to the file store at once
 MAX_MOVES = 4  # at once per worker: each holds its segment twice
+RECENT_BYTES = 32 << 20  # of reports that are kept until they are safe
+RESEND_REPORTS = 8  # per call
 
 
 class Outbox:
@@ -29,19 +32,44 @@ class Outbox:
             max_items=50,
             size=lambda reports: sum(len(report.body) for report in reports),
         )
+        self._recent: Recent[tuple[Report, Reported]] = Recent(RECENT_BYTES)
         self.loop = asyncio.get_running_loop()
         self._moves = asyncio.Semaphore(MAX_MOVES)
 
-    async def send(self, reports: list[Report]) -> list[str]:
+    async def send(self, reports: list[Report]) -> list[Reported]:
         """Redis' answers, see `Queue.report`. Repeated until Redis answers, but written once."""
         return await until_available(lambda: self._batch.call(reports))
 
-    async def _send(self, batch: list[list[Report]]) -> list[list[str]]:
+    async def _send(self, batch: list[list[Report]]) -> list[list[Reported]]:
         flat = [report for reports in batch for report in reports]
         began = time.monotonic()
-        answers = iter(await self._queue.report(flat, limit=self.max_output_bytes))
+        answers = await self._queue.report(flat, limit=self.max_output_bytes)
         self._observe("report", time.monotonic() - began, len(flat))
-        return [list(islice(answers, len(reports))) for reports in batch]
+        self._recent.add([*zip(flat, answers, strict=True)], sum([len(one.body) for one in flat]))
+        parts = iter(answers)
+        return [list(islice(parts, len(reports))) for reports in batch]
+
+    async def resend(self, token: str) -> int:
+        """Write an attempt's recent reports again, under their stamps, as far as Redis lacks them.
+
+        Return the number of the last one that Redis now has, 0 if it still lacks earlier ones.
+        Raises Unavailable when the file store fails.
+        """
+        left = [
+            report._replace(stamp=answer.stamp)
+            for report, answer in self._recent
+            if report.token == token and answer.stamp
+        ]
+        number = 0
+        while left:
+            answers = await self.send(left[:RESEND_REPORTS])
+            done = [*takewhile(lambda answer: answer.word in ("ok", "long"), answers)]
+            if done:
+                number = left[len(done) - 1].number
+            elif answers[0].word != "wait" or await self.move(left[0].id, token) is None:
+                return number
+            left = left[len(done) :]
+        return number
 
     async def move(self, id: str, token: str) -> int | None:
         """Move the oldest part of a job's stream to the file store; return the bytes left in Redis.

@@ -1,8 +1,9 @@
 """How attempts ended, on the way to Redis: many per round trip, kept while Redis is unavailable."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -34,7 +35,10 @@ class Outcomes:
     """Writes outcomes. A job keeps its lease until its outcome is written.
 
     `on_room` is called when the unwritten ones fall below MAX_UNWRITTEN: claiming may go on.
+    `resend`, set once there are reports, is `Outbox.resend`.
     """
+
+    resend: Callable[[str], Awaitable[int]]
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class Outcomes:
         self._all_written = asyncio.Event()
         self._queue, self._leases, self._metrics = queue, leases, metrics
         self._on_room = on_room
+        self._completing: set[asyncio.Task[None]] = set()
         self._batch = Batcher(
             self._write, size=lambda item: len(item[0].body) + 256, max_waiting=1 << 20
         )
@@ -73,10 +78,15 @@ class Outcomes:
         # everything else that is done for it.
         outcomes = [finish for finish, _ in load]
         answers: list[str] = []
+        settled = outcomes
         try:
             answers = await self._finish(outcomes)
             now = time.monotonic()
             for (finish, since), answer in zip(load, answers, strict=True):
+                if answer == "behind":
+                    settled = [one for one in settled if one is not finish]
+                    self._complete(finish)
+                    continue
                 self._metrics.outcome_written(now - since)
                 if answer != "ok":
                     log.warning(
@@ -89,8 +99,30 @@ class Outcomes:
             log.exception("cannot write outcomes", jobs=[finish.id for finish in outcomes])
             raise
         finally:
-            self._settle(outcomes)
+            self._settle(settled)
         return answers
+
+    def _complete(self, finish: Finish) -> None:
+        """Write the reports that Redis has lost, then the outcome, while the lease is held.
+
+        If they are not kept any more, a success would have a hole in its output: the job is handed
+        back instead.
+        """
+
+        async def complete() -> None:
+            written = 0
+            with contextlib.suppress(Unavailable):  # the file store
+                written = await self.resend(finish.token)
+            if written >= finish.reports or finish.to is not State.SUCCEEDED:
+                again = finish._replace(reports=0)
+            else:
+                log.warning("Redis has lost output: the job is repeated", job_id=finish.id)
+                again = Finish(finish.id, finish.token, State.QUEUED, "released")
+            self._batch.call((again, time.monotonic()))
+
+        task = asyncio.create_task(complete())
+        self._completing.add(task)
+        task.add_done_callback(self._completing.discard)
 
     def _settle(self, outcomes: list[Finish]) -> None:
         """Release the leases, whether the outcomes are written or never will be."""

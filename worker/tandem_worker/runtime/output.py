@@ -10,6 +10,7 @@ is full: for Redis and the file store, never for readers.
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Literal
 
 import structlog
 
@@ -45,13 +46,15 @@ class _Pack:
 class JobOutput:
     """The sink of one attempt, see `jobs.reports.Sink`.
 
-    `on_lost` is called when the attempt turns out to have lost its job, and set to None when the
-    attempt is over. `store_seconds` from now on, it stops waiting for the file store.
+    `on_lost` is called when the attempt turns out to have lost its job, or when Redis has lost what
+    it wrote ('torn'), and set to None when the attempt is over. `store_seconds` from now on, it
+    stops waiting for the file store.
     """
 
     # Most jobs report nothing: defaults on the class keep an attempt cheap.
     full = False  # takes no more reports: too many, or the attempt is over
     stuck = False  # the file store does not take a segment
+    written = 0  # number of the last report that Redis has
     dropped = 0  # log entries for which there was no room
     _dropped_logged = 0
     _packs: deque[_Pack] | tuple[()] = ()
@@ -72,7 +75,7 @@ class JobOutput:
         outbox: Outbox,
         id: str,
         token: str,
-        on_lost: Callable[[], None] | None,
+        on_lost: Callable[[Literal["lost", "torn"]], None] | None,
         *,
         store_seconds: float,
     ) -> None:
@@ -140,7 +143,13 @@ class JobOutput:
     async def _send(self, reports: list[Report]) -> list[Report]:
         """Send the reports; return those to send again, now that a move has made room for them."""
         answers = await self._outbox.send(reports)
-        for number, (report, answer) in enumerate(zip(reports, answers, strict=True)):
+        for number, (report, (answer, _)) in enumerate(zip(reports, answers, strict=True)):
+            if answer == "behind":
+                # Redis came back older than it was.
+                if await self._outbox.resend(self.token) == report.number - 1:
+                    return reports[number:]
+                self._lose("torn")
+                return []
             if answer == "wait":
                 if await asyncio.shield(self._move()):
                     return reports[number:]
@@ -150,6 +159,7 @@ class JobOutput:
             if answer not in ("ok", "long"):
                 self._refuse(answer, report.type)
                 return []
+            self.written = report.number
             self._in_redis += len(report.body)
             if report.type != "progress":
                 self._buffered -= len(report.body) + 1
@@ -185,7 +195,7 @@ class JobOutput:
             else:
                 self.stuck = False
                 if left is None:
-                    self._lose()
+                    self._lose("lost")
                     return False
                 self._in_redis = left
                 return True
@@ -197,7 +207,7 @@ class JobOutput:
         ):
             self._error = self._too_large()
         if answer == "lost":
-            self._lose()
+            self._lose("lost")
         else:
             self._stop()
 
@@ -205,10 +215,10 @@ class JobOutput:
         self._error = self._error or error
         self._stop()
 
-    def _lose(self) -> None:
+    def _lose(self, cause: Literal["lost", "torn"]) -> None:
         self._stop()
         if self.on_lost is not None:
-            self.on_lost()
+            self.on_lost(cause)
 
     def _stop(self) -> None:
         """Drop what is buffered, and take no more."""

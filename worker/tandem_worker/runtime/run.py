@@ -14,7 +14,7 @@ import structlog
 from pydantic import ValidationError
 
 from tandem_shared.jobs.record import JobOptions
-from tandem_shared.jobs.states import State
+from tandem_shared.jobs.states import Outcome, State
 from tandem_shared.queue.messages import Claimed, Finish
 from tandem_shared.queue.queue import Queue
 from tandem_shared.retry_policy import RetryPolicy, retry_delay
@@ -34,7 +34,8 @@ MAX_RESULT_BYTES = 256 << 10  # in the record; a larger result becomes a file of
 LAST_REPORTS_SECONDS = 1.0  # to write what a job reported before it was interrupted
 
 # Why a run is cancelled from outside: set before its asyncio task is cancelled.
-Cause = Literal["cancel", "lost", "shutdown"]
+# 'torn': Redis has lost what the attempt wrote, so it is handed back.
+Cause = Literal["cancel", "lost", "torn", "shutdown"]
 
 log = structlog.get_logger("worker")
 _options = msgspec.json.Decoder(JobOptions)
@@ -71,7 +72,7 @@ class Run:
             runtime.outbox,
             claimed.id,
             claimed.token,
-            self._lost,
+            self.stop,
             # As long as the lease is renewed: longer than the code may take.
             store_seconds=self.options.timeout + queue.grace,
         )
@@ -92,9 +93,6 @@ class Run:
             find=queue.get,
             in_thread=runtime.pools.threads.call,
         )
-
-    def _lost(self) -> None:
-        self.stop("lost")
 
     def stop(self, cause: Cause) -> None:
         """Cancel the run. The first cause counts, except that a lost lease overrides all others."""
@@ -135,7 +133,9 @@ class Run:
             failure = error
         # Code may swallow a cancellation or turn it into any exception, so the cause decides, and
         # not what the code did.
-        if self.cause in ("cancel", "lost") or (self.cause is not None and failure is not None):
+        if self.cause in ("cancel", "lost", "torn") or (
+            self.cause is not None and failure is not None
+        ):
             return self.interrupted()
         if self.late:
             fault = timed_out(self.options.timeout, stuck=self.output.stuck)
@@ -149,9 +149,7 @@ class Run:
         if failure is not None:
             return await self._failed(to_fault(failure), error=failure)
         files = msgspec.json.encode(self.job.written) if self.job.written else b""
-        return Finish(
-            self.claimed.id, self.claimed.token, State.SUCCEEDED, "succeeded", body, 0.0, files
-        )
+        return self._end(State.SUCCEEDED, "succeeded", body, files=files)
 
     def overdue(self) -> None:
         """Cancel the code at its timeout, and again after the grace period if it ignored that."""
@@ -217,7 +215,13 @@ class Run:
         wait = retry_delay(policy, attempt, retryable=fault.retryable, after=fault.after)
         to = State.FAILED if wait is None else State.RETRYING
         body = msgspec.json.encode(fault.to_failure(attempt))
-        return Finish(self.claimed.id, self.claimed.token, to, outcome, body, wait or 0.0)
+        return self._end(to, outcome, body, delay=wait or 0.0)
+
+    def _end(
+        self, to: State, outcome: Outcome, body: bytes, *, delay: float = 0.0, files: bytes = b""
+    ) -> Finish:
+        id, token = self.claimed.id, self.claimed.token
+        return Finish(id, token, to, outcome, body, delay, files, self.output.written)
 
     def broken(self) -> Finish:
         """The outcome after an error of the worker: charged, or the job would return forever."""

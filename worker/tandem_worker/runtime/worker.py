@@ -122,6 +122,7 @@ class Worker(arq.worker.Worker):
                 max_output_bytes=settings.max_output,
                 observe=metrics.observe_batch,
             )
+            self.slots.outcomes.resend = outbox.resend
             self._runtime = Runtime(self.queue, resources, pools, outbox, Deadlines(self.loop))
             ledger = await stack.enter_async_context(open_ledger(settings))
             projection = Projection(

@@ -11,9 +11,10 @@ from tandem_shared import catalogue
 from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.record import JobOptions, Record, Submission
 from tandem_shared.jobs.states import State
-from tandem_shared.queue.messages import Claim, Claimed, Finish, WorkerInfo
+from tandem_shared.queue.messages import Claim, Claimed, Finish, Report, WorkerInfo
 from tandem_shared.queue.queue import Queue
 from tandem_shared.queue.scripts import MAX_CALL_BYTES
+from tests.shared.queue.model.rollback import Copy, copy_keys, roll_back
 
 # Replaces Redis TIME in the scripts: a hash that the test writes.
 CLOCK = "redis.call('HMGET', KEYS[1] .. 'now', 's', 'us')"
@@ -236,6 +237,11 @@ class Shard:
         """Submits one job and returns its id."""
         return (await self.queue.submit(job(**given))).id
 
+    async def report(self, *reports: Report, limit: int = 1 << 20, **bounds: int) -> list[str]:
+        """Writes reports of running jobs; returns the words that the queue answers."""
+        answers = await self.queue.report(reports, limit=limit, **bounds)
+        return [answer.word for answer in answers]
+
     async def get(self, id: str) -> Record:
         record = await self.queue.get(id)
         assert record is not None
@@ -256,6 +262,14 @@ class Shard:
 
     async def field(self, id: str, name: str) -> str | None:
         return (await self.snapshot()).jobs[id].get(name)
+
+    async def copy(self) -> Copy:
+        """All that the shard holds now, for `roll_back`."""
+        return await copy_keys(self.redis, self.queue.prefix)
+
+    async def roll_back(self, copy: Copy) -> None:
+        """Redis comes back as it was at the time of the copy, while its clock went on."""
+        await roll_back(self.redis, self.queue.prefix, copy)
 
     async def snapshot(self, since: str = "-") -> Snapshot:
         """All that the shard holds; events from the entry `since` on."""

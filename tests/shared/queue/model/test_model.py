@@ -244,7 +244,7 @@ class ShardMachine(Examining, Forgetting, Keeping, Pausing, Submitting, RuleBase
             Report(claimed.id, claimed.token, number, self.pick(("progress", "output")), b"1")
         ] * 2
         answer = "ok" if self.holds(claimed) else "lost"
-        assert self.run(self.shard.queue.report(reports, limit=1 << 20)) == [answer] * 2
+        assert self.run(self.shard.report(*reports, limit=1 << 20)) == [answer] * 2
         assert len(self.run(self.shard.queue.output(claimed.id))) == before + self.holds(claimed)
 
     def crash(self) -> None:

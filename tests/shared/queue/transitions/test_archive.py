@@ -12,7 +12,7 @@ async def write(
     reports = [
         Report(claimed.id, claimed.token, first + n, "output", b"x" * 36) for n in range(count)
     ]
-    return await shard.queue.report(reports, limit=1 << 20, **bounds)
+    return await shard.report(*reports, limit=1 << 20, **bounds)
 
 
 async def test_entries_name_their_predecessor_across_attempts(shard: Shard) -> None:

@@ -193,9 +193,7 @@ async def test_final_records_expire_after_the_retention(shard: Shard, to: State)
     id = (await shard.queue.submit(job(idempotency_key="k"))).id
     worker = await shard.worker()
     claimed = await worker.take()
-    assert await shard.queue.report([Report(id, claimed.token, 1, "output", b"1")], limit=99) == [
-        "ok"
-    ]
+    assert await shard.report(Report(id, claimed.token, 1, "output", b"1"), limit=99) == ["ok"]
     before = (await shard.snapshot()).ttl
     kept = [key for key in before if key.startswith(("job:", "idem:", "out:"))]
     assert [before[key] for key in kept] == [-1, -1, -1]
@@ -206,9 +204,7 @@ async def test_final_records_expire_after_the_retention(shard: Shard, to: State)
     # Later calls do not prolong its life.
     await shard.queue.cancel(id)
     await shard.queue.submit(job(idempotency_key="k"))
-    assert await shard.queue.report([Report(id, claimed.token, 2, "output", b"2")], limit=99) == [
-        "lost"
-    ]
+    assert await shard.report(Report(id, claimed.token, 2, "output", b"2"), limit=99) == ["lost"]
     again = (await shard.snapshot()).ttl
     assert all(0 < again[key] <= after[key] for key in kept)
 

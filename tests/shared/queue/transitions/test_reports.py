@@ -13,8 +13,8 @@ async def test_progress_changes_the_record(shard: Shard) -> None:
     worker = await shard.worker()
     claimed = await worker.take()
     await shard.turn(1)
-    assert await shard.queue.report(
-        [Report(id, claimed.token, 1, "progress", b'{"current":1}')], limit=99
+    assert await shard.report(
+        Report(id, claimed.token, 1, "progress", b'{"current":1}'), limit=99
     ) == ["ok"]
     record = await shard.get(id)
     assert (record.progress, record.stamp, record.output) == (b'{"current":1}', shard.us, shard.us)
@@ -31,7 +31,7 @@ async def test_output_does_not_change_the_record(shard: Shard) -> None:
         Report(id, claimed.token, 1, "output", b'{"n":1}\n{"n":2}'),
         Report(id, claimed.token, 2, "log", b'{"message":"x"}'),
     ]
-    assert await shard.queue.report(reports, limit=99) == ["ok", "ok"]
+    assert await shard.report(*reports, limit=99) == ["ok", "ok"]
     record = await shard.get(id)
     assert (record.stamp, record.etag, record.output) == (before.stamp, before.etag, shard.us + 1)
     assert await shard.queue.output(id) == [
@@ -48,8 +48,8 @@ async def test_a_repeated_report_is_written_once(shard: Shard) -> None:
     worker = await shard.worker()
     claimed = await worker.take()
     reports = [Report(id, claimed.token, number, "output", b"%d" % number) for number in (1, 2)]
-    assert await shard.queue.report(reports, limit=99) == ["ok", "ok"]
-    assert await shard.queue.report(reports, limit=99) == ["ok", "ok"]
+    assert await shard.report(*reports, limit=99) == ["ok", "ok"]
+    assert await shard.report(*reports, limit=99) == ["ok", "ok"]
     assert [chunk.items for chunk in await shard.queue.output(id)] == [[b"1"], [b"2"]]
 
 
@@ -61,9 +61,9 @@ async def test_each_attempt_starts_without_progress_and_counts_its_own_reports(
     for attempt in (1, 2):
         claimed = await worker.take()
         assert (await shard.get(id)).progress is None
-        assert await shard.queue.report(
-            [Report(id, claimed.token, 1, "progress", b"1")], limit=99
-        ) == ["ok"]
+        assert await shard.report(Report(id, claimed.token, 1, "progress", b"1"), limit=99) == [
+            "ok"
+        ]
         await worker.end(claimed, State.RETRYING, body=b"{}")
         assert [chunk.attempt for chunk in await shard.queue.output(id)] == list(
             range(1, attempt + 1)
@@ -76,7 +76,7 @@ async def test_only_the_current_attempt_can_report(shard: Shard) -> None:
     old = await worker.take()
 
     async def report(token: str) -> list[str]:
-        return await shard.queue.report([Report(id, token, 9, "output", b"1")], limit=99)
+        return await shard.report(Report(id, token, 1, "output", b"1"), limit=99)
 
     await worker.end(old, State.QUEUED)
     assert await report(old.token) == ["lost"]
@@ -85,9 +85,7 @@ async def test_only_the_current_attempt_can_report(shard: Shard) -> None:
     assert await report(new.token) == ["ok"]
     await worker.end(new)
     assert await report(new.token) == ["lost"]
-    assert await shard.queue.report([Report("nobody", "1.w", 1, "output", b"1")], limit=99) == [
-        "lost"
-    ]
+    assert await shard.report(Report("nobody", "1.w", 1, "output", b"1"), limit=99) == ["lost"]
     assert "out:nobody" not in (await shard.snapshot()).ttl
 
 
@@ -96,22 +94,52 @@ async def test_output_is_limited_across_attempts(shard: Shard) -> None:
     worker = await shard.worker()
     claimed = await worker.take()
     first = Report(id, claimed.token, 1, "output", b"x" * 60)
-    assert await shard.queue.report([first], limit=100) == ["ok"]
+    assert await shard.report(first, limit=100) == ["ok"]
     await worker.end(claimed, State.QUEUED)
     claimed = await worker.take()
     reports = [
         Report(id, claimed.token, n, "output", b"x" * size)
-        for n, size in ((1, 41), (2, 40), (3, 1))
+        for n, size in ((1, 41), (1, 40), (2, 1))
     ]
-    assert await shard.queue.report(reports, limit=100) == ["full", "ok", "full"]
-    assert await shard.queue.report([first], limit=10) == ["lost"]
+    assert await shard.report(*reports, limit=100) == ["full", "ok", "full"]
+    assert await shard.report(first, limit=10) == ["lost"]
+
+
+async def test_a_gap_in_the_numbers_is_not_written(shard: Shard) -> None:
+    id = await shard.add()
+    worker = await shard.worker()
+    claimed = await worker.take()
+    reports = [Report(id, claimed.token, n, "output", b"%d" % n) for n in range(1, 6)]
+    assert await shard.report(*reports[:2]) == ["ok", "ok"]
+    assert await shard.report(*reports[3:]) == ["behind", "behind"]
+    assert await worker.end(claimed, reports=5) == "behind"
+    assert await shard.state(id) is State.RUNNING
+    assert await shard.report(*reports) == ["ok"] * 5
+    assert [chunk.body for chunk in await shard.queue.output(id)] == [b"1", b"2", b"3", b"4", b"5"]
+    assert await worker.end(claimed, reports=5) == "ok"
+
+
+async def test_a_lost_entry_returns_under_its_stamp(shard: Shard) -> None:
+    id = await shard.add()
+    claimed = await (await shard.worker()).take()
+    first, second = (Report(id, claimed.token, n, "output", b"%d" % n) for n in (1, 2))
+    await shard.report(first)
+    before = await shard.copy()
+    await shard.turn(1)
+    (written,) = await shard.queue.report([second], limit=99)
+    await shard.roll_back(before)
+    await shard.turn(1)
+    assert await shard.report(second._replace(stamp=written.stamp)) == ["ok"]
+    chunks = await shard.queue.output(id)
+    assert [(chunk.body, chunk.stamp) for chunk in chunks[1:]] == [(b"2", written.stamp)]
+    assert (await shard.get(id)).output == written.stamp
 
 
 async def test_output_is_read_in_pages(shard: Shard) -> None:
     id = await shard.add()
     claimed = await (await shard.worker()).take()
     reports = [Report(id, claimed.token, n, "output", b"%d" % n) for n in range(1, 251)]
-    await shard.queue.report(reports, limit=1 << 20)
+    await shard.report(*reports, limit=1 << 20)
     items: list[bytes] = []
     after, pages = 0, []
     while page := await shard.queue.output(id, after):
@@ -128,9 +156,9 @@ async def test_output_stamps_grow_while_the_clock_steps_back(shard: Shard) -> No
     claimed = await (await shard.worker()).take()
     for number in (1, 2, 3):
         await shard.turn(-10)
-        assert await shard.queue.report(
-            [Report(id, claimed.token, number, "output", b"1")], limit=99
-        ) == ["ok"]
+        assert await shard.report(Report(id, claimed.token, number, "output", b"1"), limit=99) == [
+            "ok"
+        ]
     stamps = [chunk.stamp for chunk in await shard.queue.output(id)]
     assert stamps == sorted(set(stamps))
 

@@ -120,9 +120,10 @@ local dropped_leases = {} -- removed by `drop_leases`, all at once
 
 -- Ends an attempt. `token` nil: the holder is lost, its lease has ended. `to` is succeeded, failed,
 -- cancelled, retrying (after `delay` ms), queued (handed back, uncharged) or lost. `body` is the
--- JSON of the result or the failure, `files` that of the published files. Returns 'ok', also for a
--- repeat, which the record's last token shows; 'lost' if another attempt has the job; or 'gone'.
-local function leave(id, token, to, outcome, body, delay, files)
+-- JSON of the result or the failure, `files` that of the published files, `reports` the number of
+-- the attempt's last report. Returns 'ok', also for a repeat, which the record's last token shows;
+-- 'lost' if another attempt has the job; 'behind' if Redis lacks reports of it; or 'gone'.
+local function leave(id, token, to, outcome, body, delay, files, reports)
   local r = read_record(id, FINAL[to])
   if not r.state then
     return 'gone'
@@ -132,6 +133,10 @@ local function leave(id, token, to, outcome, body, delay, files)
   end
   if r.state ~= 'running' then
     return token and 'ok' or 'lost'
+  end
+  if token and reports ~= '0'
+    and tonumber(call('HGET', P .. 'job:' .. id, 'oq') or 0) < tonumber(reports) then
+    return 'behind'
   end
 
   local lost = to == 'lost'

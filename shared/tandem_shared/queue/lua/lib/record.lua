@@ -18,12 +18,15 @@ local function int(number)
 end
 local NOW_STAMP, LEASE_END, FORMAT_TEXT = int(NOW_US), int(NOW_MS + LEASE_MS), int(RECORD_FORMAT)
 
+-- The stamp of the last change or report of a record.
+local function last_stamp(r)
+  local last = tonumber(r.v or 0)
+  return r.o and math.max(last, tonumber(r.o)) or last
+end
+
 -- The next version of a record, as text: now or, if the clock has not advanced, the last stamp + 1.
 local function next_stamp(r)
-  local last = tonumber(r.v or 0)
-  if r.o then
-    last = math.max(last, tonumber(r.o))
-  end
+  local last = last_stamp(r)
   return NOW_US > last and NOW_STAMP or int(last + 1)
 end
 
