@@ -4,6 +4,7 @@ import csv
 import hashlib
 import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -129,7 +130,9 @@ async def hashes(root: Path, seconds: float) -> AsyncIterator[Figure]:
             yield block
 
     async with open_bench(store_url=(root / "files").as_uri()) as resources:
-        saved = await save_upload(resources.files, pieces(), tenant="default", keep=86400)
+        saved = await save_upload(
+            resources.files, pieces(), tenant="default", now=time.time, keep=86400
+        )
         spent, result = await timed(
             run(file_hash_file, {"source": {"file": saved.id}}, resources=resources)
         )

@@ -43,6 +43,16 @@ REDIS_COMMANDS = set(
     """.split()
 )
 QUEUE = Path("shared/tandem_shared/queue")
+# Where the clock of a host is read, and why a wrong one does no harm there. Everything else that
+# decides over data asks `RedisClock`, or counts with a monotonic clock.
+HOST_CLOCKS = {
+    "shared/tandem_shared/queue/clock.py": "it can only put a deletion off",
+    "shared/tandem_shared/jobs/ids.py": "ids of tests and tools; services give the time",
+    "shared/tandem_shared/dev/demo.py": "a year to print",
+    "worker/tandem_worker/testing.py": "a task that is tested has no Redis",
+    "worker/tandem_worker/tasks/http/responses.py": "a server that sends no Date",
+    "worker/tandem_worker/connectors/mongo/connection.py": "for people who read tandem_applied",
+}
 
 MAX_FILES_PER_FOLDER = 20  # Python files
 MAX_FILE_LINES = 400
@@ -201,6 +211,27 @@ def test_only_the_queue_talks_to_redis() -> None:
         if not path.is_relative_to(QUEUE)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_clock_of_a_host_decides_over_data() -> None:
+    clocks = {
+        (str(path), ast.unparse(node))
+        for path in modules(*PARTS)
+        for node in ast.walk(tree(path))
+        if _reads_host_clock(node)
+    }
+    assert {path for path, _ in clocks} == set(HOST_CLOCKS), clocks
+
+
+def _reads_host_clock(node: ast.AST) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        return node.module == "time" and bool({"time", "time_ns"} & {it.name for it in node.names})
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "new_id":
+        return not node.args  # then it takes the host's time
+    return isinstance(node, ast.Attribute) and ast.unparse(node) in (
+        "time.time", "time.time_ns", "time.gmtime", "time.localtime",
+        "datetime.now", "datetime.utcnow", "datetime.today", "date.today",
+    )  # fmt: skip
 
 
 def test_settings_are_passed() -> None:

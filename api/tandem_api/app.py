@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -97,6 +97,8 @@ async def open_state(
             on_batch=metrics.redis_answered,
         )
         stack.push_async_callback(queue.close)
+        with suppress(Unavailable):  # else with the first read of the catalogue
+            await queue.clock.sync()
         store = await stack.enter_async_context(open_store(settings.store_url))
         joiner = UploadJoiner()
         stack.push_async_callback(joiner.close)
@@ -112,7 +114,7 @@ async def open_state(
             settings=settings,
             queue=queue,
             catalogue=catalogue,
-            submissions=Submissions(catalogue),
+            submissions=Submissions(catalogue, queue.clock.now),
             openapi=document.Document(fastapi, catalogue, keys=bool(settings.keys)).read,
             store=store,
             source=StreamSource(queue, store),
@@ -149,7 +151,8 @@ async def keep_sweeping(store: FileStore, queue: Queue, keep: float) -> None:
     while True:
         await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.5))
         try:
-            removed = await sweep(store, keep=keep, alive=queue.exists)
+            now = await queue.clock.earliest()
+            removed = await sweep(store, now=now, keep=keep, alive=queue.exists)
         except Unavailable as error:
             log.warning("the file store could not be swept", error=str(error))
         else:

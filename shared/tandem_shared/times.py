@@ -5,6 +5,7 @@ number of seconds, or a text such as `250ms`, `30s`, `5m`, `2h`, `7d`.
 """
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Annotated, Any
@@ -77,4 +78,5 @@ def parse_duration(value: float | str | timedelta) -> float:
 
 
 Duration = float | str | timedelta
+Now = Callable[[], float]  # a clock: seconds since the epoch
 Seconds = Annotated[float, BeforeValidator(parse_duration)]

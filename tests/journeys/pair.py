@@ -25,7 +25,8 @@ CHUNK_BYTES = 16 << 10
 class Pair:
     """The processes of one directory. The API and Redis can be ended and started again.
 
-    `task`: one that the worker must know before the pair is ready.
+    `task`: one that the worker must know before the pair is ready. `program`: the module that is
+    run as `tandem`, and its first arguments.
     """
 
     def __init__(
@@ -36,10 +37,11 @@ class Pair:
         modules: str = f"{client_tasks.__name__},wordcount",
         path: str = f"{ROOT / 'docs' / 'examples'}",
         cwd: Path = ROOT,
+        program: tuple[str, ...] = ("tandem_jobs.cli",),
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._task, self._cwd = task, cwd
+        self._task, self._cwd, self._program = task, cwd, program
         self._log = (directory / "processes.log").open("ab")
         self._redis = redis_server(directory)
         self._environment = {
@@ -60,7 +62,7 @@ class Pair:
     def _spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Run `tandem` with these arguments."""
         return subprocess.Popen(
-            die_with_parent([sys.executable, "-m", "tandem_jobs.cli", *arguments]),
+            die_with_parent([sys.executable, "-m", *self._program, *arguments]),
             env=self._environment,
             cwd=self._cwd,
             stdin=subprocess.PIPE,

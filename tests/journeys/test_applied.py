@@ -1,6 +1,7 @@
 """Workers that are killed just before or after the commit of their SQL transaction."""
 
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -77,7 +78,12 @@ async def test_an_import_is_applied_once_and_keeps_its_bad_rows(
     notes = stage.directory / "stopped"
     async with open_store(f"file://{stage.directory}/store") as store:
         file = await save_upload(
-            store, b"item\ncup\npot\ncup\n", tenant="default", keep=600, name="sales.csv"
+            store,
+            b"item\ncup\npot\ncup\n",
+            tenant="default",
+            keep=600,
+            name="sales.csv",
+            now=time.time,
         )
     first = stage.worker(
         module=stopping_worker.__name__, arguments=(str(notes), "after"), sql__shop=url

@@ -1,5 +1,6 @@
 """Workers that are killed after MongoDB has written and before the job is finished."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -81,7 +82,9 @@ async def test_imported_documents_exist_once(orders: Orders, stage: WorkerStage)
     count = BATCH_DOCUMENTS + 500
     text = "".join(f'{{"n": {number}}}\n' for number in range(count)).encode()
     async with open_store(f"file://{stage.directory}/store") as store:
-        file = await save_upload(store, text, tenant="default", keep=600, name="orders.ndjson")
+        file = await save_upload(
+            store, text, tenant="default", keep=600, name="orders.ndjson", now=time.time
+        )
     assert await orders.run_killed(mongo_import_file, source={"file": file.id}) == {
         "inserted": count,
         "bad_count": 0,

@@ -54,7 +54,13 @@ class Bench:
         """Upload a file as a client would; return its id."""
         store = self.resources.files
         saved = await save_upload(
-            store, data, tenant="default", keep=60, name=name, content_type=content_type
+            store,
+            data,
+            tenant="default",
+            keep=60,
+            name=name,
+            content_type=content_type,
+            now=time.time,
         )
         return saved.id
 

@@ -75,7 +75,9 @@ async def open_bench(**settings: Any) -> AsyncIterator[Bench]:
 
 async def upload(resources: Resources, data: bytes, name: str | None = None) -> FileRef:
     """Store a file as a client's upload; the reference goes into a payload."""
-    saved = await save_upload(resources.files, data, tenant="default", keep=86400, name=name)
+    saved = await save_upload(
+        resources.files, data, tenant="default", now=time.time, keep=86400, name=name
+    )
     return FileRef(file=saved.id, name=name, size=saved.size, sha256=saved.sha256)
 
 
@@ -105,7 +107,7 @@ async def run(
         job = Job(
             id=job_id or new_id(),
             task=task.name,
-            deadline=time.time() + task.timeout,
+            deadline=time.monotonic() + task.timeout,
             attempt=attempt,
             max_attempts=task.retry.max_attempts,
             stamp=time.time_ns() // 1000,

@@ -156,12 +156,12 @@ async def _prepend(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[b
 )
 async def download_file(request: Request, state: StateDep, id: FileId) -> Response:
     """Download an upload, whole or a range of it."""
-    store, tenant = state["store"], state["tenant"]
+    store, tenant, now = state["store"], state["tenant"], state["queue"].clock.now()
     try:
-        upload = await find_upload(store, id, tenant=tenant)
+        upload = await find_upload(store, id, tenant=tenant, now=now)
     except NotFound:
         return await _incomplete(
-            request, state, await find_partial_upload(store, id, tenant=tenant)
+            request, state, await find_partial_upload(store, id, tenant=tenant, now=now)
         )
     file = StoredFile(
         upload.path, upload.name or id, upload.size, upload.sha256, upload.content_type
@@ -173,7 +173,7 @@ async def download_file(request: Request, state: StateDep, id: FileId) -> Respon
 async def _incomplete(request: Request, state: RequestState, upload: PartialUpload) -> Response:
     progress = await upload_progress(state["store"], upload.id)
     if request.method == "HEAD":
-        headers = progress_headers(upload, progress.offset, state["settings"])
+        headers = progress_headers(upload, progress.offset, state)
         return Response(status_code=204, headers=headers)
     raise Conflict(f"the upload is not complete: it continues at byte {progress.offset}")
 
@@ -185,7 +185,8 @@ async def _incomplete(request: Request, state: RequestState, upload: PartialUplo
 )
 async def delete_file(state: StateDep, id: FileId) -> Response:
     """Delete an upload, complete or not. Jobs that still name it will not find it."""
-    await delete_upload(state["store"], id, tenant=state["tenant"])
+    now = state["queue"].clock.now()
+    await delete_upload(state["store"], id, tenant=state["tenant"], now=now)
     return Response(status_code=204)
 
 

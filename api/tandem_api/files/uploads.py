@@ -4,7 +4,6 @@ Parts follow draft-ietf-httpbis-resumable-upload-12, without its interim respons
 """
 
 import re
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -94,11 +93,11 @@ _LENGTH = parameter(
 )
 
 
-def progress_headers(upload: PartialUpload, offset: int, settings: Settings) -> dict[str, str]:
+def progress_headers(upload: PartialUpload, offset: int, state: RequestState) -> dict[str, str]:
     """The headers with an upload's progress and limits."""
     length = {} if upload.length is None else {"Upload-Length": str(upload.length)}
-    limits = _limits(settings)
-    limits["Upload-Limit"] += f", max-age={max(0, int(upload.expires - time.time()))}"
+    limits, left = _limits(state["settings"]), upload.expires - state["queue"].clock.now()
+    limits["Upload-Limit"] += f", max-age={max(0, int(left))}"
     return {
         "Upload-Offset": str(offset),
         "Upload-Complete": "?0",
@@ -202,6 +201,7 @@ async def _upload(request: Request, state: RequestState, name: str | None) -> Re
     shown = label(given if name is None else name)
     facts: dict[str, Any] = {
         "tenant": state["tenant"],
+        "now": state["queue"].clock.now,
         "keep": settings.keep,
         "name": shown,
         "content_type": media_type(content_type, shown),
@@ -209,7 +209,7 @@ async def _upload(request: Request, state: RequestState, name: str | None) -> Re
     if complete is False:
         begun = await begin_upload(state["store"], length=length, **facts)
         offset = await append_parts(state["store"], begun, 0, data, limit=settings.max_upload)
-        return _created(begun, progress_headers(begun, offset, settings))
+        return _created(begun, progress_headers(begun, offset, state))
     upload = await save_upload(state["store"], data, limit=settings.max_upload, **facts)
     return _created(upload, {"Upload-Complete": "?1"} if complete else {})
 
@@ -270,10 +270,13 @@ async def _append(
     request: Request, state: RequestState, id: str, offset: int, *, complete: bool
 ) -> Response:
     store, settings, tenant = state["store"], state["settings"], state["tenant"]
+    now = state["queue"].clock.now
     try:
-        upload = await find_partial_upload(store, id, tenant=tenant)
+        upload = await find_partial_upload(store, id, tenant=tenant, now=now())
     except NotFound:
-        return await _repeat(request, await find_upload(store, id, tenant=tenant), offset)
+        return await _repeat(
+            request, await find_upload(store, id, tenant=tenant, now=now()), offset
+        )
     length = _number(headers_of(request), "upload-length")
     if length is not None and upload.length is not None and length != upload.length:
         raise Malformed(f"Upload-Length: is {upload.length} bytes for this upload, not {length}")
@@ -281,8 +284,8 @@ async def _append(
     data = body_chunks(request, IDLE_SECONDS)
     offset = await append_parts(store, upload, offset, data, limit=settings.max_upload)
     if not complete:
-        return Response(status_code=204, headers=progress_headers(upload, offset, settings))
-    done = await state["joiner"].finish(store, upload, offset, keep=settings.keep)
+        return Response(status_code=204, headers=progress_headers(upload, offset, state))
+    done = await state["joiner"].finish(store, upload, offset, now=now, keep=settings.keep)
     return _created(done, {"Upload-Complete": "?1", "Upload-Offset": str(done.size)})
 
 

@@ -265,6 +265,6 @@ async def forget_job(state: StateDep, id: JobId) -> Response:
     # Delete the record last, so that a DELETE that was interrupted can be repeated. The ledger
     # cannot bring the job back: the stamp of its tombstone is newer than any.
     await state["store"].delete_tree(job_folder(record.id))
-    await state["ledger"].tombstone(record.id)
+    await state["ledger"].tombstone(record.id, now=state["queue"].clock.now())
     await retry_briefly(state["queue"].forget, record.id, tenant=state["tenant"])
     return Response(status_code=204)

@@ -22,7 +22,10 @@ class Catalogue:
         self.number = 0
 
     async def refresh(self) -> None:
-        """Reads a changed catalogue; concurrent calls share a read. Raises Unavailable."""
+        """Reads Redis' clock, and the catalogue if it changed. Raises Unavailable.
+
+        Concurrent calls share a read.
+        """
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
             self._reading.add_done_callback(self._read_done)
@@ -34,6 +37,7 @@ class Catalogue:
             task.exception()  # retrieved: asyncio would log it if no caller waits any more
 
     async def _read(self) -> None:
+        await self._queue.clock.sync()  # before the first submission, and then once a second
         # Read the stamp first: whatever is published in between is read again next time.
         stamp = await self._queue.catalogue_stamp()
         if self.number and stamp == self._stamp:

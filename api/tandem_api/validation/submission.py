@@ -1,6 +1,5 @@
 """Turns a request's JSON into a Submission, with one compiled validator per task."""
 
-import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from tandem_shared.errors import Invalid
 from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.record import JobOptions, Record, Submission
 from tandem_shared.jobs.replay import ReplayInput, replay
-from tandem_shared.times import parse_duration, parse_rfc3339
+from tandem_shared.times import Now, parse_duration, parse_rfc3339
 
 MAX_TIMEOUT_SECONDS = 86_400.0
 MAX_DELAY_SECONDS = 3650 * 86_400.0  # of any other duration: a longer one is a mistake
@@ -73,8 +72,8 @@ def _compile(entry: CatalogueEntry) -> CompiledTask:
 class Submissions:
     """Validates bodies against the catalogue and turns them into Submissions."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
-        self._catalogue = catalogue
+    def __init__(self, catalogue: Catalogue, now: Now) -> None:
+        self._catalogue, self._now = catalogue, now
         self._compiled: dict[str, CompiledTask] = {}
 
     async def read(
@@ -106,7 +105,7 @@ class Submissions:
         if traceparent is not None:
             options = msgspec.structs.replace(options, traceparent=traceparent)
         submission = Submission(
-            id=new_id(),
+            id=new_id(self._now()),
             task=entry.name,
             payload=bytes(_envelope.decode(body).payload),
             options=options,
@@ -117,7 +116,7 @@ class Submissions:
             idempotency_key=key,
         )
         given = value.get("options")
-        return _with_options(submission, given) if given else submission
+        return _with_options(submission, given, self._now()) if given else submission
 
     async def replay(
         self,
@@ -132,7 +131,12 @@ class Submissions:
         compiled = await self._task(value)
         _validate(compiled, value, len(material.payload))
         return replay(
-            record, material, version=compiled.entry.version, key=key, traceparent=traceparent
+            record,
+            material,
+            now=self._now(),
+            version=compiled.entry.version,
+            key=key,
+            traceparent=traceparent,
         )
 
     async def _task(self, value: dict[str, Any]) -> CompiledTask:
@@ -188,7 +192,7 @@ def _reworded(pointer: str, text: str, value: dict[str, Any]) -> str:
     return text
 
 
-def _with_options(submission: Submission, given: dict[str, Any]) -> Submission:
+def _with_options(submission: Submission, given: dict[str, Any], now: float) -> Submission:
     """The submission with what its options override. Raises Invalid."""
     errors: list[FieldError] = []
     options = submission.options
@@ -201,7 +205,7 @@ def _with_options(submission: Submission, given: dict[str, Any]) -> Submission:
             policy[name] = _duration(policy, name, errors, "/options/retry")
     if "max_attempts" in policy:
         policy["max_attempts"] = int(policy["max_attempts"])  # 3.0 is an integer in JSON Schema
-    run_at = _run_at(given, errors)
+    run_at = _run_at(given, now, errors)
     concurrency_key, limit = given.get("concurrency_key"), given.get("concurrency_limit")
     if limit is not None and concurrency_key is None:
         errors.append(("/options/concurrency_limit", "needs a concurrency_key"))
@@ -246,7 +250,7 @@ def _duration(
     return seconds
 
 
-def _run_at(given: dict[str, Any], errors: list[FieldError]) -> float | None:
+def _run_at(given: dict[str, Any], now: float, errors: list[FieldError]) -> float | None:
     text = given.get("run_at")
     if text is None:
         return None
@@ -256,6 +260,6 @@ def _run_at(given: dict[str, Any], errors: list[FieldError]) -> float | None:
     seconds = parse_rfc3339(text)
     if seconds is None:
         errors.append((pointer, "must be an RFC 3339 time, such as 2030-01-31T09:30:00Z"))
-    elif seconds > time.time() + MAX_DELAY_SECONDS:
+    elif seconds > now + MAX_DELAY_SECONDS:
         errors.append((pointer, "must be within 3650d from now"))
     return seconds

@@ -1,7 +1,6 @@
 """Checks of the file store: files that belong to nothing, and files that are missing."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
@@ -40,7 +39,7 @@ class FilesCheck:
         return await collect(self._find())
 
     async def _find(self) -> AsyncGenerator[list[Finding], None]:
-        before = time.time() - self._min_age
+        before = await self._queue.clock.earliest() - self._min_age
         async for ids in self._old_jobs(before):
             yield await self._without_job(ids)
         async for stored in self._store.list("uploads"):

@@ -50,7 +50,7 @@ class LedgerCheck:
         """Yield what is wrong with these rows (id, stamp), each with the row as it should be."""
         # Read the clock before the lag: events written in between are not required yet. The lag is
         # rounded to ms.
-        now = await self._queue.integrity.redis_time()
+        now = await self._queue.clock.sync()
         lag = await self._queue.events.lag()
         required = now - (lag.seconds + 0.001 if lag and lag.entries else 0.0) - self._margin
         # This Redis has no records of other shards' jobs.
@@ -90,7 +90,8 @@ class LedgerCheck:
         # If this Redis has never seen the ledger, it may be the wrong one: end no job.
         if await self._queue.events.lag() is None:
             return False
-        await self._ledger.fail_lost(finding.subject, int(finding.seen))
+        now = await self._queue.clock.sync()
+        await self._ledger.fail_lost(finding.subject, int(finding.seen), now=now)
         return True
 
     async def known(self, ids: Sequence[str]) -> set[str]:

@@ -30,13 +30,13 @@ from tandem_shared.files.store import FileStore
 from tandem_shared.files.uploads import (
     PartialUpload,
     Upload,
-    find_partial_upload,
-    find_upload,
+    load_upload,
     publish_upload,
     remove_upload,
     upload_folder,
     write_upload,
 )
+from tandem_shared.times import Now
 
 MAX_PARTS = 10_000  # of one upload
 MAX_JOINS = 2  # uploads that one process joins at once
@@ -90,7 +90,7 @@ async def append_parts(
             raise OffsetMismatch(progress.offset, offset)
         offset, count = offset + len(part), count + 1
     try:
-        await find_partial_upload(store, upload.id, tenant=upload.tenant)
+        await load_upload(store, upload.id, "begun.json")
     except NotFound:
         # Deleted while these bytes came: remove them too.
         await store.delete_tree(f"{upload.folder}/parts")
@@ -124,9 +124,9 @@ async def _parts(
 
 
 async def finish_upload(
-    store: FileStore, upload: PartialUpload, offset: int, *, keep: float
+    store: FileStore, upload: PartialUpload, offset: int, *, now: Now, keep: float
 ) -> Upload:
-    """End the upload at `offset`, join its parts and publish it for `keep` seconds.
+    """End the upload at `offset`, join its parts and publish it for `keep` seconds from `now`.
 
     Safe to repeat, also concurrently. Raises OffsetMismatch if it continues elsewhere, Malformed if
     another length was announced, NotFound if it is removed meanwhile.
@@ -141,12 +141,12 @@ async def finish_upload(
     try:
         joined = _joined(store, upload, [*progress.parts, offset])
         written = await write_upload(store, upload, joined)
-        await find_partial_upload(store, upload.id, tenant=upload.tenant)
+        await load_upload(store, upload.id, "begun.json")
     except NotFound as error:
         return await _finished_elsewhere(store, upload, error)
     if written.size != offset:
         raise Unavailable("parts of the upload have changed since they were stored; upload again")
-    published = await publish_upload(store, upload, written, keep)
+    published = await publish_upload(store, upload, written, now() + keep)
     await _remove_parts(store, upload)
     return published
 
@@ -156,7 +156,7 @@ async def _finished_elsewhere(
 ) -> Upload:
     """The upload if a concurrent request finished it; raises `otherwise` if none did."""
     try:
-        finished = await find_upload(store, upload.id, tenant=upload.tenant)
+        finished: Upload = await load_upload(store, upload.id, "meta.json")
     except NotFound:
         if isinstance(otherwise, NotFound):
             await remove_upload(store, upload.id)
@@ -190,13 +190,13 @@ class UploadJoiner:
         self._slots = asyncio.Semaphore(MAX_JOINS)
 
     async def finish(
-        self, store: FileStore, upload: PartialUpload, offset: int, *, keep: float
+        self, store: FileStore, upload: PartialUpload, offset: int, *, now: Now, keep: float
     ) -> Upload:
         """As `finish_upload`; continues even if the caller is cancelled."""
 
         async def join() -> Upload:
             async with self._slots:
-                return await finish_upload(store, upload, offset, keep=keep)
+                return await finish_upload(store, upload, offset, now=now, keep=keep)
 
         task = self._tasks.get(upload.id)
         if task is None:

@@ -1,6 +1,5 @@
 """Removal of stored files that nothing refers to any more."""
 
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -14,16 +13,20 @@ STALE_SECONDS = 48 * 3600.0
 
 
 async def sweep(
-    store: FileStore, *, keep: float, alive: Callable[[str], Awaitable[bool]], limit: int = 10_000
+    store: FileStore,
+    *,
+    now: float,
+    keep: float,
+    alive: Callable[[str], Awaitable[bool]],
+    limit: int = 10_000,
 ) -> int:
     """Remove what cannot be asked for any more, about `limit` objects at most; returns the number.
 
     That is: expired uploads, bytes without an upload, parts that have been joined, files of jobs
-    whose record is gone, and temporaries of writers that died. `keep` is how many seconds records
-    are kept, and `alive` reports whether a job has one: files of an early attempt stay for as long
-    as later attempts take. Several processes may sweep at once.
+    whose record is gone, and temporaries of writers that died. `now` is `RedisClock.earliest`,
+    `keep` how many seconds records are kept, and `alive` reports whether a job has one: files of an
+    early attempt stay for as long as later attempts take. Several processes may sweep at once.
     """
-    now = time.time()
     removed = 0
     async for stored in store.list("uploads"):
         if removed >= limit:

@@ -8,7 +8,6 @@ uploads/<id>/meta.json         publishes a complete upload: written last, delete
 
 import re
 import secrets
-import time
 from collections.abc import AsyncIterable
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ from tandem_shared.errors import NotFound, TooLarge
 from tandem_shared.files.names import OCTET_STREAM
 from tandem_shared.files.store import FileStore, WriteResult
 from tandem_shared.jobs.ids import new_id
-from tandem_shared.times import rfc3339
+from tandem_shared.times import Now, rfc3339
 
 MAX_META_BYTES = 64 << 10  # of a meta.json or begun.json
 _LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -74,9 +73,9 @@ _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
 }
 
 
-def new_upload_id() -> str:
-    """An unguessable id: 10 letters of ms time and 20 of randomness (100 bits)."""
-    return new_id()[:10] + "".join(secrets.choice(_LETTERS) for _ in range(20))
+def new_upload_id(now: float) -> str:
+    """An unguessable id: 10 letters of `now` in ms and 20 of randomness (100 bits)."""
+    return new_id(now)[:10] + "".join(secrets.choice(_LETTERS) for _ in range(20))
 
 
 def upload_folder(id: str) -> str:
@@ -86,9 +85,8 @@ def upload_folder(id: str) -> str:
     return f"uploads/{id}"
 
 
-def _new(tenant: str, keep: float, **given: Any) -> PartialUpload:
-    expires = time.time() + keep
-    return PartialUpload(id=new_upload_id(), tenant=tenant, expires=expires, **given)
+def _new(tenant: str, now: float, keep: float, **given: Any) -> PartialUpload:
+    return PartialUpload(id=new_upload_id(now), tenant=tenant, expires=now + keep, **given)
 
 
 async def save_upload(
@@ -96,31 +94,33 @@ async def save_upload(
     data: bytes | AsyncIterable[bytes],
     *,
     tenant: str,
+    now: Now,
     keep: float,
     name: str | None = None,
     content_type: str = OCTET_STREAM,
     limit: int | None = None,
 ) -> Upload:
-    """Store a client's file and keep it for `keep` seconds.
+    """Store a client's file and keep it for `keep` seconds. `now` is Redis' clock everywhere here.
 
     Raises TooLarge above `limit` bytes, and whatever `data` raises.
     """
-    upload = _new(tenant, keep, name=name, content_type=content_type)
+    upload = _new(tenant, now(), keep, name=name, content_type=content_type)
     written = await write_upload(store, upload, data, limit)
-    return await publish_upload(store, upload, written, keep)
+    return await publish_upload(store, upload, written, now() + keep)
 
 
 async def begin_upload(
     store: FileStore,
     *,
     tenant: str,
+    now: Now,
     keep: float,
     name: str | None = None,
     content_type: str = OCTET_STREAM,
     length: int | None = None,
 ) -> PartialUpload:
     """Begin an upload in parts, see resumable.py; it must be complete within `keep` seconds."""
-    upload = _new(tenant, keep, name=name, content_type=content_type, length=length)
+    upload = _new(tenant, now(), keep, name=name, content_type=content_type, length=length)
     await store.write(f"{upload.folder}/begun.json", msgspec.json.encode(upload))
     return upload
 
@@ -137,9 +137,9 @@ async def write_upload(
 
 
 async def publish_upload(
-    store: FileStore, upload: PartialUpload, written: WriteResult, keep: float
+    store: FileStore, upload: PartialUpload, written: WriteResult, expires: float
 ) -> Upload:
-    """Make an upload whose bytes are stored known to its tenant, for `keep` seconds."""
+    """Make an upload whose bytes are stored known to its tenant, until it expires."""
     published = Upload(
         id=upload.id,
         tenant=upload.tenant,
@@ -147,32 +147,32 @@ async def publish_upload(
         content_type=upload.content_type,
         size=written.size,
         sha256=written.sha256,
-        expires=time.time() + keep,
+        expires=expires,
     )
     await store.write(f"{upload.folder}/meta.json", msgspec.json.encode(published))
     return published
 
 
-async def find_upload(store: FileStore, id: str, *, tenant: str) -> Upload:
-    """The tenant's complete upload. Raises NotFound, also for an expired one, which it removes."""
-    upload: Upload = await _find(store, id, tenant, "meta.json")
+async def find_upload(store: FileStore, id: str, *, tenant: str, now: float) -> Upload:
+    """The tenant's complete upload. Raises NotFound, also for an expired one."""
+    upload: Upload = await _find(store, id, tenant, now, "meta.json")
     return upload
 
 
-async def find_partial_upload(store: FileStore, id: str, *, tenant: str) -> PartialUpload:
+async def find_partial_upload(
+    store: FileStore, id: str, *, tenant: str, now: float
+) -> PartialUpload:
     """The tenant's upload that is not complete. Raises NotFound as `find_upload` does."""
-    upload: PartialUpload = await _find(store, id, tenant, "begun.json")
+    upload: PartialUpload = await _find(store, id, tenant, now, "begun.json")
     return upload
 
 
-async def _find(store: FileStore, id: str, tenant: str, *files: str) -> Any:
+async def _find(store: FileStore, id: str, tenant: str, now: float, *files: str) -> Any:
     for file in files:
         with suppress(NotFound):
             upload = await load_upload(store, id, file)
-            if upload is not None and upload.tenant == tenant:
-                if upload.expires > time.time():
-                    return upload
-                await remove_upload(store, id)
+            if upload is not None and upload.tenant == tenant and upload.expires > now:
+                return upload
     raise NotFound("file", id)
 
 
@@ -185,9 +185,9 @@ async def load_upload(store: FileStore, id: str, file: str) -> Any:
         return None
 
 
-async def delete_upload(store: FileStore, id: str, *, tenant: str) -> None:
+async def delete_upload(store: FileStore, id: str, *, tenant: str, now: float) -> None:
     """Remove the tenant's upload, complete or not. Raises NotFound."""
-    await _find(store, id, tenant, *_DECODERS)
+    await _find(store, id, tenant, now, *_DECODERS)
     await remove_upload(store, id)
 
 

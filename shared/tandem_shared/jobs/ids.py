@@ -29,9 +29,13 @@ _reseed()
 os.register_at_fork(after_in_child=_reseed)  # else a forked child would repeat its parent's ids
 
 
-def new_id(shard: str = "a") -> str:
-    """A job id: 10 characters of time, 4 of a counter, 7 of the process, and the shard's letter."""
-    pairs, ms, count = _PAIRS, time.time_ns() // 1_000_000, next(_counter)
+def new_id(now: float | None = None, *, shard: str = "a") -> str:
+    """A job id: 10 characters of time, 4 of a counter, 7 of the process, and the shard's letter.
+
+    `now` is Redis' time, seconds since the epoch; without it, tests and tools use this host's.
+    """
+    ms = int((time.time() if now is None else now) * 1000)
+    pairs, count = _PAIRS, next(_counter)
     return (
         f"{pairs[ms >> 40 & 1023]}{pairs[ms >> 30 & 1023]}{pairs[ms >> 20 & 1023]}"
         f"{pairs[ms >> 10 & 1023]}{pairs[ms & 1023]}"

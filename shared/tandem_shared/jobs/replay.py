@@ -23,19 +23,20 @@ def replay(
     record: Record,
     given: ReplayInput,
     *,
+    now: float,
     version: int,
     key: str | None = None,
     traceparent: str | None = None,
 ) -> Submission:
     """A new job with the task, payload and options of an old one; it is due at once.
 
-    `expires_in` counts from now, `version` is the task's current one, `key` an idempotency key.
+    `version` is the task's current one, `key` an idempotency key, `now` Redis' time.
     """
     options = msgspec.structs.replace(
         record.options, replay_of=record.id, traceparent=traceparent or record.options.traceparent
     )
     return Submission(
-        id=new_id(),
+        id=new_id(now),
         task=record.task,
         payload=given.payload,
         options=options,

@@ -158,15 +158,16 @@ class Ledger:
             if len(records) == limit or time.monotonic() > deadline:
                 return JobPage(records, before)
 
-    async def tombstone(self, id: str) -> None:
+    async def tombstone(self, id: str, *, now: float) -> None:
         """Delete a job so that events still on their way to the ledger cannot bring it back.
 
-        A row without any of its content stays for as long as cancelled jobs are kept.
+        A row without any of its content stays for as long as cancelled jobs are kept. `now` is
+        Redis' time, here and below.
         """
-        values = {**_TOMBSTONE, "ended": int(time.time() * 1e6)}.values()
+        values = {**_TOMBSTONE, "ended": int(now * 1e6)}.values()
         await self.database.write([(_SAVE_TOMBSTONE, [(id, *values)]), (_DELETE_TAGS, [(id,)])])
 
-    async def expire(self, keep: Mapping[State, float], *, limit: int = 500) -> int:
+    async def expire(self, keep: Mapping[State, float], *, now: float, limit: int = 500) -> int:
         """Remove up to `limit` final jobs that ended longer ago than `keep` says for their state.
 
         `keep` is in seconds. Returns how many were removed.
@@ -177,7 +178,7 @@ class Ledger:
             for state, seconds in keep.items():
                 if state not in FINAL:
                     continue
-                end = time.time() - seconds
+                end = now - seconds
                 # A job that ended before `end` has an id from before it, give or take a skew.
                 values = [tenant, state.value, id_prefix(end + 60.0), int(end * 1e6)]
                 sql = _EXPIRED.format(collation=collation, limit=limit - removed)
@@ -212,13 +213,13 @@ class Ledger:
         sql = f"SELECT id, stamp FROM tandem_jobs WHERE id IN ({placeholders(ids)})"
         return [(id, int(stamp)) for id, stamp in await self.database.read(sql, ids)]
 
-    async def fail_lost(self, id: str, stamp: int) -> None:
+    async def fail_lost(self, id: str, stamp: int, *, now: float) -> None:
         """End a job that Redis has lost as failed, if it still has this stamp."""
         sql = (
             "UPDATE tandem_jobs SET state = 'failed', stamp = stamp + 1, ended = ?, error = ?,"
             " words = words || ? WHERE id = ? AND stamp = ?"
         )
-        values = (int(time.time() * 1e6), LOST_ERROR, " record_lost", id, stamp)
+        values = (int(now * 1e6), LOST_ERROR, " record_lost", id, stamp)
         await self.database.write([(sql, [values])])
 
     async def _tenants(self) -> list[str]:
@@ -242,7 +243,7 @@ class Ledger:
             " WHERE id > ? AND id < ? AND submitted >= ? AND submitted < ? AND tenant <> ''"
             f" AND state IN ({placeholders(wanted)}) ORDER BY id LIMIT {EXPORT_ROWS}"
         )
-        # Ids carry the time of an API's clock, and `submitted` is Redis' time.
+        # An id is made a moment before Redis dates the submission.
         ids = (id_prefix(since - 60.0), id_prefix(until + 60.0))
         values: list[str | int] = [*ids, int(since * 1e6), int(until * 1e6), *wanted]
         while rows := await self.database.read(sql, values):

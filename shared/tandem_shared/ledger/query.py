@@ -16,7 +16,7 @@ from tandem_shared.jobs.states import State
 from tandem_shared.ledger.rows import search_text, tag_text
 
 AFTER_ALL_IDS = "~"  # sorts behind every id
-# Ids are made by the APIs' clocks, submission times by Redis' clock.
+# An id is made a moment before Redis dates the submission, by an API's copy of Redis' clock.
 CLOCK_SKEW_SECONDS = 10.0
 
 

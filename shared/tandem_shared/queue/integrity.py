@@ -149,12 +149,6 @@ class Integrity:
         found = await self._scripts.run("read_fields", 1, "state", *ids)
         return {id for id, (state,) in zip(ids, found, strict=True) if state}
 
-    async def redis_time(self) -> float:
-        """Redis' clock, seconds since the epoch."""
-        with translate_errors():
-            seconds, micros = await self._redis.time()
-        return float(seconds + micros / 1e6)
-
     async def _subjects(self, kinds: Sequence[str] = ()) -> AsyncIterator[tuple[str, list[str]]]:
         """Batches of subjects with the kind that they are checked as, from keys of these kinds."""
         async for keys in self._keys(kinds):

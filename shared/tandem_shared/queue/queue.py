@@ -46,6 +46,7 @@ from tandem_shared.jobs.replay import ReplayInput
 from tandem_shared.queue.arq import ArqQueue
 from tandem_shared.queue.batch import Batcher
 from tandem_shared.queue.bells import Bells
+from tandem_shared.queue.clock import RedisClock
 from tandem_shared.queue.events import JobEvents
 from tandem_shared.queue.integrity import Integrity
 from tandem_shared.queue.locks import Locks
@@ -124,6 +125,7 @@ class Queue:
         self.steps = StepRecords(self._scripts)
         self.locks = Locks(self._scripts, self._subscriptions)
         self.arq = ArqQueue(redis, self._scripts)
+        self.clock = RedisClock(redis)
         self.integrity = Integrity(redis, self.prefix, self._scripts)
 
         submit, read, output = (

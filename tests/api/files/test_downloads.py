@@ -154,8 +154,8 @@ async def test_unknown_uploads(client: httpx2.AsyncClient, id: str) -> None:
 async def test_foreign_and_expired_uploads_are_not_found(
     client: httpx2.AsyncClient, store: FileStore
 ) -> None:
-    anothers = await save_upload(store, b"x", tenant="another", keep=60)
-    expired = await save_upload(store, b"x", tenant="default", keep=-1)
+    anothers = await save_upload(store, b"x", tenant="another", keep=60, now=time.time)
+    expired = await save_upload(store, b"x", tenant="default", keep=-1, now=time.time)
     for one in (anothers, expired):
         for method in ("GET", "DELETE"):
             assert problem(await client.request(method, f"/v1/files/{one.id}"))[0] == 404

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import random
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -246,7 +247,7 @@ async def test_an_unfinished_upload_cannot_be_an_input(
     path = await begin(client, b"12345")
     async with open_store(f"file://{tmp_path}/store") as store:
         with pytest.raises(NotFound):
-            await find_upload(store, path.rpartition("/")[2], tenant="default")
+            await find_upload(store, path.rpartition("/")[2], tenant="default", now=time.time())
 
 
 async def test_limits_are_announced(client: httpx2.AsyncClient) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import time
 from collections.abc import AsyncIterator
 
 import httpx2
@@ -112,10 +113,10 @@ async def test_a_local_store_never_redirects(
 
 
 async def test_a_sweep_removes_expired_uploads(store: FileStore) -> None:
-    live = await save_upload(store, b"1", tenant="a", keep=60)
-    await save_upload(store, b"1", tenant="a", keep=-1)
+    live = await save_upload(store, b"1", tenant="a", keep=60, now=time.time)
+    await save_upload(store, b"1", tenant="a", keep=-1, now=time.time)
     await store.write(job_path("J", 1, "a"), b"1")
-    assert await sweep(store, keep=-1, alive=none_alive) == 1
+    assert await sweep(store, keep=-1, alive=none_alive, now=time.time()) == 1
     assert sorted(await paths(store)) == [f"uploads/{live.id}/data", f"uploads/{live.id}/meta.json"]
     assert await store.load(job_path("J", 1, "a"), 1) == b"1"
 

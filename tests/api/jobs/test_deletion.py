@@ -1,6 +1,7 @@
 """DELETE /v1/jobs/{id} removes every trace of a job, however far the ledger lags."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -202,13 +203,15 @@ async def test_a_replay_is_remembered_as_long_as_its_original(
     await follower.ledger.database.write(
         [("UPDATE tandem_tags SET job = '00' || job, tag = '=00' || substr(tag, 2)", [()])]
     )
-    assert await follower.ledger.expire(keep) == 0
+    assert await follower.ledger.expire(keep, now=time.time()) == 0
     assert await follower.ledger.get(f"00{new}", tenant="default") is not None
-    await follower.ledger.tombstone(f"00{id}")
-    assert await follower.ledger.expire(keep) == 1  # the tombstone has not expired yet
+    await follower.ledger.tombstone(f"00{id}", now=time.time())
+    assert (
+        await follower.ledger.expire(keep, now=time.time()) == 1
+    )  # the tombstone has not expired yet
     assert await follower.ledger.get(f"00{new}", tenant="default") is None
     await follower.ledger.database.write([("UPDATE tandem_jobs SET ended = 1", [()])])
-    assert await follower.ledger.expire(keep) == 1
+    assert await follower.ledger.expire(keep, now=time.time()) == 1
     assert await follower.ledger.database.read("SELECT id FROM tandem_jobs") == []
 
 

@@ -32,6 +32,7 @@ class System:
         self.queue, self.redis, self.ledger, self.store = queue, redis, ledger, store
         self.projection = Projection(
             queue.events,
+            queue.clock,
             ledger,
             load_settings(),
             consumer="one",

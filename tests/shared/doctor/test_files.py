@@ -1,6 +1,7 @@
 """The doctor on the file store: orphaned files, incomplete uploads and missing files."""
 
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -47,7 +48,7 @@ async def test_young_files_may_belong_to_a_job_not_yet_recorded(
     system: System,
 ) -> None:
     await system.store.write(job_path(new_id(), 1, "a.txt"), b"1")
-    await system.store.write(f"uploads/{new_upload_id()}/data", b"1")
+    await system.store.write(f"uploads/{new_upload_id(time.time())}/data", b"1")
     ledger = LedgerCheck(system.ledger, system.queue)
     assert not await FilesCheck(system.store, system.queue, ledger).find()
     for path in Path(os.fspath(system.store._root or "")).rglob("*"):
@@ -56,10 +57,10 @@ async def test_young_files_may_belong_to_a_job_not_yet_recorded(
 
 
 async def test_bytes_of_uploads_that_cannot_be_completed(system: System) -> None:
-    whole = await save_upload(system.store, b"1", tenant="default", keep=60)
-    begun = await begin_upload(system.store, tenant="default", keep=60)
+    whole = await save_upload(system.store, b"1", tenant="default", keep=60, now=time.time)
+    begun = await begin_upload(system.store, tenant="default", keep=60, now=time.time)
     await system.store.write(f"uploads/{begun.id}/parts/00000000000000", b"1")
-    half, joined = new_upload_id(), f"uploads/{whole.id}/parts/00000000000000"
+    half, joined = new_upload_id(time.time()), f"uploads/{whole.id}/parts/00000000000000"
     await system.store.write(f"uploads/{half}/data", b"1")
     await system.store.write(joined, b"1")
     before = {stored.path async for stored in system.store.list("uploads")}

@@ -62,7 +62,7 @@ async def test_no_job_is_ended_if_this_redis_has_never_seen_the_ledger(
 
 
 async def test_jobs_of_other_shards_are_ignored(system: System) -> None:
-    await system.ledger.save([row_from_values(new_id("b"), facts())])
+    await system.ledger.save([row_from_values(new_id(shard="b"), facts())])
     assert not await system.found()
 
 

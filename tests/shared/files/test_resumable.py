@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import os
 import random
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ async def chunks(
 
 
 async def begin(store: FileStore, **given: Any) -> PartialUpload:
-    return await begin_upload(store, **{"tenant": "a", "keep": 60, "name": "x", **given})
+    return await begin_upload(
+        store, **{"tenant": "a", "now": time.time, "keep": 60, "name": "x", **given}
+    )
 
 
 async def names(store: FileStore, upload: PartialUpload) -> list[str]:
@@ -60,21 +63,21 @@ async def test_parts_become_one_file(any_store: FileStore) -> None:
         offset = await append_parts(any_store, upload, offset, chunks(DATA[start:end]), limit=LIMIT)
         assert (offset, (await upload_progress(any_store, upload.id)).offset) == (end, end)
         with pytest.raises(NotFound):
-            await find_upload(any_store, upload.id, tenant="a")
-    done = await finish_upload(any_store, upload, offset, keep=60)
+            await find_upload(any_store, upload.id, tenant="a", now=time.time())
+    done = await finish_upload(any_store, upload, offset, keep=60, now=time.time)
     assert (done.id, done.name, done.content_type) == (upload.id, "x", "text/x-own")
     assert (done.size, done.sha256) == (len(DATA), hashlib.sha256(DATA).hexdigest())
-    assert await find_upload(any_store, upload.id, tenant="a") == done
+    assert await find_upload(any_store, upload.id, tenant="a", now=time.time()) == done
     assert await any_store.load(done.path, LIMIT) == DATA
     assert await names(any_store, upload) == ["data", "meta.json"]
     with pytest.raises(NotFound):
-        await find_partial_upload(any_store, upload.id, tenant="a")
+        await find_partial_upload(any_store, upload.id, tenant="a", now=time.time())
 
 
 async def test_an_empty_upload(any_store: FileStore) -> None:
     upload = await begin(any_store)
     assert await append_parts(any_store, upload, 0, chunks(b""), limit=LIMIT) == 0
-    assert (await finish_upload(any_store, upload, 0, keep=60)).size == 0
+    assert (await finish_upload(any_store, upload, 0, keep=60, now=time.time)).size == 0
 
 
 async def test_bytes_before_a_failure_are_kept_and_the_failure_is_raised(
@@ -89,9 +92,9 @@ async def test_bytes_before_a_failure_are_kept_and_the_failure_is_raised(
     assert await append_parts(
         any_store, upload, MIB + 5, chunks(DATA[MIB + 5 :]), limit=LIMIT
     ) == len(DATA)
-    assert (await finish_upload(any_store, upload, len(DATA), keep=60)).sha256 == hashlib.sha256(
-        DATA
-    ).hexdigest()
+    assert (
+        await finish_upload(any_store, upload, len(DATA), keep=60, now=time.time)
+    ).sha256 == hashlib.sha256(DATA).hexdigest()
 
 
 @pytest.mark.parametrize("offset", [0, 4, 6, 10**14])
@@ -104,8 +107,8 @@ async def test_a_wrong_offset_is_refused_with_the_right_one(
         await append_parts(any_store, upload, offset, chunks(b"x"), limit=LIMIT)
     assert (error.value.expected, error.value.provided) == (5, offset)
     with pytest.raises(OffsetMismatch):
-        await finish_upload(any_store, upload, 4, keep=60)
-    assert (await finish_upload(any_store, upload, 5, keep=60)).size == 5
+        await finish_upload(any_store, upload, 4, keep=60, now=time.time)
+    assert (await finish_upload(any_store, upload, 5, keep=60, now=time.time)).size == 5
 
 
 async def test_one_of_many_concurrent_appends_wins(any_store: FileStore) -> None:
@@ -124,7 +127,7 @@ async def test_one_of_many_concurrent_appends_wins(any_store: FileStore) -> None
     (winner,) = (number for number, end in enumerate(ends) if isinstance(end, int))
     lost = [end for end in ends if isinstance(end, OffsetMismatch)]
     assert [error.expected for error in lost] == [winner + 1] * 4
-    done = await finish_upload(any_store, upload, winner + 1, keep=60)
+    done = await finish_upload(any_store, upload, winner + 1, keep=60, now=time.time)
     assert await any_store.load(done.path, 10) == sent[winner]
 
 
@@ -137,16 +140,16 @@ async def test_nothing_can_be_appended_after_the_end(any_store: FileStore) -> No
     with pytest.raises(Conflict):
         await append_parts(any_store, upload, 5, chunks(b"6"), limit=LIMIT)
     assert await append_parts(any_store, upload, 5, chunks(b""), limit=LIMIT) == 5
-    assert (await finish_upload(any_store, upload, 5, keep=60)).size == 5
+    assert (await finish_upload(any_store, upload, 5, keep=60, now=time.time)).size == 5
 
 
 async def test_concurrent_finishes_agree(any_store: FileStore) -> None:
     upload = await begin(any_store)
     await append_parts(any_store, upload, 0, chunks(DATA), limit=LIMIT)
     done = await asyncio.gather(
-        *(finish_upload(any_store, upload, len(DATA), keep=60) for _ in range(4))
+        *(finish_upload(any_store, upload, len(DATA), keep=60, now=time.time) for _ in range(4))
     )
-    done.append(await finish_upload(any_store, upload, len(DATA), keep=60))
+    done.append(await finish_upload(any_store, upload, len(DATA), keep=60, now=time.time))
     assert {one.sha256 for one in done} == {hashlib.sha256(DATA).hexdigest()}
     assert await any_store.load(done[0].path, LIMIT) == DATA
     assert await names(any_store, upload) == ["data", "meta.json"]
@@ -157,7 +160,7 @@ async def test_an_upload_deleted_meanwhile_leaves_nothing(any_store: FileStore) 
 
     async def removed() -> AsyncIterator[bytes]:
         yield b"x" * MIB
-        await delete_upload(any_store, upload.id, tenant="a")
+        await delete_upload(any_store, upload.id, tenant="a", now=time.time())
         yield b"y" * MIB
 
     with pytest.raises(NotFound):
@@ -167,7 +170,7 @@ async def test_an_upload_deleted_meanwhile_leaves_nothing(any_store: FileStore) 
     await append_parts(any_store, upload, 0, chunks(b"1"), limit=LIMIT)
     await any_store.delete(f"uploads/{upload.id}/begun.json")
     with pytest.raises(NotFound):
-        await finish_upload(any_store, upload, 1, keep=60)
+        await finish_upload(any_store, upload, 1, keep=60, now=time.time)
     assert await names(any_store, upload) == []
 
 
@@ -190,11 +193,11 @@ async def test_the_announced_length_is_enforced(any_store: FileStore) -> None:
     upload = await begin(any_store, length=5)
     await append_parts(any_store, upload, 0, chunks(b"123"), limit=LIMIT)
     with pytest.raises(Malformed):
-        await finish_upload(any_store, upload, 3, keep=60)
+        await finish_upload(any_store, upload, 3, keep=60, now=time.time)
     with pytest.raises(Malformed):
         await append_parts(any_store, upload, 3, chunks(b"456"), limit=LIMIT)
     await append_parts(any_store, upload, 3, chunks(b"45"), limit=LIMIT)
-    assert (await finish_upload(any_store, upload, 5, keep=60)).size == 5
+    assert (await finish_upload(any_store, upload, 5, keep=60, now=time.time)).size == 5
 
 
 async def test_only_its_tenant_finds_a_partial_upload_until_it_expires(
@@ -203,12 +206,11 @@ async def test_only_its_tenant_finds_a_partial_upload_until_it_expires(
     upload = await begin(any_store)
     for look in (find_partial_upload, delete_upload):
         with pytest.raises(NotFound):
-            await look(any_store, upload.id, tenant="b")
-    assert await find_partial_upload(any_store, upload.id, tenant="a") == upload
+            await look(any_store, upload.id, tenant="b", now=time.time())
+    assert await find_partial_upload(any_store, upload.id, tenant="a", now=time.time()) == upload
     late = await begin(any_store, keep=-1)
     with pytest.raises(NotFound):
-        await find_partial_upload(any_store, late.id, tenant="a")
-    assert await names(any_store, late) == []
+        await find_partial_upload(any_store, late.id, tenant="a", now=time.time())
 
 
 async def test_sweep_removes_expired_uploads_and_joined_parts(tmp_path: Path) -> None:
@@ -218,7 +220,7 @@ async def test_sweep_removes_expired_uploads_and_joined_parts(tmp_path: Path) ->
             await store.put(f"uploads/{upload.id}/parts/{0:014d}", b"1", replace=False)
         done = await begin(store)
         await append_parts(store, done, 0, chunks(b"1"), limit=LIMIT)
-        await finish_upload(store, done, 1, keep=3600)
+        await finish_upload(store, done, 1, keep=3600, now=time.time)
         # As if the process that joined the parts was killed before it removed them.
         await store.put(f"uploads/{done.id}/parts/{0:014d}", b"1", replace=False)
         removed = await begin(store)
@@ -227,7 +229,7 @@ async def test_sweep_removes_expired_uploads_and_joined_parts(tmp_path: Path) ->
         for path in tmp_path.rglob("*"):
             if path.is_file():
                 os.utime(path, (path.stat().st_atime, path.stat().st_mtime - STALE_SECONDS - 60))
-        await sweep(store, keep=-1, alive=none_alive)
+        await sweep(store, keep=-1, alive=none_alive, now=time.time())
         assert await names(store, live) == ["begun.json", f"parts/{0:014d}"]
         assert await names(store, done) == ["data", "meta.json"]
         assert await names(store, late) == await names(store, removed) == []

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -29,16 +30,18 @@ async def test_sweep_removes_only_what_cannot_be_asked_for(
 ) -> None:
     root = tmp_path / "a store"
     keep = 3600.0
-    live = await save_upload(store, b"live", tenant="a", keep=keep)
-    expired = await save_upload(store, b"expired", tenant="a", keep=-1)
+    live = await save_upload(store, b"live", tenant="a", keep=keep, now=time.time)
+    expired = await save_upload(store, b"expired", tenant="a", keep=-1, now=time.time)
     # This id was made in 2001, so its metadata is old enough to be read.
     old_id = "00VJ8BQ9Y0" + "A" * 20
     for name in ("data", "meta.json"):
         source, place = root / expired.path, root / "uploads" / old_id / name
         place.parent.mkdir(exist_ok=True)
         place.write_bytes((source.parent / name).read_bytes())
-    await store.write(f"uploads/{new_upload_id()}/data", b"its metadata is about to be written")
-    forgotten = f"uploads/{new_upload_id()}/data"
+    await store.write(
+        f"uploads/{new_upload_id(time.time())}/data", b"its metadata is about to be written"
+    )
+    forgotten = f"uploads/{new_upload_id(time.time())}/data"
     await store.write(forgotten, b"its metadata was never written")
     age(root / forgotten, STALE_SECONDS + 60)
     age(root / live.path, STALE_SECONDS + 60)
@@ -51,7 +54,7 @@ async def test_sweep_removes_only_what_cannot_be_asked_for(
     (root / "uploads" / "unknown").write_bytes(b"not written by us")
     before = files(root)
 
-    removed = await sweep(store, keep=keep, alive=none_alive)
+    removed = await sweep(store, keep=keep, alive=none_alive, now=time.time())
 
     assert set(before) - set(files(root)) == {
         f"uploads/{old_id}/data",
@@ -61,8 +64,8 @@ async def test_sweep_removes_only_what_cannot_be_asked_for(
         "jobs/J/1/x#2",
     }
     assert removed == 4  # an upload counts once
-    assert await sweep(store, keep=keep, alive=none_alive) == 0
-    assert await find_upload(store, live.id, tenant="a") == live
+    assert await sweep(store, keep=keep, alive=none_alive, now=time.time()) == 0
+    assert await find_upload(store, live.id, tenant="a", now=time.time()) == live
 
 
 async def test_sweep_keeps_the_output_of_jobs_with_a_record(
@@ -83,7 +86,7 @@ async def test_sweep_keeps_the_output_of_jobs_with_a_record(
         await store.write(path, b"1")
         if "L" not in path:
             age(tmp_path / "a store" / path, 60 + STALE_SECONDS + 60)
-    assert await sweep(store, keep=60, alive=alive) == 1
+    assert await sweep(store, keep=60, alive=alive, now=time.time()) == 1
     assert files(tmp_path / "a store") == [
         "jobs/J/output/1-2",
         "jobs/J/output/3-4",
@@ -98,7 +101,9 @@ async def test_sweep_stops_at_its_limit_and_continues_the_next_time(
     for number in range(5):
         await store.write(f"jobs/J/1/{number}", b"1")
         age(tmp_path / "a store" / f"jobs/J/1/{number}", 2 * STALE_SECONDS)
-    assert [await sweep(store, keep=60, limit=2, alive=none_alive) for _ in range(4)] == [
+    assert [
+        await sweep(store, keep=60, limit=2, alive=none_alive, now=time.time()) for _ in range(4)
+    ] == [
         2,
         2,
         1,
@@ -116,7 +121,10 @@ async def test_concurrent_sweeps_leave_new_files_alone(store: FileStore, tmp_pat
         await store.write(f"jobs/{number}/2/y", b"2")
 
     async with asyncio.TaskGroup() as group:
-        sweeps = [group.create_task(sweep(store, keep=60, alive=none_alive)) for _ in range(3)]
+        sweeps = [
+            group.create_task(sweep(store, keep=60, alive=none_alive, now=time.time()))
+            for _ in range(3)
+        ]
         for number in range(50):
             group.create_task(write(number))
     assert sum(task.result() for task in sweeps) >= 50
@@ -132,7 +140,7 @@ async def test_a_sweep_that_cannot_read_a_file_is_unavailable(
     with pytest.raises(
         Unavailable, match=r"^the file store failed \(Too many levels of symbolic links\)$"
     ):
-        await sweep(store, keep=60, alive=none_alive)
+        await sweep(store, keep=60, alive=none_alive, now=time.time())
 
 
 async def test_sweep_removes_empty_directories_of_failed_writes(
@@ -147,5 +155,5 @@ async def test_sweep_removes_empty_directories_of_failed_writes(
     directory = tmp_path / "a store" / "uploads" / "A"
     assert directory.is_dir()
     age(directory, STALE_SECONDS + 60)
-    await sweep(store, keep=60, alive=none_alive)
+    await sweep(store, keep=60, alive=none_alive, now=time.time())
     assert not directory.exists()

@@ -30,7 +30,7 @@ laws = settings(derandomize=True, database=None, deadline=None)
 
 def test_ids_are_unique_sort_by_time_and_end_with_the_shard() -> None:
     before = time.time()
-    ids = [new_id("c") for _ in range(5000)]
+    ids = [new_id(shard="c") for _ in range(5000)]
     after = time.time()
     assert len(set(ids)) == 5000
     assert all(re.fullmatch(r"[0-9A-HJKMNP-TV-Z]{21}c", id) for id in ids)

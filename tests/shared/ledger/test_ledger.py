@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -238,9 +239,9 @@ async def test_final_jobs_expire_by_state_and_age(ledger: Ledger) -> None:
     }
     # These jobs end in 2027, so only a negative age makes them old.
     keep = dict.fromkeys((State.SUCCEEDED, State.CANCELLED), -1e9)
-    removed = [await ledger.expire({State.SUCCEEDED: 0.0, State.CANCELLED: 0.0})]
+    removed = [await ledger.expire({State.SUCCEEDED: 0.0, State.CANCELLED: 0.0}, now=time.time())]
     assert removed == [0]
-    while found := await ledger.expire({**keep, State.RUNNING: -1e9}, limit=13):
+    while found := await ledger.expire({**keep, State.RUNNING: -1e9}, limit=13, now=time.time()):
         assert found <= 13
         removed.append(found)
     assert sum(removed) == len(expired)

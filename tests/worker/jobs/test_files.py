@@ -122,7 +122,7 @@ def test_input_needs_only_the_file_of_a_reference() -> None:
 async def test_an_upload_is_read_by_its_tenant(store: FileStore) -> None:
     data = random.Random(1).randbytes(3 * MIB + 5)
     saved = await save_upload(
-        store, data, tenant="a", keep=60, name="x.bin", content_type="image/png"
+        store, data, tenant="a", keep=60, name="x.bin", content_type="image/png", now=time.time
     )
     files = files_of(store, tenant="a")
     assert await files.read(FileRef(file=saved.id)) == data
@@ -143,7 +143,7 @@ async def test_an_upload_is_read_by_its_tenant(store: FileStore) -> None:
     with pytest.raises(TaskError) as error:
         await files.read({"file": saved.id}, limit=MIB)
     assert failure(error) == ("too_large", False)
-    await delete_upload(store, saved.id, tenant="a")
+    await delete_upload(store, saved.id, tenant="a", now=time.time())
     with pytest.raises(TaskError) as error:
         await collect(files.open({"file": saved.id}))
     assert failure(error) == ("file_not_found", False)

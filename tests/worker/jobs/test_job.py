@@ -30,7 +30,7 @@ from tests.worker.executors import cpu_tasks
 def job_of(function: Callable[..., Any], bench: Bench, sink: Any) -> Job:
     kind = task_of(function)
     return local_job(
-        bench, sink, bench.pools, id="one", task=kind.name, deadline=time.time() + 60, stamp=1
+        bench, sink, bench.pools, id="one", task=kind.name, deadline=time.monotonic() + 60, stamp=1
     )
 
 

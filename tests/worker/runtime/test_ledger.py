@@ -26,6 +26,7 @@ from tests.worker.workers import Client, working
 def projection(queue: Queue, ledger: Ledger, consumer: str = "one", **given: object) -> Projection:
     return Projection(
         queue.events,
+        queue.clock,
         ledger,
         load_settings(**given),
         consumer=consumer,

@@ -13,4 +13,4 @@ def call_timeout(job: Job) -> float:
     With the margin the attempt's own timeout comes first, so the job fails as `timeout` and not
     with a driver's error.
     """
-    return max(0.0, job.deadline - time.time()) + DEADLINE_MARGIN_SECONDS
+    return max(0.0, job.deadline - time.monotonic()) + DEADLINE_MARGIN_SECONDS

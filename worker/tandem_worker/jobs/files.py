@@ -162,8 +162,9 @@ class JobFiles:
         raise _missing(ref.file)
 
     async def _locate_upload(self, id: str) -> tuple[str, FileRef]:
+        claimed_at = self._stamp / 1e6  # what was there when the attempt began stays for all of it
         with _permanent(id):
-            upload = await find_upload(self._store, id, tenant=self._tenant)
+            upload = await find_upload(self._store, id, tenant=self._tenant, now=claimed_at)
         return upload.path, FileRef(
             file=upload.id,
             name=upload.name,

@@ -10,12 +10,12 @@ class JobInfo:
 
     id: str
     task: str
-    deadline: float  # seconds since the epoch at which this attempt times out
+    deadline: float  # by `time.monotonic()`: when this attempt times out
     attempt: int = 1  # 1, 2, …
     max_attempts: int = 1
     tenant: str = "default"
     traceparent: str | None = None
-    stamp: int = 0  # of the claim, µs; part of the paths of this attempt's files
+    stamp: int = 0  # of the claim, µs by Redis' clock; part of the paths of this attempt's files
 
     def facts(self) -> dict[str, Any]:
         """These fields alone, as JSON values by name."""

@@ -87,7 +87,7 @@ def to_submission(
     else:
         options = JobOptions(timeout=entry.defaults["timeout"], retry=entry.defaults["retry"])
     return Submission(
-        id=new_id(),
+        id="",  # set where the time is known
         task=job.f,
         payload=msgspec.json.encode(payload),
         options=options,
@@ -115,13 +115,18 @@ class ArqJobs:
         """Move a batch of jobs, and return how many there were."""
         if time.monotonic() < self._next_poll:
             return 0
+        now = await self._queue.clock.sync()
         while True:
             found = {
                 arq_id: to_submission(arq_id, due, data, self._entries, self._crons)
                 for arq_id, due, data in await self._queue.arq.pending(skip=self._skipped)
                 if data is not None  # else another worker adopted it, or it expired after arq's day
             }
-            jobs = [(arq_id, job) for arq_id, job in found.items() if job is not None]
+            jobs = [
+                (arq_id, msgspec.structs.replace(job, id=new_id(now)))
+                for arq_id, job in found.items()
+                if job is not None
+            ]
             if jobs:
                 self.seen = True
                 await self._queue.arq.adopt(jobs)

@@ -19,6 +19,7 @@ from tandem_shared.errors import TandemError
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.ledger import Ledger
 from tandem_shared.ledger.rows import JobRow, row_from_values
+from tandem_shared.queue.clock import RedisClock
 from tandem_shared.queue.events import READ_ENTRIES, EventBatch, JobEvents, LedgerValues
 from tandem_shared.settings import Settings
 from tandem_worker.runtime.metrics import ObserveBatch
@@ -49,6 +50,7 @@ class Projection:
     def __init__(
         self,
         events: JobEvents,
+        clock: RedisClock,
         ledger: Ledger,
         settings: Settings,
         *,
@@ -56,7 +58,8 @@ class Projection:
         running: Sized,
         observe: ObserveBatch,
     ) -> None:
-        self._events, self._ledger, self._settings = events, ledger, settings
+        self._events, self._clock = events, clock
+        self._ledger, self._settings = ledger, settings
         self._consumer, self._running, self._observe = consumer, running, observe
         self.takeover_seconds = TAKEOVER_LEASES * settings.lease
         self.check_seconds = settings.lease  # between two searches for entries to take over
@@ -97,6 +100,7 @@ class Projection:
 
     async def _join(self) -> None:
         await self._ledger.database.open()
+        await self._clock.sync()
         await self._events.join(self._settings.ledger_backlog)
         # Entries that this consumer held when something failed come first.
         while (
@@ -109,6 +113,7 @@ class Projection:
         now = time.monotonic()
         if now - self._checked > self.check_seconds:
             self._checked = now
+            await self._clock.sync()
             while (
                 left := await self._events.take_over(self._consumer, idle=self.takeover_seconds)
             ).entries:
@@ -146,7 +151,7 @@ class Projection:
             done += len(facts)
             if self._running:
                 seconds = min(time.monotonic() - began, MAX_PAUSE_SECONDS)
-                await asyncio.sleep(_sleep_factor(oldest) * seconds)
+                await asyncio.sleep(self._sleep_factor(oldest) * seconds)
         await self._events.acknowledge(batch.entries, [])
 
     async def _facts(self, ids: Sequence[str], oldest: str) -> list[LedgerValues | None]:
@@ -185,14 +190,14 @@ class Projection:
             State.CANCELLED: settings.ledger_keep,
             State.FAILED: settings.ledger_keep_failed,
         }
-        removed = await self._ledger.expire(keep, limit=SWEEP_ROWS)
+        now = await self._clock.earliest()
+        removed = await self._ledger.expire(keep, now=now, limit=SWEEP_ROWS)
         if removed:
             log.info("old jobs removed from the ledger", removed=removed)
         if removed < SWEEP_ROWS:
             self._swept = time.monotonic() - SWEEP_SECONDS * random.uniform(0, 0.5)
 
-
-def _sleep_factor(oldest: str) -> float:
-    """The factor for the age of the oldest entry, whose id contains the time."""
-    seconds = time.time() - int(oldest.partition("-")[0]) / 1000  # two clocks: an estimate
-    return BUSY_SLEEP_FACTOR if seconds < LAG_SECONDS else LAG_SLEEP_FACTOR
+    def _sleep_factor(self, oldest: str) -> float:
+        """The factor for the age of the oldest entry, whose id contains the time."""
+        seconds = self._clock.now() - int(oldest.partition("-")[0]) / 1000
+        return BUSY_SLEEP_FACTOR if seconds < LAG_SECONDS else LAG_SLEEP_FACTOR

@@ -4,7 +4,6 @@ import asyncio
 import os
 import secrets
 import socket
-import time
 from collections.abc import Sequence
 
 import structlog
@@ -39,14 +38,14 @@ class Registration:
         host = socket.gethostname()
         self.id = f"{host.partition('.')[0][:32]}-{os.getpid()}-{secrets.token_hex(4)}"
         self.digest = catalogue.digest([*entries, *hidden])
-        self._info = WorkerInfo(
+        self._info = WorkerInfo(  # `started_at` is set by `register`
             id=self.id,
             host=host,
             pid=os.getpid(),
             queues=settings.queues,
             concurrency=settings.concurrency,
             version=tandem_version(),
-            started_at=time.time(),
+            started_at=0.0,
         )
         self._queue, self._stopping = queue, stopping
         self._entries, self._hidden = entries, hidden
@@ -56,6 +55,9 @@ class Registration:
         backoff = Backoff()
         while not self._stopping.is_set():
             try:
+                now = await self._queue.clock.sync()
+                if not self._info.started_at:
+                    self._info = self._info._replace(started_at=now)
                 await self._queue.register(self._info, self._entries, self._hidden)
             except Unavailable as error:
                 log.warning("Redis is unavailable", during="register", error=str(error))

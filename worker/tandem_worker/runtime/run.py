@@ -63,7 +63,7 @@ class Run:
     def __init__(self, claimed: Claimed, task: Task, runtime: Runtime) -> None:
         self.claimed, self.task, self._runtime = claimed, task, runtime
         self.options = _options.decode(claimed.options)
-        self.started = time.time()
+        self.started = time.monotonic()
         self.late = False  # the timeout came before the code ended
         self.cause: Cause | None = None
         self.handle: asyncio.Task[Finish | None] | None = None

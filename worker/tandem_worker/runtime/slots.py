@@ -120,7 +120,7 @@ class Slots:
         job, shell = run.claimed, self._shell
         del self.runs[job.id]
         self.changed.set()
-        seconds = time.time() - run.started
+        seconds = time.monotonic() - run.started
         self.metrics.attempt_ended(job.task, finish, seconds)
         self.prefetch.observe(seconds)
         if finish is None:

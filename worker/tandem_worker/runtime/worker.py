@@ -127,6 +127,7 @@ class Worker(arq.worker.Worker):
             ledger = await stack.enter_async_context(open_ledger(settings))
             projection = Projection(
                 self.queue.events,
+                self.queue.clock,
                 ledger,
                 settings,
                 consumer=self.id,

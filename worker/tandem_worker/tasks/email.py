@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from email import policy
@@ -167,7 +166,7 @@ def _message(
         message["Reply-To"] = parse_mailbox(payload.reply_to).encoded()
     message["Subject"] = encoded_text(payload.subject)
     # The job's creation time: another attempt makes the same mail.
-    created = datetime.fromtimestamp(int(id_time(job.id) or time.time()), UTC)
+    created = datetime.fromtimestamp(int(id_time(job.id) or job.stamp / 1e6), UTC)
     message["Date"] = format_datetime(created)
     message["Message-ID"] = f"<{job.id}@{author.domain}>"
     return message

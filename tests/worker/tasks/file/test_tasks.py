@@ -96,7 +96,9 @@ async def test_digests_equal_those_of_system_programs(resources: Resources, tmp_
         ).stdout.split()[0]
         for name, program in known.items()
     }
-    saved = await save_upload(resources.files, path.read_bytes(), tenant="a", keep=60)
+    saved = await save_upload(
+        resources.files, path.read_bytes(), tenant="a", keep=60, now=time.time
+    )
     result, recorder = await run(
         resources, {"source": {"file": saved.id}, "algorithms": [*known, "sha256"]}
     )
@@ -110,7 +112,7 @@ async def test_digests_equal_those_of_system_programs(resources: Resources, tmp_
 
 
 async def test_sha256_is_the_default_and_an_empty_file_has_a_hash(resources: Resources) -> None:
-    saved = await save_upload(resources.files, b"", tenant="a", keep=60)
+    saved = await save_upload(resources.files, b"", tenant="a", keep=60, now=time.time)
     result, _ = await run(resources, {"source": saved.view() | {"file": saved.id}})
     assert result == {"size": 0, "sha256": hashlib.sha256(b"").hexdigest()}
 
@@ -158,7 +160,7 @@ async def test_a_large_file_is_hashed_in_bounded_memory(resources: Resources) ->
         for _ in range(size // MIB):
             yield bytes(MIB)
 
-    saved = await save_upload(resources.files, zeros(), tenant="a", keep=60)
+    saved = await save_upload(resources.files, zeros(), tenant="a", keep=60, now=time.time)
     before = psutil.Process().memory_info().rss
     result, _ = await run(resources, {"source": {"file": saved.id}, "algorithms": ["md5"]})
     assert result["size"] == size

@@ -123,7 +123,7 @@ async def test_a_cancelled_job_cancels_its_statement_on_the_server(
 
 
 async def test_a_statement_stops_at_the_jobs_deadline(bench: Bench, server: Any) -> None:
-    error = await failure(bench, SLEEP, deadline=time.time())
+    error = await failure(bench, SLEEP, deadline=time.monotonic())
     assert (error.type, error.retryable) == ("timeout", True)
     assert await sleeping(server) == 0
 
