@@ -1,5 +1,6 @@
 """Tables through file.convert and the imports: the values are those of duckdb and pandas' Arrow."""
 
+import csv
 import io
 import sqlite3
 from datetime import date, datetime
@@ -60,6 +61,33 @@ async def test_a_number_that_would_change_stays_text(bench: Bench, text: str) ->
     assert [row["v"] for row in msgspec.json.decode(made)] == ["1.5", text]
 
 
+@pytest.mark.parametrize(
+    ("fields", "values"),
+    [
+        (["1.5", "2", ""], [1.5, 2, None]),
+        (["9223372036854775807", "-9223372036854775808"], [2**63 - 1, -(2**63)]),
+        (["9007199254740993", "0.5"], ["9007199254740993", "0.5"]),
+        (["1e16", "-0.0", "5e-324"], [1e16, -0.0, 5e-324]),
+        (["true", "false"], [True, False]),
+        (["[1", "2]"], ["[1", "2]"]),
+        (['"1"', "2"], ['"1"', "2"]),
+        (["null", "1"], ["null", "1"]),
+        ([" 1", "2"], [" 1", "2"]),
+    ],
+)
+async def test_a_column_comes_back_letter_by_letter(
+    bench: Bench, fields: list[str], values: list[Any]
+) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([["v", "k"], *([one, "k"] for one in fields)])
+    made = await converted(bench, text.getvalue().encode(), "x.csv", to="json")
+    assert [(row["v"], type(row["v"])) for row in msgspec.json.decode(made)] == [
+        (value, type(value)) for value in values
+    ]
+    back = await converted(bench, made, "x.json", to="csv")
+    assert list(csv.reader(io.StringIO(back.decode()))) == [["v", "k"], *([f, "k"] for f in fields)]
+
+
 async def test_null_and_empty_are_kept_apart(bench: Bench, tmp_path: Path) -> None:
     data = b's,i\n,\n"",3\n'
     assert await converted(bench, data, "x.csv", to="csv") == data
@@ -87,6 +115,8 @@ async def test_broken_quotes_are_refused_with_their_line(bench: Bench, data: byt
         (b"item\tamount\ncup\t1\n", "x.tsv"),
         (b"item;amount\ncup;1\n", "x.csv"),
         (b"sep=;\nitem;amount\ncup;1\n", "x.csv"),
+        (b"sep=:\ritem:amount\rcup:1\r", "x.csv"),
+        (b"\n,\nitem,amount\ncup,1\n", "x.csv"),
         (b"item,amount\rcup,1\r", "x.csv"),
         (b"\xef\xbb\xbfitem,amount\r\ncup,1\r\n", "x.csv"),
     ],

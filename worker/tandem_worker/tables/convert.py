@@ -1,17 +1,17 @@
 """Tables from one format to another, in batches; read twice if all rows decide the columns' types.
 
-A CSV column has the type that all of its fields have: integer, number, or boolean (`true`,
-`false`). All other columns are text, and so are numbers that would not come back letter by letter
-(`007`, `3.10`, 19 digits and more). An empty field is a null, `""` an empty text. Objects and
-arrays, and columns of mixed types, become JSON text in CSV and Parquet. In JSON, bytes are base64,
-times RFC 3339, decimals strings, and NaN and the infinities null.
+A CSV column becomes integers, numbers or booleans if JSON would write each of its fields letter by
+letter as it stands (not `007`, `3.10`); `True` and `TRUE` are booleans, too. All other columns are
+text. An empty field is a
+null, `""` an empty text. Objects and arrays, and columns of mixed types, become JSON text in CSV
+and Parquet. In JSON, bytes are base64, times RFC 3339, decimals strings, and NaN and the infinities
+null.
 """
 
-import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import msgspec
 
@@ -23,25 +23,14 @@ from tandem_worker.tables.batches import batched
 from tandem_worker.tables.names import output_name, split_name, uncompressed
 from tandem_worker.tables.parquet import ParquetReader, ParquetWriter
 from tandem_worker.tables.reader import FileRow
-from tandem_worker.tables.schema import ObjectColumns, check_width
+from tandem_worker.tables.schema import ObjectColumns, check_width, common_type, type_of
 from tandem_worker.tables.source import TableSource
 from tandem_worker.tables.table import ColumnBatch, Columns, TableFormat
 from tandem_worker.tables.writers import JsonWriter, open_writer
 
-ColumnType = Literal["int64", "double", "bool", "string"]  # Arrow's names
-
 BATCH_ROWS = 4096
 BATCH_BYTES = 4 << 20  # of the source
-_is_int64 = re.compile(r"0|-?[1-9][0-9]{0,17}").fullmatch
-_is_exact_integer = re.compile(r"0|-?[1-9][0-9]{0,14}").fullmatch  # as a double
-_EXACT_INTEGER_CHARS = 15
-_NOT_FINITE = frozenset({"nan", "inf", "-inf"})
 _BOOLS = frozenset({"true", "false", "True", "False", "TRUE", "FALSE"})
-_PARSERS: dict[ColumnType, Callable[[str], Any]] = {
-    "int64": int,
-    "double": float,
-    "bool": lambda text: text.lower() == "true",
-}
 
 
 def passes(source: TableFormat, to: TableFormat) -> int:
@@ -90,46 +79,34 @@ def _read_csv(source: TableSource, to: TableFormat) -> tuple[Columns, Iterator[C
     return Columns(names, types), _typed(source.table().rows, types)
 
 
-def _column_types(width: int, rows: Iterator[FileRow]) -> list[ColumnType]:
-    possible: list[list[ColumnType]] = [["int64", "double", "bool"] for _ in range(width)]
-    filled = [False] * width
+def _column_types(width: int, rows: Iterator[FileRow]) -> list[str]:
+    found: list[set[str]] = [set() for _ in range(width)]
     for batch in _batches(rows):
-        for index, column in enumerate(zip(*batch, strict=True)):
-            if possible[index] and (fields := [field for field in column if field is not None]):
-                filled[index] = True
-                possible[index] = _fitting(possible[index], fields)
-    return [
-        types[0] if types and full else "string"
-        for types, full in zip(possible, filled, strict=True)
-    ]
+        for types, column in zip(found, zip(*batch, strict=True), strict=True):
+            if "string" not in types:
+                types.update(_types_of([field for field in column if field is not None]))
+    return [common_type(types) for types in found]
 
 
-def _fitting(types: list[ColumnType], fields: list[str]) -> list[ColumnType]:
-    """Those of the types that all fields have."""
-    fitting: list[ColumnType] = []
-    if "int64" in types and all(map(_is_int64, fields)):
-        fitting.append("int64")
-    if "double" in types:
-        # Short integers need no look at their doubles.
-        short = bool(fitting) and max(map(len, fields)) <= _EXACT_INTEGER_CHARS
-        if short or _are_doubles(fields):
-            fitting.append("double")
-    if "bool" in types and _BOOLS.issuperset(fields):
-        fitting.append("bool")
-    return fitting
-
-
-def _are_doubles(fields: list[str]) -> bool:
-    """Whether all are written as their doubles are, or are integers that a double holds."""
+def _types_of(fields: list[str]) -> set[str]:
+    """The types of the fields: text, unless JSON would write all of them as they stand."""
+    if fields and _BOOLS.issuperset(fields):
+        return {"bool"}
+    text = f"[{','.join(fields)}]"
     try:
-        texts = map(repr, map(float, fields))
-        changed = [field for field, text in zip(fields, texts, strict=True) if field != text]
-    except ValueError:
-        return False
-    return all(map(_is_exact_integer, changed)) and _NOT_FINITE.isdisjoint(fields)
+        values = msgspec.json.decode(text)
+        unchanged = msgspec.json.encode(values).decode() == text and len(values) == len(fields)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return {"string"}
+    kinds = set(map(type, values))
+    if not unchanged or not kinds <= {int, float}:
+        return {"string"}
+    integers = [value for value in values if type(value) is int]
+    types = {type_of(min(integers)), type_of(max(integers))} if integers else set()
+    return types | {"double"} if float in kinds else types
 
 
-def _typed(rows: Iterator[FileRow], types: list[ColumnType] | list[None]) -> Iterator[ColumnBatch]:
+def _typed(rows: Iterator[FileRow], types: Sequence[str | None]) -> Iterator[ColumnBatch]:
     """The rows with typed values; fields of type None stay text."""
     for batch in _batches(rows):
         columns: list[list[Any]] = []
@@ -137,8 +114,8 @@ def _typed(rows: Iterator[FileRow], types: list[ColumnType] | list[None]) -> Ite
             if type_ is None or type_ == "string":
                 columns.append(list(column))
             else:
-                parse = _PARSERS[type_]
-                columns.append([None if field is None else parse(field) for field in column])
+                values = ",".join(["null" if field is None else field for field in column])
+                columns.append(msgspec.json.decode(f"[{values.lower()}]"))
         yield ColumnBatch(columns, len(batch))
 
 

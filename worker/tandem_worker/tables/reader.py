@@ -10,7 +10,7 @@ import csv
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice, tee
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -40,20 +40,15 @@ class FileRow(msgspec.Struct, gc=False):
 
     `line` is its first line, from 1 (the number of the row or element in Parquet and JSON arrays);
     `text` the row as it stands in the file, which Parquet does not have. `value` is a list of
-    fields, or any JSON value. With a `problem`, it is as much of the row as could be read.
+    fields, or any JSON value; with a `problem`, it is as much of the row as could be read. `size`
+    is about the number of its bytes.
     """
 
     line: int
     text: str
     value: Any
+    size: int
     problem: str = ""
-
-    @property
-    def size(self) -> int:
-        """About how many bytes the row takes."""
-        return len(self.text) or sum(
-            len(field) if isinstance(field, str | bytes) else 16 for field in self.value
-        )
 
 
 class FileTable(NamedTuple):
@@ -97,30 +92,24 @@ def read_objects(
     return json_rows(elements(decoded(data, "utf-8-sig")), on_bad="keep", objects=True)
 
 
-def csv_records(
-    lines: Iterable[str], delimiter: str = ",", *, on_bad: OnBad, strict: bool = False
-) -> Iterator[FileRow]:
-    """Every CSV record, of any number of fields; an empty line has none. `strict` checks quotes."""
+def csv_records(lines: Iterable[str], delimiter: str, *, on_bad: OnBad) -> Iterator[FileRow]:
+    """Every CSV record, of any number of fields, all of them text; an empty line has none."""
     csv.field_size_limit(MAX_LINE_CHARS)
-    taken: list[str] = []
+    lines, texts = tee(lines)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     line = 1
-
-    def recorded() -> Iterator[str]:
-        for text in lines:
-            taken.append(text)
-            yield text
-
-    reader = csv.reader(recorded(), delimiter=delimiter, strict=strict)
     while True:
         try:
             for fields in reader:
-                yield FileRow(line, "".join(taken), fields)
-                line += len(taken)
-                taken.clear()
+                end = reader.line_num
+                text = next(texts) if end == line else "".join(islice(texts, end - line + 1))
+                yield FileRow(line, text, fields, len(text))
+                line = end + 1
         except csv.Error as error:
-            yield _bad(line, "".join(taken), f"malformed CSV: {error}", on_bad)
-            line += len(taken)
-            taken.clear()
+            end = reader.line_num
+            text = "".join(islice(texts, end - line + 1))
+            yield _bad(line, text, f"malformed CSV: {error}", on_bad)
+            line = end + 1
         else:
             return
 
@@ -128,58 +117,59 @@ def csv_records(
 def csv_table(lines: Iterable[str], delimiter: str, *, on_bad: OnBad) -> FileTable:
     """CSV with a header. An empty field is None unless it is quoted.
 
-    Empty lines are skipped, unless there is only one column, and so is a first line `sep=;`, which
-    tells Excel the delimiter.
+    What `is_preamble` tells is skipped, and so are empty lines, unless there is only one column.
     """
-    records = csv_records(lines, delimiter, on_bad=on_bad, strict=True)
-    header = next((record for record in records if not _is_preamble(record)), None)
+    records = csv_records(lines, delimiter, on_bad=on_bad)
+    header = next((record for record in records if not is_preamble(record)), None)
     if header is not None and header.problem:
         raise Permanent("invalid_file", f"line {header.line}: {header.problem}")
     columns = distinct([] if header is None else header.value)
-    cell = _cell_pattern(delimiter)
-    return FileTable(columns, _csv_rows(records, len(columns), on_bad, cell))
+    return FileTable(columns, _csv_rows(records, len(columns), delimiter, on_bad))
 
 
-def _is_preamble(record: FileRow) -> bool:
-    return not record.problem and (
-        not any(record.value) or re.fullmatch(r"sep=[^\r\n]\r?\n?", record.text) is not None
-    )
-
-
-def _cell_pattern(delimiter: str) -> re.Pattern[str]:
-    mark = re.escape(delimiter)
-    return re.compile(rf'(?:^|{mark})(?:(?P<quoted>"(?:[^"]|"")*")|[^{mark}"\r\n]*)')
+def is_preamble(record: FileRow) -> bool:
+    """Whether the record, of those before the header, is empty or names Excel the delimiter."""
+    if record.problem:
+        return False
+    blank = not any(record.value) and '"' not in record.text
+    return blank or re.fullmatch(r"sep=[^\r\n][\r\n]*", record.text) is not None
 
 
 def _csv_rows(
-    records: Iterator[FileRow], width: int, on_bad: OnBad, cell: re.Pattern[str]
+    records: Iterator[FileRow], width: int, delimiter: str, on_bad: OnBad
 ) -> Iterator[FileRow]:
+    mark = re.escape(delimiter)
+    cell = re.compile(rf'(?:^|{mark})(?:(?P<quoted>"(?:[^"]|"")*")|[^{mark}"\r\n]*)')
     for record in records:
         fields = record.value
-        if not fields:
-            # COPY, and our own CSV, write a null that is a row's only field as an empty line.
-            if width != 1:
-                continue
-            fields = record.value = [""]
         if record.problem:
             yield record
-        elif len(fields) != width:
+        elif len(fields) == width:
+            if "" in fields:
+                _set_nulls(record, cell)
+            yield record
+        elif fields:
             problem = f"the row has {len(fields)} values, the header {width}"
             yield _bad(record.line, record.text, problem, on_bad, fields=fields)
-        else:
-            if "" in fields:
-                record.value = _with_nulls(fields, record.text, cell)
+        elif width == 1:
+            # COPY, and our own CSV, write a null that is a row's only field as an empty line.
+            record.value = [None]
             yield record
 
 
-def _with_nulls(fields: list[str], text: str, cell: re.Pattern[str]) -> list[str | None]:
-    if '""' not in text:
-        return [field or None for field in fields]
-    quoted = [match["quoted"] is not None for match in cell.finditer(text.rstrip("\r\n"))]
-    return [
-        field if field or (number < len(quoted) and quoted[number]) else None
-        for number, field in enumerate(fields)
-    ]
+def _set_nulls(record: FileRow, cell: re.Pattern[str]) -> None:
+    """Replace the empty fields by None, but not those that are quoted."""
+    fields, text = record.value, record.text
+    if '""' in text:
+        quoted = [match["quoted"] is not None for match in cell.finditer(text.rstrip("\r\n"))]
+        record.value = [
+            field if field or (number < len(quoted) and quoted[number]) else None
+            for number, field in enumerate(fields)
+        ]
+    elif fields.count("") == 1:  # faster than a new list
+        fields[fields.index("")] = None
+    else:
+        record.value = [field or None for field in fields]
 
 
 def json_rows(
@@ -205,7 +195,7 @@ def json_rows(
             if objects and type(value) is not dict:
                 yield _bad(line, text, "the value is not a JSON object", on_bad, unit=unit)
             else:
-                yield FileRow(line, text, value)
+                yield FileRow(line, text, value, len(text))
 
 
 def _as_objects(table: FileTable) -> Iterator[FileRow]:
@@ -233,7 +223,8 @@ def _parquet_table(pieces: Iterable[bytes]) -> FileTable:
         with file:
             batches = (zip(*batch.columns, strict=True) for batch in table.batches())
             for number, values in enumerate(chain.from_iterable(batches), 1):
-                yield FileRow(number, "", list(values))
+                size = sum(len(v) if isinstance(v, str | bytes) else 16 for v in values)
+                yield FileRow(number, "", list(values), size)
 
     return FileTable(table.names, rows())
 
@@ -248,4 +239,5 @@ def _bad(
 ) -> FileRow:
     if on_bad == "fail":
         raise Permanent("invalid_file", f"{unit} {line}: {problem}")
-    return FileRow(line, text, fields or [text[:_BAD_ROW_CHARS].rstrip("\n")], problem)
+    value = fields or [text[:_BAD_ROW_CHARS].rstrip("\n")]
+    return FileRow(line, text, value, len(text), problem)

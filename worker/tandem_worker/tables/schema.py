@@ -24,7 +24,7 @@ class ObjectColumns:
             if name not in types:
                 types[name] = set()
             if value is not None:
-                types[name].add(_type_of(value))
+                types[name].add(type_of(value))
         check_width(len(types))
 
     @property
@@ -34,7 +34,7 @@ class ObjectColumns:
     @property
     def types(self) -> list[str]:
         """Arrow's names; a column of mixed or nested values is text."""
-        return [_common(types) for types in self._types.values()]
+        return [common_type(types) for types in self._types.values()]
 
     def batch(self, items: Sequence[Mapping[str, Any]]) -> ColumnBatch:
         """The objects as rows."""
@@ -57,8 +57,8 @@ def distinct(columns: list[str]) -> list[str]:
     return columns
 
 
-def _type_of(value: object) -> str:
-    """Arrow's type; "long" is an int64 that is not exact as a double, "mixed" becomes text."""
+def type_of(value: object) -> str:
+    """Arrow's name of the type. A "long" is not exact as a double, "mixed" becomes text."""
     match value:
         case str():
             return "string"
@@ -77,7 +77,8 @@ def _type_of(value: object) -> str:
     return "mixed"
 
 
-def _common(types: set[str]) -> str:
+def common_type(types: set[str]) -> str:
+    """Arrow's name of a type that holds the values of all these types; often it is text."""
     if types and types <= {"int64", "long"}:
         return "int64"
     if len(types) == 1 and "mixed" not in types:

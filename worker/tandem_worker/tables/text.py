@@ -55,6 +55,10 @@ def lines(
 
     Raises Permanent: `invalid_file`, or `too_large` for a line above MAX_LINE_CHARS.
     """
+    return chain.from_iterable(_line_lists(pieces, encoding, newline))
+
+
+def _line_lists(pieces: Iterable[bytes], encoding: str, newline: str) -> Iterator[list[str]]:
     rest = ""
     for text in decoded(pieces, encoding):
         found = io.StringIO(text, newline).readlines()
@@ -62,11 +66,11 @@ def lines(
             found.append("")
         found[0] = rest + found[0]
         rest = found.pop()
-        yield from found
+        yield found
         if len(rest) > MAX_LINE_CHARS:
             raise Permanent("too_large", f"a line has more than {MAX_LINE_CHARS} characters")
     if rest:
-        yield rest
+        yield [rest]
 
 
 def delimiter_of(sample: str) -> str:
@@ -74,7 +78,7 @@ def delimiter_of(sample: str) -> str:
 
     A first line `sep=;` names it, as Excel reads and writes it.
     """
-    if named := re.match(r"\ufeff?sep=([^\r\n])\r?(?:\n|$)", sample):
+    if named := re.match(r"\ufeff?[\r\n]*sep=([^\r\n])(?:[\r\n]|$)", sample):
         return named[1]
     best, best_score = ",", (0.0, 0)
     start = io.StringIO(sample, newline="").readlines()[:-1] or [sample]

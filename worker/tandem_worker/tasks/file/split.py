@@ -1,5 +1,6 @@
 """`file.concat` and `file.split`; a row is a line, or a CSV record, which may span lines."""
 
+import codecs
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, Literal
@@ -12,14 +13,13 @@ from tandem_worker.errors import Permanent
 from tandem_worker.jobs.files import MAX_FILES, FileRef
 from tandem_worker.jobs.sync import FileWriter, SyncFiles, SyncJob
 from tandem_worker.tables.names import format_of, split_name, uncompressed
-from tandem_worker.tables.reader import csv_records
+from tandem_worker.tables.reader import csv_records, is_preamble
 from tandem_worker.tables.text import SAMPLE_BYTES, delimiter_of, lines, peek
 from tandem_worker.task import task
 from tandem_worker.tasks.payload import FILE_EXAMPLE, Payload
 
 RowFormat = Literal["csv", "ndjson"]
 
-_UTF8_MARK = b"\xef\xbb\xbf"
 # For any encoding that contains ASCII: only quotes, delimiters and line ends matter.
 _BYTES = "latin-1"
 
@@ -53,66 +53,74 @@ def concat(job: SyncJob, payload: ConcatPayload) -> Joined:
     total = sum(source.size or 0 for source in sources)
     job.progress(0, total)
     out = job.files.create("".join(split_name(sources[0])), sources[0].content_type)
-    header: bytes | None = None
+    header = ""
     copied = 0
     for number, source in enumerate(sources):
         pieces: Iterator[bytes] = job.files.open(source)
         if payload.header:
-            first, pieces = _cut_header(pieces)
-            if first:
-                name = first.removeprefix(_UTF8_MARK).rstrip(b"\r\n")
-                if header is None:
-                    header = name
-                    out.write(first)
-                elif name != header:
-                    message = f"source {number} has another header than the sources before it"
-                    raise Permanent("header_mismatch", message)
+            first, name, rest = _cut_header(pieces)
+            pieces = rest if header else chain((first,), rest)
+            header = header or name
+            if name not in ("", header):
+                message = f"source {number} has another header than the sources before it"
+                raise Permanent("header_mismatch", message)
         last = b"\n"
         for piece in filter(None, pieces):
             out.write(piece)
             last = piece[-1:]
             copied += len(piece)
             job.progress(copied, total)
-        if payload.header and last != b"\n":
+        if payload.header and last not in b"\r\n":
             out.write(b"\n")
     made = out.commit()
     job.progress(total, total)
     return {"file": made}
 
 
-def _cut_header(pieces: Iterable[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """The first CSV record, with the empty lines before it, and the rest."""
+def _cut_header(pieces: Iterable[bytes]) -> tuple[bytes, str, Iterator[bytes]]:
+    """The bytes up to the end of the header, the header's own text, and the rest."""
     taken: list[bytes] = []
-    rest = _not_utf16(pieces)
+    rest = _one_byte_letters(pieces)
 
     def recorded() -> Iterator[bytes]:
         for piece in rest:
             taken.append(piece)
             yield piece
 
-    header = next(_csv_rows(recorded()), b"")
-    return header, chain((b"".join(taken)[len(header) :],), rest)
+    before, header = next(_csv_rows(recorded()), ("", ""))
+    first = (before + header).encode(_BYTES)
+    return first, header.rstrip("\r\n"), chain((b"".join(taken)[len(first) :],), rest)
 
 
-def _csv_rows(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """CSV records as they stand, each with its line end and with the empty lines before it."""
+def _csv_rows(pieces: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    """Each CSV record as it stands, after what belongs to no record: a mark, `sep=`, empty lines.
+
+    They are those that `csv_table` finds. Raises Permanent `invalid_file` for broken quotes.
+    """
     start, pieces = peek(pieces, SAMPLE_BYTES)
-    delimiter = delimiter_of(start[:SAMPLE_BYTES].decode(_BYTES))
-    text = ""
-    for record in csv_records(lines(pieces, _BYTES), delimiter, on_bad="fail"):
-        text += record.text
-        if record.value:
-            yield text.encode(_BYTES)
-            text = ""
-    if text:
-        yield text.encode(_BYTES)
+    mark = codecs.BOM_UTF8 if start.startswith(codecs.BOM_UTF8) else b""
+    text = start[len(mark) : SAMPLE_BYTES].decode(_BYTES)
+    pieces = chain((next(pieces)[len(mark) :],), pieces)
+    before = mark.decode(_BYTES)
+    width = 0
+    for record in csv_records(lines(pieces, _BYTES, newline=""), delimiter_of(text), on_bad="fail"):
+        if width == 0 and not is_preamble(record):
+            width = len(record.value)
+        if width == 1 or (width and record.value):
+            yield before, record.text
+            before = ""
+        else:
+            before += record.text
+    if before:
+        yield before, ""
 
 
-def _not_utf16(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The pieces. Raises Permanent `invalid_file` for UTF-16, where a line end is two bytes."""
-    start, pieces = peek(pieces, 2)
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise Permanent("invalid_file", "the file is UTF-16: convert it to UTF-8 with file.convert")
+def _one_byte_letters(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The pieces. Raises Permanent `invalid_file` if line ends have several bytes."""
+    start, pieces = peek(pieces, 4)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+        message = "the file is UTF-16 or UTF-32: convert it to UTF-8 with file.convert"
+        raise Permanent("invalid_file", message)
     return pieces
 
 
@@ -239,7 +247,7 @@ def _split_rows(job: SyncJob, source: FileRef, payload: SplitPayload) -> list[Fi
     start, pieces = peek(stored(), 4)
     compression = compression_of(start)
     named = source if compression is None else uncompressed(source)
-    rows = _rows(_not_utf16(inflated(pieces, compression)), named, payload)
+    rows = _rows(_one_byte_letters(inflated(pieces, compression)), named, payload)
     head = next(rows, b"") if payload.header else b""
     parts = _Parts(job.files, named, head)
     limit = payload.bytes
@@ -262,5 +270,5 @@ def _split_rows(job: SyncJob, source: FileRef, payload: SplitPayload) -> list[Fi
 def _rows(data: Iterable[bytes], source: FileRef, payload: SplitPayload) -> Iterator[bytes]:
     is_csv = payload.header or format_of(source) == "csv"
     if payload.format == "csv" or (payload.format is None and is_csv):
-        return _csv_rows(data)
+        return ((before + row).encode(_BYTES) for before, row in _csv_rows(data))
     return (line.encode(_BYTES) for line in lines(data, _BYTES))
