@@ -9,7 +9,7 @@ MOVED := $(shell test ! -e $(STAMP) || grep -qxF '$(CURDIR)' $(STAMP) || echo mo
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 SOURCES := api worker shared tests bench docs/examples
 
-.PHONY: install run test lint chaos bench lock clean moved
+.PHONY: install run test lint chaos fuzz bench lock clean moved
 
 install: $(STAMP)
 
@@ -41,6 +41,10 @@ lint: install
 # Injects faults for a while, then checks every promise: make chaos ARGS="--seconds 600 --seed 7".
 chaos: install
 	.venv/bin/python -m tests.chaos $(ARGS)
+
+# Runs random jobs of every built-in task for a while: make fuzz ARGS="--seconds 600 --seed 7".
+fuzz: install
+	.venv/bin/python -m tests.fuzz $(ARGS)
 
 bench: install
 	.venv/bin/python -m bench $(ARGS)

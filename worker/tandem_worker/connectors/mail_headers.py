@@ -71,7 +71,8 @@ def parse_mailbox(text: str) -> Mailbox:
 def encoded_text(text: str) -> str:
     """Unstructured text as a header has it: unchanged if that is unambiguous and can be folded."""
     foldable = max(map(len, text.split(" "))) <= _MAX_WORD_CHARS
-    return text if _is_plain(text) and foldable else _words(text)
+    kept = text == text.strip()  # parsers drop blanks around the text
+    return text if _is_plain(text) and kept and foldable else _words(text)
 
 
 def encoded_mailboxes(mailboxes: Sequence[Mailbox]) -> str:

@@ -28,6 +28,7 @@ from pydantic_core import to_jsonable_python
 from tandem_worker.encoding import encode
 from tandem_worker.errors import Permanent, TaskError
 from tandem_worker.executors.portal import Portal, deliver
+from tandem_worker.failures import to_fault
 from tandem_worker.jobs.job import Job
 from tandem_worker.jobs.logs import Level
 from tandem_worker.task import Task
@@ -50,15 +51,7 @@ class RemoteError(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def from_exception(cls, error: BaseException) -> "RemoteError":
         trace = "".join(traceback.format_exception(error))
-        if isinstance(error, TaskError):
-            return cls(
-                type=error.type,
-                message=error.message,
-                retryable=error.retryable,
-                after=error.after,
-                trace=trace,
-            )
-        return cls(type=f"exception:{type(error).__name__}", message=str(error), trace=trace)
+        return cls(**to_fault(error)._asdict(), trace=trace)
 
     def to_exception(self) -> TaskError:
         """A TaskError of that type and message; its note has the traceback for the worker's log."""

@@ -10,6 +10,7 @@ from typing import Literal
 
 from charset_normalizer import from_bytes
 
+from tandem_worker.charsets import charset
 from tandem_worker.errors import Permanent
 
 MAX_LINE_CHARS = 16 << 20
@@ -118,8 +119,7 @@ def encoding_of(start: bytes) -> str:
 def check_encoding(name: str) -> str:
     """Python's name for the encoding. Raises ValueError unless it is a known text encoding."""
     try:
-        found = codecs.lookup(name)
-        "".encode(name)
-    except (LookupError, UnicodeError):
+        found = charset(name)
+    except LookupError:
         raise ValueError(f"{name!r} is not a known text encoding") from None
-    return "utf-8-sig" if found.name == "utf-8" else found.name
+    return "utf-8-sig" if found == "utf-8" else found

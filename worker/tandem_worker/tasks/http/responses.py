@@ -1,6 +1,5 @@
 """HTTP responses as a job's result or error."""
 
-import codecs
 import re
 from base64 import b64encode
 from contextlib import suppress
@@ -14,6 +13,7 @@ import aiohttp
 import msgspec
 from typing_extensions import TypedDict
 
+from tandem_worker.charsets import charset
 from tandem_worker.connectors.http.client import display
 from tandem_worker.errors import Permanent, TaskError
 
@@ -27,8 +27,6 @@ _TEXT = re.compile(
     r"text/.*|.*\+xml|application/(xml|javascript|ecmascript|x-www-form-urlencoded|yaml|toml|sql|graphql"
     r"|x-ndjson|ndjson|jsonl|x-jsonlines|json-seq|jwt)"
 )
-# Codecs of Python that are no charsets of text on the web, or raise whatever the bytes are.
-_NOT_CHARSETS = frozenset({"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"})
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _PARAMETER = re.compile(r';\s*([^\s=;"]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')
 
@@ -100,11 +98,9 @@ def _too_deep(data: bytes, value: Any) -> bool:
     return True
 
 
-def _decode_text(data: bytes, charset: str) -> str:
+def _decode_text(data: bytes, declared: str) -> str:
     """The text. Raises ValueError or LookupError if the charset is unknown or does not fit."""
-    name = codecs.lookup(charset).name
-    if name in _NOT_CHARSETS:
-        raise LookupError(charset)
+    name = charset(declared)
     text = data.decode(name)
     if name != "utf-8":
         text.encode()  # UTF-7 can decode to half a surrogate pair, which JSON cannot hold

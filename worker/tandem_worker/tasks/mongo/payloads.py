@@ -47,7 +47,13 @@ class MongoTarget(Payload):
         ),
     ] = None
     collection: Annotated[
-        str, Field(pattern=r"^[^$\u0000]{1,200}$", json_schema_extra=_NOT_RESERVED)
+        str,
+        Field(
+            max_length=200,
+            # MongoDB refuses names with empty parts.
+            pattern=r"^[^$.\u0000]+(\.[^$.\u0000]+)*$",
+            json_schema_extra=_NOT_RESERVED,
+        ),
     ]
 
 
