@@ -15,7 +15,7 @@ TandemError
 │   │                        API); a retry helps
 │   └── Full                 no room until a job ends or memory is free; an immediate retry does
 │                            not help
-└── Misconfigured            a setting is invalid; stops the start, with its name and the reason
+└── Misconfigured            a setting is invalid: the process does not start, and says why
 
 These errors say what happened. The edge that reports them decides what that means to its caller
 (`api/tandem_api/http/problems.py` has the status codes). The client adds three errors to the tree,
@@ -102,4 +102,4 @@ class Full(Unavailable):
 
 
 class Misconfigured(TandemError):
-    """An invalid setting, which stops the start."""
+    """A setting is invalid: the process does not start."""

@@ -52,9 +52,9 @@ def retry_delay(
 ) -> float | None:
     """Seconds between the failure of attempt `attempt` (1, 2, …) and the next; None for no retry.
 
-    `after` is what the other side asked for (`Retry-After`): a floor that also exceeds the cap.
-    Jitter spreads the delay evenly over [0, backoff] ("full jitter"), so that jobs which failed
-    together do not come back together.
+    `after` is the minimum that a server asked for (`Retry-After`), even above the cap. Jitter
+    spreads the delay evenly over [0, backoff] ("full jitter"), so that jobs that failed together do
+    not return together.
     """
     if not retryable or attempt >= policy.max_attempts:
         return None

@@ -197,7 +197,7 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=65535,
-        description="port on which a worker serves /metrics; 0 for none",
+        description="port on which a worker serves /metrics; 0 to serve none",
     )
     keys: ApiKeys = Field(
         (),

@@ -1,4 +1,4 @@
-"""JSON of what tasks return and emit: whatever pydantic or msgspec can write, but no NaN."""
+"""The JSON of what tasks return and emit: whatever pydantic or msgspec can write, except NaN."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What a task's code raises to decide what happens next. Other exceptions are retried by policy.
+"""The errors with which a task decides what happens next; others are retried by policy.
 
 TaskError                    a failure with its own type, and advice on retrying
 ├── Retry                    try again, no sooner than a time that the task chooses

@@ -1,4 +1,4 @@
-"""What went wrong in an attempt, as clients may know it: a type, a message, and whether to retry.
+"""What went wrong in an attempt, as clients may see it: a type, a message, whether to retry.
 
 A message contains no traceback, no secret and no path of the server, whatever text an exception
 has.
@@ -24,7 +24,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 class Fault(NamedTuple):
-    """A failure before it is decided what follows; `after`: seconds until a retry, at least."""
+    """A failure, before the retry policy is applied; `after`: minimum seconds until a retry."""
 
     type: str
     message: str

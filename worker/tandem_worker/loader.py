@@ -1,4 +1,4 @@
-"""Loads the tasks: the built-in ones and those of the user's modules."""
+"""Loads the built-in tasks and those of the user's modules."""
 
 import importlib
 from collections.abc import Iterable

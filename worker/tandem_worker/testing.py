@@ -52,7 +52,7 @@ class Recorder:
 
 
 async def find_no_job(id: str, *, tenant: str) -> None:
-    """Look up another job: a test has only its own."""
+    """Find no other job, since a test has only its own."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a person sees of a job on stderr: log lines, and on a terminal a live line below them."""
+"""A job on stderr, for people: log lines and, on a terminal, a live line below them."""
 
 import os
 import unicodedata

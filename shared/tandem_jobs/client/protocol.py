@@ -1,7 +1,7 @@
-"""Every call of the client: what it sends, how it reads the answer and when it tries again. No I/O.
+"""Every call of the client: its requests, how it reads the answers, when it retries. No I/O.
 
 Each call is written once, as a coroutine over a `Transport`. `shared/tandem_jobs/client/http.py`
-has one for asyncio and one that blocks, over which the coroutines end without suspending.
+has one for asyncio, and one that blocks, with which the coroutines never suspend.
 
 Every request may be sent twice: reads are safe by nature, a submission by its idempotency key, a
 cancel by the contract. An upload whose response was lost leaves an unnamed file that expires.
@@ -95,7 +95,7 @@ class ApiCalls:
         return await self._job(Request("GET", _job_path(job)))
 
     async def wait(self, job: JobOrId, timeout: float | None = None) -> Job:
-        """The final job, over any number of restarts of the API.
+        """The final job, however often the API restarts meanwhile.
 
         Raises TimeoutError after `timeout` seconds.
         """
@@ -138,7 +138,7 @@ class ApiCalls:
     async def stream(
         self, job: JobOrId, types: str | Iterable[str] = (), after: str | None = None
     ) -> AsyncGenerator[Entry, None]:
-        """Each entry once, in order and live, over any number of cuts; the last one is `end`.
+        """Each entry once, in order and live, across disconnects; the last one is `end`.
 
         `types`: some of `state`, `progress`, `log`, `output`; all if empty. `after`: resume after
         the entry with this id; nothing follows `end`. When `attempt` rises, discard the output of
@@ -245,7 +245,7 @@ class ApiCalls:
         return size
 
     async def read(self, path: str) -> bytes:
-        """The body behind a path of the API, in memory; see `iter_bytes`."""
+        """The body at a path of the API, in memory; see `iter_bytes`."""
         body = bytearray()
         async with aclosing(self.iter_bytes(path)) as chunks:
             async for data in chunks:
@@ -253,7 +253,7 @@ class ApiCalls:
         return bytes(body)
 
     async def iter_bytes(self, path: str) -> AsyncGenerator[bytes, None]:
-        """The body behind a path of the API: redirected, resumed by ranges, checked by its hash."""
+        """The body at a path of the API: follows redirects, resumes by ranges, checks the hash."""
         retries, state = self._retries(), DownloadState()
         while True:
             try:

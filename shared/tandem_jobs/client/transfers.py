@@ -18,7 +18,7 @@ _RANGE = re.compile(r"bytes ([0-9]+)-[0-9]+/(?:[0-9]+|\*)")
 
 
 class UploadSource:
-    """A file to upload, by its path or open. An open file is read from where it stands.
+    """A file to upload, by its path or open. An open file is read from its current position.
 
     Raises OSError.
     """
@@ -116,7 +116,7 @@ class DownloadState:
         self._skip = self._size - start
 
     def add(self, data: bytes) -> bytes:
-        """The part of `data` that is new."""
+        """Count `data`; return the part of it that is new."""
         new = data[self._skip :]
         self._skip = max(0, self._skip - len(data))
         self._hash.update(new)

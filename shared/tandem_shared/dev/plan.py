@@ -45,7 +45,7 @@ class Plan:
 
 
 def make_plan(options: DevOptions, settings: Settings, data: Path) -> Plan:
-    """Decide what to start. What the environment sets is used as it is. Raises Misconfigured."""
+    """Decide what to start; values that the environment sets are kept. Raises Misconfigured."""
     env, notes = dict(os.environ), [f"data in {data}"]
     servers = _servers(settings, data, env, notes)
     if "http_allow" in settings.model_fields_set:

@@ -39,9 +39,9 @@ REDIS_OPTIONS = (
     "",
 )
 
-# Runs in a bare interpreter that becomes the command by exec: preexec_fn may deadlock beside
-# threads. On Linux the kernel kills the command when the thread that started it ends. Elsewhere a
-# fork reads the parent's pipe on stdin to its end, then kills the process group.
+# Runs in a bare interpreter that becomes the command by exec: preexec_fn may deadlock where
+# there are threads. On Linux the kernel kills the command when the thread that started it ends.
+# Elsewhere a fork reads the parent's pipe on stdin to its end, then kills the process group.
 _DIE_WITH_PARENT = """
 import os, signal, sys
 parent, watch, *argv = sys.argv[1:]

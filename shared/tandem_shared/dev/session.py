@@ -29,7 +29,7 @@ from tandem_shared.settings import load_settings, require_keys
 
 PROBE_SECONDS = 3.0  # for an answer of the API
 CLOSE_SECONDS = 2.0  # after its drain a child gets these to close what it has open
-REPEAT_SECONDS = 1.0  # within these a second signal is the echo of the first one
+REPEAT_SECONDS = 1.0  # a second signal within this time is an echo of the first
 ONCE_SECONDS = 120.0  # limit of --once
 
 
@@ -236,7 +236,7 @@ def _program(server: LocalServer, env: dict[str, str]) -> Program:
 
 
 async def _get(client: AsyncClient, path: str) -> Any:
-    """The JSON behind a path of the API; None if it does not answer well."""
+    """The JSON at a path of the API; None without a successful answer."""
     with suppress(TandemError, TimeoutError, msgspec.MsgspecError):
         async with asyncio.timeout(PROBE_SECONDS):
             return msgspec.json.decode(await client.read(path))

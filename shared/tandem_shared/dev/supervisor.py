@@ -1,4 +1,4 @@
-"""The child processes of `tandem dev`: prefixes their output, restarts and ends them."""
+"""The child processes of `tandem dev`: restarted, stopped, and their output prefixed."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ KILL_SECONDS = 5.0  # until a killed process ends
 TAIL_LINES = 15  # of the output of a child that cannot start
 TAIL_BYTES = 4096  # of its log file
 MAX_LINE_BYTES = 16_384  # longer lines are split
-MAX_WAITING_LINES = 10_000  # for a slow reader of the output
+MAX_WAITING_LINES = 10_000  # that a slow terminal has not taken yet
 
 
 class CrashLoop(Exception):

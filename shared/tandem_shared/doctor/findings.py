@@ -98,16 +98,16 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
         "--fix checks them now",
     ),
     "key-free": (
-        "jobs wait for a concurrency key that no job holds and no job was called for",
-        "--fix calls the first of them, which calls the next",
+        "jobs wait for a concurrency key that no job holds, and none of them was woken for it",
+        "--fix wakes the first of them, which wakes the next",
     ),
     "park-unlisted": (
         "jobs wait for a worker that knows their task, but workers would not look for them",
-        "--fix puts them on the list that workers look at",
+        "--fix puts them on the list that workers check",
     ),
     "time-stands": (
-        "jobs are overdue, because no API or worker that reaches this Redis advances the time",
-        "--fix advances it once; start an API or a worker",
+        "jobs are overdue, because no API or worker of this Redis processes what is due",
+        "--fix processes it once; start an API or a worker",
     ),
     # What running jobs hold
     "worker-gone": (
@@ -120,23 +120,23 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     ),
     "holder-gone": (
         "an attempt that no longer runs holds a slot of a concurrency key or a task's limit",
-        "--fix frees the slot and calls the next job",
+        "--fix frees the slot and wakes the next job",
     ),
     "slot-untold": (
         "the job runs without the slot of its key or its task's limit, so too many may run at once",
         "--fix gives it the slot",
     ),
     "lock-stays": (
-        "an attempt that no longer runs holds a lock, for which others may wait",
+        "an attempt that no longer runs holds a lock that others may wait for",
         "--fix passes the lock on, or removes it",
     ),
     "wait-stays": (
         "an attempt that no longer runs waits for a lock",
-        "--fix removes it from the line",
+        "--fix removes it from the lock's queue",
     ),
     "lock-forgotten": (
-        "the job's attempt asked for a lock that has no trace of it",
-        "--fix adds it to the line for the lock",
+        "the job's attempt asked for a lock, but is not in the lock's queue",
+        "--fix adds it to the queue",
     ),
     "locks-stay": (
         "the job does not run, yet its record lists locks",
@@ -153,7 +153,7 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     ),
     "worker-stays": ("a worker's registration would stay forever", "--fix lets it expire"),
     "counts-differ": (
-        "the kept number of jobs in a state is wrong, and so are metrics and backlog limits",
+        "the stored number of jobs in a state is wrong, and with it metrics and backlog limits",
         "--fix corrects it, unless thousands of jobs are in that state",
     ),
     # Ledger
@@ -171,11 +171,11 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     ),
     # Files
     "files-without-job": (
-        "files are stored of a job that neither Redis nor the ledger knows",
+        "the file store has files of a job that neither Redis nor the ledger knows",
         "--fix removes them",
     ),
     "half-upload": (
-        "bytes are stored of an upload that was never completed and cannot be",
+        "the file store has parts of an upload that can no longer be completed",
         "--fix removes them",
     ),
     "file-missing": (
@@ -183,7 +183,7 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
         "--fix cannot repair it: restore the file from a backup, or replay the job",
     ),
     "output-missing": (
-        "a part of the job's output that left Redis is missing from the store, or has another size",
+        "a part of the job's output is missing from the store, or has another size",
         "--fix cannot repair it: restore the file from a backup, or replay the job",
     ),
 }

@@ -4,8 +4,8 @@ from tandem_shared.doctor.findings import Finding
 from tandem_shared.queue.integrity import CountMismatch, Integrity, Violation
 
 MAX_FIX_ROUNDS = 1000
-# Fixed a batch of jobs at a time, so it takes rounds; and fixed only once the ledger has read of
-# it, so it is still there right after its fix.
+# The first is fixed for a batch of jobs at a time, so in several rounds. The second is still found
+# right after its fix, which takes effect once the ledger has read the job again.
 _FIXED_IN_ROUNDS, _FIXED_LATER = "limit-gone", "final-stays"
 
 

@@ -77,7 +77,7 @@ async def append_parts(
     progress = await upload_progress(store, upload.id)
     if progress.offset != offset:
         raise OffsetMismatch(progress.offset, offset)
-    # Large enough to leave half of the parts to those that broken connections cut short.
+    # Large enough that half of the parts may be short ones, from broken connections.
     part_bytes = max(store.part_bytes, -(-2 * limit // MAX_PARTS))
     count = len(progress.parts)
     async for part in _parts(upload, offset, data, part_bytes, limit):

@@ -43,9 +43,9 @@ CHUNK_BYTES = 1 << 20  # read, hashed and written at once
 REMOTE_PART_BYTES = 8 << 20
 REMOTE_READ_BYTES = 4 << 20
 MAX_PARTS_IN_FLIGHT = 4  # of one object: a write buffers these and the one being filled
-MIN_THREAD_BYTES = 64 << 10  # fewer bytes are hashed sooner than a thread could take them
+MIN_THREAD_BYTES = 64 << 10  # fewer bytes are hashed faster than handed to a thread
 _OS_ERROR = re.compile(r"(?:\(os error |\[Errno )([0-9]{1,4})[)\]]")
-_TEMPORARY = re.compile(r".*#[0-9]+")  # the local store's name for what it has not renamed yet
+_TEMPORARY = re.compile(r".*#[0-9]+")  # a file that the local store has not renamed yet
 
 
 class WriteResult(NamedTuple):
@@ -75,7 +75,7 @@ class FileStore:
         self._store = store
         self._root = root  # of a local store
         self._remote = remote
-        self.part_bytes = REMOTE_PART_BYTES if remote else CHUNK_BYTES  # worth one call
+        self.part_bytes = REMOTE_PART_BYTES if remote else CHUNK_BYTES  # per call
         self._read_bytes = REMOTE_READ_BYTES if remote else CHUNK_BYTES
 
     async def write(
@@ -215,7 +215,7 @@ class FileStore:
             return await obstore.sign_async(self._store, "GET", path, timedelta(seconds=seconds))
 
     async def ping(self) -> None:
-        """Return if the store answers."""
+        """Raise Unavailable unless the store answers."""
         await self.size("uploads/ping")
 
     async def drop_temporaries(self, before: float, limit: int) -> int:

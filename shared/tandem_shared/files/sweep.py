@@ -20,7 +20,7 @@ async def sweep(
     alive: Callable[[str], Awaitable[bool]],
     limit: int = 10_000,
 ) -> int:
-    """Remove what cannot be asked for any more, about `limit` objects at most; returns the number.
+    """Remove what can no longer be requested, up to about `limit` objects; return the number.
 
     That is: expired uploads, bytes without an upload, parts that have been joined, files of jobs
     whose record is gone, and temporaries of writers that died. `now` is `RedisClock.earliest`,

@@ -40,7 +40,7 @@ class _Meta(msgspec.Struct, frozen=True, kw_only=True):
         return upload_folder(self.id)
 
     def view(self) -> dict[str, Any]:
-        """The upload as clients see it, API.md's "Files"."""
+        """The upload as clients see it."""
         shown = {field: getattr(self, field) for field in self.shown}
         return {**shown, "expires_at": rfc3339(self.expires)}
 

@@ -218,7 +218,7 @@ def plain_number(seconds: float) -> float:
 
 
 def job_json(record: Record, *, payload: bytes | None = None) -> bytes:
-    """The job as clients see it, API.md's "The job"; `payload` (JSON) is included if given."""
+    """The job as clients see it, in JSON; includes `payload` (JSON) if given."""
     base = f"/v1/jobs/{record.id}"
     attempts = record.attempts
     view = JobView(

@@ -1,4 +1,4 @@
-"""The states of a job and the legal transitions between them: the only list of either."""
+"""The only list of the states of a job, and of the legal transitions between them."""
 
 from enum import StrEnum
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The job as clients see it (API.md, "The job"); `record.job_json` fills it in."""
+"""The job as clients see it; `record.job_json` fills it in."""
 
 from typing import Annotated, Any
 

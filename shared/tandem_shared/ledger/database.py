@@ -197,7 +197,7 @@ def number_placeholders(sql: str) -> str:
     return first + "".join(f"${number}{part}" for number, part in enumerate(others, 1))
 
 
-# SQLSTATE classes of a server that is there but cannot serve right now: connection, authorization,
+# SQLSTATE classes of a server that is up but cannot serve right now: connection, authorization,
 # unknown database, out of resources, operator intervention, locks and deadlocks, system error,
 # read-only.
 _TEMPORARY_SQLSTATES = ("08", "28", "3D", "40", "53", "55", "57", "58", "25", "XX")

@@ -8,7 +8,7 @@ from tortoise.models import Model
 
 
 class LedgerJob(Model):
-    """A job as last projected. JSON is text, unchanged; stamps are µs, `due` and `run` ms."""
+    """A job as last written. JSON is text, unchanged; stamps are µs, `due` and `run` ms."""
 
     id = CharField(max_length=64, primary_key=True)
     tenant = CharField(max_length=64)

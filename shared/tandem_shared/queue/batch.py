@@ -119,4 +119,4 @@ class Batcher(Generic[T, R]):
 def _fail(future: "asyncio.Future[R]", error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-        future.exception()  # marks it as seen: asyncio logs errors that no caller awaits
+        future.exception()  # mark it as retrieved: asyncio logs errors that no caller awaits

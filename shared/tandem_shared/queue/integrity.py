@@ -88,7 +88,7 @@ class Integrity:
     async def recheck(self, given: Iterable[Violation], *, fix: bool = False) -> list[Violation]:
         """Those that still do not hold; `fix` repairs them."""
         given = list(given)
-        # `key-free` is certain only once every job was looked at: one may have been called for it.
+        # `key-free` is certain only once all jobs were checked: one may have been woken for it.
         keys = [one for one in given if one.word == "key-free"]
         free = await self._uncalled(keys) if keys else []
         kinds: dict[str, dict[str, None]] = {}
@@ -108,7 +108,7 @@ class Integrity:
         called: set[str] = set()
         async for _, ids in self._subjects(("job",)):
             called |= {one.subject for one in await self.check("called", ids)} & parked
-        # A job that was called meanwhile has left its place, which is seen in what is found there.
+        # A job that was woken meanwhile has left its place, so both checks saw different jobs.
         after = set(await self.check("park", list(parked)))
         return [one for one in keys if one.subject not in called and one in before & after]
 

@@ -174,7 +174,7 @@ class JobSubscriptions:
             self._set(id)
 
     async def close(self) -> None:
-        """Ends the connection; readers that still wait are told to read again."""
+        """Ends the connection; readers that still wait read once more."""
         tasks, self._tasks = self._tasks, []
         if self._sender is not None:
             tasks.append(self._sender)

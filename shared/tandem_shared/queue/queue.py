@@ -6,7 +6,7 @@ Only this package touches these keys, and only its scripts change them (scripts.
     q:<queue>:<priority>           due jobs, by due time in ms
     later                          scheduled and retrying jobs, by due time
     park:<reason>                  jobs that may not run now; `parked` lists some of the reasons
-    suspects                       due jobs under which two workers were lost
+    suspects                       due jobs during which two workers were lost
     leases                         running jobs, by end of the lease
     expiries                       jobs with `expires_in` that have not started
     key:<tenant>:<key>             holders of a concurrency key

@@ -1,9 +1,9 @@
 """A child of the process pool: `python -m tandem_worker.executors.child <worker pid> <log level>`.
 
 Its frames are described in processes.py. It runs one job after the other on its main thread, while
-a second thread reads. What the task's code prints goes to stderr. It ignores SIGINT and SIGTERM:
-when the whole process group is told to stop, the worker may still want the running job's result.
-The child ends when the worker tells it to, or has ended.
+a second thread reads. What the task's code prints goes to stderr. SIGINT and SIGTERM do not end it:
+when they go to the whole process group, the worker may still want the running job's result. The
+child ends at the worker's request, or when the worker has ended.
 """
 
 import asyncio

@@ -9,8 +9,8 @@ header and of a binary body (4 bytes each, big-endian), then both. A header has 
                     {"call": [operation, argument]} + bytes  {"result": null} + JSON
                     {"failed": RemoteError}
 
-The pipe itself bounds what is under way: while the worker's buffer is full it does not read, and
-the child waits.
+The pipe is the flow control: while the worker's buffer is full it does not read, and the child
+waits.
 """
 
 import asyncio
@@ -75,7 +75,7 @@ class EndedIdle(Exception):
 
 
 class ProcessPool:
-    """At most `limit` child processes, by default one per core, which are used again.
+    """At most `limit` child processes, by default one per core, which are reused.
 
     Tasks beyond the limit wait, within their timeouts. A child that dies, or whose job was
     cancelled, is replaced. Children end when the worker ends, whatever ends it.

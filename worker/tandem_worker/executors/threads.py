@@ -187,7 +187,7 @@ class ThreadChannel:
     async def _carry(self) -> None:
         try:
             while True:
-                self._awake = False  # before the check: what is appended after it wakes again
+                self._awake = False  # before the check: a later report wakes the loop again
                 if not self._reports:
                     return
                 while self._reports:

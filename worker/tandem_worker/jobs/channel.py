@@ -9,7 +9,7 @@ class Channel(Protocol):
     """From `def` code to the event loop. Once the job is over, its calls raise CancelledError."""
 
     def send(self, report: Report, body: bytes) -> None:
-        """Send one report; waits while many are under way."""
+        """Send one report; waits while too many are undelivered."""
 
     def call(self, operation: str, argument: Any, body: bytes = b"") -> Any:
         """What `executors.portal.Portal` returns (b"" may stand for None) or raises."""

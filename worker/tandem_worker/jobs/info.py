@@ -1,4 +1,4 @@
-"""What a job's code knows about its attempt, wherever it runs."""
+"""The facts that a job's code knows about its attempt, wherever it runs."""
 
 from dataclasses import dataclass, fields
 from typing import Any

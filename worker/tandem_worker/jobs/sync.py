@@ -28,7 +28,7 @@ class SyncFiles:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._closed: list[int] = []  # handles that are read no more; sent with the next `open`
+        self._closed: list[int] = []  # handles no longer read; sent with the next `open`
 
     def stat(self, ref: Any) -> FileRef:
         """The reference with everything known about the file: name, size, sha256, content type."""
@@ -143,9 +143,8 @@ class _StoredFile(io.RawIOBase):
 class SyncJob(JobInfo):
     """One attempt of one job for `def` code, see `Job`; `http`, `sql` and `mongo` need `async def`.
 
-    Once the job is over (`cancelled`), every report raises asyncio.CancelledError, which ends loops
-    that report now and then. A thread cannot be stopped in any other way, so long loops should
-    report, or check `cancelled`.
+    Once the job is over (`cancelled`), every report raises asyncio.CancelledError. A thread cannot
+    be stopped in any other way, so long loops should report regularly, or check `cancelled`.
     """
 
     channel: Channel

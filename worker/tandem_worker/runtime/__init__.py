@@ -1,1 +1,1 @@
-"""The worker process: it claims, runs, prefetches, reports, finishes and drains."""
+"""The worker process: claims, runs, prefetches, reports, finishes, drains."""

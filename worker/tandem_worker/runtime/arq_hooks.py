@@ -1,8 +1,7 @@
-"""arq's hooks of a job: `on_job_start`, `on_job_end`, `after_job_end`.
+"""arq's hooks around a job: `on_job_start`, `on_job_end`, `after_job_end`.
 
-They get arq's context of the job. A hook that fails or takes too long is logged, and ends neither
-the job nor the worker. All three run on the worker's loop around the attempt, before its outcome is
-written.
+They get arq's context of the job and run on the worker's event loop, all before the outcome is
+written. A hook that fails or takes too long is logged; job and worker continue.
 """
 
 import asyncio
@@ -21,7 +20,7 @@ log = structlog.get_logger("worker")
 
 
 def has_hooks(shell: arq.worker.Worker) -> bool:
-    """Whether the worker has any hook of jobs; most have none."""
+    """Whether the worker has hooks around jobs; most workers have none."""
     return any((shell.on_job_start, shell.on_job_end, shell.after_job_end))
 
 

@@ -76,7 +76,7 @@ def to_submission(
     if len(job.a) == 1 and isinstance(job.a[0], dict) and not job.k:
         payload = job.a[0]
     elif job.a:
-        # Positional arguments have no names here: the task's schema decides whether this will do.
+        # Positional arguments have no names: the task's schema decides whether `args` is valid.
         payload = {"args": job.a, **job.k}
     key = f"arq:{arq_id}"
     if job.f in crons or job.f.startswith("cron:"):
@@ -101,7 +101,7 @@ def to_submission(
 class ArqJobs:
     """Moves jobs from arq's queue to ours. Those that are not JSON stay there, and are logged once.
 
-    `seen`: there have been such jobs.
+    `seen`: arq's queue has had jobs for us.
     """
 
     def __init__(self, queue: Queue, tasks: Mapping[str, Task], crons: Collection[str]) -> None:
@@ -134,7 +134,7 @@ class ArqJobs:
             if not found or len(self._skipped) + len(found) > MAX_SKIPPED:
                 self._next_poll = time.monotonic() + POLL_SECONDS
                 return 0
-            # Jobs of ours may lie behind these.
+            # Jobs for us may be behind these.
             self._skipped.update(found)
             log.warning("skipping arq jobs that are not JSON", arq_ids=list(found))
 
@@ -150,7 +150,7 @@ class ArqJobs:
 
 
 async def stand_in(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
-    """Takes each task's place in arq's registry, which needs the names alone: we run the tasks."""
+    """Stands for every task in arq's registry, which needs only names: arq never calls it."""
 
 
 def cron_task(cron: CronJob, ctx: dict[Any, Any]) -> Task:

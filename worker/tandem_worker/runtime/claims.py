@@ -52,7 +52,7 @@ class Claims:
         self._unanswered = False  # the last claim got no answer, but may have taken jobs
 
     async def run(self) -> None:
-        """Claim whenever there is room and there may be jobs."""
+        """Claim whenever there is room and jobs may be due."""
         bells = self._queue.bells(*self._queues)
         backoff = Backoff()
         try:
@@ -97,7 +97,7 @@ class Claims:
         if claim.next_due is not None:
             seconds = min(seconds, claim.next_due)
         if claim.more or (self._shell.burst and self._slots.runs):
-            # What is due may not run here yet, or the burst is about to end.
+            # Due jobs may not be allowed to start yet, or the burst is about to end.
             seconds = BUSY_SLEEP_SECONDS
         ringing = asyncio.ensure_future(bells.wait(seconds))
         try:
@@ -150,7 +150,7 @@ class Claims:
                 self._registration.digest,
                 held[start : start + MAX_BEAT_JOBS],
             )
-            self._slots.stop_beaten(lost, cancelled)
+            self._slots.on_heartbeat(lost, cancelled)
 
     async def recover(self) -> None:
         """Repeat a claim that got no answer, and hand back the jobs that it took."""

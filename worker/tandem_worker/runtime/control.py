@@ -1,7 +1,7 @@
 """Messages for a worker: cancelled jobs, lost leases, and jobs that only it can run.
 
-They arrive on the worker's own bell and, should that be missed, with the answers to heartbeats. An
-answer also tells when Redis has forgotten the worker.
+They arrive on the worker's own bell and, in case that is missed, with the answers to heartbeats,
+which also show when Redis has forgotten the worker.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ BELL_SECONDS = 15.0  # of one wait on the bell
 
 
 class Control:
-    """Listens to the bell and the heartbeat, and tells the other parts of the worker what to do."""
+    """Receives messages from the bell and the heartbeat; stops and claims jobs accordingly."""
 
     def __init__(
         self, queue: Queue, url: str, registration: Registration, slots: Slots, claims: Claims
@@ -38,7 +38,7 @@ class Control:
             worker=registration.id,
             catalogue=registration.digest,
             lease=queue.lease,
-            on_beat=self._on_loop(slots.stop_beaten),
+            on_beat=self._on_loop(slots.on_heartbeat),
             on_unknown=self._on_loop(self._forgotten),
         )
 
@@ -79,7 +79,7 @@ class Control:
             await self._claims.claim()
 
     async def announce_drain(self) -> None:
-        """Tell Redis that this worker claims no more; if that fails, the next heartbeat does."""
+        """Mark the worker as draining in Redis; if that fails, the next heartbeat does it."""
         self.heartbeat.draining = True
         with contextlib.suppress(Unavailable):
             await self._queue.beat(
@@ -87,7 +87,7 @@ class Control:
             )
 
     def _forgotten(self) -> None:
-        # Redis lost its data, or heard nothing from this worker for too long.
+        # Redis lost its data, or the worker was silent for too long.
         if self._registering is None or self._registering.done():
             self._registering = asyncio.create_task(self._registration.register())
 

@@ -17,8 +17,8 @@ class Timed(Protocol):
 class Deadlines:
     """Calls `overdue` of each item at its deadline, unless the item is dropped before.
 
-    Most are dropped, so adding and dropping leave the timer alone, except for an item that is due
-    before all others. When the timer finds nothing due, it is set to the earliest deadline left.
+    Most items are dropped, so the timer is reset only for an item that is due before all others.
+    When the timer finds nothing due, it is set to the earliest deadline left.
     """
 
     def __init__(self, clock: asyncio.AbstractEventLoop) -> None:

@@ -17,7 +17,7 @@ class Leases:
         self.doubtful = False
 
     def hold(self, job: Claimed, seconds: float) -> None:
-        """Renew for `seconds` at most: code that ignores cancellation must not keep its job."""
+        """Renew for at most `seconds`: code that ignores cancellation must not keep its job."""
         self.held[job.id] = (job.token, time.monotonic() + seconds)
 
     def holds(self, job: Claimed) -> bool:

@@ -1,8 +1,8 @@
-"""The projection: copies what happens in the queue to the ledger, beside the jobs.
+"""The projection: copies what happens in the queue to the ledger, while jobs run.
 
-Workers share the work as one consumer group. A batch of events is taken, the records that the
-events name are read as they are now and written in one transaction, and only then are the events
-acknowledged: after a crash in between, another worker does it again. While SQL is unavailable, the
+Workers share the work as one consumer group. For each batch of events, the current records of the
+jobs in it are read and written in one transaction; only then are the events acknowledged, so after
+a crash in between, another worker repeats the batch. While SQL is unavailable, the
 events wait in Redis and jobs continue.
 """
 
@@ -25,7 +25,7 @@ from tandem_shared.settings import Settings
 from tandem_worker.runtime.metrics import ObserveBatch
 
 PAUSE_SECONDS = 0.2  # between two batches
-BUSY_PAUSE_SECONDS = 1.0  # while jobs run: a short job then arrives as one row, and not as three
+BUSY_PAUSE_SECONDS = 1.0  # while jobs run: a short job is then written once, not three times
 # While jobs run, sleep this many times as long as a batch took: the ledger uses at most a tenth of
 # the loop, and a third once it is LAG_SECONDS behind, which keeps up with any load.
 BUSY_SLEEP_FACTOR = 9.0
@@ -45,7 +45,7 @@ log = structlog.get_logger("ledger")
 
 
 class Projection:
-    """One consumer of the events. While jobs are `running`, they get most of the loop's time."""
+    """One consumer of the events; leaves most of the loop's time to jobs that are `running`."""
 
     def __init__(
         self,

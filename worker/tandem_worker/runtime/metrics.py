@@ -1,4 +1,4 @@
-"""What a worker counts for Prometheus: plain numbers while jobs run, made into metrics on a scrape.
+"""A worker's metrics: plain numbers while jobs run, turned into Prometheus' form by a scrape.
 
 The library's own counters take a lock and some microseconds per observation; a whole job takes tens
 of them.

@@ -1,4 +1,4 @@
-"""The reports of all jobs of a worker, on the way to Redis and from there to the file store."""
+"""Sends the reports of all jobs of a worker to Redis, and older output to the file store."""
 
 import asyncio
 import time
@@ -97,6 +97,6 @@ class Outbox:
                 break
             found += more
             size += sum(chunk.weight for chunk in more)
-            # As many as are missing, at the average size of those that were read.
+            # Read as many as are missing, at the average size so far.
             count = max(1, min(1000, (SEGMENT_BYTES - size) * len(found) // size))
         return found

@@ -1,4 +1,4 @@
-"""How attempts ended, on the way to Redis: many per round trip, kept while Redis is unavailable."""
+"""Writes how attempts ended: many per round trip, buffered while Redis is unavailable."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ def released(job: Claimed) -> Finish:
 class Outcomes:
     """Writes outcomes. A job keeps its lease until its outcome is written.
 
-    `on_room` is called when the unwritten ones fall below MAX_UNWRITTEN: claiming may go on.
+    `on_room` is called when the unwritten ones fall below MAX_UNWRITTEN: claiming may continue.
     `resend`, set once there are reports, is `Outbox.resend`.
     """
 
@@ -74,8 +74,8 @@ class Outcomes:
             await self._all_written.wait()
 
     async def _write(self, load: list[tuple[Finish, float]]) -> list[str]:
-        # The bookkeeping is done here for the whole batch: a callback per outcome takes longer than
-        # everything else that is done for it.
+        # Do the bookkeeping for the whole batch here: a callback per outcome would take longer than
+        # everything else.
         outcomes = [finish for finish, _ in load]
         answers: list[str] = []
         settled = outcomes

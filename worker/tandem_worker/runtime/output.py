@@ -1,7 +1,7 @@
-"""What a running job reports, until Redis has it: buffered, in order, fenced, and written once.
+"""A running job's reports on their way to Redis: buffered, in order, fenced, and written once.
 
-One batch of a job's reports is under way at a time, and what comes meanwhile goes together in the
-next: the first item leaves at once, and a flood leaves in a few large chunks. When the job's stream
+One batch of a job's reports is sent at a time, and what arrives meanwhile is sent together in the
+next: the first item is sent at once, and a flood in a few large chunks. When the job's stream
 in Redis is long, its oldest part moves to the file store as a segment while writing continues; at
 the end of an attempt the rest moves too, unless it is small. Writers wait while their job's buffer
 is full: for Redis and the file store, never for readers.
@@ -22,9 +22,9 @@ from tandem_worker.runtime.outbox import Outbox
 from tandem_worker.runtime.waiting import wait_first
 
 CHUNK_BYTES = 64 << 10  # of one report
-BATCH_BYTES = 256 << 10  # of the reports that leave together
+BATCH_BYTES = 256 << 10  # of the reports that are sent together
 BATCH_REPORTS = 8
-BUFFER_BYTES = 512 << 10  # not yet written: one batch under way, and the next one
+BUFFER_BYTES = 512 << 10  # not yet written: the batch being sent, and the next one
 KEEP_BYTES = 256 << 10  # that an ended attempt leaves in Redis
 PROGRESS_SECONDS = 0.1  # between two reports of progress
 TIDY_SECONDS = 5.0  # to move the end of an attempt's output
@@ -34,7 +34,7 @@ log = structlog.get_logger("worker")
 
 
 class _Pack:
-    """Values of one kind that leave together as one report."""
+    """Values of one kind that are sent as one report."""
 
     __slots__ = ("kind", "parts", "size")
 
@@ -64,7 +64,7 @@ class JobOutput:
     _number = 0  # of the last report
     _in_redis = 0  # bytes, as far as this attempt knows
     _progress: bytes | None = None
-    _progress_due = 0.0  # when the next one may leave, on the loop's clock
+    _progress_due = 0.0  # when the next one may be sent, on the loop's clock
     _woken: asyncio.Event | None = None  # ends the wait for progress to become due
     _room: asyncio.Event | None = None
     _writing: asyncio.Task[None] | None = None
@@ -86,7 +86,7 @@ class JobOutput:
         self._store_until = self._loop.time() + store_seconds
 
     async def progress(self, body: bytes) -> None:
-        """Report progress. It replaces earlier progress that has not left yet."""
+        """Report progress. It replaces earlier progress that has not been sent."""
         if not self.full:
             self._progress = body
             self._write()
@@ -176,7 +176,7 @@ class JobOutput:
         return self._moving
 
     async def _move_segment(self) -> bool:
-        """Move a segment, however many tries it takes. False: the time or the attempt is over."""
+        """Move a segment, however often that fails. False: the time or the attempt is over."""
         backoff = Backoff()
         while True:
             try:
@@ -235,7 +235,7 @@ class JobOutput:
         return TaskError("too_large", message, retryable=False)
 
     async def _next_batch(self) -> list[Report]:
-        """The reports that leave together; empty when nothing is left to write."""
+        """The reports to send together; empty when nothing is left to write."""
         while not self._packs:
             if self._progress is None:
                 return []

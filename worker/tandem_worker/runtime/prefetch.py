@@ -1,7 +1,7 @@
 """Jobs claimed before a slot is free for them, so that a freed slot has its next job at once.
 
-Without them, a worker with short jobs would idle during every claim, and Redis between claims. Only
-as many are claimed as will start within START_SECONDS at the speed of recent attempts: zero where
+Otherwise a worker with short jobs would idle during every claim, and Redis between claims. Only as
+many are claimed as will start within START_SECONDS at the speed of recent attempts: none where
 attempts take seconds. If longer jobs occupy all slots, the waiting ones are handed back, uncharged.
 """
 
@@ -31,7 +31,7 @@ class Prefetched(NamedTuple):
 
 
 class Prefetch:
-    """A first-in, first-out line of jobs. `put` writes the outcome of those that will not start."""
+    """A first-in, first-out queue; `put` writes the outcome of jobs that will not start."""
 
     def __init__(
         self,

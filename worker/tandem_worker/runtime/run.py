@@ -108,12 +108,12 @@ class Run:
         except asyncio.CancelledError:
             finish = self.interrupted()
             if finish is not None:
-                # Its reports from before the interruption belong to its output. That takes one
-                # round trip, which is not waited for when Redis is unavailable.
+                # Reports from before the interruption belong to the output. Writing them takes one
+                # round trip; do not wait for it while Redis is unavailable.
                 with contextlib.suppress(Exception):
                     async with asyncio.timeout(LAST_REPORTS_SECONDS):
                         await self.output.drain()
-        # Breaks the cycle between run and output: freed now, and not by the garbage collector.
+        # Break the cycle between run and output, so that both are freed without a collection.
         self.output.on_lost = None
         self.output.abandon()
         return finish
@@ -131,8 +131,8 @@ class Run:
                 raise
         except Exception as error:  # noqa: BLE001 - whatever a task raises fails this attempt alone
             failure = error
-        # Code may swallow a cancellation or turn it into any exception, so the cause decides, and
-        # not what the code did.
+        # Code may swallow a cancellation or turn it into any exception, so the cause decides,
+        # whatever the code did.
         if self.cause in ("cancel", "lost", "torn") or (
             self.cause is not None and failure is not None
         ):
@@ -224,7 +224,7 @@ class Run:
         return Finish(id, token, to, outcome, body, delay, files, self.output.written)
 
     def broken(self) -> Finish:
-        """The outcome after an error of the worker: charged, or the job would return forever."""
+        """The outcome after a worker error: charged, or the job would be retried forever."""
         self.output.abandon()
         policy = RetryPolicy(max_attempts=self.claimed.max_attempts)
         return self._finish(internal_error(), policy, "failed")

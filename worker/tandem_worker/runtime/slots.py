@@ -137,20 +137,20 @@ class Slots:
             run = self.runs.get(id)
             if run is None:
                 self.prefetch.drop(id, cause)
-            # Every heartbeat names the job again until its code has obeyed: cancel once per cause.
+            # Every heartbeat names the job until its code has stopped: cancel once per cause.
             elif run.cause not in (cause, "lost"):
                 run.stop(cause)
                 if cause == "cancel":
                     self._shell.loop.call_later(self._queue.grace, self._overdue, run)
 
-    def stop_beaten(self, lost: Iterable[str], cancelled: Iterable[str]) -> None:
+    def on_heartbeat(self, lost: Iterable[str], cancelled: Iterable[str]) -> None:
         """Stop the jobs that the answer to a heartbeat names."""
         self.stop(lost, "lost")
         self.stop(cancelled, "cancel")
 
     def _overdue(self, run: Run) -> None:
-        # The code ignored its cancellation and has just lost its lease. Settled now, the job is
-        # cancelled at once, and not with the next tick, up to a second later.
+        # The code ignored its cancellation, and its lease has just ended. Settle that now, so that
+        # the job is cancelled at once instead of with the next tick, up to a second later.
         if self.runs.get(run.claimed.id) is not run:
             return
         if self._settling is None or self._settling.done():
@@ -167,7 +167,7 @@ class Slots:
             await asyncio.sleep(0)
 
     async def hand_back(self, seconds: float) -> None:
-        """Stop everything and hand it back, uncharged; wait for the code for `seconds` at most."""
+        """Stop everything and hand it back, uncharged; wait at most `seconds` for the code."""
         self.prefetch.hand_back()
         for run in list(self.runs.values()):
             run.stop("shutdown")

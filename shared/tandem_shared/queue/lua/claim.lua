@@ -47,7 +47,7 @@ local function fits(r)
   return #started == 0 or #r.payload <= free_bytes
 end
 
--- Older than the last call, and late on its way: nobody waits for the reply.
+-- An older call that arrived late: nobody waits for its reply.
 if last_call and tonumber(number) < tonumber(last_call) then
   commit()
   return { 1, 0, -1, settled, 0 }

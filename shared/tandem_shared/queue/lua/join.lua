@@ -1,5 +1,5 @@
--- join(backlog): a ledger follows the events from the first one that is left. While the stream has
--- `backlog` entries, no new job is accepted. Forgets consumers that are long gone and hold nothing.
+-- join(backlog): a ledger consumes the events, from the oldest that is left. While the stream has
+-- `backlog` entries, no new job is accepted. Removes consumers that are long gone and hold nothing.
 
 local stream = P .. 'events'
 local created = redis.pcall('XGROUP', 'CREATE', stream, 'ledger', '0', 'MKSTREAM')

@@ -1,4 +1,4 @@
--- tick(): lets time pass. Each API runs it once a second; every claim does the same first.
+-- tick(): processes what is due. Each API calls it once a second; every claim does the same first.
 
 local settled = process_due()
 call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', NOW_MS - WORKER_TTL_MS)

@@ -22,8 +22,8 @@ local function priority_order(turn)
 end
 
 -- The limits of a task, false if it has none. `tat` (GCRA's theoretical arrival time, µs) is when
--- the next start would be exactly on time. A later one than starts can cause belongs to an earlier
--- rate or to a clock that has stepped back since, and is cut.
+-- the next start would be exactly on time. A later one than starts can cause comes from an
+-- earlier rate, or from before the clock stepped back, and is capped.
 local limits_by_task = {}
 local function limits_of(task)
   local l = limits_by_task[task]
