@@ -46,7 +46,7 @@ class Backlog:
             self._depth += count
 
     async def run(self, seconds: float) -> None:
-        """Submit, claim and finish jobs for so long."""
+        """Submit, claim and finish jobs for this long."""
         end = perf_counter() + seconds
         while perf_counter() < end:
             jobs = [new_job() for _ in range(BATCH_JOBS)]

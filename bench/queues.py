@@ -22,7 +22,7 @@ def label(name: str) -> str:
 
 
 def jobs_for(rate: float, seconds: float) -> int:
-    """How many jobs take about so long at that rate."""
+    """The number of jobs that take about this long at this rate."""
     return max(MIN_JOBS, min(MAX_JOBS, int(rate * seconds)))
 
 
@@ -136,7 +136,7 @@ async def idle_worker(name: str, seconds: float) -> AsyncIterator[Figure]:
 
 
 async def commands_within(system: System, seconds: float) -> int:
-    """Commands that reach Redis during that time, without those that scripts call."""
+    """Commands that reach Redis in that time, without those inside scripts."""
     count = 0
     async with system.redis.monitor() as monitor:
         try:

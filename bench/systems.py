@@ -121,7 +121,7 @@ class System:
         await process.until(ready)
 
     async def warm_up(self, sleep: float = 0.0) -> float:
-        """Run ever more jobs until a round takes long enough; the jobs per second of that round."""
+        """Run rounds of more and more jobs until one takes long enough; its jobs per second."""
         rate = 0.0
         for count in WARM_UP_JOBS:
             start = perf_counter()

@@ -107,7 +107,7 @@ def steps() -> list[tuple[str, str]]:
     return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
 
 
-def test_the_image_runs_either_half_without_root() -> None:
+def test_the_image_runs_either_service_without_root() -> None:
     final = steps()[[word for word, _ in steps()].index("FROM", 1) :]
     instructions = dict(final)
     assert instructions["ENTRYPOINT"] == '["tandem"]'
