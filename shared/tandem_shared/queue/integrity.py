@@ -25,7 +25,7 @@ MAX_SEGMENTS = 1000  # read per job
 # By the first part of a key: what the key is checked as, and what its members are.
 _KEYS = {
     "job": "job", "park": "park", "idem": "kin", "out": "kin", "cold": "kin", "steps": "kin",
-    "worker": "worker", "tasks": "worker", "lock": "lock", "waits": "lock",
+    "worker": "worker", "tasks": "worker", "entries": "worker", "lock": "lock", "waits": "lock",
 }  # fmt: skip
 _MEMBERS = {
     "q": "entry", "park": "entry", "later": "entry", "leases": "entry", "suspects": "entry",

@@ -145,6 +145,20 @@ class QueueStats(NamedTuple):
     oldest_age: float | None = None
 
 
+class Serving(NamedTuple):
+    """The numbers of live workers that take jobs, by queue and by task."""
+
+    queues: dict[str, int]
+    tasks: dict[str, int]
+
+
+def parse_serving(reply: list[Any]) -> Serving:
+    """From serving.lua's reply."""
+    count, *flat = reply
+    rows = [(name.decode(), workers) for name, workers in zip(flat[::2], flat[1::2], strict=True)]
+    return Serving(dict(rows[:count]), dict(rows[count:]))
+
+
 class WorkerInfo(NamedTuple):
     """A live worker; times are seconds since the epoch."""
 

@@ -22,8 +22,8 @@ Only this package touches these keys, and only its scripts change them (scripts.
     news:<id>, news:<id>:<number>  channels: the job changed; a lock was handed over
     bell:<queue or worker>         doorbells
     worker:<incarnation>, workers  live workers
-    tasks:<digest>                 the tasks and versions of a set of workers
-    catalogue, versions            every task that workers have published
+    tasks:, entries:<digest>       the tasks and versions of a set of workers, and their entries
+    catalogue, versions, published  the tasks that live workers publish, see lua/lib/publish.lua
     paused                         queues that are paused ('1'), or being resumed ('0')
     counts, clock                  jobs by queue and state; times and flags of the shard
 
@@ -60,6 +60,7 @@ from tandem_shared.queue.messages import (
     Report,
     Reported,
     Segment,
+    Serving,
     Submitted,
     WorkerInfo,
     parse_beat,
@@ -67,6 +68,7 @@ from tandem_shared.queue.messages import (
     parse_claim,
     parse_reported,
     parse_segment,
+    parse_serving,
     parse_submitted,
     submit_args,
 )
@@ -372,6 +374,10 @@ class Queue:
         """Changes whenever a worker publishes something new."""
         with translate_errors():
             return await self._redis.hget(f"{self.prefix}clock", "catalogue") or b""
+
+    async def serving(self) -> Serving:
+        """How many live workers serve each queue, and have each task."""
+        return parse_serving(await self._scripts.run("serving"))
 
     async def pause(self, queue: str, *, on: bool) -> None:
         """Stops new starts of the queue's jobs, or (`on` false) allows them again."""

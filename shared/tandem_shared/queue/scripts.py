@@ -11,6 +11,7 @@ commands share; PARTS lists the parts of each command in the order in which they
     lib/leave     the exits: out of `running`, or from a waiting place to a final state
     lib/leases    when leases end, also after Redis was away or its clock has jumped
     lib/due       what is due: ended leases, due jobs, expiries, gates of limits, pauses
+    lib/publish   what is published of tasks, as live workers bring it
     lib/enter     the entry of new jobs
     lib/start     the entry to `running`, and what keeps a job from it
     <name>.lua    the command: reads its arguments from ARGV[4] on, returns the reply
@@ -57,8 +58,9 @@ PARTS = {
     "pause": _DUE,
     "cancel": _LEAVE,
     "forget": ("when_full", "record"),
-    "tick": _DUE,
-    "register": ("when_full", "record", "limits"),
+    "tick": (*_DUE, "publish"),
+    "register": ("when_full", "record", "limits", "publish"),
+    "serving": ("record", "limits", "publish"),
     "retire": ("when_full", "record"),
     "adopt": ("record", "enter"),
     "join": ("when_full", "record"),

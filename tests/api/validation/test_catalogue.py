@@ -25,6 +25,7 @@ async def test_the_catalogue_is_shown(client: httpx2.AsyncClient) -> None:
         "result_schema": {"type": "object"},
         "defaults": STRICT.defaults,
         "example": {"url": "https://example.org/"},
+        "workers": 1,
     }
     assert (await client.get("/v1/tasks/t.strict")).json() == items[1]
 

@@ -24,6 +24,7 @@ async def test_an_unknown_task_waits_for_a_worker_that_knows_it(shard: Shard) ->
 
 
 async def test_a_newer_version_waits_for_a_newer_worker(shard: Shard) -> None:
+    await shard.worker({"t": 2}, queues=["elsewhere"])
     id = await shard.add(version=2)
     old = await shard.worker({"t": 1})
     assert await old.claim() == []
@@ -39,6 +40,7 @@ async def test_an_older_version_does_not_wait(shard: Shard) -> None:
 
 
 async def test_parked_jobs_a_worker_cannot_run_do_not_block_others(shard: Shard) -> None:
+    await shard.worker({"u": 3}, queues=["elsewhere"])
     await shard.submit(*(job("u", version=3) for _ in range(9)))
     id = await shard.add(task="u", version=1)
     ignorant = await shard.worker()

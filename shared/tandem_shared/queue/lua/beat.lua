@@ -12,6 +12,7 @@ if known == 1 then
   call('ZADD', P .. 'workers', NOW_MS, worker)
   call('PEXPIRE', me, WORKER_TTL_MS)
   known = call('PEXPIRE', P .. 'tasks:' .. catalogue, TASKS_TTL_MS)
+  call('PEXPIRE', P .. 'entries:' .. catalogue, TASKS_TTL_MS)
 end
 
 note_tick(call('HMGET', P .. 'clock', 'tick', 'grace'))

@@ -105,7 +105,7 @@ end
 local function lifts(reason)
   local queue, version, task = string.match(reason, '^task:([^:]*):(%d+):(.*)$')
   if queue then
-    return serves[queue] and (knows(task) or 0) >= tonumber(version)
+    return serves[queue] and is_new_enough(task, knows(task), tonumber(version))
   end
   local served, format = string.match(reason, '^format:([^:]*):(%d+)$')
   return serves[served] and tonumber(format) <= RECORD_FORMAT

@@ -294,8 +294,8 @@ end
 
 local function check_worker(key)
   if call('PTTL', P .. key) == -1 and report('worker-stays', key) then
-    local is_catalogue = string.sub(key, 1, 6) == 'tasks:'
-    call('PEXPIRE', P .. key, is_catalogue and TASKS_TTL_MS or WORKER_TTL_MS)
+    local is_worker = string.sub(key, 1, 7) == 'worker:'
+    call('PEXPIRE', P .. key, is_worker and WORKER_TTL_MS or TASKS_TTL_MS)
   end
 end
 

@@ -1,5 +1,8 @@
 -- tick(): processes what is due. Each API calls it once a second; every claim does the same first.
 
+if NOW_MS - tonumber(call('HGET', P .. 'clock', 'published') or 0) >= PUBLISH_INTERVAL_MS then
+  publish_all()
+end
 local settled = process_due()
 call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', NOW_MS - WORKER_TTL_MS)
 

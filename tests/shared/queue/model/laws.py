@@ -181,6 +181,7 @@ LASTING = (
     "events",
     "catalogue",
     "versions",
+    "published",
     "counts",
     "clock",
     "workers",
@@ -205,7 +206,7 @@ def _lifetimes(shard: Snapshot) -> Iterable[str]:
             if owner in unread:
                 continue
             ends = owner in final
-        elif kind in ("worker", "tasks"):
+        elif kind in ("worker", "tasks", "entries"):
             ends = True
         elif kind == "bell":
             ends = name not in queues

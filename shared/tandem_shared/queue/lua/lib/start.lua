@@ -19,6 +19,13 @@ local function read_full(id)
   return r
 end
 
+-- Whether a worker with this version of a task, false or nil without it, may run a job that was
+-- validated by `wanted`: a newer version that no live worker publishes any more is not waited for.
+local function is_new_enough(task, version, wanted)
+  return version and (version >= wanted
+    or version >= tonumber(call('HGET', P .. 'versions', task) or wanted))
+end
+
 -- The reason why a job may not start now, nil if it may. `knows(task)` is the worker's version of a
 -- task. A reason names everything that a worker must offer, so that a worker can take either all or
 -- none of the jobs parked for it.
@@ -26,8 +33,7 @@ local function obstacle(r, knows)
   if r.f ~= FORMAT_TEXT and tonumber(r.f) > RECORD_FORMAT then
     return 'format:' .. r.queue .. ':' .. r.f
   end
-  local version = knows(r.task)
-  if not version or version < tonumber(r.ver) then
+  if not is_new_enough(r.task, knows(r.task), tonumber(r.ver)) then
     return 'task:' .. r.queue .. ':' .. r.ver .. ':' .. r.task
   end
   if r.ck then
@@ -52,7 +58,7 @@ local function can_run(worker, r)
     return false
   end
   local version = tonumber(call('HGET', P .. 'tasks:' .. w[1], r.task) or nil)
-  return version and version >= tonumber(r.ver)
+  return is_new_enough(r.task, version, tonumber(r.ver))
 end
 
 -- Sets a job aside; whatever removes the reason brings it back. The caller has removed it from its
