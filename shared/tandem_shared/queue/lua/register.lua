@@ -5,7 +5,8 @@
 -- burst; 0 for no limit. A task with an empty entry is run but not published.
 
 local worker, digest, facts = ARGV[4], ARGV[5], tonumber(ARGV[6])
-local me, tasks, entries = P .. 'worker:' .. worker, P .. 'tasks:' .. digest, P .. 'entries:' .. digest
+local me = P .. 'worker:' .. worker
+local tasks, entries = P .. 'tasks:' .. digest, P .. 'entries:' .. digest
 call('HSET', me, 'tasks', digest, unpack(ARGV, 7, 6 + 2 * facts))
 call('PEXPIRE', me, WORKER_TTL_MS)
 call('ZADD', P .. 'workers', NOW_MS, worker)
