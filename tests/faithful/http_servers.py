@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -47,7 +48,7 @@ async def body_or_error(bench: Bench, url: str, **more: Any) -> bytes | str:
         return error.type
     if "base64" in result:
         return base64.b64decode(result["base64"])
-    return str(result["text"]).encode()
+    return str(result["text"]).encode() if "text" in result else json.dumps(result["json"]).encode()
 
 
 async def curl(*arguments: str) -> tuple[int, bytes]:

@@ -187,7 +187,7 @@ async def _uploaded(bench: Bench, payload: Any) -> Any:
 async def _outcome(stage: Stage, task: Task, payload: Any, body: bytes) -> tuple[str, str | None]:
     """How the job ended, and what is wrong with that."""
     bench, id = stage.bench, new_id()
-    facts = {"id": id, "task": task.name, "deadline": time.time() + JOB_SECONDS}
+    facts = {"id": id, "task": task.name, "deadline": time.monotonic() + JOB_SECONDS}
     job = local_job(bench.resources, Recorder(), bench.pools, **facts)
     try:
         async with asyncio.timeout(JOB_SECONDS):

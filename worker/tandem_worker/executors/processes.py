@@ -51,7 +51,15 @@ class RemoteError(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def from_exception(cls, error: BaseException) -> "RemoteError":
         trace = "".join(traceback.format_exception(error))
-        return cls(**to_fault(error)._asdict(), trace=trace)
+        if isinstance(error, TaskError):
+            return cls(
+                type=error.type,
+                message=error.message,
+                retryable=error.retryable,
+                after=error.after,
+                trace=trace,
+            )
+        return cls(type=to_fault(error).type, message=str(error), trace=trace)
 
     def to_exception(self) -> TaskError:
         """A TaskError of that type and message; its note has the traceback for the worker's log."""

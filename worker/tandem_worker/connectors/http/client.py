@@ -299,7 +299,7 @@ def _host(url: URL) -> str:
 def _redirect(hop: _Hop, response: aiohttp.ClientResponse) -> _Hop | None:
     """The next hop if the response redirects (RFC 9110, 15.4)."""
     location = response.headers.get("Location")
-    if response.status not in (301, 302, 303, 307, 308) or location is None:
+    if response.status not in (301, 302, 303, 307, 308) or not location:
         return None
     try:
         url = join_url(hop.url, location)

@@ -1,11 +1,10 @@
 """How responses are read from a connection: as browsers and curl read them, with bounds of ours.
 
-aiohttp's parser refuses a whole response for bytes after its end, for a repeated Content-Length,
-and for one beside Transfer-Encoding. Here it gets one header block at a time, freed of those
-lengths, and nothing after the end; a connection with such a surplus is closed.
+aiohttp's parser refuses a whole response for bytes after its end. Here it gets one header block at
+a time, as regular_heads.py straightens it, and nothing after the end; a connection with such a
+surplus is closed.
 """
 
-import re
 from typing import Any
 
 from aiohttp.client_exceptions import ClientPayloadError
@@ -14,14 +13,13 @@ from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from tandem_worker.connectors.http.decoding import DecodedBody, codings
+from tandem_worker.connectors.http.regular_heads import regular_head
 
 MAX_HEADER_BYTES = 64 << 10  # of one header, and of the status line
 MAX_HEADERS = 1000
 MAX_HEAD_BYTES = 256 << 10  # of all headers together
 
 _STATUS_LINE = b"HTTP/"
-_LENGTH = re.compile(rb"(?im)^content-length[ \t]*:[ \t]*([^\r\n]*?)[ \t]*\r?\n")
-_CHUNKED = re.compile(rb"(?im)^transfer-encoding[ \t]*:[^\r\n]*chunked")
 
 
 class HeadersTooLarge(BadHttpMessage):
@@ -72,6 +70,7 @@ class ResponseProtocol(ResponseHandler):
     """A connection that forgives what curl forgives."""
 
     _head: ResponseHead | None = None  # of the response that is awaited, or None in its body
+    _transfer_codings: list[str] = []  # noqa: RUF012
     _complete = False
     _body: StreamReader | None = None
 
@@ -105,8 +104,17 @@ class ResponseProtocol(ResponseHandler):
         if end is None:
             return b""
         self._head = None
-        super().data_received(_one_length(bytes(head.data[:end])))
+        self._take_regular(bytes(head.data[:end]))
         return bytes(head.data[end:])
+
+    def _take_regular(self, head: bytes) -> None:
+        try:
+            regular, self._transfer_codings = regular_head(head)
+        except BadHttpMessage as error:
+            self._disconnect()
+            self.set_exception(error)
+        else:
+            super().data_received(regular)
 
     def _disconnect(self) -> None:
         self.force_close()
@@ -115,7 +123,7 @@ class ResponseProtocol(ResponseHandler):
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         message, payload = data
-        names = codings(message.headers.getall("Content-Encoding", ()))
+        names = codings(message.headers.getall("Content-Encoding", ())) + self._transfer_codings
         decoded = names and payload is not EMPTY_PAYLOAD
         body = DecodedBody(self, payload, names, self._loop) if decoded else payload
         super().feed_data((message, body), size)
@@ -144,18 +152,3 @@ class ResponseProtocol(ResponseHandler):
         if head is not None and head.data and self._parser is not None:
             super().data_received(bytes(head.data))
         super().connection_lost(exc)
-
-
-def _one_length(head: bytes) -> bytes:
-    """The header block with equal lengths as one, or none if it is chunked (RFC 9112, 6.3)."""
-    lengths = _LENGTH.findall(head)
-    if not lengths:
-        return head
-    if _CHUNKED.search(head):
-        return _LENGTH.sub(b"", head)
-    values = [value.strip() for line in lengths for value in line.split(b",")]
-    if len(values) == 1 or len({int(value) if value.isdigit() else value for value in values}) > 1:
-        return head
-    first = b"Content-Length: " + values[0] + b"\r\n"
-    lines = iter((first,))
-    return _LENGTH.sub(lambda _: next(lines, b""), head)
