@@ -45,7 +45,7 @@ class Bench:
 
     async def run(self, function: Callable[..., Any], payload: Any, **job: Any) -> Any:
         task = task_of(function)
-        facts = {"id": "job", "deadline": time.time() + 30, **job}
+        facts = {"id": "job", "deadline": time.monotonic() + 30, **job}
         context = local_job(self.resources, self.recorder, self.pools, task=task.name, **facts)
         value = task.decode(to_json(payload))
         return msgspec.json.decode(task.encode(await execute(task, context, value, self.pools)))
