@@ -7,6 +7,7 @@ of files do not have, `too_large` above a limit.
 """
 
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -26,6 +27,10 @@ MAX_RATIO = 200  # of bytes that come out to the archive's own
 MIN_OUTPUT_BYTES = 16 << 20  # allowed at any ratio
 MAX_HEADER_BYTES = 1 << 20  # of a tar, before one entry
 MAX_DIRECTORY_BYTES = 8 << 20  # of a zip's list of entries
+_IS_UTF8 = 0x800  # a flag of zip
+_UNICODE_PATH = 0x7075  # the id of an extra field
+_FAT = 0  # the system on which the archive was made
+_FAT_DIRECTORY = 0x10  # an attribute
 
 
 def unpack(job: SyncJob, source: FileRef, *, max_entries: int, max_bytes: int) -> Iterator[FileRef]:
@@ -141,7 +146,7 @@ def _unpack_zip(job: SyncJob, source: FileRef, guard: _Guard) -> Iterator[FileRe
             end = entry.header_offset + 30 + entry.compress_size
         done = 0
         for name, entry in named:
-            if entry.is_dir():
+            if name is None:
                 continue
             out = job.files.create(name)
             with archive.open(entry) as data:
@@ -156,13 +161,11 @@ def _unpack_zip(job: SyncJob, source: FileRef, guard: _Guard) -> Iterator[FileRe
             yield out.commit()
 
 
-def _zip_entry(entry: zipfile.ZipInfo, guard: _Guard) -> str:
-    name = entry.orig_filename
-    if not entry.flag_bits & 0x800:
-        # Many programs write UTF-8 without setting the flag; other names are in code page 437.
-        with suppress(UnicodeError):
-            name = name.encode("cp437").decode()
-    plain = guard.entry(name, folder=entry.is_dir(), size=0 if entry.is_dir() else entry.file_size)
+def _zip_entry(entry: zipfile.ZipInfo, guard: _Guard) -> str | None:
+    """The name of an entry that is a file; None for a directory."""
+    name = _zip_name(entry)
+    folder = name.endswith("/") or (_is_folder(entry) and entry.file_size == 0)
+    plain = guard.entry(name, folder=folder, size=0 if folder else entry.file_size)
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise _unsafe(name, "is a link or a device")
@@ -171,7 +174,43 @@ def _zip_entry(entry: zipfile.ZipInfo, guard: _Guard) -> str:
     # zipfile's other decompressors cannot be stopped after a number of bytes.
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise _invalid(f"the entry {name[:100]!r} is neither stored nor compressed with deflate")
-    return plain
+    return None if folder else plain
+
+
+def _zip_name(entry: zipfile.ZipInfo) -> str:
+    """The entry's name as Info-ZIP's unzip reads it, but for UTF-8 that no flag announces."""
+    name = entry.orig_filename
+    if not entry.flag_bits & _IS_UTF8:
+        raw = name.encode("cp437")
+        # Many programs write UTF-8 without setting the flag; other names are in code page 437.
+        name = _unicode_path(entry.extra, raw) or _decoded(raw)
+    if entry.create_system == _FAT and "/" not in name:
+        name = name.replace("\\", "/")
+    return name
+
+
+def _decoded(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeError:
+        return raw.decode("cp437")
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> str | None:
+    """The name in Info-ZIP's field for it, if that belongs to this raw name (APPNOTE 4.6.9)."""
+    while len(extra) >= 4:
+        id, size = struct.unpack_from("<HH", extra)
+        field, extra = extra[4 : 4 + size], extra[4 + size :]
+        if id == _UNICODE_PATH and field[:5] == struct.pack("<BL", 1, zlib.crc32(raw)):
+            with suppress(UnicodeError):
+                return field[5:].decode()
+    return None
+
+
+def _is_folder(entry: zipfile.ZipInfo) -> bool:
+    """Whether the attributes, of Unix or of FAT, say that the entry is a directory."""
+    mode = entry.external_attr >> 16
+    return stat.S_ISDIR(mode) if mode else bool(entry.external_attr & _FAT_DIRECTORY)
 
 
 class _BoundedFile:

@@ -56,7 +56,7 @@ def convert(
             count = _json_to_json(source, to, Deflating(out, compression))
         else:
             columns, batches = (
-                _read_csv(source, to) if source.format == "csv" else _read_objects(source)
+                _read_csv(source, to) if source.format == "csv" else _read_objects(source, to)
             )
             writer = open_writer(out, to, compression, columns)
             count = 0
@@ -119,12 +119,15 @@ def _typed(rows: Iterator[FileRow], types: Sequence[str | None]) -> Iterator[Col
         yield ColumnBatch(columns, len(batch))
 
 
-def _read_objects(source: TableSource) -> tuple[Columns, Iterator[ColumnBatch]]:
+def _read_objects(source: TableSource, to: TableFormat) -> tuple[Columns, Iterator[ColumnBatch]]:
     found = ObjectColumns()
-    for row in source.values(objects=True):
-        found.add(row.value)
-    batches = map(found.batch, _batches(source.values(objects=True)))
-    return Columns(found.names, found.types), batches
+    add = found.add_names if to == "csv" else found.add
+    row = None
+    for row in source.objects():
+        add(row.value)
+    if row is not None and not found.names:
+        raise Permanent("invalid_file", "the objects have no keys, so the table has no columns")
+    return Columns(found.names, found.types), map(found.batch, _batches(source.objects()))
 
 
 def _batches(rows: Iterator[FileRow]) -> Iterator[list[Any]]:

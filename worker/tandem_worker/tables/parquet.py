@@ -6,12 +6,18 @@ from contextlib import contextmanager
 from datetime import time
 from typing import Any
 
+import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tandem_worker.archives.compression import ByteSink, Compression
 from tandem_worker.errors import Permanent
+from tandem_worker.tables.arrow_values import (
+    beyond_micro,
+    has_nanoseconds,
+    may_have_nanoseconds,
+    values,
+)
 from tandem_worker.tables.schema import distinct
 from tandem_worker.tables.table import ColumnBatch, Columns, TypeMismatch
 
@@ -75,6 +81,8 @@ class ParquetWriter:
                 for value in values
             ]
         kinds = set(map(type, values))
+        if msgspec.Raw in kinds:  # numbers of a JSON file, as they stand
+            values = [float(value) if type(value) is msgspec.Raw else value for value in values]
         try:
             if str in kinds and not pa.types.is_string(field.type):
                 values = _read_texts(values, field.type)
@@ -124,94 +132,78 @@ class ParquetReader:
     """A Parquet file, with one batch of rows in memory. Raises Permanent `invalid_file`."""
 
     def __init__(self, file: Any) -> None:
-        with _malformed():
-            # Without read-ahead and threads, only the pages being decoded are in memory.
-            self._file = pq.ParquetFile(
-                file,
-                buffer_size=1 << 20,
-                pre_buffer=False,
-                coerce_int96_timestamp_unit="us",  # as nanoseconds, 9999 and 0001 would overflow
-            )
+        with malformed():
+            self._file = _open(file, "us")  # as nanoseconds, 9999 and 0001 would overflow
+            if any(one.physical_type == "INT96" for one in self._file.schema):
+                self._file = _open(file, self._int96_unit(file))
             self.schema = self._file.schema_arrow
         self.names = distinct(list(self.schema.names))
         self.rows: int = self._file.metadata.num_rows
 
+    def _int96_unit(self, file: Any) -> str:
+        """The unit for 96-bit timestamps: nanoseconds if a value needs and all values allow them.
+
+        Raises ValueError if that is not so.
+        """
+        fine, fits = False, True
+        both = (_batches_of(_open(file, unit)) for unit in ("us", "ns"))
+        for micro, nano in zip(*both, strict=True):
+            for us, ns in zip(micro.columns, nano.columns, strict=True):
+                if us.type != ns.type:
+                    rest, all_fit = beyond_micro(us, ns)
+                    fine, fits = fine or rest, fits and all_fit
+        if fine and not fits:
+            raise ValueError(
+                "its 96-bit timestamps have both nanoseconds and years outside 1677 to 2262"
+            )
+        return "ns" if fine else "us"
+
     def arrow_batches(self) -> Iterator[Any]:
         """The rows in Arrow batches."""
-        batches = self._file.iter_batches(READ_ROWS, use_threads=False)
+        batches = _batches_of(self._file)
         while True:
-            with _malformed():
+            with malformed():
                 batch = next(batches, None)
             if batch is None:
                 return
             yield batch
 
     def _fine_columns(self) -> set[str]:
-        """The names of the timestamp columns with a value that is not of whole microseconds."""
-        names = [
-            field.name
-            for field in self.schema
-            if pa.types.is_timestamp(field.type) and field.type.unit == "ns"
-        ]
+        """The names of the columns with a time that is not of whole microseconds."""
+        names = [field.name for field in self.schema if may_have_nanoseconds(field.type)]
         fine: set[str] = set()
-        with _malformed():
-            for batch in self._file.iter_batches(READ_ROWS, columns=names, use_threads=False):
-                for name in names:
-                    nanoseconds = batch.column(name).cast(pa.int64())
-                    rest = pc.subtract(nanoseconds, pc.multiply(pc.divide(nanoseconds, 1000), 1000))
-                    if pc.any(pc.not_equal(rest, 0)).as_py():
-                        fine.add(name)
+        with malformed():
+            for batch in _batches_of(self._file, names) if names else ():
+                fine |= {name for name in names if has_nanoseconds(batch.column(name))}
         return fine
 
     def batches(self) -> Iterator[ColumnBatch]:
         """The rows as Python values. Each column has one form, decided by all of its values."""
         fine = self._fine_columns()
         for batch in self.arrow_batches():
-            with _malformed():
-                columns = [
-                    _values(column, fine=name in fine)
-                    for name, column in zip(self.names, batch.columns, strict=True)
-                ]
+            columns = []
+            for name, column in zip(self.names, batch.columns, strict=True):
+                with malformed(f"the column {name[:100]!r} of the Parquet file"):
+                    columns.append(values(column, name in fine))
             yield ColumnBatch(columns, batch.num_rows)
 
 
 @contextmanager
-def _malformed() -> Iterator[None]:
+def malformed(what: str = "malformed Parquet") -> Iterator[None]:
+    """Turns what Arrow raises for bad data into Permanent `invalid_file`."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise Permanent("invalid_file", f"malformed Parquet: {str(error)[:200]}") from None
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
+        raise Permanent("invalid_file", f"{what}: {str(error)[:200]}") from None
 
 
-def _values(column: Any, *, fine: bool) -> list[Any]:
-    """The column as Python values; times that those cannot hold are text."""
-    kind = column.type
-    if pa.types.is_timestamp(kind):
-        if fine:
-            return _fine_moments(column)
-        if kind.unit == "ns":
-            column = column.cast(pa.timestamp("us", kind.tz))
-    elif pa.types.is_float16(kind) or pa.types.is_float32(kind):
-        # By way of the shortest text: as a double, 0.1 would have the digits of another number.
-        texts = column.cast(pa.float32()).cast(pa.string()).to_pylist()
-        return [None if text is None else float(text) for text in texts]
-    try:
-        values: list[Any] = column.to_pylist()
-    except (OverflowError, ValueError):
-        values = [_value(scalar) for scalar in column]
-    return values
+def _open(file: Any, int96_unit: str) -> Any:
+    # Without read-ahead and threads, only the pages being decoded are in memory.
+    return pq.ParquetFile(
+        file, buffer_size=1 << 20, pre_buffer=False, coerce_int96_timestamp_unit=int96_unit
+    )
 
 
-def _value(scalar: Any) -> Any:
-    """One value that may lie outside the years 1 to 9999, or be finer than a microsecond."""
-    try:
-        return scalar.as_py()
-    except (OverflowError, ValueError):
-        text = scalar.cast(pa.string()).as_py()
-        return text.replace(" ", "T", 1) if pa.types.is_timestamp(scalar.type) else text
-
-
-def _fine_moments(column: Any) -> list[Any]:
-    """RFC 3339 with nine digits."""
-    texts = column.cast(pa.string()).to_pylist()
-    return [None if text is None else text.replace(" ", "T", 1) for text in texts]
+def _batches_of(file: Any, columns: list[str] | None = None) -> Iterator[Any]:
+    batches: Iterator[Any] = file.iter_batches(READ_ROWS, columns=columns, use_threads=False)
+    return batches

@@ -9,7 +9,7 @@ thread.
 import csv
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, tee
 from typing import Any, Literal, NamedTuple
 
@@ -87,8 +87,8 @@ def read_objects(
         return _as_objects(read_table(pieces, format, compression))
     data = _inflated(pieces, compression)
     if format == "ndjson":
-        texts = lines(data, "utf-8-sig")
-        return json_rows(texts, on_bad="keep", objects=True, exact=exact)
+        decode = decode_exactly if exact else msgspec.json.decode
+        return json_rows(lines(data, "utf-8-sig"), on_bad="keep", objects=True, decode=decode)
     return json_rows(elements(decoded(data, "utf-8-sig")), on_bad="keep", objects=True)
 
 
@@ -178,10 +178,9 @@ def json_rows(
     on_bad: OnBad,
     objects: bool = False,
     unit: str = "line",
-    exact: bool = False,
+    decode: Callable[[str], Any] = msgspec.json.decode,
 ) -> Iterator[FileRow]:
     """The values of JSON texts, without the blank ones; with `objects` all others are bad."""
-    decode = decode_exactly if exact else msgspec.json.decode
     for line, given in enumerate(texts, 1):
         # A file that was joined from several may have a byte order mark at any line.
         text = given.strip().removeprefix("\ufeff")

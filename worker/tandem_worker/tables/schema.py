@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal, InvalidOperation
 from typing import Any
+
+import msgspec
 
 from tandem_worker.errors import Permanent
 from tandem_worker.tables.table import ColumnBatch
 
 MAX_COLUMNS = 10_000
+_MAX_EXACT_CHARS = 16  # of 15 digits and a point: all such numbers are doubles
 _EXACT_DOUBLE = 1 << 53  # integers up to here are exact as doubles
 
 
@@ -19,13 +23,18 @@ class ObjectColumns:
 
     def add(self, item: Mapping[str, Any]) -> None:
         """Raises Permanent `too_large` above MAX_COLUMNS."""
+        self.add_names(item)
         types = self._types
         for name, value in item.items():
-            if name not in types:
-                types[name] = set()
             if value is not None:
                 types[name].add(type_of(value))
-        check_width(len(types))
+
+    def add_names(self, item: Mapping[str, Any]) -> None:
+        """Like `add`, for columns whose types do not matter."""
+        if not self._types.keys() >= item.keys():
+            for name in item:
+                self._types.setdefault(name, set())
+            check_width(len(self._types))
 
     @property
     def names(self) -> list[str]:
@@ -70,11 +79,23 @@ def type_of(value: object) -> str:
             return "long"
         case float():
             return "double"
+        case msgspec.Raw() if _is_double(bytes(value)):
+            return "double"
         case bytes():
             return "binary"
         case datetime():
             return "timestamptz"
     return "mixed"
+
+
+def _is_double(number: bytes) -> bool:
+    """Whether the shortest text of the nearest double is the same number."""
+    if len(number) <= _MAX_EXACT_CHARS and b"e" not in number.lower():
+        return True
+    try:
+        return Decimal(repr(float(number))) == Decimal(number.decode())
+    except InvalidOperation:  # an exponent beyond those of Decimal
+        return False
 
 
 def common_type(types: set[str]) -> str:

@@ -7,6 +7,8 @@ Errors are Permanent: `invalid_file` for content that does not have the given fo
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import msgspec
+
 from tandem_worker.archives.compression import Compression, compression_of, inflated
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.files import FileRef
@@ -25,6 +27,7 @@ from tandem_worker.tables.text import (
 )
 
 MAX_INFLATED_BYTES = 10 << 30  # as large as an upload may be
+_decode_raw = msgspec.json.Decoder(float_hook=msgspec.Raw).decode
 
 
 @dataclass
@@ -61,12 +64,24 @@ class TableSource:
         found = lines(self.pieces(), self.encoding, newline="")
         return csv_table(found, self.delimiter, on_bad="fail")
 
-    def values(self, *, objects: bool = False) -> Iterator[FileRow]:
-        """The values of NDJSON or of a JSON array; with `objects` all of them are objects."""
+    def values(self) -> Iterator[FileRow]:
+        """The values of NDJSON or of a JSON array."""
+        return json_rows(self._texts(), on_bad="fail", unit=self._unit)
+
+    def objects(self) -> Iterator[FileRow]:
+        """The objects of NDJSON or of a JSON array; their fractions are Raw, as they stand."""
+        return json_rows(
+            self._texts(), on_bad="fail", objects=True, unit=self._unit, decode=_decode_raw
+        )
+
+    @property
+    def _unit(self) -> str:
+        return "line" if self.format == "ndjson" else "element"
+
+    def _texts(self) -> Iterator[str]:
         if self.format == "ndjson":
-            return json_rows(lines(self.pieces(), self.encoding), on_bad="fail", objects=objects)
-        texts = elements(decoded(self.pieces(), self.encoding))
-        return json_rows(texts, on_bad="fail", objects=objects, unit="element")
+            return lines(self.pieces(), self.encoding)
+        return elements(decoded(self.pieces(), self.encoding))
 
 
 def detect(

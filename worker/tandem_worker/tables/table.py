@@ -41,10 +41,20 @@ def text(value: Any, hook: Callable[[Any], Any] | None = None) -> str:
     """The value as JSON without surrounding quotes; `hook` converts what JSON cannot represent."""
     if isinstance(value, float):
         return msgspec.json.encode(value).decode() if math.isfinite(value) else non_finite(value)
-    if isinstance(value, Decimal):
-        return f"{value:f}"  # never with an exponent
-    body = msgspec.json.encode(value, enc_hook=hook).decode()
+    body = msgspec.json.encode(plain(value), enc_hook=hook).decode()
     return str(msgspec.json.decode(body)) if body.startswith('"') else body
+
+
+def plain(value: Any) -> Any:
+    """The value with decimals, at any depth, as text that has no exponent."""
+    match value:
+        case Decimal():
+            return f"{value:f}"
+        case list():
+            return list(map(plain, value))
+        case dict():
+            return {name: plain(item) for name, item in value.items()}
+    return value
 
 
 class Columns(NamedTuple):

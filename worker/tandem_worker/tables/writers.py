@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from tandem_worker.archives.compression import ByteSink, Compression, Deflating
-from tandem_worker.tables.table import ColumnBatch, Columns, TableFormat, TableWriter
+from tandem_worker.tables.table import ColumnBatch, Columns, TableFormat, TableWriter, plain
 
 
 def open_writer(
@@ -74,7 +74,7 @@ class JsonWriter:
 
     def write(self, batch: ColumnBatch) -> None:
         names = self._names
-        columns = map(_plain_decimals, batch.columns)
+        columns = map(_plain_column, batch.columns)
         rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
         self.add(map(msgspec.json.encode, rows or [{}] * batch.rows))
 
@@ -92,12 +92,10 @@ class JsonWriter:
         self._out.finish()
 
 
-def _plain_decimals(column: list[Any]) -> list[Any]:
-    """The column with decimals as text without an exponent, which msgspec would write."""
+def _plain_column(column: list[Any]) -> list[Any]:
+    """The column without decimals, which msgspec would write with an exponent."""
     first = next((value for value in column if value is not None), None)
-    if not isinstance(first, Decimal):
-        return column
-    return [f"{value:f}" if isinstance(value, Decimal) else value for value in column]
+    return list(map(plain, column)) if isinstance(first, Decimal | list | dict) else column
 
 
 class Buffer:

@@ -195,13 +195,15 @@ class _Import:
     def _spread(self, rows: list[FileRow]) -> None:
         """Turn objects into lists. A key that is new to the file adds a column."""
         if self._payload.columns is None:
-            new = dict.fromkeys(name for row in rows for name in row.value)
-            added = [name for name in new if name not in set(self._columns)]
-            if added:
-                self._columns = [*self._columns, *added]
+            columns = dict.fromkeys(self._columns)
+            for row in rows:
+                if not columns.keys() >= row.value.keys():
+                    columns |= dict.fromkeys(row.value)
+            if len(columns) > len(self._columns):
+                self._columns = list(columns)
                 self._loader = None
         for row in rows:
-            row.value = [row.value.get(name) for name in self._columns]
+            row.value = list(map(row.value.get, self._columns))
 
     async def _load(self, loader: SqlLoader, rows: list[FileRow], bad: Any) -> None:
         waiting = [rows]

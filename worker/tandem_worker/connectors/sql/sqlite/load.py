@@ -77,8 +77,10 @@ class SqliteLoader:
 def _values(values: Sequence[Any], type_: str) -> Sequence[Any]:
     """A column's values as SQLite stores them under this declared type. Raises RowsRefused."""
     kinds, blob = set(map(type, values)), "BLOB" in type_.upper()
-    if kinds <= _NATIVE and not (blob and str in kinds):
-        return values
+    if kinds <= _NATIVE | {Decimal} and not (blob and str in kinds):
+        if Decimal not in kinds:
+            return values
+        return [float(value) if type(value) is Decimal else value for value in values]
     return each(values, lambda value: _value(value, blob=blob))
 
 
