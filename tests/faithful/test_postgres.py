@@ -137,3 +137,12 @@ async def test_what_psql_refuses_is_refused_at_once(
     with pytest.raises(TaskError) as caught:
         await bench.run(sql_query, payload)
     assert (caught.value.type, caught.value.retryable) == ("sql_error", False)
+
+
+@pytest.mark.parametrize("literal", ["r", "", "\\377", "é"])
+async def test_a_byte_in_an_anonymous_record_is_as_psql_prints_it(
+    bench: Bench, postgres: str, literal: str
+) -> None:
+    value = f'{quoted(literal)}::"char"'
+    await bench.run(sql_query, {"connection": "pg", "sql": f"SELECT ROW({value}) AS v"})
+    assert bench.recorder.items.pop() == {"v": [psql(postgres, f"SELECT {value}::text")[0][0]]}

@@ -105,6 +105,13 @@ _NEGATIVE = 0x4000
 _SPECIAL = {0xC000: "NaN", 0xD000: "Infinity", 0xF000: "-Infinity"}
 
 
+def _char(data: bytes, _: Mapping[int, Reader]) -> str:
+    """A single byte, which is no UTF-8 above ASCII: as PostgreSQL 16 and later write it."""
+    if data == b"\0":
+        return ""
+    return data.decode() if data < b"\x80" else f"\\{data[0]:03o}"
+
+
 def _date(data: bytes, _: Mapping[int, Reader]) -> str:
     (days,) = struct.unpack(">i", data)
     if days in _NEVER:
@@ -168,7 +175,7 @@ def _interval(data: bytes, _: Mapping[int, Reader]) -> str:
 _FIELDS: dict[int, Field] = {
     16: lambda data, _: data != b"\0",
     17: lambda data, _: data,
-    18: _text,
+    18: _char,
     19: _text,
     20: _number(">q"),
     21: _number(">h"),
