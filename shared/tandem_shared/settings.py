@@ -225,9 +225,10 @@ class Settings(BaseSettings):
         90 * 86400.0, ge=1, description="how long the ledger keeps jobs that failed"
     )
     ledger_backlog: int = Field(
-        1_000_000,
-        ge=1,
-        description="events that may wait for the ledger; beyond that, new jobs are rejected (503)",
+        1 << 30,
+        ge=1 << 20,
+        description="bytes of events and jobs that Redis may keep for a ledger that is behind;"
+        " beyond that, new jobs are rejected (503)",
     )
     max_backlog: int = Field(
         1_000_000,

@@ -49,7 +49,7 @@ class JobEvents:
         self._key = f"{prefix}events"
 
     async def join(self, backlog: int) -> None:
-        """Keeps the stream for a ledger; while `backlog` entries wait, no job is accepted."""
+        """Keeps the stream for a ledger; while `backlog` bytes wait for it, no job is accepted."""
         await self._scripts.run("join", backlog)
 
     async def read_new(self, consumer: str, *, block: float) -> EventBatch | None:

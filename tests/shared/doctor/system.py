@@ -98,7 +98,7 @@ async def open_system(redis: Redis, url: str, store: FileStore) -> AsyncIterator
     )
     await queue.register(info, [ENTRY])
     await queue.tick()
-    await queue.events.join(1000)
+    await queue.events.join(1 << 30)
     async with open_ledger(load_settings(database_url=url)) as ledger:
         yield System(queue, redis, ledger, store)
     await queue.close()

@@ -63,6 +63,7 @@ async def a_scheduled_job_missing_from_later(it: Broken) -> None:
 
 
 async def a_parked_job_missing_from_its_place(it: Broken) -> None:
+    await it.shard.worker({"t": 2}, queues=["elsewhere"])
     id = await it.add(version=2)
     await it.worker.claim()
     await it.redis.zrem(it.key("park:task:default:2:t"), id)
@@ -178,6 +179,7 @@ async def a_key_without_holder(it: Broken) -> None:
 
 
 async def an_unlisted_place(it: Broken) -> None:
+    await it.shard.worker({"t": 2}, queues=["elsewhere"])
     await it.add(version=2)
     await it.worker.claim()
     await it.redis.delete(it.key("parked"))

@@ -1,13 +1,21 @@
 """The stream of events: entries and final records are kept until the ledger has them."""
 
 import pytest
+from redis.asyncio import Redis
 
+from tandem_shared import catalogue
 from tandem_shared.errors import Unavailable
+from tandem_shared.jobs.ids import new_id
+from tandem_shared.jobs.record import JobOptions, Submission
+from tandem_shared.jobs.states import State
 from tandem_shared.queue.events import LEDGER_FIELDS, EventBatch
+from tandem_shared.queue.messages import Finish
+from tandem_shared.queue.queue import Queue
+from tests.api.fake_worker import ANY, FakeWorker
 from tests.conftest import eventually
 from tests.shared.queue.model.shard import Shard, Worker, job
 
-BACKLOG = 1000
+BACKLOG = 1 << 30  # bytes
 
 
 async def read(shard: Shard, consumer: str) -> EventBatch:
@@ -164,15 +172,58 @@ async def test_bytes_that_are_not_utf_8_are_replaced(shard: Shard) -> None:
 async def test_submissions_stop_while_the_ledger_is_too_far_behind(
     shard: Shard,
 ) -> None:
-    await shard.queue.events.join(2)
-    await shard.add()
-    await shard.add()
+    await shard.queue.events.join(2000)
+    await shard.add(payload=b'"%d"' % 10**900)
+    await shard.add(payload=b'"%d"' % 10**900)
     before = await shard.snapshot()
     with pytest.raises(Unavailable, match="behind"):
         await shard.queue.submit(job())
     assert (await shard.snapshot()).jobs == before.jobs
     await shard.queue.events.acknowledge((await read(shard, "one")).entries, [])
     await shard.add()
+
+
+@pytest.mark.parametrize(
+    ("payload", "result", "together"), [(2, 2, 500), (2, 2, 1), (3000, 2, 100), (2, 9000, 50)]
+)
+async def test_a_ledger_that_stands_still_ends_at_a_known_size_of_redis(
+    redis: Redis, payload: int, result: int, together: int
+) -> None:
+    limit = 4 << 20
+    queue = Queue(redis)
+    await queue.events.join(limit)
+    worker = FakeWorker(queue)
+    await worker.publish(ANY)
+    options = JobOptions(timeout=30)
+
+    async def used() -> int:
+        return int((await redis.info("memory"))["used_memory"])
+
+    def submission() -> Submission:
+        data = b'"%s"' % (b"x" * payload)
+        return Submission(id=new_id(), task=ANY.name, payload=data, options=options)
+
+    async def fill(size: int) -> None:
+        number = 0
+        while await used() < size:
+            number += 1
+            await queue.submit_many([submission() for _ in range(together)])
+            claim = await queue.claim(
+                "hand-1", number, slots=together, tasks=catalogue.digest([ANY]), queues=["default"]
+            )
+            body = b'"%s"' % (b"x" * result)
+            await queue.finish(
+                [
+                    Finish(one.id, one.token, State.SUCCEEDED, "succeeded", body)
+                    for one in claim.jobs
+                ]
+            )
+
+    before = await used()
+    with pytest.raises(Unavailable, match="behind"):
+        await fill(before + 10 * limit)
+    assert 0.7 < (await used() - before) / limit < 1.5
+    await queue.close()
 
 
 async def test_a_ledger_can_join_an_empty_redis_again(shard: Shard) -> None:

@@ -29,5 +29,6 @@ if entries > 0 then
       end
     end
   end
+  note_read()
 end
 return 1

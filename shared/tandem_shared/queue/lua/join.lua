@@ -1,5 +1,5 @@
--- join(backlog): a ledger consumes the events, from the oldest that is left. While the stream has
--- `backlog` entries, no new job is accepted. Removes consumers that are long gone and hold nothing.
+-- join(backlog): a ledger consumes the events, from the oldest that is left. While it has not read
+-- `backlog` bytes, no new job is accepted. Removes consumers that are long gone and hold nothing.
 
 local stream = P .. 'events'
 local created = redis.pcall('XGROUP', 'CREATE', stream, 'ledger', '0', 'MKSTREAM')
@@ -16,6 +16,7 @@ if not created.err or call('HEXISTS', P .. 'clock', 'joined') == 0 then
     end
   end
 end
+note_read()
 local consumers = call('XINFO', 'CONSUMERS', stream, 'ledger')
 for i = 1, #consumers do
   local consumer = {}

@@ -2,8 +2,11 @@
 -- their queue has fewer than `max unfinished` jobs that are not final (0: no limit). Returns five
 -- values per job, see `enter`.
 
-if ledger_backlog() and call('XLEN', P .. 'events') >= ledger_backlog() then
-  return redis.error_reply('BACKLOG the ledger is too far behind')
+if ledger_backlog() then
+  local c = call('HMGET', P .. 'clock', 'written', 'read')
+  if tonumber(c[1] or 0) - tonumber(c[2] or 0) >= ledger_backlog() then
+    return redis.error_reply('BACKLOG the ledger is too far behind')
+  end
 end
 
 local max_unfinished = tonumber(ARGV[4])

@@ -6,6 +6,7 @@
 
 local TEMPLATE_ARGS, JOB_ARGS = 14, 3
 local NOW_MS_TEXT = int(NOW_MS)
+local RECORD_BYTES = 500 -- of a record in Redis, about, besides its options and payload
 
 -- The position of the first job in ARGV.
 local function first_job(start)
@@ -66,6 +67,7 @@ local function enter(start, at, refusal)
     call('HSET', job, 'exp', NOW_MS + tonumber(expires))
     call('ZADD', P .. 'expiries', NOW_MS + tonumber(expires), id)
   end
+  kept_bytes = kept_bytes + RECORD_BYTES + #opts + #payload
   change_state(id, r, state, NOW_STAMP)
   if state == 'queued' and is_paused(queue) then
     park_paused(id, r)

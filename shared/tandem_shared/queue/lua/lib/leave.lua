@@ -67,6 +67,7 @@ end
 -- to read the record; `acknowledge` sets them then.
 local function finalize(id, r, v, ...)
   call('HSET', P .. 'job:' .. id, 'state', r.state, 'v', v, 'ended', v, ...)
+  kept_bytes = kept_bytes + #select(select('#', ...), ...) -- result or error
   if not ledger_backlog() then
     set_ttls(id, r)
   end

@@ -70,6 +70,7 @@ end
 
 -- Gathered by the transitions below, written by `commit`.
 local counts, events, bells, workers_to_wake = {}, {}, {}, {}
+local kept_bytes = 0 -- that entered records with these events
 
 local function add_count(queue, state, by)
   local of = counts[queue]
@@ -190,14 +191,22 @@ local function place_of(r)
   return P .. 'later'
 end
 
--- The number of events that may wait for a ledger, or false if no ledger has joined. With a ledger,
--- events are trimmed only once it has read them.
+-- The bytes that may be kept for a ledger that has not read them, or false if no ledger has joined.
+-- With a ledger, events are trimmed only once it has read them.
 local backlog
 local function ledger_backlog()
   if backlog == nil then
     backlog = tonumber(call('HGET', P .. 'clock', 'ledger') or nil) or false
   end
   return backlog
+end
+
+-- The ledger has read all before the first entry of the stream. `b` of an entry is what was
+-- written before it, in bytes, so `written` less `read` is what the ledger has not read.
+local function note_read()
+  local first = call('XRANGE', P .. 'events', '-', '+', 'COUNT', 1)[1]
+  local read = first and first[2][4] or call('HGET', P .. 'clock', 'written') or 0
+  call('HSET', P .. 'clock', 'read', read)
 end
 
 -- Lets a final record and all that belongs to it expire.
@@ -226,7 +235,10 @@ local function commit()
   end
   if #events > 0 then -- one entry for up to 500 transitions
     if ledger_backlog() then
-      call('XADD', P .. 'events', '*', 'e', table.concat(events, '\n'))
+      local lines = table.concat(events, '\n')
+      kept_bytes = kept_bytes + #lines
+      local written = call('HINCRBY', P .. 'clock', 'written', kept_bytes)
+      call('XADD', P .. 'events', '*', 'e', lines, 'b', int(written - kept_bytes))
     else
       call('XADD', P .. 'events', 'MAXLEN', '~', 1000, '*', 'e', table.concat(events, '\n'))
     end
