@@ -83,7 +83,7 @@ def unpacked(data: bytes, format_: str) -> dict[str, bytes]:
 
 def extracted(success: Success) -> str | None:
     source: Material = success.payload["source"]
-    if not source.whole or not source.name.endswith((".zip", ".tar")):
+    if not source.whole or source.data.startswith(COMPRESSED):
         return None
     expected = unpacked(source.data, "zip" if source.data.startswith(b"PK") else "tar")
     found = {ref["name"]: success.files[ref["file"]] for ref in success.result["files"]}

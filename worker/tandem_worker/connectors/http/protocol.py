@@ -13,7 +13,7 @@ from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from tandem_worker.connectors.http.decoding import DecodedBody, codings
-from tandem_worker.connectors.http.regular_heads import regular_head
+from tandem_worker.connectors.http.regular_heads import plain_head, regular_head
 
 MAX_HEADER_BYTES = 64 << 10  # of one header, and of the status line
 MAX_HEADERS = 1000
@@ -90,6 +90,10 @@ class ResponseProtocol(ResponseHandler):
     def _take_head(self, head: ResponseHead, data: bytes) -> bytes:
         """Parse the header block if it is complete, and return what follows it."""
         if not head.data:
+            if plain := plain_head(data):
+                self._head, self._transfer_codings = None, []
+                super().data_received(data[:plain])
+                return data[plain:]
             data = data.lstrip(b"\r\n")
         try:
             end = head.add(data)
@@ -123,7 +127,8 @@ class ResponseProtocol(ResponseHandler):
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         message, payload = data
-        names = codings(message.headers.getall("Content-Encoding", ())) + self._transfer_codings
+        declared = message.headers.getall("Content-Encoding", ())
+        names = codings(declared) + self._transfer_codings if declared else self._transfer_codings
         decoded = names and payload is not EMPTY_PAYLOAD
         body = DecodedBody(self, payload, names, self._loop) if decoded else payload
         super().feed_data((message, body), size)

@@ -1,7 +1,7 @@
 """Header blocks that aiohttp's parser refuses and curl takes, put into a form that both take.
 
-Only an irregular block costs more than one look: folded lines, odd names and status lines, several
-lengths, and transfer codings other than chunked.
+They have folded lines, odd names or status lines, several lengths, or transfer codings other than
+chunked. A plain block, as most are, costs one look.
 """
 
 import re
@@ -11,10 +11,15 @@ from aiohttp.http_exceptions import BadHttpMessage
 
 from tandem_worker.connectors.http.decoding import codings
 
+MAX_PLAIN_BYTES = 4000  # which hold fewer headers than any bound allows
+
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_REGULAR = re.compile(
-    rb"HTTP/1\.[01] [0-9]{3}(?: [^\x00-\x08\x0a-\x1f\x7f]*)?\r?\n"
-    rb"(?:" + _TOKEN + rb":(?! *\r?\n[ \t])[^\r\n\x00]*\r?\n(?![ \t]))*\r?\n"
+_LINE = (
+    rb"(?!(?i:content-length|transfer-encoding)[ \t]*:)" + _TOKEN + rb":[^\r\n\x00]*\r\n(?![ \t])"
+)
+_PLAIN = re.compile(
+    rb"HTTP/1\.[01] [0-9]{3}(?: [^\x00-\x08\x0a-\x1f\x7f]*)?\r\n(?![ \t])"
+    rb"(?:" + _LINE + rb")*(?:(?i:content-length): ?[0-9]+\r\n(?:" + _LINE + rb")*)?\r\n"
 )
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 _STATUS = re.compile(rb"(?i)HTTP/(1\.[01]|[23](?:\.0)?) +([0-9]{3})(?: +([^\x00]*))?")
@@ -26,14 +31,19 @@ _FRAMING = re.compile(
 )
 
 
+def plain_head(data: bytes) -> int:
+    """Where the header block at the start of the data ends, if it needs no change; else 0."""
+    match = _PLAIN.match(data)
+    return match.end() if match is not None and match.end() <= MAX_PLAIN_BYTES else 0
+
+
 def regular_head(head: bytes) -> tuple[bytes, list[str]]:
     """The block as aiohttp's parser takes it, and the codings of the body below its chunks.
 
     What curl refuses, too, is left as it is for the parser to refuse. Raises BadHttpMessage for a
     NUL and for an unknown transfer coding.
     """
-    if _REGULAR.fullmatch(head) is None:
-        head = _straightened(head)
+    head = _straightened(head)
     framing = _FRAMING.findall(head)
     lengths = [value for name, value in framing if name.lower() == b"content-length"]
     if len(lengths) == len(framing) < 2 and b"," not in b"".join(lengths):
