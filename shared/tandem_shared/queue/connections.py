@@ -1,11 +1,17 @@
 """Connections to Redis with bounds on number and time, and a fast command encoder."""
 
 import asyncio
+import re
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import hiredis
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.exceptions import ConnectionError  # noqa: A004 - redis-py's callers expect this class
+from redis.exceptions import (
+    ConnectionError,  # noqa: A004 - redis-py's callers expect this class
+    NoPermissionError,
+)
 
 from tandem_shared.queue.scripts import Arg
 from tandem_shared.queue.sentinel import connection_options
@@ -26,12 +32,43 @@ def pool(url: str, *, timeout: float = 5.0, connections: int = 32) -> BlockingCo
         if found is None
         else BlockingConnectionPool(**limits, **connection_options(found))
     )
-    made.connection_class = type("HiredisConnection", (_HiredisWriter, made.connection_class), {})
+    # Every connection shares one RunId; `Repeats` finds it at the pool.
+    shared = {"run_id": RunId()}
+    bases = (_QueueConnection, made.connection_class)
+    made.connection_class = type("QueueConnection", bases, shared)
+    vars(made).update(shared)
     return made
 
 
-class _HiredisWriter:
+class RunId:
+    """Names the process that answers for Redis: another one may have lost its last seconds."""
+
+    def __init__(self) -> None:
+        self.on_change: list[Callable[[], None]] = []
+        self._known = b""
+
+    def met(self, found: bytes) -> None:
+        """A new connection talks to this process."""
+        changed, self._known = self._known and found != self._known, found
+        if changed:
+            for callback in self.on_change:
+                callback()
+
+
+class _QueueConnection:
     socket_timeout: float | None
+    run_id: RunId
+
+    async def on_connect(self) -> None:
+        """Reads the server's run id, before anything else is sent; a user may lack the right to."""
+        connection: Any = self
+        await super().on_connect()  # type: ignore[misc] # the class beside this one has it
+        await connection.send_command("INFO", "server")
+        with suppress(NoPermissionError):
+            info = await connection.read_response()
+            found = re.search(rb"run_id:(\w+)", info)
+            if found is not None:
+                self.run_id.met(found[1])
 
     # redis-py's asyncio client packs commands in Python, which takes seven times as long as this
     # for a script's arguments.

@@ -37,9 +37,12 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
+import structlog
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from tandem_shared import catalogue
+from tandem_shared.backoff import until_available
 from tandem_shared.errors import Conflict, TandemError
 from tandem_shared.jobs.record import RECORD_FIELDS, Record, Submission, parse
 from tandem_shared.jobs.replay import ReplayInput
@@ -73,6 +76,7 @@ from tandem_shared.queue.messages import (
     submit_args,
 )
 from tandem_shared.queue.pubsub import ChangeSignal, JobSubscriptions
+from tandem_shared.queue.recent import Repeats
 from tandem_shared.queue.scripts import (
     CLOCK,
     MAX_CALL_BYTES,
@@ -90,6 +94,10 @@ from tandem_shared.queue.steps import StepRecords
 ARCHIVE_FROM_BYTES = 2 << 20
 MAX_TAIL_BYTES = 3 << 20
 MAX_READ_STREAMS = 32  # per round trip
+# Of what is repeated if Redis comes back older: kept bytes of each kind, and jobs per call.
+RECENT_BYTES, ID_BYTES, REPEATED_JOBS = 32 << 20, 200, 100
+
+log = structlog.get_logger()
 
 
 def _call_bytes(job: Submission) -> int:
@@ -121,6 +129,11 @@ class Queue:
         self.lease, self.grace = lease, grace
         self._redis: Any = redis
         self._backlog = backlog
+        self.repeats = Repeats(redis)
+        self.repeats.on_restart(self._repeat)
+        self._submitted = self.repeats.keep(RECENT_BYTES)  # (Submission, its answer)
+        self._cancelled = self.repeats.keep(RECENT_BYTES)  # (id, tenant)
+        self._forgotten = self.repeats.keep(RECENT_BYTES)  # ids
         self._scripts = Scripts(redis, self.prefix, (lease, keep, grace), clock=clock)
         self._subscriptions = JobSubscriptions(redis, self.prefix, self._scripts)
         self.events = JobEvents(redis, self.prefix, self._scripts)  # for the ledger
@@ -145,6 +158,7 @@ class Queue:
 
     async def close(self) -> None:
         """Ends the subscriptions; the client belongs to the caller."""
+        await self.repeats.close()
         await self._subscriptions.close()
 
     async def submit(self, job: Submission) -> Submitted:
@@ -170,8 +184,40 @@ class Queue:
         return answers
 
     async def _submit(self, jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
-        reply = await self._scripts.run("submit", self._backlog, *submit_args(jobs))
-        return parse_submitted(reply, jobs)
+        return await self._enter(jobs, self._backlog)
+
+    async def _enter(self, jobs: Sequence[Submission], backlog: int) -> list[Submitted | Refusal]:
+        reply = await self._scripts.run("submit", backlog, *submit_args(jobs))
+        answers = parse_submitted(reply, jobs)
+        pairs = [*zip(jobs, answers, strict=True)]
+        self._submitted.add(pairs, sum([_call_bytes(job) for job in jobs]))
+        return answers
+
+    async def _repeat(self) -> None:
+        """Submits and cancels again what Redis accepted in the last seconds: it may be older now.
+
+        A job under an idempotency key gets the id again that its client got.
+        """
+        gone = set(self._forgotten)
+        jobs = [
+            replace(job, id=answer.id)
+            for job, answer in self._submitted
+            if isinstance(answer, Submitted) and answer.id not in gone
+        ]
+        for start in range(0, len(jobs), REPEATED_JOBS):
+            some = jobs[start : start + REPEATED_JOBS]
+            answers = await until_available(partial(self._enter, some, 0))
+            pairs = zip(some, answers, strict=True)
+            lost = [
+                job.id
+                for job, answer in pairs
+                if not isinstance(answer, Submitted) or answer.id != job.id
+            ]
+            if lost:
+                log.warning("Redis has lost jobs, and refuses them now", jobs=lost)
+        for id, tenant in dict.fromkeys(self._cancelled):
+            if id not in gone:
+                await until_available(partial(self._scripts.run, "cancel", id, tenant))
 
     async def get(self, id: str, *, tenant: str = "default") -> Record | None:
         """The job; None if it does not exist, or belongs to another tenant."""
@@ -220,6 +266,7 @@ class Queue:
         deleted = await self._scripts.run("forget", id, tenant)
         if deleted < 0:
             raise Conflict("the job is not final; cancel it first")
+        self._forgotten.add((id,), ID_BYTES)
         return bool(deleted)
 
     def subscribe(self, id: str) -> AbstractAsyncContextManager[ChangeSignal]:
@@ -230,6 +277,7 @@ class Queue:
         """Cancels the job in whatever state and returns it; None as for `get`."""
         if not await self._scripts.run("cancel", id, tenant):
             return None
+        self._cancelled.add(((id, tenant),), ID_BYTES)
         return await self.get(id, tenant=tenant)
 
     async def output(self, id: str, after: int = 0, limit: int = 100) -> list[Chunk]:
@@ -288,15 +336,20 @@ class Queue:
     ) -> Claim:
         """Takes up to `slots` due jobs. `number` grows per call; a repeat returns the same jobs."""
         slots = min(slots, MAX_CALL_JOBS)
-        return parse_claim(
-            await self._scripts.run("claim", worker, number, slots, max_bytes, tasks, *queues)
-        )
+        reply = await self._scripts.run("claim", worker, number, slots, max_bytes, tasks, *queues)
+        self.repeats.confirm()
+        return parse_claim(reply)
 
-    async def finish(self, outcomes: Sequence[Finish]) -> list[str]:
+    async def finish(
+        self, outcomes: Sequence[Finish], *, again: bool = False, accepted: bool = False
+    ) -> list[str]:
         """Ends at most 500 attempts.
 
-        The answers: 'ok'; 'lost', to another attempt; 'behind', since Redis has lost reports of the
-        attempt; 'gone', no record.
+        The answers: 'ok'; 'cancelled' or 'failed', if that is what the job became instead; 'lost',
+        to another attempt; 'behind', since Redis has lost reports of the attempt; 'gone', no
+        record. `again`: after a fault; attempts that Redis has forgotten, because it came back
+        older, end nevertheless. `accepted`: so do all of these, which were accepted and are final,
+        whatever has become of their jobs since.
         """
         args: list[Arg] = []
         for one in outcomes:
@@ -304,7 +357,11 @@ class Queue:
                 one.id, one.token, one.to.value, one.outcome, one.body, int(one.delay * 1000),
                 one.files, one.reports,
             )  # fmt: skip
-        return [word.decode() for word in await self._scripts.run("finish", *args)]
+        if again or accepted:
+            words = await self._scripts.run("finish_again", int(accepted), *args)
+        else:
+            words = await self._scripts.run("finish", *args)
+        return [word.decode() for word in words]
 
     async def report(
         self,
@@ -355,7 +412,9 @@ class Queue:
 
     async def tick(self) -> int:
         """Settles ended leases, due jobs and expiries; returns the number of ended leases."""
-        return int(await self._scripts.run("tick"))
+        settled = int(await self._scripts.run("tick"))
+        self.repeats.confirm()
+        return settled
 
     async def ping(self) -> float:
         """Seconds for the round trip of a write that needs no memory."""

@@ -14,6 +14,7 @@ commands share; PARTS lists the parts of each command in the order in which they
     lib/publish   what is published of tasks, as live workers bring it
     lib/enter     the entry of new jobs
     lib/start     the entry to `running`, and what keeps a job from it
+    lib/resume    attempts that Redis has forgotten
     <name>.lua    the command: reads its arguments from ARGV[4] on, returns the reply
 
 KEYS[1] is the shard's prefix; ARGV[1..3] are lease, retention and cancel grace in ms. A script that
@@ -47,8 +48,9 @@ _DUE = (*_LEASES, "due")
 PARTS = {
     "submit": ("record", "enter"),
     "claim": (*_DUE, "start"),
-    "beat": _LEASES,
+    "beat": (*_LEASES, "start", "resume"),
     "finish": _LEAVE,
+    "finish_again": (*_LEAVE, "start", "resume"),
     "report": ("record",),
     "archive": ("when_full", "record"),
     "step": ("record",),

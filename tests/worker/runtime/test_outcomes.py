@@ -26,7 +26,9 @@ class FakeQueue(Queue):
         self.written: list[Finish] = []
         self.open = asyncio.Event()
 
-    async def finish(self, outcomes: Sequence[Finish]) -> list[str]:
+    async def finish(
+        self, outcomes: Sequence[Finish], *, again: bool = False, accepted: bool = False
+    ) -> list[str]:
         await self.open.wait()
         if self.faults:
             raise self.faults.pop(0)

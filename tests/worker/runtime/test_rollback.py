@@ -1,21 +1,27 @@
 """Redis comes back older than it was, while a worker runs: nothing is lost that the worker knew."""
 
 import asyncio
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tandem_shared.dev.servers import redis_server
+from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.states import State
 from tandem_shared.queue import recent
 from tandem_shared.retry_policy import RetryPolicy
 from tandem_worker import task
 from tandem_worker.jobs.job import Job
 from tandem_worker.runtime import outbox
-from tests.conftest import eventually
+from tests.conftest import eventually, started
 from tests.shared.queue.model.rollback import copy_keys, roll_back
-from tests.worker.workers import Client, outcomes, working
+from tests.worker.workers import Client, open_client, outcomes, working
 
 ONCE = RetryPolicy(max_attempts=1)
 
@@ -105,6 +111,171 @@ async def test_a_job_whose_output_is_not_kept_runs_again_uncharged(
             b"%d" % n for n in range(3 + after)
         ]
         assert record.state is State.SUCCEEDED
+
+
+async def test_a_success_that_was_accepted_stays(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
+    begun: list[int] = []
+
+    @task("counts", retry=ONCE)
+    async def counts(job: Job) -> int:
+        begun.append(job.attempt)
+        for n in range(3):
+            await job.emit([len(begun), n])
+        return len(begun)
+
+    prefix = client.queue.prefix
+    async with working(redis_url, tmp_path, counts) as worker:
+        id = await client.submit(counts, delay=60)
+        copy = await copy_keys(client.redis, prefix)
+        await client.redis.zadd(f"{prefix}later", {id: 0})
+        assert await client.result(id) == 1
+        output = await client.queue.output(id)
+        told = await client.record(id)
+        await roll_back(client.redis, prefix, copy)
+        assert (await client.record(id)).state is State.SCHEDULED
+        worker.queue.repeats.start()
+        assert await client.result(id) == 1
+        record = await client.record(id)
+        assert (outcomes(record), begun) == (["succeeded"], [1])
+        assert (record.began, record.attempts[0].worker) == (told.began, worker.id)
+        assert await client.queue.output(id) == output
+        assert record.stamp > told.stamp
+
+
+async def test_a_success_goes_before_a_later_attempt(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
+    begun: list[int] = []
+    second = asyncio.Event()
+
+    @task("counts", retry=ONCE)
+    async def counts(job: Job) -> int:
+        begun.append(job.attempt)
+        if len(begun) > 1:
+            second.set()
+            await asyncio.sleep(60)
+        return len(begun)
+
+    prefix = client.queue.prefix
+    async with working(redis_url, tmp_path, counts) as worker:
+        id = await client.submit(counts, delay=60)
+        copy = await copy_keys(client.redis, prefix)
+        await client.redis.zadd(f"{prefix}later", {id: 0})
+        assert await client.result(id) == 1
+        await roll_back(client.redis, prefix, copy)
+        await client.redis.zadd(f"{prefix}later", {id: 0})
+        await client.queue.tick()
+        await second.wait()
+        worker.queue.repeats.start()
+        assert await client.result(id) == 1
+        assert outcomes(await client.record(id)) == ["released", "succeeded"]
+
+
+async def test_an_attempt_goes_on_whose_claim_redis_has_forgotten(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
+    streaming = Streaming(3, 3)
+    prefix = client.queue.prefix
+    async with working(redis_url, tmp_path, streaming.task) as worker:
+        id = await client.submit(streaming.task, delay=60)
+        copy = await copy_keys(client.redis, prefix)
+        await client.redis.zadd(f"{prefix}later", {id: 0})
+        streaming.go_first.set()
+        await streaming.emitted.wait()
+        await eventually(lambda: _has(client, id, 3))
+        token = worker.slots.leases.held[id][0]
+        await roll_back(client.redis, prefix, copy)
+        worker.control.heartbeat.beat()
+        assert (await client.record(id)).state is State.RUNNING
+        assert await client.redis.hget(f"{prefix}job:{id}", "token") == token.encode()
+        streaming.go_on.set()
+        assert await client.result(id) == 6
+        assert await client.items(id) == list(range(6))
+        assert (outcomes(await client.record(id)), streaming.begun) == (["succeeded"], [1])
+
+
+class ServerThatForgets:
+    """A Redis whose process comes back with its data as they were at `copy`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.server = redis_server(directory)
+        self._directory, self._copy = directory, directory / "copy"
+        self._stack = ExitStack()
+        self._process: subprocess.Popen[bytes]
+
+    async def start(self) -> None:
+        self._process = self._stack.enter_context(started(self.server))
+        await eventually(self.server.ready)
+
+    def copy(self) -> None:
+        self._copy.mkdir()
+        for path in self._directory.glob("appendonly*"):
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, self._copy / path.name)
+
+    async def roll_back(self) -> None:
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait, 10)
+        for path in self._directory.glob("appendonly*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in self._copy.iterdir():
+            path.rename(self._directory / path.name)
+        await self.start()
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+async def test_a_crash_of_redis_that_loses_its_last_writes_costs_nothing(tmp_path: Path) -> None:
+    begun: list[int] = []
+
+    @task("counts", retry=ONCE)
+    async def counts(job: Job) -> int:
+        begun.append(job.attempt)
+        return len(begun)
+
+    streaming = Streaming(3, 3)
+    with tempfile.TemporaryDirectory(prefix="tandem-") as short, ExitStack() as stack:
+        redis = ServerThatForgets(Path(short))
+        stack.callback(redis.close)
+        await redis.start()
+        url = redis.server.url
+        async with (
+            open_client(url) as client,
+            working(url, tmp_path, counts, streaming.task) as worker,
+        ):
+            # An answer means that the write is in the file that is copied.
+            await client.redis.config_set("appendfsync", "always")
+            await client.queue.tick()
+            streams = await client.submit(streaming.task)
+            await streaming.first.wait()
+            redis.copy()
+            streaming.go_first.set()
+            await eventually(lambda: _has(client, streams, 3))
+            done = await client.submit(counts)
+            assert await client.result(done) == 1
+            later = await client.submit(counts, delay=3600)
+            dropped = await client.submit(counts, delay=3600)
+            await client.queue.cancel(dropped)
+            await redis.roll_back()
+
+            async def known() -> bool:
+                with suppress(Unavailable):
+                    records = [await client.queue.get(id) for id in (done, later, dropped)]
+                    return [one and one.state for one in records] == [
+                        State.SUCCEEDED, State.SCHEDULED, State.CANCELLED,
+                    ]  # fmt: skip
+                return False
+
+            await eventually(known)
+            assert await client.result(done) == 1
+            assert begun == [1]
+            streaming.go_on.set()
+            assert await client.result(streams) == 6
+            assert await client.items(streams) == list(range(6))
+            assert streaming.begun == [1]
+            assert worker.jobs_failed == 0
 
 
 async def _has(client: Client, id: str, count: int) -> bool:

@@ -9,7 +9,6 @@ from tandem_shared.files.store import FileStore
 from tandem_shared.queue.batch import Batcher
 from tandem_shared.queue.messages import Chunk, Report, Reported
 from tandem_shared.queue.queue import Queue
-from tandem_shared.queue.recent import Recent
 from tandem_shared.streams.segments import write_segment
 from tandem_worker.runtime.metrics import ObserveBatch
 
@@ -32,7 +31,7 @@ class Outbox:
             max_items=50,
             size=lambda reports: sum(len(report.body) for report in reports),
         )
-        self._recent: Recent[tuple[Report, Reported]] = Recent(RECENT_BYTES)
+        self._recent = queue.repeats.keep(RECENT_BYTES)  # (Report, its answer)
         self.loop = asyncio.get_running_loop()
         self._moves = asyncio.Semaphore(MAX_MOVES)
 

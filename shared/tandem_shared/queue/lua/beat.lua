@@ -1,8 +1,8 @@
 -- beat(worker, catalogue, draining, then id and token of each job held): renews the leases that
--- this worker still holds, also one that has ended but is not settled; never adds one. Returns
--- whether the worker is known (0: register again), then 'lost' or 'cancel' and the id of each job
--- whose code should stop. A job with a cancel request is not renewed: its lease ends with the
--- cancel grace.
+-- this worker still holds, also one that has ended but is not settled, or that Redis has forgotten
+-- since it came back older. Returns whether the worker is known (0: register again), then 'lost' or
+-- 'cancel' and the id of each job whose code should stop. A job with a cancel request is not
+-- renewed: its lease ends with the cancel grace.
 
 local worker, catalogue = ARGV[4], ARGV[5]
 local me = P .. 'worker:' .. worker
@@ -20,7 +20,7 @@ local out, renewed = { known }, {}
 for at = 7, #ARGV, 2 do
   local id = ARGV[at]
   local r = call('HMGET', P .. 'job:' .. id, 'state', 'token', 'cancel')
-  if r[1] ~= 'running' or r[2] ~= ARGV[at + 1] then
+  if (r[1] ~= 'running' or r[2] ~= ARGV[at + 1]) and not resume(id, ARGV[at + 1]) then
     out[#out + 1] = 'lost'
     out[#out + 1] = id
   elseif r[3] then
@@ -34,4 +34,5 @@ end
 if #renewed > 0 then
   call('ZADD', P .. 'leases', 'XX', unpack(renewed))
 end
+commit()
 return out

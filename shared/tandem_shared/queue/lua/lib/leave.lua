@@ -123,7 +123,8 @@ local dropped_leases = {} -- removed by `drop_leases`, all at once
 -- cancelled, retrying (after `delay` ms), queued (handed back, uncharged) or lost. `body` is the
 -- JSON of the result or the failure, `files` that of the published files, `reports` the number of
 -- the attempt's last report. Returns 'ok', also for a repeat, which the record's last token shows;
--- 'lost' if another attempt has the job; 'behind' if Redis lacks reports of it; or 'gone'.
+-- the final state that the job has instead of `to`; 'lost' if another attempt has the job; 'behind'
+-- if Redis lacks reports of this one; or 'gone'.
 local function leave(id, token, to, outcome, body, delay, files, reports)
   local r = read_record(id, FINAL[to])
   if not r.state then
@@ -133,14 +134,14 @@ local function leave(id, token, to, outcome, body, delay, files, reports)
     return 'lost'
   end
   if r.state ~= 'running' then
-    return token and 'ok' or 'lost'
+    return not token and 'lost' or FINAL[r.state] and r.state ~= to and r.state or 'ok'
   end
   if token and reports ~= '0'
     and tonumber(call('HGET', P .. 'job:' .. id, 'oq') or 0) < tonumber(reports) then
     return 'behind'
   end
 
-  local lost = to == 'lost'
+  local lost, asked = to == 'lost', to
   if r.cancel then
     to, outcome = 'cancelled', 'cancelled' -- a cancel request wins over every other outcome
   elseif lost then
@@ -207,7 +208,7 @@ local function leave(id, token, to, outcome, body, delay, files, reports)
     end
   end
   wake(r)
-  return 'ok'
+  return token and FINAL[to] and to ~= asked and to or 'ok'
 end
 
 local function drop_leases()

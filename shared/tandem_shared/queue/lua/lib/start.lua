@@ -103,13 +103,18 @@ local function append_claimed(out, id, token, r)
   out[n + 6], out[n + 7], out[n + 8], out[n + 9] = r.tenant, r.payload, r.opts, r.due
 end
 
--- Starts an attempt under a new token. Appends its lease to `leases`, and the job to `out`.
-local function start_attempt(id, r, worker, leases, out)
+-- Starts an attempt under a new token, or again under the token that begins with `stamp`. Appends
+-- its lease to `leases`, and the job to `out`.
+local function start_attempt(id, r, worker, leases, out, stamp)
   local v = next_stamp(r)
-  local token = v .. '.' .. worker
+  if stamp and tonumber(stamp) > last_stamp(r) then
+    v = stamp
+  end
+  local began = stamp or v
+  local token = began .. '.' .. worker
   r.attempt = r.attempt == '0' and '1' or int(r.attempt + 1)
   change_state(id, r, 'running', v)
-  call('HSET', P .. 'job:' .. id, 'state', 'running', 'v', v, 'began', v, 'token', token,
+  call('HSET', P .. 'job:' .. id, 'state', 'running', 'v', v, 'began', began, 'token', token,
     'attempt', r.attempt)
   if r.attempts then
     call('HDEL', P .. 'job:' .. id, 'progress', 'oq')
