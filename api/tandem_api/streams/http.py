@@ -84,7 +84,7 @@ async def stream_job(request: Request) -> Response:
     chosen = negotiate(headers_of(request).get("accept", ""), types)
     id = request.path_params["id"]
     record = await find_job(state, id)
-    after = _after(request, record)
+    after = _after(request, record, state["queue"].clock.now())
     if after is not None and after == end_position(record):
         return Response(status_code=204)  # stops an EventSource from reconnecting
     if after is not None and isinstance(chosen, CsvFormat):
@@ -103,7 +103,7 @@ def _types(request: Request) -> frozenset[str]:
     return types
 
 
-def _after(request: Request, record: Record) -> Position | None:
+def _after(request: Request, record: Record, now: float) -> Position | None:
     # A browser reconnects with the same URL, so Last-Event-ID is the newer of the two.
     text = headers_of(request).get("last-event-id") or request.query_params.get("after")
     if not text:
@@ -111,7 +111,7 @@ def _after(request: Request, record: Record) -> Position | None:
     if len(text) > MAX_ID_CHARS:
         raise BadCursor
     place = parse_position(text)
-    check_position(record, place)
+    check_position(record, place, now)
     return place
 
 

@@ -234,7 +234,10 @@ class Subscription:
             if record is None:
                 raise NotFound("job", self.id)
             reader = StreamReader(
-                state["source"], self.id, after=self._start(record), types=self._types
+                state["source"],
+                self.id,
+                after=self._start(record, queue.clock.now()),
+                types=self._types,
             )
 
             async def send(record: Record) -> None:
@@ -250,13 +253,13 @@ class Subscription:
                 raise NotFound("job", self.id)
             raise Unavailable("Redis does not answer")
 
-    def _start(self, record: Record) -> Position:
+    def _start(self, record: Record, now: float) -> Position:
         if self._after is None:
             return START
         if len(self._after) > MAX_ID_CHARS:
             raise BadCursor
         place = parse_position(self._after)
-        check_position(record, place)
+        check_position(record, place, now)
         if place == end_position(record):
             # Over HTTP this is a 204. Here `end` is sent again, to confirm that the stream is
             # complete.

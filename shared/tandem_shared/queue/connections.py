@@ -48,11 +48,15 @@ class RunId:
         self._known = b""
 
     def met(self, found: bytes) -> None:
-        """A new connection talks to this process."""
+        """A new connection talks to this process. Raises ConnectionError if it is another one.
+
+        So the call that has met it does not reach it before what may be lost is repeated.
+        """
         changed, self._known = self._known and found != self._known, found
         if changed:
             for callback in self.on_change:
                 callback()
+            raise ConnectionError("another process answers for Redis")
 
 
 class _QueueConnection:

@@ -37,13 +37,10 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-import structlog
-from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from tandem_shared import catalogue
-from tandem_shared.backoff import until_available
-from tandem_shared.errors import Conflict, TandemError
+from tandem_shared.errors import Conflict
 from tandem_shared.jobs.record import RECORD_FIELDS, Record, Submission, parse
 from tandem_shared.jobs.replay import ReplayInput
 from tandem_shared.queue.arq import ArqQueue
@@ -72,8 +69,6 @@ from tandem_shared.queue.messages import (
     parse_reported,
     parse_segment,
     parse_serving,
-    parse_submitted,
-    submit_args,
 )
 from tandem_shared.queue.pubsub import ChangeSignal, JobSubscriptions
 from tandem_shared.queue.recent import Repeats
@@ -89,19 +84,12 @@ from tandem_shared.queue.scripts import (
 )
 from tandem_shared.queue.stats import read_stats, read_workers
 from tandem_shared.queue.steps import StepRecords
+from tandem_shared.queue.submitter import Submitter
 
 # Of a job's stream: when its oldest part should move to the file store, and what it may hold.
 ARCHIVE_FROM_BYTES = 2 << 20
 MAX_TAIL_BYTES = 3 << 20
 MAX_READ_STREAMS = 32  # per round trip
-# Of what is repeated if Redis comes back older: kept bytes of each kind, and jobs per call.
-RECENT_BYTES, ID_BYTES, REPEATED_JOBS = 32 << 20, 200, 100
-
-log = structlog.get_logger()
-
-
-def _call_bytes(job: Submission) -> int:
-    return len(job.payload) + 512
 
 
 class Queue:
@@ -128,12 +116,7 @@ class Queue:
         self.shard, self.prefix = shard, f"tandem:{{{shard}}}:"
         self.lease, self.grace = lease, grace
         self._redis: Any = redis
-        self._backlog = backlog
         self.repeats = Repeats(redis)
-        self.repeats.on_restart(self._repeat)
-        self._submitted = self.repeats.keep(RECENT_BYTES)  # (Submission, its answer)
-        self._cancelled = self.repeats.keep(RECENT_BYTES)  # (id, tenant)
-        self._forgotten = self.repeats.keep(RECENT_BYTES)  # ids
         self._scripts = Scripts(redis, self.prefix, (lease, keep, grace), clock=clock)
         self._subscriptions = JobSubscriptions(redis, self.prefix, self._scripts)
         self.events = JobEvents(redis, self.prefix, self._scripts)  # for the ledger
@@ -146,7 +129,7 @@ class Queue:
         submit, read, output = (
             on_batch and partial(on_batch, kind) for kind in ("submit", "read", "output")
         )
-        self._submits = Batcher(self._submit, size=_call_bytes, on_batch=submit)
+        self._submitter = Submitter(self._scripts, self.repeats, backlog=backlog, on_batch=submit)
         self._reads = Batcher(self._read, coalesce=True, on_batch=read)
         self._outputs = Batcher(
             self._read_output,
@@ -163,61 +146,11 @@ class Queue:
 
     async def submit(self, job: Submission) -> Submitted:
         """Enqueues one job; concurrent calls share a round trip. Raises KeyReused and Full."""
-        answer = await self._submits.call(job)
-        if isinstance(answer, TandemError):
-            raise answer
-        return answer
+        return await self._submitter.submit(job)
 
     async def submit_many(self, jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
         """Enqueues any number of jobs, in order; a refused one has the reason in its place."""
-        answers: list[Submitted | Refusal] = []
-        batch: list[Submission] = []
-        size = 0
-        for job in jobs:
-            size += _call_bytes(job)
-            if batch and (len(batch) == MAX_CALL_JOBS or size > MAX_CALL_BYTES):
-                answers += await self._submit(batch)
-                batch, size = [], _call_bytes(job)
-            batch.append(job)
-        if batch:
-            answers += await self._submit(batch)
-        return answers
-
-    async def _submit(self, jobs: Sequence[Submission]) -> list[Submitted | Refusal]:
-        return await self._enter(jobs, self._backlog)
-
-    async def _enter(self, jobs: Sequence[Submission], backlog: int) -> list[Submitted | Refusal]:
-        reply = await self._scripts.run("submit", backlog, *submit_args(jobs))
-        answers = parse_submitted(reply, jobs)
-        pairs = [*zip(jobs, answers, strict=True)]
-        self._submitted.add(pairs, sum([_call_bytes(job) for job in jobs]))
-        return answers
-
-    async def _repeat(self) -> None:
-        """Submits and cancels again what Redis accepted in the last seconds: it may be older now.
-
-        A job under an idempotency key gets the id again that its client got.
-        """
-        gone = set(self._forgotten)
-        jobs = [
-            replace(job, id=answer.id)
-            for job, answer in self._submitted
-            if isinstance(answer, Submitted) and answer.id not in gone
-        ]
-        for start in range(0, len(jobs), REPEATED_JOBS):
-            some = jobs[start : start + REPEATED_JOBS]
-            answers = await until_available(partial(self._enter, some, 0))
-            pairs = zip(some, answers, strict=True)
-            lost = [
-                job.id
-                for job, answer in pairs
-                if not isinstance(answer, Submitted) or answer.id != job.id
-            ]
-            if lost:
-                log.warning("Redis has lost jobs, and refuses them now", jobs=lost)
-        for id, tenant in dict.fromkeys(self._cancelled):
-            if id not in gone:
-                await until_available(partial(self._scripts.run, "cancel", id, tenant))
+        return await self._submitter.submit_many(jobs)
 
     async def get(self, id: str, *, tenant: str = "default") -> Record | None:
         """The job; None if it does not exist, or belongs to another tenant."""
@@ -266,7 +199,7 @@ class Queue:
         deleted = await self._scripts.run("forget", id, tenant)
         if deleted < 0:
             raise Conflict("the job is not final; cancel it first")
-        self._forgotten.add((id,), ID_BYTES)
+        self._submitter.forgotten(id)
         return bool(deleted)
 
     def subscribe(self, id: str) -> AbstractAsyncContextManager[ChangeSignal]:
@@ -277,7 +210,7 @@ class Queue:
         """Cancels the job in whatever state and returns it; None as for `get`."""
         if not await self._scripts.run("cancel", id, tenant):
             return None
-        self._cancelled.add(((id, tenant),), ID_BYTES)
+        self._submitter.cancelled(id, tenant)
         return await self.get(id, tenant=tenant)
 
     async def output(self, id: str, after: int = 0, limit: int = 100) -> list[Chunk]:

@@ -21,6 +21,9 @@ from tandem_shared.errors import TandemError
 T = TypeVar("T")
 
 SAFE_SECONDS = 3.0
+# No job is claimed for this long after another Redis was met: longer than workers wait to connect
+# again, so that each has repeated its outcomes before their jobs can run once more.
+QUIET_SECONDS = 2.5
 
 log = structlog.get_logger()
 
@@ -65,6 +68,7 @@ class Repeats:
         self._calls: list[Callable[[], Awaitable[None]]] = []
         self._task: asyncio.Task[None] | None = None
         self._again = False  # Redis has changed once more
+        self._quiet_until = 0.0
         run_id = getattr(redis.connection_pool, "run_id", None)
         if run_id is not None:
             run_id.on_change.append(self.start)
@@ -89,8 +93,14 @@ class Repeats:
         for recent in self._kept:
             recent.frozen = True
         self._again = True
+        self._quiet_until = time.monotonic() + QUIET_SECONDS
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._repeat(), name="repeat what Redis may have lost")
+
+    @property
+    def quiet(self) -> float:
+        """Seconds until jobs may be claimed again, below zero if they may."""
+        return self._quiet_until - time.monotonic()
 
     async def _repeat(self) -> None:
         while self._again:

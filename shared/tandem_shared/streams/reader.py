@@ -7,7 +7,6 @@ entry is stored, so every replica gives the same ids.
 """
 
 import re
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
@@ -54,13 +53,13 @@ def end_position(record: Record) -> Position | None:
     return Position(record.ended, 1) if record.done and record.ended is not None else None
 
 
-def check_position(record: Record, position: Position) -> None:
-    """Raises BadCursor for a position that this job's stream cannot have had.
+def check_position(record: Record, position: Position, now: float) -> None:
+    """Raises BadCursor for a position that this job's stream cannot have had by `now`.
 
     Until the job is final, that is one in the future: Redis may have come back older than it was,
     and lack the entry that the reader has. What is new follows it all the same.
     """
-    newest = max(record.stamp, record.output, time.time_ns() // 1000)
+    newest = max(record.stamp, record.output, int(now * 1e6))
     last = end_position(record) or Position(newest, 99_999)
     if not Position(record.submitted, 0) <= position <= last:
         raise BadCursor

@@ -19,7 +19,6 @@ from tandem_shared.settings import load_settings
 from tests.api.fake_worker import FakeWorker
 from tests.api.serving import problem, serving
 from tests.conftest import eventually
-from tests.shared.queue.model.rollback import copy_keys, roll_back
 
 NDJSON = {"Accept": "application/x-ndjson"}
 CSV = {"Accept": "text/csv"}
@@ -140,23 +139,6 @@ async def test_an_unknown_entry_id_is_malformed(
         problem(await client.get(f"/v1/jobs/{id}/stream", headers={"Last-Event-ID": after}))[0]
         == 400
     )
-
-
-async def test_a_reader_whose_last_entry_redis_has_lost_goes_on(
-    client: httpx2.AsyncClient, worker: FakeWorker, redis: Redis
-) -> None:
-    claimed = await start_job(client, worker)
-    await worker.report(claimed, "output", 1)
-    copy = await copy_keys(redis, worker.queue.prefix)
-    await worker.report(claimed, "output", 2)
-    last = (await worker.queue.output(claimed.id))[-1].stamp
-    await roll_back(redis, worker.queue.prefix, copy)
-    worker._reports[claimed.token] -= 1
-    await worker.report(claimed, "output", 3)
-    await worker.succeed(claimed)
-    left = await read_stream(client, claimed.id, after=f"{last:016d}-00000")
-    assert [entry["data"] for entry in left if entry["type"] == "output"] == [3]
-    assert left[-1]["type"] == "end"
 
 
 async def test_types_filter_the_stream(client: httpx2.AsyncClient, worker: FakeWorker) -> None:

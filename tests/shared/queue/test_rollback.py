@@ -1,5 +1,7 @@
 """Redis comes back older than it was: a client of the queue repeats what it did last."""
 
+from typing import Any
+
 import pytest
 
 from tandem_shared.errors import Unavailable
@@ -20,7 +22,7 @@ async def repeated(shard: Shard) -> None:
     await eventually(lambda: repeats._task is not None and repeats._task.done())
 
 
-async def test_lost_submissions_are_repeated(shard: Shard) -> None:
+async def test_lost_submitter_are_repeated(shard: Shard) -> None:
     old = await shard.add()
     before = await shard.copy()
     one = job(idempotency_key="k")
@@ -31,7 +33,7 @@ async def test_lost_submissions_are_repeated(shard: Shard) -> None:
     await repeated(shard)
     now = await shard.snapshot()
     assert set(now.jobs) == {old, *ids}
-    assert {now.jobs[id]["state"] for id in ids} == {"queued", "scheduled"}
+    assert {now.jobs[id]["state"] for id in ids} == {"scheduled"}  # a moment later
     known = await shard.snapshot()
     await repeated(shard)
     assert (await shard.snapshot()).jobs == known.jobs
@@ -52,7 +54,7 @@ async def test_lost_cancels_are_repeated_and_deleted_jobs_stay_away(shard: Shard
 
 async def test_a_full_queue_takes_back_what_it_had_accepted(shard: Shard) -> None:
     before = await shard.copy()
-    shard.queue._backlog = 2
+    shard.queue._submitter._backlog = 2
     ids = await shard.submit(job(), job(), job())
     assert len(ids) == 2
     await shard.roll_back(before)
@@ -129,7 +131,8 @@ async def test_another_server_is_noticed_before_it_is_used(redis_url: str) -> No
     queue = Queue(redis)
     try:
         await queue.ping()
-        run_id = redis.connection_pool.run_id  # type: ignore[attr-defined]
+        pool: Any = redis.connection_pool
+        run_id = pool.run_id
         assert run_id._known == (await redis.info("server"))["run_id"].encode()
         seen: list[bool] = []
         run_id.on_change.append(lambda: seen.append(True))
@@ -138,6 +141,9 @@ async def test_another_server_is_noticed_before_it_is_used(redis_url: str) -> No
         assert seen == []
         run_id._known = b"another"
         await redis.connection_pool.disconnect()
+        with pytest.raises(Unavailable):
+            await queue.ping()
+        assert seen == [True]
         await queue.ping()
         assert seen == [True]
     finally:
@@ -167,9 +173,7 @@ async def test_a_user_without_info_is_served(redis_url: str) -> None:
     )  # fmt: skip
     redis = connect(redis_url.replace("unix://", "unix://plain:pw@"))
     try:
-        await Queue(redis).ping()
-    except Unavailable as error:  # pragma: no cover - shows why
-        raise AssertionError(str(error)) from error
+        assert await Queue(redis).ping() > 0
     finally:
         await redis.aclose()
         await admin.acl_deluser("plain")

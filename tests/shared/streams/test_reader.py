@@ -212,6 +212,13 @@ def test_a_malformed_position_is_a_bad_cursor(text: str) -> None:
         parse_position(text)
 
 
+def test_a_position_that_redis_has_lost_is_accepted_until_the_end() -> None:
+    lost = Position(T + 2000, 7)
+    check_position(record(output=T + 50), lost, (T + 3000) / 1e6)
+    with pytest.raises(BadCursor):
+        check_position(final(output=T + 50), lost, (T + 3000) / 1e6)
+
+
 def test_only_positions_that_the_stream_can_have_had_are_accepted() -> None:
     running, ended = record(output=T + 50), final(output=T + 50)
     for now, position in (
@@ -220,16 +227,16 @@ def test_only_positions_that_the_stream_can_have_had_are_accepted() -> None:
         (ended, Position(T + 1000, 0)),
         (ended, Position(T + 1000, 1)),
     ):
-        check_position(now, position)
+        check_position(now, position, T / 1e6)
         assert parse_position(str(position)) == position
     for now, position in (
         (running, START),
         (running, Position(T - 1, 5)),
-        (running, Position(T + 3600_000_000, 0)),
+        (running, Position(T + 51, 0)),
         (ended, Position(T + 1000, 2)),
         (ended, Position(T + 2000, 0)),
     ):
         with pytest.raises(BadCursor):
-            check_position(now, position)
+            check_position(now, position, T / 1e6)
     assert end_position(ended) == Position(T + 1000, 1)
     assert end_position(running) is None

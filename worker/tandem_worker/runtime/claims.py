@@ -107,6 +107,9 @@ class Claims:
 
     async def claim(self) -> Claim | None:
         """Claim a batch and start it. None: no room, or the worker had to register again."""
+        if (seconds := self._queue.repeats.quiet) > 0:
+            await wait_first(self._stopping.wait(), timeout=seconds)
+            return None
         async with self.lock:
             room = self._slots.room
             if not room:

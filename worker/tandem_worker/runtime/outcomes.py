@@ -21,7 +21,7 @@ from tandem_worker.runtime.metrics import WorkerMetrics
 MAX_UNWRITTEN = 2000  # outcomes; above it, no more jobs are claimed
 # Of final outcomes that are repeated if Redis comes back older: kept bytes, and outcomes per call.
 RECENT_BYTES, FINISH_BYTES, REPEATED_OUTCOMES = 32 << 20, 256, 50
-MAX_REPEAT_SECONDS = 5.0  # until jobs that Redis does not know are given up
+MAX_REPEAT_SECONDS = 10.0  # until jobs that Redis does not know are given up
 
 log = structlog.get_logger("worker")
 
@@ -128,7 +128,11 @@ class Outcomes:
 
     async def _repeat(self) -> None:
         """Write again how attempts ended in the last seconds: Redis may be older than that now."""
-        left, backoff, until = self._final(), Backoff(), time.monotonic() + MAX_REPEAT_SECONDS
+        left, backoff, until = (
+            self._final(),
+            Backoff(max_seconds=0.3),
+            time.monotonic() + MAX_REPEAT_SECONDS,
+        )
         while left:
             gone: list[Finish] = []
             for start in range(0, len(left), REPEATED_OUTCOMES):

@@ -77,7 +77,7 @@ async def test_a_retry_can_start_at_once(shard: Shard) -> None:
 async def test_the_last_attempt_is_not_retried(shard: Shard) -> None:
     id = await shard.add(max_attempts=1)
     worker = await shard.worker()
-    assert await worker.end(await worker.take(), State.RETRYING, body=FAILURE, delay=3) == "ok"
+    assert await worker.end(await worker.take(), State.RETRYING, body=FAILURE, delay=3) == "failed"
     record = await shard.get(id)
     assert (record.state, record.error) == (State.FAILED, FAILURE)
 
