@@ -57,7 +57,10 @@ class PostgresConnection:
         )
         # The database's types, as each open connection has read them.
         self._types: WeakKeyDictionary[Any, Types] = WeakKeyDictionary()
-        self._client = AsyncpgDBClient(connection_name=name, init=self._read_types, **self._options)
+        # Statements without names: behind a pooler in transaction mode, the server's session may
+        # know a name already, or belong to another client by now.
+        unnamed = {**self._options, "statement_cache_size": 0}
+        self._client = AsyncpgDBClient(connection_name=name, init=self._read_types, **unnamed)
 
     def config(self, expanded: Mapping[str, Any]) -> dict[str, Any]:
         """Tortoise's configuration of the connection, for models."""
@@ -99,8 +102,6 @@ class PostgresConnection:
     ) -> AsyncIterator[CopyStream]:
         """Like `query`, as CSV that the server writes."""
         async with self._transaction(timeout, readonly=not self.writable) as session:
-            with session.task_errors():
-                await session.connection.execute("SET LOCAL standard_conforming_strings = on")
             text, statement, values = await session.bind(sql, params)
             _check_returns_rows(statement)
             async with copy_out(session, text, values, statement) as stream:
@@ -240,8 +241,8 @@ def _row_count(status: str) -> int:
 def _set_limits(timeout: float) -> str:
     ms = max(1, min(int(timeout * 1000), 2**31 - 1))
     lock_ms = min(ms, int(LOCK_TIMEOUT_SECONDS * 1000))
-    # idle_in_transaction_session_timeout ends the transaction of a worker that died in it; the
-    # others fix the form of values as text.
+    # idle_in_transaction_session_timeout ends the transaction of a worker that died in it. The
+    # others fix how values and literals are written, whatever the role or database has set.
     settings = {
         "statement_timeout": ms,
         "lock_timeout": lock_ms,
@@ -251,6 +252,9 @@ def _set_limits(timeout: float) -> str:
         "intervalstyle": "iso_8601",
         "bytea_output": "hex",
         "extra_float_digits": 1,
+        "array_nulls": "on",
+        "xmloption": "content",
+        "standard_conforming_strings": "on",
     }
     return "; ".join(f"SET LOCAL {name} = {value}" for name, value in settings.items())
 

@@ -31,7 +31,7 @@ async def exchange_text(connection: Connection) -> dict[int, PgType]:
         codec: tuple[Any, Any, str]  # encoder, decoder, format
         if one.oid == RECORD_OID:
             codec = (None, read_record(read), "binary")
-        elif is_binary(one, types):
+        elif is_binary(one):
             continue
         else:
             codec = (str, read[one.oid], "text")
@@ -40,15 +40,9 @@ async def exchange_text(connection: Connection) -> dict[int, PgType]:
     return types
 
 
-def is_binary(one: PgType, types: Mapping[int, PgType]) -> bool:
-    """Whether asyncpg's own codec is kept: for the binary types and their arrays."""
-    if one.name in (
-        "int2vector",
-        "oidvector",
-    ):  # arrays by their catalogue entry, not by their form
-        return False
-    found = types.get(one.element, one)
-    return found.name in BINARY and found.schema == "pg_catalog" and not found.element
+def is_binary(one: PgType) -> bool:
+    """Whether asyncpg's own codec is kept."""
+    return one.builtin in BINARY
 
 
 def shown(one: PgType, types: Mapping[int, PgType]) -> str:

@@ -17,8 +17,13 @@ from typing import Any
 import msgspec
 
 from tandem_worker.connectors.sql.postgres.exchange import is_binary
-from tandem_worker.connectors.sql.postgres.text import read_array
-from tandem_worker.connectors.sql.postgres.types import PgType, unwrapped
+from tandem_worker.connectors.sql.postgres.types import (
+    JSON,
+    SHAPES,
+    PgType,
+    is_listed,
+    unwrapped,
+)
 from tandem_worker.encoding import decode_exactly
 from tandem_worker.errors import TaskError
 
@@ -62,33 +67,7 @@ def parameter(value: Any, oid: int, types: Types) -> Any:
     if value is None:
         return None
     one = types[oid]
-    if not is_binary(one, types):
-        return literal(value, oid, types)
-    if not one.element:
-        return _BINARY_VALUES[one.name](value)
-    convert = _BINARY_VALUES[types[one.element].name]
-    return _each(_listed(value) if isinstance(value, str) else value, convert)
-
-
-def _listed(text: str) -> list[Any]:
-    """The items of an array as text, PostgreSQL's or JSON."""
-    if text.startswith("["):
-        try:
-            return msgspec.convert(decode_exactly(text), list[Any])
-        except (msgspec.MsgspecError, RecursionError):
-            pass
-    if not text.lstrip().startswith(("{", "[")):
-        raise ValueError("not an array")
-    return read_array(text.strip(), str)
-
-
-def _each(value: Any, convert: Callable[[Any], Any]) -> list[Any]:
-    if not isinstance(value, list | tuple):
-        raise ValueError("not a list")
-    return [
-        None if one is None else _each(one, convert) if isinstance(one, list) else convert(one)
-        for one in value
-    ]
+    return _BINARY_VALUES[one.name](value) if is_binary(one) else literal(value, oid, types)
 
 
 # Values of the types that travel in binary.
@@ -163,9 +142,9 @@ _BINARY_VALUES: dict[str, Callable[[Any], Any]] = {
 def literal(value: Any, oid: int, types: Types) -> str:
     """The value as the server reads it for this type. Raises ValueError for what cannot be one."""
     one = unwrapped(types, oid)
-    if one.name in ("json", "jsonb"):
+    if one.builtin in JSON:
         return value if isinstance(value, str) else _encode_json(value).decode()
-    if one.name == "bytea" or isinstance(value, bytes):
+    if one.builtin == "bytea" or isinstance(value, bytes):
         return f"\\x{to_bytes(value).hex()}"
     match value:
         case str():
@@ -203,12 +182,12 @@ def _text_literal(value: str, one: PgType, types: Types) -> str:
 
 def is_structured(one: PgType) -> bool:
     """Whether values of the type are lists or objects in JSON."""
-    return bool(one.element) or one.kind in ("c", "r", "m") or one.name in _SHAPES
+    return bool(one.element) or one.kind in ("c", "r", "m") or one.builtin in SHAPES
 
 
 def _nested(value: Any, oid: int, types: Types) -> str:
     """A value inside a list or an object: for a JSON type it is a JSON value, never its text."""
-    if unwrapped(types, oid).name in ("json", "jsonb"):
+    if unwrapped(types, oid).builtin in JSON:
         return _encode_json(value).decode()
     return literal(value, oid, types)
 
@@ -229,7 +208,7 @@ def _object(value: Mapping[str, Any], one: PgType, types: Types) -> str:
 
 
 def _list(value: Sequence[Any], one: PgType, types: Types) -> str:
-    if (shape := _SHAPES.get(one.name)) is not None:
+    if (shape := _SHAPES.get(one.builtin)) is not None:
         return shape(value)
     if one.element:
         return _array(value, one, types)
@@ -245,17 +224,11 @@ def _array(value: Sequence[Any], one: PgType, types: Types) -> str:
         "NULL"
         if item is None
         else _array(item, one, types)
-        if isinstance(item, list) and not _is_listed(types, one.element)
+        if isinstance(item, list) and not is_listed(types, one.element)
         else _quoted(_nested(item, one.element, types))
         for item in value
     )
     return "{" + one.delimiter.join(items) + "}"
-
-
-def _is_listed(types: Types, oid: int) -> bool:
-    """Whether a single value of the type is a list in JSON itself."""
-    one = unwrapped(types, oid)
-    return one.name in (*_SHAPES, "json", "jsonb") or one.kind in ("c", "m")
 
 
 def _composite(values: Sequence[Any], one: PgType, types: Types) -> str:

@@ -12,7 +12,7 @@ import msgspec
 
 from tandem_worker.connectors.sql.postgres.literals import Types, is_structured, literal
 from tandem_worker.connectors.sql.postgres.session import PgSession
-from tandem_worker.connectors.sql.postgres.types import unwrapped
+from tandem_worker.connectors.sql.postgres.types import JSON, unwrapped
 from tandem_worker.connectors.sql.statements.bulk_load import (
     RowsRefused,
     by_column,
@@ -135,7 +135,7 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
 def _cells(values: Sequence[Any], oid: int, *, types: Types, json_is_text: bool) -> list[str]:
     """A column in COPY's text format."""
     one = unwrapped(types, oid)
-    parsed = one.name in _PARSED or is_structured(one)
+    parsed = one.builtin in _PARSED or is_structured(one)
     if parsed or not set(map(type, values)) <= {str, NoneType}:
         values = each(
             values,
@@ -161,7 +161,7 @@ def _escaped(text: str | None) -> str:
 
 def _text(value: Any, oid: int, types: Types, *, json_is_text: bool) -> str:
     """The value as the server reads it."""
-    is_json = unwrapped(types, oid).name in ("json", "jsonb")
+    is_json = unwrapped(types, oid).builtin in JSON
     if is_json and isinstance(value, str) and not json_is_text:
         return msgspec.json.encode(value).decode()
     return literal(value, oid, types)

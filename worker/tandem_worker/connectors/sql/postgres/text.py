@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from tandem_worker.connectors.sql.postgres.types import PgType
+from tandem_worker.connectors.sql.postgres.types import SHAPES, PgType, is_listed
 
 Reader = Callable[[str], Any]
 
@@ -28,15 +28,13 @@ def readers(types: Mapping[int, PgType]) -> Mapping[int, Reader]:
     """A reader for each type. Types refer to each other, so readers look others up when called."""
     found: dict[int, Reader] = {}
     for oid, one in types.items():
-        found[oid] = _reader(one, found)
+        found[oid] = _reader(one, types, found)
     return found
 
 
-def _reader(one: PgType, found: Mapping[int, Reader]) -> Reader:
-    if one.name in ("int2vector", "oidvector"):
-        return lambda text: [int(number) for number in text.split()]
-    if one.element:
-        return lambda text: read_array(text, found[one.element], one.delimiter)
+def _reader(one: PgType, types: Mapping[int, PgType], found: Mapping[int, Reader]) -> Reader:
+    if one.element and one.builtin not in SHAPES:
+        return _array_reader(one, types, found)
     match one.kind:
         case "d":
             return partial(_read_domain, base=one.base, found=found)
@@ -48,9 +46,7 @@ def _reader(one: PgType, found: Mapping[int, Reader]) -> Reader:
             return lambda text: [
                 read_range(part, found[one.subtype]) for part in _multirange_parts(text)
             ]
-    if one.schema == "pg_catalog":
-        return _BASE.get(one.name, str)
-    return str
+    return _BASE.get(one.builtin, str)
 
 
 # Numbers and times.
@@ -107,6 +103,11 @@ def _numbers(text: str) -> list[float | str]:
     return [read_float(number) for number in _NUMBERS.findall(text)]
 
 
+def _path(text: str) -> list[list[float | str]] | str:
+    """A closed path's points; an open one stays the server's literal, `[(x,y),…]`."""
+    return text if text.startswith("[") else _points(text)
+
+
 def _points(text: str) -> list[list[float | str]]:
     numbers = _numbers(text)
     return [numbers[at : at + 2] for at in range(0, len(numbers), 2)]
@@ -120,46 +121,44 @@ def _circle(text: str) -> list[Any]:
 # Arrays, composites and ranges.
 
 
-def read_array(text: str, read: Reader, delimiter: str = ",") -> list[Any]:
-    """A list, nested as the array is. Lower bounds other than 1 are not kept. Raises ValueError."""
-    start = text.index("=") + 1 if text.startswith("[") else 0
-    try:
-        return _read_array(text, start, read, delimiter)
-    except IndexError:
-        raise ValueError("a malformed array") from None
+def _array_reader(one: PgType, types: Mapping[int, PgType], found: Mapping[int, Reader]) -> Reader:
+    """A reader of lists, nested as the array is.
+
+    What a list would not show stays the server's literal: lower bounds other than 1, and the
+    dimensions of an array whose values are lists themselves.
+    """
+    element, delimiter = one.element, one.delimiter
+    tokens = re.compile(rf'"((?:[^"\\]|\\.)*)"|([^{{}}"{delimiter}]+)|([{{}}])', re.DOTALL)
+    unlisted = ("[", "{{") if is_listed(types, element) else "["
+
+    def read(text: str) -> list[Any] | str:
+        if text.startswith(unlisted):
+            return text
+        value = found[element]
+        if '"' in text or text.startswith("{{"):
+            return _read_nested(tokens.finditer(text), value)
+        items = text[1:-1].split(delimiter) if len(text) > 2 else ()
+        return [None if item == "NULL" else value(item) for item in items]
+
+    return read
 
 
-def _read_array(text: str, at: int, read: Reader, delimiter: str) -> list[Any]:
-    stack: list[list[Any]] = []
-    while True:
-        sign = text[at]
-        if sign == "{":
+def _read_nested(tokens: Iterator[re.Match[str]], read: Reader) -> list[Any]:
+    root: list[list[Any]] = []
+    stack: list[list[Any]] = [root]
+    for token in tokens:
+        quoted, bare, brace = token.groups()
+        if quoted is not None:
+            stack[-1].append(read(_unescaped(quoted)))
+        elif bare is not None:
+            stack[-1].append(None if bare == "NULL" else read(bare))
+        elif brace == "{":
             inner: list[Any] = []
-            if stack:
-                stack[-1].append(inner)
+            stack[-1].append(inner)
             stack.append(inner)
-        elif sign == "}":
-            last = stack.pop()
-            if not stack:
-                if at + 1 != len(text):
-                    raise ValueError("text behind an array")
-                return last
-        elif sign != delimiter and not sign.isspace():
-            value, quoted, at = _array_item(text, at, delimiter)
-            null = not quoted and value.upper() == "NULL"
-            stack[-1].append(None if null else read(value))
-            continue
-        at += 1
-
-
-def _array_item(text: str, at: int, delimiter: str) -> tuple[str, bool, int]:
-    if text[at] == '"':
-        value, at = _quoted(text, at)
-        return value, True, at
-    end = at
-    while text[end] not in ("}", delimiter):
-        end += 2 if text[end] == "\\" else 1
-    return _unescaped(text[at:end].rstrip()), False, end
+        else:
+            stack.pop()
+    return root[0]
 
 
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.|"")*)"', re.DOTALL)
@@ -255,8 +254,12 @@ _BASE: dict[str, Reader] = {
     **dict.fromkeys(("time", "timetz"), read_time),
     **dict.fromkeys(("json", "jsonb"), read_json),
     **dict.fromkeys(("point", "line"), _numbers),
-    **dict.fromkeys(("lseg", "path", "box", "polygon"), _points),
+    **dict.fromkeys(("lseg", "box", "polygon"), _points),
+    "path": _path,
     "circle": _circle,
+    **dict.fromkeys(
+        ("int2vector", "oidvector"), lambda text: [int(number) for number in text.split()]
+    ),
     "tid": lambda text: [int(number) for number in text[1:-1].split(",")],
     "void": lambda _text: None,
 }

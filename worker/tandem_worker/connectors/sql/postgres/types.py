@@ -23,6 +23,10 @@ LEFT JOIN pg_catalog.pg_range m ON m.rngmultitypid = t.oid
 """
 
 
+JSON = frozenset({"json", "jsonb"})
+SHAPES = frozenset("point line lseg path box polygon circle tid int2vector oidvector".split())
+
+
 class PgType(NamedTuple):
     """One row of pg_type. OIDs that do not apply are 0."""
 
@@ -35,6 +39,11 @@ class PgType(NamedTuple):
     delimiter: str
     subtype: int
     fields: tuple[tuple[str, int], ...]
+
+    @property
+    def builtin(self) -> str:
+        """The name of a type of the server itself; empty for all others."""
+        return self.name if self.schema == "pg_catalog" else ""
 
 
 def _type(row: Mapping[str, Any]) -> PgType:
@@ -64,3 +73,9 @@ def unwrapped(types: Mapping[int, PgType], oid: int) -> PgType:
     while found.kind == "d":
         found = types[found.base]
     return found
+
+
+def is_listed(types: Mapping[int, PgType], oid: int) -> bool:
+    """Whether a value of the type may be a list in JSON."""
+    one = unwrapped(types, oid)
+    return bool(one.element) or one.builtin in JSON | SHAPES or one.kind in ("c", "m")
