@@ -44,7 +44,7 @@ def postgres_server(data: Path) -> LocalServer:
     initdb = postgres and postgres.resolve().with_name("initdb")
     if postgres is None or initdb is None or not initdb.exists():
         raise Misconfigured("no postgres with its initdb on PATH; pip install pgserver")
-    user = _unprivileged_user() if os.geteuid() == 0 else None
+    user = unprivileged_user() if os.geteuid() == 0 else None
     cluster, password, port = data.resolve() / "postgres", secrets.token_hex(8), free_port()
     _initialize(initdb, cluster, password, user)
     options = [word for setting in SETTINGS for word in ("-c", setting)]
@@ -88,7 +88,7 @@ def _as_user(user: str | None, *argv: str) -> tuple[str, ...]:
     return argv if user is None else (sys.executable, "-I", "-S", "-c", _AS_USER, user, *argv)
 
 
-def _unprivileged_user() -> str:
+def unprivileged_user() -> str:
     for name in ("postgres", "nobody"):
         try:
             return pwd.getpwnam(name).pw_name

@@ -1,10 +1,14 @@
-"""psql as the oracle: what PostgreSQL's own client prints for a query."""
+"""psql as the oracle: what PostgreSQL's own client prints for a query.
+
+The worker's role has settings that the worker must not depend on; psql's own role has none.
+"""
 
 import importlib.util
 import os
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 TIMEOUT_SECONDS = 60.0
 
@@ -30,6 +34,32 @@ def psql(url: str, sql: str) -> list[list[str | None]]:
     return [
         [None if cell == _NULL else cell for cell in record.split(_FIELD)] for record in records
     ]
+
+
+ODD_SETTINGS = {
+    "timezone": "'Asia/Kathmandu'",
+    "datestyle": "'SQL, DMY'",
+    "intervalstyle": "sql_standard",
+    "bytea_output": "escape",
+    "extra_float_digits": "-15",
+    "xmloption": "document",
+    "array_nulls": "off",
+    "standard_conforming_strings": "off",
+    "search_path": "elsewhere, public",
+}
+
+
+def odd_role(url: str) -> str:
+    """The URL with a new role that has ODD_SETTINGS."""
+    parts = urlsplit(url)
+    role = f"odd_{parts.path.strip('/')}"
+    script = [
+        "CREATE SCHEMA elsewhere",
+        f"CREATE ROLE {role} LOGIN SUPERUSER PASSWORD '{parts.password}'",
+        *(f"ALTER ROLE {role} SET {name} = {value}" for name, value in ODD_SETTINGS.items()),
+    ]
+    psql(url, "; ".join(script))
+    return url.replace(f"//{parts.username}:", f"//{role}:")
 
 
 def program() -> str:

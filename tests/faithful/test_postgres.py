@@ -13,14 +13,14 @@ from tandem_worker.tasks.sql.export import export as sql_export
 from tandem_worker.tasks.sql.imports import import_ as sql_import
 from tandem_worker.tasks.sql.query import query as sql_query
 from tests.faithful.postgres_types import COMMON, FAR, SETUP, columns
-from tests.faithful.psql import psql
+from tests.faithful.psql import odd_role, psql
 from tests.worker.bench import Bench, open_bench
 
 
 @pytest.fixture
 async def bench(postgres: str, tmp_path: Path) -> AsyncIterator[Bench]:
     psql(postgres, SETUP)
-    async with open_bench(tmp_path, sql={"pg": f"{postgres}?mode=rw"}) as opened:
+    async with open_bench(tmp_path, sql={"pg": f"{odd_role(postgres)}?mode=rw"}) as opened:
         yield opened
 
 

@@ -6,7 +6,8 @@
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,20 @@ from tandem_worker.tasks.sql.export import export as sql_export
 from tandem_worker.tasks.sql.imports import import_ as sql_import
 from tests.faithful import random_rows
 from tests.faithful.postgres_types import SETUP
-from tests.faithful.psql import psql
+from tests.faithful.psql import odd_role, psql
 from tests.worker.bench import Bench, open_bench
 
 ROWS = int(os.environ.get("TANDEM_TEST_ROWS", "200"))
 SEED = int(os.environ.get("TANDEM_TEST_SEED", "1"))
-PORTION_ROWS = 5000
+MAX_PORTION_ROWS = 2500
+ZONES = ("America/New_York", "Asia/Kathmandu", "Pacific/Apia")  # of the worker, in turns
 DEADLINE_SECONDS = 600.0
 
 
 @pytest.fixture
 async def bench(postgres: str, tmp_path: Path) -> AsyncIterator[Bench]:
     psql(postgres, SETUP)
-    async with open_bench(tmp_path, sql={"pg": f"{postgres}?mode=rw"}) as opened:
+    async with open_bench(tmp_path, sql={"pg": f"{odd_role(postgres)}?mode=rw"}) as opened:
         yield opened
 
 
@@ -41,13 +43,25 @@ def columns(bench: Bench, postgres: str) -> dict[str, str]:
 async def test_random_rows_are_the_same_after_each_format(
     bench: Bench, postgres: str, columns: dict[str, str]
 ) -> None:
-    for portion in range(-(-ROWS // PORTION_ROWS)):
-        rows = min(PORTION_ROWS, ROWS - portion * PORTION_ROWS)
+    rows = min(MAX_PORTION_ROWS, -(-ROWS // len(ZONES)))
+    for portion in range(-(-ROWS // rows)):
         random_rows.fill(postgres, columns, rows, SEED + portion)
         for format in ("csv", "ndjson", "parquet"):
-            assert await _copied(bench, postgres, columns, format) == rows
+            with _local_zone(ZONES[portion % len(ZONES)]):
+                assert await _copied(bench, postgres, columns, format) == rows
             found = random_rows.differences(postgres, columns, spelled=format == "csv")
             assert not found, (format, SEED + portion, found)
+
+
+@contextmanager
+def _local_zone(name: str) -> Iterator[None]:
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TZ", name)
+            time.tzset()
+            yield
+    finally:
+        time.tzset()
 
 
 async def _copied(bench: Bench, url: str, columns: dict[str, str], format: str) -> int:
@@ -73,7 +87,7 @@ async def test_a_changed_value_is_noticed(postgres: str, columns: dict[str, str]
     psql(postgres, "INSERT INTO there SELECT * FROM here")
     assert random_rows.differences(postgres, columns, spelled=True) == []
     name = next(name for name, type_ in columns.items() if type_ == "float8")
-    psql(postgres, f"UPDATE there SET {name} = 0.1 + 0.2 WHERE ctid = '(0,1)'")
+    psql(postgres, f"UPDATE there SET {name} = 0.1::float8 + 0.2::float8 WHERE ctid = '(0,1)'")
     found = random_rows.differences(postgres, columns, spelled=True)
     assert [row[:3] for row in found] == [[name, "float8", "here"], [name, "float8", "there"]]
     assert found[1][3] == "0.30000000000000004"

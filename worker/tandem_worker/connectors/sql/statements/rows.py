@@ -2,15 +2,6 @@
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from datetime import date, datetime
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Interface,
-    IPv6Network,
-)
 from typing import Any
 
 import msgspec
@@ -87,7 +78,7 @@ def to_json(row: Row) -> msgspec.Raw:
             row = {name: plain(value) for name, value in row.items()}
             break
     try:
-        return msgspec.Raw(msgspec.json.encode(row, enc_hook=plain))
+        return msgspec.Raw(msgspec.json.encode(row))
     except UnicodeEncodeError:
         raise Permanent("sql_error", "a value is not valid Unicode text") from None
 
@@ -98,43 +89,11 @@ _ENCODABLE = frozenset({int, str, bool, type(None), bytes})
 
 def plain(value: Any) -> Any:
     """The value as one that msgspec encodes as described above, at every depth."""
-    convert = _CONVERSIONS.get(type(value))
-    if convert is not None:
-        return convert(value)
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "items"):  # JSON, or a composite value
-        return {str(name): plain(item) for name, item in value.items()}
-    if hasattr(value, "lower_inc"):  # a range
-        names = ("isempty", "lower", "upper", "lower_inc", "upper_inc")
-        return {name: plain(getattr(value, name)) for name in names}
-    return value.as_string() if hasattr(value, "as_string") else value  # bits
-
-
-def _float(value: float) -> float | str:
-    return value if math.isfinite(value) else non_finite(value)
-
-
-# asyncpg represents PostgreSQL's infinities by the extremes of Python's types.
-_FIRST, _LAST = datetime.min, datetime.max  # noqa: DTZ901 - compared without their zones
-
-
-def _date(value: date) -> date | str:
-    return "infinity" if value == date.max else "-infinity" if value == date.min else value
-
-
-def _datetime(value: datetime) -> datetime | str:
-    bare = value.replace(tzinfo=None)
-    return "infinity" if bare == _LAST else "-infinity" if bare == _FIRST else value
-
-
-_CONVERSIONS: dict[type, Callable[[Any], Any]] = {
-    float: _float,
-    date: _date,
-    datetime: _datetime,
-    **dict.fromkeys(
-        (IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network), str
-    ),
-    str: str,
-    int: int,
-}
+    match value:
+        case float():
+            return value if math.isfinite(value) else non_finite(value)
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case dict():
+            return {str(name): plain(item) for name, item in value.items()}
+    return value
