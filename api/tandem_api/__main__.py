@@ -5,7 +5,6 @@ import asyncio
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import structlog
 
@@ -46,11 +45,8 @@ def _count(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves; returns 0 after a clean end, 2 for an invalid setting."""
     options = parse(argv)
-    given: dict[str, Any] = {
-        name: value for name in ("host", "port") if (value := getattr(options, name)) is not None
-    }
     try:
-        settings = load_settings(**given)
+        settings = load_settings(host=options.host, port=options.port)
         require_keys(settings)
         logs.configure_logging(settings.log, "api")
         if options.fd:
@@ -67,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     print(f"serving at {url_of(sockets, settings.host)}", flush=True)
     if options.processes > 1:
-        arguments = [f"--{name}={value}" for name, value in given.items()]
+        arguments = [f"--host={settings.host}", f"--port={settings.port}"]
         return serve_many(options.processes, sockets, arguments, linger=settings.linger)
     return serve(settings, sockets)
 

@@ -46,20 +46,11 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.fastapi(scope, receive, send)
-            return
-        await self._serve(scope, receive, send, read_headers(scope["headers"]))
+        else:
+            await self._serve(scope, receive, send)
 
-    def _app(self, scope: Scope, headers: Mapping[str, str]) -> ASGIApp:
-        """The application that answers the request: a refusal, a plain route, or FastAPI."""
-        refusal = self._admit(scope, headers)
-        if refusal is not None:
-            return refusal.response(scope)
-        route = self._plain.find(scope) if scope["type"] == "http" else None
-        return self.fastapi if route is None else route.app
-
-    async def _serve(
-        self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str]
-    ) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = read_headers(scope["headers"])
         began, started = time.perf_counter(), False
 
         def respond(message: Message) -> Awaitable[None]:
@@ -91,6 +82,14 @@ class Edge:
                 with suppress(Exception):  # the socket may be closed already
                     await send({"type": "websocket.close", "code": 1011})
             # The server closes a connection whose response has no end, so the client sees the cut.
+
+    def _app(self, scope: Scope, headers: Mapping[str, str]) -> ASGIApp:
+        """The application that answers the request: a refusal, a plain route, or FastAPI."""
+        refusal = self._admit(scope, headers)
+        if refusal is not None:
+            return refusal.response(scope)
+        route = self._plain.find(scope) if scope["type"] == "http" else None
+        return self.fastapi if route is None else route.app
 
     def _admit(self, scope: Scope, headers: Mapping[str, str]) -> Problem | None:
         """Puts tenant and headers into the request's state, or returns why it is refused."""

@@ -42,17 +42,12 @@ def encode(entry: CatalogueEntry) -> bytes:
     return msgspec.json.encode(entry, order="deterministic")
 
 
-def decode(data: bytes) -> CatalogueEntry:
-    """The inverse of `encode`."""
-    return _entry.decode(data)
-
-
 def decode_all(rows: Mapping[bytes, bytes]) -> list[CatalogueEntry]:
-    """The entries of a stored catalogue, sorted by name; logs and skips those of a newer format."""
+    """The entries of a stored catalogue, sorted by name; logs and skips unreadable ones."""
     entries: list[CatalogueEntry] = []
     for name, data in rows.items():
         try:
-            entries.append(decode(data))
+            entries.append(_entry.decode(data))
         except msgspec.DecodeError as error:
             task = name.decode(errors="replace")
             log.warning("skipping an unreadable catalogue entry", task=task, error=str(error))

@@ -264,12 +264,12 @@ def require_keys(settings: Settings) -> None:
 
 
 def load_settings(**given: Any) -> Settings:
-    """The settings from `given` and the environment, in this order.
+    """The settings from `given`, except where it is None, then from the environment.
 
     Raises Misconfigured with a line for each invalid setting.
     """
     try:
-        return Settings(**given)
+        return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise Misconfigured("\n".join(map(_explain, error.errors()))) from None
 

@@ -203,5 +203,5 @@ JUDGES: dict[str, Judge] = {
 async def difference(task: str, success: Success) -> str | None:
     """What another tool calls different about a success; None if it agrees or none can judge."""
     judge = JUDGES.get(task)
-    said = None if judge is None else judge(success)
-    return await said if asyncio.iscoroutine(said) else said  # type: ignore[return-value]
+    verdict = None if judge is None else judge(success)
+    return await verdict if asyncio.iscoroutine(verdict) else verdict  # type: ignore[return-value]

@@ -73,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(options: argparse.Namespace) -> None:
-    given = {"queues": options.queues, "concurrency": options.concurrency}
-    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    settings = load_settings(queues=options.queues, concurrency=options.concurrency)
     logs.configure_logging(settings.log, "worker")
     tasks = load_tasks(settings.tasks)
     loop = uvloop.new_event_loop()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from tandem_shared.errors import Unavailable
-from tandem_shared.jobs.record import Failure
+from tandem_shared.jobs.view import Failure
 from tandem_shared.logs import mask_secrets
 from tandem_worker.errors import TaskError
 

@@ -38,8 +38,9 @@ from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState, StateDep, state_of
 from tandem_shared.errors import Conflict, Unavailable
 from tandem_shared.files.names import job_folder
-from tandem_shared.jobs.record import Failure, Record, Submission, job_json
+from tandem_shared.jobs.record import Record, Submission, job_json
 from tandem_shared.jobs.states import State
+from tandem_shared.jobs.view import Failure
 from tandem_shared.queue.messages import Submitted
 
 # The most frequent requests bypass FastAPI, see PlainRoute.

@@ -21,7 +21,7 @@ from tandem_api.http.problems import Problem, error_problem, status_problem, une
 from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState
 from tandem_api.streams.follow import follow
-from tandem_shared.errors import BadCursor, Malformed, NotFound, TandemError, Unavailable
+from tandem_shared.errors import Malformed, NotFound, TandemError, Unavailable
 from tandem_shared.jobs.record import Record
 from tandem_shared.queue.pubsub import ChangeSignal
 from tandem_shared.streams.reader import (
@@ -256,8 +256,6 @@ class Subscription:
     def _start(self, record: Record, now: float) -> Position:
         if self._after is None:
             return START
-        if len(self._after) > MAX_ID_CHARS:
-            raise BadCursor
         place = parse_position(self._after)
         check_position(record, place, now)
         if place == end_position(record):

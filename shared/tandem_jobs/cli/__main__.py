@@ -5,7 +5,7 @@ A wrong option, a wrong setting or a missing server is one line on stderr and ex
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NoReturn
@@ -36,8 +36,10 @@ def _run(arguments: list[str]) -> int:
         return _serve(*arguments)
     options = vars(build_parser().parse_args(arguments))
     command = options.pop("command")
+    if command == "settings":
+        return _print_settings()
     if command in SERVER_COMMANDS:
-        return SERVER_COMMANDS[command](options)
+        return _operate(command, options)
     from tandem_jobs.cli import jobs  # loads the HTTP library
 
     return jobs.run(command, options)
@@ -65,27 +67,16 @@ def _serve(process: str, *arguments: str) -> int:
     return code
 
 
-def _dev(options: dict[str, Any]) -> int:
-    with _server("dev"):
-        from tandem_shared.dev import plan, session
-    return session.run(plan.DevOptions(**options))
-
-
-def _export(options: dict[str, Any]) -> int:
-    with _server("export"):
-        from tandem_shared.ledger import export
+def _operate(command: str, options: dict[str, Any]) -> int:
+    with _server(command):
+        module = import_module(SERVER_COMMANDS[command])
         from tandem_shared.settings import load_settings
-    return export.run(load_settings(), **options)
+    settings = load_settings(host=options.pop("host", None), port=options.pop("port", None))
+    code: int = module.run(settings, **options)
+    return code
 
 
-def _doctor(options: dict[str, Any]) -> int:
-    with _server("doctor"):
-        from tandem_shared.doctor import doctor
-        from tandem_shared.settings import load_settings
-    return doctor.run(load_settings(), **options)
-
-
-def _settings(_options: dict[str, Any]) -> int:
+def _print_settings() -> int:
     with _server("settings"):
         from tandem_shared.settings import Settings, load_settings, masked_settings
     values = masked_settings(load_settings())
@@ -103,11 +94,11 @@ def _settings(_options: dict[str, Any]) -> int:
     return 0
 
 
-SERVER_COMMANDS: dict[str, Callable[[dict[str, Any]], int]] = {
-    "dev": _dev,
-    "export": _export,
-    "doctor": _doctor,
-    "settings": _settings,
+# Command → the module whose `run(settings, **options)` it calls.
+SERVER_COMMANDS = {
+    "dev": "tandem_shared.dev.session",
+    "export": "tandem_shared.ledger.export",
+    "doctor": "tandem_shared.doctor.doctor",
 }
 
 if __name__ == "__main__":

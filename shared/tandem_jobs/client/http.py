@@ -4,7 +4,7 @@ import asyncio
 import ipaddress
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -32,8 +32,7 @@ class _BlockingResponse:
     def __init__(self, response: httpx2.Response) -> None:
         self._response = response
         self._body = response.iter_raw()
-        self.status = response.status_code
-        self.headers: Mapping[str, str] = response.headers
+        self.status, self.headers = response.status_code, response.headers
 
     async def read(self) -> bytes:
         with _translated_errors():
@@ -71,8 +70,7 @@ class _AsyncResponse:
     def __init__(self, response: httpx2.Response) -> None:
         self._response = response
         self._body = response.aiter_raw()
-        self.status = response.status_code
-        self.headers: Mapping[str, str] = response.headers
+        self.status, self.headers = response.status_code, response.headers
 
     async def read(self) -> bytes:
         with _translated_errors():

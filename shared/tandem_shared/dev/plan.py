@@ -18,10 +18,8 @@ MAX_DRAIN_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class DevOptions:
-    """The command line; None leaves a value to the environment."""
+    """The command line, without what is a setting."""
 
-    host: str | None = None
-    port: int | None = None
     data_dir: str = ".tandem"
     workers: int = 1
     demo: bool = True

@@ -25,7 +25,7 @@ from tandem_shared.dev.plan import MAX_DRAIN_SECONDS, DevOptions, Plan, make_pla
 from tandem_shared.dev.servers import LocalServer
 from tandem_shared.dev.supervisor import CrashLoop, DevProcess, Output, Program, write_stdout
 from tandem_shared.errors import Misconfigured, TandemError
-from tandem_shared.settings import load_settings, require_keys
+from tandem_shared.settings import Settings, require_keys
 
 PROBE_SECONDS = 3.0  # for an answer of the API
 CLOSE_SECONDS = 2.0  # after its drain a child gets these to close what it has open
@@ -33,10 +33,9 @@ REPEAT_SECONDS = 1.0  # a second signal within this time is an echo of the first
 ONCE_SECONDS = 120.0  # limit of --once
 
 
-def run(options: DevOptions) -> int:
-    """Serve until a signal; the exit code. Raises Misconfigured."""
-    given = {"host": options.host, "port": options.port}
-    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+def run(settings: Settings, **given: Any) -> int:
+    """Serve until a signal; the exit code. `given` are DevOptions. Raises Misconfigured."""
+    options = DevOptions(**given)
     require_keys(settings)
     data = Path(options.data_dir).absolute()
     try:

@@ -29,7 +29,7 @@ the clock steps back.
     o, ob, ot, oq   output: stamp of the last entry, bytes in all and in Redis, last report's number
     sb              bytes of the results of steps
 
-Every record has the 14 fields that enter.lua writes first; record.lua tells from the number of
+Every record has the 14 fields that enter.lua writes first; record.lua sees from the number of
 fields whether there can be others.
 """
 
@@ -42,7 +42,7 @@ import msgspec
 from msgspec import UNSET
 
 from tandem_shared.jobs.states import FINAL, STATES, Outcome, Priority, State
-from tandem_shared.jobs.view import JobAttempt, JobError, JobFile, JobView
+from tandem_shared.jobs.view import Failure, JobAttempt, JobError, JobFile, JobView
 from tandem_shared.retry_policy import DEFAULT_MAX_ATTEMPTS
 from tandem_shared.times import rfc3339, rfc3339_of_stamp
 
@@ -88,15 +88,6 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
         canonical = msgspec.json.encode(msgspec.json.decode(self.payload), order="sorted")
         origin = b"" if self.options.replay_of is None else b"\0" + self.options.replay_of.encode()
         return hashlib.sha256(self.task.encode() + b"\0" + canonical + origin).hexdigest()[:32]
-
-
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """Why an attempt failed, shown as `error`: the message shows no secret, traceback or path."""
-
-    type: str
-    message: str
-    retryable: bool
-    attempt: int
 
 
 class Attempt(NamedTuple):

@@ -35,8 +35,8 @@ class JobAttempt(msgspec.Struct):
     worker: str
 
 
-class JobError(msgspec.Struct):
-    """Why the job failed or, between attempts, why the last one did."""
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an attempt failed: the message contains no secret, traceback or path."""
 
     type: Annotated[
         str,
@@ -49,6 +49,11 @@ class JobError(msgspec.Struct):
     message: str
     retryable: bool
     attempt: Count
+
+
+class JobError(Failure, frozen=True, kw_only=True):
+    """Why the job failed or, between attempts, why the last one did."""
+
     next_attempt_at: Time | None
 
 

@@ -290,4 +290,4 @@ async def test_the_documentation_pages_load_the_document(client: httpx2.AsyncCli
 
 def test_the_fake_tasks_accept_their_examples() -> None:
     assert Draft202012Validator(STRICT.payload_schema).is_valid(STRICT.example)
-    assert catalogue.decode(catalogue.encode(STRICT)) == STRICT
+    assert catalogue.decode_all({b"strict": catalogue.encode(STRICT)}) == [STRICT]

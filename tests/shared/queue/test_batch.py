@@ -182,21 +182,21 @@ async def test_the_number_of_waiting_calls_is_bounded() -> None:
 
 
 async def test_on_batch_gets_the_count_and_the_time_waited() -> None:
-    line, told = Line(), list[tuple[int, float]]()
+    line, batches = Line(), list[tuple[int, float]]()
     batch = Batcher(
         line.send,
         max_items=2,
         max_in_flight=1,
-        on_batch=lambda count, seconds: told.append((count, seconds)),
+        on_batch=lambda count, seconds: batches.append((count, seconds)),
     )
     calls = [asyncio.ensure_future(batch.call(n)) for n in range(3)]
     await line.land(0)
     assert await calls[1] == 10
-    assert [count for count, _ in told] == [2]
+    assert [count for count, _ in batches] == [2]
     await line.land(1)
     await asyncio.gather(*calls)
-    assert [count for count, _ in told] == [2, 1]
-    assert min(seconds for _, seconds in told) > 0
+    assert [count for count, _ in batches] == [2, 1]
+    assert min(seconds for _, seconds in batches) > 0
 
 
 async def test_cancelling_a_flight_cancels_its_callers() -> None:

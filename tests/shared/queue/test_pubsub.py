@@ -50,8 +50,8 @@ async def test_a_new_subscriber_reads_at_once(shard: Shard) -> None:
 
 async def test_only_visible_changes_are_published(shard: Shard) -> None:
     worker = await shard.worker()
-    async with shard.redis.pubsub(ignore_subscribe_messages=True) as news:
-        await news.psubscribe(f"{shard.queue.prefix}news:*")
+    async with shard.redis.pubsub(ignore_subscribe_messages=True) as listener:
+        await listener.psubscribe(f"{shard.queue.prefix}news:*")
         id = await shard.add(delay=1)
         await shard.wait(1)
         claimed = await worker.take()
@@ -65,13 +65,13 @@ async def test_only_visible_changes_are_published(shard: Shard) -> None:
         for _ in range(2):
             await worker.end(claimed, State.CANCELLED)
         await shard.redis.publish(f"{shard.queue.prefix}news:{id}", "the end")
-        told: list[str] = []
-        while told[-1:] != ["the end"]:
-            message = await news.get_message(timeout=5)
+        received: list[str] = []
+        while received[-1:] != ["the end"]:
+            message = await listener.get_message(timeout=5)
             if message is not None:
                 assert message["channel"].decode().endswith(f":{id}")
-                told.append(message["data"].decode())
-    assert told == [
+                received.append(message["data"].decode())
+    assert received == [
         *(
             "scheduled",
             "queued",

@@ -122,13 +122,13 @@ async def test_lines_after_the_end_of_a_job_are_ignored() -> None:
     assert messages(sink) == ["in time"]
 
 
-def heard() -> Iterator[list[dict[str, Any]]]:
+def recorded_lines() -> Iterator[list[dict[str, Any]]]:
     lines: list[dict[str, Any]] = []
     with job_logging("info"), LogCapture(lambda body: lines.append(msgspec.json.decode(body))):
         yield lines
 
 
-lines = pytest.fixture(heard)
+lines = pytest.fixture(recorded_lines)
 
 
 def test_an_exception_is_logged_as_class_and_message(lines: list[dict[str, Any]]) -> None:

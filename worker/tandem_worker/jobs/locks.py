@@ -1,7 +1,6 @@
 """`job.lock("name")`: held by one job at a time, among all jobs of a tenant on all workers."""
 
 import asyncio
-from types import TracebackType
 from typing import Protocol, Self
 
 from tandem_shared.times import Duration, parse_duration
@@ -41,12 +40,7 @@ class Lock:
         self._number, self.fence = await self._store.acquire(self.name, self._wait)
         return self
 
-    async def __aexit__(
-        self,
-        type: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, _type: object, error: object, _trace: object) -> None:
         await self.release(check=error is None)
 
     async def release(self, *, check: bool) -> None:

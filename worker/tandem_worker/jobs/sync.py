@@ -4,7 +4,6 @@ import io
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar
 
 from tandem_shared.times import Duration
@@ -209,12 +208,7 @@ class SyncLock:
         self.fence = self._channel.call("lock", [self.name, self._wait])
         return self
 
-    def __exit__(
-        self,
-        type: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _type: object, error: object, _trace: object) -> None:
         self._channel.call("unlock", [self.fence, error is None])
 
 

@@ -22,8 +22,8 @@ async def test_entries_name_their_predecessor_across_attempts(shard: Shard) -> N
         claimed = await worker.take()
         await write(shard, claimed, 2)
         await worker.end(claimed, State.QUEUED)
-    said = await shard.queue.output(id)
-    assert [chunk.before for chunk in said] == [0, *(chunk.stamp for chunk in said[:-1])]
+    chunks = await shard.queue.output(id)
+    assert [chunk.before for chunk in chunks] == [0, *(chunk.stamp for chunk in chunks[:-1])]
 
 
 async def test_a_long_stream_asks_to_be_archived_and_a_full_one_waits(shard: Shard) -> None:
@@ -53,12 +53,15 @@ async def test_archiving_removes_the_oldest_entries_once(shard: Shard) -> None:
     worker = await shard.worker()
     claimed = await worker.take()
     await write(shard, claimed, 4)
-    said = await shard.queue.output(id)
-    one, two = Segment(said[0].stamp, said[1].stamp, 7), Segment(said[2].stamp, said[2].stamp, 8)
-    weight = said[0].weight
+    chunks = await shard.queue.output(id)
+    one, two = (
+        Segment(chunks[0].stamp, chunks[1].stamp, 7),
+        Segment(chunks[2].stamp, chunks[2].stamp, 8),
+    )
+    weight = chunks[0].weight
     for _ in range(2):
         assert await shard.queue.archive(id, claimed.token, one, 2 * weight) == 2 * weight
-        assert await shard.queue.output(id) == said[2:]
+        assert await shard.queue.output(id) == chunks[2:]
         assert await shard.queue.segments(id) == [one]
     assert await shard.queue.archive(id, claimed.token, two, weight) == weight
     assert await shard.queue.archive(id, claimed.token, one, 2 * weight) == weight  # late
@@ -73,15 +76,15 @@ async def test_only_the_oldest_part_can_be_archived(shard: Shard) -> None:
     await shard.add()
     claimed = await (await shard.worker()).take()
     await write(shard, claimed, 3)
-    said = await shard.queue.output(claimed.id)
-    weight = said[0].weight
+    chunks = await shard.queue.output(claimed.id)
+    weight = chunks[0].weight
     assert (
         await shard.queue.archive(
-            claimed.id, claimed.token, Segment(said[1].stamp, said[2].stamp, 7), 1
+            claimed.id, claimed.token, Segment(chunks[1].stamp, chunks[2].stamp, 7), 1
         )
         == 3 * weight
     )
-    assert await shard.queue.output(claimed.id) == said
+    assert await shard.queue.output(claimed.id) == chunks
     assert await shard.queue.segments(claimed.id) == []
 
 
