@@ -204,4 +204,4 @@ async def difference(task: str, success: Success) -> str | None:
     """What another tool calls different about a success; None if it agrees or none can judge."""
     judge = JUDGES.get(task)
     verdict = None if judge is None else judge(success)
-    return await verdict if asyncio.iscoroutine(verdict) else verdict  # type: ignore[return-value]
+    return await verdict if asyncio.iscoroutine(verdict) else verdict  # type: ignore[return-value] # some judges are async

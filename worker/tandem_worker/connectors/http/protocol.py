@@ -70,7 +70,7 @@ class ResponseProtocol(ResponseHandler):
     """A connection that forgives what curl forgives."""
 
     _head: ResponseHead | None = None  # of the response that is awaited, or None in its body
-    _transfer_codings: list[str] = []  # noqa: RUF012
+    _transfer_codings: list[str] = []  # noqa: RUF012 - replaced, never changed
     _complete = False
     _body: StreamReader | None = None
 
