@@ -36,6 +36,8 @@ from tandem_shared.ledger.rows import storable_text
 from tandem_shared.times import parse_rfc3339
 
 DEFAULT_PAGE_JOBS, MAX_PAGE_JOBS = 50, 200
+MAX_PAGE_BYTES = 1 << 20  # about: a single larger job still passes
+MAX_RECENT_BYTES = 4 << 20
 MAX_RECENT_JOBS = 1000  # that are read from Redis because the ledger may not have them yet
 MAX_TEXT_CHARS = 200  # of `q`
 MAX_VALUE_CHARS = 2 * MAX_TEXT_CHARS  # of any parameter but `state`
@@ -81,13 +83,13 @@ async def list_jobs(request: Request, state: StateDep) -> Response:
     query = _query(request, state["tenant"])
     recent = await recent_jobs(state)
     page = await find_jobs(state, query.wanted, query.limit, query.before, recent)
-    records = await _current(state, page.records, recent, query.wanted)
+    page = await _current(state, page, recent, query.wanted)
     cursor = cursor_of(page.next)
     headers = dict(NO_CACHE)
     if cursor is not None:
         given = [pair for pair in request.query_params.multi_items() if pair[0] != "cursor"]
         headers["Link"] = f'</v1/jobs?{urlencode([*given, ("cursor", cursor)])}>; rel="next"'
-    items = [msgspec.Raw(job_json(record)) for record in records]
+    items = [msgspec.Raw(job_json(record)) for record in page.records]
     body = msgspec.json.encode({"items": items, "next_cursor": cursor})
     return JsonBytes(body, 200, headers)
 
@@ -129,26 +131,41 @@ async def find_jobs(
 
 
 async def recent_jobs(state: RequestState) -> Mapping[str, Record]:
-    """The jobs that changed last; their rows in the ledger may be missing or out of date."""
+    """The heads of the jobs that changed last; the ledger may lack them, or have them as before."""
     queue = state["queue"]
     ids = await retry_briefly(queue.events.recent_jobs, MAX_RECENT_JOBS)
-    found = await retry_briefly(queue.get_many, ids, tenant=state["tenant"])
+    found = await retry_briefly(
+        queue.get_heads, ids, tenant=state["tenant"], max_bytes=MAX_RECENT_BYTES
+    )
     return {record.id: record for record in found if record is not None}
 
 
 async def _current(
     state: RequestState,
-    records: list[Record],
+    page: MergedPage,
     recent: Mapping[str, Record],
     wanted: JobFilter,
-) -> list[Record]:
-    """The records, with the current progress of unfinished jobs: progress writes no event."""
-    ids = [one.id for one in records if one.state not in FINAL and one.id not in recent]
+) -> MergedPage:
+    """The page with whole records in place of heads, and the current progress of unfinished jobs.
+
+    It ends early where the records of Redis have MAX_PAGE_BYTES.
+    """
+    ids = [one.id for one in page.records if one.id in recent or one.state not in FINAL]
     if not ids:
-        return records
-    found = await retry_briefly(state["queue"].get_many, ids, tenant=state["tenant"])
+        return page
+    found = await retry_briefly(
+        state["queue"].get_many, ids, tenant=state["tenant"], max_bytes=MAX_PAGE_BYTES
+    )
     newer = {one.id: one for one in found if one is not None and wanted.matches(one)}
-    return [newer.get(one.id, one) for one in records]
+    records = [
+        newer.get(one.id, one)
+        for one in page.records
+        if one.id in newer or one.id not in recent  # else it is not in the list any more
+    ]
+    if len(found) == len(ids):
+        return MergedPage(records, page.next)
+    last = ids[len(found) - 1]
+    return MergedPage([one for one in records if one.id >= last], last)
 
 
 class ListQuery(NamedTuple):

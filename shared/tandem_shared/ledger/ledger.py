@@ -6,7 +6,7 @@ same events may arrive twice and in any order.
 """
 
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -36,6 +36,9 @@ LOST_ERROR = (
     '{"type":"record_lost","message":"the queue lost this job before it ended",'
     '"retryable":true,"attempt":0}'
 )
+
+MAX_PAGE_BYTES = 1 << 20  # about: a single larger job still passes
+_LARGE = ("result", "files", "progress", "error", "options", "attempts")
 
 _WRITTEN = ("id", *COLUMNS, "payload", "words")
 _READ = ", ".join(RECORD_COLUMNS)
@@ -88,6 +91,15 @@ _TENANTS = (
 )
 
 
+def _fitting(rows: Sequence[Sequence[Any]], max_bytes: int) -> Iterator[str]:
+    """The ids of the first of these rows (id, bytes) that fit; always at least one of a page."""
+    for id, size in rows:
+        if max_bytes <= 0:
+            return
+        yield id
+        max_bytes -= size
+
+
 class JobPage(NamedTuple):
     """Jobs, newest first; the list continues below the id `next`, which is None at its end."""
 
@@ -137,18 +149,22 @@ class Ledger:
         return {tag.removeprefix(replay_tag("")) for (tag,) in rows}
 
     async def find(self, wanted: JobFilter, *, before: str | None = None, limit: int) -> JobPage:
-        """Up to `limit` jobs with an id below `before`; fewer, or none, if they are rare."""
-        query = Query(wanted, RECORD_COLUMNS)
+        """Up to `limit` jobs with an id below `before`; fewer if they are rare or large."""
+        measure = "length" if self.database.sqlite else "octet_length"
+        sizes = " + ".join(f"coalesce({measure}(j.{name}), 0)" for name in _LARGE)
+        query = Query(wanted, ("j.id", sizes))
         records: list[Record] = []
         deadline = time.monotonic() + (PAGE_SECONDS if wanted.q is None else SEARCH_SECONDS)
-        scans = 0
+        scans = size = 0
         while True:
             missing = limit - len(records)
             count = missing + 1 if query.exact else SCAN_ROWS[min(scans, len(SCAN_ROWS) - 1)]
             rows = await self.database.read(*query.page(before, count, missing + 1))
-            records += map(record_from_row, rows[:missing])
-            if len(rows) > missing:
-                return JobPage(records, records[-1].id)
+            ids = list(_fitting(rows[:missing], MAX_PAGE_BYTES - size))
+            records += await self._records(ids)
+            size += sum(one for _, one in rows[: len(ids)])
+            if len(ids) < len(rows):
+                return JobPage(records, ids[-1] if ids else before)
             if query.exact:
                 return JobPage(records, None)
             [(last, found)] = await self.database.read(*query.reach(before, count))
@@ -157,6 +173,11 @@ class Ledger:
             before, scans = last, scans + 1
             if len(records) == limit or time.monotonic() > deadline:
                 return JobPage(records, before)
+
+    async def _records(self, ids: Sequence[str]) -> list[Record]:
+        """These jobs, newest first, without those that have just been removed."""
+        sql = f"SELECT {_READ} FROM tandem_jobs WHERE id IN ({placeholders(ids)}) ORDER BY id DESC"
+        return list(map(record_from_row, await self.database.read(sql, ids))) if ids else []
 
     async def tombstone(self, id: str, *, now: float) -> None:
         """Delete a job so that events still on their way to the ledger cannot bring it back.

@@ -52,11 +52,11 @@ def placeholders(values: Sequence[Any] | frozenset[Any]) -> str:
 
 
 class Query:
-    """The statements for one filter, with `?` for each value."""
+    """The statements for one filter, with `?` for each value; the columns belong to the row `j`."""
 
     def __init__(self, wanted: JobFilter, columns: Sequence[str]) -> None:
         self._wanted = wanted
-        self._columns = ", ".join(f"j.{name}" for name in columns)
+        self._columns = ", ".join(columns)
         self._conditions = list(self._beyond_the_index())
         self.exact = not self._conditions  # the index finds matching jobs only
 

@@ -19,6 +19,7 @@ from tandem_shared.queue.scripts import Scripts, flatten, translate_errors
 
 GROUP = "ledger"
 READ_ENTRIES = 100  # per call
+RECENT_BYTES = 1 << 20  # of events that are searched for the jobs that changed last
 # What the ledger keeps of a record besides its payload; `state` is the first.
 LEDGER_FIELDS = (*RECORD_FIELDS, "ver", "ck", "cl")
 
@@ -128,15 +129,8 @@ class JobEvents:
 
     async def recent_jobs(self, limit: int) -> list[str]:
         """Ids of the jobs that changed last, newest first; the ledger may not have them yet."""
-        with translate_errors():
-            entries = await self._redis.xrevrange(self._key, count=limit)
-        jobs: dict[str, None] = {}
-        for _, fields in entries:
-            for line in reversed(fields[b"e"].split(b"\n")):
-                jobs[line.partition(b" ")[0].decode()] = None
-            if len(jobs) >= limit:
-                break
-        return list(jobs)[:limit]
+        found = await self._scripts.run("recent_jobs", limit, RECENT_BYTES)
+        return [id.decode() for id in found]
 
 
 async def _or_none(command: Awaitable[Any]) -> Any:

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from tandem_shared.jobs.record import RECORD_FIELDS, Record, parse
 from tandem_shared.queue.messages import Segment, parse_segment
+from tandem_shared.queue.reads import read_fields
 from tandem_shared.queue.scripts import Scripts, translate_errors
 
 CALL_SUBJECTS = 200  # checked per script call
@@ -146,7 +147,7 @@ class Integrity:
 
     async def existing(self, ids: Sequence[str]) -> set[str]:
         """Those of these jobs that have a record."""
-        found = await self._scripts.run("read_fields", 1, "state", *ids)
+        found = await read_fields(self._scripts, ["state"], ids)
         return {id for id, (state,) in zip(ids, found, strict=True) if state}
 
     async def _subjects(self, kinds: Sequence[str] = ()) -> AsyncIterator[tuple[str, list[str]]]:

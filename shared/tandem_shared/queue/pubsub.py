@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from tandem_shared.backoff import Backoff
 from tandem_shared.errors import Unavailable
 from tandem_shared.queue.bells import open_connection
+from tandem_shared.queue.reads import read_fields
 from tandem_shared.queue.scripts import MAX_CALL_JOBS, Scripts
 
 PING_SECONDS = 5.0  # of silence; also the time that Redis has for an answer
@@ -135,7 +136,7 @@ class JobSubscriptions:
                 if not some:
                     continue
                 with contextlib.suppress(Unavailable):  # the listener meets the same fault
-                    found = await self._scripts.run("read_fields", 2, "v", "o", *some)
+                    found = await read_fields(self._scripts, ("v", "o"), some)
                     for id, version in zip(some, found, strict=True):
                         if id in self._signals and self._versions.get(id) != version:
                             self._versions[id] = version

@@ -31,6 +31,7 @@ Every unfinished record is in exactly one of q, later, leases, park and suspects
 expire after TANDEM_KEEP or, where a ledger follows the events, that long after it has them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -41,7 +42,7 @@ from redis.asyncio import Redis
 
 from tandem_shared import catalogue
 from tandem_shared.errors import Conflict
-from tandem_shared.jobs.record import RECORD_FIELDS, Record, Submission, parse
+from tandem_shared.jobs.record import Record, Submission
 from tandem_shared.jobs.replay import ReplayInput
 from tandem_shared.queue.arq import ArqQueue
 from tandem_shared.queue.batch import Batcher
@@ -71,6 +72,7 @@ from tandem_shared.queue.messages import (
     parse_serving,
 )
 from tandem_shared.queue.pubsub import ChangeSignal, JobSubscriptions
+from tandem_shared.queue.reads import HEAD_FIELDS, read_fields, read_records
 from tandem_shared.queue.recent import Repeats
 from tandem_shared.queue.scripts import (
     CLOCK,
@@ -90,6 +92,10 @@ from tandem_shared.queue.submitter import Submitter
 ARCHIVE_FROM_BYTES = 2 << 20
 MAX_TAIL_BYTES = 3 << 20
 MAX_READ_STREAMS = 32  # per round trip
+
+
+def _of_tenant(tenant: str, records: Sequence[Record | None]) -> list[Record | None]:
+    return [one if one is not None and one.tenant == tenant else None for one in records]
 
 
 class Queue:
@@ -130,7 +136,7 @@ class Queue:
             on_batch and partial(on_batch, kind) for kind in ("submit", "read", "output")
         )
         self._submitter = Submitter(self._scripts, self.repeats, backlog=backlog, on_batch=submit)
-        self._reads = Batcher(self._read, coalesce=True, on_batch=read)
+        self._reads = Batcher(partial(read_records, self._scripts), coalesce=True, on_batch=read)
         self._outputs = Batcher(
             self._read_output,
             max_items=MAX_READ_STREAMS,
@@ -157,20 +163,18 @@ class Queue:
         record = await self._reads.call(id)
         return record if record is not None and record.tenant == tenant else None
 
-    async def get_many(self, ids: Sequence[str], *, tenant: str = "default") -> list[Record | None]:
-        """`get` for many jobs, in order."""
-        found: list[Record | None] = []
-        for start in range(0, len(ids), MAX_CALL_JOBS):
-            found += await self._read(ids[start : start + MAX_CALL_JOBS])
-        return [one if one is not None and one.tenant == tenant else None for one in found]
+    async def get_many(
+        self, ids: Sequence[str], *, tenant: str = "default", max_bytes: float = math.inf
+    ) -> list[Record | None]:
+        """`get` for many jobs, in order; for the first ones only once `max_bytes` are read."""
+        return _of_tenant(tenant, await read_records(self._scripts, ids, max_bytes))
 
-    async def _read(self, ids: Sequence[str]) -> list[Record | None]:
-        found = await self._read_fields(RECORD_FIELDS, ids)
-        return [parse(id, values) for id, values in zip(ids, found, strict=True)]
-
-    async def _read_fields(self, fields: Sequence[str], ids: Sequence[str]) -> Any:
-        # A script, since redis-py takes longer per reply of a pipeline than Redis for all of this.
-        return await self._scripts.run("read_fields", len(fields), *fields, *ids)
+    async def get_heads(
+        self, ids: Sequence[str], *, tenant: str = "default", max_bytes: float
+    ) -> list[Record | None]:
+        """The same without what may be large: progress, result, files and attempts."""
+        heads = await read_records(self._scripts, ids, max_bytes, HEAD_FIELDS)
+        return _of_tenant(tenant, heads)
 
     async def exists(self, id: str) -> bool:
         """Whether the job has a record, for any tenant."""
@@ -189,8 +193,8 @@ class Queue:
             ReplayInput(payload, key and key.decode(), limit and int(limit))
             if payload is not None and owner == tenant.encode()
             else None
-            for owner, payload, key, limit in await self._read_fields(
-                ("tenant", "payload", "ck", "cl"), ids
+            for owner, payload, key, limit in await read_fields(
+                self._scripts, ("tenant", "payload", "ck", "cl"), ids
             )
         ]
 

@@ -68,6 +68,7 @@ PARTS = {
     "join": ("when_full", "record"),
     "ledger_values": ("record",),
     "read_fields": (),
+    "recent_jobs": (),
     "acknowledge": ("when_full", "record"),
     "doctor": _DUE,
     "census": ("when_full", "record", "limits"),

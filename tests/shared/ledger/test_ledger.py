@@ -218,7 +218,7 @@ async def test_no_list_reads_the_whole_table(ledger: Ledger) -> None:
         await ledger.database.write([("ANALYZE tandem_jobs", [()]), ("ANALYZE tandem_tags", [()])])
     explain = "EXPLAIN QUERY PLAN " if ledger.database.sqlite else "EXPLAIN "
     for wanted, index in PLANS:
-        text, values = Query(wanted, ("id", "state")).page(id_prefix(BEGAN / 1e6 + 400), 51, 51)
+        text, values = Query(wanted, ("j.id", "j.state")).page(id_prefix(BEGAN / 1e6 + 400), 51, 51)
         plan = "\n".join(
             str(line[-1]) for line in await ledger.database.read(explain + text, values)
         )

@@ -1,8 +1,17 @@
--- read_fields(number of fields, fields…, ids…): these fields of each job's record.
+-- read_fields(max bytes, number of fields, fields…, ids…): the bytes that were read, then these
+-- fields of each job's record; of fewer jobs than asked for once `max bytes` are read.
 
-local width = tonumber(ARGV[4])
-local out = {}
-for at = 5 + width, #ARGV do
-  out[#out + 1] = redis.call('HMGET', KEYS[1] .. 'job:' .. ARGV[at], unpack(ARGV, 5, 4 + width))
+local max_bytes, width = tonumber(ARGV[4]), tonumber(ARGV[5])
+local out, size = { 0 }, 0
+for at = 6 + width, #ARGV do
+  local values = redis.call('HMGET', KEYS[1] .. 'job:' .. ARGV[at], unpack(ARGV, 6, 5 + width))
+  out[#out + 1] = values
+  for i = 1, width do
+    size = size + #(values[i] or '')
+  end
+  if size > max_bytes then
+    break
+  end
 end
+out[1] = size
 return out
