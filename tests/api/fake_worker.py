@@ -113,11 +113,11 @@ class FakeWorker:
         )
         assert answer.word == "ok"
 
-    async def succeed(self, claimed: Claimed, result: Any = None) -> None:
+    async def succeed(self, claimed: Claimed, result: Any = None, *, answer: str = "ok") -> None:
         body = msgspec.json.encode(result)
         assert await self.queue.finish(
             [Finish(claimed.id, claimed.token, State.SUCCEEDED, "succeeded", body)]
-        ) == ["ok"]
+        ) == [answer]
 
     async def fail(self, claimed: Claimed, to: State = State.FAILED) -> None:
         """Ends the attempt as failed: the job is `failed`, or `retrying` without delay."""

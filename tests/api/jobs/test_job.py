@@ -172,7 +172,7 @@ async def test_cancel_ends_a_queued_job_and_requests_a_running_one_to_stop(
         "running",
         True,
     )
-    await worker.succeed(claimed)  # too late: the cancellation wins
+    await worker.succeed(claimed, answer="cancelled")  # too late: the cancellation wins
     assert (await worker.record(running)).state is State.CANCELLED
 
 
