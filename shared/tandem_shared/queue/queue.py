@@ -127,7 +127,7 @@ class Queue:
         self._subscriptions = JobSubscriptions(redis, self.prefix, self._scripts)
         self.events = JobEvents(redis, self.prefix, self._scripts)  # for the ledger
         self.steps = StepRecords(self._scripts)
-        self.locks = Locks(self._scripts, self._subscriptions)
+        self.locks = Locks(self._scripts, self._subscriptions, self.repeats)
         self.arq = ArqQueue(redis, self._scripts)
         self.clock = RedisClock(redis)
         self.integrity = Integrity(redis, self.prefix, self._scripts)

@@ -27,6 +27,13 @@ async def fence(shard: Shard, acquisition: Acquisition) -> int | None:
     return reply.fence
 
 
+async def fail_over(shard: Shard) -> None:
+    """Redis is another process than the one that gave fences before."""
+    clock = f"{shard.queue.prefix}clock"
+    _, _, rest = (await shard.redis.hget(clock, "epoch")).partition(b" ")
+    await shard.redis.hset(clock, "epoch", b"another " + rest)
+
+
 async def test_a_lock_is_handed_over_in_order(shard: Shard) -> None:
     jobs = [one(await start(shard)) for _ in range(4)]
     fences = []
@@ -59,6 +66,43 @@ async def test_fences_grow_across_clock_steps_and_lost_data(shard: Shard) -> Non
     assert (await fence(shard, one(await start(shard))) or 0) > second
     await shard.redis.flushall()
     await shard.turn(0)
+
+
+async def test_a_holder_that_redis_has_forgotten_is_told_so(shard: Shard) -> None:
+    worker = await shard.worker()
+    first, second = await start(shard, worker), await start(shard, worker)
+    before = await shard.copy()
+    held = one(first)._replace(fence=await fence(shard, one(first)) or 0)
+    assert await shard.queue.locks.acquire(held) == (held.fence, 0.0)
+    await shard.roll_back(before)
+    await fail_over(shard)
+    later = one(second)._replace(fence=await fence(shard, one(second)) or 0)
+    assert later.fence > held.fence
+    assert await shard.queue.locks.acquire(held) is None
+    assert await shard.queue.locks.release(held) is False
+    assert await shard.queue.locks.acquire(later) == (later.fence, 0.0)
+    assert [await shard.queue.locks.release(later) for _ in range(2)] == [True, True]
+    assert await shard.queue.locks.acquire(later) is None
+    assert (
+        await shard.queue.locks.release(one(first, 2)) is True
+    )  # it was cancelled while it waited
+
+
+async def test_fences_grow_over_a_failover_to_a_replica_with_a_slow_clock(shard: Shard) -> None:
+    worker = await shard.worker()
+    known = one(await start(shard, worker))
+    known = known._replace(fence=await fence(shard, known) or 0)
+    before = await shard.copy()
+    forgotten = one(await start(shard, worker), name="gate")
+    await shard.turn(20)
+    forgotten = forgotten._replace(fence=await fence(shard, forgotten) or 0)
+    await shard.roll_back(before)
+    await shard.turn(-60)
+    await fail_over(shard)
+    later = await fence(shard, one(await start(shard, worker), name="gate"))
+    assert (later or 0) > forgotten.fence > known.fence
+    assert await shard.queue.locks.release(forgotten) is False
+    assert [await shard.queue.locks.release(known) for _ in range(2)] == [True, True]
 
 
 async def test_locks_are_per_name_and_tenant(shard: Shard) -> None:

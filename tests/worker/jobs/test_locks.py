@@ -19,6 +19,7 @@ from tandem_worker.jobs.locks import LocalLocks
 from tandem_worker.runtime.attempt_store import MAX_LOCKS
 from tandem_worker.testing import run
 from tests.conftest import eventually
+from tests.shared.queue.model.rollback import copy_keys, roll_back
 from tests.worker.jobs import lock_tasks
 from tests.worker.jobs.lock_tasks import Door
 from tests.worker.workers import Client, outcomes, working
@@ -204,6 +205,41 @@ async def test_releasing_a_lost_lock_is_an_error(
         assert errors == ["lock_lost"]
         assert (await client.end(id)).state is State.SUCCEEDED
         assert worker.jobs_failed == 0
+
+
+async def test_code_under_a_lock_that_redis_has_forgotten_is_handed_back(
+    client: Client, redis_url: str, tmp_path: Path
+) -> None:
+    begun: list[int] = []
+    cancelled: list[int] = []
+    claimed, lock_now, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @task("holds", retry=ONCE)
+    async def holds(job: Job) -> int:
+        begun.append(job.attempt)
+        claimed.set()
+        await lock_now.wait()
+        async with job.lock("door") as lock:
+            try:
+                await go_on.wait()
+            except asyncio.CancelledError:
+                cancelled.append(lock.fence)
+                go_on.set()
+                raise
+            return lock.fence
+
+    async with working(redis_url, tmp_path, holds, lease=LONG) as worker:
+        id = await client.submit(holds)
+        await claimed.wait()
+        copy = await copy_keys(client.redis, client.queue.prefix)
+        lock_now.set()
+        await eventually(lambda: holder_of(client))
+        await roll_back(client.redis, client.queue.prefix, copy)
+        worker.queue.repeats.start()
+        fence = await client.result(id)
+        assert [fence > lost for lost in cancelled] == [True]
+        assert begun == [1, 1]
+        assert outcomes(await client.record(id)) == ["released", "succeeded"]
 
 
 async def test_acquisitions_within_one_job_wait_for_each_other(

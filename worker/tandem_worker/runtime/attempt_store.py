@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from typing import NoReturn
+from functools import partial
+from typing import Literal, NoReturn
 
 from tandem_shared.backoff import until_available
 from tandem_shared.errors import Unavailable
@@ -53,9 +54,9 @@ class AttemptStore:
         await asyncio.sleep(STOP_SECONDS)
         raise asyncio.CancelledError("the attempt has lost its lease")
 
-    def _stop(self) -> None:
+    def _stop(self, cause: Literal["lost", "torn"] = "lost") -> None:
         if self._attempt.on_lost is not None:
-            self._attempt.on_lost("lost")
+            self._attempt.on_lost(cause)
 
     async def acquire(self, name: str, wait: float | None) -> tuple[int, int]:
         if len(self._acquisitions) >= MAX_LOCKS:
@@ -78,6 +79,9 @@ class AttemptStore:
                         # The first wait ends with the subscription: no message is missed after it.
                         await change.wait(seconds)
                         reply = await self._ask(lock)
+            held = lock._replace(fence=reply.fence)
+            self._acquisitions[lock.number] = held
+            self._queue.locks.held[held] = partial(self._stop, "torn")
             return lock.number, reply.fence
         except BaseException:
             self._release(lock)
@@ -95,7 +99,7 @@ class AttemptStore:
         await asyncio.wait({freeing}, timeout=STOP_SECONDS)
         if not freeing.done() or freeing.result():
             return True
-        self._stop()
+        self._stop("torn")
         return False
 
     def _release(self, lock: Acquisition) -> "asyncio.Task[bool]":
@@ -109,6 +113,7 @@ class AttemptStore:
             return True
 
         self._acquisitions.pop(lock.number, None)
+        self._queue.locks.held.pop(lock, None)
         freeing = asyncio.create_task(free())
         _freeing.add(freeing)
         freeing.add_done_callback(_freeing.discard)

@@ -1,8 +1,9 @@
--- lock(id, token, number, name): an acquisition of a running job; `number` is unique within the
--- attempt. Returns 'held' and the fence, also to a repeat; 'wait' and the ms after which to ask
--- again if no notification comes before; or 'lost' if another attempt has the job.
+-- lock(id, token, number, name, fence): an acquisition of a running job; `number` is unique within
+-- the attempt. Returns 'held' and the fence, also to a repeat; 'wait' and the ms after which to ask
+-- again if no notification comes before; or 'lost' if another attempt has the job. With `fence`,
+-- not '0', nothing is taken: 'lost' also if this acquisition does not hold the lock.
 
-local id, token, number, name = unpack(ARGV, 4, 7)
+local id, token, number, name, known_fence = unpack(ARGV, 4, 8)
 local job = P .. 'job:' .. id
 local r = call('HMGET', job, 'state', 'token', 'tenant', 'lk')
 if r[1] ~= 'running' or r[2] ~= token then
@@ -18,6 +19,9 @@ if string.find('\n' .. acquisitions, '\n' .. number .. ' \n', 1, true) then
 end
 
 local holder = call('HGET', lock, 'holder')
+if known_fence ~= '0' then
+  return holder == me and { 'held', known_fence } or { 'lost', '0' }
+end
 local ends = NOW_MS + LEASE_MS
 if holder and holder ~= me then
   local other = string.match(holder, '^%S+')

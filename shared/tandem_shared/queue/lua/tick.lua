@@ -4,6 +4,7 @@ if NOW_MS - tonumber(call('HGET', P .. 'clock', 'published') or 0) >= PUBLISH_IN
   publish_all()
 end
 local settled = process_due()
+next_fence() -- a new server process notes where its fences begin, long before it gives one
 call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', NOW_MS - WORKER_TTL_MS)
 
 -- The last tenth of Redis' memory is reserved for accepted jobs: while it is in use, nothing

@@ -1,7 +1,8 @@
--- unlock(id, token, number, name): the acquisition no longer holds or waits. Returns 'ok', also to
--- a repeat, or 'lost': the attempt has ended and released everything.
+-- unlock(id, token, number, name, fence): the acquisition no longer holds, or waits (fence '0').
+-- Returns 'ok', also to a repeat, or 'lost': the attempt has ended and released everything, or Redis
+-- has come back older and does not know that it held the lock.
 
-local id, token, number, name = unpack(ARGV, 4, 7)
+local id, token, number, name, fence = unpack(ARGV, 4, 8)
 local job = P .. 'job:' .. id
 local r = call('HMGET', job, 'state', 'token', 'tenant', 'lk')
 if r[1] ~= 'running' or r[2] ~= token then
@@ -17,6 +18,8 @@ for n, lock in string.gmatch(r[4] or '', '(%d+) ([^\n]*)\n') do
 end
 if found then
   release_lock(r[3], name, id .. ' ' .. token .. ' ' .. number)
+elseif fence ~= '0' then
+  return knows_fence(tonumber(fence)) and 'ok' or 'lost'
 else
   left = left .. number .. ' \n' -- its `lock` call may still arrive
 end

@@ -5,10 +5,38 @@
 -- holds or waits for, '<number> <name>' per line; '<number> ' without a name is an acquisition that
 -- was released before its `lock` call arrived.
 
--- Makes `holder` the holder and returns its fence. Fences grow across all locks of the shard and
--- follow the clock, so they grow even after Redis has lost data.
+-- Fences grow across all locks of the shard. A Redis that comes back older, or a replica whose clock
+-- is slow, may not know the largest one, so another process begins far above all that it knows.
+local FENCE_GAP_US = 3600000000
+
+-- `epoch` of `clock` is '<run id> <known> <first>': fences between `known` and `first`, in µs, were
+-- given by processes before this one, and are forgotten.
+local function next_fence()
+  local c = call('HMGET', P .. 'clock', 'fence', 'epoch')
+  local last = tonumber(c[1] or 0)
+  local info = redis.pcall('INFO', 'server')
+  local run = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or 'unknown'
+  if c[1] and c[2] and string.match(c[2], '^%w+') == run then
+    return int(math.max(NOW_US, last + 1))
+  end
+  local newest = call('XREVRANGE', P .. 'events', '+', '-', 'COUNT', 1)[1]
+  local ms = newest and tonumber(string.match(newest[1], '^%d+')) or 0
+  local fence = int(math.max(NOW_US, last, ms * 1000) + FENCE_GAP_US)
+  call('HSET', P .. 'clock', 'fence', fence, 'epoch', run .. ' ' .. int(last) .. ' ' .. fence)
+  return fence
+end
+
+-- Whether Redis knows of the grant of this fence; the lock may have been released since.
+local function knows_fence(fence)
+  local c = call('HMGET', P .. 'clock', 'fence', 'epoch')
+  local known, first = string.match(c[2] or '', ' (%d+) (%d+)$')
+  return fence <= tonumber(c[1] or 0)
+    and not (known and fence > tonumber(known) and fence < tonumber(first))
+end
+
+-- Makes `holder` the holder and returns its fence.
 local function grant_lock(tenant, name, holder)
-  local fence = int(math.max(NOW_US, tonumber(call('HGET', P .. 'clock', 'fence') or 0) + 1))
+  local fence = next_fence()
   call('HSET', P .. 'clock', 'fence', fence)
   call('HSET', P .. 'lock:' .. tenant .. ':' .. name, 'holder', holder, 'fence', fence)
   return fence
