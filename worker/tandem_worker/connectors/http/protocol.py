@@ -131,6 +131,10 @@ class ResponseProtocol(ResponseHandler):
         names = codings(declared) + self._transfer_codings if declared else self._transfer_codings
         decoded = names and payload is not EMPTY_PAYLOAD
         body = DecodedBody(self, payload, names, self._loop) if decoded else payload
+        if message.code in (307, 308):
+            # The request that follows may be a POST, which is not sent again if the server is just
+            # closing this connection.
+            self.force_close()
         super().feed_data((message, body), size)
         if message.code < 200 and message.code != 101:
             self._head = ResponseHead()  # an interim response: another one follows
