@@ -51,6 +51,7 @@ HOST_CLOCKS = {
     "shared/tandem_shared/dev/demo.py": "a year to print",
     "worker/tandem_worker/testing.py": "a task that is tested has no Redis",
     "worker/tandem_worker/tasks/http/responses.py": "a server that sends no Date",
+    "worker/tandem_worker/connectors/http/cookies.py": "how long a cookie lives within one call",
     "worker/tandem_worker/connectors/mongo/connection.py": "for people who read tandem_applied",
 }
 
