@@ -85,10 +85,6 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
         "the job is queued for another time than when it is due",
         "--fix moves it to the right time",
     ),
-    "hold-without-pause": (
-        "jobs are held back for a paused queue that is not paused",
-        "--fix queues them, as resuming does",
-    ),
     "limit-gone": (
         "jobs wait for the limits of a task that no longer has any",
         "--fix queues them",
@@ -97,13 +93,9 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
         "jobs wait for the limits of a task, and nothing would check these again",
         "--fix checks them now",
     ),
-    "key-free": (
-        "jobs wait for a concurrency key that no job holds, and none of them was woken for it",
-        "--fix wakes the first of them, which wakes the next",
-    ),
-    "park-unlisted": (
-        "jobs wait for a worker that knows their task, but workers would not look for them",
-        "--fix puts them on the list that workers check",
+    "place-unlisted": (
+        "jobs wait where no worker would look for them in time",
+        "--fix puts the place on the list that workers check",
     ),
     "time-stands": (
         "jobs are overdue, because no API or worker of this Redis processes what is due",

@@ -7,7 +7,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError, RedisError
 
-from tandem_shared.queue.messages import parse_beat
+from tandem_shared.queue.messages import Held, parse_beat
 from tandem_shared.queue.scripts import (
     MAX_CALL_JOBS,
     Arg,
@@ -26,8 +26,8 @@ class Heartbeat(threading.Thread):
 
     `held` maps a job's id to its token and the monotonic time at which renewing stops (its timeout
     plus the cancel grace): code that ignores cancellation must not hold its job forever.
-    `on_beat(lost, cancelled)` is called in this thread with ids, `on_unknown()` if Redis does not
-    know the worker.
+    `started()` is the stamp up to which attempts have started. `on_beat(lost, cancelled)` is called
+    in this thread with attempts, `on_unknown()` if Redis does not know the worker.
     """
 
     def __init__(
@@ -39,7 +39,8 @@ class Heartbeat(threading.Thread):
         worker: str,
         catalogue: str,
         lease: float,
-        on_beat: Callable[[list[str], list[str]], None],
+        started: Callable[[], int],
+        on_beat: Callable[[list[Held], list[Held]], None],
         on_unknown: Callable[[], None],
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
@@ -52,7 +53,7 @@ class Heartbeat(threading.Thread):
         )
         self._head = (1, prefix, int(lease * 1000), 0, 0)
         self._worker, self._catalogue, self._lease = worker, catalogue, lease
-        self._on_beat, self._on_unknown = on_beat, on_unknown
+        self._has_started, self._on_beat, self._on_unknown = started, on_beat, on_unknown
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -71,8 +72,8 @@ class Heartbeat(threading.Thread):
         now = time.monotonic()
         held = [(id, token) for id, (token, until) in list(self.held.items()) if until > now]
         for start in range(0, max(1, len(held)), MAX_CALL_JOBS):
-            pairs = flatten(held[start : start + MAX_CALL_JOBS])
-            known, lost, cancelled = parse_beat(self._call(*pairs))
+            some = held[start : start + MAX_CALL_JOBS]
+            known, lost, cancelled = parse_beat(self._call(*flatten(some)), some)
             if lost or cancelled:
                 self._on_beat(lost, cancelled)
             if not known:
@@ -80,7 +81,14 @@ class Heartbeat(threading.Thread):
 
     def _call(self, *pairs: Arg) -> list[Any]:
         text = source("beat")
-        args = (*self._head, self._worker, self._catalogue, int(self.draining), *pairs)
+        args = (
+            *self._head,
+            self._worker,
+            self._catalogue,
+            int(self.draining),
+            self._has_started(),
+            *pairs,
+        )
         try:
             reply: list[Any] = execute(self._redis, "EVALSHA", sha1_of(text), *args)
         except NoScriptError:  # Redis restarted; EVAL makes it remember the script

@@ -25,15 +25,16 @@ MAX_SEGMENTS = 1000  # read per job
 
 # By the first part of a key: what the key is checked as, and what its members are.
 _KEYS = {
-    "job": "job", "park": "park", "idem": "kin", "out": "kin", "cold": "kin", "steps": "kin",
+    "job": "job", "park": "place", "later": "place", "suspects": "place",
+    "idem": "kin", "out": "kin", "cold": "kin", "steps": "kin",
     "worker": "worker", "tasks": "worker", "entries": "worker", "lock": "lock", "waits": "lock",
 }  # fmt: skip
 _MEMBERS = {
     "q": "entry", "park": "entry", "later": "entry", "leases": "entry", "suspects": "entry",
-    "expiries": "entry", "key": "holder", "slots": "holder", "waits": "wait",
+    "expiries": "entry", "slots": "holder", "waits": "wait",
 }  # fmt: skip
-_SETS = ("key", "slots")  # the other keys with members are sorted sets
-_TIMED = ("leases", "later", "expiries", "gates")
+_SETS = ("slots",)  # the other keys with members are sorted sets
+_TIMED = ("leases", "agenda", "expiries", "gates")
 
 
 class Violation(NamedTuple):
@@ -89,13 +90,9 @@ class Integrity:
     async def recheck(self, given: Iterable[Violation], *, fix: bool = False) -> list[Violation]:
         """Those that still do not hold; `fix` repairs them."""
         given = list(given)
-        # `key-free` is certain only once all jobs were checked: one may have been woken for it.
-        keys = [one for one in given if one.word == "key-free"]
-        free = await self._uncalled(keys) if keys else []
         kinds: dict[str, dict[str, None]] = {}
         for one in given:
-            if one.word != "key-free" or one in free:
-                kinds.setdefault(one.kind, {})[one.subject] = None
+            kinds.setdefault(one.kind, {})[one.subject] = None
         before = {(one.word, one.subject) for one in given}
         still = []
         for kind, subjects in kinds.items():
@@ -103,20 +100,10 @@ class Integrity:
             still += [one for one in found if (one.word, one.subject) in before]
         return still
 
-    async def _uncalled(self, keys: Sequence[Violation]) -> list[Violation]:
-        before = set(await self.check("park", [one.subject for one in keys]))
-        parked = {one.subject for one in before}
-        called: set[str] = set()
-        async for _, ids in self._subjects(("job",)):
-            called |= {one.subject for one in await self.check("called", ids)} & parked
-        # A job that was woken meanwhile has left its place, so both checks saw different jobs.
-        after = set(await self.check("park", list(parked)))
-        return [one for one in keys if one.subject not in called and one in before & after]
-
     async def check_counts(self, fix: Sequence[CountMismatch] = ()) -> list[CountMismatch]:
         """Where the kept counts are wrong; those of `fix` that are still the same are corrected."""
         places: list[str] = []
-        async for keys in self._keys(("q", "park")):
+        async for keys in self._keys(("q", "later", "park", "suspects")):
             places += keys[: MAX_COUNTED_PLACES - len(places)]
         known = [f"{one.name} {one.counted - one.kept}" for one in fix]
         reply = await self._scripts.run(

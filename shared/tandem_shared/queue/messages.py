@@ -42,25 +42,34 @@ class Claimed(NamedTuple):
 class Claim(NamedTuple):
     """The answer to a claim.
 
-    `registered`: if False, the worker must register first. `more`: due jobs are left.
+    `registered`: if False, the worker must register first. `more`: due jobs are left. `blocked`:
+    this worker can take them once an attempt of its own has ended.
     `next_due`: seconds until a job falls due, None if none is scheduled. `settled`: leases that
     ended. `arq_jobs`: jobs of plain arq clients wait.
     """
 
     registered: bool
     more: bool
+    blocked: bool
     next_due: float | None
     settled: int
     arq_jobs: bool
     jobs: list[Claimed]
 
 
+class Held(NamedTuple):
+    """An attempt that a worker holds, as a heartbeat names it."""
+
+    id: str
+    token: str
+
+
 class Beat(NamedTuple):
-    """The answer to a heartbeat: `registered` as in Claim, and ids of jobs that should stop."""
+    """The answer to a heartbeat: `registered` as in Claim, and the attempts that should stop."""
 
     registered: bool
-    lost: list[str]
-    cancelled: list[str]
+    lost: list[Held]
+    cancelled: list[Held]
 
 
 class Finish(NamedTuple):
@@ -235,15 +244,16 @@ def parse_claim(reply: list[Any]) -> Claim:
         )
     ]  # fmt: skip
     next_due = None if due_ms < 0 else due_ms / 1000
-    return Claim(bool(registered), bool(more), next_due, settled, bool(arq_jobs), jobs)
+    return Claim(bool(registered), more > 0, more == 2, next_due, settled, bool(arq_jobs), jobs)
 
 
-def parse_beat(reply: list[Any]) -> Beat:
-    """The answer in a reply of beat.lua."""
+def parse_beat(reply: list[Any], held: Sequence[tuple[str, str]]) -> Beat:
+    """The answer in a reply of beat.lua to a heartbeat for these attempts."""
     registered, *words = reply
+    tokens = dict(held)
     beat = Beat(bool(registered), [], [])
-    for word, id in zip(words[::2], words[1::2], strict=True):
-        (beat.lost if word == b"lost" else beat.cancelled).append(id.decode())
+    for word, id in zip(words[::2], map(bytes.decode, words[1::2]), strict=True):
+        (beat.lost if word == b"lost" else beat.cancelled).append(Held(id, tokens[id]))
     return beat
 
 

@@ -1,35 +1,4 @@
-"""The queue: Redis is the truth for every job that is not final.
-
-Only this package touches these keys, and only its scripts change them (scripts.py):
-
-    job:<id>                       record, see jobs/record.py
-    q:<queue>:<priority>           due jobs, by due time in ms
-    later                          scheduled and retrying jobs, by due time
-    park:<reason>                  jobs that may not run now; `parked` lists some of the reasons
-    suspects                       due jobs during which two workers were lost
-    leases                         running jobs, by end of the lease
-    expiries                       jobs with `expires_in` that have not started
-    key:<tenant>:<key>             holders of a concurrency key
-    slots:<task>, limit:<task>     holders of a task's slots; its limits and where its rate stands
-    limited:<task>, gates          where jobs wait for a task's limits; when to look at it again
-    lock:<tenant>:<name>           holder and fence of a lock
-    waits:<tenant>:<name>          attempts that wait for a lock
-    idem:<hash>                    idempotency key: id and fingerprint of its job
-    steps:<id>                     results of a job's steps
-    out:<id>                       stream of progress, logs and output
-    cold:<id>                      index of the segments that left out:<id>, by last stamp
-    events                         stream of every transition, for the ledger
-    news:<id>, news:<id>:<number>  channels: the job changed; a lock was handed over
-    bell:<queue or worker>         doorbells
-    worker:<incarnation>, workers  live workers
-    tasks:, entries:<digest>       the tasks and versions of a set of workers, and their entries
-    catalogue, versions, published  the tasks that live workers publish, see lua/lib/publish.lua
-    paused                         queues that are paused ('1'), or being resumed ('0')
-    counts, clock                  jobs by queue and state; times and flags of the shard
-
-Every unfinished record is in exactly one of q, later, leases, park and suspects. Final records
-expire after TANDEM_KEEP or, where a ledger follows the events, that long after it has them.
-"""
+"""The queue of one shard: its methods, and the batches in which calls reach Redis."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -92,6 +61,7 @@ from tandem_shared.queue.submitter import Submitter
 ARCHIVE_FROM_BYTES = 2 << 20
 MAX_TAIL_BYTES = 3 << 20
 MAX_READ_STREAMS = 32  # per round trip
+MAX_TICK_CALLS = 100  # in a row, while more is due
 
 
 def _of_tenant(tenant: str, records: Sequence[Record | None]) -> list[Record | None]:
@@ -269,11 +239,20 @@ class Queue:
         slots: int,
         tasks: str,
         queues: Sequence[str],
+        free: int | None = None,
+        running: int = 0,
+        started: int = 0,
         max_bytes: int = MAX_CALL_BYTES,
     ) -> Claim:
-        """Takes up to `slots` due jobs. `number` grows per call; a repeat returns the same jobs."""
+        """Takes up to `slots` due jobs. `number` grows per call; a repeat returns the same jobs.
+
+        Those beyond the `free` slots start later, so only jobs without limits are. `running`
+        attempts are held; those that began up to the stamp `started` have started.
+        """
         slots = min(slots, MAX_CALL_JOBS)
-        reply = await self._scripts.run("claim", worker, number, slots, max_bytes, tasks, *queues)
+        direct = slots if free is None else free
+        args = number, slots, direct, running, started, max_bytes, tasks
+        reply = await self._scripts.run("claim", worker, *args, *queues)
         self.repeats.confirm()
         return parse_claim(reply)
 
@@ -334,10 +313,11 @@ class Queue:
         held: Sequence[tuple[str, str]],
         *,
         draining: bool = False,
+        started: int = 0,
     ) -> Beat:
         """Renews the leases of at most 500 jobs (id, token), as the heartbeat thread does."""
-        pairs = flatten(held)
-        return parse_beat(await self._scripts.run("beat", worker, tasks, int(draining), *pairs))
+        args = worker, tasks, int(draining), started
+        return parse_beat(await self._scripts.run("beat", *args, *flatten(held)), held)
 
     async def retire(self, worker: str) -> None:
         """Removes a worker that has handed back all its jobs."""
@@ -349,9 +329,14 @@ class Queue:
 
     async def tick(self) -> int:
         """Settles ended leases, due jobs and expiries; returns the number of ended leases."""
-        settled = int(await self._scripts.run("tick"))
+        total = 0
+        for _ in range(MAX_TICK_CALLS):
+            settled, more = await self._scripts.run("tick")
+            total += settled
+            if not more:
+                break
         self.repeats.confirm()
-        return settled
+        return total
 
     async def ping(self) -> float:
         """Seconds for the round trip of a write that needs no memory."""

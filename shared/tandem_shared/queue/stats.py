@@ -27,21 +27,30 @@ async def read_stats(redis: "Redis", prefix: str) -> list[QueueStats]:
         for name in queues:
             for priority in PRIORITIES:
                 pipe.zrange(f"{prefix}q:{name}:{priority}", 0, 0, withscores=True)
-                pipe.zrange(f"{prefix}park:queue:{name}:{priority}", 0, 0, withscores=True)
         (seconds, micros), *heads = await pipe.execute()
-    now, width = seconds + micros / 1e6, 2 * len(PRIORITIES)
+    now, width = seconds + micros / 1e6, len(PRIORITIES)
     stats = []
     for at, (name, states) in zip(range(0, len(heads), width), queues.items(), strict=True):
         dues = [head[0][1] / 1000 for head in heads[at : at + width] if head]
+        paused_here = name.encode() in paused
         stats.append(
             QueueStats(
                 name=name,
-                paused=paused.get(name.encode()) == b"1",
+                paused=paused_here,
                 oldest_age=round(max(0.0, now - min(dues)), 3) if dues else None,
-                **{state: states.get(state, 0) for state in OPEN},
+                **_shown(states, held=paused_here),
             )
         )
     return sorted(stats, key=lambda queue: queue.name)
+
+
+def _shown(states: dict[str, int], *, held: bool) -> dict[str, int]:
+    """Jobs by state; of a queue that is held they wait instead of being queued."""
+    shown = {str(state): states.get(state, 0) for state in OPEN}
+    if held:
+        shown["waiting"] += shown["queued"]
+        shown["queued"] = 0
+    return shown
 
 
 async def read_workers(redis: "Redis", prefix: str) -> list[WorkerInfo]:

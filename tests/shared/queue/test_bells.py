@@ -159,7 +159,7 @@ async def test_a_cancel_rings_the_worker_of_the_job(shard: Shard) -> None:
         wait = asyncio.create_task(bells.wait(5))
         await asleep(shard)
         await shard.queue.cancel(id)
-        assert await wait == f"cancel {id}"
+        assert await wait == f"cancel {id} {worker.held[id]}"
 
 
 async def test_retiring_a_worker_removes_its_bell(shard: Shard) -> None:

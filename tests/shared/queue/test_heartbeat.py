@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from tandem_shared import catalogue
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.heartbeat import Heartbeat
-from tandem_shared.queue.messages import WorkerInfo
+from tandem_shared.queue.messages import Held, WorkerInfo
 from tandem_shared.queue.queue import Queue
 from tandem_shared.queue.scripts import execute
 from tests.conftest import eventually
@@ -26,8 +26,8 @@ class Bench:
 
     def __init__(self, redis: Redis, url: str, lease: float) -> None:
         self.redis, self.queue = redis, Queue(redis, lease=lease)
-        self.lost: list[str] = []
-        self.cancelled: list[str] = []
+        self.lost: list[Held] = []
+        self.cancelled: list[Held] = []
         self.unknown = 0
         self.heartbeat = Heartbeat(
             url,
@@ -36,11 +36,12 @@ class Bench:
             worker="w",
             catalogue=DIGEST,
             lease=lease,
+            started=lambda: 0,
             on_beat=self._on_beat,
             on_unknown=self._on_unknown,
         )
 
-    def _on_beat(self, lost: list[str], cancelled: list[str]) -> None:
+    def _on_beat(self, lost: list[Held], cancelled: list[Held]) -> None:
         self.lost += lost
         self.cancelled += cancelled
 
@@ -123,7 +124,10 @@ async def test_a_beat_reports_lost_and_cancelled_jobs(redis: Redis, redis_url: s
         await one.queue.cancel(ids[0])
         one.heartbeat.held[ids[1]] = ("1.w", FOREVER)
         one.heartbeat.beat()
-        assert (one.lost, one.cancelled) == ([ids[1]], [ids[0]])
+        assert (one.lost, one.cancelled) == (
+            [(ids[1], one.heartbeat.held[ids[1]][0])],
+            [(ids[0], one.heartbeat.held[ids[0]][0])],
+        )
 
 
 async def test_a_beat_reports_an_unknown_worker(redis: Redis, redis_url: str) -> None:
@@ -167,4 +171,4 @@ async def test_a_beat_covers_any_number_of_jobs(redis: Redis, redis_url: str, po
         await one.register()
         one.heartbeat.held = {f"j{n}": ("1.w", FOREVER) for n in range(portion)}
         await asyncio.to_thread(one.heartbeat.beat)
-        assert sorted(one.lost) == sorted(one.heartbeat.held)
+        assert sorted(lost.id for lost in one.lost) == sorted(one.heartbeat.held)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem_shared.jobs.states import State
-from tandem_shared.queue.messages import Claimed, Finish
+from tandem_shared.queue.messages import Claimed, Finish, Held
 from tandem_worker import task
 from tandem_worker.runtime.held_leases import Leases
 from tandem_worker.runtime.prefetch import (
@@ -92,9 +92,11 @@ def test_a_cancel_is_written_and_a_lost_job_is_dropped() -> None:
     probe = Probe()
     for number in range(3):
         probe.prefetch.add(claimed(number))
-    probe.prefetch.drop("j0", "cancel")
-    probe.prefetch.drop("j1", "lost")
-    probe.prefetch.drop("elsewhere", "cancel")
+    j0, j1, j2 = (Held(claimed(number).id, claimed(number).token) for number in range(3))
+    probe.prefetch.drop(j0, "cancel")
+    probe.prefetch.drop(j1, "lost")
+    probe.prefetch.drop(j2._replace(token="of another attempt"), "lost")
+    probe.prefetch.drop(Held("elsewhere", j0.token), "cancel")
     assert [(one.id, one.to) for one in probe.written] == [("j0", State.CANCELLED)]
     assert sorted(probe.leases.held) == ["j0", "j2"]  # held until the outcome is written
     assert [one.job.id for one in iter(probe.prefetch.pop, None)] == ["j2"]

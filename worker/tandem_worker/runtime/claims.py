@@ -25,6 +25,7 @@ MAX_SLEEP_SECONDS = 4.0
 # The same once plain arq clients have enqueued jobs, since they ring no bell.
 MAX_ARQ_SLEEP_SECONDS = 2.0
 BUSY_SLEEP_SECONDS = 0.05
+MAX_BLOCKED_SECONDS = 1.0  # for an attempt to end, while what is due cannot start before that
 MAX_BEAT_JOBS = 500  # leases renewed per call
 
 log = structlog.get_logger("worker")
@@ -92,6 +93,12 @@ class Claims:
         return self._shell.burst and not waiting and not self._slots.runs
 
     async def _sleep(self, bells: Bells, claim: Claim) -> None:
+        if claim.blocked:
+            # Its bells would ring at once, for other workers.
+            await wait_first(
+                self._slots.changed.wait(), self._stopping.wait(), timeout=MAX_BLOCKED_SECONDS
+            )
+            return
         longest = MAX_ARQ_SLEEP_SECONDS if self._arq_jobs.seen else MAX_SLEEP_SECONDS
         seconds = longest * random.uniform(0.75, 1)
         if claim.next_due is not None:
@@ -114,6 +121,7 @@ class Claims:
             room = self._slots.room
             if not room:
                 return None
+            self._slots.changed.clear()
             if self._slots.leases.doubtful:
                 await self._renew()
             began = time.monotonic()
@@ -139,6 +147,9 @@ class Claims:
             slots=slots,
             tasks=self._registration.digest,
             queues=self._queues,
+            free=self._slots.free,
+            running=self._slots.running,
+            started=self._slots.started,
         )
         self._unanswered = False
         return claim
@@ -152,6 +163,7 @@ class Claims:
                 self._registration.id,
                 self._registration.digest,
                 held[start : start + MAX_BEAT_JOBS],
+                started=self._slots.started,
             )
             self._slots.on_heartbeat(lost, cancelled)
 

@@ -13,6 +13,7 @@ from tandem_shared.backoff import Backoff
 from tandem_shared.cancellation import cancel_and_wait
 from tandem_shared.errors import Unavailable
 from tandem_shared.queue.heartbeat import Heartbeat
+from tandem_shared.queue.messages import Held
 from tandem_shared.queue.queue import Queue
 from tandem_worker.runtime.claims import Claims
 from tandem_worker.runtime.registration import Registration
@@ -38,6 +39,7 @@ class Control:
             worker=registration.id,
             catalogue=registration.digest,
             lease=queue.lease,
+            started=lambda: slots.started,
             on_beat=self._on_loop(slots.on_heartbeat),
             on_unknown=self._on_loop(self._forgotten),
         )
@@ -69,12 +71,13 @@ class Control:
             await bells.close()
 
     async def _act(self, message: str) -> None:
-        kind, _, id = message.partition(" ")
+        kind, *names = message.split(" ")
         if kind == "cancel":
-            if id not in self._slots.runs:
+            one = Held(*names)
+            if one.id not in self._slots.runs:
                 async with self._claims.lock:  # the claim that took the job may not have returned
                     pass
-            self._slots.stop([id], "cancel")
+            self._slots.stop([one], "cancel")
         else:
             await self._claims.claim()
 

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tandem_shared.queue.messages import Claimed, Finish
+from tandem_shared.queue.messages import Claimed, Finish, Held
 from tandem_worker.runtime.deadlines import TIMER_ERROR_SECONDS
 from tandem_worker.runtime.held_leases import Leases
 from tandem_worker.runtime.outcomes import cancelled, released
@@ -77,18 +77,25 @@ class Prefetch:
             self._watch()
 
     def pop(self) -> Prefetched | None:
-        """The job to start next."""
-        return self._remove(next(iter(self._waiting))) if self._waiting else None
+        """The job to start next. Those whose lease may have ended meanwhile are left to others."""
+        oldest = self._clock.time() - MAX_WAIT_SECONDS - self._lease_seconds
+        while self._waiting:
+            waiting = self._remove(next(iter(self._waiting)))
+            if waiting is None or waiting.since > oldest:
+                return waiting
+            self._leases.release(waiting.job.id, waiting.job.token)
+        return None
 
-    def drop(self, id: str, cause: Cause) -> None:
-        """Do not start this job; does nothing if it is not waiting here."""
-        waiting = self._remove(id)
-        if waiting is None:
+    def drop(self, one: Held, cause: Cause) -> None:
+        """Do not start this attempt; does nothing if it is not waiting here."""
+        waiting = self._waiting.get(one.id)
+        if waiting is None or waiting.job.token != one.token:
             return
+        self._remove(one.id)
         if cause == "cancel":
             self._put(cancelled(waiting.job))
         else:
-            self._leases.held.pop(id, None)
+            self._leases.release(one.id, one.token)
 
     def hand_back(self) -> None:
         """Release all waiting jobs, uncharged, to other workers."""

@@ -12,7 +12,7 @@ import structlog
 from tandem_shared.cancellation import cancel_and_wait
 from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.states import State
-from tandem_shared.queue.messages import Claimed, Finish
+from tandem_shared.queue.messages import Claimed, Finish, Held
 from tandem_shared.queue.queue import Queue
 from tandem_worker.runtime.arq_hooks import MAX_HOOK_SECONDS, attempt_with_hooks, has_hooks
 from tandem_worker.runtime.held_leases import Leases
@@ -42,6 +42,7 @@ class Slots:
         metrics: WorkerMetrics,
     ) -> None:
         self.runs, self.metrics = runs, metrics
+        self.started = 0  # stamp of the last attempt that started; they start in order
         self.changed = asyncio.Event()  # there may be room for more jobs
         self.leases = Leases()
         self.outcomes = Outcomes(queue, self.leases, metrics, on_room=self.changed.set)
@@ -53,12 +54,22 @@ class Slots:
         self._settling: asyncio.Task[None] | None = None
 
     @property
+    def free(self) -> int:
+        """How many jobs could start at once."""
+        return max(0, self._shell.max_jobs - len(self.runs))
+
+    @property
+    def running(self) -> int:
+        """How many attempts are held."""
+        return len(self.runs) + len(self.prefetch)
+
+    @property
     def room(self) -> int:
         """How many jobs may be claimed now."""
         shell = self._shell
         if self.outcomes.full or not shell.allow_pick_jobs:
             return 0
-        room = min(MAX_CLAIM_JOBS, shell.max_jobs - len(self.runs) + self.prefetch.room)
+        room = min(MAX_CLAIM_JOBS, self.free + self.prefetch.room)
         if shell.burst and shell.max_burst_jobs >= 0:
             room = min(room, shell.max_burst_jobs - self.taken)
         return max(0, room)
@@ -68,13 +79,13 @@ class Slots:
         """How many jobs were claimed so far, less those that were handed back."""
         shell = self._shell
         ended = shell.jobs_complete + shell.jobs_retried + shell.jobs_failed
-        return ended + len(self.runs) + len(self.prefetch)
+        return ended + self.running
 
     def take(self, job: Claimed) -> None:
         """Start a claimed job, or keep it until a slot is free."""
         if self.leases.holds(job):
             return  # a repeated answer to an earlier claim
-        if len(self.runs) < self._shell.max_jobs:
+        if self.free:
             self._start(job)
         else:
             self.prefetch.add(job)
@@ -84,6 +95,7 @@ class Slots:
         if earlier is not None:
             earlier.stop("lost")  # its lease ended unnoticed, and this worker claimed the job again
         run = self.runs[job.id] = self._new_run(job)
+        self.started = run.job.stamp
         # Redis' clock dates the claim and when the job was due, ours the wait since.
         claimed = run.job.stamp / 1e6
         self.metrics.attempt_started(job.task, claimed - job.due_ms / 1e3 + waited)
@@ -131,20 +143,20 @@ class Slots:
         shell.jobs_retried += finish.to is State.RETRYING
         self.outcomes.put(finish)
 
-    def stop(self, ids: Iterable[str], cause: Cause) -> None:
-        """Stop these jobs, whether they run or are prefetched; ignore those that have ended."""
-        for id in ids:
-            run = self.runs.get(id)
-            if run is None:
-                self.prefetch.drop(id, cause)
+    def stop(self, attempts: Iterable[Held], cause: Cause) -> None:
+        """Stop these attempts, whether they run or are prefetched; ignore those that have ended."""
+        for one in attempts:
+            run = self.runs.get(one.id)
+            if run is None or run.claimed.token != one.token:
+                self.prefetch.drop(one, cause)
             # Every heartbeat names the job until its code has stopped: cancel once per cause.
             elif run.cause not in (cause, "lost"):
                 run.stop(cause)
                 if cause == "cancel":
                     self._shell.loop.call_later(self._queue.grace, self._overdue, run)
 
-    def on_heartbeat(self, lost: Iterable[str], cancelled: Iterable[str]) -> None:
-        """Stop the jobs that the answer to a heartbeat names."""
+    def on_heartbeat(self, lost: Iterable[Held], cancelled: Iterable[Held]) -> None:
+        """Stop the attempts that the answer to a heartbeat names."""
         self.stop(lost, "lost")
         self.stop(cancelled, "cancel")
 

@@ -13,7 +13,7 @@ if r.state == 'running' then
     call('HSET', P .. 'job:' .. id, 'cancel', v, 'v', v)
     local ends = tonumber(call('ZSCORE', P .. 'leases', id) or NOW_MS)
     call('ZADD', P .. 'leases', 'XX', math.min(ends, NOW_MS + GRACE_MS), id)
-    ring_worker(string.match(r.token, '%.(.*)$'), 'cancel ' .. id)
+    ring_worker(string.match(r.token, '%.(.*)$'), 'cancel ' .. id .. ' ' .. r.token)
     publish(id, r, v)
   end
 elseif not FINAL[r.state] then

@@ -20,10 +20,11 @@ local KINDS = {
   { 'leases', { 'running' } }, { 'later', { 'scheduled', 'retrying' } },
   { 'queue', { 'queued' } }, { 'park', { 'waiting' } },
 }
-local places = { leases = { 'leases' }, later = { 'later' }, queue = { 'suspects' }, park = {} }
+local places = { leases = { 'leases' }, later = {}, queue = {}, park = {} }
 local known = {}
 local function add_place(key)
-  local kind = string.sub(key, 1, 2) == 'q:' and places.queue or places.park
+  local first = string.match(key, '^%w+')
+  local kind = first == 'later' and places.later or first == 'park' and places.park or places.queue
   if not known[key] then
     known[key] = true
     kind[#kind + 1] = key
@@ -32,7 +33,9 @@ end
 for queue in pairs(queues) do
   for _, prio in ipairs(HIGH_FIRST) do
     add_place('q:' .. queue .. ':' .. prio)
+    add_place('later:' .. queue .. ':' .. prio)
   end
+  add_place('suspects:' .. queue)
 end
 for at = 7 + given, #ARGV do
   add_place(ARGV[at])

@@ -1,27 +1,65 @@
--- claim(worker, call number, slots, max bytes, catalogue, queues…): starts up to `slots` due jobs
--- on this worker. Returns whether the worker is known (0: register first), whether due jobs are
--- left, ms until the next due time (-1: none), settled leases, whether jobs of plain arq clients
--- wait, then nine values per job, see `append_claimed`.
+-- claim(worker, call number, slots, free slots, running, started, max bytes, catalogue, queues…):
+-- starts up to `slots` due jobs on this worker. Those beyond the free slots are claimed ahead: they
+-- start later, so only jobs without limits are. `running` attempts are held by now; those that began
+-- up to the stamp `started` have started.
+--
+-- Returns whether the worker is known (0: register first), whether due jobs are left (2: this worker
+-- can take them once an attempt of its own has ended), ms until the next due time (-1: none),
+-- settled leases, whether jobs of plain arq clients wait, then nine values per job, see
+-- `append_claimed`.
 
 local worker, number, slots = ARGV[4], ARGV[5], tonumber(ARGV[6])
-local free_bytes, catalogue = tonumber(ARGV[7]), ARGV[8]
+local free_slots, running, has_started = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+local free_bytes, catalogue = tonumber(ARGV[10]), ARGV[11]
+local QUEUES = 12 -- the first queue in ARGV
+local MIN_LOOKED_AT = 200 -- jobs, if that many are due
+local DUE_JOBS = 200 -- enqueued per place
+
 local me = P .. 'worker:' .. worker
-local my = call('HMGET', me, 'call', 'held', 'since', 'suspect', 'tasks')
+local my = call('HMGET', me, 'call', 'held', 'since', 'suspect', 'tasks', 'beside')
 local last_call, last_held, last_stamp, my_suspect = my[1], my[2], my[3], my[4]
 if my[5] ~= catalogue or call('EXISTS', P .. 'tasks:' .. catalogue) == 0 then
   return { 0, 0, -1, 0, 0 }
 end
 
-local settled, turn = process_due()
-local queues, serves = {}, {}
-for i = 9, #ARGV do
+local settled, calm, turn = process_due()
+local queues, serves, places = {}, {}, {}
+for i = QUEUES, #ARGV do
   if not is_paused(ARGV[i]) then
     queues[#queues + 1] = ARGV[i]
     serves[ARGV[i]] = true
   end
 end
-local out, leases, started, looked_at, more = {}, {}, {}, 0, false
-local free_slots = slots
+for _, prio in ipairs(HIGH_FIRST) do
+  for i = 1, #queues do
+    places[#places + 1] = queues[i] .. ':' .. prio
+  end
+end
+
+-- When the first job of these places falls due, ms; -1 without one.
+local function next_time()
+  local first = -1
+  local times = #places > 0 and call('ZMSCORE', P .. 'agenda', unpack(places)) or {}
+  for i = 1, #times do
+    local at = tonumber(times[i] or nil)
+    if at and (first < 0 or at < first) then
+      first = at
+    end
+  end
+  return first
+end
+
+local next_due = next_time()
+if next_due >= 0 and next_due <= NOW_MS then
+  for i = 1, #places do
+    enqueue_due(places[i], DUE_JOBS)
+  end
+  next_due = next_time()
+end
+
+local out, leases, started, looked_at = {}, {}, {}, 0
+local more, blocked = false, false
+local left = slots
 
 local versions = {}
 local function knows(task)
@@ -34,17 +72,22 @@ end
 local function start(id, r)
   start_attempt(id, r, worker, leases, out)
   started[#started + 1] = id
+  if #started <= free_slots then
+    has_started = r.v
+  end
   if is_suspect(r) then
     my_suspect = id
-    call('HSET', me, 'suspect', id)
+    call('HSET', me, 'suspect', id, 'beside', running + #started > 1 and '1' or '0')
   end
   free_bytes = free_bytes - #r.payload
-  free_slots = free_slots - 1
+  left = left - 1
 end
 
--- Whether the reply has room for the job; the first job always fits.
+-- Whether the reply has room for the job; the first job always fits. A job that is claimed ahead
+-- must not hold a slot or use up a rate while it waits, nor be one that was lost that way before.
 local function fits(r)
-  return #started == 0 or #r.payload <= free_bytes
+  local direct = #started < free_slots or not (r.ck or r.unstarted or find_limit('task:' .. r.task))
+  return direct and (#started == 0 or #r.payload <= free_bytes)
 end
 
 -- An older call that arrived late: nobody waits for its reply.
@@ -66,76 +109,140 @@ if last_call == number then
   return { 1, 1, 0, settled, 0, unpack(out) }
 end
 
--- A worker runs one suspect at a time, so that a third loss takes no other jobs with it.
-local function holds_suspect()
+-- The losses of the suspect that this worker runs, nil without one. It runs one at a time, so that
+-- another loss takes no other suspect with it.
+local function suspect_losses()
   if not my_suspect then
-    return false
+    return nil
   end
-  local r = call('HMGET', P .. 'job:' .. my_suspect, 'state', 'token')
-  return r[1] == 'running' and r[2] and string.match(r[2], '%.(.*)$') == worker
+  local r = call('HMGET', P .. 'job:' .. my_suspect, 'state', 'token', 'losses')
+  local mine = r[1] == 'running' and r[2] and string.match(r[2], '%.(.*)$') == worker
+  return mine and tonumber(r[3]) or nil
+end
+
+-- Whether a job may start as far as it is a suspect. One with a third loss runs alone.
+local function may_start_suspect(r)
+  local alone = tonumber(r.losses or 0) >= 3
+  return not is_suspect(r) or (not suspect_losses() and not (alone and running + #started > 0))
 end
 
 -- Starts a job, or parks it for the reason that keeps it from starting. Returns whether it started.
 local function take_from(place, id, r)
-  local reason = obstacle(r, knows)
+  local reason, limit = obstacle(r, knows)
   call('ZREM', place, id)
   if reason then
-    park(id, r, reason)
+    park(id, r, reason, limit)
   else
     start(id, r)
   end
   return not reason
 end
 
-local suspects = P .. 'suspects'
-if call('EXISTS', suspects) == 1 and not holds_suspect() then
-  local ids = call('ZRANGE', suspects, 0, 255)
+local function has_expired(id, r)
+  return expires_by(r, NOW_MS) and (not calm or fail_if_expired(id, r))
+end
+
+-- The first suspect of the worker's queues that may start now. While one waits to run alone, a
+-- worker that is free takes it, and one that is not takes no further jobs until it is: one worker at
+-- a time, which `alone` of `clock` names.
+local function take_suspect(queue)
+  local place = P .. 'suspects:' .. queue
+  local ids = call('ZRANGE', place, 0, 31)
   for i = 1, #ids do
-    local id = ids[i]
-    local r = read_full(id)
+    local r = read_full(ids[i])
     if r.state ~= 'queued' then
-      call('ZREM', suspects, id)
-    elseif serves[r.queue] and not fail_if_expired(id, r) and take_from(suspects, id, r) then
+      call('ZREM', place, ids[i])
+    elseif has_expired(ids[i], r) then
+      blocked = not calm
+    elseif may_start_suspect(r) then
+      if take_from(place, ids[i], r) then
+        break
+      end
+    elseif tonumber(r.losses) >= 3 then
+      local one = call('HGET', P .. 'clock', 'alone')
+      if not one or one == worker or call('EXISTS', P .. 'worker:' .. one) == 0 then
+        call('HSET', P .. 'clock', 'alone', worker)
+        left, blocked = 0, true
+      end
       break
     end
   end
+  if call('EXISTS', place) == 0 then
+    call('SREM', P .. 'suspected', queue)
+  end
 end
 
+local function members_among(key)
+  local found, flags = {}, #queues > 0 and call('SMISMEMBER', P .. key, unpack(queues)) or {}
+  for i = 1, #flags do
+    if flags[i] == 1 then
+      found[#found + 1] = queues[i]
+    end
+  end
+  return found
+end
+
+local runs_alone = (suspect_losses() or 0) >= 3
+if runs_alone then
+  left = 0
+end
 -- Whether this worker can run jobs that were parked for a worker with more tasks or formats.
 local function lifts(reason)
-  local queue, version, task = string.match(reason, '^task:([^:]*):(%d+):(.*)$')
-  if queue then
-    return serves[queue] and is_new_enough(task, knows(task), tonumber(version))
+  local version, task = string.match(reason, '^task:[^:]*:(%d+):(.*)$')
+  if version then
+    return is_new_enough(task, knows(task), tonumber(version))
   end
-  local served, format = string.match(reason, '^format:([^:]*):(%d+)$')
-  return serves[served] and tonumber(format) <= RECORD_FORMAT
+  return tonumber(string.match(reason, '^format:[^:]*:(%d+)$')) <= RECORD_FORMAT
 end
 
-local reasons = call('SMEMBERS', P .. 'parked')
-for i = 1, #reasons do
-  if free_slots > 0 and lifts(reasons[i]) then
-    local place = P .. 'park:' .. reasons[i]
-    local ids = call('ZRANGE', place, 0, slots - 1)
-    for j = 1, #ids do
-      local id = ids[j]
-      local r = read_full(id)
-      if r.state ~= 'waiting' then
-        call('ZREM', place, id)
-      elseif free_slots > 0 and fits(r) and not fail_if_expired(id, r)
-        and not (is_suspect(r) and holds_suspect()) then
-        take_from(place, id, r)
-      end
-    end
-    if call('EXISTS', place) == 0 then
-      call('SREM', P .. 'parked', reasons[i])
-    else
+local function take_parked(queue, reason)
+  local place = P .. 'park:' .. reason
+  local ids = call('ZRANGE', place, 0, slots - 1)
+  for j = 1, #ids do
+    local id = ids[j]
+    local r = read_full(id)
+    if r.state ~= 'waiting' then
+      call('ZREM', place, id)
+    elseif is_suspect(r) then
+      call('ZREM', place, id)
+      requeue(id, r) -- among the suspects
       more = true
+    elseif left > 0 and fits(r) and not has_expired(id, r) then
+      take_from(place, id, r)
     end
+  end
+  if call('EXISTS', place) == 0 then
+    call('SREM', P .. 'parked:' .. queue, reason)
+  else
+    more = true
   end
 end
 
--- The heads of the queues, read `slots` at a time. Jobs that start are removed at the end,
--- together.
+for _, queue in ipairs(members_among('parked')) do
+  local reasons = call('SMEMBERS', P .. 'parked:' .. queue)
+  for i = 1, #reasons do
+    if left > 0 and lifts(reasons[i]) then
+      take_parked(queue, reasons[i])
+    end
+  end
+  if call('EXISTS', P .. 'parked:' .. queue) == 0 then
+    call('SREM', P .. 'parked', queue)
+  end
+end
+
+for _, queue in ipairs(members_among('suspected')) do
+  if left > 0 and free_slots > 0 and not suspect_losses() then
+    take_suspect(queue)
+  end
+end
+if (suspect_losses() or 0) >= 3 then
+  left, blocked = 0, true
+  if not runs_alone and call('HGET', P .. 'clock', 'alone') == worker then
+    call('HDEL', P .. 'clock', 'alone')
+  end
+end
+
+-- The heads of the queues, read some at a time. Jobs that start are removed at the end, together.
 local heads = { high = {}, normal = {}, low = {} }
 local function head(queue, prio)
   local h = heads[prio][queue]
@@ -164,7 +271,7 @@ local function pick(slot)
   return nil
 end
 
-while free_slots > 0 and looked_at < 4 * slots do
+while left > 0 and looked_at < math.max(4 * slots, MIN_LOOKED_AT) do
   local h = pick(turn + #started + 1)
   if not h then
     break
@@ -172,19 +279,27 @@ while free_slots > 0 and looked_at < 4 * slots do
   local id = h.ids[h.at]
   local r = read_full(id)
   looked_at = looked_at + 1
-  local reason = r.state == 'queued' and obstacle(r, knows)
-  if r.state ~= 'queued' then
+  local queued, over = r.state == 'queued', expires_by(r, NOW_MS)
+  local reason, limit
+  if queued and not over then
+    reason, limit = obstacle(r, knows)
+  end
+  if not queued then
     h.gone[#h.gone + 1] = id
-  elseif fail_if_expired(id, r) then
+  elseif over and calm then
+    fail_if_expired(id, r)
     h.from = h.from - 1 -- it has left the queue, so later jobs have moved up
   elseif reason then
     call('ZREM', h.key, id)
     h.from = h.from - 1
-    park(id, r, reason)
+    park(id, r, reason, limit)
+  elseif over then
+    blocked = true -- until it may expire
   elseif fits(r) then
     start(id, r)
     h.gone[#h.gone + 1] = id
   else
+    blocked = #started >= free_slots
     break
   end
   h.at = h.at + 1
@@ -200,22 +315,34 @@ end
 for i = 1, #queues do
   more = ring_if_due(queues[i]) or more
 end
-call('HSET', me, 'call', number, 'held', table.concat(started, ' '), 'since', NOW_STAMP)
+if #started > 0 and my[6] == '0' and suspect_losses() then
+  call('HSET', me, 'beside', '1') -- the suspect no longer runs alone
+end
+call('HSET', me, 'call', number, 'held', table.concat(started, ' '), 'since', NOW_STAMP,
+  'begun', has_started)
 if #started > 0 then
   call('ZADD', P .. 'leases', unpack(leases))
   call('HINCRBY', P .. 'clock', 'turn', #started)
 end
 
-for task in pairs(touched_tasks) do
-  set_gate(task, limits_of(task))
+for name in pairs(touched) do
+  serve(name, MAX_SERVED)
 end
-local next_due = -1
-for _, times in ipairs({ 'later', 'gates' }) do
-  local first = call('ZRANGE', P .. times, 0, 0, 'WITHSCORES')
-  if first[2] then
-    local left = math.max(0, tonumber(first[2]) - NOW_MS)
-    next_due = next_due < 0 and left or math.min(next_due, left)
+-- Wakes for the gates of limits that jobs of these queues wait for; others' are looked at no further
+-- than their first few.
+local gates = call('ZRANGE', P .. 'gates', 0, 15, 'WITHSCORES')
+for i = 1, #gates, 2 do
+  local mine = i == 31
+  for _, place in ipairs(call('SMEMBERS', P .. 'limited:' .. gates[i])) do
+    mine = mine or serves[string.match(place, '^[^:]*')]
+  end
+  if mine then
+    local at = tonumber(gates[i + 1])
+    next_due = next_due < 0 and at or math.min(next_due, at)
+    break
   end
 end
 commit()
-return { 1, more and 1 or 0, next_due, settled, call('EXISTS', 'arq:queue'), unpack(out) }
+next_due = next_due < 0 and -1 or math.max(0, next_due - NOW_MS)
+more = blocked and 2 or more and 1 or 0
+return { 1, more, next_due, settled, call('EXISTS', 'arq:queue'), unpack(out) }

@@ -76,9 +76,9 @@ local function check_running(id, r)
     call('ZADD', P .. 'leases', 'XX', LEASE_END, id)
   end
   local me = id .. ':' .. (r.token or '')
-  local key, slots = r.ck and 'key:' .. r.tenant .. ':' .. r.ck, r.slot and 'slots:' .. r.slot
-  for _, set in ipairs({ key or '', slots or '' }) do
-    if set ~= '' and call('SISMEMBER', P .. set, me) == 0 and report('slot-untold', id, set) then
+  for _, name in pairs({ key_of(r), r.slot }) do
+    local set = 'slots:' .. name
+    if call('SISMEMBER', P .. set, me) == 0 and report('slot-untold', id, set) then
       call('SADD', P .. set, me)
     end
   end
@@ -166,74 +166,64 @@ local function requeue_parked(key)
   end
 end
 
-local function check_parked_by_limit(key, place, task)
-  local l = limits_of(task)
+local function check_parked_by_limit(key, place, name)
+  local l = find_limit(name)
   if not l then
     if report('limit-gone', key, call('ZCARD', P .. key)) then
       requeue_parked(key)
     end
     return
   end
-  local served = call('SISMEMBER', P .. 'limited:' .. task, place) == 1
-    and (call('ZSCORE', P .. 'gates', task)
-      or (l.slots > 0 and call('SCARD', P .. 'slots:' .. task) >= l.slots))
+  local served = call('SISMEMBER', P .. 'limited:' .. name, place) == 1
+    and (call('ZSCORE', P .. 'gates', name)
+      or (l.slots > 0 and call('SCARD', P .. 'slots:' .. name) >= l.slots))
   if not served and report('limit-unwatched', key) then
-    call('SADD', P .. 'limited:' .. task, place)
-    call('ZADD', P .. 'gates', NOW_MS, task)
+    call('SADD', P .. 'limited:' .. name, place)
+    call('ZADD', P .. 'gates', NOW_MS, name)
   end
 end
 
--- Whether something will look at a place where jobs are parked.
-local function check_park(key)
-  local reason, head = string.sub(key, 6), call('ZRANGE', P .. key, 0, 16)
-  local queue = string.match(reason, '^queue:([^:]*):')
-  local place, task = string.match(reason, '^limit:([^:]*:[^:]*):(.*)$')
-  local tenant, ck = string.match(reason, '^key:([^:]*):(.*)$')
-  if #head == 0 then
+-- Whether something will look at a place where jobs wait.
+local function check_place(key)
+  local kind, name = string.match(key, '^(%w+):(.*)$')
+  local first = call('ZRANGE', P .. key, 0, 0, 'WITHSCORES')[2]
+  local place, limit = string.match(key, '^park:limit:([^:]*:[^:]*):(.*)$')
+  if not first then
     return
-  elseif queue then
-    if call('HEXISTS', P .. 'paused', queue) == 0 and report('hold-without-pause', key) then
-      call('HSET', P .. 'paused', queue, '0')
-    end
   elseif place then
-    check_parked_by_limit(key, place, task)
-  elseif tenant then
-    local seen = call('ZCARD', P .. key) .. ' ' .. table.concat(head, ' ')
-    if call('SCARD', P .. reason) == 0 and report('key-free', key, seen) then
-      wake_key({ tenant = tenant, ck = ck })
+    check_parked_by_limit(key, place, limit)
+  elseif kind == 'later' then
+    local at = tonumber(call('ZSCORE', P .. 'agenda', name) or nil)
+    if not (at and at <= tonumber(first)) and report('place-unlisted', key) then
+      call('ZADD', P .. 'agenda', first, name)
     end
-  elseif call('SISMEMBER', P .. 'parked', reason) == 0 and report('park-unlisted', key) then
-    call('SADD', P .. 'parked', reason)
-  end
-end
-
--- Reports the key's place for a job that will wake the key's next job: one that is queued, or that
--- waits for its task's limit.
-local function find_woken(id)
-  local r = read_record(id)
-  if r.ck and (r.state == 'queued' or (r.state == 'waiting' and limited_task(r))) then
-    report('called', 'park:key:' .. r.tenant .. ':' .. r.ck)
+  elseif kind == 'suspects' then
+    if call('SISMEMBER', P .. 'suspected', name) == 0 and report('place-unlisted', key) then
+      call('SADD', P .. 'suspected', name)
+    end
+  else
+    local queue = string.match(name, '^%w+:([^:]*):')
+    local listed = call('SISMEMBER', P .. 'parked:' .. queue, name) == 1
+      and call('SISMEMBER', P .. 'parked', queue) == 1
+    if not listed and report('place-unlisted', key) then
+      call('SADD', P .. 'parked:' .. queue, name)
+      call('SADD', P .. 'parked', queue)
+    end
   end
 end
 
 local function check_holder(subject)
   local key, id, token = string.match(subject, '^(.*) ([^ :]*):(%S+)$')
-  local set, name = string.match(key, '^(%w+):(.*)$')
-  local me = id .. ':' .. token
+  local name, me = string.match(key, '^slots:(.*)$'), id .. ':' .. token
   if call('SISMEMBER', P .. key, me) == 0 then
     return
   end
   local r = read_record(id)
-  local holds = set == 'slots' and r.slot or r.ck and r.tenant .. ':' .. r.ck
-  if not (r.state == 'running' and r.token == token and holds == name)
+  local holds = r.slot == name or key_of(r) == name
+  if not (r.state == 'running' and r.token == token and holds)
     and report('holder-gone', subject) then
     call('SREM', P .. key, me)
-    if set == 'slots' then
-      serve(name, 1)
-    else
-      local tenant, ck = string.match(name, '^([^:]*):(.*)$')
-      wake_key({ tenant = tenant, ck = ck })
-    end
+    serve(name, 1)
   end
 end
 
@@ -311,7 +301,7 @@ local function check_time(key)
 end
 
 local CHECKS = {
-  job = check_job, entry = check_entry, park = check_park, called = find_woken,
+  job = check_job, entry = check_entry, place = check_place,
   holder = check_holder, lock = check_lock, wait = check_wait, kin = check_kin,
   worker = check_worker, time = check_time,
 }

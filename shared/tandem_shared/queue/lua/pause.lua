@@ -1,10 +1,12 @@
--- pause(queue, '1' or '0'): the queue's jobs may not start, or may start again. Running jobs are
--- left alone.
+-- pause(queue, '1' or '0'): the queue's jobs may not start, or may start again. They stay where they
+-- are, and running jobs are left alone.
 
-local queue, on = ARGV[4], ARGV[5]
-if on == '1' or call('HEXISTS', P .. 'paused', queue) == 1 then
-  call('HSET', P .. 'paused', queue, on)
+local queue = ARGV[4]
+if ARGV[5] == '1' then
+  call('HSET', P .. 'paused', queue, '1')
+elseif call('HDEL', P .. 'paused', queue) == 1 and not ring_if_due(queue)
+  and call('EXISTS', P .. 'suspects:' .. queue) == 1 then
+  ring(queue)
 end
-process_due()
 commit()
 return 1

@@ -1,9 +1,16 @@
--- tick(): processes what is due. Each API calls it once a second; every claim does the same first.
+-- tick(): processes what is due. Each API calls it once a second. Returns the number of settled
+-- leases, and whether more is due: then it is called again at once.
+
+local PORTION = 100 -- of jobs of each kind, so that Redis is not blocked for long
 
 if NOW_MS - tonumber(call('HGET', P .. 'clock', 'published') or 0) >= PUBLISH_INTERVAL_MS then
   publish_all()
 end
-local settled = process_due()
+local settled, _, _, most = process_due()
+local places = call('ZRANGEBYSCORE', P .. 'agenda', '-inf', NOW_MS, 'LIMIT', 0, PORTION)
+for i = 1, #places do
+  most = math.max(most, enqueue_due(places[i], PORTION))
+end
 next_fence() -- a new server process notes where its fences begin, long before it gives one
 call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', NOW_MS - WORKER_TTL_MS)
 
@@ -20,4 +27,4 @@ if type(memory) == 'string' then
   end
 end
 commit()
-return settled
+return { settled, (most >= PORTION or #places >= PORTION) and 1 or 0 }

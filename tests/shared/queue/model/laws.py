@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from math import inf
 
 from tandem_shared.jobs.states import FINAL, State
 from tests.shared.queue.model.shard import Snapshot, is_place, pairs
@@ -15,11 +16,11 @@ def home(record: Mapping[str, str]) -> list[str]:
     if state is State.RUNNING:
         return ["leases"]
     if state in (State.SCHEDULED, State.RETRYING):
-        return ["later"]
+        return [f"later:{record['queue']}:{record['prio']}"]
     if state is State.WAITING:
         return [f"park:{record['park']}"]
     return (
-        ["suspects"]
+        [f"suspects:{record['queue']}"]
         if int(record.get("losses", 0)) >= 2
         else [f"q:{record['queue']}:{record['prio']}"]
     )
@@ -31,8 +32,8 @@ def broken(shard: Snapshot) -> list[str]:
         *_places(shard),
         *_fields(shard),
         *_numbers(shard),
-        *_holders(shard),
         *_limits(shard),
+        *_waiters(shard),
         *_locks(shard),
     ]
     return [*found, *_lifetimes(shard)]
@@ -74,10 +75,17 @@ def _places(shard: Snapshot) -> Iterable[str]:
             yield from (
                 f"{id} is in {key} without a record" for id in members if id not in shard.jobs
             )
-        if key.startswith(("park:task:", "park:format:")) and key[5:] not in shard.values.get(
-            "parked", []
+        kind, _, name = key.partition(":")
+        queue = name.split(":")[1 if kind == "park" else 0]
+        if key.startswith(("park:task:", "park:format:")) and not (
+            name in shard.values.get(f"parked:{queue}", [])
+            and queue in shard.values.get("parked", [])
         ):
             yield f"{key} is not listed, so no worker would look at it"
+        if kind == "suspects" and queue not in shard.values.get("suspected", []):
+            yield f"{key} is not listed, so no worker would look at it"
+        if kind == "later" and shard.zsets["agenda"].get(name, inf) > min(members.values()):
+            yield f"nothing will look at {key} in time"
 
 
 def _numbers(shard: Snapshot) -> Iterable[str]:
@@ -93,28 +101,44 @@ def _numbers(shard: Snapshot) -> Iterable[str]:
             yield f"{id} has had {record['attempt']} attempts of {record['max']}"
 
 
-def _holders(shard: Snapshot) -> Iterable[str]:
-    """Running jobs hold their concurrency key, within its limit; no job waits for a free key."""
+def _limits(shard: Snapshot) -> Iterable[str]:
+    """Running attempts hold the slots of their limits, and no more than one of them allows."""
     holders: dict[str, set[str]] = {}
-    limits: Counter[str] = Counter()
-    woken: set[str] = set()  # keys with a job that wakes the next one when it leaves
+    allowed: dict[str, int] = {}
     for id, record in shard.jobs.items():
+        names = {record["slot"]} if "slot" in record else set()
         if "ck" in record:
             key = f"key:{record['tenant']}:{record['ck']}"
-            if record["state"] == "running":
-                holders.setdefault(key, set()).add(f"{id}:{record['token']}")
-                limits[key] = max(limits[key], int(record["cl"]))
-            elif record["state"] == "queued" or record.get("park", "").startswith("limit:"):
-                woken.add(key)
-    kept = {key: set(value) for key, value in shard.values.items() if key.startswith("key:")}
+            allowed[key] = max(allowed.get(key, 0), int(record["cl"]))
+            names.add(key)
+        for name in names if record["state"] == "running" else ():
+            holders.setdefault(name, set()).add(f"{id}:{record['token']}")
+    kept = _kept_slots(shard)
     if kept != holders:
         yield f"holders are {holders}, but kept are {kept}"
-    yield from (
-        f"{key} is held {len(ids)} times" for key, ids in holders.items() if len(ids) > limits[key]
-    )
+    for name, most in allowed.items():
+        if len(kept.get(name, ())) > most:
+            yield f"{name} is held {len(kept[name])} times"
+
+
+def _kept_slots(shard: Snapshot) -> dict[str, set[str]]:
+    return {key[6:]: set(value) for key, value in shard.values.items() if key[:6] == "slots:"}
+
+
+def _waiters(shard: Snapshot) -> Iterable[str]:
+    """Jobs that wait for a limit will be looked at again."""
+    waiting: dict[str, set[str]] = {}
     for key in shard.zsets:
-        if key.startswith("park:key:") and key[5:] not in holders.keys() | woken:
-            yield f"nothing will ever wake {key}"
+        if key.startswith("park:limit:"):
+            queue, priority, name = key.removeprefix("park:limit:").split(":", 2)
+            waiting.setdefault(name, set()).add(f"{queue}:{priority}")
+    for name, places in waiting.items():
+        if not set(shard.values.get(f"limited:{name}", [])) >= places:
+            yield f"{places} of {name} are not listed"
+        slots = int(pairs(shard.values[f"limit:{name}"])["slots"])
+        full = 0 < slots <= len(_kept_slots(shard).get(name, ()))
+        if name not in shard.zsets.get("gates", {}) and not full:
+            yield f"nothing will look again at jobs parked by {name}"
 
 
 def _locks(shard: Snapshot) -> Iterable[str]:
@@ -144,40 +168,14 @@ def _locks(shard: Snapshot) -> Iterable[str]:
             yield f"lock {name}: held by {one}, queue {others}, recorded {claims.get(name)}"
 
 
-def _limits(shard: Snapshot) -> Iterable[str]:
-    """Running attempts hold a task's slots; jobs parked by its limits will be looked at again."""
-    waiting: dict[str, set[str]] = {}
-    for key in shard.zsets:
-        if key.startswith("park:limit:"):
-            queue, priority, task = key.removeprefix("park:limit:").split(":", 2)
-            waiting.setdefault(task, set()).add(f"{queue}:{priority}")
-    for key, value in shard.values.items():
-        kind, _, task = key.partition(":")
-        for holder in value if kind == "slots" else ():
-            id, _, token = holder.partition(":")
-            record = shard.jobs.get(id, {})
-            if (record.get("state"), record.get("token"), record.get("task")) != (
-                "running",
-                token,
-                task,
-            ):
-                yield f"{key} is held by {holder}, which is not running"
-    for task, places in waiting.items():
-        if not set(shard.values.get(f"limited:{task}", [])) >= places:
-            yield f"{places} of {task} are not listed"
-        slots = int(pairs(shard.values[f"limit:{task}"])["slots"])
-        if task not in shard.zsets.get("gates", {}) and not 0 < slots <= len(
-            shard.values.get(f"slots:{task}", [])
-        ):
-            yield f"nothing will look again at jobs parked by the limits of {task}"
-
-
 # Keys without a TTL: they live only while their jobs are unfinished, or their number does not grow
 # with the jobs.
-KINDS = ("key", "slots", "limit", "limited", "lock", "waits")
+KINDS = ("slots", "parked", "limit", "limited", "lock", "waits")
 LASTING = (
+    "agenda",
     "gates",
     "paused",
+    "suspected",
     "events",
     "catalogue",
     "versions",

@@ -91,7 +91,7 @@ class Snapshot:
 
 def is_place(key: str) -> bool:
     """Whether the key is a place of jobs."""
-    return key in ("later", "leases", "suspects") or key.startswith(("q:", "park:"))
+    return key == "leases" or key.startswith(("q:", "later:", "park:", "suspects:"))
 
 
 @dataclass
@@ -128,7 +128,12 @@ class Worker:
         return self
 
     async def call(
-        self, *, slots: int = 10, number: int | None = None, max_bytes: int = MAX_CALL_BYTES
+        self,
+        *,
+        slots: int = 10,
+        number: int | None = None,
+        max_bytes: int = MAX_CALL_BYTES,
+        **given: int,
     ) -> Claim:
         """Claims jobs, which are held from now on."""
         if number is None:
@@ -140,6 +145,8 @@ class Worker:
             tasks=self.digest,
             queues=self.queues,
             max_bytes=max_bytes,
+            running=len(self.held),
+            **given,
         )
         self.held |= {one.id: one.token for one in claim.jobs}
         return claim
@@ -153,7 +160,11 @@ class Worker:
         return claimed
 
     async def beat(self) -> tuple[bool, list[str], list[str]]:
-        return await self.shard.queue.beat(self.id, self.digest, list(self.held.items()))
+        """Whether Redis knows the worker, and the ids of jobs that should stop."""
+        held = list(self.held.items())
+        known, lost, cancelled = await self.shard.queue.beat(self.id, self.digest, held)
+        assert {*lost, *cancelled} <= set(held)
+        return known, [one.id for one in lost], [one.id for one in cancelled]
 
     async def end(
         self, claimed: Claimed, to: State = State.SUCCEEDED, outcome: Any = None, **given: Any
@@ -281,7 +292,7 @@ class Shard:
                 jobs[key[4:]] = pairs(value)
             elif key == "events":
                 events = [(id, fields[1]) for id, fields in value]
-            elif is_place(key) or key in ("expiries", "workers", "gates"):
+            elif is_place(key) or key in ("expiries", "workers", "gates", "agenda"):
                 zsets[key] = {id: float(score) for id, score in pairs(value).items()}
             else:
                 values[key] = value

@@ -294,7 +294,7 @@ class ShardMachine(Examining, Forgetting, Keeping, Pausing, Submitting, RuleBase
         self.seen = now.events[-1][0] if now.events else "-"
         kept = {
             (id, token)
-            for id, _, token in (one.partition(":") for one in now.values.get("slots:t", []))
+            for id, _, token in (one.partition(":") for one in now.values.get("slots:task:t", []))
         }
         assert kept == self.allowance.running(now), "a slot of the task leaked or was freed twice"
         # A clock step back of less than half a lease goes unnoticed.

@@ -38,7 +38,7 @@ async def test_a_suspect_is_cancelled_at_once(shard: Shard) -> None:
     id = await shard.add()
     for _ in range(2):
         await (await shard.worker()).lose(id)
-    assert await shard.place(id) == ["suspects"]
+    assert await shard.place(id) == ["suspects:default"]
     record = await shard.queue.cancel(id)
     assert record is not None
     assert record.state is State.CANCELLED
@@ -54,7 +54,9 @@ async def test_a_running_job_gets_one_cancel_request(shard: Shard) -> None:
     assert (record.state, record.cancel, record.stamp) == (State.RUNNING, shard.us, shard.us)
     await shard.turn(1)
     assert await shard.queue.cancel(id) == record
-    assert (await shard.snapshot()).values[f"bell:{worker.id}"] == [f"cancel {id}"]
+    assert (await shard.snapshot()).values[f"bell:{worker.id}"] == [
+        f"cancel {id} {worker.held[id]}"
+    ]
     # Repeated in the answers to heartbeats until the worker obeys.
     assert await worker.beat() == (True, [], [id])
     assert await worker.beat() == (True, [], [id])

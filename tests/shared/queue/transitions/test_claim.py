@@ -42,7 +42,7 @@ async def test_an_unknown_worker_must_register_first(shard: Shard) -> None:
     await shard.add()
     worker = await shard.worker()
     await shard.queue.retire(worker.id)
-    assert await worker.call() == Claim(False, False, None, 0, False, [])
+    assert await worker.call() == Claim(False, False, False, None, 0, False, [])
     await worker.register()
     assert len(await worker.claim()) == 1
 
@@ -187,7 +187,7 @@ async def test_a_late_claim_takes_nothing(shard: Shard) -> None:
     assert (await worker.call(number=1)).jobs == []
     assert (await worker.call(number=2)).jobs == []
     await shard.add()
-    assert await worker.call(number=1) == Claim(True, False, None, 0, False, [])
+    assert await worker.call(number=1) == Claim(True, False, False, None, 0, False, [])
     assert len((await worker.call(number=3)).jobs) == 1
 
 
@@ -206,10 +206,10 @@ async def test_many_workers_share_the_jobs(shard: Shard) -> None:
 
 
 async def test_jobs_that_cannot_run_do_not_block_the_rest(shard: Shard) -> None:
-    await shard.submit(*(job("u") for _ in range(9)))
+    await shard.submit(*(job("u") for _ in range(201)))
     id = await shard.add()
     worker = await shard.worker()
-    claim = await worker.call(slots=2)  # looks at no more than 8 jobs
+    claim = await worker.call(slots=2)  # looks at no more than 200 jobs
     assert (claim.jobs, claim.more) == ([], True)
     assert [one.id for one in await worker.claim(slots=2)] == [id]
 
@@ -219,8 +219,16 @@ async def test_stale_members_of_places_are_dropped(shard: Shard) -> None:
     worker = await shard.worker()
     await worker.end(await worker.take())
     prefix = shard.queue.prefix
-    for key in ("q:default:normal", "suspects", "later", "leases", "expiries"):
+    for key in (
+        "q:default:normal",
+        "suspects:default",
+        "later:default:normal",
+        "leases",
+        "expiries",
+    ):
         await shard.redis.zadd(f"{prefix}{key}", {id: 1, "nobody": 1})
+    await shard.redis.sadd(f"{prefix}suspected", "default")
+    await shard.redis.zadd(f"{prefix}agenda", {"default:normal": 1})
     assert await worker.claim() == []
     await shard.queue.tick()
     snapshot = await shard.snapshot()

@@ -279,7 +279,8 @@ async def test_expired_jobs_never_start(shard: Shard) -> None:
     await shard.submit(*(job(expires_in=5) for _ in range(300)))
     alive = await shard.add()
     worker = await shard.worker()
-    await shard.turn(6)
+    await shard.wait(4)
+    await shard.turn(2)
     assert [one.id for one in await worker.claim(slots=100)] == [alive]
     snapshot = await shard.snapshot()
     assert snapshot.counts == {"default running": 1}

@@ -1,8 +1,9 @@
--- Processes what is due: ended leases, due jobs, expiries, gates of limits, pauses. Every claim and
--- tick does it for the whole shard, so it depends on no particular worker or queue.
+-- Processes what is due: ended leases, due jobs, expiries, gates of limits.
 
-local function enqueue_due(max_jobs)
-  local due = call('ZRANGEBYSCORE', P .. 'later', '-inf', NOW_MS, 'LIMIT', 0, max_jobs)
+-- Enqueues jobs of this place (<queue>:<priority>) whose time has come.
+local function enqueue_due(place, max_jobs)
+  local later = P .. 'later:' .. place
+  local due = call('ZRANGEBYSCORE', later, '-inf', NOW_MS, 'LIMIT', 0, max_jobs)
   for i = 1, #due do
     local id = due[i]
     local r = read_record(id)
@@ -11,8 +12,15 @@ local function enqueue_due(max_jobs)
     end
   end
   if #due > 0 then
-    call('ZREM', P .. 'later', unpack(due))
+    call('ZREM', later, unpack(due))
   end
+  local head = call('ZRANGE', later, 0, 0, 'WITHSCORES')
+  if head[2] then
+    call('ZADD', P .. 'agenda', head[2], place)
+  else
+    call('ZREM', P .. 'agenda', place)
+  end
+  return #due
 end
 
 -- Fails a waiting job whose expires_in is over and returns whether it is. The failure of the last
@@ -38,47 +46,18 @@ local function fail_expired(max_jobs)
       call('ZREM', P .. 'expiries', over[i])
     end
   end
+  return #over
 end
 
--- Parks jobs of paused queues and brings those of resumed ones back, up to `max_jobs` per place.
-local function follow_pauses(max_jobs)
-  is_paused('')
-  for queue, on in pairs(paused_queues) do
-    local left = false
-    for _, prio in ipairs(HIGH_FIRST) do
-      local due = P .. 'q:' .. queue .. ':' .. prio
-      local from = on == '1' and due or P .. 'park:queue:' .. queue .. ':' .. prio
-      local ids = call('ZRANGE', from, 0, max_jobs - 1)
-      if #ids > 0 then
-        call('ZREM', from, unpack(ids))
-      end
-      for i = 1, #ids do
-        local r = read_record(ids[i])
-        if r.state == 'queued' and not fail_if_expired(ids[i], r) then
-          park_paused(ids[i], r)
-          wake(r) -- it may have been woken for a slot that it does not use now
-        elseif r.state == 'waiting' then
-          requeue(ids[i], r)
-        end
-      end
-      left = left or #ids == max_jobs
-    end
-    if on == '0' and not left then
-      call('HDEL', P .. 'paused', queue)
-    end
-  end
-end
-
--- Returns how many leases were settled, and `turn` of `clock`.
+-- What every claim and tick does, whatever its queues. Returns the number of settled leases, whether
+-- jobs may expire now, `turn` of `clock`, and how much was done at most.
 local function process_due()
   local c = call('HMGET', P .. 'clock', 'tick', 'grace', 'turn')
-  local settled = 0
-  if note_tick(c) then
+  local settled, expired, calm = 0, 0, note_tick(c)
+  if calm then
     settled = settle_leases(100)
+    expired = fail_expired(100)
   end
-  enqueue_due(200)
-  fail_expired(100)
   open_gates(50)
-  follow_pauses(100)
-  return settled, tonumber(c[3] or 0)
+  return settled, calm, tonumber(c[3] or 0), math.max(settled, expired)
 end

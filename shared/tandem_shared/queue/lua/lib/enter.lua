@@ -55,6 +55,9 @@ local function enter(start, at, refusal)
     'opts', opts, 'payload', payload, 'at', NOW_STAMP)
   if state == 'scheduled' then
     call('HSET', job, 'run', due)
+    if run ~= '' then
+      call('HSET', job, 'at_time', '1')
+    end
   end
   if ck ~= '' then
     call('HSET', job, 'ck', ck, 'cl', cl)
@@ -69,9 +72,7 @@ local function enter(start, at, refusal)
   end
   kept_bytes = kept_bytes + RECORD_BYTES + #opts + #payload
   change_state(id, r, state, NOW_STAMP)
-  if state == 'queued' and is_paused(queue) then
-    park_paused(id, r)
-  elseif state == 'queued' then
+  if state == 'queued' then
     enqueue(id, r)
   else
     schedule(id, r)

@@ -6,8 +6,43 @@
 -- second between ticks must not count as silence, hence the minimum.
 local SILENCE_MS = math.max(LEASE_MS / 2, 2500)
 
--- Refreshes `tick`, given `tick` and `grace` of `clock`. Returns whether leases may be settled:
--- after a silence, not before holders had a lease's time to renew.
+local STEP_JOBS = 5000 -- of each place, the first ones, moved after a step of the clock
+
+-- The clock stepped back by `ms`: what is a duration from the past would take that much longer.
+-- Times that a client gave as such (`run_at`) stay.
+local function step_back(ms)
+  local places = call('ZRANGE', P .. 'agenda', 0, -1)
+  for i = 1, #places do
+    local later = P .. 'later:' .. places[i]
+    local ids = call('ZRANGE', later, 0, STEP_JOBS - 1)
+    for j = 1, #ids do
+      local job = P .. 'job:' .. ids[j]
+      local a = call('HMGET', job, 'due', 'at_time')
+      if a[1] and not a[2] then
+        local due = int(math.max(NOW_MS, a[1] - ms))
+        call('HSET', job, 'due', due)
+        call('ZADD', later, due, ids[j])
+      end
+    end
+    local head = call('ZRANGE', later, 0, 0, 'WITHSCORES')
+    if head[2] then
+      call('ZADD', P .. 'agenda', head[2], places[i])
+      ring(string.match(places[i], '^[^:]*'))
+    end
+  end
+  local ids = call('ZRANGE', P .. 'expiries', 0, STEP_JOBS - 1)
+  for i = 1, #ids do
+    local over = call('HGET', P .. 'job:' .. ids[i], 'exp')
+    if over then
+      over = int(over - ms)
+      call('HSET', P .. 'job:' .. ids[i], 'exp', over)
+      call('ZADD', P .. 'expiries', over, ids[i])
+    end
+  end
+end
+
+-- Refreshes `tick`, given `tick` and `grace` of `clock`. Returns whether leases may be settled and
+-- jobs expire: after a silence, not before holders had a lease's time to renew.
 local function note_tick(c)
   local tick, grace = tonumber(c[1] or 0), tonumber(c[2] or 0)
   if tick - NOW_MS > LEASE_MS / 2 then -- the clock stepped back: shorten what ends too late now
@@ -21,6 +56,7 @@ local function note_tick(c)
     end
     grace = math.min(grace, NOW_MS + LEASE_MS)
     if #far < 500 then
+      step_back(tick - NOW_MS)
       tick = NOW_MS
       call('HSET', P .. 'clock', 'tick', NOW_MS, 'grace', grace)
     end

@@ -23,44 +23,9 @@ local function expires_by(r, at)
   return r.exp and tonumber(r.exp) <= at
 end
 
-local KEY_WAITERS_READ = 16 -- waiting jobs read to find one to wake
-
--- A slot of a concurrency key is free: requeues the job that has waited longest for it. With
--- `limited`, the job woken before is now waiting for its task's limit; then jobs of tasks at their
--- limit are skipped, or all of them would move from the key's place to the limit's and back.
-local function wake_key(r, limited)
-  local place = P .. 'park:key:' .. r.tenant .. ':' .. r.ck
-  local ids = call('ZRANGE', place, 0, KEY_WAITERS_READ - 1)
-  for i = 1, #ids do
-    local id = ids[i]
-    local waiter = read_record(id)
-    if waiter.state ~= 'waiting' then
-      call('ZREM', place, id)
-    elseif not (limited and at_limit(call('HGET', P .. 'job:' .. id, 'task'))) then
-      call('ZREM', place, id)
-      return requeue(id, waiter)
-    end
-  end
-end
-
--- The task whose limit the job waits for or was woken for, nil if there was none.
-local function limited_task(r)
+-- The limit that the job waits for or was brought back by, nil if there was none.
+local function parked_limit(r)
   return r.park and string.match(r.park, '^limit:[^:]*:[^:]*:(.*)$')
-end
-
--- What the job held or was woken for is free again: another job may start in its place.
-local function wake_task(r)
-  local task = r.slot or limited_task(r)
-  if task then
-    serve(task, 1)
-  end
-end
-
-local function wake(r)
-  if r.ck then
-    wake_key(r)
-  end
-  wake_task(r)
 end
 
 -- Writes the final state, then further fields and values. Sets the TTLs unless a ledger still has
@@ -75,9 +40,6 @@ end
 
 -- Ends a job that is not running: cancelled, or failed with an error.
 local function drop(id, r, to, failure)
-  -- It may have been woken for a slot that the next job can use. A job that waits for its task's
-  -- limit may have been woken by its key.
-  local woken = r.state == 'queued' or r.state == 'waiting' and limited_task(r)
   call('ZREM', place_of(r), id)
   if r.exp then
     call('ZREM', P .. 'expiries', id)
@@ -89,8 +51,9 @@ local function drop(id, r, to, failure)
   else
     finalize(id, r, v, 'error', failure)
   end
-  if woken then
-    wake(r)
+  -- It may have been brought back for a slot that the next job can use.
+  for _, name in pairs({ key_of(r), parked_limit(r) }) do
+    serve(name, 1)
   end
 end
 
@@ -108,13 +71,28 @@ local function append_attempt(r, v, outcome)
   return lines
 end
 
--- Why a job whose worker was lost gets no other attempt; nil if it does.
-local function last_loss(r)
-  if r.losses >= 3 then
-    return 'three workers were lost while they ran this job, so it is not run again'
-  elseif tonumber(r.attempt) >= tonumber(r.max) then
-    return 'the worker was lost while it ran the last attempt'
+-- What the loss of its worker means for a job. Returns whether the attempt is charged, and why it
+-- was the last one, nil if another follows.
+--
+-- One that was claimed ahead is charged only if the worker has told that it started; if it has not,
+-- the job is not claimed ahead again. A suspect's loss counts only if the job ran alone: beside
+-- others, one of these may be the cause, and the job runs alone the next time.
+local function judge_loss(r)
+  local worker = P .. 'worker:' .. string.match(r.token, '%.(.*)$')
+  local w = call('HMGET', worker, 'begun', 'beside')
+  if w[1] and tonumber(r.began) > tonumber(w[1]) then
+    r.unstarted = true
+    return false
   end
+  r.losses = tonumber(r.losses or 0) + 1
+  if r.losses == 3 and w[2] == '1' then
+    return false
+  elseif r.losses >= 3 then
+    return true, 'three workers were lost while they ran this job, so it is not run again'
+  elseif tonumber(r.attempt) >= tonumber(r.max) then
+    return true, 'the worker was lost while it ran the last attempt'
+  end
+  return true
 end
 
 local dropped_leases = {} -- removed by `drop_leases`, all at once
@@ -141,14 +119,13 @@ local function leave(id, token, to, outcome, body, delay, files, reports)
     return 'behind'
   end
 
-  local lost, asked = to == 'lost', to
+  local lost, asked, charged = to == 'lost', to, outcome ~= 'released'
   if r.cancel then
     to, outcome = 'cancelled', 'cancelled' -- a cancel request wins over every other outcome
   elseif lost then
-    outcome = 'worker_lost'
-    r.losses = tonumber(r.losses or 0) + 1
-    local last = last_loss(r)
-    to = last and 'failed' or 'queued'
+    local last
+    charged, last = judge_loss(r)
+    to, outcome = last and 'failed' or 'queued', r.unstarted and 'released' or 'worker_lost'
     local message = last or 'the worker was lost while it ran this attempt'
     body = failure_json('worker_lost', message, r.attempt)
   elseif to == 'retrying' and tonumber(r.attempt) >= tonumber(r.max) then
@@ -162,23 +139,23 @@ local function leave(id, token, to, outcome, body, delay, files, reports)
   local job, v = P .. 'job:' .. id, next_stamp(r)
   local lines = append_attempt(r, v, outcome)
   dropped_leases[#dropped_leases + 1] = id
-  if r.ck then
-    call('SREM', P .. 'key:' .. r.tenant .. ':' .. r.ck, id .. ':' .. r.token)
-  end
-  if r.slot then
-    call('SREM', P .. 'slots:' .. r.slot, id .. ':' .. r.token)
+  local names = { key_of(r) or r.slot, r.ck and r.slot } -- limits under which it ran
+  for i = 1, #names do
+    call('SREM', P .. 'slots:' .. names[i], id .. ':' .. r.token)
   end
   if r.lk then
     release_locks(id, r)
   end
-  if outcome == 'released' then
+  if not charged and to == 'queued' then
     r.attempt = tonumber(r.attempt) - 1 -- refunded: only the token is a fence
   end
   change_state(id, r, to, v)
   if not token then
     call('HSET', job, 'token', '') -- fences the lost holder, whose code may still run
   end
-  if lost and to ~= 'cancelled' then
+  if r.unstarted then
+    call('HSET', job, 'unstarted', '1')
+  elseif lost and to ~= 'cancelled' then
     call('HSET', job, 'losses', r.losses)
   end
 
@@ -201,13 +178,18 @@ local function leave(id, token, to, outcome, body, delay, files, reports)
       schedule(id, r)
     else
       call('HSET', job, 'state', to, 'v', v, 'attempts', lines, 'attempt', r.attempt)
-      if lost then
+      if lost and not r.unstarted then
         call('HSET', job, 'error', body)
       end
       enqueue(id, r) -- with its original due time, so ahead of the backlog
     end
   end
-  wake(r)
+  for i = 1, #names do
+    serve(names[i], 1)
+  end
+  if is_suspect(r) then -- its worker may run the next one
+    workers_to_wake[string.match(r.token, '%.(.*)$')] = true
+  end
   return token and FINAL[to] and to ~= asked and to or 'ok'
 end
 

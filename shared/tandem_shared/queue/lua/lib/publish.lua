@@ -26,11 +26,12 @@ end
 
 -- Wakes the workers of queues in which jobs wait for a newer version than is published now.
 local function wake_newer(task, version)
-  local reasons = call('SMEMBERS', P .. 'parked')
-  for i = 1, #reasons do
-    local queue, waited, of = string.match(reasons[i], '^task:([^:]*):(%d+):(.*)$')
-    if of == task and tonumber(waited) > version then
-      ring(queue)
+  for _, queue in ipairs(call('SMEMBERS', P .. 'parked')) do
+    for _, reason in ipairs(call('SMEMBERS', P .. 'parked:' .. queue)) do
+      local waited, of = string.match(reason, '^task:[^:]*:(%d+):(.*)$')
+      if of == task and tonumber(waited) > version then
+        ring(queue)
+      end
     end
   end
 end
@@ -45,10 +46,10 @@ local function publish(task, version, digest)
   call('HSET', P .. 'versions', task, version)
   call('HSET', P .. 'clock', 'catalogue', int(NOW_US))
   wake_newer(task, version)
-  local limit = P .. 'limit:' .. task
+  local limit = P .. 'limit:task:' .. task
   if slots ~= '0' or every ~= '0' or call('EXISTS', limit) == 1 then
     call('HSET', limit, 'slots', slots, 'every', every, 'burst', burst)
-    serve(task, 100) -- the limits may be higher now; `open_gates` serves further jobs
+    serve('task:' .. task, MAX_SERVED) -- the limits may be higher now; `open_gates` serves further jobs
   end
 end
 

@@ -131,13 +131,25 @@ local function is_suspect(r)
   return r.losses and tonumber(r.losses) >= 2
 end
 
+-- The key of the one place where an unfinished record stands, unless it is running.
+local function place_of(r)
+  if r.state == 'queued' then
+    if is_suspect(r) then
+      return P .. 'suspects:' .. r.queue
+    end
+    return P .. 'q:' .. r.queue .. ':' .. r.prio
+  elseif r.state == 'waiting' then
+    return P .. 'park:' .. r.park
+  end
+  return P .. 'later:' .. r.queue .. ':' .. r.prio
+end
+
 -- Puts a queued job among the due ones.
 local function enqueue(id, r)
   if is_suspect(r) then
-    call('ZADD', P .. 'suspects', r.due, id)
-  else
-    call('ZADD', P .. 'q:' .. r.queue .. ':' .. r.prio, r.due, id)
+    call('SADD', P .. 'suspected', r.queue)
   end
+  call('ZADD', place_of(r), r.due, id)
   ring(r.queue)
 end
 
@@ -149,46 +161,20 @@ local function requeue(id, r)
   enqueue(id, r)
 end
 
--- Puts a job into `later`. Rings if it is the new head, until whose time idle workers sleep.
+-- Puts a job among those that wait for their time. `agenda` has the earliest time of each place;
+-- idle workers of the queue sleep until then, so an earlier one rings.
 local function schedule(id, r)
-  local head = call('ZRANGE', P .. 'later', 0, 0, 'WITHSCORES')
-  if not head[2] or tonumber(r.due) < tonumber(head[2]) then
+  local place = r.queue .. ':' .. r.prio
+  local head = call('ZSCORE', P .. 'agenda', place)
+  if not head or tonumber(r.due) < tonumber(head) then
+    call('ZADD', P .. 'agenda', r.due, place)
     ring(r.queue)
   end
-  call('ZADD', P .. 'later', r.due, id)
+  call('ZADD', P .. 'later:' .. place, r.due, id)
 end
 
-local paused_queues -- '1': paused; '0': resumed, but not all of its jobs are back
 local function is_paused(queue)
-  if not paused_queues then
-    local flat = call('HGETALL', P .. 'paused')
-    paused_queues = {}
-    for i = 1, #flat, 2 do
-      paused_queues[flat[i]] = flat[i + 1]
-    end
-  end
-  return paused_queues[queue] == '1'
-end
-
--- Parks a job of a paused queue. The caller removes it from its old place.
-local function park_paused(id, r)
-  local reason, v = 'queue:' .. r.queue .. ':' .. r.prio, next_stamp(r)
-  change_state(id, r, 'waiting', v)
-  call('HSET', P .. 'job:' .. id, 'state', 'waiting', 'v', v, 'park', reason)
-  call('ZADD', P .. 'park:' .. reason, r.due, id)
-end
-
--- The key of the one place where an unfinished record stands, unless it is running.
-local function place_of(r)
-  if r.state == 'queued' then
-    if is_suspect(r) then
-      return P .. 'suspects'
-    end
-    return P .. 'q:' .. r.queue .. ':' .. r.prio
-  elseif r.state == 'waiting' then
-    return P .. 'park:' .. r.park
-  end
-  return P .. 'later'
+  return call('HEXISTS', P .. 'paused', queue) == 1
 end
 
 -- The bytes that may be kept for a ledger that has not read them, or false if no ledger has joined.
@@ -245,7 +231,7 @@ local function commit()
   end
   for queue in pairs(bells) do
     local bell = P .. 'bell:' .. queue
-    if call('LLEN', bell) == 0 then
+    if call('LLEN', bell) == 0 and not is_paused(queue) then
       call('RPUSH', bell, 1)
     end
   end

@@ -25,7 +25,7 @@ local function resume(id, token, ended)
     drop_leases()
     r = read_full(id)
   elseif r.state == 'scheduled' or r.state == 'retrying' then
-    call('ZREM', P .. 'later', id)
+    call('ZREM', place_of(r), id)
     -- Before the start, so that the attempt's reports return under their stamps.
     local v = tonumber(stamp) - 1 > last_stamp(r) and int(stamp - 1) or next_stamp(r)
     change_state(id, r, 'queued', v)

@@ -26,9 +26,21 @@ local function is_new_enough(task, version, wanted)
     or version >= tonumber(call('HGET', P .. 'versions', task) or wanted))
 end
 
--- The reason why a job may not start now, nil if it may. `knows(task)` is the worker's version of a
--- task. A reason names everything that a worker must offer, so that a worker can take either all or
--- none of the jobs parked for it.
+-- The limits of a job, by name.
+local NO_LIMITS = {}
+local function limits_of(r)
+  local task = 'task:' .. r.task
+  local l = find_limit(task) or nil
+  if not r.ck then
+    return l and { [task] = l } or NO_LIMITS
+  end
+  local key = key_of(r)
+  return { [key] = key_limit(key, r), [task] = l }
+end
+
+-- The reason why a job may not start now, nil if it may, and the limit if it is one. `knows(task)`
+-- is the worker's version of a task. A reason names everything that a worker must offer, so that a
+-- worker can take either all or none of the jobs parked for it.
 local function obstacle(r, knows)
   if r.f ~= FORMAT_TEXT and tonumber(r.f) > RECORD_FORMAT then
     return 'format:' .. r.queue .. ':' .. r.f
@@ -36,19 +48,13 @@ local function obstacle(r, knows)
   if not is_new_enough(r.task, knows(r.task), tonumber(r.ver)) then
     return 'task:' .. r.queue .. ':' .. r.ver .. ':' .. r.task
   end
-  if r.ck then
-    local key = 'key:' .. r.tenant .. ':' .. r.ck
-    if call('SCARD', P .. key) >= tonumber(r.cl) then
-      return key
+  for name, l in pairs(limits_of(r)) do
+    if startable(name, l) <= 0 then
+      return 'limit:' .. r.queue .. ':' .. r.prio .. ':' .. name, name
     end
-  end
-  if at_limit(r.task) then
-    return 'limit:' .. r.queue .. ':' .. r.prio .. ':' .. r.task
   end
   return nil
 end
-
-local touched_tasks = {} -- limited tasks of which this claim started or parked a job
 
 -- Whether a live worker, as it registered, serves the job's queue and can run its task.
 local function can_run(worker, r)
@@ -61,37 +67,39 @@ local function can_run(worker, r)
   return is_new_enough(r.task, version, tonumber(r.ver))
 end
 
+-- A worker that can run the job may be asleep, and the queue's bell may wake one that cannot.
+local told = {} -- by reason
+local function wake_able_worker(reason, r)
+  local workers = told[reason] and {} or call('ZREVRANGE', P .. 'workers', 0, 63)
+  told[reason] = true
+  for i = 1, #workers do
+    if can_run(workers[i], r) then
+      workers_to_wake[workers[i]] = true
+      return
+    end
+  end
+end
+
 -- Sets a job aside; whatever removes the reason brings it back. The caller has removed it from its
--- place first, since waking others may bring it back at once.
-local function park(id, r, reason)
+-- place. `limit` is the name of the limit that is the reason.
+local function park(id, r, reason, limit)
   if r.state == 'queued' then
     local v = next_stamp(r)
     change_state(id, r, 'waiting', v)
     call('HSET', P .. 'job:' .. id, 'state', 'waiting', 'v', v)
   end
-  call('HSET', P .. 'job:' .. id, 'park', reason)
-  call('ZADD', P .. 'park:' .. reason, r.due, id)
-  if string.sub(reason, 1, 6) == 'limit:' then
-    call('SADD', P .. 'limited:' .. r.task, r.queue .. ':' .. r.prio)
-    touched_tasks[r.task] = true
-    if r.ck then
-      wake_key(r, true)
-    end
-    return
+  if limit then
+    park_by_limit(id, r, limit, find_limit(limit))
+    touched[limit] = true
+  else
+    park_for(id, r, reason)
+    call('SADD', P .. 'parked:' .. r.queue, reason)
+    call('SADD', P .. 'parked', r.queue)
+    wake_able_worker(reason, r)
   end
-  -- It may have been woken for a slot that it cannot use now.
-  if string.sub(reason, 1, 4) == 'key:' then
-    wake_task(r)
-    return
-  end
-  call('SADD', P .. 'parked', reason)
-  wake(r)
-  -- A worker that can run it may be asleep, and the queue's bell may wake one that cannot.
-  local workers = call('ZREVRANGE', P .. 'workers', 0, 63)
-  for i = 1, #workers do
-    if can_run(workers[i], r) then
-      workers_to_wake[workers[i]] = true
-      return
+  for name in pairs(limits_of(r)) do
+    if name ~= limit then
+      serve(name, 1) -- it may have been brought back for a slot that it cannot use now
     end
   end
 end
@@ -121,22 +129,22 @@ local function start_attempt(id, r, worker, leases, out, stamp)
   end
   leases[#leases + 1] = LEASE_END
   leases[#leases + 1] = id
-  if r.ck then
-    call('SADD', P .. 'key:' .. r.tenant .. ':' .. r.ck, id .. ':' .. token)
-  end
-  local l = limits_of(r.task)
-  if l and l.slots > 0 then
-    call('SADD', P .. 'slots:' .. r.task, id .. ':' .. token)
-    call('HSET', P .. 'job:' .. id, 'slot', r.task)
-  elseif r.slot then
-    call('HDEL', P .. 'job:' .. id, 'slot') -- left by an earlier attempt
-  end
-  if l then
+  local slot
+  for name, l in pairs(limits_of(r)) do
+    if l.slots > 0 then
+      call('SADD', P .. 'slots:' .. name, id .. ':' .. token)
+      slot = string.sub(name, 1, 5) == 'task:' and name or slot
+    end
     if l.every > 0 then
       l.tat = math.max(l.tat, NOW_US) + l.every
-      call('HSET', P .. 'limit:' .. r.task, 'tat', int(l.tat))
+      call('HSET', P .. 'limit:' .. name, 'tat', int(l.tat))
     end
-    touched_tasks[r.task] = true
+    touched[name] = l.kept or touched[name]
+  end
+  if slot then
+    call('HSET', P .. 'job:' .. id, 'slot', slot)
+  elseif r.slot then
+    call('HDEL', P .. 'job:' .. id, 'slot') -- left by an earlier attempt
   end
   if r.exp then
     call('ZREM', P .. 'expiries', id)
