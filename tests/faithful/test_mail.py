@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from tandem_worker.task import task_of
 from tandem_worker.tasks.email import send
+from tests.fuzz.values import as_json
 from tests.worker.bench import open_bench
 from tests.worker.connectors.test_mail import Post, serving
 
@@ -121,3 +124,123 @@ async def test_a_tool_of_another_language_reads_the_same_subject(tmp_path: Path)
     script = "use Encode; binmode STDOUT, ':utf8'; print decode('MIME-Header', $ARGV[0])"
     done = subprocess.run([perl, "-e", script, subject], capture_output=True, check=True, text=True)
     assert done.stdout == text
+
+
+ADDRESSES = {
+    "<a@example.org>": ("", "a@example.org"),
+    " <a@example.org>": ("", "a@example.org"),
+    '"" <a@example.org>': ("", "a@example.org"),
+    "a+b@example.org": ("", "a+b@example.org"),
+    "o'brien@example.org": ("", "o'brien@example.org"),
+    "a@localhost": ("", "a@localhost"),
+    "a@xn--bcher-kva.example": ("", "a@xn--bcher-kva.example"),
+    "a@日本.example": ("", "a@xn--wgv71a.example"),
+    "a@BÜCHER.example": ("", "a@xn--bcher-kva.example"),
+    "two words <a@example.org>": ("two words", "a@example.org"),
+    "J. R. <a@example.org>": ("J. R.", "a@example.org"),
+    "a (comment) b <a@example.org>": ("a (comment) b", "a@example.org"),
+    '"b@example.org" <a@example.org>': ("b@example.org", "a@example.org"),
+    '"a\\"b\\\\c" <a@example.org>': ('a"b\\c', "a@example.org"),
+    '"a, b; c: d" <a@example.org>': ("a, b; c: d", "a@example.org"),
+    "🎉 <a@example.org>": ("🎉", "a@example.org"),
+}
+NOT_ADDRESSES = [
+    # A quoted or non-ASCII local part needs an extension that few servers have.
+    '"quoted local"@example.org', '"a.b"@example.org', "jürgen@example.org",
+    "Group: a@example.org, b@example.org;", "undisclosed-recipients:;",
+    "a@example.org,b@example.org", "a@example.org;b@example.org", "a@example.org b@example.org",
+    "a@[127.0.0.1]", "a@-b.org", "a@b..c", "a@.b", "a@b.", "a..b@c.d", ".a@b.c", "a.@b.c",
+    "a@b@c.d", "@a.b:c@d.e", "Name a@b.c", "a@b.c (comment)", "a@b.c ", "a@b.c\n", "a\0@b.c",
+    '"a" "b" <a@b.c>',
+    "a\r\nBcc: x@y.z <a@b.c>", '"a\r\nBcc: x@y.z" <a@b.c>', '"a\0" <a@b.c>', "a@b.c\r\nBcc: x@y.z",
+    "<a@b.c\r\nBcc: x@y.z>", "a\u2028b <a@b.c>", "a\u0085b <a@b.c>", f"{'x' * 65}@b.c",
+    f"a@{'b' * 64}.c", "a@b.c <d@e.f>", "<a@b.c> <d@e.f>", "a;b <d@e.f>", "a@b c.d", "", "a", "a@",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ADDRESSES)
+async def test_neighbours_of_addresses_are_read_by_two_parsers(tmp_path: Path, given: str) -> None:
+    data = await delivered(tmp_path, {"to": given, "text": "x"})
+    (found,) = parsed(data)["To"].addresses
+    assert (found.display_name, found.addr_spec) == ADDRESSES[given]
+    assert not parsed(data)["To"].defects
+    old = str(message_from_bytes(data)["To"]).replace("\r\n", "").replace("\n", "")
+    ((name, spec),) = getaddresses([old])
+    assert (str(make_header(decode_header(name))), spec) == ADDRESSES[given]
+
+
+@pytest.mark.parametrize("given", NOT_ADDRESSES)
+@pytest.mark.parametrize("field", ["from", "to", "cc", "bcc", "reply_to"])
+async def test_what_is_no_address_is_refused_in_every_field(
+    tmp_path: Path, field: str, given: str
+) -> None:
+    with pytest.raises(ValidationError):
+        task_of(send).decode(as_json({"to": "a@b.c", "subject": "s", "text": "x", field: given}))
+
+
+@pytest.mark.parametrize("letter", ["\r", "\n", "\0", "\u0085", "\u2028", "\x1b"])
+async def test_a_subject_has_no_line_ends_of_any_reader(letter: str) -> None:
+    with pytest.raises(ValidationError):
+        task_of(send).decode(as_json({"to": "a@b.c", "subject": f"a{letter}Bcc: x@y.z"}))
+
+
+@pytest.mark.parametrize("subject", [" ", "  a", "a  ", "a  b", "a" * 76, "é" + " x" * 300, "\ta"])
+async def test_blanks_of_a_subject_stay(tmp_path: Path, subject: str) -> None:
+    if "\t" in subject:
+        with pytest.raises(ValidationError):
+            task_of(send).decode(as_json({"to": "a@b.c", "subject": subject}))
+        return
+    data = await delivered(tmp_path, {"subject": subject, "text": "x"})
+    assert str(parsed(data)["Subject"]) == subject
+
+
+BODIES = [
+    "a\r\n.\r\nb", "\r\n.\r\n..\r\n...", "x" * 3000, "ü" * 3000, "a\rb", "a\nb\n", "\0",
+    "From x\r\n", "tab\t \r\n trailing  \r\n", "\x1b[0m", "\u2028", " " * 2000, "=20=", "日本\r\n.\r\n", "",
+    "x" * 998 + "\r\n" + "y" * 999, "QUIT\r\n.\r\nMAIL FROM:<a@b.c>\r\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BODIES)
+async def test_bodies_travel_in_short_lines_of_seven_bits(tmp_path: Path, text: str) -> None:
+    data = await delivered(tmp_path, {"text": text, "html": text})
+    assert data.isascii()
+    assert max(map(len, data.split(b"\r\n"))) <= 76
+    assert b"\n" not in data.replace(b"\r\n", b"")
+    bodies = [part for part in message_from_bytes(data).walk() if not part.is_multipart()]
+    assert len(bodies) == 2
+    for part in bodies:
+        raw = part.get_payload(decode=True)
+        assert isinstance(raw, bytes)
+        assert lines_of(raw.decode()) == lines_of(text)
+    for body in parsed(data).walk():
+        if not body.is_multipart():
+            assert lines_of(body.get_content()) == lines_of(text)
+
+
+def lines_of(text: str) -> list[str]:
+    return text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a;b.txt", "a b.txt", "a%20b.txt", "UTF-8''x.txt", "a'b.txt", "a*b.txt", "a=b.txt",
+        ".hidden",
+        "a(b).txt", "x" * 190 + ".txt", "ü" * 90 + ".txt", "日.txt", "=?utf-8?q?x?=.txt",
+    ],
+)  # fmt: skip
+async def test_names_of_attachments_are_read_by_two_parsers(tmp_path: Path, name: str) -> None:
+    data = await delivered(tmp_path, {"text": "x"}, name=name)
+    assert max(map(len, data.split(b"\r\n"))) <= 78
+    for message in (parsed(data), message_from_bytes(data)):
+        assert [part.get_filename() for part in message.walk() if part.get_filename()] == [name]
+
+
+@pytest.mark.parametrize("letter", ['"', "\\", "\u2028", "\u0085"])
+async def test_letters_that_break_headers_are_replaced_in_names(
+    tmp_path: Path, letter: str
+) -> None:
+    data = await delivered(tmp_path, {"text": "x"}, name=f"a{letter}b.txt")
+    (part,) = parsed(data).iter_attachments()
+    assert part.get_filename() == "a_b.txt"

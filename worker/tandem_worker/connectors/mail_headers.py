@@ -65,6 +65,8 @@ def parse_mailbox(text: str) -> Mailbox:
         ascii_domain = idna.encode(domain, uts46=True).decode("ascii")
     except (idna.IDNAError, UnicodeError):
         raise ValueError(NOT_A_MAILBOX) from None
+    if ascii_domain.endswith("."):  # mail has no trailing dot (RFC 5321, 2.3.5)
+        raise ValueError(NOT_A_MAILBOX)
     return Mailbox(name, f"{local}@{ascii_domain}")
 
 
