@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tandem_shared.catalogue import parse_limits
+from tandem_shared.catalogue import Limits, parse_limits
 from tandem_shared.queue.messages import Claimed
-from tests.shared.queue.model.shard import Shard, Snapshot
+from tests.shared.queue.model.shard import Shard, Snapshot, pairs
 
 # Limits of the task `t` that workers publish during a run of the state machine.
 LIMITS: tuple[dict[str, Any], ...] = (
@@ -19,21 +19,32 @@ class Allowance:
 
     def __init__(self, shard: Shard, task: str) -> None:
         self._shard, self._task = shard, task
-        self._newest = 0  # published version
+        self._newest = 0  # registered version
         self.published: Mapping[str, Any] = {}  # its limits
-        self._limits = parse_limits(None, None)  # the same, parsed
+        self._registered = {parse_limits(None, None)}
+        self._limits = parse_limits(None, None)  # those that hold
         self._due = 0  # µs of `shard.lived` at which the next start would be on time
         self._slotted: set[tuple[str, str]] = set()  # attempts that began under a concurrency limit
 
     def publish(self, version: int, given: Mapping[str, Any]) -> None:
-        """The limits published last for the newest version hold."""
+        """A worker registers. The limits of one of the live ones with the newest version hold."""
         if version >= self._newest:
             self._newest, self.published = version, given
-            self._limits = parse_limits(given.get("concurrency"), given.get("rate"))
-            self._due = min(self._due, self._shard.lived + self._limits.burst * self._limits.every)
+        self._registered.add(parse_limits(given.get("concurrency"), given.get("rate")))
+
+    def _look(self, snapshot: Snapshot) -> None:
+        kept = pairs(snapshot.values.get(f"limit:task:{self._task}", []))
+        limits = Limits(*(int(kept.get(name, 0)) for name in ("slots", "every", "burst")))
+        if not (limits.slots or limits.every):
+            limits = parse_limits(None, None)
+        assert limits in self._registered
+        if limits != self._limits:
+            self._limits = limits
+            self._due = min(self._due, self._shard.lived + limits.burst * limits.every)
 
     def start(self, claimed: Sequence[Claimed], after: Snapshot) -> None:
         """Checks that the limits allow these starts."""
+        self._look(after)
         own = [one for one in claimed if one.task == self._task]
         slots, every, burst = self._limits
         if own and slots:
@@ -53,6 +64,7 @@ class Allowance:
 
     def startable(self, snapshot: Snapshot) -> list[str]:
         """Jobs that wait only for the rate of their task, while it has free slots."""
+        self._look(snapshot)
         if self._limits.slots and len(self.running(snapshot)) >= self._limits.slots:
             return []
         return [
