@@ -8,7 +8,7 @@ from tests.sources import modules, tree
 
 RAISERS = {"Permanent", "TaskError", "Fault"}
 # Made in Lua or by the API, or composed: `retry` is the type of Retry.
-ELSEWHERE = {"exception:<Class>", "worker_lost", "expired", "retry"}
+ELSEWHERE = {"exception:<Class>", "worker_lost", "record_lost", "expired", "retry"}
 EXAMPLE = "card_declined"  # in docstrings
 
 

@@ -196,7 +196,8 @@ async def test_blanks_of_a_subject_stay(tmp_path: Path, subject: str) -> None:
 
 BODIES = [
     "a\r\n.\r\nb", "\r\n.\r\n..\r\n...", "x" * 3000, "ü" * 3000, "a\rb", "a\nb\n", "\0",
-    "From x\r\n", "tab\t \r\n trailing  \r\n", "\x1b[0m", "\u2028", " " * 2000, "=20=", "日本\r\n.\r\n", "",
+    "From x\r\n", "tab\t \r\n trailing  \r\n", "\x1b[0m", "\u2028", " " * 2000, "=20=",
+    "日本\r\n.\r\n", "",
     "x" * 998 + "\r\n" + "y" * 999, "QUIT\r\n.\r\nMAIL FROM:<a@b.c>\r\n",
 ]  # fmt: skip
 
