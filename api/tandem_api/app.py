@@ -114,7 +114,7 @@ async def open_state(
             settings=settings,
             queue=queue,
             catalogue=catalogue,
-            submissions=Submissions(catalogue, queue.clock.now),
+            submissions=Submissions(catalogue, queue.clock.now, settings.queues_allowed),
             openapi=document.Document(fastapi, catalogue, keys=bool(settings.keys)).read,
             store=store,
             source=StreamSource(queue, store),

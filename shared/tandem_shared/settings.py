@@ -108,6 +108,13 @@ QueueNames = Annotated[
         "{item!r} is not a queue name; use up to 64 letters, digits, '.', '_' and '-'",
     ),
 ]
+QueuePatterns = Annotated[
+    Names,
+    _each_matches(
+        r"[A-Za-z0-9._*-]{1,64}",
+        "{item!r} is not a pattern for queue names; use their characters, and * for any of them",
+    ),
+]
 ApiKeys = Annotated[
     Names,
     _each_matches(
@@ -177,6 +184,9 @@ class Settings(BaseSettings):
     )
     queues: QueueNames = Field(
         ("default",), min_length=1, description="queues that the worker serves"
+    )
+    queues_allowed: QueuePatterns = Field(
+        ("*",), description="queues that clients may name: patterns with * for any characters"
     )
     concurrency: int = Field(100, ge=1, le=10_000, description="jobs that a worker runs at once")
     lease: Duration = Field(

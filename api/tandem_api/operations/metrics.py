@@ -19,6 +19,7 @@ from tandem_shared.queue.events import Lag
 from tandem_shared.queue.messages import QueueStats, WorkerInfo
 from tandem_shared.queue.queue import Queue
 
+MAX_QUEUES = 500  # with a series each: clients may choose the names
 REDIS_SECONDS = 5.0  # to wait for Redis; without an answer, request metrics are still served
 
 router = json_router("operating", default_response_class=Response)
@@ -58,7 +59,7 @@ async def _queue_metrics(queue: Queue) -> Iterator[Metric]:
     try:
         async with asyncio.timeout(REDIS_SECONDS):
             latency, stats, workers, lag = await asyncio.gather(
-                queue.ping(), queue.stats(), queue.workers(), queue.events.lag()
+                queue.ping(), queue.stats(), queue.workers(with_jobs=False), queue.events.lag()
             )
     except (Unavailable, TimeoutError):
         return iter([_gauge("redis_up", "Whether Redis accepts a write.", 0)])
@@ -79,12 +80,23 @@ def _families(
     jobs = _gauge("queue_jobs", "Jobs that are not final, by state.", None, "queue", "state")
     age = _gauge("queue_oldest_age_seconds", "Wait of the oldest due job.", None, "queue")
     paused = _gauge("queue_paused", "Whether the queue is paused.", None, "queue")
-    for one in stats:
+    for one in _busiest(stats):
         for state in OPEN:
             jobs.add_metric((one.name, state), getattr(one, state))
         age.add_metric((one.name,), one.oldest_age or 0.0)
         paused.add_metric((one.name,), one.paused)
     yield from (jobs, age, paused)
+
+
+def _busiest(stats: list[QueueStats]) -> list[QueueStats]:
+    """The queues with a series each: those with most jobs; all others are one, named `*`."""
+    if len(stats) <= MAX_QUEUES:
+        return stats
+    by_jobs = sorted(stats, key=lambda one: sum(getattr(one, state) for state in OPEN))
+    rest, shown = by_jobs[:-MAX_QUEUES], by_jobs[-MAX_QUEUES:]
+    sums = {state: sum(getattr(one, state) for one in rest) for state in OPEN}
+    oldest = max(one.oldest_age or 0.0 for one in rest)
+    return [*shown, QueueStats(name="*", oldest_age=oldest, **sums)]
 
 
 def _gauge(name: str, text: str, value: float | None, *labels: str) -> GaugeMetricFamily:

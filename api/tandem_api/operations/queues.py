@@ -36,6 +36,7 @@ class Queue(BaseModel):
     running: NonNegativeInt
     retrying: NonNegativeInt
     oldest_age: float | None = Field(description="seconds")
+    workers: NonNegativeInt = Field(description="live ones that serve it")
 
 
 class QueueList(BaseModel):
@@ -69,7 +70,7 @@ class WorkerList(BaseModel):
 
 @router.get("/v1/queues", response_model=QueueList)
 async def list_queues(state: StateDep) -> dict[str, list[QueueStats]]:
-    """List the queues: all that have ever had a job or are paused."""
+    """List the queues: all that have unfinished jobs or live workers, or are paused."""
     return {"items": await retry_briefly(state["queue"].stats)}
 
 
@@ -101,8 +102,8 @@ async def _set_paused(state: RequestState, name: str, *, on: bool) -> QueueStats
         raise NotFound("queue", name[:64])
     queue = state["queue"]
     await retry_briefly(queue.pause, name, on=on)
-    stats = await retry_briefly(queue.stats)
-    return next((one for one in stats if one.name == name), QueueStats(name=name))
+    (stats,) = await retry_briefly(queue.stats, [name])
+    return stats
 
 
 @router.get(

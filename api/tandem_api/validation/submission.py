@@ -1,6 +1,7 @@
 """Turns a request's JSON into a Submission, with one compiled validator per task."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import msgspec
@@ -72,8 +73,8 @@ def _compile(entry: CatalogueEntry) -> CompiledTask:
 class Submissions:
     """Validates bodies against the catalogue and turns them into Submissions."""
 
-    def __init__(self, catalogue: Catalogue, now: Now) -> None:
-        self._catalogue, self._now = catalogue, now
+    def __init__(self, catalogue: Catalogue, now: Now, queues: Sequence[str] = ("*",)) -> None:
+        self._catalogue, self._now, self._queues = catalogue, now, queues
         self._compiled: dict[str, CompiledTask] = {}
 
     async def read(
@@ -116,7 +117,12 @@ class Submissions:
             idempotency_key=key,
         )
         given = value.get("options")
-        return _with_options(submission, given, self._now()) if given else submission
+        if not given:
+            return submission
+        queue = given.get("queue")
+        if queue is not None and not any(fnmatchcase(queue, one) for one in self._queues):
+            raise Invalid([("/options/queue", "is not a queue that this service has")])
+        return _with_options(submission, given, self._now())
 
     async def replay(
         self,

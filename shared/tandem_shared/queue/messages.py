@@ -152,6 +152,7 @@ class QueueStats(NamedTuple):
     running: int = 0
     retrying: int = 0
     oldest_age: float | None = None
+    workers: int = 0  # live ones that serve it
 
 
 class Serving(NamedTuple):

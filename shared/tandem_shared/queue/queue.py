@@ -364,10 +364,10 @@ class Queue:
         """Stops new starts of the queue's jobs, or (`on` false) allows them again."""
         await self._scripts.run("pause", queue, int(on))
 
-    async def stats(self) -> list[QueueStats]:
-        """Every queue that has had a job or is paused."""
-        return await read_stats(self._redis, self.prefix)
+    async def stats(self, names: Sequence[str] | None = None) -> list[QueueStats]:
+        """These queues, or every queue that has unfinished jobs or live workers, or is paused."""
+        return await read_stats(self._redis, self.prefix, self._scripts, names)
 
-    async def workers(self) -> list[WorkerInfo]:
+    async def workers(self, *, with_jobs: bool = True) -> list[WorkerInfo]:
         """Every live worker, with the jobs that it runs."""
-        return await read_workers(self._redis, self.prefix)
+        return await read_workers(self._redis, self.prefix, with_jobs=with_jobs)

@@ -69,6 +69,7 @@ PARTS = {
     "ledger_values": ("record",),
     "read_fields": (),
     "recent_jobs": (),
+    "oldest_due": (),
     "acknowledge": ("when_full", "record"),
     "doctor": _DUE,
     "census": ("when_full", "record", "limits"),

@@ -1,47 +1,42 @@
-"""Queues and workers as operators see them, read in few round trips."""
+"""Queues and workers as operators see them, read in portions that keep Redis free for others."""
 
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
-from redis.asyncio import Redis
+from tandem_shared.jobs.states import OPEN
+from tandem_shared.queue.messages import QueueStats, WorkerInfo, parse_serving
+from tandem_shared.queue.scripts import Scripts, translate_errors
 
-from tandem_shared.jobs.states import OPEN, PRIORITIES
-from tandem_shared.queue.messages import QueueStats, WorkerInfo
-from tandem_shared.queue.scripts import translate_errors
-
+CALL_QUEUES = 200  # read per call
 MAX_RUNNING_JOBS = 10_000  # further running jobs are not shown with their workers
 
 
-async def read_stats(redis: "Redis", prefix: str) -> list[QueueStats]:
-    """Every queue that has had a job or is paused, by name."""
+async def read_stats(
+    redis: Any, prefix: str, scripts: Scripts, names: Sequence[str] | None = None
+) -> list[QueueStats]:
+    """These queues; without `names`, every queue with jobs, workers or a pause, by name."""
+    serving = parse_serving(await scripts.run("serving")).queues
     with translate_errors():
-        pipe = redis.pipeline(transaction=False)
-        pipe.hgetall(f"{prefix}counts")
-        pipe.hgetall(f"{prefix}paused")
-        counts, paused = await pipe.execute()
-        queues: dict[str, dict[str, int]] = {name.decode(): {} for name in paused}
-        for field, value in counts.items():
-            name, _, state = field.decode().partition(" ")
-            queues.setdefault(name, {})[state] = int(value)
-        pipe = redis.pipeline(transaction=False)
-        pipe.time()
-        for name in queues:
-            for priority in PRIORITIES:
-                pipe.zrange(f"{prefix}q:{name}:{priority}", 0, 0, withscores=True)
-        (seconds, micros), *heads = await pipe.execute()
-    now, width = seconds + micros / 1e6, len(PRIORITIES)
+        paused = await redis.hgetall(f"{prefix}paused")
+        counts = await _counts(redis, f"{prefix}counts", names)
+    if names is None:
+        names = sorted({*counts, *serving, *(name.decode() for name in paused)})
     stats = []
-    for at, (name, states) in zip(range(0, len(heads), width), queues.items(), strict=True):
-        dues = [head[0][1] / 1000 for head in heads[at : at + width] if head]
-        paused_here = name.encode() in paused
-        stats.append(
+    for start in range(0, len(names), CALL_QUEUES):
+        some = names[start : start + CALL_QUEUES]
+        now, *dues = await scripts.run("oldest_due", *some)
+        stats += [
             QueueStats(
                 name=name,
-                paused=paused_here,
-                oldest_age=round(max(0.0, now - min(dues)), 3) if dues else None,
-                **_shown(states, held=paused_here),
+                paused=name.encode() in paused,
+                oldest_age=max(0.0, (int(now) - int(due)) / 1000) if due else None,
+                workers=serving.get(name, 0),
+                **_shown(counts.get(name, {}), held=name.encode() in paused),
             )
-        )
-    return sorted(stats, key=lambda queue: queue.name)
+            for name, due in zip(some, dues, strict=True)
+        ]
+    return stats
 
 
 def _shown(states: dict[str, int], *, held: bool) -> dict[str, int]:
@@ -53,13 +48,29 @@ def _shown(states: dict[str, int], *, held: bool) -> dict[str, int]:
     return shown
 
 
-async def read_workers(redis: "Redis", prefix: str) -> list[WorkerInfo]:
-    """Every live worker, with the jobs that it runs."""
+async def _counts(redis: Any, key: str, names: Sequence[str] | None) -> dict[str, dict[str, int]]:
+    """The numbers of unfinished jobs by queue and state, read in portions."""
+    counts: dict[str, dict[str, int]] = {}
+    if names is None:
+        pairs = [pair async for pair in redis.hscan_iter(key, count=CALL_QUEUES)]
+    else:
+        fields = [f"{name} {state}".encode() for name in names for state in OPEN]
+        pairs = list(zip(fields, await redis.hmget(key, fields), strict=True))
+    for field, value in pairs:
+        name, _, state = field.decode().partition(" ")
+        counts.setdefault(name, {})[state] = int(value or 0)
+    return counts
+
+
+async def read_workers(redis: Any, prefix: str, *, with_jobs: bool) -> list[WorkerInfo]:
+    """Every live worker, with the jobs that it runs if they are asked for."""
     with translate_errors():
         pipe = redis.pipeline(transaction=False)
         pipe.zrange(f"{prefix}workers", 0, -1, withscores=True)
-        pipe.zrange(f"{prefix}leases", 0, MAX_RUNNING_JOBS - 1)
-        workers, jobs = await pipe.execute()
+        if with_jobs:
+            pipe.zrange(f"{prefix}leases", 0, MAX_RUNNING_JOBS - 1)
+        workers, *rest = await pipe.execute()
+        jobs = rest[0] if with_jobs else []
         for worker, _ in workers:
             pipe.hgetall(f"{prefix}worker:{worker.decode()}")
         for job in jobs:

@@ -7,6 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
+from tandem_api.operations.metrics import MAX_QUEUES
 from tests.api.fake_worker import FakeWorker
 from tests.api.server.test_supervisor import address, api, ready, several
 from tests.api.serving import serving
@@ -47,6 +48,21 @@ async def test_queues_by_state_and_age(client: httpx2.AsyncClient, worker: FakeW
     assert (sample(found, "tandem_queue_oldest_age_seconds", queue="default") or 0) > 0
     assert sample(found, "tandem_queue_oldest_age_seconds", queue="other") == 0
     assert sample(found, "tandem_redis_up") == 1
+
+
+async def test_queues_that_clients_name_are_no_endless_series(
+    client: httpx2.AsyncClient,
+) -> None:
+    jobs = [
+        {"task": "t.any", "options": {"queue": f"q{number}"}}
+        for number in (*range(MAX_QUEUES + 40), 7, 7)
+    ]
+    assert (await client.post("/v1/jobs/bulk", json=jobs)).status_code == 200
+    found = await scrape(client)
+    queues = {dict(labels)["queue"] for name, labels in found if name == "tandem_queue_jobs"}
+    assert len(queues) == MAX_QUEUES + 1
+    assert sample(found, "tandem_queue_jobs", queue="q7", state="queued") == 3
+    assert sample(found, "tandem_queue_jobs", queue="*", state="queued") == 40
 
 
 async def test_requests_by_route_method_and_status(

@@ -14,7 +14,8 @@ async def test_a_paused_queue_shows_it_and_its_jobs_wait(
     assert (answer.status_code, answer.json()["paused"]) == (200, True)
     job = (await client.post("/v1/jobs", json={"task": "t.any"})).json()
     assert job["state"] == "waiting"
-    (item,) = (await client.get("/v1/queues")).json()["items"]
+    item, served = (await client.get("/v1/queues")).json()["items"]
+    assert (served["name"], served["workers"], served["waiting"]) == ("slow", 1, 0)
     assert (item["name"], item["paused"], item["waiting"], item["queued"]) == (
         "default",
         True,
@@ -36,6 +37,7 @@ async def test_pausing_again_and_before_the_first_job_changes_nothing_else(
             "paused": True,
             **dict.fromkeys(("waiting", "scheduled", "queued", "running", "retrying"), 0),
             "oldest_age": None,
+            "workers": 0,
         }
     for _ in range(2):
         assert (await client.post("/v1/queues/new/resume")).json()["paused"] is False

@@ -1,6 +1,7 @@
 """Every refusal is an RFC 9457 problem that names the field and the reason, never a 500."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -8,7 +9,7 @@ import msgspec
 import pytest
 
 from tests.api.fake_worker import ANY, FakeWorker
-from tests.api.serving import problem
+from tests.api.serving import problem, serving
 
 JSON = {"content-type": "application/json"}
 URL = "https://example.org/"
@@ -236,6 +237,20 @@ async def test_an_error_without_a_field_becomes_the_detail(client: httpx2.AsyncC
     form = {"name": (None, "value")}
     detail = "the form has no file: send one part with a filename"
     assert problem(await client.post("/v1/files", files=form)) == (422, detail)
+
+
+async def test_only_declared_queues_are_accepted(
+    redis_url: str, worker: FakeWorker, tmp_path: Path
+) -> None:
+    async with serving(redis_url, tmp_path, queues_allowed="mail-*,default") as client:
+        for name, status in {"mail-eu": 202, "default": 202, "mail": 422, "other": 422}.items():
+            answer = await post(client, {"task": "t.any", "options": {"queue": name}})
+            assert answer.status_code == status, name
+            if status == 422:
+                assert list(errors(answer)) == ["/options/queue"]
+        # A task's own queue needs no declaration.
+        body = {"task": "t.strict", "payload": {"url": "abc"}}
+        assert (await post(client, body)).json()["queue"] == "slow"
 
 
 @pytest.mark.parametrize("name", ["", "a b", "-x", "x" * 65, "a/b"])

@@ -92,7 +92,9 @@ if fix then
   for at = 7, 6 + given do
     local mismatch = mismatches[ARGV[at]]
     if mismatch and string.sub(mismatch[1], 1, 2) ~= '* ' then
-      call('HINCRBY', P .. 'counts', mismatch[1], mismatch[2])
+      if call('HINCRBY', P .. 'counts', mismatch[1], mismatch[2]) == 0 then
+        call('HDEL', P .. 'counts', mismatch[1])
+      end
     end
   end
 end

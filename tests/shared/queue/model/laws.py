@@ -195,8 +195,6 @@ def _lifetimes(shard: Snapshot) -> Iterable[str]:
     unread = unread if "ledger" in pairs(shard.values.get("clock", [])) else set()
     final = {id for id, record in shard.jobs.items() if State(record["state"]) in FINAL}
     keys = {record["idem"]: id for id, record in shard.jobs.items() if "idem" in record}
-    # Includes queues of deleted jobs.
-    queues = {name.split()[0] for name in pairs(shard.values.get("counts", []))}
     for key, left in shard.ttl.items():
         kind, _, name = key.partition(":")
         if kind in ("job", "out", "cold", "steps", "idem"):
@@ -204,10 +202,8 @@ def _lifetimes(shard: Snapshot) -> Iterable[str]:
             if owner in unread:
                 continue
             ends = owner in final
-        elif kind in ("worker", "tasks", "entries"):
+        elif kind in ("worker", "tasks", "entries", "bell"):
             ends = True
-        elif kind == "bell":
-            ends = name not in queues
         elif key in LASTING or is_place(key) or kind in KINDS:
             ends = False
         else:

@@ -5,6 +5,7 @@ local P = KEYS[1] -- the key prefix, with the shard's hash tag
 local LEASE_MS, KEEP_MS, GRACE_MS = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local WORKER_TTL_MS = math.max(3 * LEASE_MS, 60000) -- a silent worker is remembered this long
 local TASKS_TTL_MS = 86400000 -- what a set of workers can run is remembered this long
+local BELL_TTL_MS = 60000 -- a bell is a hint: workers look by themselves every few seconds
 local call = redis.call
 
 local now = CLOCK()
@@ -123,7 +124,7 @@ end
 local function ring_worker(worker, word)
   local bell = P .. 'bell:' .. worker
   call('RPUSH', bell, word)
-  call('PEXPIRE', bell, 60000)
+  call('PEXPIRE', bell, BELL_TTL_MS)
 end
 
 -- Two workers were lost while they ran this job: it may be the cause.
@@ -214,8 +215,9 @@ end
 local function commit()
   for queue, of in pairs(counts) do
     for state, by in pairs(of) do
-      if by ~= 0 then
-        call('HINCRBY', P .. 'counts', queue .. ' ' .. state, by)
+      local name = queue .. ' ' .. state
+      if by ~= 0 and call('HINCRBY', P .. 'counts', name, by) == 0 then
+        call('HDEL', P .. 'counts', name) -- clients choose the names, so only used ones stay
       end
     end
   end
@@ -233,6 +235,7 @@ local function commit()
     local bell = P .. 'bell:' .. queue
     if call('LLEN', bell) == 0 and not is_paused(queue) then
       call('RPUSH', bell, 1)
+      call('PEXPIRE', bell, BELL_TTL_MS)
     end
   end
   for worker in pairs(workers_to_wake) do
