@@ -32,6 +32,7 @@ from tandem_shared.files.resumable import UploadJoiner
 from tandem_shared.files.store import FileStore, open_store
 from tandem_shared.files.sweep import sweep
 from tandem_shared.ledger.ledger import open_ledger
+from tandem_shared.ledger.lost import LostJobs
 from tandem_shared.queue.connections import connect
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
@@ -39,6 +40,7 @@ from tandem_shared.streams.reader import StreamSource
 from tandem_shared.version import tandem_version
 
 SWEEP_SECONDS = 3600.0  # between two sweeps of the file store, ±50 % at random
+LOST_JOBS_SECONDS = 600.0  # between two searches for jobs that Redis has lost, ±50 %
 TICK_SECONDS = 1.0  # between two ticks of the queue, at most
 
 log = structlog.get_logger()
@@ -105,9 +107,11 @@ async def open_state(
         ledger = await stack.enter_async_context(open_ledger(settings))
         catalogue = Catalogue(queue)
         pause = min(TICK_SECONDS, settings.lease / 4)  # so that short leases end in time
+        lost = LostJobs(ledger, queue)
         for task in (
             asyncio.create_task(keep_ticking(queue, catalogue, pause), name="tick"),
             asyncio.create_task(keep_sweeping(store, queue, settings.keep), name="sweep"),
+            asyncio.create_task(keep_ending_lost_jobs(lost), name="lost jobs"),
         ):
             stack.push_async_callback(cancel_and_wait, task)
         yield AppState(
@@ -120,6 +124,7 @@ async def open_state(
             source=StreamSource(queue, store),
             joiner=joiner,
             ledger=ledger,
+            lost=lost,
             drain=drain,
             metrics=metrics,
         )
@@ -157,3 +162,13 @@ async def keep_sweeping(store: FileStore, queue: Queue, keep: float) -> None:
             log.warning("the file store could not be swept", error=str(error))
         else:
             log.info("the file store was swept", removed=removed)
+
+
+async def keep_ending_lost_jobs(lost: LostJobs) -> None:
+    """Ends jobs that only the ledger has, in every replica; those that are asked for end before."""
+    while True:
+        await asyncio.sleep(LOST_JOBS_SECONDS * random.uniform(0.5, 1.5))
+        try:
+            await lost.sweep()
+        except (TandemError, RedisError) as error:
+            log.warning("lost jobs could not be looked for", error=str(error))

@@ -12,6 +12,7 @@ from tandem_api.validation.submission import Submissions
 from tandem_shared.files.resumable import UploadJoiner
 from tandem_shared.files.store import FileStore
 from tandem_shared.ledger.ledger import Ledger
+from tandem_shared.ledger.lost import LostJobs
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
 from tandem_shared.streams.reader import StreamSource
@@ -29,6 +30,7 @@ class AppState(TypedDict):
     source: StreamSource
     joiner: UploadJoiner
     ledger: Ledger
+    lost: LostJobs
     drain: Drain
     metrics: RequestMetrics
 

@@ -18,14 +18,14 @@ async def find_job(state: RequestState, id: str) -> Record:
 
 
 async def find_in_ledger(state: RequestState, id: str) -> Record:
-    """A job that Redis does not know. Raises NotFound and Unavailable."""
+    """A job that Redis does not know; one that it lost ends. Raises NotFound and Unavailable."""
     record = None
     # An id that was never assigned is unknown even while the database is away: do not ask.
     if len(id) == ID_CHARS and id_time(id) is not None:
         record = await state["ledger"].get(id, tenant=state["tenant"])
     if record is None:
         raise NotFound("job", id[:64])
-    return record
+    return await state["lost"].settle(record)
 
 
 async def wait_until(

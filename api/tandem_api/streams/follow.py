@@ -3,8 +3,9 @@
 import time
 from collections.abc import Awaitable, Callable
 
+from tandem_api.jobs.lookup import find_job
 from tandem_api.state import RequestState
-from tandem_shared.errors import Unavailable
+from tandem_shared.errors import NotFound, Unavailable
 from tandem_shared.jobs.record import Record
 from tandem_shared.queue.pubsub import ChangeSignal
 
@@ -29,9 +30,7 @@ async def follow(
     while not state["drain"].begun:
         try:
             if record is None:
-                record = await state["queue"].get(first.id, tenant=state["tenant"])
-                if record is None:
-                    return False
+                record = await find_job(state, first.id)
             await send(record)
             if record.done:
                 return True
@@ -43,5 +42,7 @@ async def follow(
             if now - failing_since > MAX_OUTAGE_SECONDS:
                 return False
             await idle(change, RETRY_SECONDS)
+        except NotFound:
+            return False
         record = None
     return False
