@@ -198,7 +198,7 @@ def _clocks(column: Any, fine: bool) -> list[Any]:
     counts = column.cast(pa.int32() if types.is_time32(kind) else pa.int64())
     if pc.any(pc.equal(counts, day)).as_py():
         end = f"24:00:00.{'0' * 9}" if fine and kind.unit == "ns" else "24:00:00"
-        before = pc.if_else(pc.equal(counts, day), 0, counts).cast(kind)
+        before = pc.if_else(pc.equal(counts, day), pa.scalar(0, counts.type), counts).cast(kind)
         found = _clocks(before, fine)
         return [
             end if count == day else value

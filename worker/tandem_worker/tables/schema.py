@@ -11,6 +11,13 @@ from tandem_worker.errors import Permanent
 from tandem_worker.tables.table import ColumnBatch
 
 MAX_COLUMNS = 10_000
+_TYPES: dict[type, str] = {
+    str: "string",
+    bool: "bool",
+    float: "double",
+    bytes: "binary",
+    datetime: "timestamptz",
+}
 _MAX_EXACT_CHARS = 16  # of 15 digits and a point: all such numbers are doubles
 _EXACT_DOUBLE = 1 << 53  # integers up to here are exact as doubles
 
@@ -68,29 +75,22 @@ def distinct(columns: list[str]) -> list[str]:
 
 def type_of(value: object) -> str:
     """Arrow's name of the type. A "long" is not exact as a double, "mixed" becomes text."""
+    kind = type(value)
+    if kind in _TYPES:
+        return _TYPES[kind]
     match value:
-        case str():
-            return "string"
-        case bool():
-            return "bool"
         case int() if abs(value) <= _EXACT_DOUBLE:
             return "int64"
         case int() if -(1 << 63) <= value < 1 << 63:
             return "long"
-        case float():
-            return "double"
         case msgspec.Raw() if _is_double(bytes(value)):
             return "double"
-        case bytes():
-            return "binary"
-        case datetime():
-            return "timestamptz"
-    return "mixed"
+    return next((name for known, name in _TYPES.items() if isinstance(value, known)), "mixed")
 
 
 def _is_double(number: bytes) -> bool:
     """Whether the shortest text of the nearest double is the same number."""
-    if len(number) <= _MAX_EXACT_CHARS and b"e" not in number.lower():
+    if len(number) <= _MAX_EXACT_CHARS and not (b"e" in number or b"E" in number):
         return True
     try:
         return Decimal(repr(float(number))) == Decimal(number.decode())

@@ -41,7 +41,10 @@ def text(value: Any, hook: Callable[[Any], Any] | None = None) -> str:
     """The value as JSON without surrounding quotes; `hook` converts what JSON cannot represent."""
     if isinstance(value, float):
         return msgspec.json.encode(value).decode() if math.isfinite(value) else non_finite(value)
-    body = msgspec.json.encode(plain(value), enc_hook=hook).decode()
+    if isinstance(value, Decimal):
+        return f"{value:f}"  # never with an exponent
+    made = plain(value) if isinstance(value, list | dict) else value
+    body = msgspec.json.encode(made, enc_hook=hook).decode()
     return str(msgspec.json.decode(body)) if body.startswith('"') else body
 
 

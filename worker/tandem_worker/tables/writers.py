@@ -14,6 +14,7 @@ import msgspec
 
 from tandem_worker.archives.compression import ByteSink, Compression, Deflating
 from tandem_worker.tables.table import ColumnBatch, Columns, TableFormat, TableWriter, plain
+from tandem_worker.tables.text import DELIMITERS
 
 
 def open_writer(
@@ -37,7 +38,7 @@ class CsvWriter:
         self._out = out
         self._text = columns.text
         if columns.names:
-            self._out.write((",".join(map(self._cell, columns.names)) + "\n").encode())
+            self._out.write((",".join(map(_header_cell, columns.names)) + "\n").encode())
 
     def write(self, batch: ColumnBatch) -> None:
         rows = zip(*(map(self._cell, column) for column in batch.columns), strict=True)
@@ -53,7 +54,17 @@ class CsvWriter:
         if kind is int:
             return str(value)
         cell = value if kind is str else self._text(value)
-        return '"' + cell.replace('"', '""') + '"' if _quoted(cell) else cell
+        return _in_quotes(cell) if _quoted(cell) else cell
+
+
+def _in_quotes(cell: str) -> str:
+    return '"' + cell.replace('"', '""') + '"'
+
+
+def _header_cell(name: str) -> str:
+    """The name, in quotes if a reader could take part of it for a delimiter or a mark."""
+    marked = name.startswith(("\ufeff", "sep=")) or any(mark in name for mark in DELIMITERS)
+    return _in_quotes(name) if marked or _quoted(name) else name
 
 
 def _quoted(cell: str) -> bool:
