@@ -106,6 +106,17 @@ COMMON: dict[str, list[str]] = {
         '(,"",,,{},"(,)","")',
     ],
 }
+# Texts that are a value of one type, or of one program's reading of it, and not of another.
+NEARLY_VALUES = [
+    *("", " ", "1", " 1 ", "+1", "01", "1.0", "1.5", "1e3", ".5", "5.", "1e", "--1", "1 2"),
+    *("١", "1２", "1\u00a0", "\v1", "\u20071", "\x011", "1f", "1.e5", "9" * 400),
+    *("NaN", "nan", "inf", "-Infinity", "infinit", "\u00a0nan", "1e400", "1e-400", "2e-324"),
+    *("9223372036854775808", "-9223372036854775809", "2147483648", "32768", "4294967296"),
+    *("true", " TRUE ", "o", "of", "tr", "\u00a0t", "\\x0", "\\xZZ", "\\x 00", "epoch", "null"),
+    *("2026-02-30", "2026-01-02", "25:00", "P1D", "{", "$1", "()"),
+]
+# Types of which only NEARLY_VALUES are tried.
+SCALARS = ("varchar(2)", "xid", "numeric(4,1)", "bit(3)", "varbit(2)")
 # Beyond what Parquet's date and time types hold: an error of the job there.
 FAR: dict[str, list[str]] = {
     "date": FAR_DAYS,

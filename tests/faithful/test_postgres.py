@@ -12,7 +12,7 @@ from tandem_worker.errors import TaskError
 from tandem_worker.tasks.sql.export import export as sql_export
 from tandem_worker.tasks.sql.imports import import_ as sql_import
 from tandem_worker.tasks.sql.query import query as sql_query
-from tests.faithful.postgres_types import COMMON, FAR, SETUP, columns
+from tests.faithful.postgres_types import COMMON, FAR, NEARLY_VALUES, SCALARS, SETUP, columns
 from tests.faithful.psql import odd_role, psql
 from tests.worker.bench import Bench, open_bench
 
@@ -84,24 +84,43 @@ async def test_parquet_refuses_what_its_times_cannot_hold(
     assert "'odd'" in caught.value.message
 
 
-@pytest.mark.parametrize("type_", COMMON)
+TRY = """CREATE FUNCTION try(literal text, type text) RETURNS text[] LANGUAGE plpgsql AS $$
+DECLARE made text;
+BEGIN
+    EXECUTE format('SELECT (%L::%s)::text', literal, type) INTO made;
+    RETURN ARRAY[made];
+EXCEPTION WHEN others THEN RETURN NULL;
+END $$"""
+
+
+@pytest.mark.parametrize("type_", [*COMMON, *SCALARS])
 async def test_a_parameter_is_what_psql_takes_as_a_literal(
     bench: Bench, postgres: str, type_: str
 ) -> None:
-    literals = [one for one in columns(far=True)[type_] if one is not None]
-    literals += [one for one in columns(far=True)[f"{type_}[]"] if one is not None]
-    types = [type_] * (len(literals) - 2) + [f"{type_}[]"] * 2
-    for literal, name in zip(literals, types, strict=True):
-        if type_ == "bytea" and name != type_:
-            continue  # inside JSON, bytes are base64
-        [[expected]] = psql(postgres, f"SELECT {quoted(literal)}::{name}::text")
-        payload = {
-            "connection": "pg",
-            "sql": f"SELECT ($1::{name})::text AS v",
-            "params": [literal],
-        }
-        await bench.run(sql_query, payload)
-        assert bench.recorder.items.pop() == {"v": expected}, (name, literal)
+    edges = columns(far=True)
+    tried = [(one, type_) for one in [*edges.get(type_, ()), *NEARLY_VALUES]]
+    tried += [(one, f"{type_}[]") for one in edges.get(f"{type_}[]", ())]
+    # Bytes are base64 in JSON, unless they start with \\x.
+    pairs = [
+        (one, name)
+        for one, name in tried
+        if one is not None and (name != "bytea" or one.startswith("\\x"))
+    ]
+    calls = ", ".join(f"try({quoted(one)}, {quoted(name)})" for one, name in pairs)
+    [results] = psql(postgres, f"{TRY}; SELECT {calls}")
+    taken = [pair for pair, result in zip(pairs, results, strict=True) if result is not None]
+    texts = ", ".join(
+        f"ARRAY[(${number}::{name})::text]::text AS v{number}"
+        for number, (_, name) in enumerate(taken, 1)
+    )
+    params = [one for one, _ in taken]
+    await bench.run(sql_query, {"connection": "pg", "sql": f"SELECT {texts}", "params": params})
+    assert list(bench.recorder.items.pop().values()) == [one for one in results if one is not None]
+    for one, name in [pair for pair in pairs if pair not in taken]:
+        payload = {"connection": "pg", "sql": f"SELECT $1::{name} AS v", "params": [one]}
+        with pytest.raises(TaskError) as caught:
+            await bench.run(sql_query, payload)
+        assert (caught.value.type, caught.value.retryable) == ("sql_error", False), (one, name)
 
 
 @pytest.mark.parametrize(

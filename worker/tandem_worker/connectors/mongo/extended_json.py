@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
-from bson import Int64, ObjectId, json_util
+from bson import Code, DBRef, Int64, ObjectId, json_util
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError, InvalidId
@@ -74,17 +74,25 @@ def plain(value: Any, form: Form = "relaxed") -> Any:
     if kind in _SAME_IN_JSON:
         return value
     if isinstance(value, Mapping):
-        return {key: plain(below, form) for key, below in value.items()}
+        for key in _WRAPPERS.intersection(value):
+            raise invalid("a document", f"has a field {key}, which means a type in Extended JSON")
+        return _parts(value, form)
     if isinstance(value, list):
         return [plain(below, form) for below in value]
-    if form == "relaxed" and (
-        kind is int or kind is Int64 or (kind is float and math.isfinite(value))
-    ):
-        return value + 0  # makes an int of an Int64
-    made = json_util.default(value, _OPTIONS[form])
-    if isinstance(made, Mapping) and ("$ref" in made or "$scope" in made):
-        return plain(made, form)  # its parts are BSON values, too
-    return made
+    if form == "relaxed":
+        if kind is int or kind is Int64:
+            return int(value)
+        if kind is float and math.isfinite(value):
+            return value
+    if isinstance(value, DBRef):
+        return _parts(value.as_doc(), form)
+    if isinstance(value, Code) and value.scope is not None:
+        return {"$code": str(value), "$scope": plain(value.scope, form)}
+    return json_util.default(value, _OPTIONS[form])
+
+
+def _parts(value: Mapping[str, Any], form: Form) -> dict[str, Any]:
+    return {key: plain(below, form) for key, below in value.items()}
 
 
 def derived_id(job: str, index: int) -> ObjectId:

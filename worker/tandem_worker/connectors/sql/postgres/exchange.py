@@ -15,7 +15,7 @@ from tandem_worker.connectors.sql.postgres.types import PgType, read_types
 Connection = Any  # asyncpg ships no types
 
 RECORD_OID = 2249
-BINARY = frozenset("bool bytea int2 int4 int8 float8 text varchar bpchar name oid".split())
+BINARY = frozenset("bool bytea int2 int4 int8 float8 text varchar bpchar".split())
 
 
 async def exchange_text(connection: Connection) -> dict[int, PgType]:

@@ -31,9 +31,9 @@ Types = Mapping[int, PgType]
 
 MAX_PLAIN_EXPONENT = 150_000  # a numeric has at most 131,072 digits before its point
 _encode_json = msgspec.json.Encoder(decimal_format="number").encode
-_INTEGER = re.compile(r"\s*[+-]?\d+(?:_\d+)*\s*", re.ASCII)
+_INTEGER = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
 _FLOAT = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", re.ASCII)
-_FLOAT_NAMES = re.compile(r"\s*[+-]?(?:nan|inf|infinity)\s*", re.IGNORECASE)
+_FLOAT_NAMES = re.compile(r"\s*[+-]?(?:nan|inf|infinity)\s*", re.ASCII | re.IGNORECASE)
 _NONZERO = re.compile(r"[1-9]")
 _BOOLS = {
     **dict.fromkeys(("t", "tr", "tru", "true", "y", "ye", "yes", "on", "1"), True),
@@ -105,7 +105,7 @@ def _in_range(text: str) -> float:
 def _bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    text = str(value).strip().lower()
+    text = str(value).strip(" \t\n\r\v\f").lower()
     return _BOOLS[text] if isinstance(value, str | int) and text in _BOOLS else _refuse(value)
 
 
@@ -131,8 +131,8 @@ _BINARY_VALUES: dict[str, Callable[[Any], Any]] = {
     "bool": _bool,
     "bytea": to_bytes,
     "float8": _float,
-    **dict.fromkeys(("int2", "int4", "int8", "oid"), _integer),
-    **dict.fromkeys(("text", "varchar", "bpchar", "name"), _text),
+    **dict.fromkeys(("int2", "int4", "int8"), _integer),
+    **dict.fromkeys(("text", "varchar", "bpchar"), _text),
 }
 
 
@@ -240,7 +240,7 @@ def _composite(values: Sequence[Any], one: PgType, types: Types) -> str:
 
 
 def _range(value: Mapping[str, Any], one: PgType, types: Types) -> str:
-    if value.keys() - {"isempty", "lower", "upper", "lower_inc", "upper_inc"}:
+    if not value or value.keys() - {"isempty", "lower", "upper", "lower_inc", "upper_inc"}:
         _refuse(value)
     if value.get("isempty"):
         return "empty"

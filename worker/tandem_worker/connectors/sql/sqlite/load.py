@@ -1,6 +1,7 @@
 """Rows into a SQLite table by INSERT."""
 
 import asyncio
+import math
 import sqlite3
 from base64 import b64decode
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from tandem_worker.connectors.sql.statements.bulk_load import (
 )
 
 _NATIVE = {str, int, float, bool, bytes, NoneType}  # types that SQLite stores as they are
+_TEXT_TYPES = ("CHAR", "CLOB", "TEXT")  # SQLite's rule for the affinity of a declared type
+_INFINITE = {"Infinity": math.inf, "-Infinity": -math.inf}  # as exports write them
 
 
 async def table_columns(client: GuardedClient, table: str) -> dict[str, str]:
@@ -76,12 +79,14 @@ class SqliteLoader:
 
 def _values(values: Sequence[Any], type_: str) -> Sequence[Any]:
     """A column's values as SQLite stores them under this declared type. Raises RowsRefused."""
-    kinds, blob = set(map(type, values)), "BLOB" in type_.upper()
-    if kinds <= _NATIVE | {Decimal} and not (blob and str in kinds):
-        if Decimal not in kinds:
-            return values
-        return [float(value) if type(value) is Decimal else value for value in values]
-    return each(values, lambda value: _value(value, blob=blob))
+    kinds, declared = set(map(type, values)), type_.upper()
+    blob = "BLOB" in declared
+    if not kinds <= _NATIVE or (blob and str in kinds):
+        values = each(values, lambda value: _value(value, blob=blob))
+    numeric = declared and not blob and not any(word in declared for word in _TEXT_TYPES)
+    if numeric and str in kinds and not _INFINITE.keys().isdisjoint(values):
+        return [_INFINITE.get(value, value) for value in values]
+    return values
 
 
 def _value(value: Any, *, blob: bool) -> Any:
