@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tandem_shared.errors import Misconfigured
-from tandem_shared.redis_url import parse_sentinel_url
+from tandem_shared.redis_url import parse_cluster_url, parse_sentinel_url
 from tandem_shared.times import Seconds
 
 LOOPBACK_NETWORKS = ("127.0.0.0/8", "::1")
@@ -63,8 +63,9 @@ def _url(schemes: str, usage: str, *, optional: bool = False) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _sentinel(url: str) -> str:
+def _servers(url: str) -> str:
     parse_sentinel_url(url)  # raises ValueError for an invalid redis+sentinel URL
+    parse_cluster_url(url)  # the same for redis+cluster
     return url
 
 
@@ -80,10 +81,10 @@ def _networks(items: tuple[str, ...]) -> tuple[str, ...]:
 RedisUrl = Annotated[
     str,
     _url(
-        "redis rediss unix redis+sentinel",
-        "redis://host:port/db, rediss://…, unix:///path or redis+sentinel://…",
+        "redis rediss unix redis+sentinel redis+cluster",
+        "redis://host:port/db, rediss://…, unix:///path, redis+sentinel://… or redis+cluster://…",
     ),
-    AfterValidator(_sentinel),
+    AfterValidator(_servers),
 ]
 DatabaseUrl = Annotated[
     str,
@@ -146,7 +147,10 @@ class Settings(BaseSettings):
 
     redis_url: RedisUrl = Field(
         "redis://127.0.0.1:6379/0",
-        description="Redis or Valkey, 6.2 or newer: redis://, rediss://, unix:// or redis+sentinel://",
+        description=(
+            "Redis or Valkey, 6.2 or newer: redis://, rediss://, unix://, redis+sentinel:// or"
+            " redis+cluster://"
+        ),
     )
     database_url: DatabaseUrl = Field(
         "sqlite://.tandem/tandem.db",

@@ -11,11 +11,12 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import (
     ConnectionError,  # noqa: A004 - redis-py's callers expect this class
     NoPermissionError,
+    ResponseError,
 )
 
+from tandem_shared.queue.lookup import connection_options
 from tandem_shared.queue.scripts import Arg
-from tandem_shared.queue.sentinel import connection_options
-from tandem_shared.redis_url import parse_sentinel_url
+from tandem_shared.redis_url import parse_cluster_url
 
 
 def pool(url: str, *, timeout: float = 5.0, connections: int = 32) -> BlockingConnectionPool:
@@ -26,14 +27,14 @@ def pool(url: str, *, timeout: float = 5.0, connections: int = 32) -> BlockingCo
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout / 2.5,
     }
-    found = parse_sentinel_url(url)
+    looked_up = connection_options(url)
     made: BlockingConnectionPool = (
         BlockingConnectionPool.from_url(url, **limits)
-        if found is None
-        else BlockingConnectionPool(**limits, **connection_options(found))
+        if looked_up is None
+        else BlockingConnectionPool(**limits, **looked_up)
     )
     # Every connection shares one RunId; `Repeats` finds it at the pool.
-    shared = {"run_id": RunId()}
+    shared = {"run_id": RunId(), "on_cluster": parse_cluster_url(url) is not None}
     bases = (_QueueConnection, made.connection_class)
     made.connection_class = type("QueueConnection", bases, shared)
     vars(made).update(shared)
@@ -62,6 +63,7 @@ class RunId:
 class _QueueConnection:
     socket_timeout: float | None
     run_id: RunId
+    on_cluster: bool  # the URL says so
 
     async def on_connect(self) -> None:
         """Reads the server's run id, before anything else is sent; a user may lack the right to."""
@@ -70,6 +72,8 @@ class _QueueConnection:
         await connection.send_command("INFO", "server")
         with suppress(NoPermissionError):
             info = await connection.read_response()
+            if b"redis_mode:cluster" in info and not self.on_cluster:
+                raise ResponseError("MOVED to redis+cluster://")
             found = re.search(rb"run_id:(\w+)", info)
             if found is not None:
                 self.run_id.met(found[1])

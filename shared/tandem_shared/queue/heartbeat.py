@@ -7,6 +7,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError, RedisError
 
+from tandem_shared.queue.lookup import blocking_client
 from tandem_shared.queue.messages import Held, parse_beat
 from tandem_shared.queue.scripts import (
     MAX_CALL_JOBS,
@@ -16,7 +17,6 @@ from tandem_shared.queue.scripts import (
     sha1_of,
     source,
 )
-from tandem_shared.queue.sentinel import blocking_client
 
 CONNECT_TIMEOUT_SECONDS = 2
 

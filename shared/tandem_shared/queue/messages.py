@@ -45,7 +45,7 @@ class Claim(NamedTuple):
     `registered`: if False, the worker must register first. `more`: due jobs are left. `blocked`:
     this worker can take them once an attempt of its own has ended.
     `next_due`: seconds until a job falls due, None if none is scheduled. `settled`: leases that
-    ended. `arq_jobs`: jobs of plain arq clients wait.
+    ended.
     """
 
     registered: bool
@@ -53,7 +53,6 @@ class Claim(NamedTuple):
     blocked: bool
     next_due: float | None
     settled: int
-    arq_jobs: bool
     jobs: list[Claimed]
 
 
@@ -234,7 +233,7 @@ def parse_submitted(reply: list[bytes], jobs: Sequence[Submission]) -> list[Subm
 
 def parse_claim(reply: list[Any]) -> Claim:
     """The answer in a reply of claim.lua."""
-    registered, more, due_ms, settled, arq_jobs, *flat = reply
+    registered, more, due_ms, settled, *flat = reply
     jobs = [
         Claimed(
             id.decode(), token.decode(), int(attempt), int(maximum), task.decode(), tenant.decode(),
@@ -245,7 +244,7 @@ def parse_claim(reply: list[Any]) -> Claim:
         )
     ]  # fmt: skip
     next_due = None if due_ms < 0 else due_ms / 1000
-    return Claim(bool(registered), more > 0, more == 2, next_due, settled, bool(arq_jobs), jobs)
+    return Claim(bool(registered), more > 0, more == 2, next_due, settled, jobs)
 
 
 def parse_beat(reply: list[Any], held: Sequence[tuple[str, str]]) -> Beat:

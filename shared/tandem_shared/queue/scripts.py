@@ -23,6 +23,7 @@ parts are inlined into one chunk, so all their names are locals that later parts
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -139,8 +140,32 @@ def execute(redis: Any, *command: Arg) -> Any:
     return redis.execute_command(*command)
 
 
-# Codes of a Redis that is up but cannot serve now.
-_NOT_NOW = ("BUSY", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "READONLY", "TRYAGAIN")
+# Codes of a Redis that is up but cannot serve now, and what they mean. redis-py has classes for
+# some, and takes their codes away.
+_NOT_NOW = {
+    "READONLY": "it is a replica, or was just replaced",
+    "LOADING": "it is loading its data",
+    "NOPERM": "its user lacks a permission, see docs/deploying.md",
+    "NOAUTH": "TANDEM_REDIS_URL needs another user or password",
+    "WRONGPASS": "TANDEM_REDIS_URL needs another user or password",
+    "MOVED": "another node of its cluster has the queue, which only redis+cluster:// follows",
+    "ASK": "its cluster is moving the queue to another node",
+    "TRYAGAIN": "its cluster is moving the queue to another node",
+    "CLUSTERDOWN": "its cluster lacks nodes",
+    "MASTERDOWN": "it is a replica without its master",
+    "NOREPLICAS": "it has fewer replicas than min-replicas-to-write",
+    "MISCONF": "it cannot write its data to disk",
+    "BUSY": "a script blocks it",
+}
+_CODES: dict[type[Exception], str] = {
+    exceptions.ReadOnlyError: "READONLY",
+    exceptions.BusyLoadingError: "LOADING",
+    exceptions.NoPermissionError: "NOPERM",
+    exceptions.AuthenticationError: "NOAUTH",
+    exceptions.AuthenticationWrongNumberOfArgsError: "NOAUTH",
+}
+# What Redis says instead inside a script; before Redis 7, codes stand amid the text there.
+_IN_SCRIPTS = {"ACL failure": "NOPERM", "non local key": "MOVED"}
 
 
 @contextmanager
@@ -151,17 +176,31 @@ def translate_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (exceptions.ConnectionError, exceptions.TimeoutError, OSError, TimeoutError) as error:
-        raise Unavailable(f"Redis does not answer ({type(error).__name__})") from error
-    except exceptions.RedisError as error:
+    except (exceptions.RedisError, OSError, TimeoutError) as error:
         text = str(error)
+        if (code := _code(error)) is not None:
+            raise Unavailable(f"Redis cannot serve now ({code}): {_NOT_NOW[code]}") from error
+        if isinstance(error, OSError | TimeoutError | _FAULTS):
+            raise Unavailable(f"Redis does not answer ({type(error).__name__})") from error
         if isinstance(error, exceptions.OutOfMemoryError) or "OOM " in text:
             raise Unavailable("Redis has no memory left") from error
         if text.startswith("BACKLOG "):  # from submit.lua
             raise Unavailable(text.partition(" ")[2]) from error
-        # redis-py removes this one code. Inside a script, Redis before 7 has codes amid the text.
-        read_only = isinstance(error, exceptions.ReadOnlyError)
-        code = "READONLY" if read_only else next((it for it in _NOT_NOW if f"{it} " in text), None)
-        if code is None:
-            raise
-        raise Unavailable(f"Redis cannot serve now ({code})") from error
+        raise
+
+
+_FAULTS = exceptions.ConnectionError | exceptions.TimeoutError
+
+
+def _code(error: BaseException) -> str | None:
+    """The code of a Redis that answers, but cannot serve."""
+    text, cause = str(error), error.__cause__
+    if isinstance(error, exceptions.ConnectionError) and isinstance(cause, exceptions.RedisError):
+        error = cause  # redis-py wraps what a new connection was answered
+    known = next((code for kind, code in _CODES.items() if isinstance(error, kind)), None)
+    if known is not None or not isinstance(error, exceptions.ResponseError):
+        return known
+    said = (code for words, code in _IN_SCRIPTS.items() if words in text)
+    return next(said, None) or next(
+        (code for code in _NOT_NOW if re.search(rf"(?<![A-Z]){code} ", text)), None
+    )

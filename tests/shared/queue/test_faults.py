@@ -7,7 +7,13 @@ import msgspec
 import pytest
 import uvloop
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError  # noqa: A004 - redis-py's
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,  # noqa: A004 - redis-py's
+    NoPermissionError,
+    ResponseError,
+)
 
 from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.record import Submission
@@ -109,6 +115,26 @@ async def test_a_replica_is_unavailable_for_writes(redis: Redis) -> None:
     await queue.ping()
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BusyLoadingError("Redis is loading the dataset in memory"), "LOADING"),
+        (ResponseError("MASTERDOWN Link with MASTER is down"), "MASTERDOWN"),
+        (ResponseError("CLUSTERDOWN The cluster is down"), "CLUSTERDOWN"),
+        (ResponseError("MOVED 15495 10.0.0.1:6379"), "MOVED"),
+        (ResponseError("ASK 15495 10.0.0.1:6379"), "ASK"),
+        (AuthenticationError("invalid username-password pair"), "NOAUTH"),
+        (ResponseError("-NOAUTH Authentication required."), "NOAUTH"),
+        (NoPermissionError("this user has no permissions"), "NOPERM"),
+        (ResponseError("The user executing the script: ACL failure in script"), "NOPERM"),
+    ],
+)  # fmt: skip
+def test_a_redis_that_cannot_serve_is_unavailable_and_says_why(error: Exception, code: str) -> None:
+    with pytest.raises(Unavailable, match=rf"\({code}\): [a-zA-Z]") as caught, translate_errors():
+        raise error
+    assert "10.0.0.1" not in str(caught.value)
+
+
 async def test_a_bug_is_not_reported_as_unavailable(redis: Redis) -> None:
     with pytest.raises(Exception, match="unknown command") as caught, translate_errors():
         await execute(redis, "NONSENSE")
@@ -146,12 +172,9 @@ def ours(foreign: str, run_at: float | None = None) -> tuple[str, Submission]:
     return foreign, job(idempotency_key=f"arq:{foreign}", run_at=run_at)
 
 
-async def test_a_claim_reports_waiting_arq_jobs(shard: Shard) -> None:
-    worker = await shard.worker()
-    assert not (await worker.call()).arq_jobs
+async def test_waiting_arq_jobs_are_listed(shard: Shard) -> None:
     assert await shard.queue.arq.pending() == []
     await enqueue(shard, "one", 1500, n=1)
-    assert (await worker.call()).arq_jobs
     ((foreign, due, body),) = await shard.queue.arq.pending()
     assert (foreign, due) == ("one", 1.5)
     assert body is not None

@@ -7,6 +7,7 @@ payload; so is a single positional object.
 
 import asyncio
 import dataclasses
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
@@ -104,32 +105,33 @@ class ArqJobs:
     `seen`: arq's queue has had jobs for us.
     """
 
-    def __init__(self, queue: Queue, tasks: Mapping[str, Task], crons: Collection[str]) -> None:
+    def __init__(
+        self, queue: Queue, tasks: Mapping[str, Task], crons: Collection[str], *, on_cluster: bool
+    ) -> None:
         self.seen = False
         self._queue, self._crons = queue, crons
         self._entries = {name: task.entry for name, task in tasks.items()}
         self._skipped: set[str] = set()
-        self._next_poll = 0.0  # monotonic time
+        # Monotonic time. The nodes of a cluster share arq's keys, so there no arq client is served.
+        self._next_poll = math.inf if on_cluster else 0.0
 
     async def adopt(self) -> int:
         """Move a batch of jobs, and return how many there were."""
         if time.monotonic() < self._next_poll:
             return 0
-        now = await self._queue.clock.sync()
         while True:
             found = {
                 arq_id: to_submission(arq_id, due, data, self._entries, self._crons)
                 for arq_id, due, data in await self._queue.arq.pending(skip=self._skipped)
                 if data is not None  # else another worker adopted it, or it expired after arq's day
             }
-            jobs = [
-                (arq_id, msgspec.structs.replace(job, id=new_id(now)))
-                for arq_id, job in found.items()
-                if job is not None
-            ]
+            jobs = [(arq_id, job) for arq_id, job in found.items() if job is not None]
             if jobs:
                 self.seen = True
-                await self._queue.arq.adopt(jobs)
+                now = await self._queue.clock.sync()
+                await self._queue.arq.adopt(
+                    [(id, msgspec.structs.replace(job, id=new_id(now))) for id, job in jobs]
+                )
                 return len(jobs)
             if not found or len(self._skipped) + len(found) > MAX_SKIPPED:
                 self._next_poll = time.monotonic() + POLL_SECONDS

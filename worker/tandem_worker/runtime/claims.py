@@ -89,7 +89,7 @@ class Claims:
         )
 
     def _burst_is_over(self, claim: Claim) -> bool:
-        waiting = claim.more or claim.arq_jobs or claim.next_due is not None
+        waiting = claim.more or claim.next_due is not None
         return self._shell.burst and not waiting and not self._slots.runs
 
     async def _sleep(self, bells: Bells, claim: Claim) -> None:
@@ -133,9 +133,7 @@ class Claims:
             self._number += 1
             for job in claim.jobs:
                 self._slots.take(job)
-        if claim.arq_jobs:
-            claim = claim._replace(arq_jobs=await self._arq_jobs.adopt() > 0)
-        return claim
+        return claim._replace(more=True) if await self._arq_jobs.adopt() else claim
 
     async def _ask(self, slots: int) -> Claim:
         # The number grows only with an answer: a claim whose answer was lost is repeated, and Redis

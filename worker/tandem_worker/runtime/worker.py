@@ -19,11 +19,12 @@ import structlog
 from arq.connections import ArqRedis
 
 from tandem_shared.cancellation import cancel_and_wait
-from tandem_shared.errors import Unavailable
+from tandem_shared.errors import Misconfigured, Unavailable
 from tandem_shared.ledger.ledger import open_ledger
 from tandem_shared.queue.connections import pool
 from tandem_shared.queue.messages import Claimed
 from tandem_shared.queue.queue import Queue
+from tandem_shared.redis_url import parse_cluster_url
 from tandem_shared.settings import Settings
 from tandem_worker.executors.pools import open_pools
 from tandem_worker.resources import Resources
@@ -92,7 +93,10 @@ class Worker(arq.worker.Worker):
         self.runs: dict[str, Run] = {}  # by job id
         self.metrics = WorkerMetrics(self.runs, self.max_jobs)
         self.slots = Slots(self, self.queue, self.runs, self._new_run, self.metrics)
-        self._arq_jobs = ArqJobs(self.queue, self._tasks, crons)
+        on_cluster = parse_cluster_url(settings.redis_url) is not None
+        if on_cluster and crons:
+            raise Misconfigured("TANDEM_REDIS_URL: cron jobs of arq do not run on a Redis Cluster")
+        self._arq_jobs = ArqJobs(self.queue, self._tasks, crons, on_cluster=on_cluster)
         self.claims = Claims(
             self,
             self.queue,

@@ -5,7 +5,7 @@
 --
 -- Returns whether the worker is known (0: register first), whether due jobs are left (2: this worker
 -- can take them once an attempt of its own has ended), ms until the next due time (-1: none),
--- settled leases, whether jobs of plain arq clients wait, then nine values per job, see
+-- settled leases, then nine values per job, see
 -- `append_claimed`.
 
 local worker, number, slots = ARGV[4], ARGV[5], tonumber(ARGV[6])
@@ -19,7 +19,7 @@ local me = P .. 'worker:' .. worker
 local my = call('HMGET', me, 'call', 'held', 'since', 'suspect', 'tasks', 'beside')
 local last_call, last_held, last_stamp, my_suspect = my[1], my[2], my[3], my[4]
 if my[5] ~= catalogue or call('EXISTS', P .. 'tasks:' .. catalogue) == 0 then
-  return { 0, 0, -1, 0, 0 }
+  return { 0, 0, -1, 0 }
 end
 
 local settled, calm, turn = process_due()
@@ -93,7 +93,7 @@ end
 -- An older call that arrived late: nobody waits for its reply.
 if last_call and tonumber(number) < tonumber(last_call) then
   commit()
-  return { 1, 0, -1, settled, 0 }
+  return { 1, 0, -1, settled }
 end
 
 -- A repeat: the reply was lost. Returns what that call started and this worker still holds.
@@ -106,7 +106,7 @@ if last_call == number then
     end
   end
   commit()
-  return { 1, 1, 0, settled, 0, unpack(out) }
+  return { 1, 1, 0, settled, unpack(out) }
 end
 
 -- The losses of the suspect that this worker runs, nil without one. It runs one at a time, so that
@@ -345,4 +345,4 @@ end
 commit()
 next_due = next_due < 0 and -1 or math.max(0, next_due - NOW_MS)
 more = blocked and 2 or more and 1 or 0
-return { 1, more, next_due, settled, call('EXISTS', 'arq:queue'), unpack(out) }
+return { 1, more, next_due, settled, unpack(out) }

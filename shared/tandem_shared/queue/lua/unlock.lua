@@ -1,6 +1,6 @@
 -- unlock(id, token, number, name, fence): the acquisition no longer holds, or waits (fence '0').
--- Returns 'ok', also to a repeat, or 'lost': the attempt has ended and released everything, or Redis
--- has come back older and does not know that it held the lock.
+-- Returns 'ok', also to a repeat, or 'lost': the attempt has ended and released everything, or
+-- Redis has come back older and does not know that it held the lock.
 
 local id, token, number, name, fence = unpack(ARGV, 4, 8)
 local job = P .. 'job:' .. id

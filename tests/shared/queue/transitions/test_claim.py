@@ -42,7 +42,7 @@ async def test_an_unknown_worker_must_register_first(shard: Shard) -> None:
     await shard.add()
     worker = await shard.worker()
     await shard.queue.retire(worker.id)
-    assert await worker.call() == Claim(False, False, False, None, 0, False, [])
+    assert await worker.call() == Claim(False, False, False, None, 0, [])
     await worker.register()
     assert len(await worker.claim()) == 1
 
@@ -187,7 +187,7 @@ async def test_a_late_claim_takes_nothing(shard: Shard) -> None:
     assert (await worker.call(number=1)).jobs == []
     assert (await worker.call(number=2)).jobs == []
     await shard.add()
-    assert await worker.call(number=1) == Claim(True, False, False, None, 0, False, [])
+    assert await worker.call(number=1) == Claim(True, False, False, None, 0, [])
     assert len((await worker.call(number=3)).jobs) == 1
 
 

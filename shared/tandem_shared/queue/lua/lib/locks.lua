@@ -5,12 +5,12 @@
 -- holds or waits for, '<number> <name>' per line; '<number> ' without a name is an acquisition that
 -- was released before its `lock` call arrived.
 
--- Fences grow across all locks of the shard. A Redis that comes back older, or a replica whose clock
--- is slow, may not know the largest one, so another process begins far above all that it knows.
+-- In µs. Fences grow across all locks of the shard. A Redis that comes back older, or a replica
+-- whose clock is slow, may not know the largest one: a new process begins above all that it knows.
 local FENCE_GAP_US = 3600000000
 
--- `epoch` of `clock` is '<run id> <known> <first>': fences between `known` and `first`, in µs, were
--- given by processes before this one, and are forgotten.
+-- `epoch` of `clock` is '<run id> <known> <first>': fences between `known` and `first` were given
+-- by processes before this one, and are forgotten.
 local function next_fence()
   local c = call('HMGET', P .. 'clock', 'fence', 'epoch')
   local last = tonumber(c[1] or 0)
