@@ -127,14 +127,15 @@ async def test_a_success_that_was_accepted_stays(
 
     prefix = client.queue.prefix
     async with working(redis_url, tmp_path, counts) as worker:
-        id = await client.submit(counts, delay=60)
+        await client.queue.pause("default", on=True)
+        id = await client.submit(counts)
         copy = await copy_keys(client.redis, prefix)
-        await client.redis.zadd(f"{prefix}later", {id: 0})
+        await client.queue.pause("default", on=False)
         assert await client.result(id) == 1
         output = await client.queue.output(id)
         told = await client.record(id)
         await roll_back(client.redis, prefix, copy)
-        assert (await client.record(id)).state is State.SCHEDULED
+        assert not (await client.record(id)).done
         worker.queue.repeats.start()
         assert await client.result(id) == 1
         record = await client.record(id)
@@ -160,13 +161,13 @@ async def test_a_success_goes_before_a_later_attempt(
 
     prefix = client.queue.prefix
     async with working(redis_url, tmp_path, counts) as worker:
-        id = await client.submit(counts, delay=60)
+        await client.queue.pause("default", on=True)
+        id = await client.submit(counts)
         copy = await copy_keys(client.redis, prefix)
-        await client.redis.zadd(f"{prefix}later", {id: 0})
+        await client.queue.pause("default", on=False)
         assert await client.result(id) == 1
         await roll_back(client.redis, prefix, copy)
-        await client.redis.zadd(f"{prefix}later", {id: 0})
-        await client.queue.tick()
+        await client.queue.pause("default", on=False)
         await second.wait()
         worker.queue.repeats.start()
         assert await client.result(id) == 1
@@ -179,9 +180,10 @@ async def test_an_attempt_goes_on_whose_claim_redis_has_forgotten(
     streaming = Streaming(3, 3)
     prefix = client.queue.prefix
     async with working(redis_url, tmp_path, streaming.task) as worker:
-        id = await client.submit(streaming.task, delay=60)
+        await client.queue.pause("default", on=True)
+        id = await client.submit(streaming.task)
         copy = await copy_keys(client.redis, prefix)
-        await client.redis.zadd(f"{prefix}later", {id: 0})
+        await client.queue.pause("default", on=False)
         streaming.go_first.set()
         await streaming.emitted.wait()
         await eventually(lambda: _has(client, id, 3))
