@@ -6,7 +6,7 @@ local out, size = { 0 }, 0
 for at = 6 + width, #ARGV do
   local values = redis.call('HMGET', KEYS[1] .. 'job:' .. ARGV[at], unpack(ARGV, 6, 5 + width))
   out[#out + 1] = values
-  for i = 1, width do
+  for i = math.max(1, width - 7), width do -- what may be large is among the last ones
     size = size + #(values[i] or '')
   end
   if size > max_bytes then
