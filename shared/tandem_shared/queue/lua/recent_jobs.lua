@@ -1,5 +1,5 @@
--- recent_jobs(max jobs, max bytes): ids of the jobs that changed last, newest first, from the events
--- that stand in up to `max bytes`.
+-- recent_jobs(max jobs, max bytes): ids of the jobs that changed last, newest first, from the last
+-- `max bytes` of events.
 
 local max_jobs, left = tonumber(ARGV[4]), tonumber(ARGV[5])
 local out, seen, to = {}, {}, '+'

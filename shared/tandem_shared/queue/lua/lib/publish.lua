@@ -49,7 +49,7 @@ local function publish(task, version, digest)
   local limit = P .. 'limit:task:' .. task
   if slots ~= '0' or every ~= '0' or call('EXISTS', limit) == 1 then
     call('HSET', limit, 'slots', slots, 'every', every, 'burst', burst)
-    serve('task:' .. task, MAX_SERVED) -- the limits may be higher now; `open_gates` serves further jobs
+    serve('task:' .. task, MAX_SERVED) -- they may be higher now; `open_gates` serves the rest
   end
 end
 
