@@ -32,7 +32,8 @@ class Allowance:
             self._newest, self.published = version, given
         self._registered.add(parse_limits(given.get("concurrency"), given.get("rate")))
 
-    def _look(self, snapshot: Snapshot) -> None:
+    def look(self, snapshot: Snapshot) -> None:
+        """Notes the limits that hold now."""
         kept = pairs(snapshot.values.get(f"limit:task:{self._task}", []))
         limits = Limits(*(int(kept.get(name, 0)) for name in ("slots", "every", "burst")))
         if not (limits.slots or limits.every):
@@ -44,7 +45,7 @@ class Allowance:
 
     def start(self, claimed: Sequence[Claimed], after: Snapshot) -> None:
         """Checks that the limits allow these starts."""
-        self._look(after)
+        self.look(after)
         own = [one for one in claimed if one.task == self._task]
         slots, every, burst = self._limits
         if own and slots:
@@ -64,7 +65,7 @@ class Allowance:
 
     def startable(self, snapshot: Snapshot) -> list[str]:
         """Jobs that wait only for the rate of their task, while it has free slots."""
-        self._look(snapshot)
+        self.look(snapshot)
         if self._limits.slots and len(self.running(snapshot)) >= self._limits.slots:
             return []
         return [

@@ -102,7 +102,9 @@ class ShardMachine(Examining, Forgetting, Keeping, Pausing, Submitting, RuleBase
     def arrive(self, tasks: dict[str, int], queues: list[str], given: Mapping[str, Any]) -> Worker:
         """A worker registers, with these limits of `t`."""
         self.allowance.publish(tasks["t"], given)
-        return self.run(self.shard.worker(tasks, queues, **given))
+        worker = self.run(self.shard.worker(tasks, queues, **given))
+        self.allowance.look(self.look())
+        return worker
 
     @rule(step=st.sampled_from(STEPS), data=st.data())
     def take_step(self, step: str, data: st.DataObject) -> None:
@@ -288,6 +290,7 @@ class ShardMachine(Examining, Forgetting, Keeping, Pausing, Submitting, RuleBase
     def laws(self) -> None:
         self.now = now = self.run(self.shard.snapshot(self.seen))
         assert not broken(now)
+        self.allowance.look(now)
         self.check_fences(now)
         for entry, text in now.events:
             if entry != self.seen:
