@@ -98,17 +98,18 @@ async def test_a_payload_schema_may_refer_to_itself(
 
 
 async def test_queues_and_workers_are_shown(client: httpx2.AsyncClient, worker: FakeWorker) -> None:
-    assert (await client.get("/v1/queues")).json() == {"items": []}
+    idle = (await client.get("/v1/queues")).json()["items"]
+    assert [(one["name"], one["workers"]) for one in idle] == [("default", 1), ("slow", 1)]
     for job in (
         {"task": "t.any"},
         {"task": "t.any"},
         {"task": "t.any", "options": {"delay": "1h"}},
     ):
         assert (await client.post("/v1/jobs", json=job)).status_code == 202
-    (queue,) = (await client.get("/v1/queues")).json()["items"]
+    queue, _ = (await client.get("/v1/queues")).json()["items"]
     assert queue.pop("oldest_age") >= 0
     counts = {"waiting": 0, "scheduled": 1, "queued": 2, "running": 0, "retrying": 0}
-    assert queue == {"name": "default", "paused": False, **counts}
+    assert queue == {"name": "default", "paused": False, "workers": 1, **counts}
     (shown,) = (await client.get("/v1/workers")).json()["items"]
     assert list(shown) == (
         "id host pid queues concurrency running started_at last_seen version draining".split()
