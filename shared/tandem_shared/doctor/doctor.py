@@ -16,7 +16,7 @@ import msgspec
 from tandem_shared.doctor.files import FilesCheck
 from tandem_shared.doctor.findings import Finding
 from tandem_shared.doctor.ledger import LedgerCheck
-from tandem_shared.doctor.queue import CountCheck, QueueCheck
+from tandem_shared.doctor.queue import QueueCheck
 from tandem_shared.errors import Unavailable
 from tandem_shared.files.store import open_store
 from tandem_shared.ledger.ledger import open_ledger
@@ -81,10 +81,7 @@ class Diagnosis:
 
 def queue_checks(integrity: Integrity) -> dict[str, Check]:
     """The checks of Redis alone."""
-    return {
-        "the queue": QueueCheck(integrity),
-        "the queue's counts": CountCheck(integrity),
-    }
+    return {"the queue": QueueCheck(integrity)}
 
 
 async def examine(checks: Mapping[str, Check], *, pause: float, fix: bool = False) -> Diagnosis:

@@ -51,99 +51,55 @@ async def collect(batches: AsyncGenerator[list[Finding], None]) -> list[Finding]
 
 # Finding → its meaning, and what --fix does.
 EXPLANATIONS: dict[str, tuple[str, str]] = {
-    # Records
+    # The queue
     "record-broken": (
         "the job's record lacks fields that every job has, so it cannot be processed",
         "--fix cannot repair it: look at the record, and submit the job again",
     ),
-    "record-expires": (
-        "the job is not final, yet Redis would delete its record after a while",
-        "--fix removes the expiry",
+    "entry-missing": (
+        "a job or a place lacks this entry, so jobs might never run, or too many at once",
+        "--fix adds the entry",
     ),
-    "job-nowhere": (
-        "the job is not final but in no queue, so it would never run",
-        "--fix puts it where it belongs",
+    "entry-misplaced": (
+        "an entry does not match the state of its job, or has no job",
+        "--fix removes it, and lets the next job have a slot that it held",
     ),
-    "expiry-missing": (
-        "the job has an expires_in that is not scheduled",
-        "--fix schedules it",
+    "entry-at-wrong-time": (
+        "the job or the place is in this key at another time than it should be",
+        "--fix corrects the time",
     ),
     "final-stays": (
         "the job is final and the ledger knows that, yet its record would stay forever",
         "--fix sends it to the ledger again and lets it expire after that, or now without a ledger",
     ),
-    # Places in the queue
-    "entry-without-record": (
-        "an entry of the queue refers to a job without a record",
-        "--fix removes the entry",
-    ),
-    "entry-misplaced": (
-        "the job is in a place that does not match its state",
-        "--fix removes it from there",
-    ),
-    "entry-at-wrong-time": (
-        "the job is queued for another time than when it is due",
-        "--fix moves it to the right time",
-    ),
     "limit-gone": (
-        "jobs wait for the limits of a task that no longer has any",
+        "jobs wait for a limit that no longer exists",
         "--fix queues them",
-    ),
-    "limit-unwatched": (
-        "jobs wait for the limits of a task, and nothing would check these again",
-        "--fix checks them now",
-    ),
-    "place-unlisted": (
-        "jobs wait where no worker would look for them in time",
-        "--fix puts the place on the list that workers check",
     ),
     "time-stands": (
         "jobs are overdue, because no API or worker of this Redis processes what is due",
         "--fix processes it once; start an API or a worker",
     ),
-    # What running jobs hold
     "worker-gone": (
         "the job runs on a worker that has been silent for a minute",
         "--fix ends the attempt as worker_lost, as the end of its lease would",
-    ),
-    "lease-too-long": (
-        "the job's lease ends later than a lease can",
-        "--fix shortens it to a full lease",
-    ),
-    "holder-gone": (
-        "an attempt that no longer runs holds a slot of a concurrency key or a task's limit",
-        "--fix frees the slot and wakes the next job",
-    ),
-    "slot-untold": (
-        "the job runs without the slot of its key or its task's limit, so too many may run at once",
-        "--fix gives it the slot",
     ),
     "lock-stays": (
         "an attempt that no longer runs holds a lock that others may wait for",
         "--fix passes the lock on, or removes it",
     ),
-    "wait-stays": (
-        "an attempt that no longer runs waits for a lock",
-        "--fix removes it from the lock's queue",
-    ),
-    "lock-forgotten": (
-        "the job's attempt asked for a lock, but is not in the lock's queue",
-        "--fix adds it to the queue",
-    ),
     "locks-stay": (
         "the job does not run, yet its record lists locks",
         "--fix removes them from the record",
     ),
-    # Lifetimes
     "kin-stays": (
-        "output, steps or an idempotency key would outlive their job",
-        "--fix lets them expire with the job, or now if it is gone",
+        "what belongs to a job, or the registration of a worker, would outlive it",
+        "--fix lets it expire as well, or now if the job is gone",
     ),
     "kin-expires": (
-        "output, steps or the idempotency key of a job would expire before the job",
+        "a job's record, output, steps or idempotency key would expire before the job is final",
         "--fix removes the expiry",
     ),
-    "worker-stays": ("a worker's registration would stay forever", "--fix lets it expire"),
     "counts-differ": (
         "the stored number of jobs in a state is wrong, and with it metrics and backlog limits",
         "--fix corrects it, unless thousands of jobs are in that state",

@@ -127,11 +127,11 @@ def test_the_doctor_reports_findings_and_repairs_them(redis_url: str, tmp_path: 
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
         assert tandem("doctor", **environment).returncode == 0
-        redis.zadd("tandem:{a}:later", {"nobody": 1e15})
+        redis.zadd("tandem:{a}:leases", {"nobody": 1e15})
         found = tandem("doctor", **environment)
         assert found.returncode == 1
         assert (
-            "entry-without-record: later nobody\n    an entry of the queue refers to a job without"
+            "entry-misplaced: leases nobody (no record)\n    an entry does not match the state of"
             in found.stdout
         )
         assert "1 found" in found.stdout
@@ -139,11 +139,11 @@ def test_the_doctor_reports_findings_and_repairs_them(redis_url: str, tmp_path: 
         assert mended.returncode == 1
         (finding,) = json.loads(mended.stdout)["findings"]
         assert (finding["finding"], finding["subject"], finding["mended"]) == (
-            "entry-without-record",
-            "later nobody",
+            "entry-misplaced",
+            "leases nobody",
             True,
         )
-        assert not redis.exists("tandem:{a}:later")
+        assert not redis.exists("tandem:{a}:leases")
         assert json.loads(tandem("doctor", "--json", **environment).stdout) == {
             "healthy": True, "jobs": 0, "findings": [], "unchecked": [],
         }  # fmt: skip

@@ -54,12 +54,13 @@ class Broken:
         return claimed.id
 
 
-async def a_queued_job_missing_from_its_queue(it: Broken) -> None:
-    await it.redis.zrem(it.key("q:default:normal"), await it.add())
+def lost_entry(key: str, **given: Any) -> Callable[[Broken], Awaitable[None]]:
+    """A job that is not where it should wait."""
 
+    async def lose(it: Broken) -> None:
+        assert await it.redis.zrem(it.key(key), await it.add(**given))
 
-async def a_scheduled_job_missing_from_later(it: Broken) -> None:
-    await it.redis.zrem(it.key("later"), await it.add(delay=5.0))
+    return lose
 
 
 async def a_parked_job_missing_from_its_place(it: Broken) -> None:
@@ -77,25 +78,20 @@ async def a_suspect_missing_from_its_place(it: Broken) -> None:
     id = await it.add(max_attempts=9)
     for _ in range(2):
         await it.worker.lose(id)
-    assert await it.redis.zrem(it.key("suspects"), id)
-
-
-async def an_unscheduled_expiry(it: Broken) -> None:
-    await it.redis.zrem(it.key("expiries"), await it.add(expires_in=20.0, delay=99.0))
+    assert await it.redis.zrem(it.key("suspects:default"), id)
 
 
 async def entries_without_a_record(it: Broken) -> None:
     for name in (
         "q:default:normal",
-        "later",
+        "later:default:normal",
         "leases",
-        "suspects",
-        "park:key:default:k",
+        "suspects:default",
+        "park:limit:default:normal:key:default:k",
         "park:task:default:2:t",
+        "expiries",
     ):
         await it.redis.zadd(it.key(name), {"unknown": it.shard.ms + 100_000})
-    await it.redis.zadd(it.key("expiries"), {"unknown": it.shard.ms + 100_000})
-    await it.redis.sadd(it.key("parked"), "task:default:2:t")
     await it.add(concurrency_key="k")
     await it.worker.take()
 
@@ -109,7 +105,7 @@ async def a_running_job_in_a_queue(it: Broken) -> None:
 
 
 async def a_job_at_the_wrong_time(it: Broken) -> None:
-    await it.redis.zadd(it.key("later"), {await it.add(delay=5.0): 1e15})
+    await it.redis.zadd(it.key("later:default:normal"), {await it.add(delay=5.0): 1e15})
 
 
 async def an_unfinished_record_with_expiry(it: Broken) -> None:
@@ -152,21 +148,21 @@ async def a_lease_of_a_day(it: Broken) -> None:
 
 
 async def a_slot_of_a_key_that_was_not_freed(it: Broken) -> None:
-    await it.redis.sadd(it.key("key:default:k"), f"unknown:1.{it.worker.id}")
+    await it.redis.sadd(it.key("slots:key:default:k"), f"unknown:1.{it.worker.id}")
     await it.add(concurrency_key="k")
     assert not await it.worker.claim()
 
 
 async def a_slot_of_a_task_that_was_not_freed(it: Broken) -> None:
     it.worker = await it.shard.worker(concurrency=1)
-    await it.redis.sadd(it.key("slots:t"), f"unknown:1.{it.worker.id}")
+    await it.redis.sadd(it.key("slots:task:t"), f"unknown:1.{it.worker.id}")
     await it.add()
     assert not await it.worker.claim()
 
 
 async def a_lost_slot(it: Broken) -> None:
     await it.run(concurrency_key="k")
-    await it.redis.delete(it.key("key:default:k"))
+    await it.redis.delete(it.key("slots:key:default:k"))
 
 
 async def a_key_without_holder(it: Broken) -> None:
@@ -175,20 +171,37 @@ async def a_key_without_holder(it: Broken) -> None:
     assert not await it.worker.claim()
     held = it.worker.held.popitem()
     await it.field(held[0], ck="other")
-    await it.redis.rename(it.key("key:default:k"), it.key("key:default:other"))
+    await it.redis.rename(it.key("slots:key:default:k"), it.key("slots:key:default:other"))
 
 
-async def an_unlisted_place(it: Broken) -> None:
+async def a_parked_place_without_index(it: Broken) -> None:
     await it.shard.worker({"t": 2}, queues=["elsewhere"])
     await it.add(version=2)
     await it.worker.claim()
-    await it.redis.delete(it.key("parked"))
+    await it.redis.delete(it.key("parked"), it.key("parked:default"))
 
 
-async def a_hold_without_a_pause(it: Broken) -> None:
-    await it.shard.queue.pause("default", on=True)
-    await it.add()
-    await it.redis.delete(it.key("paused"))
+async def suspects_without_index(it: Broken) -> None:
+    id = await it.add(max_attempts=9)
+    for _ in range(2):
+        await it.worker.lose(id)
+    await it.redis.delete(it.key("suspected"))
+
+
+async def an_agenda_that_is_late(it: Broken) -> None:
+    await it.add(delay=5.0)
+    await it.redis.zadd(it.key("agenda"), {"default:normal": 1e15})
+
+
+async def an_agenda_that_is_empty(it: Broken) -> None:
+    await it.add(delay=5.0)
+    await it.redis.delete(it.key("agenda"))
+
+
+async def a_lock_that_nobody_holds(it: Broken) -> None:
+    claimed = await it.run()
+    await it.field(claimed.id, lk="1 l\n")
+    await it.redis.zadd(it.key("waits:default:l"), {f"{claimed.id} {claimed.token} 1": 1})
 
 
 async def an_unwatched_limit(it: Broken) -> None:
@@ -196,7 +209,7 @@ async def an_unwatched_limit(it: Broken) -> None:
     await it.run()
     await it.add()
     assert not await it.worker.claim()
-    await it.redis.delete(it.key("gates"), it.key("limited:t"))
+    await it.redis.delete(it.key("gates"), it.key("limited:task:t"))
 
 
 async def a_removed_limit(it: Broken) -> None:
@@ -206,7 +219,7 @@ async def a_removed_limit(it: Broken) -> None:
         await it.add()
     assert not await it.worker.claim()
     await it.redis.delete(
-        it.key("limit:t"), it.key("limited:t"), it.key("gates"), it.key("slots:t")
+        it.key("limit:task:t"), it.key("limited:task:t"), it.key("gates"), it.key("slots:task:t")
     )
     for id in it.worker.held:
         await it.redis.hdel(it.key(f"job:{id}"), "slot")
@@ -245,34 +258,37 @@ async def time_that_stopped(it: Broken) -> None:
 
 
 CASES: dict[Callable[[Broken], Awaitable[None]], set[str]] = {
-    a_queued_job_missing_from_its_queue: {"job-nowhere", "counts-differ"},
-    a_scheduled_job_missing_from_later: {"job-nowhere", "counts-differ"},
-    a_parked_job_missing_from_its_place: {"job-nowhere", "counts-differ"},
-    a_running_job_without_its_lease: {"job-nowhere", "counts-differ"},
-    a_suspect_missing_from_its_place: {"job-nowhere", "counts-differ"},
-    an_unscheduled_expiry: {"expiry-missing"},
-    entries_without_a_record: {"entry-without-record"},
+    lost_entry("q:default:normal"): {"entry-missing", "counts-differ"},
+    lost_entry("later:default:normal", delay=5.0): {"entry-missing", "counts-differ"},
+    lost_entry("expiries", expires_in=20.0, delay=99.0): {"entry-missing"},
+    a_parked_job_missing_from_its_place: {"entry-missing", "counts-differ"},
+    a_running_job_without_its_lease: {"entry-missing", "counts-differ"},
+    a_suspect_missing_from_its_place: {"entry-missing", "counts-differ"},
+    entries_without_a_record: {"entry-misplaced", "entry-missing", "limit-gone"},
     a_final_job_in_a_queue: {"entry-misplaced"},
     a_running_job_in_a_queue: {"entry-misplaced"},
     a_job_at_the_wrong_time: {"entry-at-wrong-time"},
-    an_unfinished_record_with_expiry: {"record-expires"},
+    a_lease_of_a_day: {"entry-at-wrong-time"},
+    an_agenda_that_is_late: {"entry-at-wrong-time"},
+    an_agenda_that_is_empty: {"entry-missing"},
+    a_parked_place_without_index: {"entry-missing"},
+    suspects_without_index: {"entry-missing"},
+    an_unwatched_limit: {"entry-missing"},
+    a_key_without_holder: {"entry-missing"},
+    a_lost_slot: {"entry-missing"},
+    a_slot_of_a_key_that_was_not_freed: {"entry-misplaced"},
+    a_slot_of_a_task_that_was_not_freed: {"entry-misplaced"},
+    a_removed_limit: {"entry-missing", "limit-gone"},
+    a_lock_of_an_attempt_that_ended: {"lock-stays", "entry-misplaced"},
+    a_lock_that_nobody_holds: {"lock-stays"},
+    a_lost_lock: {"entry-missing"},
+    locks_of_a_waiting_job: {"locks-stay"},
+    an_unfinished_record_with_expiry: {"kin-expires"},
     a_final_record_without_expiry: {"final-stays"},
     keys_that_outlive_their_job: {"kin-stays"},
     keys_that_expire_before_their_job: {"kin-expires"},
+    a_worker_without_expiry: {"kin-stays"},
     a_silent_worker: {"worker-gone"},
-    a_worker_without_expiry: {"worker-stays"},
-    a_lease_of_a_day: {"lease-too-long"},
-    a_slot_of_a_key_that_was_not_freed: {"holder-gone"},
-    a_slot_of_a_task_that_was_not_freed: {"holder-gone"},
-    a_lost_slot: {"slot-untold"},
-    a_key_without_holder: {"key-free"},
-    an_unlisted_place: {"park-unlisted"},
-    a_hold_without_a_pause: {"hold-without-pause"},
-    an_unwatched_limit: {"limit-unwatched"},
-    a_removed_limit: {"limit-gone"},
-    a_lock_of_an_attempt_that_ended: {"lock-stays", "wait-stays"},
-    a_lost_lock: {"lock-forgotten"},
-    locks_of_a_waiting_job: {"locks-stay"},
     wrong_counts: {"counts-differ"},
     time_that_stopped: {"time-stands"},
 }
@@ -330,15 +346,18 @@ async def test_a_record_without_required_fields_is_reported_and_left_alone(shard
     await shard.redis.hset(key, "due", due)
 
 
-async def test_more_jobs_than_are_fixed_in_one_round(shard: Shard) -> None:
+async def test_many_jobs_of_a_limit_that_is_gone(shard: Shard) -> None:
     worker = await shard.worker(concurrency=1)
     await shard.submit(*(job() for _ in range(1300)))
     await worker.claim(1)
     while (await shard.snapshot()).counts.get("default queued"):
         await worker.call(slots=400)
     key = shard.queue.prefix
-    await shard.redis.delete(f"{key}limit:t", f"{key}limited:t", f"{key}gates")
-    assert {one.code for one in (await examine(shard.queue)).findings} == {"limit-gone"}
+    await shard.redis.delete(f"{key}limit:task:t", f"{key}limited:task:t", f"{key}gates")
+    assert {one.code for one in (await examine(shard.queue)).findings} == {
+        "entry-missing",
+        "limit-gone",
+    }
     assert all(one.fixed for one in (await examine(shard.queue, fix=True)).findings)
     assert not (await examine(shard.queue)).findings
 

@@ -35,7 +35,7 @@ async def test_a_row_of_a_job_that_redis_has_lost(ledgered: System) -> None:
     await ledgered.redis.delete(ledgered.key(f"job:{lost}"))
     assert set(await ledgered.found()) == {
         ("row-without-record", lost),
-        ("entry-without-record", f"q:default:normal {lost}"),
+        ("entry-misplaced", f"q:default:normal {lost}"),
         ("counts-differ", "default queued"),
     }
     assert all(one.fixed for one in await ledgered.heal())
@@ -93,7 +93,7 @@ async def test_a_ledger_that_is_minutes_behind(system: System) -> None:
 async def test_an_unavailable_database_is_reported_and_hides_nothing_else(
     system: System, tmp_path: Path
 ) -> None:
-    await system.redis.zadd(system.key("later"), {"unknown": 1e15})
+    await system.redis.zadd(system.key("leases"), {"unknown": 1e15})
     (tmp_path / "file").touch()
     async with open_ledger(
         load_settings(database_url=f"sqlite://{tmp_path}/file/tandem.db")
@@ -102,6 +102,6 @@ async def test_an_unavailable_database_is_reported_and_hides_nothing_else(
         found = await system.examine()
     assert found.exit_code == 2
     assert [one.code for one in found.findings] == [
-        "entry-without-record",
+        "entry-misplaced",
     ]
     assert "the ledger" in found.unchecked[0]

@@ -1,33 +1,88 @@
--- doctor(fix ('1'), kind, subjects…): checks the invariants of these subjects, at this moment, and
--- repairs what it reports if `fix`. Returns three values per violation: its word, its subject, and
--- what was seen. shared/tandem_shared/doctor/findings.py explains the words. A subject is a job's
--- id, a key without the prefix, or such a key, a space and a member.
+-- doctor(fix ('1'), kind, subjects…): compares what Redis has with what its records demand, at this
+-- moment, and mends what it reports if `fix`. A record determines the entries of its job
+-- (`demanded`), and a place where jobs wait the indexes that list it (`check_place`): what is
+-- missing is put there, and entries that nothing demands are removed.
+--
+-- Returns three values per finding: its word, which shared/tandem_shared/doctor/findings.py
+-- explains, its subject, and what was seen. By `kind`, a subject is the id of a 'job', a 'key'
+-- without the prefix, or an 'entry': such a key, a space and a member.
 
 local fix, kind = ARGV[4] == '1', ARGV[5]
-local found = {}
+local found, mended = {}, {} -- mended: keys to which an entry was added
 
--- Reports a violation; returns whether to repair it.
+-- Returns whether to mend it.
 local function report(word, subject, seen)
   local n = #found
-  found[n + 1], found[n + 2], found[n + 3] = word, subject, tostring(seen or '')
+  found[n + 1], found[n + 2], found[n + 3] = word, subject, seen or ''
   return fix
 end
 
--- The key, without the prefix, of the place where a record belongs; nil for a final one.
-local function home(r)
-  if FINAL[r.state] then
-    return nil
-  elseif r.state == 'running' then
-    return 'leases'
-  elseif r.state == 'waiting' and not r.park then
-    return 'park:'
+-- The entries that a job's record demands, by '<key> <member>', and the record; nil if it lacks
+-- fields. An entry without `at` is a member of a set; else its score is `at`, or any up to `max`.
+-- `holds` are the locks that it holds, as '<lock> <holder>'.
+local function demanded(id)
+  local r, entries, holds = read_record(id), {}, {}
+  local running = r.state == 'running'
+  local complete = r.queue and r.prio and r.v and r.attempt and r.max and r.tenant
+    and tonumber(r.due) and (FINAL[r.state] or TRANSITIONS[r.state])
+    and (r.state ~= 'waiting' or r.park)
+    and not (running and not (r.began and string.find(r.token or '', '.', 1, true)))
+  if next(r) == nil or FINAL[r.state] and complete then
+    return entries, r, holds
+  elseif not complete then
+    return nil, r, holds
   end
-  return string.sub(place_of(r), #P + 1)
+  local function demand(key, member, at, max)
+    entries[key .. ' ' .. member] = { key = key, member = member, at = at, max = max }
+  end
+  if not running then
+    demand(string.sub(place_of(r), #P + 1), id, r.due)
+    if r.exp then
+      demand('expiries', id, r.exp)
+    end
+    return entries, r, holds
+  end
+  demand('leases', id, LEASE_END, NOW_MS + 2 * LEASE_MS)
+  for _, name in pairs({ key_of(r), r.slot }) do
+    demand('slots:' .. name, id .. ':' .. r.token)
+  end
+  for number, name in string.gmatch(r.lk or '', '(%d+) ([^\n]+)\n') do
+    local lock, me = r.tenant .. ':' .. name, id .. ' ' .. r.token .. ' ' .. number
+    if call('HGET', P .. 'lock:' .. lock, 'holder') == me then
+      holds[lock .. ' ' .. me] = true
+    else
+      demand('waits:' .. lock, me, NOW_STAMP, math.huge)
+    end
+  end
+  return entries, r, holds
 end
 
-local function is_complete(r)
-  return r.queue and r.prio and r.v and r.attempt and r.max and r.tenant and tonumber(r.due)
-    and (FINAL[r.state] or TRANSITIONS[r.state]) and true
+local function score_of(key, member, is_sorted)
+  if is_sorted then
+    return tonumber(call('ZSCORE', P .. key, member) or nil)
+  end
+  return call('SISMEMBER', P .. key, member) == 1
+end
+
+-- Checks that entries exist, at the right score.
+local function check_entries(subject, queue, entries)
+  for _, e in pairs(entries) do
+    local score, word = score_of(e.key, e.member, e.at), nil
+    if not score then
+      word = 'entry-missing'
+    elseif e.at and score ~= tonumber(e.at) and not (e.max and score <= tonumber(e.max)) then
+      word = 'entry-at-wrong-time'
+    end
+    if word and report(word, subject, e.key) then
+      if e.at then
+        call('ZADD', P .. e.key, e.at, e.member)
+      else
+        call('SADD', P .. e.key, e.member)
+      end
+      mended[#mended + 1] = e.key
+      ring(queue)
+    end
+  end
 end
 
 -- Whether a ledger may still have to read this record: the stream has an entry that is as old.
@@ -50,263 +105,136 @@ local function check_final(id, r)
   end
 end
 
-local function check_locks(id, r)
-  for number, name in string.gmatch(r.lk, '(%d+) ([^\n]*)\n') do
-    local me, lock = id .. ' ' .. r.token .. ' ' .. number, r.tenant .. ':' .. name
-    local known = name == '' or call('HGET', P .. 'lock:' .. lock, 'holder') == me
-      or call('ZSCORE', P .. 'waits:' .. lock, me)
-    if not known and report('lock-forgotten', id, name) then
-      call('ZADD', P .. 'waits:' .. lock, NOW_STAMP, me)
-      if call('EXISTS', P .. 'lock:' .. lock) == 0 then
-        hand_over_lock(r.tenant, name)
-      end
+-- A job's record lives until it is final; streams, steps and idempotency key as long as the record.
+local LIFE_MS = { worker = WORKER_TTL_MS, tasks = TASKS_TTL_MS, entries = TASKS_TTL_MS }
+local function check_life(key, subject)
+  local set, id = string.match(key, '^(%w+):(.*)$')
+  if set == 'idem' then
+    id = string.match(call('GET', P .. key) or '', '^%S*')
+  end
+  local job, left = P .. 'job:' .. id, call('PTTL', P .. key)
+  local state, life = call('HGET', job, 'state'), LIFE_MS[set] or call('PTTL', job)
+  if state and not FINAL[state] then
+    if left >= 0 and report('kin-expires', subject or key) then
+      call('PERSIST', P .. key)
     end
-  end
-end
-
-local function check_running(id, r)
-  local ends = tonumber(call('ZSCORE', P .. 'leases', id) or nil)
-  local worker = string.match(r.token or '', '%.(.*)$')
-  if not worker or call('EXISTS', P .. 'worker:' .. worker) == 0 then
-    if report('worker-gone', id, int(ends or 0)) then
-      leave(id, nil, 'lost')
-      return
-    end
-  elseif ends and ends > NOW_MS + 2 * LEASE_MS and report('lease-too-long', id) then
-    call('ZADD', P .. 'leases', 'XX', LEASE_END, id)
-  end
-  local me = id .. ':' .. (r.token or '')
-  for _, name in pairs({ key_of(r), r.slot }) do
-    local set = 'slots:' .. name
-    if call('SISMEMBER', P .. set, me) == 0 and report('slot-untold', id, set) then
-      call('SADD', P .. set, me)
-    end
-  end
-  if r.lk then
-    check_locks(id, r)
-  end
-end
-
-local function put_back(id, r)
-  if r.state == 'running' then
-    call('ZADD', P .. 'leases', LEASE_END, id)
-  elseif r.state == 'waiting' then
-    requeue(id, r)
-  elseif r.state == 'queued' then
-    enqueue(id, r)
-  else
-    schedule(id, r)
+  elseif left == -1 and life ~= -1 and report('kin-stays', key) then
+    call('PEXPIRE', P .. key, life) -- below zero without a record: deletes the key
   end
 end
 
 local function check_job(id)
-  local job, r = P .. 'job:' .. id, read_record(id)
-  if not r.state and call('EXISTS', job) == 0 then
-    return
-  elseif not r.state or not is_complete(r) then
+  local entries, r = demanded(id)
+  if not entries then
     report('record-broken', id)
     return
+  elseif not r.state then
+    return
   elseif r.lk and r.state ~= 'running' and report('locks-stay', id) then
-    call('HDEL', job, 'lk')
+    call('HDEL', P .. 'job:' .. id, 'lk')
   end
   if FINAL[r.state] then
     return check_final(id, r)
   end
-  if call('PTTL', job) ~= -1 and report('record-expires', id) then
-    call('PERSIST', job)
-  end
-  local place = home(r)
-  if not call('ZSCORE', P .. place, id) and report('job-nowhere', id, place) then
-    put_back(id, r)
-  end
-  local watched = not r.exp or r.state == 'running' or call('ZSCORE', P .. 'expiries', id)
-  if not watched and report('expiry-missing', id) then
-    call('ZADD', P .. 'expiries', r.exp, id)
-  end
-  if r.state == 'running' then
-    check_running(id, r)
+  check_life('job:' .. id, id)
+  local worker = r.state == 'running' and string.match(r.token, '%.(.*)$')
+  if worker and call('EXISTS', P .. 'worker:' .. worker) == 0
+    and report('worker-gone', id, worker) then
+    leave(id, nil, 'lost')
+  else
+    check_entries(id, r.queue, entries)
   end
 end
 
 local function check_entry(subject)
-  local key, id = string.match(subject, '^(.*) (%S+)$')
-  local score = tonumber(call('ZSCORE', P .. key, id) or nil)
-  if not score then
-    return
+  local key, member = string.match(subject, '^(waits:.*) (%S+ %S+ %S+)$')
+  if not key then
+    key, member = string.match(subject, '^(.*) (%S+)$')
   end
-  local r = read_record(id)
-  if not r.state then
-    if report('entry-without-record', subject) then
-      call('ZREM', P .. key, id)
-    end
-  elseif is_complete(r) then
-    local belongs, due = home(r) == key, tonumber(r.due)
-    if key == 'expiries' then
-      belongs = not FINAL[r.state] and r.exp and r.state ~= 'running'
-      due = tonumber(r.exp or nil)
-    end
-    if not belongs then
-      if report('entry-misplaced', subject, r.state) then
-        call('ZREM', P .. key, id)
-      end
-    elseif key ~= 'leases' and score ~= due and report('entry-at-wrong-time', subject) then
-      call('ZADD', P .. key, due, id)
+  local limit = string.match(key, '^slots:(.*)$')
+  local entries, r = demanded(string.match(member, '^[^ :]*'))
+  local stays = entries and not entries[subject] and score_of(key, member, not limit)
+  if stays and report('entry-misplaced', subject, r.state or 'no record') then
+    call(limit and 'SREM' or 'ZREM', P .. key, member)
+    if limit then
+      serve(limit, 1)
     end
   end
 end
 
-local function requeue_parked(key)
-  local ids = call('ZRANGE', P .. key, 0, 499)
-  for i = 1, #ids do
-    call('ZREM', P .. key, ids[i])
-    local r = read_record(ids[i])
-    if r.state == 'waiting' then
-      requeue(ids[i], r)
-    end
-  end
-end
-
-local function check_parked_by_limit(key, place, name)
-  local l = find_limit(name)
-  if not l then
-    if report('limit-gone', key, call('ZCARD', P .. key)) then
-      requeue_parked(key)
-    end
-    return
-  end
-  local served = call('SISMEMBER', P .. 'limited:' .. name, place) == 1
-    and (call('ZSCORE', P .. 'gates', name)
-      or (l.slots > 0 and call('SCARD', P .. 'slots:' .. name) >= l.slots))
-  if not served and report('limit-unwatched', key) then
-    call('SADD', P .. 'limited:' .. name, place)
-    call('ZADD', P .. 'gates', NOW_MS, name)
-  end
-end
-
--- Whether something will look at a place where jobs wait.
+-- Checks that workers, and what is due, find a place where jobs wait.
 local function check_place(key)
-  local kind, name = string.match(key, '^(%w+):(.*)$')
-  local first = call('ZRANGE', P .. key, 0, 0, 'WITHSCORES')[2]
+  local set, name = string.match(key, '^(%w+):(.*)$')
+  local queue = string.match(name, set == 'park' and '^%w+:([^:]*)' or '^[^:]*')
   local place, limit = string.match(key, '^park:limit:([^:]*:[^:]*):(.*)$')
+  local first = call('ZRANGE', P .. key, 0, 0, 'WITHSCORES')[2]
+  local entries
   if not first then
     return
-  elseif place then
-    check_parked_by_limit(key, place, limit)
-  elseif kind == 'later' then
-    local at = tonumber(call('ZSCORE', P .. 'agenda', name) or nil)
-    if not (at and at <= tonumber(first)) and report('place-unlisted', key) then
-      call('ZADD', P .. 'agenda', first, name)
-    end
-  elseif kind == 'suspects' then
-    if call('SISMEMBER', P .. 'suspected', name) == 0 and report('place-unlisted', key) then
-      call('SADD', P .. 'suspected', name)
-    end
+  elseif set == 'later' then
+    entries = { { key = 'agenda', member = name, at = first, max = first } }
+  elseif set == 'suspects' then
+    entries = { { key = 'suspected', member = name } }
+  elseif not limit then
+    entries = { { key = 'parked:' .. queue, member = name }, { key = 'parked', member = queue } }
   else
-    local queue = string.match(name, '^%w+:([^:]*):')
-    local listed = call('SISMEMBER', P .. 'parked:' .. queue, name) == 1
-      and call('SISMEMBER', P .. 'parked', queue) == 1
-    if not listed and report('place-unlisted', key) then
-      call('SADD', P .. 'parked:' .. queue, name)
-      call('SADD', P .. 'parked', queue)
+    local l = find_limit(limit)
+    entries = { { key = 'limited:' .. limit, member = place } }
+    if not (l and l.slots > 0 and call('SCARD', P .. 'slots:' .. limit) >= l.slots) then
+      entries[2] = { key = 'gates', member = limit, at = NOW_MS, max = math.huge }
+    end
+    if not l and report('limit-gone', key) then
+      call('HSET', P .. 'limit:' .. limit, 'slots', 0) -- deleted once all have passed
+      limits[limit] = nil
     end
   end
-end
-
-local function check_holder(subject)
-  local key, id, token = string.match(subject, '^(.*) ([^ :]*):(%S+)$')
-  local name, me = string.match(key, '^slots:(.*)$'), id .. ':' .. token
-  if call('SISMEMBER', P .. key, me) == 0 then
-    return
-  end
-  local r = read_record(id)
-  local holds = r.slot == name or key_of(r) == name
-  if not (r.state == 'running' and r.token == token and holds)
-    and report('holder-gone', subject) then
-    call('SREM', P .. key, me)
-    serve(name, 1)
-  end
-end
-
--- Whether the acquisition's attempt runs and has the lock in its record.
-local function is_acquired(holder, tenant, name)
-  local id, number = string.match(holder, '^(%S+) %S+ (%d+)$')
-  if not id or not holder_runs(holder) then
-    return false
-  end
-  local r = read_record(id)
-  local line = '\n' .. number .. ' ' .. name .. '\n'
-  return r.tenant == tenant and string.find('\n' .. (r.lk or ''), line, 1, true)
+  check_entries(key, queue, entries)
 end
 
 local function check_lock(key)
-  local tenant, name = string.match(key, '^%w+:([^:]*):(.*)$')
-  local lock = P .. 'lock:' .. tenant .. ':' .. name
-  if call('EXISTS', lock, P .. 'waits:' .. tenant .. ':' .. name) == 0 then
-    return
-  end
-  local holder = call('HGET', lock, 'holder')
-  local acquired = holder and is_acquired(holder, tenant, name)
-  if not acquired and report('lock-stays', key, holder or '') then
-    hand_over_lock(tenant, name)
+  local lock = string.match(key, '^%w+:(.*)$')
+  local holder = call('HGET', P .. 'lock:' .. lock, 'holder')
+  local _, _, holds = demanded(holder and string.match(holder, '^%S*') or '')
+  local stays = call('EXISTS', P .. key) == 1 and not holds[lock .. ' ' .. (holder or '')]
+  if stays and report('lock-stays', key, holder or '') then
+    hand_over_lock(string.match(lock, '^([^:]*):(.*)$'))
   end
 end
 
-local function check_wait(subject)
-  local key, holder = string.match(subject, '^(.*) (%S+ %S+ %S+)$')
-  local tenant, name = string.match(key, '^%w+:([^:]*):(.*)$')
-  local stays = call('ZSCORE', P .. key, holder) and not is_acquired(holder, tenant, name)
-  if stays and report('wait-stays', subject) then
-    call('ZREM', P .. key, holder)
-  end
-end
-
--- What belongs to a job (streams, steps, idempotency key) lives as long as its record.
-local function check_kin(key)
-  local set, id = string.match(key, '^(%w+):(.*)$')
-  if set == 'idem' then
-    id = string.match(call('GET', P .. key) or '', '^(%S+) ') or ''
-  end
-  local left, owner = call('PTTL', P .. key), call('PTTL', P .. 'job:' .. id)
-  if left == -2 then
-    return
-  elseif owner == -2 then
-    if left == -1 and report('kin-stays', key) then
-      call('DEL', P .. key)
-    end
-  elseif owner == -1 and left ~= -1 and not FINAL[call('HGET', P .. 'job:' .. id, 'state')] then
-    if report('kin-expires', key) then
-      call('PERSIST', P .. key)
-    end
-  elseif owner ~= -1 and left == -1 and report('kin-stays', key) then
-    call('PEXPIRE', P .. key, owner)
-  end
-end
-
-local function check_worker(key)
-  if call('PTTL', P .. key) == -1 and report('worker-stays', key) then
-    local is_worker = string.sub(key, 1, 7) == 'worker:'
-    call('PEXPIRE', P .. key, is_worker and WORKER_TTL_MS or TASKS_TTL_MS)
-  end
-end
-
--- Whether some process ticks.
+-- Whether some process does what is due.
 local function check_time(key)
-  local c = call('HMGET', P .. 'clock', 'tick', 'grace')
-  local head = call('ZRANGE', P .. key, 0, 0, 'WITHSCORES')
+  local head = call('ZRANGE', P .. key, 0, 0, 'WITHSCORES')[2]
   local late = NOW_MS - math.max(2 * LEASE_MS, 10000)
-  local stands = head[2] and tonumber(head[2]) < late and tonumber(c[1] or 0) < late
+  local stands = head and tonumber(head) < late
+    and tonumber(call('HGET', P .. 'clock', 'tick') or 0) < late
   if stands and report('time-stands', key) then
     process_due()
+    for _, place in ipairs(call('ZRANGEBYSCORE', P .. 'agenda', '-inf', NOW_MS, 'LIMIT', 0, 100)) do
+      enqueue_due(place, 100)
+    end
   end
 end
 
-local CHECKS = {
-  job = check_job, entry = check_entry, place = check_place,
-  holder = check_holder, lock = check_lock, wait = check_wait, kin = check_kin,
-  worker = check_worker, time = check_time,
+local BY_KEY = {
+  later = check_place, suspects = check_place, park = check_place,
+  lock = check_lock, waits = check_lock,
+  idem = check_life, out = check_life, cold = check_life, steps = check_life,
+  worker = check_life, tasks = check_life, entries = check_life,
+  leases = check_time, agenda = check_time, expiries = check_time, gates = check_time,
 }
+local function check_key(key)
+  local check = BY_KEY[string.match(key, '^%w*')]
+  if check then
+    check(key)
+  end
+end
+
+local CHECKS = { job = check_job, key = check_key, entry = check_entry }
 for at = 6, #ARGV do
   CHECKS[kind](ARGV[at])
+end
+for i = 1, #mended do
+  check_key(mended[i])
 end
 drop_leases()
 commit()
