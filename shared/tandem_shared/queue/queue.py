@@ -184,8 +184,10 @@ class Queue:
         """Cancels the job in whatever state and returns it; None as for `get`."""
         if not await self._scripts.run("cancel", id, tenant):
             return None
-        self._submitter.cancelled(id, tenant)
-        return await self.get(id, tenant=tenant)
+        record = await self.get(id, tenant=tenant)
+        if record is not None and record.cancel is not None:  # else it was final before
+            self._submitter.cancelled(id, tenant)
+        return record
 
     async def output(self, id: str, after: int = 0, limit: int = 100) -> list[Chunk]:
         """Entries in Redis with stamps above `after`, oldest first; `segments` has those that left.

@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +67,22 @@ async def test_a_success_has_no_hole_in_its_output(
     streaming = Streaming(3, after)
     prefix = client.queue.prefix
     async with working(redis_url, tmp_path, streaming.task):
-        id = await client.submit(streaming.task)
-        await streaming.first.wait()
+        # Claimed together, so that their attempts have one token.
+        await client.queue.pause("default", on=True)
+        ids = [await client.submit(streaming.task) for _ in range(2)]
+        await client.queue.pause("default", on=False)
+        await eventually(lambda: len(streaming.begun) == 2)
         copy = await copy_keys(client.redis, prefix)
         streaming.go_first.set()
-        await streaming.emitted.wait()
-        await eventually(lambda: _has(client, id, 3))
+        for id in ids:
+            await eventually(partial(_has, client, id, 3))
         await roll_back(client.redis, prefix, copy)
-        assert await client.items(id) == []
+        assert [await client.items(id) for id in ids] == [[], []]
         streaming.go_on.set()
-        assert await client.result(id) == 3 + after
-        assert await client.items(id) == list(range(3 + after))
-        assert outcomes(await client.record(id)) == ["succeeded"]
+        for id in ids:
+            assert await client.result(id) == 3 + after
+            assert await client.items(id) == list(range(3 + after))
+            assert outcomes(await client.record(id)) == ["succeeded"]
 
 
 @pytest.mark.parametrize("after", [0, 3])

@@ -48,7 +48,7 @@ class Outbox:
         parts = iter(answers)
         return [list(islice(parts, len(reports))) for reports in batch]
 
-    async def resend(self, token: str) -> int:
+    async def resend(self, id: str, token: str) -> int:
         """Write an attempt's recent reports again, under their stamps, as far as Redis lacks them.
 
         Return the number of the last one that Redis now has, 0 if it still lacks earlier ones.
@@ -57,7 +57,7 @@ class Outbox:
         left = [
             report._replace(stamp=answer.stamp)
             for report, answer in self._recent
-            if report.token == token and answer.stamp
+            if report.id == id and report.token == token and answer.stamp
         ]
         number = 0
         while left:
@@ -65,7 +65,7 @@ class Outbox:
             done = [*takewhile(lambda answer: answer.word in ("ok", "long"), answers)]
             if done:
                 number = left[len(done) - 1].number
-            elif answers[0].word != "wait" or await self.move(left[0].id, token) is None:
+            elif answers[0].word != "wait" or await self.move(id, token) is None:
                 return number
             left = left[len(done) :]
         return number

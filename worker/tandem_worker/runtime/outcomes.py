@@ -43,7 +43,7 @@ class Outcomes:
     `resend`, set once there are reports, is `Outbox.resend`.
     """
 
-    resend: Callable[[str], Awaitable[int]]
+    resend: Callable[[str, str], Awaitable[int]]
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class Outcomes:
         """
         written = 0
         with contextlib.suppress(Unavailable):  # the file store
-            written = await self.resend(finish.token)
+            written = await self.resend(finish.id, finish.token)
         if written >= finish.reports or finish.to is not State.SUCCEEDED:
             again = finish._replace(reports=0)
         else:

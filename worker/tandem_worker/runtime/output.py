@@ -146,7 +146,7 @@ class JobOutput:
         for number, (report, (answer, _)) in enumerate(zip(reports, answers, strict=True)):
             if answer == "behind":
                 # Redis came back older than it was.
-                if await self._outbox.resend(self.token) == report.number - 1:
+                if await self._outbox.resend(self.id, self.token) == report.number - 1:
                     return reports[number:]
                 self._lose("torn")
                 return []
