@@ -2,8 +2,8 @@
 -- the jobs in all places, at this moment. `places` names those that `counts` does not imply.
 --
 -- Returns '<queue> <state>' and what was seen for each mismatch. Where places of one kind have more
--- than `max jobs` jobs, they are only added up, and the queue is '*'. With `fix`, corrects the given
--- mismatches, '<queue> <state> <seen>', that are still the same.
+-- than `max jobs` jobs, they are only added up, and the queue is '*'. With `fix`, corrects those
+-- given mismatches, '<queue> <state> <seen>', that are still the same.
 
 local fix, max_jobs, given = ARGV[4] == '1', tonumber(ARGV[5]), tonumber(ARGV[6])
 local STATES = {

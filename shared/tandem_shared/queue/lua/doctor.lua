@@ -17,7 +17,7 @@ local function report(word, subject, seen)
   return fix
 end
 
--- The entries that a job's record demands, by '<key> <member>', and the record; nil if it lacks
+-- The entries that a job's record demands, by '<key> <member>', and the record; false if it lacks
 -- fields. An entry without `at` is a member of a set; else its score is `at`, or any up to `max`.
 -- `holds` are the locks that it holds, as '<lock> <holder>'.
 local function demanded(id)
@@ -27,31 +27,28 @@ local function demanded(id)
     and tonumber(r.due) and (FINAL[r.state] or TRANSITIONS[r.state])
     and (r.state ~= 'waiting' or r.park)
     and not (running and not (r.began and string.find(r.token or '', '.', 1, true)))
-  if next(r) == nil or FINAL[r.state] and complete then
-    return entries, r, holds
-  elseif not complete then
-    return nil, r, holds
-  end
   local function demand(key, member, at, max)
     entries[key .. ' ' .. member] = { key = key, member = member, at = at, max = max }
   end
-  if not running then
+  if not complete then
+    return next(r) == nil and entries, r, holds
+  elseif running then
+    demand('leases', id, LEASE_END, NOW_MS + 2 * LEASE_MS)
+    for _, name in pairs({ key_of(r), r.slot }) do
+      demand('slots:' .. name, id .. ':' .. r.token)
+    end
+    for number, name in string.gmatch(r.lk or '', '(%d+) ([^\n]+)\n') do
+      local lock, me = r.tenant .. ':' .. name, id .. ' ' .. r.token .. ' ' .. number
+      if call('HGET', P .. 'lock:' .. lock, 'holder') == me then
+        holds[lock .. ' ' .. me] = true
+      else
+        demand('waits:' .. lock, me, NOW_STAMP, math.huge)
+      end
+    end
+  elseif not FINAL[r.state] then
     demand(string.sub(place_of(r), #P + 1), id, r.due)
     if r.exp then
       demand('expiries', id, r.exp)
-    end
-    return entries, r, holds
-  end
-  demand('leases', id, LEASE_END, NOW_MS + 2 * LEASE_MS)
-  for _, name in pairs({ key_of(r), r.slot }) do
-    demand('slots:' .. name, id .. ':' .. r.token)
-  end
-  for number, name in string.gmatch(r.lk or '', '(%d+) ([^\n]+)\n') do
-    local lock, me = r.tenant .. ':' .. name, id .. ' ' .. r.token .. ' ' .. number
-    if call('HGET', P .. 'lock:' .. lock, 'holder') == me then
-      holds[lock .. ' ' .. me] = true
-    else
-      demand('waits:' .. lock, me, NOW_STAMP, math.huge)
     end
   end
   return entries, r, holds
@@ -85,17 +82,11 @@ local function check_entries(subject, queue, entries)
   end
 end
 
--- Whether a ledger may still have to read this record: the stream has an entry that is as old.
-local function is_unread(r)
-  if not ledger_backlog() then
-    return false
-  end
-  local head = call('XRANGE', P .. 'events', '-', '+', 'COUNT', 1)[1]
-  return head and tonumber(string.match(head[1], '^%d+')) <= tonumber(r.v) / 1000 + 60000
-end
-
+-- A ledger may still have to read the record if the stream has an entry that is as old.
 local function check_final(id, r)
-  local stays = call('PTTL', P .. 'job:' .. id) == -1 and not is_unread(r)
+  local head = ledger_backlog() and call('XRANGE', P .. 'events', '-', '+', 'COUNT', 1)[1]
+  local unread = head and tonumber(string.match(head[1], '^%d+')) <= tonumber(r.v) / 1000 + 60000
+  local stays = not unread and call('PTTL', P .. 'job:' .. id) == -1
   if stays and report('final-stays', id) then
     if ledger_backlog() then -- another event makes the ledger read it, and let it expire
       events[#events + 1] = id .. ' ' .. r.state .. ' ' .. r.v .. ' ' .. r.attempt
@@ -203,9 +194,8 @@ end
 
 -- Whether some process does what is due.
 local function check_time(key)
-  local head = call('ZRANGE', P .. key, 0, 0, 'WITHSCORES')[2]
   local late = NOW_MS - math.max(2 * LEASE_MS, 10000)
-  local stands = head and tonumber(head) < late
+  local stands = call('ZCOUNT', P .. key, '-inf', late) > 0
     and tonumber(call('HGET', P .. 'clock', 'tick') or 0) < late
   if stands and report('time-stands', key) then
     process_due()
