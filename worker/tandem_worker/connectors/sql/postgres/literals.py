@@ -194,9 +194,12 @@ def _nested(value: Any, oid: int, types: Types) -> str:
 
 def plain_digits(value: Decimal) -> str:
     """All digits without an exponent, unless that would be a megabyte of zeros."""
+    text = str(value)
+    if "E" not in text:
+        return text
     exponent = value.as_tuple().exponent
     far = isinstance(exponent, int) and abs(exponent) > MAX_PLAIN_EXPONENT
-    return str(value) if far else f"{value:f}"
+    return text if far else f"{value:f}"
 
 
 def _object(value: Mapping[str, Any], one: PgType, types: Types) -> str:

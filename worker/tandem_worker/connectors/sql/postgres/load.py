@@ -2,7 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import date, datetime, time
+from decimal import Decimal
 from functools import partial
 from types import NoneType
 from typing import Any
@@ -10,7 +12,12 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from tandem_worker.connectors.sql.postgres.literals import Types, is_structured, literal
+from tandem_worker.connectors.sql.postgres.literals import (
+    Types,
+    is_structured,
+    literal,
+    plain_digits,
+)
 from tandem_worker.connectors.sql.postgres.session import PgSession
 from tandem_worker.connectors.sql.postgres.types import JSON, unwrapped
 from tandem_worker.connectors.sql.statements.bulk_load import (
@@ -29,6 +36,13 @@ _STAGING = "pg_temp.tandem_staging"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 _ESCAPED = "\\\n\r\0"
 _PARSED = frozenset({"bytea", "json", "jsonb"})  # types whose texts are not passed on unchanged
+# Kinds of which a whole column becomes text as `literal` would write each value.
+_PLAIN: dict[type, Callable[[Any], str]] = {
+    int: str,
+    bool: lambda value: "true" if value else "false",
+    Decimal: plain_digits,
+    **{kind: kind.isoformat for kind in (date, datetime, time)},
+}
 _LINE = re.compile(r"^COPY .*?, line ([0-9]+)", re.MULTILINE)
 _ROW_ERRORS = ("22", "23")  # SQLSTATE classes: data exception, integrity constraint violation
 _COLUMNS = """SELECT attname AS name, atttypid AS oid FROM pg_attribute
@@ -136,7 +150,11 @@ def _cells(values: Sequence[Any], oid: int, *, types: Types, json_is_text: bool)
     """A column in COPY's text format."""
     one = unwrapped(types, oid)
     parsed = one.builtin in _PARSED or is_structured(one)
-    if parsed or not set(map(type, values)) <= {str, NoneType}:
+    kinds = set(map(type, values)) - {NoneType}
+    plain = _PLAIN.get(next(iter(kinds))) if len(kinds) == 1 and not parsed else None
+    if plain is not None:
+        values = [None if value is None else plain(value) for value in values]
+    elif parsed or not kinds <= {str}:
         values = each(
             values,
             lambda value: (
