@@ -325,3 +325,42 @@ async def test_another_job_is_woken_if_the_first_does_not_start(shard: Shard) ->
     assert await live.claim() == []
     await shard.wait(1)
     assert (await live.take()).id == last
+
+
+async def test_the_newest_submission_sets_the_limit_of_a_key(shard: Shard) -> None:
+    worker = await shard.worker()
+    narrow = await many(shard, 3, concurrency_key="k", concurrency_limit=1)
+    assert [one.id for one in await worker.claim()] == narrow[:1]
+    await shard.turn(0.001)
+    wide = await shard.add(concurrency_key="k", concurrency_limit=3)
+    started = [one.id for _ in range(3) for one in await worker.claim()]
+    assert sorted(started) == sorted([wide, narrow[1]])  # three run, the last waits
+    assert await shard.state(narrow[2]) is State.WAITING
+
+
+async def test_a_lowered_limit_of_a_key_takes_effect(shard: Shard) -> None:
+    worker = await shard.worker()
+    await many(shard, 3, concurrency_key="k", concurrency_limit=3)
+    running = await worker.claim()
+    assert len(running) == 3
+    later = await many(shard, 2, concurrency_key="k", concurrency_limit=1)
+    for one in running:
+        assert await worker.claim() == []
+        await worker.end(one)
+    for id in later:
+        claimed = await worker.take()
+        assert claimed.id == id
+        await worker.end(claimed)
+
+
+async def test_jobs_of_a_key_start_in_their_order(shard: Shard) -> None:
+    worker = await shard.worker()
+    ids, order = await many(shard, 20, concurrency_key="k", concurrency_limit=2), []
+    while claimed := await worker.claim(slots=3):
+        order += [one.id for one in claimed]
+        await shard.turn(0.001)
+        await shard.add(concurrency_key="k", concurrency_limit=2) if len(ids) < 30 else None
+        ids += [""] if len(ids) < 30 else []
+        for one in claimed:
+            await worker.end(one)
+    assert order[:20] == ids[:20]

@@ -96,11 +96,8 @@ async def test_a_parked_suspect_stays_a_suspect(shard: Shard) -> None:
         assert await ignorant.claim() == []
     assert [(await shard.place(id))[0][:4] for id in ids] == ["park"] * 3
     worker, other = await shard.worker(), await shard.worker()
-    assert [len(await worker.claim()), len(await other.claim()), len(await worker.claim())] == [
-        1,
-        1,
-        0,
-    ]
+    assert await worker.claim() == []  # they are suspects again
+    assert [len(await one.claim()) for one in (worker, other, worker)] == [1, 1, 0]
 
 
 async def test_heartbeats_keep_leases(shard: Shard) -> None:
@@ -246,3 +243,31 @@ async def test_a_clock_step_back_shortens_the_grace(shard: Shard) -> None:
     await shard.queue.tick()  # grace begins
     await shard.turn(-3600)
     assert await shard.wait(11) == 1
+
+
+async def test_a_clock_step_back_delays_no_retry_and_no_delay(shard: Shard) -> None:
+    again = await shard.add()
+    worker = await shard.worker()
+    await worker.end(await worker.take(), State.RETRYING, body=b"{}", delay=2.0)
+    delayed = await shard.add(delay=3.0)
+    at_noon = await shard.add(run_at=shard.us / 1e6 + 4.0)
+    expiring = await shard.add(expires_in=5.0, queue="other")
+    await shard.turn(-3600)
+    await shard.wait(4)
+    assert {one.id for one in await worker.claim()} == {again, delayed}
+    assert await shard.state(at_noon) is State.SCHEDULED
+    await shard.wait(12)
+    assert await shard.state(expiring) is State.FAILED
+
+
+async def test_a_clock_that_jumps_forwards_and_back_fails_nothing(shard: Shard) -> None:
+    id = await shard.add(expires_in=1800)
+    worker = await shard.worker(queues=["other"])
+    mine = await shard.worker()
+    await shard.turn(3600)
+    await shard.queue.tick()
+    await worker.claim()
+    assert await mine.claim() == []  # it may be too late for this job
+    await shard.turn(-3600)
+    await shard.queue.tick()
+    assert [one.id for one in await mine.claim()] == [id]

@@ -1,12 +1,11 @@
 -- claim(worker, call number, slots, free slots, running, started, max bytes, catalogue, queues…):
 -- starts up to `slots` due jobs on this worker. Those beyond the free slots are claimed ahead: they
--- start later, so only jobs without limits are. `running` attempts are held by now; those that began
--- up to the stamp `started` have started.
+-- start later, so only jobs without limits are. `running` attempts are held by now; those that
+-- began up to the stamp `started` have started.
 --
--- Returns whether the worker is known (0: register first), whether due jobs are left (2: this worker
--- can take them once an attempt of its own has ended), ms until the next due time (-1: none),
--- settled leases, then nine values per job, see
--- `append_claimed`.
+-- Returns whether the worker is known (0: register first), whether due jobs are left (2: this
+-- worker can take them once an attempt of its own has ended), ms until the next due time (-1:
+-- none), settled leases, then nine values per job, see `append_claimed`.
 
 local worker, number, slots = ARGV[4], ARGV[5], tonumber(ARGV[6])
 local free_slots, running, has_started = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
@@ -16,7 +15,7 @@ local MIN_LOOKED_AT = 200 -- jobs, if that many are due
 local DUE_JOBS = 200 -- enqueued per place
 
 local me = P .. 'worker:' .. worker
-local my = call('HMGET', me, 'call', 'held', 'since', 'suspect', 'tasks', 'beside')
+local my = call('HMGET', me, 'call', 'held', 'since', 'suspect', 'tasks', 'beside', 'last')
 local last_call, last_held, last_stamp, my_suspect = my[1], my[2], my[3], my[4]
 if my[5] ~= catalogue or call('EXISTS', P .. 'tasks:' .. catalogue) == 0 then
   return { 0, 0, -1, 0 }
@@ -59,6 +58,8 @@ end
 
 local out, leases, started, looked_at = {}, {}, {}, 0
 local more, blocked = false, false
+local beside = my[6] == '1' -- the suspect that this worker runs has not been alone all the time
+last_began = tonumber(my[7] or 0)
 local left = slots
 
 local versions = {}
@@ -76,8 +77,9 @@ local function start(id, r)
     has_started = r.v
   end
   if is_suspect(r) then
-    my_suspect = id
-    call('HSET', me, 'suspect', id, 'beside', running + #started > 1 and '1' or '0')
+    my_suspect, beside = id, running + #started > 1
+  else
+    beside = true
   end
   free_bytes = free_bytes - #r.payload
   left = left - 1
@@ -143,8 +145,8 @@ local function has_expired(id, r)
 end
 
 -- The first suspect of the worker's queues that may start now. While one waits to run alone, a
--- worker that is free takes it, and one that is not takes no further jobs until it is: one worker at
--- a time, which `alone` of `clock` names.
+-- worker that is free takes it, and one that is not takes no further jobs until it is: one worker
+-- at a time, which `alone` of `clock` names.
 local function take_suspect(queue)
   local place = P .. 'suspects:' .. queue
   local ids = call('ZRANGE', place, 0, 31)
@@ -186,6 +188,18 @@ local runs_alone = (suspect_losses() or 0) >= 3
 if runs_alone then
   left = 0
 end
+for _, queue in ipairs(members_among('suspected')) do
+  if left > 0 and free_slots > 0 and not suspect_losses() then
+    take_suspect(queue)
+  end
+end
+if (suspect_losses() or 0) >= 3 then
+  left, blocked = 0, true
+  if not runs_alone and call('HGET', P .. 'clock', 'alone') == worker then
+    call('HDEL', P .. 'clock', 'alone')
+  end
+end
+
 -- Whether this worker can run jobs that were parked for a worker with more tasks or formats.
 local function lifts(reason)
   local version, task = string.match(reason, '^task:[^:]*:(%d+):(.*)$')
@@ -227,18 +241,6 @@ for _, queue in ipairs(members_among('parked')) do
   end
   if call('EXISTS', P .. 'parked:' .. queue) == 0 then
     call('SREM', P .. 'parked', queue)
-  end
-end
-
-for _, queue in ipairs(members_among('suspected')) do
-  if left > 0 and free_slots > 0 and not suspect_losses() then
-    take_suspect(queue)
-  end
-end
-if (suspect_losses() or 0) >= 3 then
-  left, blocked = 0, true
-  if not runs_alone and call('HGET', P .. 'clock', 'alone') == worker then
-    call('HDEL', P .. 'clock', 'alone')
   end
 end
 
@@ -315,11 +317,11 @@ end
 for i = 1, #queues do
   more = ring_if_due(queues[i]) or more
 end
-if #started > 0 and my[6] == '0' and suspect_losses() then
-  call('HSET', me, 'beside', '1') -- the suspect no longer runs alone
+if my_suspect and (my_suspect ~= my[4] or beside ~= (my[6] == '1')) then
+  call('HSET', me, 'suspect', my_suspect, 'beside', beside and '1' or '0')
 end
 call('HSET', me, 'call', number, 'held', table.concat(started, ' '), 'since', NOW_STAMP,
-  'begun', has_started)
+  'begun', has_started, 'last', int(last_began))
 if #started > 0 then
   call('ZADD', P .. 'leases', unpack(leases))
   call('HINCRBY', P .. 'clock', 'turn', #started)
@@ -328,8 +330,8 @@ end
 for name in pairs(touched) do
   serve(name, MAX_SERVED)
 end
--- Wakes for the gates of limits that jobs of these queues wait for; others' are looked at no further
--- than their first few.
+-- Wakes for the gates of limits that jobs of these queues wait for; others' are looked at no
+-- further than their first few.
 local gates = call('ZRANGE', P .. 'gates', 0, 15, 'WITHSCORES')
 for i = 1, #gates, 2 do
   local mine = i == 31

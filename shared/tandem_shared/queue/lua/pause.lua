@@ -1,5 +1,5 @@
--- pause(queue, '1' or '0'): the queue's jobs may not start, or may start again. They stay where they
--- are, and running jobs are left alone.
+-- pause(queue, '1' or '0'): the queue's jobs may not start, or may start again. They stay where
+-- they are, and running jobs are left alone.
 
 local queue = ARGV[4]
 if ARGV[5] == '1' then

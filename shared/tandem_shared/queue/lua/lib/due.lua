@@ -49,8 +49,8 @@ local function fail_expired(max_jobs)
   return #over
 end
 
--- What every claim and tick does, whatever its queues. Returns the number of settled leases, whether
--- jobs may expire now, `turn` of `clock`, and how much was done at most.
+-- What every claim and tick does, whatever its queues. Returns the number of settled leases,
+-- whether jobs may expire now, `turn` of `clock`, and how much was done at most.
 local function process_due()
   local c = call('HMGET', P .. 'clock', 'tick', 'grace', 'turn')
   local settled, expired, calm = 0, 0, note_tick(c)

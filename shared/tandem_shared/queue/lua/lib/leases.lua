@@ -54,15 +54,19 @@ local function note_tick(c)
     for i = 1, #gates do
       call('ZADD', P .. 'gates', NOW_MS, gates[i])
     end
+    local leapt = grace -- the clock of a moment ago had jumped if it is before this
     grace = math.min(grace, NOW_MS + LEASE_MS)
     if #far < 500 then
-      step_back(tick - NOW_MS)
+      local leap = tick < leapt and tonumber(call('HGET', P .. 'clock', 'leap') or 0) or 0
+      if tick - NOW_MS > leap then -- else it comes back from a jump forwards
+        step_back(tick - NOW_MS - leap)
+      end
       tick = NOW_MS
       call('HSET', P .. 'clock', 'tick', NOW_MS, 'grace', grace)
     end
   elseif NOW_MS - tick > SILENCE_MS then
     grace = NOW_MS + LEASE_MS
-    call('HSET', P .. 'clock', 'tick', NOW_MS, 'grace', grace)
+    call('HSET', P .. 'clock', 'tick', NOW_MS, 'grace', grace, 'leap', NOW_MS - tick)
   elseif NOW_MS > tick then
     call('HSET', P .. 'clock', 'tick', NOW_MS)
   end

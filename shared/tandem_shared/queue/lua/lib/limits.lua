@@ -1,12 +1,13 @@
--- Limits: how many attempts run at once, by task and by concurrency key, and how many of a task start
--- in a period.
+-- Limits: how many attempts run at once, by task and by concurrency key, and how many of a task
+-- start in a period.
 --
--- The name of a limit is 'task:<task>' or 'key:<tenant>:<key>'. `slots:<name>` has the attempts that
--- run under it, `limit:<name>` what it allows. A worker sets a task's when it registers; a key's is
--- kept while jobs wait for it. These wait in `park:limit:<queue>:<priority>:<name>`, by due time;
--- `limited:<name>` lists these places. `serve` brings jobs back: one for each slot that is given
--- back, and some whenever the limit's time in `gates` has come, so a job that was brought back and
--- did not start (its queue is paused, or no worker serves it) holds others up for a moment only.
+-- The name of a limit is 'task:<task>' or 'key:<tenant>:<key>'. `slots:<name>` has the attempts
+-- that run under it, `limit:<name>` what it allows. A worker sets a task's when it registers; a
+-- key's is kept from the first job that waits for it until no job holds it. Jobs wait for a limit
+-- in `park:limit:<queue>:<priority>:<name>`, by due time; `limited:<name>` lists these places.
+-- `serve` brings jobs back: one for each slot that is given back, and some whenever the limit's
+-- time in `gates` has come. So a job that was brought back and does not start (its queue is paused,
+-- or no worker serves it) holds others up for a moment only.
 
 local GATE_INTERVAL_MS = 50 -- at least, between two looks at a limit; a rate's burst covers it
 local WAITERS_READ = 16 -- jobs of a place, to find one that may start
@@ -137,9 +138,9 @@ local function other_obstacle(name, id, r)
   end
 end
 
--- Enqueues the first job of a place that may start, and returns its record. A job that another limit
--- keeps from starting waits for that one from now on; of a key's jobs only one does (`moved`), or
--- all would move there and back.
+-- Enqueues the first job of a place that may start, and returns its record. A job that another
+-- limit keeps from starting waits for that one from now on; of a key's jobs only one does
+-- (`moved`), or all would move there and back.
 local function enqueue_waiter(name, place, moved)
   local key = P .. 'park:limit:' .. place .. ':' .. name
   local ids = call('ZRANGE', key, 0, WAITERS_READ - 1)
@@ -206,8 +207,9 @@ local function serve(name, max_jobs)
     call('HSET', P .. 'limit:' .. name, 'turn', l.turn)
   end
   set_gate(name, l)
-  local lifted = l.slots == 0 and l.every == 0
-  if waiting == 0 and (lifted or string.sub(name, 1, 4) == 'key:') then
+  local over = l.slots == 0 and l.every == 0
+    or string.sub(name, 1, 4) == 'key:' and call('SCARD', P .. 'slots:' .. name) == 0
+  if waiting == 0 and over then
     call('DEL', P .. 'limit:' .. name)
     limits[name] = nil
   end

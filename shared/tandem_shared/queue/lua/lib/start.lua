@@ -111,12 +111,17 @@ local function append_claimed(out, id, token, r)
   out[n + 6], out[n + 7], out[n + 8], out[n + 9] = r.tenant, r.payload, r.opts, r.due
 end
 
+local last_began = 0 -- stamp; the attempts of a worker begin in the order of their claims
+
 -- Starts an attempt under a new token, or again under the token that begins with `stamp`. Appends
 -- its lease to `leases`, and the job to `out`.
 local function start_attempt(id, r, worker, leases, out, stamp)
   local v = next_stamp(r)
   if stamp and tonumber(stamp) > last_stamp(r) then
     v = stamp
+  elseif not stamp then
+    last_began = math.max(tonumber(v), last_began + 1)
+    v = int(last_began)
   end
   local began = stamp or v
   local token = began .. '.' .. worker
