@@ -53,12 +53,12 @@ async def test_an_attempt_that_the_worker_told_of_is_charged(shard: Shard, how: 
 
 @pytest.mark.parametrize("how", ["concurrency", "rate", "key"])
 async def test_jobs_with_limits_are_not_claimed_ahead(shard: Shard, how: str) -> None:
-    limits: dict[str, Any] = {
+    limits: dict[str, dict[str, Any]] = {
         "concurrency": {"concurrency": 5},
         "rate": {"rate": "100/s"},
         "key": {},
-    }[how]
-    worker = await shard.worker(**limits)
+    }
+    worker = await shard.worker(**limits[how])
     given: dict[str, Any] = {"concurrency_key": "k", "concurrency_limit": 5} if how == "key" else {}
     await shard.submit(*(job(**given) for _ in range(3)))
     claim = await worker.call(slots=3, free=1)
