@@ -87,7 +87,7 @@ async def submit(state: RequestState, submission: Submission, wait: int | None) 
         headers["Preference-Applied"] = f"wait={wait}"
     if submitted.replayed:
         headers["Idempotent-Replayed"] = "true"
-    return JsonBytes(job_json(record), status, headers)
+    return JsonBytes(job_json(await state["queue"].waiting.explain(record)), status, headers)
 
 
 async def _enqueue(state: RequestState, submission: Submission) -> tuple[Submitted, Record]:
@@ -177,6 +177,7 @@ async def show_job(request: Request) -> Response:
         payload = await retry_briefly(state["queue"].payload, id, tenant=state["tenant"])
         if payload is None:
             payload = await state["ledger"].payload(id, tenant=state["tenant"])
+    record = await state["queue"].waiting.explain(record)
     return JsonBytes(job_json(record, payload=payload), 200, headers)
 
 
@@ -195,8 +196,10 @@ async def show_result(request: Request) -> Response:
 
     A result of more than 256 KiB is kept as a file, to which the answer redirects.
     """
-    record = await find_job(state_of(request), request.path_params["id"])
+    state = state_of(request)
+    record = await find_job(state, request.path_params["id"])
     if not record.done:
+        record = await state["queue"].waiting.explain(record)
         headers = {**NO_CACHE, "Retry-After": RETRY_AFTER_SECONDS}
         return JsonBytes(job_json(record), 202, headers)
     if record.state is not State.SUCCEEDED:

@@ -81,9 +81,10 @@ async def list_jobs(request: Request, state: StateDep) -> Response:
     A page is stable while new jobs arrive. A page with `next_cursor` may be empty.
     """
     query = _query(request, state["tenant"])
+    wanted = await _with_open_queues(state, query.wanted)
     recent = await recent_jobs(state)
-    page = await find_jobs(state, query.wanted, query.limit, query.before, recent)
-    page = await _current(state, page, recent, query.wanted)
+    page = await find_jobs(state, wanted, query.limit, query.before, recent)
+    page = await _current(state, page, recent, wanted)
     cursor = cursor_of(page.next)
     headers = dict(NO_CACHE)
     if cursor is not None:
@@ -137,7 +138,22 @@ async def recent_jobs(state: RequestState) -> Mapping[str, Record]:
     found = await retry_briefly(
         queue.get_heads, ids, tenant=state["tenant"], max_bytes=MAX_RECENT_BYTES
     )
-    return {record.id: record for record in found if record is not None}
+    serving = await retry_briefly(queue.waiting.serving)
+    return {record.id: serving.shown(record) for record in found if record is not None}
+
+
+async def _with_open_queues(state: RequestState, wanted: JobFilter) -> JobFilter:
+    """The filter that tells jobs that are queued from those of a queue that is held, if it must."""
+    if len(wanted.states & {State.QUEUED, State.WAITING}) != 1:
+        return wanted
+    queue = state["queue"]
+    serving = await retry_briefly(queue.waiting.serving)
+    if State.WAITING in wanted.states:
+        names = None if wanted.queue is None else [wanted.queue]
+        stats = await retry_briefly(queue.stats, names)
+        if not any(one.waiting and serving.holds(one.name) for one in stats):
+            return wanted
+    return msgspec.structs.replace(wanted, open_queues=serving.open_queues)
 
 
 async def _current(
@@ -156,12 +172,14 @@ async def _current(
     found = await retry_briefly(
         state["queue"].get_many, ids, tenant=state["tenant"], max_bytes=MAX_PAGE_BYTES
     )
-    newer = {one.id: one for one in found if one is not None and wanted.matches(one)}
+    shown = await state["queue"].waiting.explain_all([one for one in found if one is not None])
+    newer = {one.id: one for one in shown if wanted.matches(one)}
     records = [
         newer.get(one.id, one)
         for one in page.records
         if one.id in newer or one.id not in recent  # else it is not in the list any more
     ]
+    records = await state["queue"].waiting.explain_all(records)
     if len(found) == len(ids):
         return MergedPage(records, page.next)
     last = ids[len(found) - 1]

@@ -31,7 +31,7 @@ async def follow(
         try:
             if record is None:
                 record = await find_job(state, first.id)
-            await send(record)
+            await send(await state["queue"].waiting.explain(record))
             if record.done:
                 return True
             failing_since = 0.0

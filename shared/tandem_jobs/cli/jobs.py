@@ -154,7 +154,8 @@ def _result(client: Client, options: dict[str, Any], screen: Screen) -> int:
         return _wait(client, options, screen)
     job = client.get(id)
     if not job.done:
-        screen.print(f"tandem: job {id} is {job.state}; --wait waits for its result")
+        why = f" ({job.waiting_for.detail})" if job.waiting_for else ""
+        screen.print(f"tandem: job {id} is {job.state}{why}; --wait waits for its result")
         return NOT_FINAL
     return _print_result(client, job, screen)
 

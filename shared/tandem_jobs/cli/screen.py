@@ -39,6 +39,7 @@ class Screen:
         utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
         self._full, self._empty, self._dot, self._ellipsis = "█░·…" if utf8 else "#--~"
         self._state, self._attempt, self._max_attempts = "", 0, 0
+        self._waiting = ""  # for what
         self._progress: Progress | None = None
         self._drawn = ""  # the live line
         self._reason = ""  # of the last retry
@@ -80,6 +81,7 @@ class Screen:
             self._progress = None
         self._state, self._attempt = job.state, job.attempt
         self._max_attempts = job.max_attempts
+        self._waiting = job.waiting_for.detail if job.waiting_for else ""
         return old != (job.state, job.attempt)
 
     def _show_state(self, job: Job) -> None:
@@ -89,7 +91,8 @@ class Screen:
             text = f"attempt {job.attempt} failed ({job.error.type}): {job.error.message}"
             self.print(text, "warning")
         elif not self._live and not job.done:
-            self.print(f"{job.state}, attempt {job.attempt}" if job.attempt else job.state)
+            text = f"{job.state}, attempt {job.attempt}" if job.attempt else job.state
+            self.print(f"{text}: {self._waiting}" if self._waiting else text)
 
     def draw(self) -> None:
         """Redraw the live line if it has changed."""
@@ -104,6 +107,8 @@ class Screen:
         parts = [self._state]
         if self._attempt > 1:
             parts.append(f"attempt {self._attempt} of {self._max_attempts}")
+        if self._waiting:
+            parts.append(self._waiting.translate(_CONTROL))
         progress = self._progress
         if progress is not None:
             current, total = progress.current, progress.total

@@ -26,6 +26,14 @@ class Reason(msgspec.Struct, frozen=True):
     next_attempt_at: datetime | None = None
 
 
+class WaitingFor(msgspec.Struct, frozen=True):
+    """Why a job that is not final does not run: `reason` is one word, `detail` a sentence."""
+
+    reason: str
+    detail: str
+    since: datetime | None = None
+
+
 class File(msgspec.Struct, frozen=True):
     """An upload, which has an `id`, or a file that a job produced, which has a `url`."""
 
@@ -63,6 +71,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     task: str
     state: str
     done: bool
+    waiting_for: WaitingFor | None = None  # None while it runs, and once it is final
     queue: str
     priority: str
     attempt: int

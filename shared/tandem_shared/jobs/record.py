@@ -42,7 +42,7 @@ import msgspec
 from msgspec import UNSET
 
 from tandem_shared.jobs.states import FINAL, STATES, Outcome, Priority, State
-from tandem_shared.jobs.view import Failure, JobAttempt, JobError, JobFile, JobView
+from tandem_shared.jobs.view import Failure, JobAttempt, JobError, JobFile, JobView, WaitingFor
 from tandem_shared.retry_policy import DEFAULT_MAX_ATTEMPTS
 from tandem_shared.times import rfc3339, rfc3339_of_stamp
 
@@ -125,6 +125,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     error: bytes | None = None
     files: bytes | None = None
     output: int = 0  # stamp of the last output entry
+    version: int = 1  # of the task
+    park: str | None = None
+    waiting_for: WaitingFor | None = None  # if waiting.py has explained this record
 
     @property
     def done(self) -> bool:
@@ -145,10 +148,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return tuple((stamp, then.attempt, job_json(then)) for stamp, then in state_history(self))
 
 
-# What `parse` reads, in its order. Scripts copy the JSON among these without decoding it.
+# What `parse` reads, in its order; only Redis has the last one. Scripts copy the JSON among these
+# without decoding it.
 RECORD_FIELDS = (
     "state task tenant queue prio v attempt max at run due opts began ended attempts token"
-    " cancel progress result error files o"
+    " cancel progress result error files o ver park"
 ).split()
 
 _options = msgspec.json.Decoder(JobOptions)
@@ -160,6 +164,7 @@ def parse(id: str, values: list[bytes | None]) -> Record | None:
     (
         state, task, tenant, queue, priority, stamp, attempt, maximum, at, run, due, options, began,
         ended, attempts, token, cancel, progress, result, error, files, output,
+        version, park,
     ) = values  # fmt: skip
     if state is None:
         return None
@@ -190,6 +195,8 @@ def parse(id: str, values: list[bytes | None]) -> Record | None:
         error=error,
         files=files,
         output=int(output or 0),
+        version=int(version or 1),
+        park=park.decode() if park else None,
     )
 
 
@@ -217,6 +224,7 @@ def job_json(record: Record, *, payload: bytes | None = None) -> bytes:
         task=record.task,
         state=record.state,
         done=record.done,
+        waiting_for=record.waiting_for,
         queue=record.queue,
         priority=record.priority,
         attempt=record.attempt,
@@ -295,7 +303,7 @@ def state_history(record: Record) -> list[tuple[int, Record]]:
         past.insert(at, (cancel, {**past[at - 1][1], "cancel": cancel}))
     blank = msgspec.structs.replace(
         record, attempt=0, attempts=(), began=None, ended=None, cancel=None,
-        progress=None, result=None, error=None, files=None,
+        progress=None, result=None, error=None, files=None, waiting_for=None,
     )  # fmt: skip
     entries = [
         (stamp, msgspec.structs.replace(blank, stamp=stamp, **changes)) for stamp, changes in past

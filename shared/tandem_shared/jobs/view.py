@@ -1,6 +1,6 @@
 """The job as clients see it; `record.job_json` fills it in."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -57,6 +57,28 @@ class JobError(Failure, frozen=True, kw_only=True):
     next_attempt_at: Time | None
 
 
+Reason = Literal[
+    "time",
+    "no_worker",
+    "no_task",
+    "version",
+    "paused",
+    "concurrency_key",
+    "task_concurrency",
+    "rate",
+    "slot",
+    "suspect",
+]
+
+
+class WaitingFor(msgspec.Struct, frozen=True):
+    """Why a job that is not final does not run."""
+
+    reason: Reason
+    detail: Annotated[str, Meta(description="what would end the waiting")]
+    since: Time
+
+
 class JobView(msgspec.Struct, kw_only=True):
     """The status of a job."""
 
@@ -64,6 +86,9 @@ class JobView(msgspec.Struct, kw_only=True):
     task: str
     state: State
     done: bool
+    waiting_for: Annotated[
+        WaitingFor | None, Meta(description="null while the job runs, and once it is final")
+    ]
     queue: str
     priority: Priority
     attempt: Count

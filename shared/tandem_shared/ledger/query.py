@@ -21,7 +21,10 @@ CLOCK_SKEW_SECONDS = 10.0
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Selects a tenant's jobs, submitted from `since` on and before `until`, both in µs."""
+    """Selects a tenant's jobs, submitted from `since` on and before `until`, both in µs.
+
+    With `open_queues`, due jobs of all other queues are shown as waiting, and selected as such.
+    """
 
     tenant: str = "default"
     states: frozenset[State] = frozenset()
@@ -31,6 +34,13 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
     since: int | None = None
     until: int | None = None
     q: str | None = None  # case folded
+    open_queues: frozenset[str] | None = None
+
+    @property
+    def stored_states(self) -> frozenset[State]:
+        """The states that the selected jobs have in the ledger."""
+        waits = self.open_queues is not None and State.WAITING in self.states
+        return self.states | {State.QUEUED} if waits else self.states
 
     def matches(self, record: Record) -> bool:
         """Whether the filter selects this job."""
@@ -63,9 +73,13 @@ class Query:
     def _beyond_the_index(self) -> Iterator[tuple[str, list[Any]]]:
         """The conditions, with their values, to check on each row that the index finds."""
         wanted = self._wanted
+        if wanted.open_queues is not None:
+            within = "NOT IN" if State.WAITING in wanted.states else "IN"
+            queues = sorted(wanted.open_queues) or [""]
+            yield f"(j.state <> 'queued' OR j.queue {within} ({placeholders(queues)}))", queues
         if wanted.tags:
             if wanted.states:
-                states = sorted(state.value for state in wanted.states)
+                states = sorted(state.value for state in wanted.stored_states)
                 yield f"j.state IN ({placeholders(states)})", states
             if wanted.task is not None:
                 yield "j.task = ?", [wanted.task]
@@ -97,7 +111,7 @@ class Query:
         name, key = ("task", wanted.task) if wanted.task is not None else ("queue", wanted.queue)
         fixed, fixed_values = (f"{name} = ? AND ", [key]) if key is not None else ("", [])
         branch = _branch("tandem_jobs", fixed, "state", "id", count)
-        states = sorted(wanted.states or State)
+        states = sorted(wanted.stored_states or State)
         union = " UNION ALL ".join(f"SELECT id FROM ({branch}) AS b_{state}" for state in states)
         values = []
         for state in states:

@@ -37,7 +37,7 @@ IMMUTABLE = frozenset(("tenant", "task", "queue", "priority", "submitted", "vers
 MAX_TAG_NAME_CHARS, MAX_TAG_VALUE_CHARS = 64, 256
 
 _columns = {field: name for name, field in COLUMNS.items()}
-RECORD_COLUMNS = ("id", *(_columns[field] for field in RECORD_FIELDS))  # what a Record is made of
+RECORD_COLUMNS = ("id", *map(_columns.__getitem__, RECORD_FIELDS[:-1]))  # what a Record is made of
 
 _texts_of = itemgetter(*map(LEDGER_FIELDS.index, _TEXTS.values()))
 _numbers_of = itemgetter(*map(LEDGER_FIELDS.index, _NUMBERS.values()))
@@ -142,7 +142,7 @@ def search_text(record: Record) -> str:
 def record_from_row(row: Sequence[Any]) -> Record:
     """The record of a row of RECORD_COLUMNS. Raises ValueError for a row without a state."""
     id, *values = row
-    record = parse(id, [None if value is None else str(value).encode() for value in values])
+    record = parse(id, [*(None if one is None else str(one).encode() for one in values), None])
     if record is None:
         raise ValueError("the row has no state")
     return record

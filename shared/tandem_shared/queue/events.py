@@ -21,7 +21,7 @@ GROUP = "ledger"
 READ_ENTRIES = 100  # per call
 RECENT_BYTES = 1 << 20  # of events that are searched for the jobs that changed last
 # What the ledger keeps of a record besides its payload; `state` is the first.
-LEDGER_FIELDS = (*RECORD_FIELDS, "ver", "ck", "cl")
+LEDGER_FIELDS = (*RECORD_FIELDS[:-1], "ck", "cl")
 
 LedgerValues = list[str | None]  # the values of LEDGER_FIELDS, then the payload of a final job
 _unpack = msgspec.msgpack.Decoder(list[str | bool]).decode  # False: the record lacks the field

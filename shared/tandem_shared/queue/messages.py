@@ -1,7 +1,8 @@
 """Arguments and replies of the scripts, as Python values."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import msgspec
 from tandem_shared.errors import Full, KeyReused
 from tandem_shared.jobs.record import Submission
 from tandem_shared.jobs.states import STATES, Outcome, State
+from tandem_shared.jobs.waiting import Serving
 from tandem_shared.queue.scripts import ENTRY_BYTES, Arg
 
 Refusal = KeyReused | Full  # why a job was not accepted
@@ -154,18 +156,32 @@ class QueueStats(NamedTuple):
     workers: int = 0  # live ones that serve it
 
 
-class Serving(NamedTuple):
-    """The numbers of live workers that take jobs, by queue and by task."""
-
-    queues: dict[str, int]
-    tasks: dict[str, int]
-
-
-def parse_serving(reply: list[Any]) -> Serving:
+def parse_serving(reply: list[list[bytes] | None]) -> Serving:
     """From serving.lua's reply."""
-    count, *flat = reply
-    rows = [(name.decode(), workers) for name, workers in zip(flat[::2], flat[1::2], strict=True)]
-    return Serving(dict(rows[:count]), dict(rows[count:]))
+    workers, tasks, published, paused = ([one.decode() for one in part or ()] for part in reply)
+    versions: dict[str, dict[str, int]] = defaultdict(dict)  # by digest
+    for digest, task, version in _rows(tasks, 3):
+        versions[digest][task] = int(version)
+    by_queue, by_task = Counter[str](), Counter[str]()
+    kinds: dict[str, list[dict[str, int]]] = defaultdict(list)
+    for digest, queues, number in _rows(workers, 3):
+        for queue in filter(None, queues.split(",")):
+            by_queue[queue] += int(number)
+            kinds[queue].append(versions[digest])
+        for task in versions[digest]:
+            by_task[task] += int(number)
+    return Serving(
+        queues=by_queue,
+        tasks=by_task,
+        versions=kinds,
+        published={task: int(version) for task, version in _rows(published, 2)},
+        paused={queue: int(stamp) for queue, stamp in _rows(paused, 2)},
+        complete=None not in reply[:2],
+    )
+
+
+def _rows(flat: Sequence[str], width: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(flat[at::width] for at in range(width)), strict=True)
 
 
 class WorkerInfo(NamedTuple):

@@ -13,6 +13,7 @@ from tandem_shared import catalogue
 from tandem_shared.errors import Conflict
 from tandem_shared.jobs.record import Record, Submission
 from tandem_shared.jobs.replay import ReplayInput
+from tandem_shared.jobs.waiting import Serving
 from tandem_shared.queue.arq import ArqQueue
 from tandem_shared.queue.batch import Batcher
 from tandem_shared.queue.bells import Bells
@@ -30,7 +31,6 @@ from tandem_shared.queue.messages import (
     Report,
     Reported,
     Segment,
-    Serving,
     Submitted,
     WorkerInfo,
     parse_beat,
@@ -38,7 +38,6 @@ from tandem_shared.queue.messages import (
     parse_claim,
     parse_reported,
     parse_segment,
-    parse_serving,
 )
 from tandem_shared.queue.pubsub import ChangeSignal, JobSubscriptions
 from tandem_shared.queue.reads import HEAD_FIELDS, read_fields, read_records
@@ -53,7 +52,7 @@ from tandem_shared.queue.scripts import (
     flatten,
     translate_errors,
 )
-from tandem_shared.queue.stats import read_stats, read_workers
+from tandem_shared.queue.stats import Waiting, read_serving, read_stats, read_workers
 from tandem_shared.queue.steps import StepRecords
 from tandem_shared.queue.submitter import Submitter
 
@@ -100,6 +99,7 @@ class Queue:
         self.locks = Locks(self._scripts, self._subscriptions, self.repeats)
         self.arq = ArqQueue(redis, self._scripts)
         self.clock = RedisClock(redis)
+        self.waiting = Waiting(redis, self.prefix, self._scripts)
         self.integrity = Integrity(redis, self.prefix, self._scripts)
 
         submit, read, output = (
@@ -359,12 +359,13 @@ class Queue:
             return await self._redis.hget(f"{self.prefix}clock", "catalogue") or b""
 
     async def serving(self) -> Serving:
-        """How many live workers serve each queue, and have each task."""
-        return parse_serving(await self._scripts.run("serving"))
+        """What live workers can run, and what is paused; `waiting.serving` may be a second old."""
+        return await read_serving(self._scripts)
 
     async def pause(self, queue: str, *, on: bool) -> None:
         """Stops new starts of the queue's jobs, or (`on` false) allows them again."""
         await self._scripts.run("pause", queue, int(on))
+        self.waiting.forget()
 
     async def stats(self, names: Sequence[str] | None = None) -> list[QueueStats]:
         """These queues, or every queue that has unfinished jobs or live workers, or is paused."""

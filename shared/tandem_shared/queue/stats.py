@@ -1,27 +1,103 @@
-"""Queues and workers as operators see them, read in portions that keep Redis free for others."""
+"""Queues and workers as operators see them, and what jobs wait for.
 
+All of it is read in portions that keep Redis free for others.
+"""
+
+import asyncio
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tandem_shared.errors import Unavailable
+from tandem_shared.jobs.record import Record
 from tandem_shared.jobs.states import OPEN
+from tandem_shared.jobs.waiting import WAITING_STATES, Limit, Serving, explained, limit_of
 from tandem_shared.queue.messages import QueueStats, WorkerInfo, parse_serving
-from tandem_shared.queue.scripts import Scripts, translate_errors
+from tandem_shared.queue.scripts import MAX_CALL_BYTES, Scripts, translate_errors
 
 CALL_QUEUES = 200  # read per call
 MAX_RUNNING_JOBS = 10_000  # further running jobs are not shown with their workers
+VIEW_SECONDS = 1.0  # what jobs wait for is at most this old
+MAX_LIMITS = 1000  # known at once, of up to about 600 bytes each
+
+
+class Waiting:
+    """Tells what jobs wait for. Redis is asked about all of them once in VIEW_SECONDS."""
+
+    def __init__(self, redis: Any, prefix: str, scripts: Scripts) -> None:
+        self._redis, self._prefix, self._scripts = redis, prefix, scripts
+        self._serving = Serving()
+        self._limits: dict[str, Limit] = {}
+        self._until = 0.0
+        self._reading = asyncio.Lock()
+
+    def forget(self) -> None:
+        """Makes the next caller ask Redis again."""
+        self._until = 0.0
+
+    async def serving(self) -> Serving:
+        """What can run, at most VIEW_SECONDS ago. Raises Unavailable."""
+        if time.monotonic() >= self._until:
+            async with self._reading:
+                start = time.monotonic()
+                if start >= self._until:
+                    self._serving = await read_serving(self._scripts)
+                    self._limits.clear()
+                    self._until = start + VIEW_SECONDS
+        return self._serving
+
+    async def explain(self, record: Record) -> Record:
+        """The job as clients see it."""
+        if record.state not in WAITING_STATES:
+            return record
+        (shown,) = await self.explain_all([record])
+        return shown
+
+    async def explain_all(self, records: Sequence[Record]) -> list[Record]:
+        """The jobs as clients see them: those that wait are shown with the reason."""
+        try:
+            serving = await self.serving()
+            await self._read_limits({name for one in records if (name := limit_of(one))})
+        except Unavailable:
+            return list(records)  # the jobs themselves were read, so they are shown without it
+        return [explained(one, serving, self._limits) for one in records]
+
+    async def _read_limits(self, wanted: Iterable[str]) -> None:
+        names = [name for name in wanted if name not in self._limits]
+        if not names:
+            return
+        with translate_errors():
+            pipe = self._redis.pipeline(transaction=False)
+            for name in names:
+                fields = ["slots", "every", "burst", "tat"]
+                pipe.hmget(f"{self._prefix}limit:{name}", fields)
+                pipe.scard(f"{self._prefix}slots:{name}")
+            found = await pipe.execute()
+        if len(self._limits) + len(names) > MAX_LIMITS:
+            self._limits.clear()
+        for name, (slots, *rate), running in zip(names, found[::2], found[1::2], strict=True):
+            if slots is None:
+                continue  # no job waits for it any more
+            every, burst, on_time = (int(value or 0) for value in rate)
+            next_start = (on_time - max(0, burst - 1) * every) / 1000  # as in lua/lib/limits.lua
+            self._limits[name] = Limit(int(slots), running, next_start)
+
+
+async def read_serving(scripts: Scripts) -> Serving:
+    """What live workers can run, and what is paused."""
+    return parse_serving(await scripts.run("serving", MAX_CALL_BYTES))
 
 
 async def read_stats(
     redis: Any, prefix: str, scripts: Scripts, names: Sequence[str] | None = None
 ) -> list[QueueStats]:
     """These queues; without `names`, every queue with jobs, workers or a pause, by name."""
-    serving = parse_serving(await scripts.run("serving")).queues
+    serving = await read_serving(scripts)
     with translate_errors():
-        paused = await redis.hgetall(f"{prefix}paused")
         counts = await _counts(redis, f"{prefix}counts", names)
     if names is None:
-        names = sorted({*counts, *serving, *(name.decode() for name in paused)})
+        names = sorted({*counts, *serving.queues, *serving.paused})
     stats = []
     for start in range(0, len(names), CALL_QUEUES):
         some = names[start : start + CALL_QUEUES]
@@ -29,10 +105,10 @@ async def read_stats(
         stats += [
             QueueStats(
                 name=name,
-                paused=name.encode() in paused,
+                paused=name in serving.paused,
                 oldest_age=max(0.0, (int(now) - int(due)) / 1000) if due else None,
-                workers=serving.get(name, 0),
-                **_shown(counts.get(name, {}), held=name.encode() in paused),
+                workers=serving.queues.get(name, 0),
+                **_shown(counts.get(name, {}), held=serving.holds(name)),
             )
             for name, due in zip(some, dues, strict=True)
         ]

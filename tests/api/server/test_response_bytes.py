@@ -28,7 +28,10 @@ VARYING = (
     (re.compile(rb"\b20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"), TIME := b"time".ljust(24, b"_")),
 )
 FRESH = (
-    b'{"id":"%(id)b","task":"t.any","state":"queued","done":false,"queue":"default",'
+    b'{"id":"%(id)b","task":"t.any","state":"queued","done":false,'
+    b'"waiting_for":{"reason":"slot","detail":'
+    b'"the job waits for a free slot on a worker of the queue \\"default\\"",'
+    b'"since":"%(time)b"},"queue":"default",'
     b'"priority":"normal","attempt":0,'
     b'"max_attempts":3,"submitted_at":"%(time)b","scheduled_for":null,"started_at":null,'
     b'"finished_at":null,"timeout":30,'

@@ -16,6 +16,7 @@ from tandem_shared.jobs.ids import id_time, new_id
 from tandem_shared.jobs.record import (
     Attempt,
     JobOptions,
+    RECORD_FIELDS,
     Record,
     parse,
     plain_number,
@@ -97,7 +98,8 @@ def shown(one: Record, **given: Any) -> dict[str, Any]:
 
 def test_a_queued_job_as_clients_see_it() -> None:
     assert shown(record()) == {
-        "id": "j1", "task": "t", "state": "queued", "done": False, "queue": "mail",
+        "id": "j1", "task": "t", "state": "queued", "done": False, "waiting_for": None,
+        "queue": "mail",
         "priority": "high", "attempt": 0, "max_attempts": 3,
         "submitted_at": "2027-01-15T08:00:00.000Z", "scheduled_for": None, "started_at": None,
         "finished_at": None, "timeout": 30, "progress": None, "result": None, "error": None,
@@ -177,7 +179,7 @@ def test_the_entity_tag_is_the_stamp() -> None:
 
 
 def test_a_missing_record_is_none() -> None:
-    assert parse("j1", [None] * 22) is None
+    assert parse("j1", [None] * len(RECORD_FIELDS)) is None
 
 
 def test_whole_seconds_become_integers() -> None:

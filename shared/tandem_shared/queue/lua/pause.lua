@@ -3,7 +3,7 @@
 
 local queue = ARGV[4]
 if ARGV[5] == '1' then
-  call('HSET', P .. 'paused', queue, '1')
+  call('HSETNX', P .. 'paused', queue, NOW_STAMP)
 elseif call('HDEL', P .. 'paused', queue) == 1 and not ring_if_due(queue)
   and call('EXISTS', P .. 'suspects:' .. queue) == 1 then
   ring(queue)

@@ -153,7 +153,7 @@ async def test_bulk_submissions_keep_their_order(shard: Shard) -> None:
     ids = [answer.id for answer in answers if isinstance(answer, Submitted)]
     assert ids[:700] == [one.id for one in jobs[:700]]
     assert ids[-200:] == [one.id for one in jobs[:200]]
-    stats = {one.name: one.queued for one in await shard.queue.stats()}
+    stats = {one.name: one.waiting for one in await shard.queue.stats()}
     assert stats == {"default": 999}
 
 

@@ -8,20 +8,19 @@
 local PUBLISH_INTERVAL_MS = 5000 -- between two looks at the workers
 local LIVE_MS = math.max(3 * LEASE_MS, 30000) -- since a worker's last heartbeat
 
--- The numbers of live workers that take jobs, by digest and by queue.
+-- The numbers of live workers that take jobs, by digest, and by digest and queues.
 local function live_workers()
   local workers = call('ZRANGEBYSCORE', P .. 'workers', NOW_MS - LIVE_MS, '+inf')
-  local digests, queues = {}, {}
+  local digests, groups = {}, {}
   for i = 1, #workers do
     local w = call('HMGET', P .. 'worker:' .. workers[i], 'tasks', 'draining', 'queues')
     if w[1] and w[2] ~= '1' then
       digests[w[1]] = (digests[w[1]] or 0) + 1
-      for queue in string.gmatch(w[3] or '', '[^,]+') do
-        queues[queue] = (queues[queue] or 0) + 1
-      end
+      local group = w[1] .. ' ' .. (w[3] or '')
+      groups[group] = (groups[group] or 0) + 1
     end
   end
-  return digests, queues
+  return digests, groups
 end
 
 -- Wakes the workers of queues in which jobs wait for a newer version than is published now.
