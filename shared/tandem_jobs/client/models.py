@@ -26,7 +26,7 @@ class Reason(msgspec.Struct, frozen=True):
     next_attempt_at: datetime | None = None
 
 
-class WaitingFor(msgspec.Struct, frozen=True):
+class WaitReason(msgspec.Struct, frozen=True):
     """Why a job that is not final does not run: `reason` is one word, `detail` a sentence."""
 
     reason: str
@@ -71,7 +71,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     task: str
     state: str
     done: bool
-    waiting_for: WaitingFor | None = None  # None while it runs, and once it is final
     queue: str
     priority: str
     attempt: int
@@ -84,6 +83,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress | None = None
     result: Any = None
     error: Reason | None = None
+    waiting_for: WaitReason | None = None  # None while it runs, and once it is final
     cancel_requested: bool = False
     tags: Mapping[str, str] = {}
     files: tuple[File, ...] = ()

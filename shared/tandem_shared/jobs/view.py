@@ -86,9 +86,6 @@ class JobView(msgspec.Struct, kw_only=True):
     task: str
     state: State
     done: bool
-    waiting_for: Annotated[
-        WaitingFor | None, Meta(description="null while the job runs, and once it is final")
-    ]
     queue: str
     priority: Priority
     attempt: Count
@@ -101,6 +98,9 @@ class JobView(msgspec.Struct, kw_only=True):
     progress: Annotated[Any, Meta(extra_json_schema={"type": ["object", "null"]})]
     result: Annotated[Any, Meta(description="null unless the state is `succeeded`")]
     error: JobError | None
+    waiting_for: Annotated[
+        WaitingFor | None, Meta(description="null while the job runs, and once it is final")
+    ]
     cancel_requested: bool
     tags: dict[str, str]
     files: list[JobFile]

@@ -1,7 +1,7 @@
 """Why a job does not run: from its record, and from what can run at that moment."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -13,12 +13,13 @@ from tandem_shared.times import rfc3339, rfc3339_of_stamp
 WAITING_STATES = frozenset(OPEN) - {State.RUNNING}
 SUSPECT_LOSSES = 2  # as in lua/lib/record.lua
 ALONE_LOSSES = 3  # as in lua/claim.lua
+MAX_REASONS = 1000  # kept of up to about 600 bytes each
 
 Why = tuple[Reason, str]  # the reason, and its detail
 
 
 class Limit(NamedTuple):
-    """What a limit allows at once, 0 for any number, what runs, and when (ms) the next may start."""
+    """What a limit allows at once, 0 for any number, what runs, and when the next may start, ms."""
 
     slots: int
     running: int
@@ -34,6 +35,7 @@ class Serving(msgspec.Struct, frozen=True):
     published: Mapping[str, int] = {}  # versions by task
     paused: Mapping[str, int] = {}  # queue → stamp of the pause
     complete: bool = True  # False: there are more workers than these
+    reasons: dict[tuple[str, str, int], Why] = msgspec.field(default_factory=dict)
 
     def holds(self, queue: str) -> bool:
         """Whether no due job of the queue can start: it is paused, or no live worker serves it."""
@@ -63,18 +65,31 @@ def explained(record: Record, serving: Serving, limits: Mapping[str, Limit]) -> 
     if record.state not in WAITING_STATES or record.waiting_for is not None:
         return record
     since = record.stamp
-    if record.state in (State.SCHEDULED, State.RETRYING):
+    if record.state is State.QUEUED and not record.attempts:
+        reason, detail = _why_queued(record, serving)
+    elif record.state in (State.SCHEDULED, State.RETRYING):
         reason, detail = _time(record)
     else:
         reason, detail = _why(record, serving, limits)
+    if reason != "time":
         since = max(since, record.due * 1000)
-        if reason == "paused":
-            since = max(since, serving.paused[record.queue])
+    if reason == "paused":
+        since = max(since, serving.paused[record.queue])
     waiting_for = WaitingFor(reason, detail, rfc3339_of_stamp(since) or "")
-    changes: dict[str, Any] = {"waiting_for": waiting_for}
-    if serving.holds(record.queue) and record.state is State.QUEUED:
-        changes["state"] = State.WAITING
-    return msgspec.structs.replace(record, **changes)
+    held = record.state is State.QUEUED and reason in ("paused", "no_worker")
+    state = State.WAITING if held else record.state
+    return msgspec.structs.replace(record, state=state, waiting_for=waiting_for)
+
+
+def _why_queued(record: Record, serving: Serving) -> Why:
+    """`_why` for a job that was never started: it is the same for all of a task in a queue."""
+    kind = (record.queue, record.task, record.version)
+    found = serving.reasons.get(kind)
+    if found is None:
+        if len(serving.reasons) >= MAX_REASONS:
+            serving.reasons.clear()
+        found = serving.reasons[kind] = _why(record, serving, {})
+    return found
 
 
 def _time(record: Record) -> Why:

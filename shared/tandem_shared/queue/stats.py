@@ -11,7 +11,7 @@ from typing import Any
 
 from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.record import Record
-from tandem_shared.jobs.states import OPEN
+from tandem_shared.jobs.states import OPEN, State
 from tandem_shared.jobs.waiting import WAITING_STATES, Limit, Serving, explained, limit_of
 from tandem_shared.queue.messages import QueueStats, WorkerInfo, parse_serving
 from tandem_shared.queue.scripts import MAX_CALL_BYTES, Scripts, translate_errors
@@ -51,6 +51,8 @@ class Waiting:
         """The job as clients see it."""
         if record.state not in WAITING_STATES:
             return record
+        if record.state is State.QUEUED and time.monotonic() < self._until:
+            return explained(record, self._serving, {})  # the most frequent case
         (shown,) = await self.explain_all([record])
         return shown
 

@@ -13,8 +13,9 @@ from tests.api.serving import problem
 from tests.conftest import eventually
 
 JOB_FIELDS = (
-    "id task state done waiting_for queue priority attempt max_attempts submitted_at scheduled_for"
-    " started_at finished_at timeout progress result error cancel_requested tags files attempts links"
+    "id task state done queue priority attempt max_attempts submitted_at scheduled_for started_at"
+    " finished_at timeout progress result error waiting_for cancel_requested tags files attempts"
+    " links"
 ).split()
 
 

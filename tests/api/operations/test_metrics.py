@@ -61,8 +61,8 @@ async def test_queues_that_clients_name_are_no_endless_series(
     found = await scrape(client)
     queues = {dict(labels)["queue"] for name, labels in found if name == "tandem_queue_jobs"}
     assert len(queues) == MAX_QUEUES + 1
-    assert sample(found, "tandem_queue_jobs", queue="q7", state="queued") == 3
-    assert sample(found, "tandem_queue_jobs", queue="*", state="queued") == 40
+    assert sample(found, "tandem_queue_jobs", queue="q7", state="waiting") == 3
+    assert sample(found, "tandem_queue_jobs", queue="*", state="waiting") == 40
 
 
 async def test_requests_by_route_method_and_status(

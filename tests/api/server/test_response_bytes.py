@@ -28,14 +28,14 @@ VARYING = (
     (re.compile(rb"\b20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"), TIME := b"time".ljust(24, b"_")),
 )
 FRESH = (
-    b'{"id":"%(id)b","task":"t.any","state":"queued","done":false,'
-    b'"waiting_for":{"reason":"slot","detail":'
-    b'"the job waits for a free slot on a worker of the queue \\"default\\"",'
-    b'"since":"%(time)b"},"queue":"default",'
+    b'{"id":"%(id)b","task":"t.any","state":"queued","done":false,"queue":"default",'
     b'"priority":"normal","attempt":0,'
     b'"max_attempts":3,"submitted_at":"%(time)b","scheduled_for":null,"started_at":null,'
     b'"finished_at":null,"timeout":30,'
-    b'"progress":null,"result":null,"error":null,"cancel_requested":false,"tags":{},"files":[],'
+    b'"progress":null,"result":null,"error":null,'
+    b'"waiting_for":{"reason":"slot","detail":'
+    b'"the job waits for a free slot on a worker of the queue \\"default\\"",'
+    b'"since":"%(time)b"},"cancel_requested":false,"tags":{},"files":[],'
     b'"attempts":[],"links":'
     b'{"self":"/v1/jobs/%(id)b","stream":"/v1/jobs/%(id)b/stream","result":"/v1/jobs/%(id)b/result"}}'
 ) % {b"id": ID, b"time": TIME}

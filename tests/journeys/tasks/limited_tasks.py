@@ -20,3 +20,8 @@ async def two(job: Job, payload: Scene) -> int:
 @task("limited.paced", rate="20/s")
 async def paced(payload: int) -> int:
     return payload
+
+
+@task("limited.hourly", rate="1/h")
+async def hourly(payload: int) -> int:
+    return payload

@@ -14,9 +14,9 @@ from hypothesis import settings
 from tandem_shared.jobs import record as jobs
 from tandem_shared.jobs.ids import id_time, new_id
 from tandem_shared.jobs.record import (
+    RECORD_FIELDS,
     Attempt,
     JobOptions,
-    RECORD_FIELDS,
     Record,
     parse,
     plain_number,
