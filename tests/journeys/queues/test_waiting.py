@@ -108,8 +108,17 @@ async def service(stage: WorkerStage, client: Client) -> AsyncIterator[Service]:
         yield Service(stage, str(http.base_url).rstrip("/"))
 
 
-async def start(service: Service, client: Client, count: int, **settings: str) -> None:
-    service.stage.worker(**settings)
+async def start(
+    service: Service,
+    client: Client,
+    count: int,
+    *,
+    tasks: str,
+    queues: str = "default",
+    concurrency: str = "100",
+) -> None:
+    """Starts a worker, and waits until `count` workers have registered."""
+    service.stage.worker(tasks=tasks, queues=queues, concurrency=concurrency)
     await until_registered(client, count)
 
 
@@ -203,7 +212,12 @@ async def test_a_key_of_another_tenant_neither_holds_a_job_up_nor_is_named(
     await start(service, client, 1, tasks=BOTH)
     given: Json = {"tenant": "someone", "concurrency_key": "same"}
     others = [await client.submit(crash_tasks.waits, service.stage.scene, **given) for _ in "ab"]
-    await client.reaches(others[1], State.WAITING)
+
+    async def has_parked() -> bool:
+        record = await client.queue.get(others[1], tenant="someone")
+        return record is not None and record.state is State.WAITING
+
+    await eventually(has_parked, 30)
     ids = [await service.submit("crash.waits", concurrency_key="same") for _ in "ab"]
     await service.runs(ids[0])
     job = await service.reason(ids[1], "concurrency_key")
@@ -240,7 +254,7 @@ async def test_a_job_during_which_two_workers_were_lost_waits_for_another_such_j
         if not ids:
             ids = [await service.submit("crash.waits", retry=RETRY) for _ in range(2)]
         expected = 2 * (attempt + 1) if attempt < 2 else 5
-        await eventually(lambda count=expected: len(service.stage.notes("begun")) == count, 30)
+        await until_begun(service.stage, expected)
         if attempt < 2:
             service.stage.workers[attempt].kill()
     reasons = {id: (await service.job(id))["waiting_for"] for id in ids}
@@ -251,6 +265,10 @@ async def test_a_job_during_which_two_workers_were_lost_waits_for_another_such_j
     )
     assert [one["outcome"] for one in job["attempts"]] == ["worker_lost"] * 2
     service.stage.go()
+
+
+async def until_begun(stage: WorkerStage, count: int) -> None:
+    await eventually(lambda: len(stage.notes("begun")) == count, 30)
 
 
 async def test_lists_counts_and_etags_agree_on_what_waits(service: Service, client: Client) -> None:
