@@ -65,7 +65,7 @@ class Service:
             listed = await self.curl(f"/v1/jobs?state={job['state']}&task={job['task']}")
             return job in listed.get("items", ())
 
-        await eventually(is_listed)
+        await eventually(is_listed, 30)
         assert await self.last_state(id) == job
         return job
 
