@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 
+from tandem_shared.backoff import until_available
 from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.record import JobOptions, Submission
@@ -193,7 +194,7 @@ async def test_an_outcome_is_kept_until_redis_is_back(
     await eventually(lambda: stage.notes("ended"))
     await eventually(lambda: "during=finish" in stage.log(worker))
     await stage.start_redis()
-    assert await client.result(id) == worker.pid
+    assert await until_available(lambda: client.result(id)) == worker.pid
     assert len(stage.notes("begun")) == 1
 
 
