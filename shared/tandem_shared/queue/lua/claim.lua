@@ -88,7 +88,7 @@ end
 -- Whether the reply has room for the job; the first job always fits. A job that is claimed ahead
 -- must not hold a slot or use up a rate while it waits, nor be one that was lost that way before.
 local function fits(r)
-  local direct = #started < free_slots or not (r.ck or r.unstarted or find_limit('task:' .. r.task))
+  local direct = #started < free_slots or not (r.unstarted or next(limits_of(r)))
   return direct and (#started == 0 or #r.payload <= free_bytes)
 end
 

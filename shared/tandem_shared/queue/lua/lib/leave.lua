@@ -139,7 +139,8 @@ local function leave(id, token, to, outcome, body, delay, files, reports)
   local job, v = P .. 'job:' .. id, next_stamp(r)
   local lines = append_attempt(r, v, outcome)
   dropped_leases[#dropped_leases + 1] = id
-  local names = { key_of(r) or r.slot, r.ck and r.slot } -- limits under which it ran
+  local limited = r.ck or r.slot
+  local names = limited and { key_of(r) or r.slot, r.ck and r.slot } or {} -- it ran under these
   for i = 1, #names do
     call('SREM', P .. 'slots:' .. names[i], id .. ':' .. r.token)
   end

@@ -27,10 +27,14 @@ local function is_new_enough(task, version, wanted)
 end
 
 -- The limits of a job, by name.
-local NO_LIMITS = {}
+local NO_LIMITS, unlimited_tasks = {}, {}
 local function limits_of(r)
+  if not r.ck and unlimited_tasks[r.task] then
+    return NO_LIMITS
+  end
   local task = 'task:' .. r.task
   local l = find_limit(task) or nil
+  unlimited_tasks[r.task] = not l
   if not r.ck then
     return l and { [task] = l } or NO_LIMITS
   end
@@ -120,8 +124,9 @@ local function start_attempt(id, r, worker, leases, out, stamp)
   if stamp and tonumber(stamp) > last_stamp(r) then
     v = stamp
   elseif not stamp then
-    last_began = math.max(tonumber(v), last_began + 1)
-    v = int(last_began)
+    local earliest = last_began + 1
+    last_began = math.max(tonumber(v), earliest)
+    v = last_began == earliest and int(earliest) or v
   end
   local began = stamp or v
   local token = began .. '.' .. worker
