@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Sequence
 from decimal import Decimal
+from types import NoneType
 from typing import Any
 
 import msgspec
@@ -41,6 +43,19 @@ def encode(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
 
 # The JSON value, with its fractions as Decimal: a float would round their digits.
 decode_exactly = msgspec.json.Decoder(float_hook=Decimal).decode
+# The same with fractions as Raw, in the letters of the text: half the time, and of any exponent.
+decode_raw = msgspec.json.Decoder(float_hook=msgspec.Raw).decode
+
+
+def with_floats(values: Sequence[Any]) -> Sequence[Any]:
+    """A column with the nearest float for each Raw number."""
+    try:
+        if set(map(type, values)) <= {msgspec.Raw, int, NoneType}:  # a fifth of the time
+            found: list[Any] = msgspec.json.decode(msgspec.json.encode(values))
+            return found
+    except msgspec.DecodeError:  # beyond the largest float
+        pass
+    return [float(bytes(one)) if type(one) is msgspec.Raw else one for one in values]
 
 
 def non_finite(value: float) -> str:

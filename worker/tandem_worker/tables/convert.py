@@ -23,7 +23,7 @@ from tandem_worker.tables.batches import batched
 from tandem_worker.tables.names import output_name, split_name, uncompressed
 from tandem_worker.tables.parquet import ParquetReader, ParquetWriter
 from tandem_worker.tables.reader import FileRow
-from tandem_worker.tables.schema import ObjectColumns, check_width, common_type, type_of
+from tandem_worker.tables.schema import ObjectColumns, check_width, common_type, types_of
 from tandem_worker.tables.source import TableSource
 from tandem_worker.tables.table import ColumnBatch, Columns, TableFormat
 from tandem_worker.tables.writers import JsonWriter, open_writer
@@ -101,9 +101,7 @@ def _types_of(fields: list[str]) -> set[str]:
     kinds = set(map(type, values))
     if not unchanged or not kinds <= {int, float}:
         return {"string"}
-    integers = [value for value in values if type(value) is int]
-    types = {type_of(min(integers)), type_of(max(integers))} if integers else set()
-    return types | {"double"} if float in kinds else types
+    return types_of(values)
 
 
 def _typed(rows: Iterator[FileRow], types: Sequence[str | None]) -> Iterator[ColumnBatch]:
@@ -122,10 +120,10 @@ def _typed(rows: Iterator[FileRow], types: Sequence[str | None]) -> Iterator[Col
 def _read_objects(source: TableSource, to: TableFormat) -> tuple[Columns, Iterator[ColumnBatch]]:
     found = ObjectColumns()
     add = found.add_names if to == "csv" else found.add
-    row = None
-    for row in source.objects():
-        add(row.value)
-    if row is not None and not found.names:
+    batch = None
+    for batch in _batches(source.objects()):
+        add(batch)
+    if batch is not None and not found.names:
         raise Permanent("invalid_file", "the objects have no keys, so the table has no columns")
     return Columns(found.names, found.types), map(found.batch, _batches(source.objects()))
 

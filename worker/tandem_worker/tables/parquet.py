@@ -1,7 +1,7 @@
 """Parquet with Arrow, which is large: import this module only where a job needs it."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import time
 from typing import Any
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tandem_worker.archives.compression import ByteSink, Compression
+from tandem_worker.encoding import with_floats
 from tandem_worker.errors import Permanent
 from tandem_worker.tables.arrow_values import (
     beyond_micro,
@@ -74,7 +75,7 @@ class ParquetWriter:
         self._flush()
         self._file.close()
 
-    def _array(self, values: list[Any], field: Any) -> Any:
+    def _array(self, values: Sequence[Any], field: Any) -> Any:
         if pa.types.is_string(field.type):
             values = [
                 value if value is None or type(value) is str else self._text(value)
@@ -82,7 +83,7 @@ class ParquetWriter:
             ]
         kinds = set(map(type, values))
         if msgspec.Raw in kinds:  # numbers of a JSON file, as they stand
-            values = [float(value) if type(value) is msgspec.Raw else value for value in values]
+            values = with_floats(values)
         try:
             if str in kinds and not pa.types.is_string(field.type):
                 values = _read_texts(values, field.type)
@@ -103,7 +104,7 @@ class ParquetWriter:
         self._rows = self._bytes = 0
 
 
-def _read_texts(values: list[Any], type: Any) -> Any:
+def _read_texts(values: Sequence[Any], type: Any) -> Any:
     """Values among which are times and non-finite floats as text, as a database writes them."""
     if pa.types.is_time(type):
         return [time.fromisoformat(value) if isinstance(value, str) else value for value in values]

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from tandem_worker.archives.compression import Compression, compression_of, inflated
-from tandem_worker.encoding import decode_exactly
+from tandem_worker.encoding import decode_raw
 from tandem_worker.errors import Permanent
 from tandem_worker.tables.json_array import elements
 from tandem_worker.tables.schema import distinct
@@ -81,13 +81,13 @@ def read_objects(
 ) -> Iterator[FileRow]:
     """Rows whose values are objects, each with its own keys; a null field of a column is left out.
 
-    With `exact`, fractions in JSON are Decimal, with the digits that the file has.
+    With `exact`, fractions in NDJSON are Raw, in the letters that the file has.
     """
     if format in ("csv", "parquet"):
         return _as_objects(read_table(pieces, format, compression))
     data = _inflated(pieces, compression)
     if format == "ndjson":
-        decode = decode_exactly if exact else msgspec.json.decode
+        decode = decode_raw if exact else msgspec.json.decode
         return json_rows(lines(data, "utf-8-sig"), on_bad="keep", objects=True, decode=decode)
     return json_rows(elements(decoded(data, "utf-8-sig")), on_bad="keep", objects=True)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
+from types import NoneType
 from typing import Any
 
 import msgspec
@@ -28,20 +29,18 @@ class ObjectColumns:
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._types: dict[str, set[str]] = {name: set() for name in names}
 
-    def add(self, item: Mapping[str, Any]) -> None:
+    def add(self, items: Sequence[Mapping[str, Any]]) -> None:
         """Raises Permanent `too_large` above MAX_COLUMNS."""
-        self.add_names(item)
-        types = self._types
-        for name, value in item.items():
-            if value is not None:
-                types[name].add(type_of(value))
+        self.add_names(items)
+        for name, types in self._types.items():
+            types.update(types_of([item.get(name) for item in items]))
 
-    def add_names(self, item: Mapping[str, Any]) -> None:
+    def add_names(self, items: Sequence[Mapping[str, Any]]) -> None:
         """Like `add`, for columns whose types do not matter."""
-        if not self._types.keys() >= item.keys():
-            for name in item:
-                self._types.setdefault(name, set())
-            check_width(len(self._types))
+        for item in items:
+            if not self._types.keys() >= item.keys():
+                self._types |= {name: set() for name in item if name not in self._types}
+                check_width(len(self._types))
 
     @property
     def names(self) -> list[str]:
@@ -73,11 +72,22 @@ def distinct(columns: list[str]) -> list[str]:
     return columns
 
 
-def type_of(value: object) -> str:
+def types_of(values: Sequence[Any]) -> set[str]:
+    """Arrow's names of the types of the values, without that of nulls."""
+    kinds = set(map(type, values))
+    types = {_TYPES[kind] for kind in kinds if kind in _TYPES}
+    if int in kinds:
+        integers = [value for value in values if type(value) is int]
+        types |= {_type_of(min(integers)), _type_of(max(integers))}
+    if msgspec.Raw in kinds:
+        numbers = [value for value in values if type(value) is msgspec.Raw]
+        types |= {"double"} if _are_shortest(numbers) else set(map(_type_of, numbers))
+    rest = kinds - _TYPES.keys() - {int, msgspec.Raw, NoneType}
+    return types | {_type_of(value) for value in values if type(value) in rest} if rest else types
+
+
+def _type_of(value: object) -> str:
     """Arrow's name of the type. A "long" is not exact as a double, "mixed" becomes text."""
-    kind = type(value)
-    if kind in _TYPES:
-        return _TYPES[kind]
     match value:
         case int() if abs(value) <= _EXACT_DOUBLE:
             return "int64"
@@ -86,6 +96,15 @@ def type_of(value: object) -> str:
         case msgspec.Raw() if _is_double(bytes(value)):
             return "double"
     return next((name for known, name in _TYPES.items() if isinstance(value, known)), "mixed")
+
+
+def _are_shortest(numbers: Sequence[msgspec.Raw]) -> bool:
+    """Whether all are written as the shortest texts of doubles: fast, and true of most columns."""
+    text = msgspec.json.encode(numbers)
+    try:
+        return msgspec.json.encode(msgspec.json.decode(text)) == text
+    except msgspec.DecodeError:  # beyond the largest double
+        return False
 
 
 def _is_double(number: bytes) -> bool:

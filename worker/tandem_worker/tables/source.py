@@ -7,9 +7,8 @@ Errors are Permanent: `invalid_file` for content that does not have the given fo
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import msgspec
-
 from tandem_worker.archives.compression import Compression, compression_of, inflated
+from tandem_worker.encoding import decode_raw
 from tandem_worker.errors import Permanent
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.sync import SyncFiles
@@ -27,7 +26,6 @@ from tandem_worker.tables.text import (
 )
 
 MAX_INFLATED_BYTES = 10 << 30  # as large as an upload may be
-_decode_raw = msgspec.json.Decoder(float_hook=msgspec.Raw).decode
 
 
 @dataclass
@@ -71,7 +69,7 @@ class TableSource:
     def objects(self) -> Iterator[FileRow]:
         """The objects of NDJSON or of a JSON array; their fractions are Raw, as they stand."""
         return json_rows(
-            self._texts(), on_bad="fail", objects=True, unit=self._unit, decode=_decode_raw
+            self._texts(), on_bad="fail", objects=True, unit=self._unit, decode=decode_raw
         )
 
     @property

@@ -139,9 +139,8 @@ class _TableEncoder:
         self._columns = ObjectColumns(_projected(payload.projection or {}))
 
     def write(self, documents: Sequence[bytes]) -> bytes:
-        for document in documents:
-            self._columns.add(_decode(document))
-            self._spool.write(document)
+        self._columns.add(list(map(_decode, documents)))
+        self._spool.writelines(documents)
         return b""
 
     def end(self) -> Iterator[bytes]:

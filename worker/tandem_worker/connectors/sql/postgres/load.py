@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import date, datetime, time
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from functools import partial
 from types import NoneType
 from typing import Any
@@ -30,15 +30,16 @@ from tandem_worker.connectors.sql.statements.bulk_load import (
     on_conflict,
     quoted,
 )
+from tandem_worker.encoding import decode_exactly
 from tandem_worker.errors import TaskError
 
 _STAGING = "pg_temp.tandem_staging"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 _ESCAPED = "\\\n\r\0"
+_NUMBERS = frozenset({msgspec.Raw, int})  # JSON and PostgreSQL write them alike
 _PARSED = frozenset({"bytea", "json", "jsonb"})  # types whose texts are not passed on unchanged
 # Kinds of which a whole column becomes text as `literal` would write each value.
 _PLAIN: dict[type, Callable[[Any], str]] = {
-    int: str,
     bool: lambda value: "true" if value else "false",
     Decimal: plain_digits,
     **{kind: kind.isoformat for kind in (date, datetime, time)},
@@ -151,6 +152,10 @@ def _cells(values: Sequence[Any], oid: int, *, types: Types, json_is_text: bool)
     one = unwrapped(types, oid)
     parsed = one.builtin in _PARSED or is_structured(one)
     kinds = set(map(type, values)) - {NoneType}
+    if not parsed and kinds <= _NUMBERS:
+        numbers = msgspec.json.encode(values).decode()
+        if "e" not in numbers and "E" not in numbers:
+            return numbers[1:-1].replace("null", "\\N").split(",")
     plain = _PLAIN.get(next(iter(kinds))) if len(kinds) == 1 and not parsed else None
     if plain is not None:
         values = [None if value is None else plain(value) for value in values]
@@ -182,4 +187,9 @@ def _text(value: Any, oid: int, types: Types, *, json_is_text: bool) -> str:
     is_json = unwrapped(types, oid).builtin in JSON
     if is_json and isinstance(value, str) and not json_is_text:
         return msgspec.json.encode(value).decode()
+    if type(value) in (msgspec.Raw, list, dict) and not json_is_text:
+        try:
+            value = decode_exactly(msgspec.json.encode(value))
+        except InvalidOperation:
+            raise ValueError("the exponent of the number is out of range") from None
     return literal(value, oid, types)

@@ -6,7 +6,6 @@ import sqlite3
 from base64 import b64decode
 from collections.abc import Sequence
 from datetime import date, time
-from decimal import Decimal
 from types import NoneType
 from typing import Any
 
@@ -23,6 +22,7 @@ from tandem_worker.connectors.sql.statements.bulk_load import (
     on_conflict,
     quoted,
 )
+from tandem_worker.encoding import with_floats
 
 _NATIVE = {str, int, float, bool, bytes, NoneType}  # types that SQLite stores as they are
 _TEXT_TYPES = ("CHAR", "CLOB", "TEXT")  # SQLite's rule for the affinity of a declared type
@@ -81,6 +81,9 @@ def _values(values: Sequence[Any], type_: str) -> Sequence[Any]:
     """A column's values as SQLite stores them under this declared type. Raises RowsRefused."""
     kinds, declared = set(map(type, values)), type_.upper()
     blob = "BLOB" in declared
+    if msgspec.Raw in kinds:
+        values = with_floats(values)
+        kinds = set(map(type, values))
     if not kinds <= _NATIVE or (blob and str in kinds):
         values = each(values, lambda value: _value(value, blob=blob))
     numeric = declared and not blob and not any(word in declared for word in _TEXT_TYPES)
@@ -95,8 +98,6 @@ def _value(value: Any, *, blob: bool) -> Any:
             return b64decode(value, validate=True)
         case str() | bool() | int() | float() | bytes() | None:
             return value
-        case Decimal():
-            return float(value)
         case date() | time():
             return value.isoformat()
         case dict() | list():
