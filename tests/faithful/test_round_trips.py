@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import AsyncIterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tandem_worker.tasks.file.convert import convert as file_convert
@@ -192,6 +193,7 @@ async def test_parquet_comes_back(
         r"-?(0|[1-9][0-9]{0,20})\.[0-9]{1,20}([eE][-+]?[0-9]{1,3})?", fullmatch=True
     )
 )
+@example(number="0.0E80")  # beyond what Arrow's decimals hold
 async def test_the_digits_of_a_json_number_reach_csv(bench: Bench, number: str) -> None:
     made = await converted(bench, b'{"v":%s}\n' % number.encode(), "ndjson", "csv")
     assert made.decode() == f"v\n{number}\n"
@@ -201,8 +203,6 @@ async def test_the_digits_of_a_json_number_reach_csv(bench: Bench, number: str) 
     (value,) = table["v"].to_pylist()
     if isinstance(value, float):
         assert math.isfinite(value)
-        assert pa.scalar(number).cast(pa.decimal256(76, 38)) == pa.scalar(repr(value)).cast(
-            pa.decimal256(76, 38)
-        )
+        assert Fraction(number) == Fraction(repr(value))
     else:
         assert value == number
