@@ -200,7 +200,7 @@ def test_the_first_task(shell: Shell) -> None:
 
 
 def test_the_command_line(shell: Shell) -> None:
-    submit, watch, query = steps("docs/client.md")
+    submit, watch, query, *_ = steps("docs/client.md")
     shell.follow(submit)
     shell.follow(watch)
     payload = '{"connection": "shop", "sql": "SELECT city, amount FROM sale"}'

@@ -63,7 +63,7 @@ class Service:
 
         async def is_listed() -> bool:
             listed = await self.curl(f"/v1/jobs?state={job['state']}&task={job['task']}")
-            return job in listed.get("items", ())
+            return await self.job(id) in listed.get("items", ())
 
         await eventually(is_listed, 30)
         assert await self.last_state(id) == job

@@ -1,6 +1,6 @@
 """`sql.query`."""
 
-from typing import Any, Literal, NotRequired
+from typing import Any, Literal, NotRequired, cast
 
 import msgspec
 from pydantic import Field
@@ -85,5 +85,6 @@ async def query(job: Job, payload: SqlQuery) -> SqlResult:
     await job.progress(count, count)
     done: SqlResult = {"row_count": count, "columns": columns}
     if payload.as_ == "result":
-        done["rows"] = [msgspec.json.decode(item) for item in returned]
+        # Joined and not decoded: JSON of the database may have numbers that Python would round.
+        return cast("SqlResult", msgspec.Raw(msgspec.json.encode({**done, "rows": returned})))
     return done
