@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from tandem_api.files.uploads import FileId, progress_headers
 from tandem_api.http.caching import NO_CACHE
-from tandem_api.http.parameters import headers_of, matches
+from tandem_api.http.parameters import headers_of, matches, whole_number
 from tandem_api.jobs.job import JobId
 from tandem_api.openapi.describe import (
     BINARY,
@@ -23,6 +23,7 @@ from tandem_api.openapi.describe import (
 )
 from tandem_api.state import RequestState, StateDep
 from tandem_shared.errors import Conflict, NotFound
+from tandem_shared.files.headers import media_type
 from tandem_shared.files.names import OCTET_STREAM, content_disposition, job_path
 from tandem_shared.files.resumable import upload_progress
 from tandem_shared.files.uploads import (
@@ -33,7 +34,7 @@ from tandem_shared.files.uploads import (
 )
 
 _TAG = re.compile(r'(?:W/)?"[^"]*"')
-_RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.ASCII | re.IGNORECASE)
+_RANGE = re.compile(r"bytes=[ \t,]*+([0-9]*+)-([0-9]*+)[ \t,]*", re.ASCII | re.IGNORECASE)
 
 router = raw_router("files")
 
@@ -89,13 +90,13 @@ def _span(request: Request, etag: str, size: int) -> tuple[int, int] | None:
     match = _RANGE.fullmatch(headers.get("range", "")) if request.method == "GET" else None
     if match is None or headers.get("if-range", etag).strip() != etag:
         return None
-    first, last = match.groups()
-    if (not first and not last) or (first and last and int(first) > int(last)):
-        return None
-    if first:
-        start, end = int(first), min(int(last) + 1, size) if last else size
+    first, last = (whole_number(digits) if digits else None for digits in match.groups())
+    if first is not None and (last is None or first <= last):
+        start, end = first, size if last is None else min(last + 1, size)
+    elif first is None and last is not None:
+        start, end = max(size - last, 0), size
     else:
-        start, end = max(size - int(last), 0), size
+        return None
     if start >= end:
         raise HTTPException(
             416, f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"}
@@ -115,7 +116,8 @@ async def _serve(
         return Response(status_code=304, headers=headers)
     span = _span(request, etag, file.size)
     start, end = span or (0, file.size)
-    headers |= {"Content-Length": str(end - start), "Content-Type": file.content_type}
+    kind = media_type(file.content_type, None)  # a task may have given anything
+    headers |= {"Content-Length": str(end - start), "Content-Type": kind}
     if request.method == "HEAD":
         return Response(headers=headers)
     if span is not None:

@@ -1,5 +1,6 @@
 """The one file of a multipart/form-data body (RFC 7578), streamed without a temporary file."""
 
+import logging
 from collections import deque
 from collections.abc import AsyncIterator
 
@@ -7,6 +8,9 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from tandem_shared.errors import Invalid, Malformed, TooLarge
+
+# It logs each malformed body, with which any client could fill the log.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 MAX_OVERHEAD_BYTES = 64 << 10  # of a body besides its file: part headers, boundaries, other fields
 

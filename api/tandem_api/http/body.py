@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from tandem_api.http.parameters import headers_of
+from tandem_api.http.parameters import headers_of, whole_number
 from tandem_shared.errors import Invalid, Malformed, TooLarge
 
 MAX_DEPTH = 64  # levels of JSON
@@ -59,7 +59,7 @@ def refuse_coding(request: Request, what: str) -> None:
 def refuse_length(request: Request, limit: int, what: str = "the body") -> None:
     """Raises TooLarge, before anything is read, for a Content-Length of more than `limit` bytes."""
     length = headers_of(request).get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
+    if length.isdecimal() and whole_number(length) > limit:
         raise TooLarge(what, limit)
 
 

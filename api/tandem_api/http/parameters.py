@@ -1,7 +1,8 @@
 """Request headers and query parameters, read as their RFCs define them."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 
 from starlette.requests import Request
 
@@ -11,12 +12,17 @@ from tandem_shared.times import parse_duration
 MAX_WAIT_SECONDS = 30.0  # of `?wait=` and `Prefer: wait`
 MAX_KEY_BYTES = 255  # of an idempotency key
 MAX_TRACEPARENT_CHARS = 128
+MAX_NAME_CHARS = 200  # of an unknown query parameter that an error repeats
+MAX_PARAMETER_ERRORS = 20
+MAX_WHOLE_NUMBER = 10**18  # of a header; more than any file has bytes
 TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
 )
 # A String of RFC 8941; its parameters are ignored.
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"[ \t]*(?:;.*)?')
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
+# An item of a list (RFC 9110, 5.6.1): a comma within quotes does not end it.
+_ITEM = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*+(?:"|\\?\Z))++')
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
 _FLAGS = {"true": True, "1": True, "": True, "false": False, "0": False}
 
@@ -37,6 +43,12 @@ def headers_of(request: Request) -> Mapping[str, str]:
     """The headers that Edge has read."""
     headers: Mapping[str, str] = request.scope["state"]["headers"]
     return headers
+
+
+def whole_number(digits: str) -> int:
+    """The number, or MAX_WHOLE_NUMBER: Python's own int() refuses more than 4300 digits."""
+    digits = digits.lstrip("0") or "0"
+    return int(digits) if len(digits) < len(str(MAX_WHOLE_NUMBER)) else MAX_WHOLE_NUMBER
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -62,7 +74,7 @@ def idempotency_key(request: Request) -> str | None:
 
 def preferred_wait(request: Request) -> int | None:
     """Seconds of `Prefer: wait=N` (RFC 7240), capped; None without a valid one."""
-    for preference in headers_of(request).get("prefer", "").split(","):
+    for preference in _ITEM.findall(headers_of(request).get("prefer", "")):
         name, _, number = preference.partition(";")[0].partition("=")
         number = number.strip().strip('"')
         if name.strip().lower() == "wait" and number.isascii() and number.isdecimal():
@@ -103,6 +115,32 @@ def flag(request: Request, name: str) -> bool:
     if value is None:
         raise Malformed(f"{name}: must be true or false")
     return value
+
+
+def parameter_errors(
+    request: Request, known: Collection[str], repeated: Collection[str] = (), prefix: str = ""
+) -> list[tuple[str, str]]:
+    """What is wrong with the names in the query string: unknown ones, and those given twice.
+
+    Those of `repeated` may be given several times; any name that begins with `prefix` is known.
+    """
+    errors: list[tuple[str, str]] = []
+    for name, times in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if name in repeated:
+            continue
+        place = f"/{name[:MAX_NAME_CHARS]}"
+        if name not in known and not (prefix and name != prefix and name.startswith(prefix)):
+            expected = ", ".join(sorted({*known, *repeated, *([f"{prefix}…"] if prefix else [])}))
+            errors.append((place, f"is not a known parameter; {_expect(expected)}"))
+        elif times > 1:
+            errors.append((place, "may be given only once"))
+        if len(errors) == MAX_PARAMETER_ERRORS:
+            break
+    return errors
+
+
+def _expect(names: str) -> str:
+    return f"known are {names}" if names else "this endpoint takes none"
 
 
 def _parameter(request: Request, name: str) -> str | None:

@@ -11,8 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tandem_api.http.parameters import parameter_errors
 from tandem_api.http.problems import error_response
-from tandem_shared.errors import TandemError
+from tandem_shared.errors import Invalid, TandemError
 from tandem_shared.jobs.ids import ID_CHARS
 
 
@@ -33,6 +34,7 @@ class DocumentedRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
+        self.app = _checked(self.app, self)
         summary, _, description = self.description.partition("\n")
         self.summary, self.description = self.summary or summary.rstrip("."), description.strip()
         first, *words = self.name.split("_")
@@ -49,13 +51,45 @@ class PlainRoute(DocumentedRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
-        self.app = _plain(endpoint)
+        self.app = _plain(endpoint, _QueryNames(self))
 
 
-def _plain(endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
+class _QueryNames:
+    """The query parameters that a route documents; it takes no others."""
+
+    def __init__(self, route: APIRoute) -> None:
+        declared = dict.fromkeys((one.alias for one in route.dependant.query_params), "string")
+        for one in (route.openapi_extra or {}).get("parameters", ()):
+            if one["in"] == "query":
+                declared[one["name"]] = one["schema"].get("type")
+        self._known = frozenset(declared)
+        self._repeated = {name for name, kind in declared.items() if kind == "array"}
+        # An endpoint whose clients choose names checks them itself.
+        self._free = "object" in declared.values() or not route.path.startswith("/v1/")
+
+    def check(self, request: Request) -> None:
+        """Raises Invalid."""
+        if request.scope["query_string"] and not self._free:
+            errors = parameter_errors(request, self._known, self._repeated)
+            if errors:
+                raise Invalid(errors)
+
+
+def _checked(app: ASGIApp, route: APIRoute) -> ASGIApp:
+    names = _QueryNames(route)
+
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        names.check(Request(scope))
+        await app(scope, receive, send)
+
+    return checked
+
+
+def _plain(endpoint: Callable[[Request], Awaitable[Response]], names: _QueryNames) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
         try:
+            names.check(request)
             response = await endpoint(request)
             await response(scope, receive, send)
         except (TandemError, HTTPException) as error:

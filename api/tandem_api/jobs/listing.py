@@ -12,12 +12,15 @@ from urllib.parse import urlencode
 
 import msgspec
 from fastapi import Request, Response
+from jsonschema_rs import Draft202012Validator
 
 from tandem_api.http.body import JSON, JsonBytes
 from tandem_api.http.caching import NO_CACHE
+from tandem_api.http.parameters import parameter_errors
 from tandem_api.openapi.describe import (
     TIME,
     content,
+    list_parameter,
     parameter,
     problems,
     raw_router,
@@ -26,13 +29,14 @@ from tandem_api.openapi.describe import (
 )
 from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState, StateDep
-from tandem_api.validation.messages import FieldError
+from tandem_api.validation.messages import FieldError, explain
+from tandem_api.validation.schema import MAX_TAGS, TAGS_SCHEMA
 from tandem_shared.errors import Invalid, Malformed
-from tandem_shared.jobs.ids import ID_CHARS, id_time
+from tandem_shared.jobs.ids import is_id
 from tandem_shared.jobs.record import Record, job_json
 from tandem_shared.jobs.states import FINAL, State
 from tandem_shared.ledger.query import JobFilter
-from tandem_shared.ledger.rows import storable_text
+from tandem_shared.ledger.rows import MAX_TAG_VALUE_CHARS, storable_text
 from tandem_shared.times import parse_rfc3339
 
 DEFAULT_PAGE_JOBS, MAX_PAGE_JOBS = 50, 200
@@ -50,19 +54,26 @@ _LIMIT = {
     "maximum": MAX_PAGE_JOBS,
     "default": DEFAULT_PAGE_JOBS,
 }
-_TAGS = {"type": "object", "additionalProperties": {"type": "string"}}
+# Each property is a parameter by itself, as style `form` with `explode` says.
+_TAGS = {
+    "type": "object",
+    "propertyNames": {"pattern": r"^tag\.."},
+    "maxProperties": MAX_TAGS,
+    "additionalProperties": {"type": "string", "maxLength": MAX_TAG_VALUE_CHARS},
+}
 _PARAMETERS = [
-    parameter("state", "query", "One of these states, separated by commas"),
+    list_parameter("state", "One of these states, separated by commas", [*State]),
     parameter("task", "query", "The task's name"),
     parameter("queue", "query", "The queue's name"),
-    parameter("tag", "query", "Tags: `tag.customer=17`", _TAGS),
+    parameter("tags", "query", "Tags: `tag.customer=17`", _TAGS),
     parameter("since", "query", "Submitted at this time or later", TIME),
     parameter("until", "query", "Submitted before this time", TIME),
     parameter("q", "query", SEARCHED),
     parameter("limit", "query", "Jobs in a page", _LIMIT),
     parameter("cursor", "query", "`next_cursor` of the page before"),
 ]
-_SINGLE = {one["name"] for one in _PARAMETERS} - {"state", "tag"}
+_SINGLE = {one["name"] for one in _PARAMETERS} - {"state", "tags"}
+_tags = Draft202012Validator(TAGS_SCHEMA)
 
 router = raw_router("jobs")
 
@@ -196,18 +207,13 @@ class ListQuery(NamedTuple):
 
 def _query(request: Request, tenant: str) -> ListQuery:
     """Raises Invalid with every parameter that is wrong, and Malformed."""
-    errors: list[FieldError] = []
+    errors = parameter_errors(request, _SINGLE, {"state"}, TAG)
     query = request.query_params
-    for name in query:
-        if name == "state":
-            continue
-        pointer = f"/{name[:MAX_TEXT_CHARS]}"
-        if name not in _SINGLE and (not name.startswith(TAG) or name == TAG):
-            errors.append((pointer, "is not a known parameter"))
-        elif len(query.getlist(name)) > 1:
-            errors.append((pointer, "may be given only once"))
-        elif len(query[name]) > MAX_VALUE_CHARS:
-            errors.append((pointer, f"must have at most {MAX_VALUE_CHARS} characters"))
+    errors += [
+        (f"/{name}", f"must have at most {MAX_VALUE_CHARS} characters")
+        for name in _SINGLE
+        if len(query.get(name, "")) > MAX_VALUE_CHARS
+    ]
     states = frozenset(word.strip() for text in query.getlist("state") for word in text.split(","))
     if not states <= frozenset(State):
         errors.append(("/state", f"must be some of {', '.join(State)}, separated by commas"))
@@ -217,8 +223,10 @@ def _query(request: Request, tenant: str) -> ListQuery:
         errors.append(("/limit", f"must be a number from 1 to {MAX_PAGE_JOBS}"))
     if len(query.get("q", "")) > MAX_TEXT_CHARS:
         errors.append(("/q", f"must have at most {MAX_TEXT_CHARS} characters"))
-    tags = tuple((name[len(TAG) :], query[name]) for name in query if name.startswith(TAG))
-    wanted = job_filter(tenant, query, states, tags, errors)
+    tags = {name[len(TAG) :]: query[name] for name in query if name.startswith(TAG) and name != TAG}
+    for place, text in explain(_tags.iter_errors(tags), TAGS_SCHEMA):
+        errors.append((f"/{TAG}{place[1:]}" if place else "/tag", text))
+    wanted = job_filter(tenant, query, states, tags.items(), errors)
     return ListQuery(wanted, limit, id_of_cursor(query.get("cursor")))
 
 
@@ -275,6 +283,6 @@ def id_of_cursor(cursor: str | None) -> str | None:
         id = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
     except ValueError:
         id = ""
-    if len(id) != ID_CHARS or id_time(id) is None:
+    if not is_id(id):
         raise Malformed("cursor: is not valid; send the next_cursor of a page unchanged")
     return id

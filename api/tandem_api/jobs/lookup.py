@@ -7,7 +7,7 @@ from tandem_api.http.parameters import MAX_WAIT_SECONDS
 from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState
 from tandem_shared.errors import NotFound
-from tandem_shared.jobs.ids import ID_CHARS, id_time
+from tandem_shared.jobs.ids import is_id
 from tandem_shared.jobs.record import Record
 
 
@@ -21,7 +21,7 @@ async def find_in_ledger(state: RequestState, id: str) -> Record:
     """A job that Redis does not know; one that it lost ends. Raises NotFound and Unavailable."""
     record = None
     # An id that was never assigned is unknown even while the database is away: do not ask.
-    if len(id) == ID_CHARS and id_time(id) is not None:
+    if is_id(id):
         record = await state["ledger"].get(id, tenant=state["tenant"])
     if record is None:
         raise NotFound("job", id[:64])

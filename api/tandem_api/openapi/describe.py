@@ -90,6 +90,12 @@ def parameter(
     return {**found, "required": True} if place == "path" else found
 
 
+def list_parameter(name: str, description: str, values: list[str]) -> dict[str, Any]:
+    """A query parameter that takes some of these values, separated by commas or repeated."""
+    schema = {"type": "array", "items": {"type": "string", "enum": values}}
+    return {**parameter(name, "query", description, schema), "style": "form", "explode": False}
+
+
 JOB_ID = parameter("id", "path", "The job's id")
 TRACEPARENT = parameter("traceparent", "header", "W3C trace context, passed on to the worker")
 SUBMIT_HEADERS = [

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,6 +14,9 @@ from tandem_shared.streams.reader import EntryGroup, StreamEntry
 
 SSE, CSV = "text/event-stream", "text/csv"
 NDJSON_TYPES = ("application/x-ndjson", "application/jsonl")
+
+
+_QUALITY = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")  # RFC 9110, 12.4.2
 
 
 class StreamFormat(Protocol):
@@ -35,8 +39,9 @@ class SseFormat:
     """Server-sent events, as the WHATWG defines them."""
 
     media_type = SSE
-    start = b"retry: 3000\n\n"
-    idle = b": ping\n\n"
+    # Without an empty line: some clients take a block without data for an event.
+    start = b"retry: 3000\n"
+    idle = b": ping\n"
 
     def write(self, group: EntryGroup) -> bytes:
         """An event for each entry."""
@@ -149,10 +154,7 @@ def _range(part: str) -> tuple[str, float]:
     quality = 1.0
     for parameter in parameters:
         if parameter.startswith("q="):
-            try:
-                quality = float(parameter[2:])
-            except ValueError:
-                quality = 0.0
+            quality = float(parameter[2:]) if _QUALITY.fullmatch(parameter[2:]) else 0.0
     return name, quality
 
 

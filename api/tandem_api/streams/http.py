@@ -18,6 +18,7 @@ from tandem_api.jobs.lookup import find_job
 from tandem_api.openapi.describe import (
     JOB_ID,
     content,
+    list_parameter,
     parameter,
     problems,
     raw_router,
@@ -67,7 +68,7 @@ router = raw_router("jobs", route_class=PlainRoute)
     openapi_extra={
         "parameters": [
             JOB_ID,
-            parameter("types", "query", "Entry types, separated by commas; `end` is always sent"),
+            list_parameter("types", "Some types of entries; `end` is always sent", [*ENTRY_TYPES]),
             parameter("after", "query", "The id of the last entry that the client has"),
             parameter("Last-Event-ID", "header", "The same, as an EventSource sends it"),
         ]

@@ -19,12 +19,13 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**schema, "type": [schema["type"], "null"]}
 
 
+MAX_TAGS = 50  # of one job, and of a filter
 # Options that the contract reserves, and the error that a client gets for each.
 NOT_AVAILABLE = {"callback": "callbacks are not available yet"}
 TAGS_SCHEMA = _or_null(
     {
         "type": "object",
-        "maxProperties": 50,
+        "maxProperties": MAX_TAGS,
         "propertyNames": {"minLength": 1, "maxLength": MAX_TAG_NAME_CHARS},
         "additionalProperties": {"type": "string", "maxLength": MAX_TAG_VALUE_CHARS},
     }

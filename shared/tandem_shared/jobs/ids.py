@@ -2,11 +2,13 @@
 
 import itertools
 import os
+import re
 import secrets
 import time
 
 ID_CHARS = 22
 _TIME_CHARS = 10  # milliseconds since the epoch, 50 bits
+_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{10}[0-9A-Za-z]{12}", re.ASCII)
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32: sorts like the values
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]  # the text of 10 bits
@@ -41,6 +43,11 @@ def new_id(now: float | None = None, *, shard: str = "a") -> str:
         f"{pairs[ms >> 10 & 1023]}{pairs[ms & 1023]}"
         f"{pairs[count >> 10 & 1023]}{pairs[count & 1023]}{_process}{shard}"
     )
+
+
+def is_id(text: str) -> bool:
+    """Whether the text has the form of an id; no other text may reach a database."""
+    return _ID.fullmatch(text) is not None
 
 
 def id_prefix(seconds: float) -> str:

@@ -66,6 +66,10 @@ async def path(client: httpx2.AsyncClient) -> str:
         (f"bytes={SIZE - 1}-{SIZE + 100}", SIZE - 1, SIZE),
         (f"bytes=0-{SIZE - 1}", 0, SIZE),
         ("BYTES= 1048570-1048580", 1048570, 1048581),
+        ("bytes=, 5-9 ,", 5, 10),  # empty items of a list are ignored (RFC 9110, 5.6.1.2)
+        (f"bytes=0-{'9' * 5000}", 0, SIZE),
+        (f"bytes=-{'9' * 5000}", 0, SIZE),
+        (f"bytes={'0' * 5000}5-9", 5, 10),
     ],
 )
 async def test_ranges(
@@ -81,7 +85,13 @@ async def test_ranges(
 
 @pytest.mark.parametrize(
     "range_header",
-    [f"bytes={SIZE}-", f"bytes={SIZE + 5}-{SIZE + 9}", "bytes=-0", "bytes=9" + "9" * 99 + "-"],
+    [
+        f"bytes={SIZE}-",
+        f"bytes={SIZE + 5}-{SIZE + 9}",
+        "bytes=-0",
+        f"bytes={'9' * 5000}-",
+        f"bytes={'9' * 5000}-{'9' * 5000}",
+    ],
 )
 async def test_ranges_outside_the_file_are_refused(
     client: httpx2.AsyncClient, path: str, range_header: str
@@ -179,7 +189,11 @@ async def test_many_parallel_downloads_are_correct(client: httpx2.AsyncClient, p
 
 
 async def produce(
-    queue: Queue, store: FileStore, files: dict[str, bytes], tenant: str = "default"
+    queue: Queue,
+    store: FileStore,
+    files: dict[str, bytes],
+    tenant: str = "default",
+    kind: str = "text/x-own",
 ) -> str:
     """Runs a job that publishes these files and succeeds; returns its id."""
     entry = catalogue.CatalogueEntry(name="t", payload_schema={}, result_schema={}, defaults={})
@@ -196,7 +210,7 @@ async def produce(
     for name, data in files.items():
         written = await store.write(job_path(job.id, int(job.token.partition(".")[0]), name), data)
         url = f"/v1/jobs/{job.id}/files/{name}"
-        views.append({"name": name, **written._asdict(), "content_type": "text/x-own", "url": url})
+        views.append({"name": name, **written._asdict(), "content_type": kind, "url": url})
     finish = Finish(
         job.id, job.token, State.SUCCEEDED, "succeeded", files=msgspec.json.encode(views)
     )
@@ -205,7 +219,7 @@ async def produce(
 
 
 async def test_files_of_a_job(client: httpx2.AsyncClient, queue: Queue, store: FileStore) -> None:
-    files = {"a.csv": b"1,2\n", "out/ü #1?.bin": DATA, "empty": b""}
+    files = {"a.csv": b"1,2\n", "out/ü #1?.bin": DATA, "empty": b"", "data:a/☃,x": b"1"}
     job = await produce(queue, store, files)
     for name, data in files.items():
         path = f"/v1/jobs/{job}/files/{quote(name)}"
@@ -221,6 +235,16 @@ async def test_files_of_a_job(client: httpx2.AsyncClient, queue: Queue, store: F
     assert answer.headers["content-disposition"] == (
         "attachment; filename=\"_ #1?.bin\"; filename*=UTF-8''%C3%BC%20%231%3F.bin"
     )
+
+
+async def test_a_type_that_no_header_can_hold_is_not_sent(
+    client: httpx2.AsyncClient, queue: Queue, store: FileStore
+) -> None:
+    for kind in ("a/☃", "text/x\r\nSet-Cookie: a=b", "", "nonsense"):
+        job = await produce(queue, store, {"a": b"1"}, kind=kind)
+        answer = await client.get(f"/v1/jobs/{job}/files/a")
+        assert (answer.status_code, answer.content) == (200, b"1")
+        assert answer.headers["content-type"] == "application/octet-stream"
 
 
 async def test_missing_files_of_a_job_are_not_found(

@@ -1,6 +1,5 @@
 """Files as a task sees them: uploads and files of other jobs to read, its own files to write."""
 
-import mimetypes
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,8 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from tandem_shared.errors import NotFound, TooLarge
-from tandem_shared.files.names import OCTET_STREAM, job_path, name_problem
+from tandem_shared.files.headers import media_type
+from tandem_shared.files.names import job_path, name_problem
 from tandem_shared.files.store import FileStore
 from tandem_shared.files.uploads import find_upload
 from tandem_shared.jobs.record import Record
@@ -114,7 +114,7 @@ class JobFiles:
         self._claim(name)
         if isinstance(data, bytearray | memoryview):
             data = bytes(data)
-        content_type = content_type or mimetypes.guess_type(name)[0] or OCTET_STREAM
+        content_type = media_type(content_type, name)
         path = job_path(self._job, self._stamp, name)
         try:
             stored = await self._store.write(

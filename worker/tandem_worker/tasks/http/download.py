@@ -17,6 +17,7 @@ import aiohttp
 from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
+from tandem_shared.files.headers import disposition_names
 from tandem_shared.files.names import name_problem
 from tandem_worker.connectors.http.client import call_failed, display
 from tandem_worker.errors import Permanent, TaskError
@@ -26,7 +27,6 @@ from tandem_worker.jobs.job import Job
 from tandem_worker.task import task
 from tandem_worker.tasks.http.payloads import HeadersWithoutRange, Url, sent_headers
 from tandem_worker.tasks.http.responses import (
-    disposition_names,
     header_text,
     parse_date,
     unexpected_status,

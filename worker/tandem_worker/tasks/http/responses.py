@@ -2,12 +2,9 @@
 
 import re
 from base64 import b64encode
-from contextlib import suppress
 from datetime import UTC, datetime
-from email.message import Message
 from email.utils import parsedate_to_datetime
 from typing import Any, NotRequired
-from urllib.parse import unquote_to_bytes
 
 import aiohttp
 import msgspec
@@ -28,7 +25,6 @@ _TEXT = re.compile(
     r"|x-ndjson|ndjson|jsonl|x-jsonlines|json-seq|jwt)"
 )
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_PARAMETER = re.compile(r';\s*([^\s=;"]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')
 
 
 class ByteBudget:
@@ -154,21 +150,3 @@ def parse_date(value: str) -> datetime | None:
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-
-
-def disposition_names(header: str) -> list[str]:
-    """The file names in a Content-Disposition, the best first (RFC 6266, 4.3)."""
-    extended, plain = [], []
-    for name, value in _PARAMETER.findall(header):
-        if name.lower() == "filename*":
-            charset, _, encoded = value.strip('"').partition("'")
-            # RFC 8187, 3.2.1: ignore what cannot be decoded.
-            with suppress(ValueError, LookupError):
-                extended.append(_decode_text(unquote_to_bytes(encoded.partition("'")[2]), charset))
-        elif name.lower() == "filename":
-            quoted = len(value) > 1 and value[0] == value[-1] == '"'
-            plain.append(re.sub(r"\\(.)", r"\1", value[1:-1]) if quoted else value.strip())
-    message = Message()
-    message["Content-Disposition"] = header
-    name = message.get_filename() if not plain else None  # filename*0=…, as in mail (RFC 2231)
-    return [*extended, *plain, *([name] if name else [])]
