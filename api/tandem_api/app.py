@@ -20,7 +20,7 @@ from tandem_api.http.problems import HANDLERS
 from tandem_api.http.routing import for_head
 from tandem_api.jobs import bulk, job, listing, replays
 from tandem_api.metrics import RequestMetrics
-from tandem_api.openapi import document
+from tandem_api.openapi import document, pages
 from tandem_api.operations import health, metrics, queues, tasks
 from tandem_api.state import AppState
 from tandem_api.streams import http, websocket
@@ -65,7 +65,9 @@ def create_app(settings: Settings) -> Edge:
         telemetry={"tracing": False, "metrics": False, "logs": False},
         exception_handlers=HANDLERS,
     )
-    return Edge(fastapi, ApiKeys(settings.keys), request_metrics, drain)
+    return Edge(
+        fastapi, ApiKeys(settings.keys), request_metrics, drain, root_path=settings.root_path
+    )
 
 
 def all_routes() -> list[Any]:
@@ -73,7 +75,7 @@ def all_routes() -> list[Any]:
     routers = (
         job.plain, job.router, bulk.router, http.router, websocket.router, listing.router,
         replays.router, tasks.router, queues.router, health.router, metrics.router,
-        document.router, uploads.router, downloads.router,
+        document.router, pages.router, uploads.router, downloads.router,
     )  # fmt: skip
     # `include_router` would nest the routes, and the Allow header of a 405 needs them in one list.
     routes = [route for router in routers for route in router.routes]
@@ -119,9 +121,9 @@ async def open_state(
             queue=queue,
             catalogue=catalogue,
             submissions=Submissions(catalogue, queue.clock.now, settings.queues_allowed),
-            openapi=document.Document(fastapi, catalogue, keys=bool(settings.keys)).read,
+            openapi=document.Document(fastapi, catalogue, settings).read,
             store=store,
-            source=StreamSource(queue, store),
+            source=StreamSource(queue, store, settings.root_path),
             joiner=joiner,
             ledger=ledger,
             lost=lost,

@@ -23,6 +23,7 @@ from tandem_api.http.problems import (
 )
 from tandem_api.http.routing import PlainRoutes
 from tandem_api.metrics import RequestMetrics
+from tandem_api.prefix import mount
 
 # The messages that begin a response, and carry its headers.
 STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
@@ -37,16 +38,25 @@ class Edge:
     """
 
     def __init__(
-        self, fastapi: FastAPI, keys: ApiKeys, metrics: RequestMetrics, drain: Drain
+        self,
+        fastapi: FastAPI,
+        keys: ApiKeys,
+        metrics: RequestMetrics,
+        drain: Drain,
+        *,
+        root_path: str = "",
     ) -> None:
         self.fastapi, self.drain = fastapi, drain
         self._keys, self._metrics = keys, metrics
         self._plain = PlainRoutes(fastapi.routes)
+        self._root = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.fastapi(scope, receive, send)
         else:
+            if self._root:
+                send = mount(scope, send, self._root)
             await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -63,6 +63,12 @@ def _url(schemes: str, usage: str, *, optional: bool = False) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _root_path(path: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", path) or "/../" in f"{path}/":
+        raise ValueError(f"{path!r} is not a path; use /tandem, or leave it empty")
+    return path
+
+
 def _servers(url: str) -> str:
     parse_sentinel_url(url)  # raises ValueError for an invalid redis+sentinel URL
     parse_cluster_url(url)  # the same for redis+cluster
@@ -131,6 +137,13 @@ Origins = Annotated[
         "{item!r} is not an origin; use https://app.example, with a port if needed, without a path",
     ),
     AfterValidator(lambda items: tuple(map(str.lower, items))),
+]
+
+
+RootPath = Annotated[
+    str,
+    AfterValidator(lambda path: path.rstrip("/")),
+    AfterValidator(_root_path),
 ]
 
 
@@ -205,6 +218,11 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address that the API listens on")
     port: int = Field(
         8000, ge=0, le=65535, description="port that the API listens on; 0 for a free one"
+    )
+    root_path: RootPath = Field(
+        "",
+        description="path under which a proxy publishes the API, such as /tandem: links and"
+        " redirects begin with it",
     )
     metrics_host: str = Field("127.0.0.1", description="address on which a worker serves /metrics")
     metrics_port: int = Field(

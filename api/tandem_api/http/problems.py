@@ -34,6 +34,9 @@ from tandem_shared.errors import (
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = "1"
 FULL_RETRY_AFTER_SECONDS = "5"
+# The key of a scope with the path under which a proxy publishes the API. ASGI's own `root_path`
+# must be part of `path`, which it is not once the proxy has removed it.
+ROOT_PATH = "tandem.root_path"
 MAX_ERRORS = 20  # of one problem
 MAX_DETAIL_CHARS = 2000
 
@@ -53,6 +56,7 @@ ERRORS: dict[type[TandemError], tuple[int, tuple[str, str] | None]] = {
     Full: (503, ("backlog-full", "The backlog is full")),
     Unavailable: (503, None),
 }
+NO_RESULT = "The job has no result"
 # The last part of `type`, and `title`.
 STATUSES: dict[int, tuple[str, str]] = {
     400: ("malformed", "The request is malformed"),
@@ -73,6 +77,13 @@ STATUSES: dict[int, tuple[str, str]] = {
     431: ("head-too-large", "The head of the request is too large"),
     500: ("internal", "Internal error"),
     503: ("unavailable", "The service is not available now"),
+}
+# The status and title of every type of problem, by the last part of `type`.
+PROBLEM_TYPES: dict[str, tuple[int, str]] = {
+    **{type: (status, title) for status, (type, title) in STATUSES.items()},
+    **{words[0]: (status, words[1]) for status, words in ERRORS.values() if words is not None},
+    "job-failed": (409, NO_RESULT),
+    "job-cancelled": (409, NO_RESULT),
 }
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -134,9 +145,10 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def path_of(scope: Scope) -> str:
-    """The path as it was requested, percent-encoded."""
+    """The path as it was requested, percent-encoded, with the proxy's prefix."""
     path: bytes = scope["raw_path"]
-    return path.decode("ascii", "replace")
+    root: str = scope.get(ROOT_PATH, "")
+    return root + path.decode("ascii", "replace")
 
 
 def status_problem(status: int, detail: str, **more: Any) -> Problem:

@@ -18,9 +18,9 @@ from tandem_api.http.parameters import (
     traceparent,
     wait_parameter,
 )
-from tandem_api.http.problems import RETRY_AFTER_SECONDS, Problem
+from tandem_api.http.problems import NO_RESULT, RETRY_AFTER_SECONDS, Problem
 from tandem_api.http.routing import JOB, PlainRoute
-from tandem_api.jobs.lookup import find_in_ledger, find_job, wait_until
+from tandem_api.jobs.lookup import find_in_ledger, find_job, shown, wait_until
 from tandem_api.openapi.describe import (
     BODY_PROBLEMS,
     JOB_ID,
@@ -38,7 +38,7 @@ from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState, StateDep, state_of
 from tandem_shared.errors import Conflict, Unavailable
 from tandem_shared.files.names import job_folder
-from tandem_shared.jobs.record import Record, Submission, job_json
+from tandem_shared.jobs.record import Record, Submission
 from tandem_shared.jobs.states import State
 from tandem_shared.jobs.view import Failure
 from tandem_shared.queue.messages import Submitted
@@ -87,7 +87,7 @@ async def submit(state: RequestState, submission: Submission, wait: int | None) 
         headers["Preference-Applied"] = f"wait={wait}"
     if submitted.replayed:
         headers["Idempotent-Replayed"] = "true"
-    return JsonBytes(job_json(await state["queue"].waiting.explain(record)), status, headers)
+    return JsonBytes(shown(state, await state["queue"].waiting.explain(record)), status, headers)
 
 
 async def _enqueue(state: RequestState, submission: Submission) -> tuple[Submitted, Record]:
@@ -178,7 +178,7 @@ async def show_job(request: Request) -> Response:
         if payload is None:
             payload = await state["ledger"].payload(id, tenant=state["tenant"])
     record = await state["queue"].waiting.explain(record)
-    return JsonBytes(job_json(record, payload=payload), 200, headers)
+    return JsonBytes(shown(state, record, payload), 200, headers)
 
 
 @plain.get(
@@ -201,7 +201,7 @@ async def show_result(request: Request) -> Response:
     if not record.done:
         record = await state["queue"].waiting.explain(record)
         headers = {**NO_CACHE, "Retry-After": RETRY_AFTER_SECONDS}
-        return JsonBytes(job_json(record), 202, headers)
+        return JsonBytes(shown(state, record), 202, headers)
     if record.state is not State.SUCCEEDED:
         return _no_result(record).response(request.scope)
     result = record.result if record.result is not None else b"null"
@@ -221,7 +221,7 @@ def _no_result(record: Record) -> Problem:
     return Problem(
         status=409,
         type=f"job-{record.state.value}",
-        title="The job has no result",
+        title=NO_RESULT,
         detail=detail,
         more=more,
         headers=NO_CACHE,
@@ -250,7 +250,7 @@ async def cancel_job(state: StateDep, id: JobId) -> Response:
     record = await retry_briefly(state["queue"].cancel, id, tenant=state["tenant"])
     if record is None:
         record = await find_in_ledger(state, id)  # final, and only the ledger knows it
-    return JsonBytes(job_json(record), 202, NO_CACHE)
+    return JsonBytes(shown(state, record), 202, NO_CACHE)
 
 
 @router.delete(

@@ -17,6 +17,7 @@ from jsonschema_rs import Draft202012Validator
 from tandem_api.http.body import JSON, JsonBytes
 from tandem_api.http.caching import NO_CACHE
 from tandem_api.http.parameters import parameter_errors
+from tandem_api.jobs.lookup import shown
 from tandem_api.openapi.describe import (
     TIME,
     content,
@@ -33,7 +34,7 @@ from tandem_api.validation.messages import FieldError, explain
 from tandem_api.validation.schema import MAX_TAGS, TAGS_SCHEMA
 from tandem_shared.errors import Invalid, Malformed
 from tandem_shared.jobs.ids import is_id
-from tandem_shared.jobs.record import Record, job_json
+from tandem_shared.jobs.record import Record
 from tandem_shared.jobs.states import FINAL, State
 from tandem_shared.ledger.query import JobFilter
 from tandem_shared.ledger.rows import MAX_TAG_VALUE_CHARS, storable_text
@@ -101,7 +102,7 @@ async def list_jobs(request: Request, state: StateDep) -> Response:
     if cursor is not None:
         given = [pair for pair in request.query_params.multi_items() if pair[0] != "cursor"]
         headers["Link"] = f'</v1/jobs?{urlencode([*given, ("cursor", cursor)])}>; rel="next"'
-    items = [msgspec.Raw(job_json(record)) for record in page.records]
+    items = [msgspec.Raw(shown(state, record)) for record in page.records]
     body = msgspec.json.encode({"items": items, "next_cursor": cursor})
     return JsonBytes(body, 200, headers)
 

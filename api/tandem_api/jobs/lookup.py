@@ -8,7 +8,12 @@ from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState
 from tandem_shared.errors import NotFound
 from tandem_shared.jobs.ids import is_id
-from tandem_shared.jobs.record import Record
+from tandem_shared.jobs.record import Record, job_json
+
+
+def shown(state: RequestState, record: Record, payload: bytes | None = None) -> bytes:
+    """The job in JSON, with links that hold behind this service's proxy."""
+    return job_json(record, payload=payload, root=state["settings"].root_path)
 
 
 async def find_job(state: RequestState, id: str) -> Record:

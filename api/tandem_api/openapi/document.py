@@ -1,4 +1,4 @@
-"""/openapi.json, from the routes as FastAPI describes them and the catalogue; and /docs."""
+"""/openapi.json, from the routes as FastAPI describes them and the catalogue."""
 
 import re
 from contextlib import suppress
@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, FastAPI, Response
-from fastapi.openapi.docs import get_swagger_ui_html
 from jsonschema_rs import Draft202012Validator, ReferencingError, ValidationError
 
 from tandem_api.http import problems
@@ -19,6 +18,7 @@ from tandem_api.validation.schema import KEY_SCHEMA, OPTIONS_SCHEMA, job_schema
 from tandem_shared.catalogue import CatalogueEntry
 from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.view import JobView
+from tandem_shared.settings import Settings
 from tandem_shared.streams.reader import ENTRY_TYPES
 
 ABOUT = (
@@ -42,17 +42,11 @@ async def show_openapi(state: StateDep) -> Response:
     return JsonBytes(await state["openapi"](), 200, {"Cache-Control": "no-cache"})
 
 
-@router.get("/docs")
-async def show_docs() -> Response:
-    """Swagger UI."""
-    return get_swagger_ui_html(openapi_url="/openapi.json", title="Tandem")
-
-
 class Document:
     """The document as bytes, rebuilt when the catalogue has changed."""
 
-    def __init__(self, fastapi: FastAPI, catalogue: Catalogue, *, keys: bool) -> None:
-        self._fastapi, self._catalogue, self._keys = fastapi, catalogue, keys
+    def __init__(self, fastapi: FastAPI, catalogue: Catalogue, settings: Settings) -> None:
+        self._fastapi, self._catalogue, self._settings = fastapi, catalogue, settings
         self._made = b""
         self._number = -1  # of the catalogue that it was built from
 
@@ -62,14 +56,14 @@ class Document:
             await self._catalogue.refresh()
         if self._number != self._catalogue.number:
             self._made = msgspec.json.encode(
-                openapi(self._fastapi, list(self._catalogue.entries.values()), keys=self._keys)
+                openapi(self._fastapi, list(self._catalogue.entries.values()), self._settings)
             )
             self._number = self._catalogue.number
         return self._made
 
 
-def openapi(fastapi: FastAPI, entries: list[CatalogueEntry], *, keys: bool) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of the routes and these tasks; `keys`: whether a key is needed."""
+def openapi(fastapi: FastAPI, entries: list[CatalogueEntry], settings: Settings) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of the routes and these tasks."""
     document = deepcopy(fastapi.openapi())  # FastAPI caches its part, which takes longest
     document["components"]["schemas"] |= {**_static_schemas(), **_task_schemas(entries)}
     document["components"]["securitySchemes"] = {
@@ -80,7 +74,8 @@ def openapi(fastapi: FastAPI, entries: list[CatalogueEntry], *, keys: bool) -> d
         }
     }
     # Without keys the API is open, but only to this machine.
-    document["security"] = [{"key": []}] if keys else [{}, {"key": []}]
+    document["security"] = [{"key": []}] if settings.keys else [{}, {"key": []}]
+    document["servers"] = [{"url": settings.root_path or "/"}]
     body = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"][JSON]
     if examples := _examples(entries):
         body["examples"] = examples

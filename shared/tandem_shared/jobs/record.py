@@ -143,9 +143,18 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return _files.decode(self.files) if self.files else []
 
     @cached_property
-    def state_entries(self) -> tuple[tuple[int, int, bytes], ...]:
+    def _entries(self) -> dict[str, tuple[tuple[int, int, bytes], ...]]:
+        return {}
+
+    def state_entries(self, root: str = "") -> tuple[tuple[int, int, bytes], ...]:
         """`state_history` as (stamp, attempt, JSON of the job then), computed once per record."""
-        return tuple((stamp, then.attempt, job_json(then)) for stamp, then in state_history(self))
+        found = self._entries.get(root)
+        if found is None:
+            found = self._entries[root] = tuple(
+                (stamp, then.attempt, job_json(then, root=root))
+                for stamp, then in state_history(self)
+            )
+        return found
 
 
 # What `parse` reads, in its order; only Redis has the last one. Scripts copy the JSON among these
@@ -215,9 +224,12 @@ def plain_number(seconds: float) -> float:
     return int(seconds) if float(seconds).is_integer() else seconds
 
 
-def job_json(record: Record, *, payload: bytes | None = None) -> bytes:
-    """The job as clients see it, in JSON; includes `payload` (JSON) if given."""
-    base = f"/v1/jobs/{record.id}"
+def job_json(record: Record, *, payload: bytes | None = None, root: str = "") -> bytes:
+    """The job as clients see it, in JSON; includes `payload` (JSON) if given.
+
+    Its URLs begin with `root`, the path under which the API is published.
+    """
+    base = f"{root}/v1/jobs/{record.id}"
     attempts = record.attempts
     view = JobView(
         id=record.id,
@@ -239,7 +251,7 @@ def job_json(record: Record, *, payload: bytes | None = None) -> bytes:
         waiting_for=record.waiting_for,
         cancel_requested=record.cancel is not None,
         tags=record.options.tags,
-        files=_raw(record.files) or [],  # type: ignore[arg-type] # JSON of JobFile, copied
+        files=_shown_files(record, root),
         attempts=[
             JobAttempt(
                 attempt=attempt.number,
@@ -255,6 +267,14 @@ def job_json(record: Record, *, payload: bytes | None = None) -> bytes:
         payload=UNSET if payload is None else msgspec.Raw(payload),
     )
     return msgspec.json.encode(view)
+
+
+def _shown_files(record: Record, root: str) -> Any:
+    if not root:
+        return _raw(record.files) or []  # JSON of JobFile, copied
+    return [
+        msgspec.structs.replace(file, url=f"{root}{file.url}") for file in record.produced_files()
+    ]
 
 
 def _raw(value: bytes | None) -> msgspec.Raw | None:

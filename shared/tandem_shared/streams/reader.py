@@ -122,6 +122,7 @@ class StreamSource(NamedTuple):
 
     tail: OutputTail
     store: FileStore
+    root: str = ""  # the path under which the API is published, for the URLs in `state` entries
 
 
 class StreamReader:
@@ -169,12 +170,13 @@ class StreamReader:
         """The new `state` entries if wanted, and `end`."""
         groups = [
             EntryGroup(Position(stamp, 0), "state", attempt, (data,))
-            for stamp, attempt, data in record.state_entries
+            for stamp, attempt, data in record.state_entries(self._source.root)
             if "state" in self._types
         ]
         end = end_position(record)
         if end is not None:
-            groups.append(EntryGroup(end, "end", record.attempt, (record.state_entries[-1][2],)))
+            final = record.state_entries(self._source.root)[-1][2]
+            groups.append(EntryGroup(end, "end", record.attempt, (final,)))
         return deque(group for group in groups if group.position > self.position)
 
     def _reported(self, chunk: Chunk) -> Iterator[EntryGroup]:

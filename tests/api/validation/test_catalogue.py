@@ -283,12 +283,6 @@ async def test_the_document_omits_statuses_that_cannot_occur(client: httpx2.Asyn
         assert "416" not in paths[path]["head"]["responses"]  # ranges are for GET
 
 
-async def test_the_documentation_pages_load_the_document(client: httpx2.AsyncClient) -> None:
-    page = await client.get("/docs")
-    assert page.headers["content-type"].startswith("text/html")
-    assert "/openapi.json" in page.text
-
-
 def test_the_fake_tasks_accept_their_examples() -> None:
     assert Draft202012Validator(STRICT.payload_schema).is_valid(STRICT.example)
     assert catalogue.decode_all({b"strict": catalogue.encode(STRICT)}) == [STRICT]
