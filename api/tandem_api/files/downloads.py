@@ -39,7 +39,7 @@ _RANGE = re.compile(r"bytes=[ \t,]*+([0-9]*+)-([0-9]*+)[ \t,]*", re.ASCII | re.I
 router = raw_router("files")
 
 FileName = Annotated[str, Path(description="The file's name")]
-_FILE = content(BINARY, OCTET_STREAM)
+_FILE = content(BINARY, OCTET_STREAM, "*/*")  # the type that the upload or the task gave
 _NOT_MODIFIED = response("The file still has an ETag of If-None-Match")
 _GET: Responses = {
     200: response("The file", _FILE),

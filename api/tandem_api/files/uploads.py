@@ -68,7 +68,6 @@ class Uploaded(_Upload):
     sha256: str = Field(description="hexadecimal")
 
 
-_FORM = {"type": "object", "required": ["file"], "properties": {"file": BINARY}}
 _COMPLETE_SCHEMA = {"enum": ["?0", "?1"]}
 _BYTES_SCHEMA = {"type": "integer", "minimum": 0}
 _PROGRESS_HEADERS: dict[str, Any] = {
@@ -157,7 +156,7 @@ async def _of_length(length: int, data: AsyncIterator[bytes]) -> AsyncIterator[b
         "parameters": [_COMPLETE, _LENGTH],
         "requestBody": {
             "required": True,
-            "content": {**content(BINARY, OCTET_STREAM), **content(_FORM, FORM_TYPE)},
+            "content": content(BINARY, OCTET_STREAM),
         },
     },
 )
@@ -170,7 +169,7 @@ async def upload_file(
 ) -> Response:
     """Upload a file.
 
-    It is the raw body, or the one part of a multipart form that has a filename.
+    It is the raw body, of any type, or the one part with a filename of `multipart/form-data`.
     With `Upload-Complete: ?0` the body is the first part of the file, and the rest comes by PATCH.
     """
     with _showing_limits(state["settings"]):

@@ -85,6 +85,15 @@ PROBLEM_TYPES: dict[str, tuple[int, str]] = {
     "job-failed": (409, NO_RESULT),
     "job-cancelled": (409, NO_RESULT),
 }
+FIELD_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "One field or parameter that is wrong.",
+    "required": ["pointer", "detail"],
+    "properties": {
+        "pointer": {"type": "string", "description": "JSON pointer"},
+        "detail": {"type": "string"},
+    },
+}
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "description": "A problem of RFC 9457; further members depend on its type.",
@@ -94,14 +103,7 @@ SCHEMA: dict[str, Any] = {
         "status": {"type": "integer"},
         "errors": {
             "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["pointer", "detail"],
-                "properties": {
-                    "pointer": {"type": "string", "description": "JSON pointer"},
-                    "detail": {"type": "string"},
-                },
-            },
+            "items": {"$ref": "#/components/schemas/ProblemField"},
         },
     },
 }

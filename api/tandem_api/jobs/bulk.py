@@ -31,6 +31,7 @@ from tandem_api.http.problems import error_problem
 from tandem_api.http.routing import PlainRoute
 from tandem_api.openapi.describe import (
     BODY_PROBLEMS,
+    TEXT,
     TRACEPARENT,
     content,
     raw_router,
@@ -64,7 +65,7 @@ router = raw_router("jobs", route_class=PlainRoute)
             "One answer for each item, in order",
             {
                 **content({"type": "array", "items": ref("BulkAnswer")}, JSON),
-                **content(ref("BulkAnswer"), NDJSON),
+                **content(TEXT, NDJSON),
             },
         ),
         **BODY_PROBLEMS,
@@ -75,7 +76,7 @@ router = raw_router("jobs", route_class=PlainRoute)
             "required": True,
             "content": {
                 **content({"type": "array", "items": ref("BulkItem"), "maxItems": MAX_ITEMS}, JSON),
-                **content(ref("BulkItem"), NDJSON),
+                **content(TEXT, NDJSON),
             },
         },
     },

@@ -56,7 +56,7 @@ _failure = msgspec.json.Decoder(Failure)
     responses={**SUBMITTED, **BODY_PROBLEMS},
     openapi_extra={
         "parameters": SUBMIT_HEADERS,
-        "requestBody": {"required": True, "content": content(ref("NewJob"), JSON)},
+        "requestBody": {"required": True, "content": content(ref("JobRequest"), JSON)},
     },
 )
 async def submit_job(request: Request) -> Response:

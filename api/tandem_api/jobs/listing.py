@@ -30,6 +30,7 @@ from tandem_api.openapi.describe import (
 )
 from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState, StateDep
+from tandem_api.validation.filter import SEARCHED
 from tandem_api.validation.messages import FieldError, explain
 from tandem_api.validation.schema import MAX_TAGS, TAGS_SCHEMA
 from tandem_shared.errors import Invalid, Malformed
@@ -48,7 +49,6 @@ MAX_TEXT_CHARS = 200  # of `q`
 MAX_VALUE_CHARS = 2 * MAX_TEXT_CHARS  # of any parameter but `state`
 TAG = "tag."
 
-SEARCHED = "a text in id, task, tags or the last error's type and message, ignoring case"
 _LIMIT = {
     "type": "integer",
     "minimum": 1,

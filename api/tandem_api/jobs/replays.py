@@ -15,7 +15,6 @@ from tandem_api.http.problems import error_problem
 from tandem_api.http.routing import JOB
 from tandem_api.jobs.job import JobId, submit
 from tandem_api.jobs.listing import (
-    SEARCHED,
     MergedPage,
     cursor_of,
     find_jobs,
@@ -37,68 +36,20 @@ from tandem_api.openapi.describe import (
 )
 from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState, StateDep
+from tandem_api.validation.filter import FILTER_SCHEMA, MAX_JOBS
 from tandem_api.validation.messages import explain
-from tandem_api.validation.schema import TAGS_SCHEMA
 from tandem_shared.errors import Conflict, Invalid, NotFound, Refused, TandemError, Unavailable
 from tandem_shared.jobs.record import Record, Submission
 from tandem_shared.jobs.replay import REPLAYABLE, ReplayInput, replay_key
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.query import JobFilter
 
-MAX_JOBS = 10_000  # of one call
-MAX_IDS = 1000  # in a filter
 CALL_SECONDS = 10.0  # after which a call returns with a cursor to continue from
 PAGE_JOBS = 200  # that are looked up together
 BATCH_JOBS = 50  # that are replayed together: each payload may have a MiB
 
-_TEXT: dict[str, Any] = {"type": ["string", "null"], "maxLength": 200}
-_TIME: dict[str, Any] = {"type": ["string", "null"], "format": "date-time"}
-_STATE: dict[str, Any] = {"enum": sorted(REPLAYABLE)}
-# The filter of GET /v1/jobs as a body; null means left out.
-FILTER_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "state": {
-            "anyOf": [_STATE, {"type": "array", "items": _STATE, "minItems": 1}, {"type": "null"}],
-            "default": "failed",
-        },
-        "task": _TEXT,
-        "queue": _TEXT,
-        "tags": TAGS_SCHEMA,
-        "since": {**_TIME, "description": "submitted at this time or later"},
-        "until": {**_TIME, "description": "submitted before this time"},
-        "q": {**_TEXT, "description": SEARCHED},
-        "ids": {
-            "type": ["array", "null"],
-            "maxItems": MAX_IDS,
-            "items": {"type": "string", "maxLength": 64, "pattern": "^[0-9A-Za-z]+$"},
-            "description": "only these jobs",
-        },
-        "limit": {
-            "type": ["integer", "null"],
-            "minimum": 1,
-            "maximum": MAX_JOBS,
-            "default": MAX_JOBS,
-        },
-        "cursor": {"type": ["string", "null"], "description": "`next_cursor` of the call before"},
-        "dry_run": {"type": ["boolean", "null"], "default": False, "description": "only count"},
-    },
-}
 _validator = Draft202012Validator(FILTER_SCHEMA)
-_ITEMS_SCHEMA: dict[str, Any] = {
-    "type": "array",
-    "description": "the id of each new job, and a problem for each job that was refused",
-    "items": {
-        "type": "object",
-        "required": ["replay_of"],
-        "properties": {
-            "replay_of": {"type": "string"},
-            "id": {"type": "string"},
-            "error": ref("Problem"),
-        },
-    },
-}
+_ITEMS_SCHEMA: dict[str, Any] = {"type": "array", "items": ref("ReplayedJob")}
 
 router = json_router("jobs", responses=COMMON)
 
@@ -174,7 +125,7 @@ class ReplayRequest(NamedTuple):
     responses=BODY_PROBLEMS,
     openapi_extra={
         "parameters": [TRACEPARENT],
-        "requestBody": {"required": True, "content": content(FILTER_SCHEMA, JSON)},
+        "requestBody": {"required": True, "content": content(ref("ReplayFilter"), JSON)},
     },
 )
 async def replay_jobs(request: Request, state: StateDep) -> Replays:

@@ -12,6 +12,8 @@ from tandem_api.http.routing import DocumentedRoute
 Responses = dict[int | str, dict[str, Any]]
 
 TIME: dict[str, Any] = {"type": "string", "format": "date-time"}
+# Of several documents in one body; generated clients would read it as a single one.
+TEXT: dict[str, Any] = {"type": "string"}
 BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
 _PROBLEM_HEADERS = {401: "WWW-Authenticate", 416: "Content-Range", 503: "Retry-After"}
 

@@ -12,8 +12,10 @@ from jsonschema_rs import Draft202012Validator, ReferencingError, ValidationErro
 from tandem_api.http import problems
 from tandem_api.http.body import JSON, JsonBytes
 from tandem_api.openapi.describe import TIME, ref
+from tandem_api.openapi.tidy import tidy_document
 from tandem_api.state import StateDep
 from tandem_api.validation.catalogue import Catalogue
+from tandem_api.validation.filter import FILTER_SCHEMA
 from tandem_api.validation.schema import KEY_SCHEMA, OPTIONS_SCHEMA, job_schema
 from tandem_shared.catalogue import CatalogueEntry
 from tandem_shared.errors import Unavailable
@@ -30,6 +32,43 @@ TAGS = [
     {"name": "files", "description": "Upload, download, delete."},
     {"name": "operating", "description": "Tasks, queues, workers, probes and metrics."},
 ]
+FIRST_EXAMPLE = "http.request"  # harms nobody, while others send mail or change data
+EXAMPLE_JOB: dict[str, Any] = {
+    "id": "01M7Z1YRWG26XDJFATWWCa",
+    "task": "http.request",
+    "state": "succeeded",
+    "done": True,
+    "queue": "default",
+    "priority": "normal",
+    "attempt": 1,
+    "max_attempts": 3,
+    "submitted_at": "2026-01-31T12:00:00.000Z",
+    "scheduled_for": None,
+    "started_at": "2026-01-31T12:00:00.010Z",
+    "finished_at": "2026-01-31T12:00:00.250Z",
+    "timeout": 30,
+    "progress": None,
+    "result": {"status": 200, "url": "https://example.org/", "elapsed_ms": 231, "text": "…"},
+    "error": None,
+    "waiting_for": None,
+    "cancel_requested": False,
+    "tags": {"customer": "17"},
+    "files": [],
+    "attempts": [
+        {
+            "attempt": 1,
+            "started_at": "2026-01-31T12:00:00.010Z",
+            "finished_at": "2026-01-31T12:00:00.250Z",
+            "outcome": "succeeded",
+            "worker": "host-4711-9e08ef25",
+        }
+    ],
+    "links": {
+        "self": "/v1/jobs/01M7Z1YRWG26XDJFATWWCa",
+        "stream": "/v1/jobs/01M7Z1YRWG26XDJFATWWCa/stream",
+        "result": "/v1/jobs/01M7Z1YRWG26XDJFATWWCa/result",
+    },
+}
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")  # in the name of a component
 _COMPONENTS = "#/components/schemas/"
 
@@ -79,19 +118,33 @@ def openapi(fastapi: FastAPI, entries: list[CatalogueEntry], settings: Settings)
     body = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"][JSON]
     if examples := _examples(entries):
         body["examples"] = examples
-    return document
+    tidied: dict[str, Any] = tidy_document(document)
+    return tidied
 
 
 def _static_schemas() -> dict[str, Any]:
     """The components that FastAPI does not know and that do not depend on the catalogue."""
     _, schemas = msgspec.json.schema_components([JobView], ref_template=f"{_COMPONENTS}{{name}}")
-    job = {**schemas.pop("JobView"), "title": "Job"}
+    job = schemas.pop("JobView")
     return {
         **schemas,
-        "Job": job,
+        "Job": {**job, "examples": [EXAMPLE_JOB]},
         "Problem": problems.SCHEMA,
+        "ProblemField": problems.FIELD_SCHEMA,
+        "ReplayFilter": FILTER_SCHEMA,
+        "ReplayedJob": {
+            "type": "object",
+            "description": "The id of a new job, or why there is none.",
+            "required": ["replay_of"],
+            "properties": {
+                "replay_of": {"type": "string"},
+                "id": {"type": "string"},
+                "error": ref("Problem"),
+            },
+        },
         "Options": {
             **OPTIONS_SCHEMA,
+            "type": "object",
             "description": "Options that are left out, or null, have the task's own defaults.",
         },
         "BulkItem": {
@@ -100,7 +153,7 @@ def _static_schemas() -> dict[str, Any]:
             "required": ["task"],
             "properties": {
                 "task": {"type": "string"},
-                "payload": {},
+                "payload": {"description": "as its task says"},
                 "options": ref("Options"),
                 "idempotency_key": KEY_SCHEMA,
             },
@@ -123,7 +176,7 @@ def _static_schemas() -> dict[str, Any]:
                 "type": {"enum": list(ENTRY_TYPES)},
                 "attempt": {"type": "integer", "minimum": 0},
                 "at": TIME,
-                "data": {},
+                "data": {"description": "of `state` and `end`: the job"},
             }
         ),
     }
@@ -134,7 +187,7 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def _task_schemas(entries: list[CatalogueEntry]) -> dict[str, Any]:
-    """The payload and the job of each task, and `NewJob`, which is one of the jobs."""
+    """The payload and the job of each task, and `JobRequest`, which is one of the jobs."""
     schemas: dict[str, Any] = {}
     jobs: dict[str, str] = {}
     for entry in entries:
@@ -144,9 +197,9 @@ def _task_schemas(entries: list[CatalogueEntry]) -> dict[str, Any]:
         job["properties"]["options"] = ref("Options")
         if _accepts_nothing(entry.payload_schema):
             job["required"] = ["task"]
-        schemas[f"{entry.name}.job"] = {"title": entry.name, "description": entry.summary, **job}
+        schemas[f"{entry.name}.job"] = {"description": entry.summary, **job}
         jobs[entry.name] = f"{_COMPONENTS}{entry.name}.job"
-    schemas["NewJob"] = (
+    schemas["JobRequest"] = (
         {
             "oneOf": [{"$ref": reference} for reference in jobs.values()],
             "discriminator": {"propertyName": "task", "mapping": jobs},
@@ -169,12 +222,13 @@ def _accepts_nothing(schema: dict[str, Any]) -> bool:
 
 
 def _examples(entries: list[CatalogueEntry]) -> dict[str, Any]:
+    """An example for each task that has one; the first is what a page fills in by itself."""
     return {
         entry.name: {
-            "summary": entry.summary or entry.name,
+            "summary": f"{entry.name}: {entry.summary}" if entry.summary else entry.name,
             "value": {"task": entry.name, "payload": entry.example},
         }
-        for entry in entries
+        for entry in sorted(entries, key=lambda one: (one.name != FIRST_EXAMPLE, one.name))
         if entry.example is not None
     }
 
@@ -186,7 +240,7 @@ def _payload_schemas(entry: CatalogueEntry, name: str) -> dict[str, Any]:
     names = {key: f"{entry.name}.{_UNSAFE.sub('_', key)}" for key in definitions}
     places = {f"#/$defs/{key}": _COMPONENTS + component for key, component in names.items()}
     found = {component: definitions[key] for key, component in names.items()}
-    found[name] = {"title": f"Payload of {entry.name}", **schema}
+    found[name] = schema
     if entry.example is not None:
         found[name].setdefault("examples", [entry.example])
     return {key: _moved(value, places, _COMPONENTS + name) for key, value in found.items()}

@@ -17,12 +17,12 @@ from tandem_api.http.routing import JOB, PlainRoute
 from tandem_api.jobs.lookup import find_job
 from tandem_api.openapi.describe import (
     JOB_ID,
+    TEXT,
     content,
     list_parameter,
     parameter,
     problems,
     raw_router,
-    ref,
     response,
 )
 from tandem_api.state import RequestState, state_of
@@ -60,7 +60,8 @@ router = raw_router("jobs", route_class=PlainRoute)
     f"{JOB}/stream",
     responses={
         200: response(
-            "Entries up to `end`", {**content(ref("Entry"), SSE, *NDJSON_TYPES), CSV: {}}
+            "Entries up to `end`: each event, or each line, has one `Entry` as JSON",
+            content(TEXT, SSE, *NDJSON_TYPES, CSV),
         ),
         204: response("`after` is the id of `end`: nothing follows"),
         **problems(400, 404, 406),

@@ -42,7 +42,15 @@ import msgspec
 from msgspec import UNSET
 
 from tandem_shared.jobs.states import FINAL, STATES, Outcome, Priority, State
-from tandem_shared.jobs.view import Failure, JobAttempt, JobError, JobFile, JobView, WaitingFor
+from tandem_shared.jobs.view import (
+    Failure,
+    JobAttempt,
+    JobError,
+    JobFile,
+    JobLinks,
+    JobView,
+    WaitingFor,
+)
 from tandem_shared.retry_policy import DEFAULT_MAX_ATTEMPTS
 from tandem_shared.times import rfc3339, rfc3339_of_stamp
 
@@ -245,7 +253,7 @@ def job_json(record: Record, *, payload: bytes | None = None, root: str = "") ->
         started_at=rfc3339_of_stamp(record.began or (attempts[0].began if attempts else None)),
         finished_at=rfc3339_of_stamp(record.ended),
         timeout=plain_number(record.options.timeout),
-        progress=_raw(record.progress),
+        progress=_raw(record.progress),  # type: ignore[arg-type] # JSON of JobProgress, copied
         result=_raw(record.result) if record.state is State.SUCCEEDED else None,
         error=_error(record),
         waiting_for=record.waiting_for,
@@ -262,7 +270,7 @@ def job_json(record: Record, *, payload: bytes | None = None, root: str = "") ->
             )
             for attempt in attempts[-MAX_SHOWN_ATTEMPTS:]
         ],
-        links={"self": base, "stream": f"{base}/stream", "result": f"{base}/result"},
+        links=JobLinks(base, f"{base}/stream", f"{base}/result"),
         replay_of=record.options.replay_of or UNSET,
         payload=UNSET if payload is None else msgspec.Raw(payload),
     )

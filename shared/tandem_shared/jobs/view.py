@@ -9,10 +9,22 @@ from tandem_shared.jobs.states import Outcome, Priority, State
 
 Count = Annotated[int, Meta(ge=0)]
 Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
-_LINKS: dict[str, Any] = {
-    "required": ["self", "stream", "result"],
-    "properties": {name: {"type": "string"} for name in ("self", "stream", "result")},
-}
+
+
+class JobLinks(msgspec.Struct):
+    """Where a job, its stream and its result are."""
+
+    self: str
+    stream: str
+    result: str
+
+
+class JobProgress(msgspec.Struct):
+    """How far a job is, as its code last said."""
+
+    current: float
+    total: float | None
+    message: str | None
 
 
 class JobFile(msgspec.Struct):
@@ -95,7 +107,7 @@ class JobView(msgspec.Struct, kw_only=True):
     started_at: Time | None
     finished_at: Time | None
     timeout: Annotated[float, Meta(description="seconds")]
-    progress: Annotated[Any, Meta(extra_json_schema={"type": ["object", "null"]})]
+    progress: JobProgress | None
     result: Annotated[Any, Meta(description="null unless the state is `succeeded`")]
     error: JobError | None
     waiting_for: Annotated[
@@ -105,6 +117,6 @@ class JobView(msgspec.Struct, kw_only=True):
     tags: dict[str, str]
     files: list[JobFile]
     attempts: list[JobAttempt]
-    links: Annotated[dict[str, str], Meta(extra_json_schema=_LINKS)]
+    links: JobLinks
     replay_of: str | UnsetType = UNSET
     payload: Annotated[Raw | UnsetType, Meta(description="only with `?payload=true`")] = UNSET

@@ -151,16 +151,16 @@ async def test_every_task_has_its_schema_and_example_in_the_document(
 ) -> None:
     document = (await client.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]
-    assert schemas["NewJob"]["oneOf"] == [
+    assert schemas["JobRequest"]["oneOf"] == [
         {"$ref": f"#/components/schemas/{name}.job"} for name in ("t.any", "t.strict")
     ]
-    assert schemas["t.strict.job"]["properties"]["task"] == {"const": "t.strict"}
+    assert schemas["t.strict.job"]["properties"]["task"] == {"const": "t.strict", "type": "string"}
     content = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
     example = content["examples"]["t.strict"]["value"]
     assert example == {"task": "t.strict", "payload": {"url": "https://example.org/"}}
     # The published schema is the one that validation uses.
     shown = Draft202012Validator(
-        {"$ref": "#/components/schemas/NewJob", "components": document["components"]}
+        {"$ref": "#/components/schemas/JobRequest", "components": document["components"]}
     )
     for job, status in (
         (example, 202),
@@ -171,7 +171,7 @@ async def test_every_task_has_its_schema_and_example_in_the_document(
         ({"task": "t.any", "payload": {}, "options": {"timeout": "soon"}}, 422),
         ({"task": "t.any"}, 202),
         ({"task": "t.strict"}, 422),
-        ({"task": "t.any", "options": {"callback": None, "queue": None}}, 202),
+        ({"task": "t.any", "options": {"priority": None, "queue": None}}, 202),
         ({"task": "t.any", "options": {"callback": {"url": "https://example.org/"}}}, 422),
     ):
         assert (await client.post("/v1/jobs", json=job)).status_code == status

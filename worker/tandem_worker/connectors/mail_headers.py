@@ -16,9 +16,9 @@ import idna
 # Reject every character that any mail reader may treat as a line break: header injection.
 CONTROL = r"\u0000-\u001f\u007f-\u009f\u2028\u2029"
 _LOCAL = r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}"
-_ADDRESS = rf"{_LOCAL}@[^\s{CONTROL}@<>()\[\],;:\\\"]{{1,255}}"
-_QUOTED = rf"\"(?:[^\"\\{CONTROL}]|\\[^{CONTROL}])*\""
-MAILBOX_PATTERN = rf"^({_ADDRESS}|([^{CONTROL}<>\"@,;\\]*|{_QUOTED} *)<{_ADDRESS}>)$"
+_ADDRESS = rf"{_LOCAL}@[^\s{CONTROL}@<>()\[\],;:\\\u0022]{{1,255}}"
+_QUOTED = rf"\u0022(?:[^\u0022\\{CONTROL}]|\\[^{CONTROL}])*\u0022"
+MAILBOX_PATTERN = rf"^({_ADDRESS}|([^{CONTROL}<>\u0022@,;\\]*|{_QUOTED} *)<{_ADDRESS}>)$"
 _ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]*")
 _MAX_QUOTED_CHARS = 60  # longer names go out as encoded words, which may be folded anywhere
 # An encoded word has at most 75 (RFC 2047). Shorter ones fit on the line of the header's name.
