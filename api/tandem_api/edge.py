@@ -16,6 +16,7 @@ from tandem_api.drain import Drain
 from tandem_api.http.parameters import TRACEPARENT, read_headers
 from tandem_api.http.problems import (
     RETRY_AFTER_SECONDS,
+    STATUSES,
     Problem,
     path_of,
     status_problem,
@@ -110,8 +111,7 @@ class Edge:
             return status_problem(400, detail, headers={"Connection": "close"})
         tenant = self._keys.tenant(scope["path"], headers.get("authorization"))
         if tenant is None:
-            detail = "send an API key: Authorization: Bearer tk_…"
-            return status_problem(401, detail, headers={"WWW-Authenticate": "Bearer"})
+            return _unauthenticated(headers.get("authorization"))
         scope["state"]["tenant"], scope["state"]["headers"] = tenant, headers
         return None
 
@@ -125,6 +125,21 @@ class Edge:
             # Idle connections are about to close, and a request sent on one would be lost.
             added.append((b"connection", b"close"))
         return added
+
+
+def _unauthenticated(given: str | None) -> Problem:
+    """The answer to a request without a key, or with one that is not valid (RFC 6750, 3.1)."""
+    scheme, _, key = (given or "").partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        detail = "send an API key: Authorization: Bearer tk_…"
+        return status_problem(401, detail, headers={"WWW-Authenticate": "Bearer"})
+    return Problem(
+        status=401,
+        type=STATUSES[401][0],
+        title="The API key is not valid",
+        detail="the key in Authorization is none of this service's",
+        headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
+    )
 
 
 def _request_id(headers: Mapping[str, str]) -> str | None:

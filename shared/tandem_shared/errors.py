@@ -48,8 +48,8 @@ class Invalid(Refused):
 class UnknownTask(Refused):
     """No worker has ever published a task of this name."""
 
-    def __init__(self, task: str) -> None:
-        super().__init__(f"no worker has published a task named {task!r}")
+    def __init__(self, task: str, hint: str = "") -> None:
+        super().__init__(f"no worker has published a task named {task!r}{hint}")
 
 
 class KeyReused(Refused):

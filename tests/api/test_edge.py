@@ -58,7 +58,15 @@ async def test_every_endpoint_requires_a_key_once_keys_are_set(
     ):
         answer = await locked.request(method, path, headers=headers)
         assert problem(answer)[0] == 401, path
-        assert answer.headers["www-authenticate"] == "Bearer"
+        # RFC 6750 (3.1): a wrong key is told from a missing one.
+        wrong = given is not None and given.startswith("Bearer tk_")
+        reason = ' error="invalid_token"' if wrong else ""
+        assert answer.headers["www-authenticate"] == f"Bearer{reason}"
+        title = "The API key is not valid" if wrong else "An API key is needed"
+        assert (answer.json()["title"], answer.json()["type"]) == (
+            title,
+            "/problems/unauthenticated",
+        )
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])

@@ -166,7 +166,7 @@ def test_a_result_that_became_a_file_is_printed_and_so_is_any_file(pair: Pair) -
         (["watch", "nothing", "--url", "here"], "tandem: TANDEM_URL: "),
         (
             ["result", "nothing", "--api-key", "tk_abcd_wrongwrongwrongwrong"],
-            "tandem: An API key is needed",
+            "tandem: The API key is not valid",
         ),
     ],
 )

@@ -206,7 +206,10 @@ def error_response(request: Request, error: TandemError | HTTPException) -> Resp
     """The response to a request that failed with this error."""
     problem = error_problem(error)
     if problem.status == 404 and problem.detail == "Not Found":  # the router's
-        detail = f"there is nothing at {path_of(request.scope)[:200]}"
+        path = path_of(request.scope)[:200]
+        detail = f"there is nothing at {path}"
+        if path.endswith("/") and len(path) > 1:
+            detail += f"; paths have no slash at their end: {path.rstrip('/')}"
         problem = msgspec.structs.replace(problem, detail=detail)
     elif problem.status == 405:
         allowed = ", ".join(sorted(_allowed_methods(request)))

@@ -12,7 +12,7 @@ from tandem_api.openapi.describe import COMMON, json_router, problems
 from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import StateDep
 from tandem_shared.catalogue import CatalogueEntry
-from tandem_shared.errors import NotFound, UnknownTask
+from tandem_shared.errors import NotFound
 
 router = json_router("operating", responses=COMMON, dependencies=[Depends(no_cache)])
 
@@ -57,10 +57,9 @@ async def show_task(
 ) -> dict[str, Any]:
     """Show a task's schemas, its defaults and an example of its payload."""
     await state["catalogue"].refresh()
-    try:
-        entry = await state["catalogue"].find(task)
-    except UnknownTask:
-        raise NotFound("task", task[:200]) from None
+    entry = state["catalogue"].entries.get(task)
+    if entry is None:
+        raise NotFound("task", task[:200])
     return _shown(entry, (await retry_briefly(state["queue"].serving)).tasks)
 
 

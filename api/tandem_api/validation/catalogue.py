@@ -4,8 +4,9 @@ import asyncio
 
 import structlog
 
+from tandem_api.validation.messages import did_you_mean
 from tandem_shared.catalogue import CatalogueEntry
-from tandem_shared.errors import UnknownTask
+from tandem_shared.errors import Unavailable, UnknownTask
 from tandem_shared.queue.queue import Queue
 
 log = structlog.get_logger()
@@ -53,12 +54,17 @@ class Catalogue:
         log.info("catalogue read", tasks=len(entries))
 
     async def find(self, name: str) -> CatalogueEntry:
-        """A task's entry, even one published just now. Raises UnknownTask and Unavailable."""
+        """A task's entry, even one published just now.
+
+        Raises UnknownTask, and Unavailable before any worker has published its tasks.
+        """
         if name not in self.entries:
             shared = self._reading is not None
             await self.refresh()
             if shared and name not in self.entries:  # that read may have begun too early
                 await self.refresh()
         if name not in self.entries:
-            raise UnknownTask(name)
+            if not self.entries:
+                raise Unavailable("no worker has published its tasks yet: start one, and try again")
+            raise UnknownTask(name, did_you_mean(name, self.entries))
         return self.entries[name]

@@ -7,6 +7,7 @@ from jsonschema_rs import ValidationError
 
 MAX_ERRORS = 20  # of one request
 MAX_VALUE_CHARS = 100  # of a value that is quoted
+MAX_COMPARED_CHARS, MAX_DIFFERENT_CHARS = 100, 2  # of names that are compared
 MAX_DESCRIPTION_CHARS = 500  # of a sentence from the schema itself
 
 FieldError = tuple[str, str]  # pointer, sentence
@@ -26,6 +27,29 @@ def explain(errors: Iterable[ValidationError], *schemas: Any) -> list[FieldError
             if len(found) == MAX_ERRORS:
                 return list(found.items())
     return list(found.items())
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'other'?`, or nothing if no known name is close."""
+    close = next((other for other in known if _is_close(name, other)), None)
+    return "" if close is None else f"; did you mean {close!r}?"
+
+
+def _is_close(name: str, other: str) -> bool:
+    """Whether the names differ in one place, by at most two characters.
+
+    A bulk may have a hundred thousand unknown names, and difflib would take seconds for them.
+    """
+    longer, shorter = max(len(name), len(other)), min(len(name), len(other))
+    if longer - shorter > MAX_DIFFERENT_CHARS or longer > MAX_COMPARED_CHARS:
+        return False
+    start = end = 0
+    while start < shorter and name[start] == other[start]:
+        start += 1
+    while end < shorter - start and name[-1 - end] == other[-1 - end]:
+        end += 1
+    different = longer - start - end
+    return different <= MAX_DIFFERENT_CHARS and 2 * different < longer
 
 
 def _quoted(value: Any) -> str:
@@ -84,8 +108,9 @@ def _explain(error: ValidationError, schemas: Sequence[Any]) -> Iterator[FieldEr
     if name == "required":
         yield pointer([*path, kind["property"]]), "is required"
     elif name in ("additionalProperties", "unevaluatedProperties"):
+        known = _schema_around(error, schemas).get("properties") or {}
         for field in kind["unexpected"][:MAX_ERRORS]:
-            yield pointer([*path, field]), "is not a known field"
+            yield pointer([*path, field]), f"is not a known field{did_you_mean(field, known)}"
     elif name in ("anyOf", "oneOf") and kind.get("context"):
         yield from _explain_nearest(error, kind["context"], schemas)
     elif name == "propertyNames":
@@ -95,7 +120,7 @@ def _explain(error: ValidationError, schemas: Sequence[Any]) -> Iterator[FieldEr
     elif name in _LIMITS:
         yield pointer(path), _LIMITS[name].format_map(kind)
     elif name in _SENTENCES:
-        yield pointer(path), _SENTENCES[name](kind)
+        yield pointer(path), _own_message(error, schemas) or _SENTENCES[name](kind)
     else:
         yield pointer(path), "is not valid" if name == "falseSchema" else _quoted(error.message)
 
@@ -138,6 +163,19 @@ def _explain_not(error: ValidationError, schemas: Sequence[Any]) -> FieldError:
 
 def _description_around(error: ValidationError, schemas: Sequence[Any]) -> Any:
     """The description next to a `not`, unless other keywords could be meant by it."""
+    found = _schema_around(error, schemas)
+    return found["description"] if found.keys() == {"not", "description"} else None
+
+
+def _own_message(error: ValidationError, schemas: Sequence[Any]) -> str | None:
+    """What a schema has to say about its pattern, under the name that ajv-errors uses."""
+    text = _schema_around(error, schemas).get("errorMessage")
+    named = error.kind.name == "pattern" and isinstance(text, str)
+    return str(text)[:MAX_DESCRIPTION_CHARS] if named else None
+
+
+def _schema_around(error: ValidationError, schemas: Sequence[Any]) -> dict[str, Any]:
+    """The schema with the keyword that failed, in the first of `schemas` that has its path."""
     for schema in schemas:
         found = schema
         try:
@@ -145,9 +183,9 @@ def _description_around(error: ValidationError, schemas: Sequence[Any]) -> Any:
                 found = found[part]
         except (KeyError, IndexError, TypeError):
             continue  # the path is relative to another schema
-        if isinstance(found, dict) and found.keys() == {"not", "description"}:
-            return found["description"]
-    return None
+        if isinstance(found, dict) and error.schema_path[-1] in found:
+            return found
+    return {}
 
 
 def _explain_nearest(

@@ -36,7 +36,13 @@ OPTIONS_SCHEMA = _or_null(
         "type": "object",
         "additionalProperties": False,
         "properties": {
-            "queue": _or_null({"type": "string", "pattern": QUEUE_NAME_PATTERN}),
+            "queue": _or_null(
+                {
+                    "type": "string",
+                    "pattern": QUEUE_NAME_PATTERN,
+                    "errorMessage": "must be up to 64 letters, digits, '.', '_' and '-'",
+                }
+            ),
             "priority": _or_null({"enum": list(PRIORITIES)}),
             "run_at": _or_null({"type": "string", "format": "date-time"}),
             **dict.fromkeys(("delay", "timeout", "expires_in"), _or_null(DURATION_SCHEMA)),

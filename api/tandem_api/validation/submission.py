@@ -12,7 +12,7 @@ from tandem_api.http.body import decode, decode_object
 from tandem_api.http.parameters import MAX_KEY_BYTES
 from tandem_api.validation.catalogue import Catalogue
 from tandem_api.validation.messages import FieldError, explain
-from tandem_api.validation.schema import KEY_SCHEMA, NOT_AVAILABLE, job_schema
+from tandem_api.validation.schema import KEY_SCHEMA, NOT_AVAILABLE, OPTIONS_SCHEMA, job_schema
 from tandem_shared.catalogue import CatalogueEntry
 from tandem_shared.errors import Invalid
 from tandem_shared.jobs.ids import new_id
@@ -183,11 +183,13 @@ def _validate(compiled: CompiledTask, value: dict[str, Any], size: int) -> None:
 def _reworded(pointer: str, text: str, value: dict[str, Any]) -> str:
     """The sentence, replaced where we can say more than the schema."""
     _, *parts = pointer.split("/")
+    if len(parts) == 1 and parts[0] in OPTIONS_SCHEMA["properties"]:
+        return f'belongs into options: {{"options": {{"{parts[0]}": …}}}}'
     if parts[:1] != ["options"]:
         return text
     if len(parts) == 2 and parts[1] in NOT_AVAILABLE:
         return NOT_AVAILABLE[parts[1]]
-    if parts[-1] in (*DURATIONS, *RETRY_DURATIONS) and text != "is not a known field":
+    if parts[-1] in (*DURATIONS, *RETRY_DURATIONS) and not text.startswith("is not a known field"):
         given: Any = value
         for part in parts:
             given = given[part]

@@ -203,7 +203,13 @@ TYPE = b"unsupported-media-type", b"The content type is not supported"
         (get(b"/v1/jobs/bulk"), refused(b"GET", b"/v1/jobs/bulk", b"POST")),
         (get(b"/v1/jobs/abc"), nothing(b"no job with id 'abc'", b"/v1/jobs/abc")),
         (get(b"/v1/jobs/%61%62%63"), nothing(b"no job with id 'abc'", b"/v1/jobs/%61%62%63")),
-        (get(b"/v1/jobs/"), nothing(b"there is nothing at /v1/jobs/", b"/v1/jobs/")),
+        (
+            get(b"/v1/jobs/"),
+            nothing(
+                b"there is nothing at /v1/jobs/; paths have no slash at their end: /v1/jobs",
+                b"/v1/jobs/",
+            ),
+        ),
         (get(b"/v1/nothing"), nothing(b"there is nothing at /v1/nothing", b"/v1/nothing")),
         (
             get(b"/v1/stream"),

@@ -22,6 +22,7 @@ from tandem_shared.jobs.ids import id_time
 from tandem_worker.connectors.mail_headers import (
     CONTROL,
     MAILBOX_PATTERN,
+    NOT_A_MAILBOX,
     Mailbox,
     attachment_disposition,
     encoded_mailboxes,
@@ -53,6 +54,7 @@ MailboxText = Annotated[
     Field(
         max_length=500,
         pattern=MAILBOX_PATTERN,
+        json_schema_extra={"errorMessage": f"is {NOT_A_MAILBOX}"},
         description="a@example.org or Name <a@example.org>",
     ),
     AfterValidator(_check),

@@ -82,7 +82,15 @@ def _check_url(value: str) -> str:
 
 Url = Annotated[
     str,
-    Field(pattern=_URL, max_length=8192, description="http or https, without user or password"),
+    Field(
+        pattern=_URL,
+        max_length=8192,
+        description="http or https, without user or password",
+        json_schema_extra={
+            "errorMessage": "must be a URL that begins with http:// or https://, without a user or"
+            " password, such as https://example.org/"
+        },
+    ),
     AfterValidator(_check_url),
 ]
 Headers = Annotated[dict[str, str] | None, _validator(_NOT_ALLOWED), _schema(_NOT_ALLOWED)]
