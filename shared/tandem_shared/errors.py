@@ -7,6 +7,7 @@ TandemError
 │   ├── UnknownTask          no worker has ever published a task of this name
 │   ├── KeyReused            an idempotency key came with another task or payload than before
 │   ├── TooLarge             a body, an item or an upload exceeds its limit
+│   ├── OtherUploadProtocol  an upload that speaks another protocol for parts than ours
 │   ├── NotFound             no such job, file or task for this tenant
 │   ├── BadCursor            not a position in this job's stream
 │   └── Conflict             does not fit the current state, such as an upload not yet complete
@@ -50,6 +51,10 @@ class UnknownTask(Refused):
 
     def __init__(self, task: str, hint: str = "") -> None:
         super().__init__(f"no worker has published a task named {task!r}{hint}")
+
+
+class OtherUploadProtocol(Refused):
+    """An upload speaks another protocol for uploads in parts than the service does."""
 
 
 class KeyReused(Refused):

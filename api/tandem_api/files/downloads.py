@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 from fastapi import HTTPException, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
-from tandem_api.files.uploads import FileId, progress_headers
+from tandem_api.files.uploads import FileId, progress_headers, refuse_other_protocols
 from tandem_api.http.caching import NO_CACHE
 from tandem_api.http.parameters import headers_of, matches, whole_number
 from tandem_api.jobs.job import JobId
@@ -158,6 +158,8 @@ async def _prepend(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[b
 )
 async def download_file(request: Request, state: StateDep, id: FileId) -> Response:
     """Download an upload, whole or a range of it."""
+    if request.method == "HEAD":
+        refuse_other_protocols(headers_of(request))  # that ask where their upload continues
     store, tenant, now = state["store"], state["tenant"], state["queue"].clock.now()
     try:
         upload = await find_upload(store, id, tenant=tenant, now=now)

@@ -27,7 +27,7 @@ from tandem_api.openapi.describe import (
     raw_router,
 )
 from tandem_api.state import RequestState, StateDep
-from tandem_shared.errors import Conflict, Malformed, NotFound, TooLarge
+from tandem_shared.errors import Conflict, Malformed, NotFound, OtherUploadProtocol, TooLarge
 from tandem_shared.files.names import OCTET_STREAM
 from tandem_shared.files.resumable import append_parts
 from tandem_shared.files.uploads import (
@@ -43,7 +43,16 @@ from tandem_shared.settings import Settings
 IDLE_SECONDS = 60.0  # without a byte, after which an upload fails with 408
 PARTIAL_TYPE = "application/partial-upload"
 FORM_TYPE = "multipart/form-data"
-_INTEGER = re.compile(r"[ \t]*([0-9]{1,15})[ \t]*", re.ASCII)
+# Items of RFC 9651, whose parameters are ignored.
+_INTEGER = re.compile(r"[ \t]*([0-9]{1,15})[ \t]*(?:;.*)?", re.ASCII)
+_BOOLEAN = re.compile(r"[ \t]*\?([01])[ \t]*(?:;.*)?", re.ASCII)
+OLDEST_VERSION = 6  # of the draft's interoperability versions, in which parts have their own type
+OUR_PROTOCOL = (
+    "this service speaks the resumable uploads of the IETF"
+    " (draft-ietf-httpbis-resumable-upload), from interoperability version 6 on"
+)
+
+OTHER_PROTOCOL = "The client speaks another protocol for uploads in parts, such as tus 1.0"
 
 router = raw_router("files")
 
@@ -121,7 +130,25 @@ def _showing_limits(settings: Settings) -> Iterator[None]:
 
 def _complete(headers: Mapping[str, str]) -> bool | None:
     """Upload-Complete; None if it is missing or, as the draft says (4.1), has any other value."""
-    return {"?1": True, "?0": False}.get(headers.get("upload-complete", "").strip())
+    match = _BOOLEAN.fullmatch(headers.get("upload-complete", ""))
+    return None if match is None else match[1] == "1"
+
+
+def refuse_other_protocols(headers: Mapping[str, str]) -> None:
+    """Raises OtherUploadProtocol for tus and for versions of the draft that differ too much.
+
+    Their first request would otherwise be stored as a whole file, mostly an empty one.
+    """
+    if "tus-resumable" in headers:
+        raise OtherUploadProtocol(
+            f"{OUR_PROTOCOL}, not tus 1.0: in tus-js-client and Uppy, set protocol: 'ietf-draft-05'"
+        )
+    version = _number(headers, "upload-draft-interop-version")
+    incomplete = _BOOLEAN.fullmatch(headers.get("upload-incomplete", ""))
+    if incomplete is not None and incomplete[1] == "1":
+        raise OtherUploadProtocol(f"{OUR_PROTOCOL}, not this older one")
+    if version is not None and version < OLDEST_VERSION and _complete(headers) is False:
+        raise OtherUploadProtocol(f"{OUR_PROTOCOL}, not this older one")
 
 
 def _number(headers: Mapping[str, str], name: str) -> int | None:
@@ -151,6 +178,7 @@ async def _of_length(length: int, data: AsyncIterator[bytes]) -> AsyncIterator[b
     responses={
         201: {"model": Uploaded | Begun, "headers": _PROGRESS_HEADERS},
         **BODY_PROBLEMS,
+        **problems(_412=OTHER_PROTOCOL),
     },
     openapi_extra={
         "parameters": [_COMPLETE, _LENGTH],
@@ -178,6 +206,7 @@ async def upload_file(
 
 async def _upload(request: Request, state: RequestState, name: str | None) -> Response:
     settings, headers = state["settings"], headers_of(request)
+    refuse_other_protocols(headers)
     refuse_coding(request, "the file")
     complete, length = _complete(headers), _number(headers, "upload-length")
     content_type = headers.get("content-type")
@@ -191,12 +220,12 @@ async def _upload(request: Request, state: RequestState, name: str | None) -> Re
         await part.open()
         data, given, content_type = part.chunks(), part.name, part.content_type
     else:
-        if complete is False and length is not None and length > settings.max_upload:
-            raise TooLarge("the upload", settings.max_upload)
         data = _body(request, settings.max_upload)
         given = disposition_name(headers.get("content-disposition"))
-        if complete and length is not None:
-            data = _of_length(length, data)
+    if length is not None and length > settings.max_upload:
+        raise TooLarge("the upload", settings.max_upload)
+    if length is not None and complete is not False:
+        data = _of_length(length, data)
     shown = label(given if name is None else name)
     facts: dict[str, Any] = {
         "tenant": state["tenant"],
@@ -239,7 +268,11 @@ async def show_upload_limits(state: StateDep) -> Response:
             "headers": _PROGRESS_HEADERS,
         },
         **BODY_PROBLEMS,
-        **problems(404, _409="The upload continues elsewhere: Upload-Offset says where"),
+        **problems(
+            404,
+            _409="The upload continues elsewhere: Upload-Offset says where",
+            _412=OTHER_PROTOCOL,
+        ),
     },
     openapi_extra={
         "parameters": [{**_OFFSET, "required": True}, {**_COMPLETE, "required": True}, _LENGTH],
@@ -252,6 +285,7 @@ async def continue_upload(request: Request, state: StateDep, id: FileId) -> Resp
     HEAD shows in Upload-Offset where to continue. The last part has `Upload-Complete: ?1`.
     """
     headers = headers_of(request)
+    refuse_other_protocols(headers)
     if headers.get("content-type", "").partition(";")[0].strip().lower() != PARTIAL_TYPE:
         accept = {"Accept-Patch": PARTIAL_TYPE}
         raise HTTPException(415, f"send Content-Type: {PARTIAL_TYPE}", headers=accept)

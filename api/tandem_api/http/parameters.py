@@ -18,13 +18,16 @@ MAX_WHOLE_NUMBER = 10**18  # of a header; more than any file has bytes
 TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
 )
+# Visible ASCII, bare or as a String of RFC 8941, as /openapi.json shows it.
+KEY_PATTERN = r'^([!#-~]([ -~]*[!-~])?|"([ !#-\[\]-~]|\\["\\])+")$'
+WAIT_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h|d)?$"
 # A String of RFC 8941; its parameters are ignored.
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"[ \t]*(?:;.*)?')
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
 # An item of a list (RFC 9110, 5.6.1): a comma within quotes does not end it.
 _ITEM = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*+(?:"|\\?\Z))++')
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
-_FLAGS = {"true": True, "1": True, "": True, "false": False, "0": False}
+_FLAGS = {"true": True, "false": False}
 
 
 def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -25,6 +25,7 @@ from tandem_shared.errors import (
     Malformed,
     NotFound,
     OffsetMismatch,
+    OtherUploadProtocol,
     TandemError,
     TooLarge,
     Unavailable,
@@ -49,6 +50,8 @@ ERRORS: dict[type[TandemError], tuple[int, tuple[str, str] | None]] = {
     UnknownTask: (422, ("unknown-task", "The task is not known")),
     KeyReused: (422, ("idempotency-key-reused", "The idempotency key was used for something else")),
     TooLarge: (413, None),
+    # The status that tus 1.0 has for this.
+    OtherUploadProtocol: (412, ("upload-protocol", "The protocol of the upload is not supported")),
     NotFound: (404, None),
     BadCursor: (400, ("unknown-position", "The position is not known")),
     Conflict: (409, None),

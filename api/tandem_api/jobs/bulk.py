@@ -75,7 +75,7 @@ router = raw_router("jobs", route_class=PlainRoute)
         "requestBody": {
             "required": True,
             "content": {
-                **content({"type": "array", "items": ref("BulkItem"), "maxItems": MAX_ITEMS}, JSON),
+                **content({"type": "array", "items": ref("BulkItem")}, JSON),
                 **content(TEXT, NDJSON),
             },
         },
@@ -84,7 +84,7 @@ router = raw_router("jobs", route_class=PlainRoute)
 async def submit_jobs(request: Request) -> Response:
     """Submit many jobs: an array, or any number of lines.
 
-    An array is answered by an array, NDJSON by NDJSON while it is still being sent.
+    An array of up to 10,000 items is answered by an array, NDJSON by NDJSON while it is being sent.
     """
     if "idempotency-key" in headers_of(request):
         raise Malformed(

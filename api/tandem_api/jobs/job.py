@@ -10,6 +10,7 @@ from tandem_api.http.body import JSON, JsonBytes, content_type, read_body
 from tandem_api.http.caching import NO_CACHE
 from tandem_api.http.parameters import (
     MAX_WAIT_SECONDS,
+    WAIT_PATTERN,
     flag,
     headers_of,
     idempotency_key,
@@ -145,6 +146,7 @@ async def _wait_for_end(state: RequestState, record: Record, seconds: float) -> 
                 "wait",
                 "query",
                 f"Long-poll: `25s` or a number of seconds, at most {MAX_WAIT_SECONDS:g}",
+                {"type": "string", "pattern": WAIT_PATTERN},
             ),
             parameter("payload", "query", "Add the payload", {"type": "boolean", "default": False}),
             parameter("If-None-Match", "header", "The ETag that the client has"),

@@ -5,7 +5,6 @@ Redis, all others from the ledger. So a job is listed as soon as it is accepted,
 state, and no request waits for the ledger.
 """
 
-import base64
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -30,7 +29,7 @@ from tandem_api.openapi.describe import (
 )
 from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState, StateDep
-from tandem_api.validation.filter import SEARCHED
+from tandem_api.validation.filter import CURSOR_SCHEMA, SEARCHED
 from tandem_api.validation.messages import FieldError, explain
 from tandem_api.validation.schema import MAX_TAGS, TAGS_SCHEMA
 from tandem_shared.errors import Invalid, Malformed
@@ -71,7 +70,7 @@ _PARAMETERS = [
     parameter("until", "query", "Submitted before this time", TIME),
     parameter("q", "query", SEARCHED),
     parameter("limit", "query", "Jobs in a page", _LIMIT),
-    parameter("cursor", "query", "`next_cursor` of the page before"),
+    parameter("cursor", "query", "`next_cursor` of the page before", CURSOR_SCHEMA),
 ]
 _SINGLE = {one["name"] for one in _PARAMETERS} - {"state", "tags"}
 _tags = Draft202012Validator(TAGS_SCHEMA)
@@ -97,7 +96,7 @@ async def list_jobs(request: Request, state: StateDep) -> Response:
     recent = await recent_jobs(state)
     page = await find_jobs(state, wanted, query.limit, query.before, recent)
     page = await _current(state, page, recent, wanted)
-    cursor = cursor_of(page.next)
+    cursor = page.next
     headers = dict(NO_CACHE)
     if cursor is not None:
         given = [pair for pair in request.query_params.multi_items() if pair[0] != "cursor"]
@@ -228,7 +227,7 @@ def _query(request: Request, tenant: str) -> ListQuery:
     for place, text in explain(_tags.iter_errors(tags), TAGS_SCHEMA):
         errors.append((f"/{TAG}{place[1:]}" if place else "/tag", text))
     wanted = job_filter(tenant, query, states, tags.items(), errors)
-    return ListQuery(wanted, limit, id_of_cursor(query.get("cursor")))
+    return ListQuery(wanted, limit, position_of(query.get("cursor")))
 
 
 def job_filter(
@@ -270,20 +269,9 @@ def _stamp(text: str | None, name: str, errors: list[FieldError]) -> int | None:
     return round(seconds * 1e6)
 
 
-def cursor_of(id: str | None) -> str | None:
-    """The cursor that continues a list below this id."""
-    return None if id is None else base64.urlsafe_b64encode(id.encode()).decode().rstrip("=")
-
-
-def id_of_cursor(cursor: str | None) -> str | None:
-    """The inverse of `cursor_of`. Raises Malformed."""
-    if cursor is None:
-        return None
-    padded = cursor + "=" * (-len(cursor) % 4)
-    try:
-        id = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
-    except ValueError:
-        id = ""
-    if not is_id(id):
+def position_of(cursor: str | None) -> str | None:
+    """The id below which a list continues. Raises Malformed."""
+    # To clients a cursor is opaque; it is the last id of the page before.
+    if cursor is not None and not is_id(cursor):
         raise Malformed("cursor: is not valid; send the next_cursor of a page unchanged")
-    return id
+    return cursor

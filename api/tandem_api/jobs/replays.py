@@ -16,10 +16,9 @@ from tandem_api.http.routing import JOB
 from tandem_api.jobs.job import JobId, submit
 from tandem_api.jobs.listing import (
     MergedPage,
-    cursor_of,
     find_jobs,
-    id_of_cursor,
     job_filter,
+    position_of,
     recent_jobs,
 )
 from tandem_api.jobs.lookup import find_job
@@ -157,7 +156,7 @@ async def replay_jobs(request: Request, state: StateDep) -> Replays:
         if not report.matched:
             raise
         # Report what has been done, and where to continue.
-    report.next_cursor = cursor_of(before)
+    report.next_cursor = before
     return report
 
 
@@ -245,6 +244,6 @@ def _read(body: bytes, tenant: str) -> ReplayRequest:
         wanted,
         sorted(set(given["ids"]), reverse=True) if "ids" in given else None,
         int(given.get("limit", MAX_JOBS)),
-        id_of_cursor(given.get("cursor")),
+        position_of(given.get("cursor")),
         given.get("dry_run", False),
     )

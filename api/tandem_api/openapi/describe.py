@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from tandem_api.http.body import JSON
-from tandem_api.http.parameters import MAX_KEY_BYTES, MAX_WAIT_SECONDS
+from tandem_api.http.parameters import KEY_PATTERN, MAX_KEY_BYTES, MAX_WAIT_SECONDS
 from tandem_api.http.problems import MEDIA_TYPE, STATUSES
 from tandem_api.http.routing import DocumentedRoute
 
@@ -94,14 +94,20 @@ def parameter(
 
 def list_parameter(name: str, description: str, values: list[str]) -> dict[str, Any]:
     """A query parameter that takes some of these values, separated by commas or repeated."""
-    schema = {"type": "array", "items": {"type": "string", "enum": values}}
+    items = {"type": "string", "enum": values}
+    schema = {"type": "array", "items": items, "minItems": 1}
     return {**parameter(name, "query", description, schema), "style": "form", "explode": False}
 
 
 JOB_ID = parameter("id", "path", "The job's id")
 TRACEPARENT = parameter("traceparent", "header", "W3C trace context, passed on to the worker")
 SUBMIT_HEADERS = [
-    parameter("Idempotency-Key", "header", f"Quoted or bare, at most {MAX_KEY_BYTES} bytes"),
+    parameter(
+        "Idempotency-Key",
+        "header",
+        f"Quoted or bare, at most {MAX_KEY_BYTES} bytes",
+        {"type": "string", "maxLength": MAX_KEY_BYTES, "pattern": KEY_PATTERN},
+    ),
     parameter(
         "Prefer",
         "header",

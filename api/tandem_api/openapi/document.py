@@ -15,8 +15,14 @@ from tandem_api.openapi.describe import TIME, ref
 from tandem_api.openapi.tidy import tidy_document
 from tandem_api.state import StateDep
 from tandem_api.validation.catalogue import Catalogue
-from tandem_api.validation.filter import FILTER_SCHEMA
+from tandem_api.validation.filter import CURSOR_SCHEMA, FILTER_SCHEMA
 from tandem_api.validation.schema import KEY_SCHEMA, OPTIONS_SCHEMA, job_schema
+from tandem_api.validation.submission import (
+    DURATIONS,
+    MAX_DELAY_SECONDS,
+    MAX_TIMEOUT_SECONDS,
+    RETRY_DURATIONS,
+)
 from tandem_shared.catalogue import CatalogueEntry
 from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.view import JobView
@@ -131,7 +137,7 @@ def _static_schemas() -> dict[str, Any]:
         "Job": {**job, "examples": [EXAMPLE_JOB]},
         "Problem": problems.SCHEMA,
         "ProblemField": problems.FIELD_SCHEMA,
-        "ReplayFilter": FILTER_SCHEMA,
+        "ReplayFilter": _with_cursor(FILTER_SCHEMA),
         "ReplayedJob": {
             "type": "object",
             "description": "The id of a new job, or why there is none.",
@@ -143,8 +149,9 @@ def _static_schemas() -> dict[str, Any]:
             },
         },
         "Options": {
-            **OPTIONS_SCHEMA,
+            **_bounded(OPTIONS_SCHEMA),
             "type": "object",
+            "dependentRequired": {"concurrency_limit": ["concurrency_key"]},
             "description": "Options that are left out, or null, have the task's own defaults.",
         },
         "BulkItem": {
@@ -180,6 +187,28 @@ def _static_schemas() -> dict[str, Any]:
             }
         ),
     }
+
+
+def _with_cursor(filter_schema: dict[str, Any]) -> dict[str, Any]:
+    fields = filter_schema["properties"]
+    cursor = {**fields["cursor"], "pattern": CURSOR_SCHEMA["pattern"]}
+    return {**filter_schema, "properties": {**fields, "cursor": cursor}}
+
+
+def _bounded(options: dict[str, Any]) -> dict[str, Any]:
+    """The schema of options with the largest number of seconds for each duration.
+
+    Validation checks durations after it has parsed them, whether numbers or texts.
+    """
+    found = deepcopy(options)
+    fields: dict[str, Any] = found["properties"]
+    for field in (
+        *(fields[name] for name in DURATIONS),
+        *(fields["retry"]["properties"][name] for name in RETRY_DURATIONS),
+    ):
+        field["anyOf"][0]["maximum"] = MAX_DELAY_SECONDS
+    fields["timeout"]["anyOf"][0]["maximum"] = MAX_TIMEOUT_SECONDS
+    return found
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:

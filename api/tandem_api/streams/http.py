@@ -61,7 +61,8 @@ router = raw_router("jobs", route_class=PlainRoute)
     responses={
         200: response(
             "Entries up to `end`: each event, or each line, has one `Entry` as JSON",
-            content(TEXT, SSE, *NDJSON_TYPES, CSV),
+            # Without a schema for SSE: some tools apply it to the body, others to each event.
+            {**content(TEXT, *NDJSON_TYPES, CSV), **content({}, SSE)},
         ),
         204: response("`after` is the id of `end`: nothing follows"),
         **problems(400, 404, 406),

@@ -3,8 +3,11 @@
 from typing import Any
 
 from tandem_api.validation.schema import TAGS_SCHEMA
+from tandem_shared.jobs.ids import ID_PATTERN
 from tandem_shared.jobs.replay import REPLAYABLE
 
+# Only for /openapi.json: an invalid cursor is malformed (400), while fields are invalid (422).
+CURSOR_SCHEMA: dict[str, Any] = {"type": "string", "pattern": ID_PATTERN}
 MAX_JOBS = 10_000  # of one call
 MAX_IDS = 1000
 SEARCHED = "a text in id, task, tags or the last error's type and message, ignoring case"

@@ -8,8 +8,9 @@ import time
 
 ID_CHARS = 22
 _TIME_CHARS = 10  # milliseconds since the epoch, 50 bits
-_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{10}[0-9A-Za-z]{12}", re.ASCII)
+ID_PATTERN = r"^[0-9A-HJKMNP-TV-Z]{10}[0-9A-Za-z]{12}$"
 
+_ID = re.compile(ID_PATTERN, re.ASCII)
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32: sorts like the values
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]  # the text of 10 bits
 
