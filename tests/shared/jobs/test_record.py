@@ -145,6 +145,20 @@ def test_a_job_that_is_done_as_clients_see_it() -> None:
     ]  # fmt: skip
 
 
+def test_urls_begin_with_the_path_of_the_proxy() -> None:
+    file = {"name": "a", "size": 1, "sha256": "ab", "content_type": "text/csv"}
+    url = "/v1/jobs/j1/files/a"
+    one = record(files=msgspec.json.encode([{**file, "url": url}]))
+    job = shown(one, root="/tandem")
+    assert job["files"] == [{**file, "url": f"/tandem{url}"}]
+    assert set(job["links"].values()) == {
+        f"/tandem/v1/jobs/j1{end}" for end in ("", "/stream", "/result")
+    }
+    (_, _, entry), *_ = one.state_entries("/tandem")
+    assert b'"/tandem/v1/jobs/j1/stream"' in entry
+    assert b"/tandem" not in one.state_entries()[0][2]
+
+
 ERROR = b'{"type":"timeout","message":"too slow","retryable":true,"attempt":1}'
 
 
