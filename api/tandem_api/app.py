@@ -22,6 +22,7 @@ from tandem_api.jobs import bulk, job, listing, replays
 from tandem_api.metrics import RequestMetrics
 from tandem_api.openapi import document, pages
 from tandem_api.operations import health, metrics, queues, tasks
+from tandem_api.origin import PagePolicy
 from tandem_api.state import AppState
 from tandem_api.streams import http, websocket
 from tandem_api.validation.catalogue import Catalogue
@@ -66,7 +67,12 @@ def create_app(settings: Settings) -> Edge:
         exception_handlers=HANDLERS,
     )
     return Edge(
-        fastapi, ApiKeys(settings.keys), request_metrics, drain, root_path=settings.root_path
+        fastapi,
+        ApiKeys(settings.keys),
+        request_metrics,
+        drain,
+        None if settings.keys else PagePolicy(settings),
+        root_path=settings.root_path,
     )
 
 

@@ -24,6 +24,7 @@ from tandem_api.http.problems import (
 )
 from tandem_api.http.routing import PlainRoutes
 from tandem_api.metrics import RequestMetrics
+from tandem_api.origin import PagePolicy
 from tandem_api.prefix import mount
 
 # The messages that begin a response, and carry its headers.
@@ -34,8 +35,9 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class Edge:
     """Passes each request to its plain route or, if it has none, to FastAPI.
 
-    Edge reads the headers, refuses requests without a valid API key or without exactly one Host,
-    counts the response, adds headers to it, and answers what the application could not.
+    Edge reads the headers, refuses requests without a valid API key, of a web page that may not use
+    the API, or without exactly one Host, counts the response, adds headers to it, and answers what
+    the application could not.
     """
 
     def __init__(
@@ -44,11 +46,12 @@ class Edge:
         keys: ApiKeys,
         metrics: RequestMetrics,
         drain: Drain,
+        pages: PagePolicy | None,
         *,
         root_path: str = "",
     ) -> None:
         self.fastapi, self.drain = fastapi, drain
-        self._keys, self._metrics = keys, metrics
+        self._keys, self._metrics, self._pages = keys, metrics, pages
         self._plain = PlainRoutes(fastapi.routes)
         self._root = root_path
 
@@ -109,9 +112,16 @@ class Edge:
             # RFC 9112 (3.2): a proxy may have used the other one of two Host headers.
             detail = "an HTTP/1.1 request must have exactly one Host header"
             return status_problem(400, detail, headers={"Connection": "close"})
-        tenant = self._keys.tenant(scope["path"], headers.get("authorization"))
+        refusal = None if self._pages is None else self._pages.refusal(scope, headers)
+        if refusal is not None:
+            return refusal
+        authorization = headers.get("authorization")
+        if authorization is not None and "," in authorization and _is_repeated(scope):
+            # A proxy may have checked the other one.
+            return status_problem(400, "Authorization: send it once")
+        tenant = self._keys.tenant(scope["path"], authorization)
         if tenant is None:
-            return _unauthenticated(headers.get("authorization"))
+            return _unauthenticated(authorization)
         scope["state"]["tenant"], scope["state"]["headers"] = tenant, headers
         return None
 
@@ -125,6 +135,10 @@ class Edge:
             # Idle connections are about to close, and a request sent on one would be lost.
             added.append((b"connection", b"close"))
         return added
+
+
+def _is_repeated(scope: Scope) -> bool:
+    return [name for name, _ in scope["headers"]].count(b"authorization") > 1
 
 
 def _unauthenticated(given: str | None) -> Problem:

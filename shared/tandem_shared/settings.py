@@ -237,8 +237,8 @@ class Settings(BaseSettings):
     )
     origins: Origins = Field(
         (),
-        description="origins, besides the API's own, whose pages may open a WebSocket:"
-        " https://app.example",
+        description="origins, besides the API's own, whose pages may open a WebSocket, or use"
+        " an API without keys: https://app.example",
     )
     log: Literal["console", "json"] = Field("console", description="log format: console or json")
     job_log: Literal["debug", "info", "warning", "error", "off"] = Field(

@@ -19,11 +19,13 @@ from tests.conftest import eventually
 async def serving(
     redis_url: str, root: Path | str, **given: Any
 ) -> AsyncIterator[httpx2.AsyncClient]:
-    """Serves the application on a free port, with files in `root` (a path or a URL)."""
+    """Serves the application on a free port, with files in `root` (a path or a URL).
+
+    It accepts the Host `x`, which tests with raw sockets send.
+    """
     store_url = root if isinstance(root, str) else f"file://{root}"
-    settings = load_settings(
-        redis_url=redis_url, store_url=store_url, **{"keys": (), "linger": 0, **given}
-    )
+    defaults = {"keys": (), "linger": 0, "origins": "http://x"}
+    settings = load_settings(redis_url=redis_url, store_url=store_url, **{**defaults, **given})
     server = make_server(create_app(settings), settings)
     sockets = listen("127.0.0.1", 0)
     running = asyncio.create_task(server.serve(sockets))

@@ -1,39 +1,18 @@
 """The pages of the API in a real browser without a network, and their headers."""
 
-import asyncio
 import re
-import shutil
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from tests.api.browser import needs_browser, rendered
 from tests.api.serving import problem, serving
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PAGES = ("/docs", "/problems/validation", "/problems/unknown-task", "/problems/job-failed")
 
 
-async def rendered(url: str, profile: Path) -> tuple[str, str]:
-    """The page's DOM after its scripts have run, and what the browser complained of.
-
-    The browser resolves no name and reaches this machine only.
-    """
-    process = await asyncio.create_subprocess_exec(
-        str(CHROMIUM),
-        *("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"),
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        *("--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom", url),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(90):
-        dom, log = await process.communicate()
-    complaints = re.findall(r".*CONSOLE.*", log.decode(errors="replace"))
-    return dom.decode(), "\n".join(complaints)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 async def test_the_documentation_works_without_a_network(
     client: httpx2.AsyncClient, tmp_path: Path
 ) -> None:

@@ -10,9 +10,9 @@ import pytest
 import websockets
 
 from tandem_shared.dev.servers import LocalServer, free_port
+from tests.api.browser import needs_browser, rendered
 from tests.api.fake_worker import FakeWorker
 from tests.api.serving import problem, serving
-from tests.api.test_pages import CHROMIUM, rendered
 from tests.conftest import eventually, started
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
@@ -112,7 +112,7 @@ async def test_a_websocket_opens_behind_the_proxy(
         assert f'"self":"/tandem/v1/jobs/{id}"' in str(await ws.recv())
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 async def test_the_documentation_works_behind_the_proxy(
     client: httpx2.AsyncClient, tmp_path: Path
 ) -> None:

@@ -35,12 +35,22 @@ class JsonBytes(Response):
 
 
 def content_type(request: Request, *, ndjson: bool = False) -> str:
-    """JSON or, if `ndjson` is accepted, NDJSON. Raises HTTPException 415 for other types."""
+    """JSON or, if `ndjson` is accepted, NDJSON. Raises HTTPException 415 for other types.
+
+    A body without a type gets 415 too: any web page can send one to the API without asking first.
+    """
     headers = headers_of(request)
     if headers.get("content-type") == JSON and "content-encoding" not in headers:
         return JSON  # as most clients send it
     refuse_coding(request, "the body")
-    media_type, parameters = parse_options_header(headers.get("content-type", JSON))
+    given = headers.get("content-type")
+    if (
+        given is None
+        and headers.get("content-length", "0") == "0"
+        and ("transfer-encoding" not in headers)
+    ):
+        return JSON  # no body, and the error about that says more
+    media_type, parameters = parse_options_header(given or "")
     if parameters.get(b"charset", b"utf-8").lower() in (b"utf-8", b"utf8"):
         if media_type == JSON.encode():
             return JSON

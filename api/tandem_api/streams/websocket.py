@@ -18,6 +18,7 @@ from starlette.routing import WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 
 from tandem_api.http.problems import Problem, error_problem, status_problem, unexpected_problem
+from tandem_api.origin import is_own_origin
 from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState
 from tandem_api.streams.follow import follow
@@ -100,13 +101,11 @@ def _refusal(
 ) -> Problem | None:
     """Why the upgrade is refused; None to accept it."""
     origin = headers.get("origin")
-    if origin is not None and origin.lower() not in allowed:
-        # Browsers let pages of any origin connect, so the server must check.
-        scheme, _, host = origin.lower().partition("://")
-        if scheme not in ("http", "https") or host != headers.get("host", "").lower():
-            return status_problem(
-                403, "pages of this origin may not connect; name it in TANDEM_ORIGINS to allow them"
-            )
+    # Browsers let pages of any origin connect, so the server must check.
+    if origin is not None and not is_own_origin(origin, headers, allowed):
+        return status_problem(
+            403, "pages of this origin may not connect; name it in TANDEM_ORIGINS to allow them"
+        )
     if offered and PROTOCOL not in offered:
         return status_problem(400, f"the sub-protocol is {PROTOCOL}")
     return None

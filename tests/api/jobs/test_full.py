@@ -10,6 +10,7 @@ from tests.api.fake_worker import FakeWorker
 from tests.api.serving import problem, serving
 from tests.conftest import eventually
 
+TYPED = {"content-type": "application/json"}
 JOB = {"task": "t.any", "payload": {}}
 
 
@@ -43,7 +44,9 @@ async def test_the_api_survives_a_redis_out_of_memory(
     try:
         body = msgspec.json.encode({**JOB, "payload": {"x": "x" * 50_000}})
         accepted = []
-        while (answer := await client.post("/v1/jobs", content=body)).status_code == 202:
+        while (
+            answer := await client.post("/v1/jobs", content=body, headers=TYPED)
+        ).status_code == 202:
             accepted.append(answer.json()["id"])
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) > 0
@@ -59,7 +62,7 @@ async def test_the_api_survives_a_redis_out_of_memory(
         await redis.config_set("maxmemory", (await redis.info("memory"))["used_memory"] * 2)
 
         async def accepts() -> bool:
-            return (await client.post("/v1/jobs", content=body)).status_code == 202
+            return (await client.post("/v1/jobs", content=body, headers=TYPED)).status_code == 202
 
         assert await eventually(accepts)
     finally:

@@ -17,6 +17,7 @@ from tandem_api.http.routing import PlainRoutes
 from tests.api.fake_worker import FakeWorker
 from tests.api.serving import serving
 
+TYPED = {"content-type": "application/json"}
 HOST = b"Host: x\r\n"
 JSON = b"Content-Type: application/json\r\n"
 BODY = b'{"task":"t.any"}'
@@ -140,7 +141,15 @@ TYPE = b"unsupported-media-type", b"The content type is not supported"
     ("sent", "expected"),
     [
         (post(b"/v1/jobs"), ACCEPTED),
-        (post(b"/v1/jobs", more=b""), ACCEPTED),
+        (
+            post(b"/v1/jobs", more=b""),
+            problem(
+                b"415 Unsupported Media Type",
+                TYPE,
+                b"send Content-Type: application/json, in UTF-8",
+                b"/v1/jobs",
+            ),
+        ),
         (
             post(b"/v1/jobs", more=JSON + b"X-Request-ID: r-1\r\n"),
             answer(
@@ -230,7 +239,7 @@ async def test_an_answer_is_stable_to_the_byte(wire: Wire, sent: bytes, expected
 async def test_answers_about_a_job_are_stable_to_the_byte(
     wire: Wire, client: httpx2.AsyncClient
 ) -> None:
-    id = (await client.post("/v1/jobs", content=BODY)).json()["id"].encode()
+    id = (await client.post("/v1/jobs", content=BODY, headers=TYPED)).json()["id"].encode()
     path, shown_path = b"/v1/jobs/" + id, b"/v1/jobs/" + ID
     fresh = answer(b"200 OK", PRIVATE + VERSION, FRESH)
     assert await wire.ask(get(path)) == fresh
@@ -265,7 +274,7 @@ async def test_answers_about_a_job_are_stable_to_the_byte(
 async def test_a_result_is_sent_bare(
     wire: Wire, worker: FakeWorker, client: httpx2.AsyncClient
 ) -> None:
-    await client.post("/v1/jobs", content=BODY)
+    await client.post("/v1/jobs", content=BODY, headers=TYPED)
     await worker.succeed(job := await worker.claim(), {"a": [1]})
     path = b"/v1/jobs/" + job.id.encode()
     bare = answer(b"200 OK", PRIVATE + VERSION, b'{"a":[1]}')

@@ -258,7 +258,7 @@ async def test_a_client_that_leaves_pipelined_requests_causes_no_error(
             id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
             _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
             for path in ("/livez", f"/v1/jobs/{id}?wait=20", "/livez"):
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
 
             async def subscribers(wanted: int) -> bool:
                 return bool(
