@@ -116,9 +116,7 @@ async def ready(port: int) -> bool:
         async with asyncio.timeout(1):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
-                writer.write(
-                    b"GET /readyz HTTP/1.0\r\n\r\n"
-                )
+                writer.write(b"GET /readyz HTTP/1.0\r\n\r\n")
                 return b" 200 " in await reader.readline()
             finally:
                 writer.transport.abort()
