@@ -130,6 +130,20 @@ async def test_the_prefix_is_removed_once(
         assert (await api.get(path)).status_code == (200 if found else 404)
 
 
+async def test_only_the_socket_of_the_prefix_is_upgraded(
+    redis_url: str, worker: FakeWorker, tmp_path: Path
+) -> None:
+    assert worker.entries
+    async with serving(redis_url, tmp_path, root_path="/tandem") as api:
+        address = f"ws://127.0.0.1:{api.base_url.port}"
+        for path in ("/v1/stream", "/tandem/v1/stream"):
+            async with websockets.connect(f"{address}{path}"):
+                pass
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await websockets.connect(f"{address}/other/v1/stream")
+        assert refused.value.response.status_code == 404
+
+
 @pytest.mark.parametrize("path", ["/v1", "/v1/jobs"])
 async def test_a_prefix_may_look_like_a_path_of_the_api(
     redis_url: str, worker: FakeWorker, tmp_path: Path, path: str

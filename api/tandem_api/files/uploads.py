@@ -43,8 +43,9 @@ from tandem_shared.settings import Settings
 IDLE_SECONDS = 60.0  # without a byte, after which an upload fails with 408
 PARTIAL_TYPE = "application/partial-upload"
 FORM_TYPE = "multipart/form-data"
+MAX_INTEGER_DIGITS = 15
 # Items of RFC 9651, whose parameters are ignored.
-_INTEGER = re.compile(r"[ \t]*([0-9]{1,15})[ \t]*(?:;.*)?", re.ASCII)
+_INTEGER = re.compile(r"[ \t]*([0-9]+)[ \t]*(?:;.*)?", re.ASCII)
 _BOOLEAN = re.compile(r"[ \t]*\?([01])[ \t]*(?:;.*)?", re.ASCII)
 OLDEST_VERSION = 6  # of the draft's interoperability versions, in which parts have their own type
 OUR_PROTOCOL = (
@@ -78,7 +79,7 @@ class Uploaded(_Upload):
 
 
 _COMPLETE_SCHEMA = {"enum": ["?0", "?1"]}
-_BYTES_SCHEMA = {"type": "integer", "minimum": 0}
+_BYTES_SCHEMA = {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}
 _PROGRESS_HEADERS: dict[str, Any] = {
     "Upload-Offset": {"description": "bytes that have arrived", "schema": _BYTES_SCHEMA},
     "Upload-Complete": {"schema": _COMPLETE_SCHEMA},
@@ -152,8 +153,13 @@ def refuse_other_protocols(headers: Mapping[str, str]) -> None:
 
 
 def _number(headers: Mapping[str, str], name: str) -> int | None:
+    """The Integer (RFC 9651) of a header; None without one. Raises Malformed if it is too long."""
     match = _INTEGER.fullmatch(headers.get(name, ""))
-    return int(match[1]) if match else None
+    if match is None:
+        return None
+    if len(match[1]) > MAX_INTEGER_DIGITS:
+        raise Malformed(f"{name.title()}: has more than {MAX_INTEGER_DIGITS} digits")
+    return int(match[1])
 
 
 def _body(request: Request, limit: int) -> AsyncIterator[bytes]:

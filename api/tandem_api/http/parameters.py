@@ -27,7 +27,7 @@ _TAG = re.compile(r'(?:W/)?("[^"]*")')
 # An item of a list (RFC 9110, 5.6.1): a comma within quotes does not end it.
 _ITEM = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*+(?:"|\\?\Z))++')
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
-_FLAGS = {"true": True, "false": False}
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -207,7 +207,8 @@ def _bounded(options: dict[str, Any]) -> dict[str, Any]:
         *(fields["retry"]["properties"][name] for name in RETRY_DURATIONS),
     ):
         field["anyOf"][0]["maximum"] = MAX_DELAY_SECONDS
-    fields["timeout"]["anyOf"][0]["maximum"] = MAX_TIMEOUT_SECONDS
+    limits = {"exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_SECONDS}
+    fields["timeout"]["anyOf"][0] = {"type": "number", **limits}
     return found
 
 

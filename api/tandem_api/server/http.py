@@ -20,9 +20,9 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from tandem_api.http.body import BODY_COMPLETE
 from tandem_api.http.problems import MEDIA_TYPE, status_problem
+from tandem_shared.settings import Settings
 
-# The only path that offers an upgrade to WebSocket, behind any prefix.
-SOCKET_PATH = b"/v1/stream"
+SOCKET_PATH = b"/v1/stream"  # the only path that offers an upgrade to WebSocket
 MAX_HEAD_BYTES = 64 << 10  # of a request's head, and of what follows the last chunk of a body
 HEAD_SECONDS = 30.0  # from the connection, or from the first byte of a next head, to its end
 LINGER_SECONDS = 1.0  # from a refusal to closing its connection, see `_refuse`
@@ -122,7 +122,9 @@ class HttpProtocol(HttpToolsProtocol):
             return False
         # A response that is still being sent would end up among the frames.
         idle = self.cycle is None or self.cycle.response_complete
-        return idle and self.url.partition(b"?")[0].endswith(SOCKET_PATH)
+        path = self.url.partition(b"?")[0]
+        settings: Settings = self.app_state["settings"]
+        return idle and path.removeprefix(settings.root_path.encode()) == SOCKET_PATH
 
     def handle_websocket_upgrade(self) -> None:
         """Hands the connection over; drops bytes that came in the same read as the head."""
