@@ -61,6 +61,7 @@ CHARSETS = [
     b"mbcs", b"utf-16", b"utf-8\x80", b"iso-8859-12",
 ]  # fmt: skip
 CHARSETS_OF = {b"Content-Disposition", b"Content-Type"}
+JSON = {b"Content-Type": b"application/json"}
 RANGES = {b"Range", b"If-Range"}
 CONDITIONS = {b"If-Match", b"If-None-Match"}
 TYPES = {b"Content-Type", b"Content-Encoding"}
@@ -185,10 +186,10 @@ async def test_no_header_is_a_server_error(
         (b"HEAD", file, {}, b"", CONDITIONS | RANGES),
         (b"PATCH", file, part, b"", UPLOADS),
         (b"POST", "/v1/files", {}, b"12345", UPLOADS),
-        (b"POST", "/v1/jobs", {}, b'{"task": "t.nope"}', {b"Prefer"} | TYPES),
-        (b"POST", "/v1/jobs", {}, b'{"task": "t.any"}', {b"Idempotency-Key", b"traceparent"}),
-        (b"POST", "/v1/jobs/bulk", {}, b'[{"task": "t.any"}]', TYPES),
-        (b"POST", "/v1/jobs/replay", {}, b'{"dry_run": true}', TYPES),
+        (b"POST", "/v1/jobs", JSON, b'{"task": "t.nope"}', {b"Prefer"} | TYPES),
+        (b"POST", "/v1/jobs", JSON, b'{"task": "t.any"}', {b"Idempotency-Key", b"traceparent"}),
+        (b"POST", "/v1/jobs/bulk", JSON, b'[{"task": "t.any"}]', TYPES),
+        (b"POST", "/v1/jobs/replay", JSON, b'{"dry_run": true}', TYPES),
         (b"POST", f"{any_job}/replay", {}, b"", {b"Idempotency-Key"}),
         (b"GET", any_job, {}, b"", CONDITIONS),
         (b"GET", f"{any_job}/stream", {}, b"", {b"Accept", b"Last-Event-ID"}),
@@ -235,7 +236,7 @@ async def test_no_body_is_a_server_error(
     for path in (b"/v1/jobs", b"/v1/jobs/bulk", b"/v1/jobs/replay"):
         for body in BODIES:
             for wrapped in (body, b"[%b]" % body):
-                status = await connection.status(b"POST", path, {}, wrapped)
+                status = await connection.status(b"POST", path, JSON, wrapped)
                 assert 200 <= status < 500, (path, wrapped[:200])
     ndjson = {b"Content-Type": b"application/x-ndjson"}
     status = await connection.status(b"POST", b"/v1/jobs/bulk", ndjson, b"\n".join(BODIES))
