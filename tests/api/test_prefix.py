@@ -38,15 +38,18 @@ http {{
 """
 
 
-@pytest.fixture(params=["kept", "removed"])
+@pytest.fixture(params=["kept", "removed", "no proxy"])
 async def client(
     request: pytest.FixtureRequest, redis_url: str, worker: FakeWorker, tmp_path: Path
 ) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of nginx, which publishes the API under /tandem."""
-    if NGINX is None:
+    """A client of nginx, which publishes the API under /tandem, or of the API itself."""
+    if NGINX is None and request.param != "no proxy":
         pytest.skip("needs nginx")
     async with serving(redis_url, tmp_path / "store", root_path="/tandem/") as api:
         url = str(api.base_url).rstrip("/")
+        if NGINX is None or request.param == "no proxy":
+            yield api
+            return
         target = url if request.param == "kept" else f"{url}/"
         port = free_port()
         configuration = tmp_path / "nginx.conf"
