@@ -77,7 +77,6 @@ class StoredFile(NamedTuple):
             "Content-Disposition": content_disposition(self.name),
             "Content-Security-Policy": "sandbox",
             "Repr-Digest": f"sha-256=:{digest}:",
-            "X-Content-Type-Options": "nosniff",
         }
 
 

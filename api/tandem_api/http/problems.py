@@ -79,7 +79,9 @@ STATUSES: dict[int, tuple[str, str]] = {
     429: ("too-many-requests", "Too many requests"),
     431: ("head-too-large", "The head of the request is too large"),
     500: ("internal", "Internal error"),
+    501: ("not-implemented", "This is not implemented"),
     503: ("unavailable", "The service is not available now"),
+    505: ("http-version", "The version of HTTP is not supported"),
 }
 # The status and title of every type of problem, by the last part of `type`.
 PROBLEM_TYPES: dict[str, tuple[int, str]] = {

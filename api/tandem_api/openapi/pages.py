@@ -32,12 +32,11 @@ CONTENT_POLICY = (
 )
 PAGE_HEADERS = {
     "Content-Security-Policy": CONTENT_POLICY,
-    "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-FILE_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "max-age=3600"}
+FILE_HEADERS = {"Cache-Control": "max-age=3600"}
 
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">'

@@ -1,6 +1,7 @@
 """One server process: uvicorn with our protocols, and a shutdown that no client can delay."""
 
 import asyncio
+import functools
 import gc
 import os
 import signal
@@ -15,7 +16,8 @@ import uvicorn
 from tandem_api.app import create_app
 from tandem_api.drain import Drain
 from tandem_api.edge import Edge
-from tandem_api.server.http import HttpProtocol
+from tandem_api.http.memory import MemoryBudget
+from tandem_api.server.http import PIPELINED_BYTES, HttpProtocol
 from tandem_api.server.sockets import BACKLOG, allow_connections
 from tandem_api.server.websocket import (
     MAX_MESSAGE_BYTES,
@@ -71,7 +73,9 @@ def make_server(edge: Edge, settings: Settings) -> ApiServer:
         ws_ping_interval=PING_SECONDS,
         ws_ping_timeout=PONG_SECONDS,
         ws_per_message_deflate=False,  # live entries are small, and would wait for the compressor
-        http=HttpProtocol,
+        http=functools.partial(HttpProtocol, pipelined=MemoryBudget(PIPELINED_BYTES)),  # type: ignore[arg-type] # uvicorn only calls it
+        # No browser guesses another type than the one that a response has.
+        headers=[("x-content-type-options", "nosniff")],
         lifespan="on",
         log_config=None,
         log_level="warning",

@@ -34,6 +34,7 @@ class Handshake(ServerProtocol):
         ):
             del response.headers[name]
             response.headers[name] = value
+        response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
 
@@ -105,5 +106,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             except TimeoutError:
                 self.transport.abort()  # a close frame would queue behind the unread data
                 raise ClientDisconnected from None
+        if message["type"] == "websocket.http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *self.default_headers]}
         await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            # Refused, which uvicorn would log as an error of the application.
+            self.handshake_complete = True
         self._sent_at = self.loop.time()

@@ -8,7 +8,8 @@ import pytest
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from tandem_api.server.http import Cycle, HttpProtocol
+from tandem_api.server.cycle import Cycle
+from tandem_api.server.http import HttpProtocol
 
 JSON = [(b"content-type", b"application/json"), (b"content-length", b"2")]
 

@@ -66,16 +66,34 @@ async def test_an_upgrade_does_not_cut_off_the_previous_answer(
     client: httpx2.AsyncClient, worker: FakeWorker
 ) -> None:
     id = (await client.post("/v1/jobs", json={"task": "t.any"})).json()["id"]
-    answer = asyncio.create_task(
-        raw_answer(
-            client,
-            b"GET /v1/jobs/%s?wait=20 HTTP/1.1\r\nHost: x\r\n\r\n%s\r\n" % (id.encode(), HANDSHAKE),
-        )
-    )
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    writer.write(b"GET /v1/jobs/%s?wait=20 HTTP/1.1\r\nHost: x\r\n\r\n" % id.encode())
+    writer.write(HANDSHAKE + b"\r\n")
     claimed = await worker.claim()
     await worker.succeed(claimed, "done")
-    received = (await answer).decode()
-    assert received.index('"result":"done"') < received.index("HTTP/1.1 426 ")
+    async with asyncio.timeout(20):
+        received = await reader.readuntil(b"HTTP/1.1 101 ")
+    assert received.count(b"HTTP/1.1 200 ") == received.count(b'"result":"done"') == 1
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (HANDSHAKE + b"Origin: http://attacker.example\r\n", 403),
+        (HANDSHAKE.replace(b"Host: x", b"Host: attacker.example"), 403),
+        (HANDSHAKE + b"Sec-WebSocket-Protocol: other\r\n", 400),
+        (HANDSHAKE.replace(b"HTTP/1.1", b"HTTP/1.0"), 426),
+    ],
+    ids=["origin", "host", "protocol", "version"],
+)
+async def test_a_refused_handshake_is_no_error_of_the_service(
+    client: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture, head: bytes, status: int
+) -> None:
+    answer = await raw_answer(client, head + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert answer.lower().count(b"x-content-type-options: nosniff") == 1
+    assert [one.getMessage() for one in caplog.records if one.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize(
