@@ -5,8 +5,9 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser
 
+from tandem_api.http.parameters import header_options
 from tandem_shared.errors import Invalid, Malformed, TooLarge
 
 # It logs each malformed body, with which any client could fill the log.
@@ -33,7 +34,7 @@ class FilePart:
         self._overhead = 0
         self._header: tuple[bytearray, bytearray] = (bytearray(), bytearray())
         self._headers: dict[bytes, str] = {}
-        boundary = parse_options_header(content_type)[1].get(b"boundary")
+        boundary = header_options(content_type)[1].get(b"boundary")
         if not boundary:
             raise Malformed("the Content-Type has no boundary")
         try:
@@ -97,7 +98,7 @@ class FilePart:
         self._header = (bytearray(), bytearray())
 
     def _headers_finished(self) -> None:
-        options = parse_options_header(self._headers.get(b"content-disposition"))[1]
+        options = header_options(self._headers.get(b"content-disposition", ""))[1]
         if b"filename" not in options:
             return
         if self._found:

@@ -5,12 +5,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
-from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from tandem_api.http.parameters import headers_of, whole_number
+from tandem_api.http.parameters import header_options, headers_of, whole_number
 from tandem_shared.errors import Invalid, Malformed, TooLarge
 
 MAX_DEPTH = 64  # levels of JSON
@@ -50,7 +49,7 @@ def content_type(request: Request, *, ndjson: bool = False) -> str:
         and ("transfer-encoding" not in headers)
     ):
         return JSON  # no body, and the error about that says more
-    media_type, parameters = parse_options_header(given or "")
+    media_type, parameters = header_options(given or "")
     if parameters.get(b"charset", b"utf-8").lower() in (b"utf-8", b"utf8"):
         if media_type == JSON.encode():
             return JSON

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
+from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from tandem_shared.errors import Malformed
@@ -14,6 +15,7 @@ MAX_KEY_BYTES = 255  # of an idempotency key
 MAX_TRACEPARENT_CHARS = 128
 MAX_NAME_CHARS = 200  # of an unknown query parameter that an error repeats
 MAX_PARAMETER_ERRORS = 20
+MAX_OPTIONS_CHARS = 4096  # of a header with parameters
 MAX_WHOLE_NUMBER = 10**18  # of a header; more than any file has bytes
 TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
@@ -46,6 +48,16 @@ def headers_of(request: Request) -> Mapping[str, str]:
     """The headers that Edge has read."""
     headers: Mapping[str, str] = request.scope["state"]["headers"]
     return headers
+
+
+def header_options(value: str) -> tuple[bytes, dict[bytes, bytes]]:
+    """A media type or disposition, and its parameters; both empty if the value is too long.
+
+    The parser takes 0.2 s for 60 KiB of semicolons.
+    """
+    if len(value) > MAX_OPTIONS_CHARS:
+        return b"", {}
+    return parse_options_header(value)
 
 
 def whole_number(digits: str) -> int:

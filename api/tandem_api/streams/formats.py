@@ -13,6 +13,7 @@ from tandem_shared.jobs.states import State
 from tandem_shared.streams.reader import EntryGroup, StreamEntry
 
 SSE, CSV = "text/event-stream", "text/csv"
+MAX_ACCEPT_CHARS = 4096  # the rest of the header is ignored
 NDJSON_TYPES = ("application/x-ndjson", "application/jsonl")
 
 
@@ -135,7 +136,9 @@ def _cell(value: bytes) -> str:
 def negotiate(accept: str, types: frozenset[str]) -> StreamFormat:
     """The format that an Accept header (RFC 9110, 12.5.1) prefers. Raises HTTPException 406."""
     offered = [SSE, *NDJSON_TYPES, *([CSV] if types == {"output"} else [])]
-    ranges = [_range(part) for part in accept.split(",") if part.strip()] or [("*/*", 1.0)]
+    ranges = [_range(part) for part in accept[:MAX_ACCEPT_CHARS].split(",") if part.strip()] or [
+        ("*/*", 1.0)
+    ]
     qualities = {media_type: _quality(media_type, ranges) for media_type in offered}
     chosen = max(offered, key=qualities.__getitem__)  # the first of equals
     if not qualities[chosen]:
