@@ -43,9 +43,8 @@ from tandem_shared.settings import Settings
 IDLE_SECONDS = 60.0  # without a byte, after which an upload fails with 408
 PARTIAL_TYPE = "application/partial-upload"
 FORM_TYPE = "multipart/form-data"
-MAX_INTEGER_DIGITS = 15
 # Items of RFC 9651, whose parameters are ignored.
-_INTEGER = re.compile(r"[ \t]*([0-9]+)[ \t]*(?:;.*)?", re.ASCII)
+_INTEGER = re.compile(r"[ \t]*([0-9]{1,15})[ \t]*(?:;.*)?", re.ASCII)
 _BOOLEAN = re.compile(r"[ \t]*\?([01])[ \t]*(?:;.*)?", re.ASCII)
 OLDEST_VERSION = 6  # of the draft's interoperability versions, in which parts have their own type
 OUR_PROTOCOL = (
@@ -144,21 +143,21 @@ def refuse_other_protocols(headers: Mapping[str, str]) -> None:
         raise OtherUploadProtocol(
             f"{OUR_PROTOCOL}, not tus 1.0: in tus-js-client and Uppy, set protocol: 'ietf-draft-05'"
         )
-    version = _number(headers, "upload-draft-interop-version")
+    version = _INTEGER.fullmatch(headers.get("upload-draft-interop-version", ""))
     incomplete = _BOOLEAN.fullmatch(headers.get("upload-incomplete", ""))
     if incomplete is not None and incomplete[1] == "1":
         raise OtherUploadProtocol(f"{OUR_PROTOCOL}, not this older one")
-    if version is not None and version < OLDEST_VERSION and _complete(headers) is False:
+    if version is not None and int(version[1]) < OLDEST_VERSION and _complete(headers) is False:
         raise OtherUploadProtocol(f"{OUR_PROTOCOL}, not this older one")
 
 
 def _number(headers: Mapping[str, str], name: str) -> int | None:
-    """The Integer (RFC 9651) of a header; None without one. Raises Malformed if it is too long."""
-    match = _INTEGER.fullmatch(headers.get(name, ""))
-    if match is None:
+    """The Integer (RFC 9651) of a header; None without the header. Raises Malformed."""
+    if name not in headers:
         return None
-    if len(match[1]) > MAX_INTEGER_DIGITS:
-        raise Malformed(f"{name.title()}: has more than {MAX_INTEGER_DIGITS} digits")
+    match = _INTEGER.fullmatch(headers[name])
+    if match is None:
+        raise Malformed(f"{name.title()}: must be a number of bytes, of up to 15 digits")
     return int(match[1])
 
 

@@ -75,6 +75,15 @@ async def test_an_announced_length_is_always_held(
         assert status == (b"201" if length == size else b"400"), length
 
 
+@pytest.mark.parametrize("length", ["-1", "x", "", "3.0", "9" * 16, "9" * 5000])
+async def test_a_length_that_is_no_number_is_malformed(
+    client: httpx2.AsyncClient, length: str
+) -> None:
+    answer = await client.post("/v1/files", content=b"123", headers={"Upload-Length": length})
+    assert problem(answer)[0] == 400
+    assert "Upload-Length" in answer.json()["detail"]
+
+
 async def test_a_length_above_the_limit_is_refused_at_once(
     redis_url: str, redis: Redis, tmp_path: Path
 ) -> None:
