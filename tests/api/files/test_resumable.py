@@ -193,7 +193,8 @@ async def test_a_killed_api_keeps_the_written_bytes(
         await ready(url)
         _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
         head = (
-            f"PATCH {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {PARTIAL}\r\nUpload-Offset: 0\r\n"
+            f"PATCH {path} HTTP/1.1\r\nHost: localhost\r\n"
+            f"Content-Type: {PARTIAL}\r\nUpload-Offset: 0\r\n"
         )
         writer.write(
             f"{head}Upload-Complete: ?1\r\nContent-Length: {len(DATA)}\r\n\r\n".encode()
