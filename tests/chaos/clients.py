@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from tests.chaos.work import generated
 
 ANSWER_SECONDS = 15.0  # without a byte, then the request is repeated
 WATCHED_SHARE = 0.4  # of the jobs whose end the client waits for
+CROWD_JOBS = 400  # one of them kills its worker
 REPEATED_SHARE = 0.02  # of the submissions that are sent again although they were answered
 
 
@@ -72,8 +73,12 @@ class Clients:
             await self._run_job(kind, key, random.Random(key))
 
     async def _run_job(self, kind: str, key: str, chance: random.Random) -> None:
-        if kind in ("bulk", "lines"):
-            await self._bulk(key, chance.randrange(20, 100), lines=kind == "lines")
+        if kind in ("bulk", "lines", "crowd"):
+            tasks = ["chaos.quick"] * chance.randrange(20, 100)
+            if kind == "crowd":
+                tasks = ["chaos.quick"] * CROWD_JOBS
+                tasks[chance.randrange(CROWD_JOBS)] = "chaos.poison"
+            await self._bulk(key, tasks, lines=kind == "lines")
             return
         request = job_request(kind, key, chance)
         log = SubmissionLog(key, request.body["task"])
@@ -140,8 +145,8 @@ class Clients:
         log.accepted(id, answer.requested, answer.answered)
         return id
 
-    async def _bulk(self, key: str, count: int, *, lines: bool) -> None:
-        logs = [SubmissionLog(f"{key}-{index}", "chaos.quick") for index in range(count)]
+    async def _bulk(self, key: str, tasks: Sequence[str], *, lines: bool) -> None:
+        logs = [SubmissionLog(f"{key}-{index}", task) for index, task in enumerate(tasks)]
         self.submissions += logs
         items = [
             {

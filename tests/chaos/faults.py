@@ -17,12 +17,18 @@ from tandem_shared.jobs.states import State
 from tandem_shared.queue.connections import connect
 from tandem_shared.queue.messages import Finish
 from tandem_shared.queue.queue import Queue
-from tests.chaos.check.evidence import Span
+from tests.chaos.check.evidence import AOF_LOSS_SECONDS, Silence, Span
 from tests.chaos.relay import Relay
 from tests.chaos.schedule import ScheduledFault
 from tests.chaos.stage import APIS, LEASE_SECONDS, PREFIX, WORKERS, Process, Stage
 
-HARMLESS = {"late finishes", "pause queue"}  # no worker may lose a job because of these
+HARMLESS = {
+    "late finishes",
+    "pause queue",
+    "shift worker",
+    "shift api",
+}  # no worker may lose a job because of these
+SHIFT_DAYS = 40  # by which a host's clock is wrong for a while
 LATE_JOBS = 20  # that an intruder tries to finish
 
 
@@ -33,6 +39,9 @@ class Faults:
         self.done: Counter[str] = Counter()  # how often each kind was injected
         self.times: list[Span] = []  # of the faults that may cost a worker its jobs
         self.crashes: list[float] = []  # of Redis, in seconds since the epoch
+        self.rewinds: list[float] = []  # when Redis was put back, the same
+        self.deaths: list[Span] = []  # of APIs and workers that were killed or exited
+        self.silences: list[Silence] = []  # in which a worker may miss what it has claimed
         self.pauses: list[Span] = []
         self.bad_exits: list[str] = []  # processes that did not exit cleanly after SIGTERM
         self._stage = stage
@@ -55,6 +64,8 @@ class Faults:
                 if not worker.alive and worker.name not in self._affected:
                     self.done["died"] += 1
                     self.times.append((time.time() - 1, time.time()))
+                    self.deaths.append(self.times[-1])
+                    self.silences.append(Silence(*self.times[-1], worker.pid))
                     worker.start()
             await asyncio.sleep(0.2)
 
@@ -71,24 +82,33 @@ class Faults:
             return
         self._affected.add(name)
         start = time.time()
+        pid = self._stage.workers[target].pid if whom == "worker" else 0
         try:
             await self._act(what, whom, target, fault)
             self.done[fault.kind] += 1
         finally:
             if fault.kind not in HARMLESS:
                 self.times.append((start, time.time()))
+                if whom in ("worker", "redis"):
+                    self.silences.append(Silence(start, time.time(), pid))
+            if what in ("kill", "end") and whom in ("worker", "api"):
+                self.deaths.append((start, time.time()))
             self._affected.discard(name)
 
     async def _act(self, what: str, whom: str, target: int, fault: ScheduledFault) -> None:
         stage = self._stage
         match (what, whom):
-            case ("kill" | "end" | "stop", "worker"):
+            case ("no", "disk"):
+                await self._no_disk(stage.workers[target], fault.seconds)
+            case (_, "worker"):
                 worker = stage.workers[target]
                 await self._interrupt(what, worker, worker.start, fault)
-            case ("kill" | "end" | "stop", "api"):
+            case (_, "api"):
                 await self._interrupt(
                     what, stage.apis[target], lambda: stage.start_api(target), fault
                 )
+            case ("rewind", "redis"):
+                await self._rewind(fault)
             case ("kill" | "stop", "redis"):
                 await self._interrupt(what, stage.redis, stage.redis.start, fault)
             case ("end", "database"):
@@ -97,8 +117,6 @@ class Faults:
                 stage.postgres.start()
             case ("cut" | "slow" | "stall", _):
                 await self._disturb(what, stage.to_redis if whom == "redis" else stage.front, fault)
-            case ("no", "disk"):
-                await self._no_disk(stage.workers[target], fault.seconds)
             case ("late", "finishes"):
                 await self._late_finishes()
             case ("pause", "queue"):
@@ -112,8 +130,13 @@ class Faults:
     async def _interrupt(
         self, what: str, process: Process, start: Callable[[], None], fault: ScheduledFault
     ) -> None:
-        """Suspend a process for a while, or end it and start it again."""
-        if what == "stop":
+        """Suspend a process or shift its clock for a while, or end it and start it again."""
+        if what == "shift":
+            process.set_clock(SHIFT_DAYS if fault.dice < 0.5 else -SHIFT_DAYS)
+            await asyncio.sleep(fault.seconds)
+            process.set_clock(0)
+            return
+        if what in ("stop", "suspend"):
             process.send(signal.SIGSTOP)
             await asyncio.sleep(fault.seconds)
             process.send(signal.SIGCONT)
@@ -128,6 +151,15 @@ class Faults:
             self.bad_exits.append(f"{process.name} exited with code {code} after SIGTERM")
         await asyncio.sleep(fault.dice * fault.seconds / 2)
         start()
+
+    async def _rewind(self, fault: ScheduledFault) -> None:
+        """Bring Redis back as it was two seconds before its end."""
+        redis = self._stage.redis
+        self.rewinds.append(time.time())
+        await redis.end(signal.SIGKILL)
+        self._stage.history.cut_back(AOF_LOSS_SECONDS)
+        await asyncio.sleep(fault.dice * fault.seconds / 4)
+        redis.start()
 
     async def _disturb(self, what: str, relay: Relay, fault: ScheduledFault) -> None:
         if what == "cut":

@@ -4,7 +4,10 @@ Events that a crash of Redis lost are missing here too: the files hold the histo
 """
 
 import mmap
+import os
 import re
+import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +36,28 @@ def transitions(data: Path) -> Iterator[Transition]:
     for path in _files(data):
         if path.stat().st_size:  # mmap refuses an empty file
             yield from _read(path)
+
+
+class History:
+    """How long the append-only file was in the last seconds, so that it can be cut back."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+        self._sizes: deque[tuple[float, int]] = deque(maxlen=200)
+
+    def note(self) -> None:
+        """Called several times a second."""
+        path = _files(self._data)[-1]
+        if path.exists():
+            self._sizes.append((time.monotonic(), path.stat().st_size))
+
+    def cut_back(self, seconds: float) -> None:
+        """Remove what a Redis that has been killed wrote in its last seconds."""
+        earliest = time.monotonic() - seconds
+        size = next((size for at, size in self._sizes if at >= earliest), None)
+        path = _files(self._data)[-1]
+        if size is not None and size < path.stat().st_size:
+            os.truncate(path, size)
 
 
 def _files(data: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """One chaos run: start everything, drive it, inject faults, let it come to rest, and check it."""
 
 import asyncio
+import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -17,9 +18,9 @@ from tests.chaos.check.checker import check
 from tests.chaos.check.evidence import Evidence, summary
 from tests.chaos.clients import Clients
 from tests.chaos.faults import Faults
-from tests.chaos.journal import transitions
+from tests.chaos.journal import History, transitions
 from tests.chaos.schedule import WEIGHTS, schedule
-from tests.chaos.stage import LEASE_SECONDS, PREFIX, Stage, open_stage
+from tests.chaos.stage import FAKETIME, LEASE_SECONDS, PREFIX, Stage, open_stage
 
 REST_SECONDS = 180.0  # within which every accepted job must end after the last fault
 # The places of open jobs, and of what jobs hold.
@@ -67,10 +68,14 @@ async def perform(plan: Plan, directory: Path | None = None) -> Result:
         faults = Faults(stage)
         supervisor = asyncio.create_task(faults.supervise())
         stack.callback(supervisor.cancel)
+        watcher = asyncio.create_task(_watch(stage.history))
+        stack.callback(watcher.cancel)
         start = monotonic()
         clients.start(plan.clients)
         await faults.run(
-            schedule(plan.seed, plan.seconds, plan.pause, plan.faults, lease=LEASE_SECONDS)
+            schedule(
+                plan.seed, plan.seconds, plan.pause, _possible(plan.faults), lease=LEASE_SECONDS
+            )
         )
         await asyncio.sleep(max(0.0, start + plan.seconds - monotonic()))
         driven = monotonic() - start
@@ -88,6 +93,20 @@ async def perform(plan: Plan, directory: Path | None = None) -> Result:
             **summary(evidence),
         }
         return Result(broken, figures)
+
+
+def _possible(faults: Mapping[str, int]) -> Mapping[str, int]:
+    """The faults that this machine can inject."""
+    if FAKETIME is not None:
+        return faults
+    sys.stderr.write("faketime is not installed: the clocks of hosts stay right\n")
+    return {kind: weight for kind, weight in faults.items() if not kind.startswith("shift")}
+
+
+async def _watch(history: History) -> None:
+    while True:
+        history.note()
+        await asyncio.sleep(0.05)
 
 
 async def _create_table(stage: Stage) -> None:
@@ -127,7 +146,9 @@ async def _evidence(stage: Stage, clients: Clients, faults: Faults, *, lossy: bo
         effects=[msgspec.json.decode(line) for line in stage.effects.read_bytes().splitlines()],
         faults=faults.times,
         pauses=faults.pauses,
-        crashes=faults.crashes if lossy else (),
+        crashes=sorted([*faults.rewinds, *(faults.crashes if lossy else ())]),
+        deaths=faults.deaths,
+        silences=faults.silences,
         errors=stage.logged("[error"),
     )
     client = stage.client()

@@ -8,7 +8,8 @@ WEIGHTS: Mapping[str, int] = {
     "kill worker": 5, "stop worker": 4, "end worker": 3, "kill api": 3, "end api": 3, "stop api": 2,
     "kill redis": 2, "stop redis": 2, "cut redis": 4, "slow redis": 2, "stall redis": 2,
     "cut clients": 4, "slow clients": 2, "stall clients": 2, "end database": 1, "no disk": 2,
-    "late finishes": 4, "pause queue": 2,
+    "late finishes": 4, "pause queue": 2, "rewind redis": 2, "suspend worker": 2,
+    "shift worker": 2, "shift api": 2,
 }  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def schedule(
         kind = chance.choices(list(weights), list(weights.values()))[0]
         target = chance.randrange(12)
         # Some last longer than a lease: those make zombies.
-        duration = chance.uniform(0.2, 2.5) * lease
+        duration = chance.uniform(1.2 if kind.startswith("suspend") else 0.2, 2.5) * lease
         faults.append(ScheduledFault(at, kind, target, duration, chance.random()))
         at += chance.uniform(0.5, 1.5) * pause
     return faults

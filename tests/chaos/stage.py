@@ -14,7 +14,7 @@ from typing import IO, Any
 from redis.asyncio import Redis
 
 from tandem_shared.dev.servers import die_with_parent, free_port, redis_server
-from tests.chaos.journal import journaled
+from tests.chaos.journal import History, journaled
 from tests.chaos.relay import Front, Relay, ready
 from tests.postgres import postgres_server
 
@@ -24,6 +24,8 @@ LEASE_SECONDS = 2.0
 DRAIN_SECONDS = 5.0
 START_SECONDS = 180.0  # for everything, even on a busy machine
 APIS, WORKERS = 2, 3
+# libfaketime, with which the clocks of hosts are set; without it they stay right.
+FAKETIME = next((path for path in Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
 
 
 class Process:
@@ -36,6 +38,11 @@ class Process:
         self._argv, self._environment, self._log = argv, environment, log
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
+        self._clock = log.with_suffix(".clock")
+
+    def set_clock(self, days: int) -> None:
+        """Put the clock of the process's host forward or, with a negative number, back."""
+        self._clock.write_text(f"{days:+}d", encoding="utf-8")
 
     @property
     def pid(self) -> int:
@@ -49,6 +56,7 @@ class Process:
         """Start the process, or restart it after it has ended."""
         if self._process is not None:
             self._process.communicate()
+        self.set_clock(0)
         with self._log.open("ab") as log:
             self._process = self._popen(log)
 
@@ -101,6 +109,7 @@ class Stage:
     ) -> None:
         self.directory = directory
         self.effects = directory / "effects"
+        self.history = History(directory)
         self.redis_socket = ""
         self.database = ""  # PostgreSQL's URL
         self.front = Front()
@@ -159,11 +168,11 @@ class Stage:
             port = free_port()
             self.api_ports.append(port)
             argv = (sys.executable, "-m", "tandem_api", "--port", str(port))
-            self.apis.append(self._process(f"api-{number}", argv, environment))
+            self.apis.append(self._host(f"api-{number}", argv, environment))
             self.start_api(number)
         for number in range(self._counts[1]):
             argv = (sys.executable, "-m", *self._worker_module.split())
-            self.workers.append(self._process(f"worker-{number}", argv, environment))
+            self.workers.append(self._host(f"worker-{number}", argv, environment))
             self.workers[-1].start()
         async with asyncio.timeout(START_SECONDS):
             while (
@@ -181,6 +190,11 @@ class Stage:
 
     def _process(self, name: str, argv: tuple[str, ...], environment: dict[str, str]) -> Process:
         return Process(name, argv, environment, self.directory / f"{name}.log")
+
+    def _host(self, name: str, argv: tuple[str, ...], environment: dict[str, str]) -> Process:
+        """A process whose clock can be set."""
+        clock = self.directory / f"{name}.clock"
+        return self._process(name, argv, environment | _faketime(clock))
 
     def start_api(self, number: int) -> None:
         self.front.replicas[self.api_ports[number]] = False  # until /readyz says otherwise
@@ -212,6 +226,18 @@ class Stage:
                 if text in line
             ]
         return lines
+
+
+def _faketime(file: Path) -> dict[str, str]:
+    """The environment in which a process reads how wrong its clock is from a file."""
+    if FAKETIME is None:
+        return {}
+    return {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(file),
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """What clients submit in a chaos run: kinds of jobs, how often each is chosen, and its body."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 RETRY = {"max_attempts": 6, "base": "50ms", "cap": "500ms"}
@@ -12,13 +12,29 @@ LOCKS = 4
 WEIGHTS: Mapping[str, float] = {
     "quick": 30, "slow": 12, "thread": 4, "flaky": 8, "refuses": 3, "late": 2, "poison": 0.03,
     "stream": 4, "socket": 2, "file": 4, "sql": 14, "delayed": 6, "cancelled": 6, "keyed": 5,
-    "locked": 3, "steps": 3, "bulk": 9, "lines": 6,
+    "locked": 3, "steps": 3, "bulk": 9, "lines": 6, "blocks": 0.4, "stuck": 0.05, "crowd": 0.03,
 }  # fmt: skip
 
 
 TASKS = {
     "stream": "chaos.stream", "socket": "chaos.stream", "sql": "sql.execute",
     "delayed": "chaos.quick", "cancelled": "chaos.slow", "keyed": "chaos.slow",
+    "stuck": "chaos.blocks",
+}  # fmt: skip
+
+
+ITEMS = range(20, 400)
+SLOW = (0.02, 0.1, 0.5, 2.5)
+# The values of a payload, by kind of job.
+PAYLOADS: Mapping[str, Mapping[str, Sequence[float]]] = {
+    "slow": {"seconds": SLOW}, "thread": {"seconds": SLOW}, "cancelled": {"seconds": (1.0,)},
+    "keyed": {"seconds": (0.02, 0.1, 0.4)}, "flaky": {"fails": (1, 2)},
+    "blocks": {"seconds": (0.3, 2.5, 5.0)}, "stuck": {"seconds": (20.0,)},
+    "stream": {"count": ITEMS, "seconds": (0.0, 0.01, 0.05)},
+    "socket": {"count": ITEMS, "seconds": (0.0, 0.01, 0.05)},
+    "file": {"count": (10, 300_000, 2_000_000)},
+    "locked": {"lock": range(LOCKS), "seconds": (0.0, 0.05, 0.2)},
+    "steps": {"count": range(2, 5), "seconds": (0.02, 0.2, 0.6)},
 }  # fmt: skip
 
 
@@ -38,6 +54,8 @@ def job_request(kind: str, key: str, chance: random.Random) -> JobRequest:
     match kind:
         case "late":
             options = {"timeout": "300ms", "retry": {**RETRY, "max_attempts": 2}}
+        case "stuck":
+            options = {"timeout": "1s", "retry": {**RETRY, "max_attempts": 1}}
         case "sql":
             payload = {"connection": "effects", "statements": [{"sql": INSERT, "params": [key]}]}
         case "delayed":
@@ -54,24 +72,5 @@ def job_request(kind: str, key: str, chance: random.Random) -> JobRequest:
 
 
 def _payload(kind: str, chance: random.Random) -> dict[str, Any]:
-    match kind:
-        case "slow" | "thread":
-            return {"seconds": chance.choice((0.02, 0.1, 0.5, 2.5))}
-        case "cancelled":
-            return {"seconds": 1.0}
-        case "keyed":
-            return {"seconds": chance.choice((0.02, 0.1, 0.4))}
-        case "flaky":
-            return {"fails": chance.randrange(1, 3)}
-        case "stream" | "socket":
-            return {"count": chance.randrange(20, 400), "seconds": chance.choice((0.0, 0.01, 0.05))}
-        case "file":
-            return {"count": chance.choice((10, 300_000, 2_000_000))}
-        case "locked":
-            return {
-                "lock": f"lock-{chance.randrange(LOCKS)}",
-                "seconds": chance.choice((0.0, 0.05, 0.2)),
-            }
-        case "steps":
-            return {"count": chance.randrange(2, 5), "seconds": chance.choice((0.02, 0.2, 0.6))}
-    return {}
+    values = {name: chance.choice(values) for name, values in PAYLOADS.get(kind, {}).items()}
+    return {**values, "lock": f"lock-{values['lock']}"} if "lock" in values else values

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import os
-import time
+import threading
 from collections.abc import AsyncIterator
 from functools import cache
 
@@ -42,23 +42,39 @@ def effect(job: Job | SyncJob, payload: Work, word: str, stamp: int = 0, fence: 
     os.write(_effects(), msgspec.json.encode(line) + b"\n")
 
 
+def _sleep(seconds: float) -> None:
+    """Block the thread; faketime breaks the absolute times with which time.sleep waits."""
+    threading.Event().wait(seconds)
+
+
 @task("chaos.quick")
 async def quick(job: Job, payload: Work) -> int:
+    effect(job, payload, "began", job.stamp)
     effect(job, payload, "done", job.stamp)
     return job.stamp
 
 
 @task("chaos.slow")
 async def slow(job: Job, payload: Work) -> int:
+    effect(job, payload, "began", job.stamp)
     await job.progress(0, 1, "started")
     await asyncio.sleep(payload.seconds)
     effect(job, payload, "done", job.stamp)
     return job.stamp
 
 
+@task("chaos.blocks")
+async def blocks(job: Job, payload: Work) -> int:
+    """Keep the whole event loop busy, as a task with a mistake does."""
+    effect(job, payload, "began", job.stamp)
+    _sleep(payload.seconds)
+    effect(job, payload, "done", job.stamp)
+    return job.stamp
+
+
 @task("chaos.thread")
 def thread(job: SyncJob, payload: Work) -> int:
-    time.sleep(payload.seconds)
+    _sleep(payload.seconds)
     effect(job, payload, "done")
     return 0
 

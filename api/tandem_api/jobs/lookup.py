@@ -6,7 +6,7 @@ from collections.abc import Callable
 from tandem_api.http.parameters import MAX_WAIT_SECONDS
 from tandem_api.redis_retry import retry_briefly
 from tandem_api.state import RequestState
-from tandem_shared.errors import NotFound
+from tandem_shared.errors import NotFound, Unavailable
 from tandem_shared.jobs.ids import is_id
 from tandem_shared.jobs.record import Record, job_json
 
@@ -29,6 +29,8 @@ async def find_in_ledger(state: RequestState, id: str) -> Record:
     if is_id(id):
         record = await state["ledger"].get(id, tenant=state["tenant"])
     if record is None:
+        if is_id(id) and state["queue"].repeats.quiet > 0:
+            raise Unavailable("Redis has just returned, and recent jobs are submitted to it again")
         raise NotFound("job", id[:64])
     return await state["lost"].settle(record)
 

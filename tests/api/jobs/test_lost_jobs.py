@@ -1,22 +1,27 @@
 """Jobs that Redis has lost, though the ledger has them: they end, and whoever waits is told so."""
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import httpx2
 import msgspec
 import pytest
 from redis.asyncio import Redis
 
+from tandem_shared.dev.servers import redis_server
 from tandem_shared.errors import Unavailable
+from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.states import State
 from tandem_shared.ledger.lost import LostJobs
 from tandem_shared.queue.queue import Queue
-from tests.api.fake_worker import FakeWorker
+from tests.api.fake_worker import ANY, STRICT, FakeWorker
 from tests.api.jobs.test_listing import Follower, follower, submit
-from tests.conftest import eventually
+from tests.api.serving import serving
+from tests.conftest import eventually, started
 from tests.shared.queue.model.rollback import copy_keys, roll_back
 
 __all__ = ["follower"]
@@ -113,3 +118,43 @@ async def test_a_redis_without_a_ledger_ends_no_job(
         with pytest.raises(Unavailable):
             await lost.settle(row)
     assert await follower.ledger.get(id, tenant="default") == row
+
+
+async def test_no_job_is_unknown_while_it_may_be_submitted_again(tmp_path: Path) -> None:
+    server = redis_server(tmp_path)
+    async with AsyncExitStack() as stack:
+        with started(server) as process:
+            await eventually(server.ready)
+            accepting, asked = [
+                await stack.enter_async_context(serving(server.url, tmp_path)) for _ in range(2)
+            ]
+            redis = await stack.enter_async_context(Redis.from_url(server.url))
+            queue = Queue(redis)
+            stack.push_async_callback(queue.close)
+            await FakeWorker(queue).publish(ANY, STRICT)
+            path = f"/v1/jobs/{await submit(accepting)}"
+            assert (await asked.get(path)).status_code == 200
+            process.kill()
+            process.wait()
+        shutil.rmtree(tmp_path / "appendonlydir", ignore_errors=True)
+        (tmp_path / "appendonly.aof").unlink(missing_ok=True)
+        stack.enter_context(started(server))
+        await eventually(server.ready)
+        details = []
+
+        async def status_of(path: str) -> int:
+            answer = await asked.get(path)
+            details.append(answer.json().get("detail", ""))
+            return answer.status_code
+
+        async def found() -> bool:
+            status = await status_of(path)
+            assert status in (200, 503)
+            return status == 200
+
+        async def unknown() -> bool:
+            return await status_of(f"/v1/jobs/{new_id()}") == 404
+
+        await eventually(unknown, 30)
+        assert any("submitted to it again" in detail for detail in details)
+        await eventually(found, 30)

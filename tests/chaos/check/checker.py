@@ -17,14 +17,19 @@ CHARGED = {"failed", "timeout", "worker_lost"}
 MAX_LOSSES = 3  # of workers, then the job fails
 AFTERMATH_SECONDS = 10.0  # how long after a fault its effects may show
 # Tasks whose result is the stamp of their attempt.
-STAMPED = {"chaos.quick", "chaos.slow", "chaos.flaky", "chaos.locked"}
+STAMPED = {"chaos.quick", "chaos.slow", "chaos.flaky", "chaos.locked", "chaos.blocks"}
+# Tasks that note that an attempt has begun, before all else.
+NOTED = {"chaos.quick", "chaos.slow", "chaos.blocks"}
+CLAIM_SECONDS = 1.0  # from the claim of a job until its task begins, if a slot is free
 # Task → the error types with which it may fail. On a full disk the effects log cannot be written
 # (OSError). A job that was cancelled may be cancelled instead.
 FAILURES: Mapping[str, set[str]] = {
     "chaos.refuses": {"refused", "worker_lost", "exception:OSError"},
     "chaos.late": {"timeout", "worker_lost", "exception:OSError"},
     "chaos.poison": {"worker_lost", "exception:OSError"},
+    "chaos.blocks": {"timeout", "worker_lost", "exception:OSError"},
 }
+MAY_SUCCEED = {"chaos.blocks"}
 # Kinds of keys that belong to a job, a worker or a task, and must expire with it.
 OWNED = {"job", "idem", "out", "cold", "steps", "key", "slots", "worker", "tasks", "lock", "waits"}
 
@@ -33,7 +38,7 @@ def check(evidence: Evidence) -> list[str]:
     """Every broken promise, as a sentence."""
     rules = (
         *(accepted_jobs_end, one_job_per_key, state_changes, last_events, views, attempt_lines),
-        *(paused_queue, retry_policies, lost_workers, leftovers, ledger),
+        *(paused_queue, retry_policies, lost_workers, charged_attempts, leftovers, ledger),
         *(traces.effects, traces.steps, traces.locks, traces.concurrency_keys),
         *(traces.applied_once, traces.streams),
     )
@@ -102,13 +107,20 @@ def views(evidence: Evidence) -> Iterator[str]:
     """A final job looks the same to every client, however often and wherever it is read."""
     for log in evidence.submissions:
         seen = [
-            view for view in log.finals if not evidence.may_be_lost(view.requested, view.answered)
+            view
+            for view in log.finals
+            if not evidence.may_be_forgotten(view.requested, view.answered)
         ]
         record = evidence.records.get(log.ids[0]) if log.ids else None
         states = {view.state for view in seen}
         if record is not None:
             states.add(record["state"])
-        etags = {view.etag for view in seen if view.etag}
+        # What is written again has a new stamp, and with it a new ETag.
+        etags = {
+            view.etag
+            for view in seen
+            if view.etag and not evidence.may_be_lost(view.requested, view.answered)
+        }
         if seen and (len(states) > 1 or len(etags) > 1):
             yield f"{log.key}: seen final as {sorted(states)} with {sorted(etags)}"
 
@@ -123,7 +135,9 @@ def attempt_lines(evidence: Evidence) -> Iterator[str]:
             losses += before.outcome == "worker_lost"
             # A suspect's loss beside other jobs is not charged: one of these may be the cause.
             spared = losses == 3 and before.outcome == "worker_lost"
-            if after.began <= before.ended:
+            # An end that Redis forgot is written again, before what happened since Redis is back.
+            rewritten = evidence.may_be_lost(after.began / 1e6, before.ended / 1e6)
+            if after.began <= before.ended and not rewritten:
                 yield f"{id}: attempt {after.number} began before {last} ended"
             charged = before.outcome != "released"
             if after.number - before.number not in ({0, 1} if spared else {charged}):
@@ -168,21 +182,34 @@ def retry_policies(evidence: Evidence) -> Iterator[str]:
             yield f"{id}: lost {outcomes['worker_lost']} workers"
         if record["state"] == "cancelled" and id not in cancelled:
             yield f"{id}: cancelled, and no client asked for it"
-        if record["state"] == "succeeded" and record["task"] in FAILURES:
+        if record["state"] == "succeeded" and record["task"] in FAILURES.keys() - MAY_SUCCEED:
             yield f"{id} ({record['task']}): succeeded, which it cannot"
         if record["state"] == "failed":
-            yield from _failure(id, record, charged, allowed, outcomes)
+            yield from _failure(
+                id, record, charged, outcomes, rewritten=_rewritten(evidence, record)
+            )
+
+
+def _rewritten(evidence: Evidence, record: Mapping[str, str]) -> bool:
+    """Whether Redis may have forgotten some of the job's attempts, but was told its end again."""
+    lines = attempts(record)
+    return bool(lines) and evidence.may_be_lost(lines[0].began / 1e6, int(record["v"]) / 1e6)
 
 
 def _failure(
-    id: str, record: Mapping[str, str], charged: int, allowed: int, outcomes: Mapping[str, int]
+    id: str,
+    record: Mapping[str, str],
+    charged: int,
+    outcomes: Mapping[str, int],
+    *,
+    rewritten: bool,
 ) -> Iterator[str]:
-    error = record.get("error", "")
+    error, allowed = record.get("error", ""), int(record["max"])
     types = FAILURES.get(record["task"])
     if types is not None:
         if not any(f'"type":"{type}"' in error for type in types):
             yield f"{id} ({record['task']}): failed for {error}"
-    elif charged < allowed and outcomes["worker_lost"] < MAX_LOSSES:
+    elif charged < allowed and outcomes["worker_lost"] < MAX_LOSSES and not rewritten:
         yield f"{id} ({record['task']}): given up after {charged} of {allowed} attempts: {error}"
 
 
@@ -195,6 +222,26 @@ def lost_workers(evidence: Evidence) -> Iterator[str]:
                 begin <= last and first <= end for begin, end in evidence.faults
             ):
                 yield f"{id}: attempt {line.number} lost its worker without a fault"
+
+
+def charged_attempts(evidence: Evidence) -> Iterator[str]:
+    """A lost attempt that is charged had begun, unless its worker may not have received it."""
+    began = {
+        (effect["job"], effect["stamp"]) for effect in evidence.effects if effect["word"] == "began"
+    }
+    for id, record in evidence.records.items():
+        for line in attempts(record) if record["task"] in NOTED else ():
+            claimed = line.began / 1e6
+            if (
+                line.outcome == "worker_lost"
+                and (id, line.began) not in began
+                and not any(
+                    silence.begin - CLAIM_SECONDS <= claimed <= silence.end
+                    and (not silence.pid or f"-{silence.pid}-" in line.worker)
+                    for silence in evidence.silences
+                )
+            ):
+                yield f"{id}: attempt {line.number} never ran, and is charged as lost"
 
 
 def leftovers(evidence: Evidence) -> Iterator[str]:

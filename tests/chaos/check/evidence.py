@@ -8,6 +8,17 @@ from typing import Any, NamedTuple
 Span = tuple[float, float]  # begin and end, in seconds since the epoch
 
 AOF_LOSS_SECONDS = 2.0  # what a Redis with `appendfsync everysec` may forget when it crashes
+# How long before and after a crash of Redis the end of a process makes it forget for good: what
+# the process has to repeat is recent, and is repeated as soon as Redis answers.
+REPEAT_SECONDS = 10.0
+
+
+class Silence(NamedTuple):
+    """A time in which a worker may not have received what it claimed; seconds since the epoch."""
+
+    begin: float
+    end: float
+    pid: int  # of the worker; 0: any
 
 
 class View(NamedTuple):
@@ -69,11 +80,24 @@ class Evidence:
     faults: Sequence[Span] = ()
     pauses: Sequence[Span] = ()  # from the answer to the pause until the request to resume
     crashes: Sequence[float] = ()  # of a Redis that may lose its last AOF_LOSS_SECONDS
+    deaths: Sequence[Span] = ()  # of APIs and workers
+    silences: Sequence[Silence] = ()
     errors: Sequence[str] = ()  # log lines that no fault explains
 
     def may_be_lost(self, requested: float, answered: float) -> bool:
         """Whether a crash of Redis may have lost what was written between these times."""
         return any(requested <= crash <= answered + AOF_LOSS_SECONDS for crash in self.crashes)
+
+    def may_be_forgotten(self, requested: float, answered: float) -> bool:
+        """Whether, besides, a process ended that would have repeated it."""
+        return any(
+            requested <= crash <= answered + AOF_LOSS_SECONDS
+            and any(
+                begin - REPEAT_SECONDS <= crash <= end + REPEAT_SECONDS
+                for begin, end in self.deaths
+            )
+            for crash in self.crashes
+        )
 
     def lost_jobs(self) -> set[str]:
         """Accepted jobs that a crash of Redis has lost, as it may."""
@@ -81,7 +105,7 @@ class Evidence:
             id
             for log in self.submissions
             for id in log.ids
-            if id not in self.records and self.may_be_lost(log.requested, log.answered)
+            if id not in self.records and self.may_be_forgotten(log.requested, log.answered)
         }
 
 

@@ -107,6 +107,7 @@ def _submissions() -> list[SubmissionLog]:
 
 def _effects() -> list[dict[str, Any]]:
     return [
+        *(effect("slow", 1, "began"), effect("slow", 2.5, "began")),
         *(effect("slow", 1), effect("slow", 2.5), effect("back", 0)),
         *(effect("refused", 1, "refused"), effect("stream", 1)),
         *(effect("steps", 1, "step 0"), effect("steps", 3, "step 1"), effect("steps", 3)),

@@ -127,6 +127,10 @@ ATTEMPTS: dict[str, tuple[Change, str]] = {
         changed("sql", state="failed", attempts=line(1, 1, 2, "failed"), error="{}"),
         "sql (sql.execute): given up after 1 of 6 attempts",
     ),
+    "lost before it began": (
+        removed("effects", lambda item: item["word"] == "began"),
+        "slow: attempt 1 never ran, and is charged as lost",
+    ),
     "lost without a fault": (
         lambda evidence: setattr(evidence, "faults", [(START + 300, START + 301)]),
         WITHOUT_FAULT,
@@ -260,6 +264,8 @@ def test_a_crash_may_lose_only_what_was_accepted_just_before(
     evidence = good_run()
     both(lost("refused"), seen("k-refused", not_found=True))(evidence)
     evidence.crashes = [START + crash]
+    assert check(evidence), "an API that lives on submits the job again"
+    evidence.deaths = [(START + crash, START + crash + 1)]
     broken = check(evidence)
     assert bool(broken) is not forgiven, broken
     assert summary(evidence)["lost by a crash of Redis"] == forgiven
@@ -271,4 +277,6 @@ def test_an_end_that_a_crash_has_lost_may_later_be_another_one() -> None:
     seen("k-sql", finals=[OTHER, later])(evidence)
     assert any("seen final" in sentence for sentence in check(evidence))
     evidence.crashes = [START + 7.5]
+    assert check(evidence), "a worker that lives on writes the end again"
+    evidence.deaths = [(START + 8, START + 9)]
     assert check(evidence) == []

@@ -51,6 +51,25 @@ async def test_an_attempt_that_the_worker_told_of_is_charged(shard: Shard, how: 
     assert [await shard.state(id) for id in ids] == [State.FAILED] * 2
 
 
+@pytest.mark.parametrize("read", [False, True])
+async def test_a_claim_that_a_living_worker_never_read_is_not_charged(
+    shard: Shard, *, read: bool
+) -> None:
+    """Its event loop is blocked, or the reply was lost, while its heart beats."""
+    id = await shard.add(max_attempts=1)
+    worker = await shard.worker()
+    claimed = await worker.take()
+    worker.held.clear()
+    began = int(claimed.token.partition(".")[0]) if read else 0
+    for _ in range(12):
+        await shard.wait(1)
+        await shard.queue.beat(worker.id, worker.digest, [], started=began)
+    record = await shard.get(id)
+    outcome = "worker_lost" if read else "released"
+    assert [one.outcome for one in record.attempts] == [outcome]
+    assert (record.state, record.attempt) == ((State.FAILED, 1) if read else (State.QUEUED, 0))
+
+
 @pytest.mark.parametrize("how", ["concurrency", "rate", "key"])
 async def test_jobs_with_limits_are_not_claimed_ahead(shard: Shard, how: str) -> None:
     limits: dict[str, dict[str, Any]] = {
