@@ -16,6 +16,7 @@ from tandem_api.auth import ApiKeys
 from tandem_api.drain import Drain
 from tandem_api.edge import Edge
 from tandem_api.files import downloads, uploads
+from tandem_api.http.memory import request_memory
 from tandem_api.http.problems import HANDLERS
 from tandem_api.http.routing import for_head
 from tandem_api.jobs import bulk, job, listing, replays
@@ -135,6 +136,7 @@ async def open_state(
             lost=lost,
             drain=drain,
             metrics=metrics,
+            memory=request_memory(settings.bulk_spool),
         )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, TypedDict
 from fastapi import Depends, Request
 
 from tandem_api.drain import Drain
+from tandem_api.http.memory import RequestMemory
 from tandem_api.metrics import RequestMetrics
 from tandem_api.validation.catalogue import Catalogue
 from tandem_api.validation.submission import Submissions
@@ -33,6 +34,7 @@ class AppState(TypedDict):
     lost: LostJobs
     drain: Drain
     metrics: RequestMetrics
+    memory: RequestMemory
 
 
 class RequestState(AppState):

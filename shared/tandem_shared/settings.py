@@ -270,6 +270,12 @@ class Settings(BaseSettings):
     max_body: int = Field(
         1 << 20, ge=1024, description="bytes of a job's body, and of each item of a bulk request"
     )
+    bulk_spool: int = Field(
+        64 << 20,
+        ge=64 << 10,
+        description="bytes of answers to a bulk of lines that wait on disk (TMPDIR) until it has"
+        " come whole; beyond them it is read only as fast as the client reads answers",
+    )
     max_upload: int = Field(10 << 30, ge=1024, description="bytes of an uploaded file")
     max_output: int = Field(
         10 << 30, ge=1024, description="bytes that a job may stream, over all its attempts"

@@ -33,6 +33,7 @@ from tandem_shared.files.uploads import (
     find_upload,
 )
 
+SMALL_BYTES = 64 << 10  # of a piece
 _TAG = re.compile(r'(?:W/)?"[^"]*"')
 _RANGE = re.compile(r"bytes=[ \t,]*+([0-9]*+)-([0-9]*+)[ \t,]*", re.ASCII | re.IGNORECASE)
 
@@ -128,11 +129,25 @@ async def _serve(
         return Response(
             status_code=307, headers={"Location": url, "Cache-Control": "private, no-store"}
         )
-    chunks = store.read(file.path, start, end)
+    chunks = _read(state, file.path, start, end)
     # Read the first chunk before the status is sent: if the store fails, the client gets an error
     # response instead of a truncated body.
     first = await anext(chunks, b"")
     return StreamingResponse(_prepend(first, chunks), 206 if span else 200, headers)
+
+
+async def _read(state: RequestState, path: str, start: int, end: int) -> AsyncGenerator[bytes]:
+    """The file in large pieces, or in small ones while many downloads hold large ones."""
+    store, budget = state["store"], state["memory"].downloads
+    large = budget.take(store.read_bytes)
+    try:
+        chunks = store.read(path, start, end, None if large else SMALL_BYTES)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+    finally:
+        if large:
+            budget.give_back(store.read_bytes)
 
 
 async def _prepend(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from tandem_api.http.memory import RequestMemory, Share
 from tandem_api.http.parameters import header_options, headers_of, whole_number
 from tandem_shared.errors import Invalid, Malformed, TooLarge
 
@@ -72,10 +73,18 @@ def refuse_length(request: Request, limit: int, what: str = "the body") -> None:
         raise TooLarge(what, limit)
 
 
-async def read_body(request: Request, limit: int, *, total_seconds: float = BODY_SECONDS) -> bytes:
+async def read_body(
+    request: Request,
+    limit: int,
+    share: Share | None = None,
+    *,
+    total_seconds: float = BODY_SECONDS,
+) -> bytes:
     """The whole body. Raises TooLarge above `limit` bytes, and HTTPException 408.
 
-    A body times out after `total_seconds`, or after IDLE_SECONDS without a byte.
+    A body times out after `total_seconds`, or after IDLE_SECONDS without a byte. Until it is
+    complete it takes memory of `share`, or of the budget for bodies; raises Unavailable if there is
+    none left.
     """
     refuse_length(request, limit)
     if BODY_COMPLETE in request.scope.get("extensions", ()):
@@ -83,6 +92,14 @@ async def read_body(request: Request, limit: int, *, total_seconds: float = BODY
         if len(body) > limit:
             raise TooLarge("the body", limit)
         return body
+    if share is None:
+        memory: RequestMemory = request.scope["state"]["memory"]
+        with memory.bodies.share() as own:
+            return await _read_slowly(request, limit, own, total_seconds)
+    return await _read_slowly(request, limit, share, total_seconds)
+
+
+async def _read_slowly(request: Request, limit: int, share: Share, total_seconds: float) -> bytes:
     loop = asyncio.get_running_loop()
     end = loop.time() + total_seconds
     chunks: list[bytes] = []
@@ -94,6 +111,7 @@ async def read_body(request: Request, limit: int, *, total_seconds: float = BODY
                 size += len(chunk)
                 if size > limit:
                     raise TooLarge("the body", limit)
+                share.resize(size)
                 chunks.append(chunk)
                 if not more:
                     return b"".join(chunks)

@@ -51,6 +51,11 @@ class Cycle(RequestResponseCycle):
         """Sends a part of the response, or holds it back."""
         # Of several pipelined requests, uvicorn marks only the last one as disconnected.
         self.disconnected = self.disconnected or self.transport.is_closing()
+        if message["type"] == "http.response.abort":
+            # The response has no end, so the client sees the cut.
+            self.disconnected = True
+            self.transport.close()
+            return
         if message["type"] == "http.response.start" and not self.response_started:
             # The response counts as started, so that nothing else sends another one.
             self._start, self.response_started = message, True

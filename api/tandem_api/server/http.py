@@ -25,7 +25,7 @@ HEAD_SECONDS = 30.0  # from the connection, or from the first byte of a next hea
 LINGER_SECONDS = 1.0  # from a refusal to closing its connection, see `_refuse`
 # Of the requests that wait, over all connections. While there is room, one connection may send as
 # many as the kernel hands over at once.
-PIPELINED_BYTES = 32 << 20
+PIPELINED_BYTES = 16 << 20
 # That a connection may have waiting while it is read on, which is how its end is noticed.
 READ_ON_BYTES = 4 << 10
 DISCARD_SECONDS = 5.0  # for the rest of a body whose response is complete

@@ -76,7 +76,7 @@ class FileStore:
         self._root = root  # of a local store
         self._remote = remote
         self.part_bytes = REMOTE_PART_BYTES if remote else CHUNK_BYTES  # per call
-        self._read_bytes = REMOTE_READ_BYTES if remote else CHUNK_BYTES
+        self.read_bytes = REMOTE_READ_BYTES if remote else CHUNK_BYTES
 
     async def write(
         self,
@@ -138,9 +138,11 @@ class FileStore:
         return None
 
     async def read(
-        self, path: str, start: int = 0, end: int | None = None
+        self, path: str, start: int = 0, end: int | None = None, piece: int | None = None
     ) -> AsyncGenerator[bytes]:
         """Yield the bytes from `start` to `end` (exclusive; None: to the end), fetched as needed.
+
+        At most `piece` bytes at a time, else `read_bytes`.
 
         Raises NotFound; in a remote store also between two chunks, if the object is removed then.
         """
@@ -157,7 +159,7 @@ class FileStore:
                         os.open, self._root / path, os.O_RDONLY | os.O_CLOEXEC
                     )
             while start < end:
-                stop = min(start + self._read_bytes, end)
+                stop = min(start + (piece or self.read_bytes), end)
                 async with _store_call(path):
                     if descriptor is not None:
                         chunk = await asyncio.to_thread(os.pread, descriptor, stop - start, start)

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import httpx2
 import msgspec
 import pytest
 
+from tandem_api.jobs import bulk, spool
 from tandem_shared.queue.queue import Queue
 from tests.api.fake_worker import FakeWorker
 from tests.api.serving import problem, serving
+from tests.conftest import eventually
 
 LINES = {"content-type": "application/x-ndjson"}
 JOB: dict[str, Any] = {"task": "t.any", "payload": {}}
@@ -184,13 +187,67 @@ async def piecemeal(
     writer.close()
 
 
-async def test_lines_are_answered_as_they_arrive(client: httpx2.AsyncClient) -> None:
+async def test_lines_are_answered_once_all_have_come(
+    client: httpx2.AsyncClient, queue: Queue
+) -> None:
     async with piecemeal(client) as (reader, send):
         for number in range(3):
             send(b'{"task":"t.any","payload":{"n":%d}}\n' % number)
-            assert b'{"id":"' in await reader.readuntil(b'"}\n')
+            await eventually(partial(has_queued, queue, number + 1))
+        answer = asyncio.create_task(reader.readuntil(b"0\r\n\r\n"))
+        await client.get("/livez")
+        assert not answer.done()
         send(b"")
-        assert (await reader.readuntil(b"0\r\n\r\n")).endswith(b"0\r\n\r\n")
+        assert (await answer).count(b'{"id":"') == 3
+
+
+async def has_queued(queue: Queue, count: int) -> bool:
+    return await queued(queue) == count
+
+
+async def test_lines_that_never_end_get_the_answers_to_those_that_came(
+    client: httpx2.AsyncClient, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "IDLE_SECONDS", 0.2)
+    async with piecemeal(client) as (reader, send):
+        send(b'{"task":"t.any"}\n' * 2 + b"{")
+        answer = await reader.read()
+    assert answer.count(b'{"id":"') == await queued(queue) == 2
+    assert not answer.endswith(b"0\r\n\r\n")
+
+
+async def test_a_client_that_never_reads_takes_no_more_than_the_spool(
+    redis_url: str, worker: FakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server stops reading lines; it goes on when the client reads answers."""
+    limit = 1 << 20
+    async with (
+        serving(redis_url, tmp_path, bulk_spool=limit) as client,
+        piecemeal(client) as (
+            reader,
+            send,
+        ),
+    ):
+        written: list[int] = []
+        write = spool.AnswerSpool._write
+
+        def counting(answers: spool.AnswerSpool, data: bytes) -> bytes:
+            written.append(len(data))
+            assert answers._written - answers._sent + len(data) <= limit
+            return write(answers, data)
+
+        monkeypatch.setattr(spool.AnswerSpool, "_write", counting)
+        lines, sent = b"x\n" * 30_000, 2
+        for _ in range(sent):
+            send(lines)
+        await eventually(lambda: sum(written) >= limit)
+        assert b"HTTP/1.1 200 " in await reader.readline()  # it has begun
+        send(b"")
+        answer = bytearray()
+        while not answer.endswith(b"\r\n0\r\n\r\n"):
+            answer += await reader.read(1 << 20)
+        assert answer.count(b"\n{") == 30_000 * sent  # each answer is preceded by a line end
+        assert sum(written) > 5 * limit
 
 
 async def test_each_line_fails_separately_when_redis_is_down_mid_answer(
@@ -203,11 +260,12 @@ async def test_each_line_fails_separately_when_redis_is_down_mid_answer(
             piecemeal(client) as (reader, send),
         ):
             send(b"7\n")  # refused by validation, before Redis is needed
-            assert b'"status":422' in await reader.readuntil(b"}}\n")
+            await client.get("/livez")  # the line has been read
             send(b'{"task":"t.any"}\n' * 2)
+            send(b"")
+            assert b'"status":422' in await reader.readuntil(b"}}\n")
             for _ in range(2):
                 assert b'"status":503' in await reader.readuntil(b"}}\n")
-            send(b"")
             assert (await reader.readuntil(b"0\r\n\r\n")).endswith(b"0\r\n\r\n")
 
 
