@@ -25,6 +25,7 @@ from tandem_api.metrics import SHARED_DIRECTORY
 MAX_CRASHES = 5  # in a row, each soon after the start
 SOON_SECONDS = 5.0
 BACKOFF_SECONDS = 0.25  # after the first crash; doubles with each
+CHECK_SECONDS = 2.0  # between two looks at whether a child is stopped; twice in a row, it is killed
 # From SIGTERM, plus `linger`, until the remaining children are killed.
 END_SECONDS = 12.0
 
@@ -46,7 +47,7 @@ class _ProcessGroup:
     def __init__(
         self, sockets: Sequence[socket.socket], argv: Sequence[str], directory: str, end: float
     ) -> None:
-        self._end_seconds = end
+        self._end_seconds, self._sockets = end, sockets
         self._fds = [one.fileno() for one in sockets]
         fds = (f"--fd={fd}" for fd in self._fds)
         self._argv = [sys.executable, "-m", "tandem_api", *argv, *fds]
@@ -56,9 +57,16 @@ class _ProcessGroup:
     async def run(self, count: int) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._ending.set)
+            loop.add_signal_handler(number, self._end)
         crashed = await asyncio.gather(*map(self._supervise, range(1, count + 1)))
         return 1 if any(crashed) else 0
+
+    def _end(self) -> None:
+        self._ending.set()
+        # The children accept for `linger` more seconds. Afterwards the kernel would still accept for
+        # the parent, and those connections would hang.
+        for listener in self._sockets:
+            listener.close()
 
     async def _supervise(self, number: int) -> bool:
         """Keeps one child running until the group ends; whether a crash loop ended it."""
@@ -92,10 +100,19 @@ class _ProcessGroup:
         return False
 
     async def _wait(self, process: asyncio.subprocess.Process) -> None:
-        """Returns once the process has ended, which is stopped when the group ends."""
+        """Returns once the process has ended, which is terminated when the group ends."""
         exited = asyncio.create_task(process.wait())
         ending = asyncio.create_task(self._ending.wait())
-        await asyncio.wait((exited, ending), return_when=asyncio.FIRST_COMPLETED)
+        was_stopped = False
+        while not (exited.done() or ending.done()):
+            await asyncio.wait(
+                (exited, ending), timeout=CHECK_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            stopped = not exited.done() and _is_stopped(process.pid)
+            if stopped and was_stopped:
+                log.warning("an API process is stopped and will be replaced", pid=process.pid)
+                process.kill()
+            was_stopped = stopped
         ending.cancel()
         for stop in (process.terminate, process.kill):
             if not exited.done():
@@ -104,3 +121,11 @@ class _ProcessGroup:
                 await asyncio.wait((exited,), timeout=self._end_seconds)
         if process.stdin is not None:
             process.stdin.close()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a signal such as SIGSTOP has stopped the child, so that its requests hang."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False

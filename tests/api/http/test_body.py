@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from tandem_api.http.body import MAX_DEPTH, read_body, refuse_depth
+from tandem_api.http.memory import request_memory
 from tandem_api.http.parameters import read_headers
 from tandem_api.server.sockets import listen, url_of
 from tandem_shared.errors import Invalid, Misconfigured, TooLarge
@@ -25,7 +26,8 @@ def request(*messages: dict[str, Any], **headers: str) -> Request:
         return message
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    state = {"headers": read_headers(raw)}  # as the Edge middleware does
+    # As the Edge and the lifespan do.
+    state = {"headers": read_headers(raw), "memory": request_memory(1 << 20)}
     return Request({"type": "http", "method": "POST", "headers": raw, "state": state}, receive)
 
 

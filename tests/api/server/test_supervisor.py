@@ -1,6 +1,7 @@
 """`python -m tandem_api` as a process: its address, its start-up errors, and its shutdown."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -169,6 +170,50 @@ async def test_several_processes_share_the_port_and_end_together(
         async with asyncio.timeout(20):
             assert await process.wait() == 0
         assert not [child for child in children if child.is_running()]
+
+
+async def test_a_stopped_process_is_replaced(redis_url: str, tmp_path: Path) -> None:
+    async with api(tmp_path, redis_url, "--port", "0", "--processes", "2") as process:
+        await ready(await address(process))
+        first, second = await several(process, 2)
+        first.suspend()
+        await eventually(lambda: not alive(first), timeout=30)
+        replaced = await several(process, 2)
+        assert second in replaced
+        assert first not in replaced
+        process.terminate()
+        async with asyncio.timeout(20):
+            assert await process.wait() == 0
+
+
+async def test_connections_are_refused_once_the_processes_stop_accepting(
+    redis_url: str, worker: FakeWorker, tmp_path: Path
+) -> None:
+    async with api(tmp_path, redis_url, "--port", "0", "--processes", "2") as process:
+        url = httpx2.URL(await address(process))
+        await ready(str(url))
+        _, upload = await asyncio.open_connection(url.host, url.port)
+        upload.write(b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n1")
+        await upload.drain()
+        process.terminate()
+
+        async def refused() -> bool:
+            try:
+                reader, writer = await asyncio.open_connection(url.host, url.port)
+            except ConnectionRefusedError:
+                return True
+            # Until then, each connection is served.
+            writer.write(b"GET /livez HTTP/1.0\r\n\r\n")
+            with contextlib.suppress(ConnectionResetError):  # closed while it waited
+                await reader.read()
+            writer.close()
+            return False
+
+        await eventually(refused, timeout=5)
+        assert process.returncode is None, "the upload keeps it from ending"
+        upload.close()
+        async with asyncio.timeout(20):
+            assert await process.wait() == 0
 
 
 async def test_processes_end_when_their_parent_is_killed(redis_url: str, tmp_path: Path) -> None:
