@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import faulthandler
 import socket
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(host=options.host, port=options.port)
         require_keys(settings)
+        faulthandler.enable()
         logs.configure_logging(settings.log, "api")
         if options.fd:
             inherited = [socket.socket(fileno=fd) for fd in options.fd]

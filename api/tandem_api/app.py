@@ -149,7 +149,8 @@ async def keep_ticking(queue: Queue, catalogue: Catalogue, pause: float) -> None
     failing = False
     while True:
         try:
-            await queue.tick()
+            if ended := await queue.tick():
+                log.warning("leases of lost workers have ended", leases=ended)
             await catalogue.refresh()
             if failing:
                 log.info("Redis answers again")

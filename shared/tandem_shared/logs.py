@@ -15,6 +15,8 @@ from typing import Any, Literal
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+LogFormat = Literal["console", "json"]
+
 SECRET_NAMES = frozenset({"authorization", "api_key", "cookie", "password", "secret", "set-cookie"})
 MAX_VALUE_CHARS = 8192  # longer values are cut, except tracebacks
 MAX_DEPTH = 4
@@ -29,9 +31,13 @@ _SECRETS = (
 )
 
 
-def configure_logging(format: Literal["console", "json"], process: str) -> None:
-    """Set up the logging of this process: `console` for people, `json` for machines."""
+def configure_logging(format: LogFormat, process: str, *processors: Processor) -> None:
+    """Set up the logging of this process: `console` for people, `json` for machines.
+
+    Every line passes through `processors` first.
+    """
     shared: list[Processor] = [
+        *processors,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -52,7 +58,12 @@ def configure_logging(format: Literal["console", "json"], process: str) -> None:
     handler = logging.StreamHandler(sys.stderr)  # flushes after each line
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            # Lines of the standard library: with their `extra` and the name of their logger.
+            foreign_pre_chain=[
+                structlog.stdlib.ExtraAdder(),
+                structlog.stdlib.add_logger_name,
+                *shared,
+            ],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 clean_event,

@@ -1,6 +1,6 @@
 """Tortoise's SQLite client without its leaks when connecting or beginning a transaction fails.
 
-Works around two upstream bugs:
+Works around these upstream bugs:
 
 - Tortoise 1.1 takes the client's lock before it connects (since tortoise/tortoise-orm#1656, which
   fixed the race of #1655) and keeps it when connecting or BEGIN fails or is cancelled, so every
@@ -8,6 +8,9 @@ Works around two upstream bugs:
 - aiosqlite 0.22 does not wait for its thread when opening is cancelled: the thread may then report
   to a closed event loop (omnilib/aiosqlite#241), and the file may stay open (#259).
   `create_connection` joins the thread and closes the file.
+- Python's `executescript` commits what was begun before it, so no migration of Tortoise is atomic:
+  a process that dies in one leaves tables that no later try can create. `_Statements` runs
+  the statements of a script one by one, within the transaction.
 
 Used as an engine of Tortoise's configuration: `tandem_shared.sqlite`.
 """
@@ -22,6 +25,7 @@ from contextlib import suppress
 import aiosqlite
 from tortoise.backends.base.client import (
     ConnectionWrapper,
+    NestedTransactionContext,
     TransactionalDBClient,
     TransactionContext,
 )
@@ -68,7 +72,7 @@ class SQLiteClient(SqliteClient):
         return _Acquired(self._lock, self)
 
     def _in_transaction(self) -> TransactionContext:
-        return _Transaction(SqliteTransactionWrapper(self), self._lock)
+        return _Transaction(_Statements(self), self._lock)
 
     def connect(self) -> sqlite3.Connection:
         """Open the database; runs in the connection's thread. `_end` may close it in another."""
@@ -99,6 +103,19 @@ class _Acquired(ConnectionWrapper[aiosqlite.Connection]):
         except BaseException:
             self._lock.release()
             raise
+
+
+class _Statements(SqliteTransactionWrapper):
+    def _in_transaction(self) -> TransactionContext:
+        return NestedTransactionContext(_Statements(self))
+
+    async def execute_script(self, query: str) -> None:
+        statement = ""
+        for part in query.split(";"):
+            statement += f"{part};"
+            if sqlite3.complete_statement(statement):
+                await self.execute_query(statement)
+                statement = ""
 
 
 class _Transaction(SqliteTransactionContext):

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import cProfile
+import faulthandler
 import gc
 import logging
 import os
@@ -18,7 +19,8 @@ import uvloop
 from tandem_shared import logs
 from tandem_shared.errors import Misconfigured
 from tandem_shared.settings import load_settings
-from tandem_worker.jobs.logs import job_logging
+from tandem_worker.jobs.logs import add_attempt, job_logging
+from tandem_worker.jobs.watched import watched_output
 from tandem_worker.loader import load_tasks
 from tandem_worker.resources import open_resources
 from tandem_worker.runtime.worker import Worker
@@ -74,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _run(options: argparse.Namespace) -> None:
     settings = load_settings(queues=options.queues, concurrency=options.concurrency)
-    logs.configure_logging(settings.log, "worker")
+    faulthandler.enable()  # a crash of native code names the Python line that called it
+    logs.configure_logging(settings.log, "worker", add_attempt)
     tasks = load_tasks(settings.tasks)
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)  # arq's Worker takes the current loop
@@ -86,7 +89,7 @@ def _run(options: argparse.Namespace) -> None:
         resources=partial(open_resources, settings),
         burst=options.burst,
     )
-    with profiled(options.profile), job_logging(settings.job_log):
+    with profiled(options.profile), job_logging(settings.job_log), watched_output():
         worker.run()
 
 

@@ -4,26 +4,33 @@ import json
 import math
 from collections.abc import Sequence
 from decimal import Decimal
-from types import NoneType
+from types import CoroutineType, NoneType
 from typing import Any
 
 import msgspec
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
+from tandem_worker.errors import Misuse
+
+_PLAIN = frozenset({str, int, float, bool, NoneType})
+
 
 def encode(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
     """The value as UTF-8 JSON: builtins, models, dataclasses, structs, dates, decimals, enums.
 
     `adapter` is that of the declared type; a value of another type is written by its own.
-    `msgspec.Raw` is JSON already. Raises TypeError, in one sentence, for what JSON cannot hold:
-    objects of other classes, NaN and infinities, bytes or text that are not UTF-8, cycles.
+    `msgspec.Raw` is JSON already. Raises Misuse, in one sentence, for what JSON cannot hold:
+    objects of other classes, NaN and infinities, bytes, text that is not UTF-8, keys that are no
+    plain values, cycles, coroutines.
     """
     if value is None and adapter is None:
         return b"null"
     if isinstance(value, msgspec.Raw):
         return bytes(value)
     try:
+        if type(value) not in _PLAIN:
+            _check(value)
         if adapter is None:
             data = to_json(value, inf_nan_mode="constants", fallback=msgspec.to_builtins)
         else:
@@ -35,10 +42,45 @@ def encode(value: Any, adapter: TypeAdapter[Any] | None = None) -> bytes:
             json.dumps(_plain(value, adapter), allow_nan=False)
     except PydanticSerializationError as error:
         reason = str(error).removeprefix("Error serializing to JSON: ").partition("\n")[0]
-        raise TypeError(f"{type(value).__name__} cannot be written as JSON: {reason}") from None
+        raise Misuse(f"{type(value).__name__} cannot be written as JSON: {reason}") from None
+    except RecursionError:
+        name = type(value).__name__
+        raise Misuse(
+            f"{name} cannot be written as JSON: it contains itself or is nested too deeply"
+        ) from None
     except ValueError:  # of json.dumps
-        raise TypeError("JSON has no NaN or infinity; use None or a string instead") from None
+        raise Misuse("JSON has no NaN or infinity; use None or a string instead") from None
     return data
+
+
+def _check(value: Any) -> None:
+    """Refuse what the encoder would write as something else, or with a message that helps nobody.
+
+    Bytes that happen to be UTF-8 would become text, and a tuple as a key its parts with commas.
+    """
+    match value:
+        case dict():
+            for key, item in value.items():
+                if type(key) is not str and isinstance(key, tuple | bytes | frozenset):
+                    raise Misuse(
+                        f"dict cannot be written as JSON: a key is a {type(key).__name__}, and JSON"
+                        " has only strings there; use a list of pairs, or make it a string"
+                    )
+                if type(item) not in _PLAIN:
+                    _check(item)
+        case list() | tuple() | set() | frozenset():
+            for item in value:
+                if type(item) not in _PLAIN:
+                    _check(item)
+        case bytes() | bytearray() | memoryview():
+            raise Misuse(
+                f"{type(value).__name__} cannot be written as JSON: decode it, encode it as Base64,"
+                " or write a file with job.files.write"
+            )
+        case CoroutineType():
+            value.close()  # or Python would warn that it was never awaited
+            name = value.__qualname__
+            raise Misuse(f"coroutine cannot be written as JSON: write `await` before {name}(…)")
 
 
 # The JSON value, with its fractions as Decimal: a float would round their digits.

@@ -3,6 +3,7 @@
 TaskError                    a failure with its own type, and advice on retrying
 ├── Retry                    try again, no sooner than a time that the task chooses
 └── Permanent                do not try again
+Misuse                       a TypeError that no other attempt can cure
 """
 
 import re
@@ -53,3 +54,7 @@ class Permanent(TaskError):
 
     def __init__(self, type: str, message: str) -> None:
         super().__init__(type, message, retryable=False)
+
+
+class Misuse(TypeError):
+    """A mistake in a task's code, in a sentence that says what to do; it is never retried."""

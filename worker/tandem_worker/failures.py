@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.view import Failure
 from tandem_shared.logs import mask_secrets
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Misuse, TaskError
 
 MAX_MESSAGE_CHARS = 1000
 _PATH = re.compile(r"(?:(?<=file://)|(?<![\w/:.]))(?:/[\w.@+~-]+){2,}/?")
@@ -71,6 +71,8 @@ def to_fault(error: BaseException) -> Fault:
         return Fault(error.type, sanitize(error.message), error.retryable, error.after)
     if isinstance(error, Unavailable):
         return Fault("unavailable", sanitize(str(error)), retryable=True)
+    if isinstance(error, Misuse):
+        return Fault("exception:TypeError", sanitize(str(error)), retryable=False)
     name = type(error).__name__
     message = _text(error) or f"the task raised {name} without a message"
     return Fault(f"exception:{name}", message, retryable=True)

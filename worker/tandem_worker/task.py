@@ -24,6 +24,7 @@ from tandem_shared.retry_policy import RetryPolicy
 from tandem_shared.settings import QUEUE_NAME_PATTERN
 from tandem_shared.times import Duration, parse_duration
 from tandem_worker.encoding import decode_exactly, encode
+from tandem_worker.errors import Misuse
 from tandem_worker.jobs.logs import LogCapture
 from tandem_worker.jobs.sync import SyncJob
 from tandem_worker.signature import Kind, Signature, describe, read_signature
@@ -77,11 +78,11 @@ class Task:
         return msgspec.Raw(payload) if self.signature.kind == "process" else value
 
     def encode(self, result: Any) -> bytes:
-        """The JSON of what `execute` returned. Raises TypeError, in one sentence."""
+        """The JSON of what `execute` returned. Raises Misuse, in one sentence."""
         try:
             return encode(result, self.signature.result)
-        except TypeError as error:
-            raise TypeError(f"the result of {self.name} is not JSON: {error}") from None
+        except Misuse as error:
+            raise Misuse(f"the result of {self.name} is not JSON: {error}") from None
 
     def arguments(self, job: Any, payload: Any) -> list[Any]:
         """The arguments of a call, in the function's order."""
@@ -235,7 +236,7 @@ def _checked_example(signature: Signature, example: Any) -> Any:
 
 def call(task: Task, job: SyncJob, payload: Any) -> Any:
     """Call the function of a `def` task here and now, and emit the items of a generator."""
-    with LogCapture(job.log.write):
+    with LogCapture(job, job.log.write):
         outcome = task.function(*task.arguments(job, payload))
         if not task.signature.generator:
             return outcome

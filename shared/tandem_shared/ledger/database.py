@@ -21,6 +21,7 @@ from tortoise.backends.base.config_generator import expand_db_url
 from tortoise.context import TortoiseContext
 from tortoise.exceptions import BaseORMException, ConfigurationError
 from tortoise.migrations.executor import MigrationExecutor
+from tortoise.transactions import in_transaction
 
 from tandem_shared.errors import Misconfigured, Unavailable
 from tandem_shared.postgres import asyncpg_options
@@ -148,9 +149,14 @@ class Database:
             if await self._migrated(client):
                 return
             async with self._migration_lock(client):
-                # The executor checks again: another process may have migrated meanwhile.
-                executor = MigrationExecutor(client, self._config["apps"])
-                await executor.migrate(direction="forward")
+                # Its own table: PostgreSQL would abort the transaction that looks for it in vain.
+                await MigrationExecutor(client, {}).migrate(direction="forward")
+                # One transaction: the executor by itself records a migration after committing it,
+                # so a process that died in between would leave tables that no later try can create.
+                async with in_transaction(APP_LABEL) as transaction:
+                    # The executor checks again: another process may have migrated meanwhile.
+                    executor = MigrationExecutor(transaction, self._config["apps"])
+                    await executor.migrate(direction="forward")
 
     async def _migrated(self, client: Any) -> bool:
         known = {name for _, name, _ in iter_modules(import_module(MIGRATIONS).__path__)}

@@ -37,7 +37,7 @@ class System:
             load_settings(),
             consumer="one",
             running=[],
-            observe=WorkerMetrics([], 1).observe_batch,
+            metrics=WorkerMetrics([], 1),
         )
         self._calls = 0
 

@@ -124,7 +124,8 @@ async def test_lines_after_the_end_of_a_job_are_ignored() -> None:
 
 def recorded_lines() -> Iterator[list[dict[str, Any]]]:
     lines: list[dict[str, Any]] = []
-    with job_logging("info"), LogCapture(lambda body: lines.append(msgspec.json.decode(body))):
+    job = SyncJob.__new__(SyncJob)  # only lines of the worker's own log name it
+    with job_logging("info"), LogCapture(job, lambda body: lines.append(msgspec.json.decode(body))):
         yield lines
 
 

@@ -31,7 +31,7 @@ def projection(queue: Queue, ledger: Ledger, consumer: str = "one", **given: obj
         load_settings(**given),
         consumer=consumer,
         running=[],
-        observe=WorkerMetrics([], 1).observe_batch,
+        metrics=WorkerMetrics([], 1),
     )
 
 

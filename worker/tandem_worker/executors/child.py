@@ -1,13 +1,15 @@
-"""A child of the process pool: `python -m tandem_worker.executors.child <worker pid> <log level>`.
+"""A child of the process pool: `python -m tandem_worker.executors.child` with three arguments.
 
-Its frames are described in processes.py. It runs one job after the other on its main thread, while
-a second thread reads. What the task's code prints goes to stderr. SIGINT and SIGTERM do not end it:
-when they go to the whole process group, the worker may still want the running job's result. The
-child ends at the worker's request, or when the worker has ended.
+They are the worker's pid, and the level (of lines for the job's stream) and format of the log. The
+frames are described in processes.py. It runs one job after the other on its main thread, while a
+second thread reads. What the task's code writes to file descriptor 1 goes to stderr. SIGINT and
+SIGTERM do not end it: when they go to the whole process group, the worker may still want the
+running job's result. The child ends at the worker's request, or when the worker has ended.
 """
 
 import asyncio
 import ctypes
+import faulthandler
 import importlib
 import os
 import signal
@@ -19,10 +21,12 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from tandem_shared.logs import LogFormat, configure_logging
 from tandem_worker.executors.processes import LENGTHS, RemoteError, frame
 from tandem_worker.jobs.channel import Report
-from tandem_worker.jobs.logs import Level, job_logging
+from tandem_worker.jobs.logs import Level, add_attempt, job_logging
 from tandem_worker.jobs.sync import SyncJob
+from tandem_worker.jobs.watched import watched_output
 from tandem_worker.task import Task, call, find_task
 
 _PR_SET_PDEATHSIG = 1
@@ -103,6 +107,7 @@ class Pipe:
 
 def main() -> None:
     """Run jobs until the worker has ended."""
+    faulthandler.enable()
     _die_with(int(sys.argv[1]))
     pipe = Pipe(os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb"))
     with Path(os.devnull).open("rb") as nothing:
@@ -115,7 +120,8 @@ def main() -> None:
     # Import what the worker can import.
     sys.path[:] = hello["hello"]["path"]
     pipe.write({"ready": os.getpid()})
-    with job_logging(msgspec.convert(sys.argv[2], Level)):
+    configure_logging(msgspec.convert(sys.argv[3], LogFormat), "worker", add_attempt)
+    with job_logging(msgspec.convert(sys.argv[2], Level)), watched_output():
         while True:
             header, payload = pipe.next()
             _run(pipe, header["start"], payload)

@@ -23,10 +23,10 @@ async def execute(task: Task, job: Job, payload: Any, pools: Pools) -> Any:
     try:
         match task.signature.kind:
             case "async":
-                with LogCapture(job.sink.log, soon):
+                with LogCapture(job, job.sink.log, soon):
                     return await task.function(*task.arguments(job, payload))
             case "stream":
-                with LogCapture(job.sink.log, soon):
+                with LogCapture(job, job.sink.log, soon):
                     async with aclosing(task.function(*task.arguments(job, payload))) as items:
                         async for item in items:
                             await job.emit(item)

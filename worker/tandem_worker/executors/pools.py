@@ -20,7 +20,8 @@ class Pools:
 @asynccontextmanager
 async def open_pools(settings: Settings) -> AsyncIterator[Pools]:
     """Pools for one worker. At the end, the processes are ended and the threads left to finish."""
-    threads, processes = ThreadPool(settings.concurrency), ProcessPool(log=settings.job_log)
+    threads = ThreadPool(settings.concurrency)
+    processes = ProcessPool(log=settings.job_log, format=settings.log)
     try:
         yield Pools(threads, processes)
     finally:

@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 from pydantic_core import to_jsonable_python
 
+from tandem_shared.logs import LogFormat
 from tandem_worker.encoding import encode
 from tandem_worker.errors import Permanent, TaskError
 from tandem_worker.executors.portal import Portal, deliver
@@ -59,7 +60,8 @@ class RemoteError(msgspec.Struct, frozen=True, kw_only=True):
                 after=error.after,
                 trace=trace,
             )
-        return cls(type=to_fault(error).type, message=str(error), trace=trace)
+        fault = to_fault(error)
+        return cls(type=fault.type, message=str(error), retryable=fault.retryable, trace=trace)
 
     def to_exception(self) -> TaskError:
         """A TaskError of that type and message; its note has the traceback for the worker's log."""
@@ -89,8 +91,10 @@ class ProcessPool:
     cancelled, is replaced. Children end when the worker ends, whatever ends it.
     """
 
-    def __init__(self, limit: int | None = None, *, log: Level = "info") -> None:
-        self._log = log
+    def __init__(
+        self, limit: int | None = None, *, log: Level = "info", format: LogFormat = "console"
+    ) -> None:
+        self._logging = log, format
         self._slots = asyncio.Semaphore(limit or os.cpu_count() or 1)
         self._idle: list[PoolProcess] = []
         self._children: set[PoolProcess] = set()
@@ -135,7 +139,7 @@ class ProcessPool:
         return None
 
     async def _start_child(self) -> "PoolProcess":
-        child = await PoolProcess.start(self._log)
+        child = await PoolProcess.start(*self._logging)
         self._children.add(child)
         return child
 
@@ -174,8 +178,9 @@ class PoolProcess:
         self.busy = False  # with a job whose end it has not reported
 
     @classmethod
-    async def start(cls, log: Level = "info") -> "PoolProcess":
-        command = (sys.executable, "-m", "tandem_worker.executors.child", str(os.getpid()), log)
+    async def start(cls, log: Level = "info", format: LogFormat = "console") -> "PoolProcess":
+        module, worker = "tandem_worker.executors.child", str(os.getpid())
+        command = (sys.executable, "-m", module, worker, log, format)
         pipe = asyncio.subprocess.PIPE
         return cls(
             await asyncio.create_subprocess_exec(

@@ -1,19 +1,24 @@
-"""Standard logging inside a job's run, as lines of the job's stream.
+"""Standard logging inside a job's run: as lines of the job's stream, and of the worker's log.
 
-One handler finds the job by the context in which a line is logged: that of its coroutine, of what
-the coroutine starts (`create_task`, `asyncio.to_thread`), of its thread (`def`), or its process
-(`cpu=True`). Lines of the worker and its own libraries go to the worker's log alone.
+The job is found by the context in which a line is logged: that of its coroutine, of what the
+coroutine starts (`create_task`, `asyncio.to_thread`), of its thread (`def`), or its process
+(`cpu=True`). The worker's log has all these lines, with job, task and attempt; lines of the worker
+and its own libraries go there alone.
 """
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
+
+from structlog.typing import EventDict, WrappedLogger
 
 from tandem_shared.logs import clean_event, mask_secrets
+from tandem_worker.errors import Misuse
 from tandem_worker.failures import to_fault
 from tandem_worker.jobs.reports import log_body
 
@@ -39,21 +44,39 @@ _LEVELS = ((logging.ERROR, "error"), (logging.WARNING, "warning"), (logging.INFO
 _current: ContextVar["LogCapture | None"] = ContextVar("log_capture", default=None)
 
 
+class LoggedAttempt(Protocol):
+    """What a line says about its job: a `Job` or a `SyncJob`."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def attempt(self) -> int: ...
+
+
 class LogCapture:
     """Within `with`, standard logging in this context goes to `write`, as JSON of a line.
 
     `write` is called in the thread that created this, through `soon` from other threads; without
-    `soon`, in any thread. A class, since every attempt enters one: a generator-based context
-    manager costs five times as much.
+    `soon`, in any thread. Leaving raises Misuse if the code forgot to await a coroutine. A class,
+    since every attempt enters one: a generator-based context manager costs five times as much.
     """
 
-    __slots__ = ("_bytes", "_dropped", "_lines", "_lock", "_outer", "_soon", "_thread", "_write")
+    __slots__ = (
+        "_bytes", "_dropped", "_lines", "_lock", "_outer", "_soon", "_thread", "_write",
+        "job", "printed", "unawaited",
+    )  # fmt: skip
 
     def __init__(
         self,
+        job: LoggedAttempt,
         write: Callable[[bytes], None],
         soon: Callable[[Callable[[], None]], Any] | None = None,
     ) -> None:
+        self.job = job
+        self.printed = ""  # a line that the code has begun to print
+        self.unawaited = ""  # a coroutine that the code made and dropped
         self._write: Callable[[bytes], None] | None = write
         self._soon = soon
         self._thread = threading.get_ident()
@@ -64,14 +87,18 @@ class LogCapture:
         self._outer = _current.set(self)
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, raised: object, *_: object) -> None:
         """The attempt is over: report how many lines were dropped, and take no more."""
+        if self.printed:
+            sys.stdout.write("\n")  # ends the line, see JobStdout
         _current.reset(self._outer)
         if self._dropped:
             message = f"{self._dropped} lines of standard logging were dropped"
             limits = {"limit_lines": MAX_LINES, "limit_bytes": MAX_BYTES}
             self._deliver(log_body("warning", message, limits))
         self._write = None
+        if self.unawaited and raised is None:
+            raise Misuse(f"{self.unawaited}: write `await` before the call")
 
     def put(self, body: bytes) -> None:
         """Take a line from any thread; count it beyond the limits, ignore it after the attempt."""
@@ -90,6 +117,21 @@ class LogCapture:
     def _deliver(self, body: bytes) -> None:
         if self._write is not None:
             self._write(body)
+
+
+def add_attempt(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """A structlog processor: which attempt a line of the worker's log is about."""
+    capture = _current.get()
+    if capture is not None:
+        event.setdefault("job_id", capture.job.id)
+        event.setdefault("task", capture.job.task)
+        event.setdefault("attempt", capture.job.attempt)
+    return event
+
+
+def current_capture() -> LogCapture | None:
+    """The capture of the attempt whose code runs here."""
+    return _current.get()
 
 
 class JobHandler(logging.Handler):

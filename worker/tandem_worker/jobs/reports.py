@@ -1,5 +1,6 @@
 """What a job reports (progress, items and log lines) as the JSON that its stream holds."""
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -7,11 +8,14 @@ from typing import Any, Protocol
 from pydantic_core import to_json
 
 from tandem_worker.encoding import encode
-from tandem_worker.errors import TaskError
+from tandem_worker.errors import Misuse, TaskError
 
 MAX_ITEM_BYTES = 1 << 20
 MAX_LOG_BYTES = 16 << 10  # of one log entry
 MAX_MESSAGE_CHARS = 1000  # of progress
+
+# Below a name whose lines do not go to the job's stream, see OWN_LOGGERS: they are there already.
+_log = logging.getLogger("tandem_worker.job")
 
 
 class Sink(Protocol):
@@ -28,7 +32,7 @@ class Sink(Protocol):
 
 
 class JobLog:
-    """`job.log.info("fetched", page=3)` writes to the job's stream. Never raises or blocks."""
+    """`job.log.info("fetched", page=3)` writes to the job's stream and the worker's log."""
 
     __slots__ = ("write",)
 
@@ -36,23 +40,32 @@ class JobLog:
         self.write = write  # takes JSON, see log_body
 
     def debug(self, message: str, /, **fields: Any) -> None:
-        self.write(log_body("debug", message, fields))
+        self._put(logging.DEBUG, message, fields)
 
     def info(self, message: str, /, **fields: Any) -> None:
-        self.write(log_body("info", message, fields))
+        self._put(logging.INFO, message, fields)
 
     def warning(self, message: str, /, **fields: Any) -> None:
-        self.write(log_body("warning", message, fields))
+        self._put(logging.WARNING, message, fields)
 
     def error(self, message: str, /, **fields: Any) -> None:
-        self.write(log_body("error", message, fields))
+        self._put(logging.ERROR, message, fields)
+
+    def _put(self, level: int, message: str, fields: dict[str, Any]) -> None:
+        self.write(log_body(logging.getLevelName(level).lower(), message, fields))
+        if not _log.isEnabledFor(level):
+            return
+        record = _log.makeRecord(_log.name, level, "", 0, _printable(_text(message)), (), None)
+        for name, value in fields.items():
+            vars(record)[f"{name}_" if name in vars(record) else name] = value
+        _log.handle(record)
 
 
 def progress_body(current: float, total: float | None, message: str | None) -> bytes:
-    """The JSON of a progress report. Raises TypeError for anything but finite numbers."""
+    """The JSON of a progress report. Raises Misuse for anything but finite numbers."""
     for number in (current,) if total is None else (current, total):
         if not isinstance(number, int | float) or not math.isfinite(number):
-            raise TypeError(f"progress takes finite numbers, not {number!r}")
+            raise Misuse(f"progress takes finite numbers, not {number!r}")
     text = None if message is None else _printable(str(message))[:MAX_MESSAGE_CHARS]
     return to_json({"current": current, "total": total, "message": text})
 

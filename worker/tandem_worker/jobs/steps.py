@@ -17,7 +17,7 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 from tandem_shared.queue.steps import MAX_JOB_STEP_BYTES, MAX_JOB_STEPS, MAX_STEP_BYTES
 from tandem_worker.annotations import UNKNOWN, resolve
 from tandem_worker.encoding import encode
-from tandem_worker.errors import Permanent
+from tandem_worker.errors import Misuse, Permanent
 from tandem_worker.jobs.channel import Channel
 
 InThread = Callable[
@@ -101,11 +101,11 @@ class StepResult:
         self._adapter = _return_adapter(function)
 
     def write(self, value: Any) -> tuple[bytes, Any]:
-        """The JSON, and the value read back from it. Raises TypeError, Permanent `too_large`."""
+        """The JSON, and the value read back from it. Raises Misuse, Permanent `too_large`."""
         try:
             body = encode(value, self._adapter)
-        except TypeError as error:
-            raise TypeError(f"the result of the step {self._name!r} is not JSON: {error}") from None
+        except Misuse as error:
+            raise Misuse(f"the result of the step {self._name!r} is not JSON: {error}") from None
         if len(body) > MAX_STEP_BYTES:
             raise Permanent(
                 "too_large",

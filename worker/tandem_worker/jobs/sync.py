@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar
 
 from tandem_shared.times import Duration
+from tandem_worker.errors import Misuse
 from tandem_worker.jobs.channel import Channel
 from tandem_worker.jobs.files import FileRef
 from tandem_worker.jobs.info import JobInfo
@@ -172,7 +173,7 @@ class SyncJob(JobInfo):
     def step(self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a plain function once per job, here and now, see `Job.step`."""
         if is_async(function):
-            raise TypeError("a step that is async def needs an async def task")
+            raise Misuse("a step that is async def needs an async def task")
         call = partial(function, *args, **kwargs)
         result: T = run_sync_step(self.channel, name, StepResult(name, function), call)
         return result
@@ -212,5 +213,5 @@ class SyncLock:
         self._channel.call("unlock", [self.fence, error is None])
 
 
-def _needs_async(name: str) -> TypeError:
-    return TypeError(f"job.{name} needs an async def task: def code runs outside the event loop")
+def _needs_async(name: str) -> Misuse:
+    return Misuse(f"job.{name} needs an async def task: def code runs outside the event loop")

@@ -150,6 +150,8 @@ class Claims:
             started=self._slots.started,
         )
         self._unanswered = False
+        if claim.settled:
+            log.warning("leases of lost workers have ended", leases=claim.settled)
         return claim
 
     async def _renew(self) -> None:

@@ -22,7 +22,8 @@ from tandem_shared.ledger.rows import JobRow, row_from_values
 from tandem_shared.queue.clock import RedisClock
 from tandem_shared.queue.events import READ_ENTRIES, EventBatch, JobEvents, LedgerValues
 from tandem_shared.settings import Settings
-from tandem_worker.runtime.metrics import ObserveBatch
+from tandem_worker.runtime.endings import job_ended
+from tandem_worker.runtime.metrics import WorkerMetrics
 
 PAUSE_SECONDS = 0.2  # between two batches
 BUSY_PAUSE_SECONDS = 1.0  # while jobs run: a short job is then written once, not three times
@@ -56,11 +57,11 @@ class Projection:
         *,
         consumer: str,
         running: Sized,
-        observe: ObserveBatch,
+        metrics: WorkerMetrics,
     ) -> None:
         self._events, self._clock = events, clock
         self._ledger, self._settings = ledger, settings
-        self._consumer, self._running, self._observe = consumer, running, observe
+        self._consumer, self._running, self._metrics = consumer, running, metrics
         self.takeover_seconds = TAKEOVER_LEASES * settings.lease
         self.check_seconds = settings.lease  # between two searches for entries to take over
         self._checked = 0.0
@@ -134,20 +135,25 @@ class Projection:
         while done < len(ids):
             began = time.monotonic()
             facts = await self._facts(ids[done : done + MAX_ROWS], oldest)
-            rows = [
-                row_from_values(id, values)
+            found = [
+                (id, values)
                 for id, values in zip(ids[done : done + len(facts)], facts, strict=True)
                 if values is not None
             ]
+            rows = [row_from_values(id, values) for id, values in found]
             read = time.monotonic()
             await self._save(rows)
             saved = time.monotonic()
+            for (id, values), row in zip(found, rows, strict=True):
+                if row.final:
+                    job_ended(self._metrics, id, values)
             finals = [(row.id, row.stamp) for row in rows if row.final]
             for start in range(0, len(finals), REDIS_JOBS):
                 await self._events.acknowledge([], finals[start : start + REDIS_JOBS])
-            self._observe("ledger_read", read - began, len(rows))
-            self._observe("ledger_write", saved - read, len(rows))
-            self._observe("ledger_acknowledge", time.monotonic() - saved, len(rows))
+            observe = self._metrics.observe_batch
+            observe("ledger_read", read - began, len(rows))
+            observe("ledger_write", saved - read, len(rows))
+            observe("ledger_acknowledge", time.monotonic() - saved, len(rows))
             done += len(facts)
             if self._running:
                 seconds = min(time.monotonic() - began, MAX_PAUSE_SECONDS)

@@ -59,6 +59,7 @@ class WorkerMetrics(Collector):
     def __init__(self, running: Sized, capacity: int) -> None:
         self._running, self._capacity = running, capacity
         self._outcomes: Counter[tuple[str, str]] = Counter()
+        self._jobs: Counter[tuple[str, str]] = Counter()
         self._waits: defaultdict[str, Durations] = defaultdict(Durations)  # by task
         self._runs: defaultdict[str, Durations] = defaultdict(Durations)
         self._writes = Durations()
@@ -73,6 +74,10 @@ class WorkerMetrics(Collector):
         """Count an attempt that ran for `ran` seconds. None: the worker no longer held the job."""
         self._outcomes[task, "lost" if finish is None else finish.outcome] += 1
         self._runs[task].observe(ran)
+
+    def job_ended(self, task: str, outcome: str) -> None:
+        """Count a job whose end this worker copied to the ledger."""
+        self._jobs[task, outcome] += 1
 
     def outcome_written(self, seconds: float) -> None:
         """Count an outcome that reached Redis `seconds` after its attempt ended."""
@@ -99,6 +104,16 @@ class WorkerMetrics(Collector):
         for labels, count in list(self._outcomes.items()):
             attempts.add_metric(labels, count)
         yield attempts
+        jobs = CounterMetricFamily(
+            "tandem_jobs",
+            "Jobs that ended, wherever that was decided: succeeded, failed, cancelled, timeout,"
+            " worker_lost, expired, record_lost. Counted by the worker that copies the end to the"
+            " ledger; sum over the workers.",
+            labels=("task", "outcome"),
+        )
+        for labels, count in list(self._jobs.items()):
+            jobs.add_metric(labels, count)
+        yield jobs
         yield _histogram(
             "tandem_attempt_wait_seconds", "From when a job was due to its start.", self._waits
         )

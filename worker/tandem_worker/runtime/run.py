@@ -25,6 +25,7 @@ from tandem_worker.jobs.job import Job
 from tandem_worker.resources import Resources
 from tandem_worker.runtime.attempt_store import AttemptStore
 from tandem_worker.runtime.deadlines import Deadlines
+from tandem_worker.runtime.endings import log_failure
 from tandem_worker.runtime.outbox import Outbox
 from tandem_worker.runtime.outcomes import cancelled, released
 from tandem_worker.runtime.output import JobOutput
@@ -186,19 +187,6 @@ class Run:
         *,
         error: Exception | None = None,
     ) -> Finish:
-        log.info(
-            "attempt failed",
-            job_id=self.claimed.id,
-            task=self.claimed.task,
-            attempt=self.claimed.attempt,
-            type=fault.type,
-            error=fault.message,
-            exc_info=error if error is not None and fault.type.startswith("exception:") else None,
-        )
-        try:
-            await self.output.drain()
-        except Exception as refused:  # noqa: BLE001 - the first failure says more than rejected output
-            log.debug("output rejected", job_id=self.claimed.id, error=str(refused))
         policy = RetryPolicy.model_validate(
             {
                 **self.task.entry.defaults["retry"],
@@ -206,7 +194,13 @@ class Run:
                 "max_attempts": self.claimed.max_attempts,
             }
         )
-        return self._finish(fault, policy, outcome)
+        finish = self._finish(fault, policy, outcome)
+        log_failure(self.claimed, fault, finish, error)
+        try:
+            await self.output.drain()
+        except Exception as refused:  # noqa: BLE001 - the first failure says more than rejected output
+            log.debug("output rejected", job_id=self.claimed.id, error=str(refused))
+        return finish._replace(reports=self.output.written)
 
     def _finish(
         self, fault: Fault, policy: RetryPolicy, outcome: Literal["failed", "timeout"]

@@ -136,7 +136,7 @@ class Worker(arq.worker.Worker):
                 settings,
                 consumer=self.id,
                 running=self.runs,
-                observe=metrics.observe_batch,
+                metrics=metrics,
             )
             if self.on_startup:
                 await self.on_startup(self.ctx)

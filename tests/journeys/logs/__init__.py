@@ -1,0 +1,1 @@
+"""What workers log, as an operator reads it."""
