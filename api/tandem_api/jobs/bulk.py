@@ -127,15 +127,19 @@ class BatchSubmitter:
         self.max_item_bytes = state["settings"].max_body
         # Set once an item was accepted or answered: then the request as a whole cannot be a 503.
         self.started = False
-        self._turn_began = 0.0
 
     async def submit(self, items: Sequence[bytes | None]) -> list[bytes]:
         """One JSON value for each item, in order; None stands for an item that was too large.
 
         Raises Unavailable until it has started: then the client may repeat the whole request.
         """
-        self._turn_began = time.perf_counter()
-        read = [await self._read(item) for item in items]
+        read: list[Submission | TandemError] = []
+        end = time.perf_counter() + TURN_SECONDS
+        for item in items:
+            read.append(await self._read(item))
+            if time.perf_counter() > end:
+                await asyncio.sleep(0)
+                end = time.perf_counter() + TURN_SECONDS
         jobs = [one for one in read if isinstance(one, Submission)]
         submitted: Iterator[Submitted | TandemError]
         try:
@@ -148,9 +152,6 @@ class BatchSubmitter:
         return [_answer(next(submitted) if isinstance(one, Submission) else one) for one in read]
 
     async def _read(self, item: bytes | None) -> Submission | TandemError:
-        if time.perf_counter() - self._turn_began > TURN_SECONDS:
-            await asyncio.sleep(0)
-            self._turn_began = time.perf_counter()
         try:
             if item is None or len(item) > self.max_item_bytes:
                 raise TooLarge("the item", self.max_item_bytes)
@@ -211,13 +212,18 @@ async def _read_lines(
                     rest, skipping = bytearray(), True
                 share.resize(len(rest))
             continue
-        lines: list[bytes | None] = list((bytes(rest) + head).split(b"\n"))
-        if skipping:
-            lines[0] = None
-        rest, skipping = bytearray(tail), False
+        whole: bytes | None = bytes(rest) + head
+        rest = bytearray(tail)
         share.resize(len(rest))
-        lines = [line for line in lines if line is None or line.strip()]
-        for start in range(0, len(lines), BATCH_ITEMS):
-            yield lines[start : start + BATCH_ITEMS]
+        while whole is not None:
+            # Not all at once: of short lines, each takes far more memory than its bytes.
+            parts = whole.split(b"\n", BATCH_ITEMS)
+            whole = parts.pop() if len(parts) > BATCH_ITEMS else None
+            lines: list[bytes | None] = list(parts)
+            if skipping:
+                lines[0], skipping = None, False
+            lines = [line for line in lines if line is None or line.strip()]
+            if lines:
+                yield lines
     if skipping or rest.strip():
         yield [None if skipping else bytes(rest)]

@@ -54,7 +54,7 @@ class AnswerSpool:
                 continue
             part, data = data[:room], data[room:]
             async with self._moving:
-                await self._on_file(lambda part=part: self._write(part))  # type: ignore[misc]
+                await self._on_file(lambda part=part: self._write(part))  # type: ignore[misc] # mypy does not infer its default
                 self._written += len(part)
             self._grown.set()
 

@@ -63,8 +63,8 @@ class _ProcessGroup:
 
     def _end(self) -> None:
         self._ending.set()
-        # The children accept for `linger` more seconds. Afterwards the kernel would still accept for
-        # the parent, and those connections would hang.
+        # The children accept for `linger` more seconds. After that the kernel would accept for the
+        # parent, and those connections would hang.
         for listener in self._sockets:
             listener.close()
 
