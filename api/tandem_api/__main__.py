@@ -15,7 +15,7 @@ from tandem_api.server.supervisor import serve_many
 from tandem_shared import logs
 from tandem_shared.errors import Misconfigured
 from tandem_shared.files.store import open_store
-from tandem_shared.settings import Settings, load_settings, require_keys
+from tandem_shared.settings import Settings, ignored_variables, load_settings, require_keys
 
 MAX_PROCESSES = 256
 
@@ -51,19 +51,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_keys(settings)
         faulthandler.enable()
         logs.configure_logging(settings.log, "api")
+        log = structlog.get_logger()
         if options.fd:
             inherited = [socket.socket(fileno=fd) for fd in options.fd]
             return serve(settings, inherited, until_stdin_closes=True)
+        for sentence in ignored_variables():
+            log.warning(sentence)
         asyncio.run(_check_store(settings))
         sockets = listen(settings.host, settings.port)
     except Misconfigured as error:
-        print(error, file=sys.stderr)
+        logs.print_fatal(str(error), "api")
         return 2
     if not settings.keys:
-        structlog.get_logger().warning(
-            "TANDEM_KEYS is not set: the API is open to everybody on this machine"
-        )
-    print(f"serving at {url_of(sockets, settings.host)}", flush=True)
+        log.warning("TANDEM_KEYS is not set: the API is open to everybody on this machine")
+    address = f"serving at {url_of(sockets, settings.host)}"
+    if settings.log == "json":
+        log.info(address)
+    else:
+        print(address, flush=True)
     if options.processes > 1:
         arguments = [f"--host={settings.host}", f"--port={settings.port}"]
         return serve_many(options.processes, sockets, arguments, linger=settings.linger)

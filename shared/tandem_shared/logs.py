@@ -10,6 +10,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Mapping, MutableMapping
+from types import TracebackType
 from typing import Any, Literal
 
 import structlog
@@ -88,6 +89,27 @@ def configure_logging(format: LogFormat, process: str, *processors: Processor) -
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+    sys.excepthook = _log_uncaught
+
+
+def print_fatal(message: str, process: str) -> None:
+    """Print why the process ends before, or without, its settings: JSON lines if those are set."""
+    if os.environ.get("TANDEM_LOG") != "json":
+        sys.stderr.write(f"{message}\n")
+        return
+    configure_logging("json", process)
+    for line in message.splitlines():
+        structlog.get_logger().critical(line)
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    message = "the process ends because of an error that it does not expect"
+    structlog.get_logger().critical(message, exc_info=(kind, error, trace))
 
 
 def clean_event(_logger: WrappedLogger, _method: str, event: EventDict) -> MutableMapping[str, Any]:

@@ -5,15 +5,26 @@ empty list and counts as set. A duration is a number of seconds, or `250ms|30s|5
 """
 
 import ipaddress
+import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings.exceptions import SettingsError
 
+from tandem_shared.environment import read_environment, unknown_names
 from tandem_shared.errors import Misconfigured
-from tandem_shared.redis_url import parse_cluster_url, parse_sentinel_url
+from tandem_shared.postgres import check_postgres_url
+from tandem_shared.redis_url import check_redis_url
 from tandem_shared.times import Seconds
 
 LOOPBACK_NETWORKS = ("127.0.0.0/8", "::1")
@@ -58,6 +69,10 @@ def _url(schemes: str, usage: str, *, optional: bool = False) -> AfterValidator:
         known = separator and scheme in schemes.split()
         if not known and (url or not optional):
             raise ValueError(f"not a supported URL; use {usage}")
+        try:
+            urlsplit(url)
+        except ValueError as error:  # brackets that hold no IPv6 address
+            raise ValueError(f"not a valid URL: {error}") from None
         return url
 
     return AfterValidator(check)
@@ -67,12 +82,6 @@ def _root_path(path: str) -> str:
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", path) or "/../" in f"{path}/":
         raise ValueError(f"{path!r} is not a path; use /tandem, or leave it empty")
     return path
-
-
-def _servers(url: str) -> str:
-    parse_sentinel_url(url)  # raises ValueError for an invalid redis+sentinel URL
-    parse_cluster_url(url)  # the same for redis+cluster
-    return url
 
 
 def _networks(items: tuple[str, ...]) -> tuple[str, ...]:
@@ -90,7 +99,7 @@ RedisUrl = Annotated[
         "redis rediss unix redis+sentinel redis+cluster",
         "redis://host:port/db, rediss://…, unix:///path, redis+sentinel://… or redis+cluster://…",
     ),
-    AfterValidator(_servers),
+    AfterValidator(check_redis_url),
 ]
 DatabaseUrl = Annotated[
     str,
@@ -98,6 +107,7 @@ DatabaseUrl = Annotated[
         "sqlite postgres postgresql asyncpg",
         "sqlite://path, postgres://user:password@host/name, postgresql://… or asyncpg://…",
     ),
+    AfterValidator(lambda url: url if url.startswith("sqlite") else check_postgres_url(url)),
 ]
 MongoUrl = Annotated[
     str, _url("mongodb mongodb+srv", "mongodb://host:port/database or mongodb+srv://…")
@@ -147,6 +157,11 @@ RootPath = Annotated[
 ]
 
 
+class _Environment(EnvSettingsSource):
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return read_environment(os.environ)
+
+
 class Settings(BaseSettings):
     """Everything that can be set; `tandem settings` prints it with secrets masked."""
 
@@ -157,6 +172,18 @@ class Settings(BaseSettings):
         frozen=True,
         extra="ignore",
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Values that were given, then the environment."""
+        return init_settings, _Environment(settings_cls)
 
     redis_url: RedisUrl = Field(
         "redis://127.0.0.1:6379/0",
@@ -310,6 +337,16 @@ def load_settings(**given: Any) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise Misconfigured("\n".join(map(_explain, error.errors()))) from None
+    except SettingsError:  # pydantic takes TANDEM_SQL and TANDEM_MONGO for JSON
+        raise Misconfigured(
+            "TANDEM_SQL or TANDEM_MONGO: a connection is TANDEM_SQL__<NAME>=<URL>, with two"
+            " underscores"
+        ) from None
+
+
+def ignored_variables() -> list[str]:
+    """A sentence for each TANDEM_* variable of this process that is not a setting."""
+    return unknown_names(os.environ.items(), Settings.model_fields)
 
 
 # pydantic's error types in our words; formats of the error's context.

@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+import structlog
 import uvloop
 
 from tandem_shared import logs
 from tandem_shared.errors import Misconfigured
-from tandem_shared.settings import load_settings
+from tandem_shared.settings import ignored_variables, load_settings
 from tandem_worker.jobs.logs import add_attempt, job_logging
 from tandem_worker.jobs.watched import watched_output
 from tandem_worker.loader import load_tasks
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         _run(parse(argv))
     except Misconfigured as error:
-        print(error, file=sys.stderr)
+        logs.print_fatal(str(error), "worker")
         code = 2
     logging.shutdown()
     sys.stdout.flush()
@@ -78,6 +79,8 @@ def _run(options: argparse.Namespace) -> None:
     settings = load_settings(queues=options.queues, concurrency=options.concurrency)
     faulthandler.enable()  # a crash of native code names the Python line that called it
     logs.configure_logging(settings.log, "worker", add_attempt)
+    for sentence in ignored_variables():
+        structlog.get_logger("worker").warning(sentence)
     tasks = load_tasks(settings.tasks)
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)  # arq's Worker takes the current loop

@@ -68,6 +68,7 @@ def make_plan(options: DevOptions, settings: Settings, data: Path) -> Plan:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         env["TANDEM_TASKS"] = ",".join(dict.fromkeys((*settings.tasks, TUTORIAL)))
     port = _checked_port(settings)
+    env["TANDEM_PORT"] = str(port)  # a wrong one of the environment would end the workers
     url = f"http://{_reachable(settings.host)}:{port}"
     key = settings.keys[0] if settings.keys else None
     return Plan(

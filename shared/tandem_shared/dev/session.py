@@ -125,7 +125,8 @@ class Session:
                 self._print(f"not done within {ONCE_SECONDS:g} s")
             if self._crash:
                 self._print(str(self._crash))
-            return 1 if self._crash or (once and not succeeded) else 0
+                return self._crash.code
+            return 1 if once and not succeeded else 0
         finally:
             working.cancel()
             stopping.cancel()
@@ -179,7 +180,7 @@ class Session:
         try:
             await child.supervise()
         except CrashLoop as error:
-            self._crash = error
+            self._crash = self._crash or error
             self._stop.set()
 
     async def _shut_down(self) -> None:

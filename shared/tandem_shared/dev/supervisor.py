@@ -18,6 +18,7 @@ from pathlib import Path
 from tandem_shared.backoff import Backoff
 from tandem_shared.dev.servers import die_with_parent
 
+MISCONFIGURED_CODE = 2  # exit code of a process whose settings are invalid: it would not recover
 MAX_CRASHES = 5  # in a row before the child is ready
 RESTART_SECONDS = 0.25  # before the first restart of a child that was not ready; doubles
 MAX_RESTART_SECONDS = 4.0
@@ -31,7 +32,11 @@ MAX_WAITING_LINES = 10_000  # that a slow terminal has not taken yet
 
 
 class CrashLoop(Exception):
-    """A child crashed MAX_CRASHES times before it was ready; has its last lines."""
+    """A child cannot become ready; `code` is the exit code that this means for `tandem dev`."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Output:
@@ -134,6 +139,9 @@ class DevProcess:
                 continue
             crashes += 1
             tail = "".join(f"\n  {line}" for line in self._tail)
+            if code == MISCONFIGURED_CODE and not self.program.quiet:
+                # It has printed what is wrong, and would print the same again.
+                raise CrashLoop(f"{self.program.name} cannot start with these settings", code)
             if crashes == MAX_CRASHES:
                 name = self.program.name
                 raise CrashLoop(f"{name} {end}, {crashes} times before it was ready{tail}")
