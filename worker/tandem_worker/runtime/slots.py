@@ -95,7 +95,6 @@ class Slots:
         if earlier is not None:
             earlier.stop("lost")  # its lease ended unnoticed, and this worker claimed the job again
         run = self.runs[job.id] = self._new_run(job)
-        self.started = run.job.stamp
         # Redis' clock dates the claim and when the job was due, ours the wait since.
         claimed = run.job.stamp / 1e6
         self.metrics.attempt_started(job.task, claimed - job.due_ms / 1e3 + waited)
@@ -106,7 +105,9 @@ class Slots:
         else:
             attempt = run.attempt()
         self.leases.hold(job, seconds)
-        run.handle = self._shell.loop.create_task(attempt)
+        loop = self._shell.loop
+        loop.call_soon(setattr, self, "started", run.job.stamp)  # just before the task's first step
+        run.handle = loop.create_task(attempt)
         run.handle.add_done_callback(partial(self._ended, run))
 
     def _ended(self, run: Run, handle: "asyncio.Task[Finish | None]") -> None:

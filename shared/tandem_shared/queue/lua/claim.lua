@@ -8,15 +8,16 @@
 -- none), settled leases, then nine values per job, see `append_claimed`.
 
 local worker, number, slots = ARGV[4], ARGV[5], tonumber(ARGV[6])
-local free_slots, running, has_started = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+local free_slots, running = tonumber(ARGV[7]), tonumber(ARGV[8])
 local free_bytes, catalogue = tonumber(ARGV[10]), ARGV[11]
 local QUEUES = 12 -- the first queue in ARGV
 local MIN_LOOKED_AT = 200 -- jobs, if that many are due
 local DUE_JOBS = 200 -- enqueued per place
 
 local me = P .. 'worker:' .. worker
-local my = call('HMGET', me, 'call', 'held', 'since', 'suspect', 'tasks', 'beside', 'last')
+local my = call('HMGET', me, 'call', 'held', 'since', 'suspect', 'tasks', 'beside', 'last', 'begun')
 local last_call, last_held, last_stamp, my_suspect = my[1], my[2], my[3], my[4]
+local has_started = math.max(tonumber(ARGV[9]), tonumber(my[8] or 0))
 if my[5] ~= catalogue or call('EXISTS', P .. 'tasks:' .. catalogue) == 0 then
   return { 0, 0, -1, 0 }
 end
@@ -74,7 +75,7 @@ local function start(id, r)
   start_attempt(id, r, worker, leases, out)
   started[#started + 1] = id
   if #started <= free_slots then
-    has_started = r.v
+    has_started = tonumber(r.v)
   end
   if is_suspect(r) then
     my_suspect, beside = id, running + #started > 1
@@ -321,7 +322,7 @@ if my_suspect and (my_suspect ~= my[4] or beside ~= (my[6] == '1')) then
   call('HSET', me, 'suspect', my_suspect, 'beside', beside and '1' or '0')
 end
 call('HSET', me, 'call', number, 'held', table.concat(started, ' '), 'since', NOW_STAMP,
-  'begun', has_started, 'last', int(last_began))
+  'begun', int(has_started), 'last', int(last_began))
 if #started > 0 then
   call('ZADD', P .. 'leases', unpack(leases))
   call('HINCRBY', P .. 'clock', 'turn', #started)

@@ -75,18 +75,17 @@ end
 -- was the last one, nil if another follows.
 --
 -- One that was claimed ahead is charged only if the worker has told that it started; if it has not,
--- the job is not claimed ahead again. The same holds for one whose lease was never renewed though
--- the worker's heart went on: the worker has not read what it claimed. A suspect's loss counts only if the job ran alone: beside
+-- the job is not claimed ahead again. The same holds for any that had not started by a heartbeat
+-- well after its claim: its worker was blocked, or has not read the reply. A suspect's loss counts only if the job ran alone: beside
 -- others, one of these may be the cause, and the job runs alone the next time.
-local function judge_loss(id, r)
+local function judge_loss(r)
   local worker = string.match(r.token, '%.(.*)$')
   local w = call('HMGET', P .. 'worker:' .. worker, 'begun', 'beside', 'started')
   local began, started = tonumber(r.began), tonumber(w[3] or 0)
   local beat = tonumber(call('ZSCORE', P .. 'workers', worker) or 0)
-  local renewed = tonumber(call('ZSCORE', P .. 'leases', id) or 0) - LEASE_MS
   -- Half of the time between two heartbeats: a job that kills its worker at once is charged.
-  local unread = renewed <= began / 1000 and beat - began / 1000 > LEASE_MS / 6
-  if w[1] and began > started and (unread or began > tonumber(w[1])) then
+  local delayed = beat - began / 1000 > LEASE_MS / 6
+  if w[1] and began > started and (delayed or began > tonumber(w[1])) then
     r.unstarted = true
     return false
   end
@@ -130,7 +129,7 @@ local function leave(id, token, to, outcome, body, delay, files, reports)
     to, outcome = 'cancelled', 'cancelled' -- a cancel request wins over every other outcome
   elseif lost then
     local last
-    charged, last = judge_loss(id, r)
+    charged, last = judge_loss(r)
     to, outcome = last and 'failed' or 'queued', r.unstarted and 'released' or 'worker_lost'
     local message = last or 'the worker was lost while it ran this attempt'
     body = failure_json('worker_lost', message, r.attempt)
