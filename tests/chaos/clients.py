@@ -17,6 +17,7 @@ from tests.chaos.work import generated
 
 ANSWER_SECONDS = 15.0  # without a byte, then the request is repeated
 WATCHED_SHARE = 0.4  # of the jobs whose end the client waits for
+FETCHES = 20  # of a job's file, until it is there
 CROWD_JOBS = 400  # one of them kills its worker
 REPEATED_SHARE = 0.02  # of the submissions that are sent again although they were answered
 
@@ -195,9 +196,16 @@ class Clients:
                 return job
 
     async def _fetch(self, log: SubmissionLog, id: str) -> None:
-        job = await self._wait(log, id)
-        if job.get("state") == "succeeded":
+        for attempt in range(FETCHES):
+            job = await self._wait(log, id)
+            if job.get("state") != "succeeded":
+                return
             url = job["files"][0]["url"]
-            answer = await self.ask("GET", url, expect=(200,), log=log)
+            answer = await self.ask("GET", url, expect=(200, 404), log=log)
+            # A Redis that came back older may not know the job's end until it is written again.
+            if answer.status == 404 and attempt < FETCHES - 1:
+                await asyncio.sleep(1)
+                continue
             if sha256(answer.body).digest() != sha256(generated(log.key, log.count)).digest():
                 log.unexpected.append(f"{url}: wrong bytes")
+            return

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import psutil
@@ -14,7 +15,8 @@ from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.ids import new_id
 from tandem_shared.jobs.record import JobOptions, Submission
 from tandem_shared.jobs.states import State
-from tandem_shared.queue.messages import Finish
+from tandem_shared.queue.messages import Finish, Report
+from tests.chaos.relay import Relay
 from tests.conftest import eventually
 from tests.journeys.stage import LEASE_SECONDS, RETRY, WorkerStage, exit_code, until_registered
 from tests.journeys.tasks import crash_tasks as tasks
@@ -71,6 +73,60 @@ async def test_the_outcome_of_a_worker_that_slept_through_its_lease_is_refused(
     assert await client.result(again) == sleeper.pid
     assert await client.result(id) == other.pid
     assert outcomes(await client.record(id)) == ["worker_lost", "succeeded"]
+
+
+async def test_a_pause_beyond_the_lease_costs_one_loss_and_stops_no_later_attempt(
+    stage: WorkerStage, client: Client
+) -> None:
+    """The only worker has free slots, so it claims the same jobs again when it goes on.
+
+    Its connection is slow: what it hears of its old attempts comes after it began the new ones.
+    """
+    relay = Relay(partial(asyncio.open_unix_connection, str(stage.directory / "redis.sock")))
+    await relay.start()
+    relay.delay = 0.02
+    try:
+        sleeper = stage.worker(redis_url=f"redis://127.0.0.1:{relay.port}/0", concurrency="100")
+        ids = await submit_many(client, tasks.waits, stage, 50)
+        await eventually(lambda: len(stage.notes("begun")) == 50, 30)
+        sleeper.send_signal(signal.SIGSTOP)
+
+        async def lined_up() -> bool:
+            await client.queue.tick()
+            return {(await client.record(id)).state for id in ids} == {State.QUEUED}
+
+        await eventually(lined_up, 30)
+        sleeper.send_signal(signal.SIGCONT)
+        await eventually(lambda: len(stage.notes("begun")) == 100, 30)
+        for id in ids:
+            record = await client.record(id)
+            token = f"{record.attempts[0].began}.{record.attempts[0].worker}"
+            report = Report(id, token, 1, "progress", b"{}")
+            answers = await client.queue.report([report], limit=1 << 20)
+            assert [answer.word for answer in answers] == ["lost"]
+            end = Finish(id, token, State.FAILED, "failed", b"{}")
+            assert await client.queue.finish([end]) == ["lost"]
+            assert await client.record(id) == record
+        # Three heartbeats of the new attempts, whatever was late of the old ones.
+        for _ in range(3):
+            renewed = partial(_are_renewed, client, ids, await _lease_ends(client, ids))
+            await eventually(renewed, 30)
+        stage.go()
+        for id in ids:
+            assert await client.result(id) == sleeper.pid
+            assert outcomes(await client.record(id)) == ["worker_lost", "succeeded"]
+    finally:
+        await relay.close()
+
+
+async def _lease_ends(client: Client, ids: list[str]) -> dict[str, float]:
+    ends = dict(await client.redis.zrange(f"{client.queue.prefix}leases", 0, -1, withscores=True))
+    return {id: ends[id.encode()] for id in ids}
+
+
+async def _are_renewed(client: Client, ids: list[str], seen: dict[str, float]) -> bool:
+    now = await _lease_ends(client, ids)
+    return all(now[id] > seen[id] for id in ids)
 
 
 async def test_a_poison_job_fails_and_no_other_job_does(stage: WorkerStage, client: Client) -> None:

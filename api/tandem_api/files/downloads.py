@@ -13,6 +13,7 @@ from tandem_api.files.uploads import FileId, progress_headers, refuse_other_prot
 from tandem_api.http.caching import NO_CACHE
 from tandem_api.http.parameters import headers_of, matches, whole_number
 from tandem_api.jobs.job import JobId
+from tandem_api.jobs.lookup import unknown_job
 from tandem_api.openapi.describe import (
     BINARY,
     Responses,
@@ -224,7 +225,7 @@ async def download_job_file(
     """Download a file that a job produced, whole or a range of it."""
     record = await state["queue"].get(id, tenant=state["tenant"])
     if record is None:
-        raise NotFound("job", id)
+        raise unknown_job(state, id)
     found = next((one for one in record.produced_files() if one.name == name), None)
     if found is None:
         raise NotFound("file", f"{id}/{name}")

@@ -29,10 +29,15 @@ async def find_in_ledger(state: RequestState, id: str) -> Record:
     if is_id(id):
         record = await state["ledger"].get(id, tenant=state["tenant"])
     if record is None:
-        if is_id(id) and state["queue"].repeats.quiet > 0:
-            raise Unavailable("Redis has just returned, and recent jobs are submitted to it again")
-        raise NotFound("job", id[:64])
+        raise unknown_job(state, id)
     return await state["lost"].settle(record)
+
+
+def unknown_job(state: RequestState, id: str) -> NotFound | Unavailable:
+    """What is said of a job that is nowhere: while it may be submitted again, that is not sure."""
+    if is_id(id) and state["queue"].repeats.quiet > 0:
+        return Unavailable("Redis has just returned, and recent jobs are submitted to it again")
+    return NotFound("job", id[:64])
 
 
 async def wait_until(
