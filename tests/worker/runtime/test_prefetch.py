@@ -132,6 +132,19 @@ def test_jobs_that_wait_too_long_are_handed_back_and_prefetching_pauses() -> Non
     assert not probe.clock.waiting  # nothing waits, so no timer is set
 
 
+def test_jobs_that_outwaited_their_lease_in_a_blocked_loop_are_handed_back() -> None:
+    probe = Probe()
+    probe.prefetch.add(claimed(0))
+    probe.clock.now += MAX_WAIT_SECONDS + LEASE + 1  # no timer of the loop has rung
+    probe.prefetch.add(claimed(1))
+    waiting = probe.prefetch.pop()
+    assert waiting is not None
+    assert waiting.job.id == "j1"
+    assert [(one.id, one.to, one.outcome) for one in probe.written] == [
+        ("j0", State.QUEUED, "released")
+    ]
+
+
 @pytest.mark.parametrize("ends", ["by itself", "by a cancel"])
 async def test_long_jobs_after_short_ones_are_handed_back(
     client: Client, redis_url: str, tmp_path: Path, ends: str

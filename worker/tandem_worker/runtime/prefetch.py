@@ -77,13 +77,14 @@ class Prefetch:
             self._watch()
 
     def pop(self) -> Prefetched | None:
-        """The job to start next. Those whose lease may have ended meanwhile are left to others."""
+        """The job to start next. Those whose lease may have ended meanwhile are handed back."""
         oldest = self._clock.time() - MAX_WAIT_SECONDS - self._lease_seconds
         while self._waiting:
             waiting = self._remove(next(iter(self._waiting)))
             if waiting is None or waiting.since > oldest:
                 return waiting
-            self._leases.release(waiting.job.id, waiting.job.token)
+            # Written before later attempts start, so that this one does not count as started.
+            self._put(released(waiting.job))
         return None
 
     def drop(self, one: Held, cause: Cause) -> None:
