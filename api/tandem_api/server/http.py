@@ -10,6 +10,7 @@ import asyncio
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -77,6 +78,11 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parses the data, or keeps it while a request waits for its response."""
         if self._refused:
+            return
+        cycle = self.cycle
+        idle = cycle is None or cycle.response_complete or self._in_message
+        if idle and data.count(VERSION) < 2 and not self._held:
+            self._parse(data)  # at most one request, as nearly all clients send them
             return
         at = 0 if self._held or self._is_waiting() else self._parse_next(data, 0)
         if at < len(data):
@@ -161,8 +167,16 @@ class HttpProtocol(HttpToolsProtocol):
             self._start_timer()
 
     def _feed(self, data: bytes) -> None:
+        # As uvicorn does, without a line in the log for each client that does not speak HTTP.
         self._silent_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+        except httptools.HttpParserError:
+            self._refuse(400, "the request is not valid HTTP/1.1")
 
     # Called by the parser as it makes progress.
 
@@ -265,10 +279,6 @@ class HttpProtocol(HttpToolsProtocol):
         pass  # any client could flood the log with it
 
     # Refusals.
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the signature is uvicorn's own
-        """Answers and closes."""
-        self._refuse(400, "the request is not valid HTTP/1.1")
 
     def _refuse(self, status: int, detail: str) -> None:
         if self.transport.is_closing() or self._refused:
