@@ -17,7 +17,7 @@ from time import perf_counter
 
 import uvloop
 
-from bench import bare, depth, endpoints, figures, flow, queues
+from bench import bare, crowds, depth, endpoints, figures, flow, queues
 from bench.figures import Figure
 from bench.processes import HERE, MeasurementFailed
 from bench.systems import PEERS, TANDEM, WEB, install
@@ -42,7 +42,7 @@ def items(peers: Sequence[str]) -> dict[int, tuple[str, list[Measure]]]:
         3: ("Latency", [*each(queues.latency), flow.latency]),
         4: ("Requests", web(endpoints.requests)),
         5: ("Waiting jobs", each(queues.waiting)),
-        6: ("With a large backlog", [depth.measure]),
+        6: ("With a large backlog", [depth.measure, crowds.measure]),
         7: ("Redis memory per job", each(queues.redis_per_job)),
         8: ("Memory of the processes", [*each(queues.memory), flow.memory]),
         9: ("Output", [flow.output]),

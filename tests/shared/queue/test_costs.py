@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from tandem_shared.jobs.states import State
 from tests.shared.queue.model.shard import Shard, Worker, job
 
 Prepare = Callable[[Shard, int], Awaitable[object]]
@@ -51,6 +52,28 @@ async def test_an_idle_claim_costs_the_same(shard: Shard, prepare: Prepare) -> N
     before = await commands(shard, worker)
     await prepare(shard, 300)
     assert await commands(shard, worker) <= before + 2
+
+
+async def test_many_reasons_of_its_own_queue_cost_a_worker_no_more(shard: Shard) -> None:
+    worker = await shard.worker({"t": 3})
+    await unknown(shard, worker, 100)
+    before = await commands(shard, worker)
+    await unknown(shard, worker, 1000)
+    assert await commands(shard, worker) <= before + 2
+    # A worker that can run some of the jobs takes them nevertheless, of whatever version.
+    ids = set(await shard.submit(*(job(version=version) for version in (1, 2, 3))))
+    await (await shard.worker({"other": 1})).call(slots=100)
+    assert {await shard.state(id) for id in ids} == {State.WAITING}
+    taken: set[str] = set()
+    while taken != ids:
+        taken |= {one.id for one in await worker.claim()}
+
+
+async def unknown(shard: Shard, worker: Worker, number: int) -> None:
+    """Jobs of so many tasks that nobody knows."""
+    await shard.submit(*(job(f"u{index}") for index in range(number)))
+    for _ in range(number // 200 + 1):
+        assert await worker.claim(slots=100) == []
 
 
 async def test_idle_workers_of_other_queues_sleep_on(shard: Shard) -> None:

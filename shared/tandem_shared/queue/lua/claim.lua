@@ -13,6 +13,7 @@ local free_bytes, catalogue = tonumber(ARGV[10]), ARGV[11]
 local QUEUES = 12 -- the first queue in ARGV
 local MIN_LOOKED_AT = 200 -- jobs, if that many are due
 local DUE_JOBS = 200 -- enqueued per place
+local MAX_REASONS = 8 -- per queue
 
 local me = P .. 'worker:' .. worker
 local my = call('HMGET', me, 'call', 'held', 'since', 'suspect', 'tasks', 'beside', 'last', 'begun')
@@ -233,8 +234,26 @@ local function take_parked(queue, reason)
   end
 end
 
+-- The reasons to look at: all, or if they are many, those of this worker's versions and some more,
+-- so that the cost of a claim does not grow with them.
+local function reasons_of(queue)
+  local key = P .. 'parked:' .. queue
+  if call('SCARD', key) <= MAX_REASONS then
+    return call('SMEMBERS', key)
+  end
+  local reasons = call('SRANDMEMBER', key, MAX_REASONS)
+  local mine = call('HGETALL', P .. 'tasks:' .. catalogue)
+  for i = 1, #mine, 2 do
+    local reason = 'task:' .. queue .. ':' .. mine[i + 1] .. ':' .. mine[i]
+    if call('SISMEMBER', key, reason) == 1 then
+      reasons[#reasons + 1] = reason
+    end
+  end
+  return reasons
+end
+
 for _, queue in ipairs(members_among('parked')) do
-  local reasons = call('SMEMBERS', P .. 'parked:' .. queue)
+  local reasons = reasons_of(queue)
   for i = 1, #reasons do
     if left > 0 and lifts(reasons[i]) then
       take_parked(queue, reasons[i])
