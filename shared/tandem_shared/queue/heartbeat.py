@@ -2,13 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.exceptions import NoScriptError, RedisError
 
 from tandem_shared.queue.lookup import blocking_client
-from tandem_shared.queue.messages import Held, parse_beat
+from tandem_shared.queue.messages import Finish, Held, finish_args, parse_beat
 from tandem_shared.queue.scripts import (
     MAX_CALL_JOBS,
     Arg,
@@ -39,6 +39,8 @@ class Heartbeat(threading.Thread):
         worker: str,
         catalogue: str,
         lease: float,
+        keep: float,
+        grace: float,
         started: Callable[[], int],
         on_beat: Callable[[list[Held], list[Held]], None],
         on_unknown: Callable[[], None],
@@ -51,7 +53,12 @@ class Heartbeat(threading.Thread):
             socket_timeout=max(1.0, lease / 3),
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
         )
-        self._head = (1, prefix, int(lease * 1000), 0, 0)
+        self._head: tuple[Arg, ...] = (
+            1,
+            prefix,
+            *(int(seconds * 1000) for seconds in (lease, keep, grace)),
+        )
+        self._calling = threading.Lock()
         self._worker, self._catalogue, self._lease = worker, catalogue, lease
         self._has_started, self._on_beat, self._on_unknown = started, on_beat, on_unknown
         self._stopped = threading.Event()
@@ -79,20 +86,24 @@ class Heartbeat(threading.Thread):
             if not known:
                 self._on_unknown()
 
+    def finish(self, outcomes: Sequence[Finish]) -> None:
+        """Ends attempts as `Queue.finish` does, from any thread, without the event loop."""
+        for start in range(0, len(outcomes), MAX_CALL_JOBS):
+            self._script("finish", *finish_args(outcomes[start : start + MAX_CALL_JOBS]))
+
     def _call(self, *pairs: Arg) -> list[Any]:
-        text = source("beat")
-        args = (
-            *self._head,
-            self._worker,
-            self._catalogue,
-            int(self.draining),
-            self._has_started(),
-            *pairs,
-        )
-        try:
-            reply: list[Any] = execute(self._redis, "EVALSHA", sha1_of(text), *args)
-        except NoScriptError:  # Redis restarted; EVAL makes it remember the script
-            reply = execute(self._redis, "EVAL", text, *args)
+        draining, started = int(self.draining), self._has_started()
+        return self._script("beat", self._worker, self._catalogue, draining, started, *pairs)
+
+    def _script(self, name: str, *args: Arg) -> list[Any]:
+        text = source(name)
+        with self._calling:
+            try:
+                reply: list[Any] = execute(
+                    self._redis, "EVALSHA", sha1_of(text), *self._head, *args
+                )
+            except NoScriptError:  # Redis restarted; EVAL makes it remember the script
+                reply = execute(self._redis, "EVAL", text, *self._head, *args)
         return reply
 
     def stop(self) -> None:

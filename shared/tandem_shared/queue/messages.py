@@ -199,6 +199,17 @@ class WorkerInfo(NamedTuple):
     running: tuple[str, ...] = ()
 
 
+def finish_args(outcomes: Sequence[Finish]) -> list[Arg]:
+    """Arguments for finish.lua."""
+    args: list[Arg] = []
+    for one in outcomes:
+        args += (
+            one.id, one.token, one.to.value, one.outcome, one.body, int(one.delay * 1000),
+            one.files, one.reports,
+        )  # fmt: skip
+    return args
+
+
 def submit_args(jobs: Sequence[Submission]) -> list[Arg]:
     """Arguments for enter.lua: each distinct template, then its number, id and payload per job."""
     templates: dict[tuple[Arg, ...], int] = {}

@@ -33,6 +33,7 @@ from tandem_shared.queue.messages import (
     Segment,
     Submitted,
     WorkerInfo,
+    finish_args,
     parse_beat,
     parse_chunk,
     parse_claim,
@@ -269,12 +270,7 @@ class Queue:
         older, end nevertheless. `accepted`: so do all of these, which were accepted and are final,
         whatever has become of their jobs since.
         """
-        args: list[Arg] = []
-        for one in outcomes:
-            args += (
-                one.id, one.token, one.to.value, one.outcome, one.body, int(one.delay * 1000),
-                one.files, one.reports,
-            )  # fmt: skip
+        args = finish_args(outcomes)
         if again or accepted:
             words = await self._scripts.run("finish_again", int(accepted), *args)
         else:

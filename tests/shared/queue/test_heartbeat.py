@@ -36,6 +36,8 @@ class Bench:
             worker="w",
             catalogue=DIGEST,
             lease=lease,
+            keep=60.0,
+            grace=1.0,
             started=lambda: 0,
             on_beat=self._on_beat,
             on_unknown=self._on_unknown,

@@ -15,6 +15,7 @@ from tandem_shared.errors import Unavailable
 from tandem_shared.queue.heartbeat import Heartbeat
 from tandem_shared.queue.messages import Held
 from tandem_shared.queue.queue import Queue
+from tandem_shared.settings import Settings
 from tandem_worker.runtime.claims import Claims
 from tandem_worker.runtime.registration import Registration
 from tandem_worker.runtime.slots import Slots
@@ -26,19 +27,26 @@ class Control:
     """Receives messages from the bell and the heartbeat; stops and claims jobs accordingly."""
 
     def __init__(
-        self, queue: Queue, url: str, registration: Registration, slots: Slots, claims: Claims
+        self,
+        queue: Queue,
+        settings: Settings,
+        registration: Registration,
+        slots: Slots,
+        claims: Claims,
     ) -> None:
         self._queue, self._registration = queue, registration
         self._slots, self._claims = slots, claims
         self._loop = asyncio.get_event_loop()
         self._registering: asyncio.Task[bool] | None = None
         self.heartbeat = Heartbeat(
-            url,
+            settings.redis_url,
             queue.prefix,
             slots.leases.held,
             worker=registration.id,
             catalogue=registration.digest,
             lease=queue.lease,
+            keep=settings.keep,
+            grace=queue.grace,
             started=lambda: slots.started,
             on_beat=self._on_loop(slots.on_heartbeat),
             on_unknown=self._on_loop(self._forgotten),

@@ -7,9 +7,10 @@ of them.
 import contextlib
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from itertools import accumulate
 from typing import Any, Literal, get_args
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
@@ -18,7 +19,7 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
-from prometheus_client.exposition import start_wsgi_server
+from prometheus_client.exposition import make_wsgi_app, start_wsgi_server
 from prometheus_client.registry import Collector
 
 from tandem_shared.errors import Misconfigured
@@ -31,6 +32,7 @@ Phase = Literal[
 ]
 ObserveBatch = Callable[[Phase, float, int], None]  # see `WorkerMetrics.observe_batch`
 
+MAX_BLOCKED_SECONDS = 5.0  # of a loop that still counts as live
 BUCKET_SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 600.0)  # upper bounds
 
 
@@ -58,6 +60,8 @@ class WorkerMetrics(Collector):
 
     def __init__(self, running: Sized, capacity: int) -> None:
         self._running, self._capacity = running, capacity
+        self.loop_blocked: Callable[[], float] = float  # seconds for which the loop stands still
+        self.ready: Callable[[], bool] = bool  # whether the worker claims jobs
         self._outcomes: Counter[tuple[str, str]] = Counter()
         self._jobs: Counter[tuple[str, str]] = Counter()
         self._waits: defaultdict[str, Durations] = defaultdict(Durations)  # by task
@@ -95,6 +99,11 @@ class WorkerMetrics(Collector):
         )
         yield GaugeMetricFamily(
             "tandem_worker_concurrency", "Jobs this worker runs at once.", self._capacity
+        )
+        yield GaugeMetricFamily(
+            "tandem_worker_loop_blocked_seconds",
+            "For how long one job has kept the event loop from all others.",
+            self.loop_blocked(),
         )
         attempts = CounterMetricFamily(
             "tandem_attempts",
@@ -147,10 +156,30 @@ def _histogram(
     return family
 
 
+def _with_probes(metrics: WorkerMetrics, scrape: WSGIApplication) -> WSGIApplication:
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO")
+        if path not in ("/livez", "/readyz"):
+            return scrape(environ, start_response)
+        blocked = metrics.loop_blocked()
+        text = "ok"
+        if blocked > MAX_BLOCKED_SECONDS:
+            text = f"the event loop has been blocked for {blocked:.0f} s"
+        elif path == "/readyz" and not metrics.ready():
+            text = "the worker claims no jobs: it starts or drains"
+        status = "200 OK" if text == "ok" else "503 Service Unavailable"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{text}\n".encode()]
+
+    return answer
+
+
 @contextlib.contextmanager
 def serving(metrics: WorkerMetrics, host: str, port: int) -> Iterator[int]:
     """Answer `GET /metrics` in a thread, also while the loop is busy; port 0 serves nothing.
 
+    `/livez` is 503 while the loop is blocked, `/readyz` also before the worker claims jobs and once
+    it drains.
     Yields the port. Raises Misconfigured if it cannot listen on the port.
     """
     if not port:
@@ -161,6 +190,7 @@ def serving(metrics: WorkerMetrics, host: str, port: int) -> Iterator[int]:
     ProcessCollector(registry=registry)
     try:
         server, thread = start_wsgi_server(port, host, registry)
+        server.set_app(_with_probes(metrics, make_wsgi_app(registry)))
     except OSError as error:
         reason = error.strerror or str(error)
         raise Misconfigured(

@@ -6,6 +6,7 @@ attempts take seconds. If longer jobs occupy all slots, the waiting ones are han
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -102,6 +103,17 @@ class Prefetch:
         """Release all waiting jobs, uncharged, to other workers."""
         while (waiting := self.pop()) is not None:
             self._put(released(waiting.job))
+
+    def take_all(self) -> list[Claimed]:
+        """Take all waiting jobs, from any thread; the caller hands them back."""
+        taken: list[Claimed] = []
+        while self._waiting:
+            with contextlib.suppress(KeyError):  # the loop goes on and has started it
+                waiting = self._waiting.pop(next(iter(self._waiting)))
+                self._bytes -= len(waiting.job.payload)
+                self._leases.release(waiting.job.id, waiting.job.token)
+                taken.append(waiting.job)
+        return taken
 
     def _remove(self, id: str) -> Prefetched | None:
         waiting = self._waiting.pop(id, None)

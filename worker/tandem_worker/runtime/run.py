@@ -171,6 +171,8 @@ class Run:
             if self.late and self.handle is not None:
                 # The cancellation was the timeout: it must not interrupt what follows.
                 self.handle.uncancel()
+            if time.monotonic() > self.started + self.options.timeout:
+                self.late = True  # the code blocked the loop, whose timer had no turn
 
     async def _store(self, body: bytes) -> bytes:
         """Write a large result to a file of the job, and return a result that names the file."""
@@ -187,20 +189,31 @@ class Run:
         *,
         error: Exception | None = None,
     ) -> Finish:
-        policy = RetryPolicy.model_validate(
-            {
-                **self.task.entry.defaults["retry"],
-                **self.options.retry,
-                "max_attempts": self.claimed.max_attempts,
-            }
-        )
-        finish = self._finish(fault, policy, outcome)
+        finish = self._finish(fault, self._policy(), outcome)
         log_failure(self.claimed, fault, finish, error)
         try:
             await self.output.drain()
         except Exception as refused:  # noqa: BLE001 - the first failure says more than rejected output
             log.debug("output rejected", job_id=self.claimed.id, error=str(refused))
         return finish._replace(reports=self.output.written)
+
+    def _policy(self) -> RetryPolicy:
+        return RetryPolicy.model_validate(
+            {
+                **self.task.entry.defaults["retry"],
+                **self.options.retry,
+                "max_attempts": self.claimed.max_attempts,
+            }
+        )
+
+    def given_up(self) -> Finish | None:
+        """The outcome of code that does not end: by the cause of its cancellation, or a timeout."""
+        if self.cause is not None:
+            return self.interrupted()
+        fault = timed_out(self.options.timeout)
+        finish = self._finish(fault, self._policy(), "timeout")
+        log_failure(self.claimed, fault, finish, None)
+        return finish
 
     def _finish(
         self, fault: Fault, policy: RetryPolicy, outcome: Literal["failed", "timeout"]

@@ -9,6 +9,8 @@ control.py   cancels, lost leases, and jobs that only this worker can run
 
 import asyncio
 import contextlib
+import logging
+import os
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from signal import Signals
@@ -27,8 +29,10 @@ from tandem_shared.queue.queue import Queue
 from tandem_shared.redis_url import parse_cluster_url
 from tandem_shared.settings import Settings
 from tandem_worker.executors.pools import open_pools
+from tandem_worker.executors.watchdog import Watchdog
 from tandem_worker.resources import Resources
 from tandem_worker.runtime.arq_jobs import ArqJobs, cron_task, deserialize, serialize, stand_in
+from tandem_worker.runtime.blocked import BlockedJobs
 from tandem_worker.runtime.claims import Claims
 from tandem_worker.runtime.control import Control
 from tandem_worker.runtime.deadlines import Deadlines
@@ -40,6 +44,8 @@ from tandem_worker.runtime.run import Run, Runtime
 from tandem_worker.runtime.slots import Slots
 from tandem_worker.runtime.waiting import wait_first
 from tandem_worker.task import Task
+
+STUCK_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 
 log = structlog.get_logger("worker")
 
@@ -106,9 +112,7 @@ class Worker(arq.worker.Worker):
             arq_jobs=self._arq_jobs,
             stopping=self._stopping,
         )
-        self.control = Control(
-            self.queue, settings.redis_url, self._registration, self.slots, self.claims
-        )
+        self.control = Control(self.queue, settings, self._registration, self.slots, self.claims)
 
     async def main(self) -> None:
         """Run from registration to retirement; arq's `run` and `async_run` call it."""
@@ -143,6 +147,16 @@ class Worker(arq.worker.Worker):
             if not await self._registration.register():
                 return
             self.control.heartbeat.start()
+            self.watchdog = Watchdog(
+                BlockedJobs(
+                    self.runs, self.slots.prefetch, self.control.heartbeat, self.queue.grace
+                ),
+                lease=settings.lease,
+                end=end_stuck,
+            )
+            self.watchdog.start()
+            metrics.loop_blocked = lambda: self.watchdog.blocked_seconds
+            stack.callback(self.watchdog.stop)
             stack.push_async_callback(self._end)
             self._start_part(stack, self.control.listen(), "control")
             self._start_part(stack, projection.run(), "ledger")
@@ -155,6 +169,7 @@ class Worker(arq.worker.Worker):
                 tasks=len(self._tasks),
             )
             self.ready.set()
+            metrics.ready = lambda: not self._stopping.is_set()
             await self.claims.run()
             await self._drain()
 
@@ -238,3 +253,9 @@ class Worker(arq.worker.Worker):
                     await self.on_shutdown(self.ctx)
             finally:
                 await pool.aclose(close_connection_pool=True)
+
+
+def end_stuck() -> None:
+    """End the process without its loop, which is stuck; a supervisor starts it again."""
+    logging.shutdown()
+    os._exit(STUCK_EXIT_CODE)

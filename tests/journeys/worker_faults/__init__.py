@@ -1,0 +1,1 @@
+"""Workers that die, hang or are left alone."""
