@@ -41,7 +41,7 @@ def say(kind: str) -> None:
 
 @task("logged.forgotten")
 async def forgotten(job: Job) -> str:
-    job.emit({"x": 1})  # type: ignore[unused-coroutine]
+    job.emit({"x": 1})  # type: ignore[unused-coroutine] # the mistake that the test is about
     return "done"
 
 
