@@ -238,6 +238,8 @@ def charged_attempts(evidence: Evidence) -> Iterator[str]:
             if (
                 line.outcome == "worker_lost"
                 and (id, line.began) not in began
+                # A Redis that came back older may have forgotten that it was handed back.
+                and not evidence.may_be_lost(claimed, line.ended / 1e6)
                 and not any(
                     silence.begin - CLAIM_SECONDS <= claimed <= silence.end
                     and (not silence.pid or f"-{silence.pid}-" in line.worker)

@@ -76,8 +76,9 @@ end
 --
 -- One that was claimed ahead is charged only if the worker has told that it started; if it has not,
 -- the job is not claimed ahead again. The same holds for any that had not started by a heartbeat
--- well after its claim: its worker was blocked, or has not read the reply. A suspect's loss counts only if the job ran alone: beside
--- others, one of these may be the cause, and the job runs alone the next time.
+-- well after its claim: its worker was blocked, or has not read the reply. A suspect's loss counts
+-- only if the job ran alone: beside others, one of these may be the cause, and the job runs alone
+-- the next time.
 local function judge_loss(r)
   local worker = string.match(r.token, '%.(.*)$')
   local w = call('HMGET', P .. 'worker:' .. worker, 'begun', 'beside', 'started')
