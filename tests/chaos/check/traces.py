@@ -86,6 +86,9 @@ def concurrency_keys(evidence: Evidence) -> Iterator[str]:
         if log.concurrency_key is not None:
             for id in set(log.ids) & evidence.records.keys():
                 for line in attempts(evidence.records[id]):
+                    # A Redis that came back older may start another job of the key meanwhile.
+                    if evidence.may_be_lost(line.began / 1e6, line.ended / 1e6):
+                        continue
                     start = line.began + STAMP_LEAD_MICROSECONDS
                     changes[log.concurrency_key] += [(start, 1, id), (line.ended, -1, id)]
     for (key, limit), turns in changes.items():
