@@ -70,6 +70,19 @@ async def test_where_curl_differs_the_standard_decides(
     assert target(ours[1]) == expected
 
 
+async def test_no_header_that_may_be_a_credential_reaches_another_origin(tmp_path: Path) -> None:
+    secrets = ("authorization", "x-api-key", "api-key", "x-auth-token", "x-amz-security-token")
+    headers = {"Accept-Language": "mi", **dict.fromkeys(secrets, "secret")}
+    for elsewhere in (True, False):
+        async with open_bench(tmp_path) as bench, serving(OK + TWO) as (other, there):
+            to = f"{other}/x" if elsewhere else "/x"
+            async with serving(moved(to), OK + TWO) as (url, here):
+                await bench.run(request, {"url": f"{url}/", "headers": headers})
+        last = (there if elsewhere else here)[-1].lower()
+        assert b"accept-language: mi" in last
+        assert (b"secret" in last.partition(b"\r\n\r\n")[0]) is not elsewhere
+
+
 @pytest.mark.parametrize("location", ["http://a:b@127.0.0.1:<port>/", "//a@127.0.0.1:<port>/"])
 async def test_a_user_in_a_location_is_refused(tmp_path: Path, location: str) -> None:
     async with open_bench(tmp_path) as bench, serving(moved(location)) as (url, _):

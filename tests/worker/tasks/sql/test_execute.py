@@ -167,6 +167,9 @@ async def test_no_statement_ends_the_transaction(
         "ABORT",
         "PREPARE TRANSACTION 'a'",
         "COPY stock TO PROGRAM 'cat'",
+        "--\rCOMMIT /*\n x */",
+        "--\rROLLBACK /*\n x */",
+        "--\rCOPY (SELECT 1) TO PROGRAM 'id' /*\n x */",
         "COPY stock FROM STDIN",
     ],
 )

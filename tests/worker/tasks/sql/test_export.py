@@ -155,6 +155,18 @@ async def test_anything_but_a_single_query_is_refused(bench: Bench, url: str, te
     assert (await export(bench, "SELECT * FROM kept"))[1] == b"a\n"
 
 
+async def test_no_parameter_is_cut_to_the_length_that_its_type_has_by_default(
+    bench: Bench, url: str
+) -> None:
+    if url.startswith("sqlite"):
+        return
+    # PostgreSQL calls it `character`, which means a length of one when it is read as SQL.
+    text = "SELECT :c::bpchar AS c, pg_typeof(:c::bpchar) AS t, :b::varbit AS b"
+    params = {"c": "hello", "b": "10110"}
+    _, body = await export(bench, text, "csv", params)
+    assert body == b"c,t,b\nhello,character,10110\n"
+
+
 async def test_a_connection_is_usable_after_a_refusal(bench: Bench) -> None:
     await failure(bench, NUMBERS, "csv", {"last": 300_000}, max_bytes=1000)
     await failure(

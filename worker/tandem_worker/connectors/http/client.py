@@ -57,7 +57,12 @@ DEFAULT_TIMEOUT_SECONDS = 300.0  # for a whole call
 DEFAULT_MAX_BYTES = 1 << 20  # of a response that is read into memory
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1
-_CREDENTIALS = ("Authorization", "Cookie", "Proxy-Authorization")
+# What still goes to another origin after a redirect: any other header may be a credential.
+_SAFE_HEADERS = frozenset(
+    "accept accept-charset accept-encoding accept-language cache-control content-encoding"
+    " content-language content-type date expect if-modified-since if-none-match pragma range"
+    " traceparent tracestate user-agent".split()
+)
 _BODY_HEADERS = (
     "Content-Type",
     "Content-Encoding",
@@ -317,8 +322,9 @@ def _redirect(hop: _Hop, response: aiohttp.ClientResponse) -> _Hop | None:
         for name in _BODY_HEADERS:
             headers.popall(name, None)
     if url.origin() != hop.url.origin():
-        for name in _CREDENTIALS:
-            headers.popall(name, None)
+        headers = CIMultiDict(
+            (name, value) for name, value in headers.items() if name.lower() in _SAFE_HEADERS
+        )
     return _Hop(url, method, headers, body)
 
 

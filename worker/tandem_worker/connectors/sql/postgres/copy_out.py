@@ -100,7 +100,8 @@ async def _set_parameters(connection: Any, arguments: Sequence[Any], statement: 
     for number, (value, type_) in enumerate(
         zip(arguments, statement.get_parameters(), strict=True), 1
     ):
-        name = await connection.fetchval("SELECT format_type($1::oid, NULL)", type_.oid)
+        # -1: any length. With NULL, `character` and `bit` would mean a length of one.
+        name = await connection.fetchval("SELECT format_type($1::oid, -1)", type_.oid)
         if value is None:
             texts.append(f"(NULL::{name})")
             continue

@@ -2,6 +2,7 @@
 
 import re
 import sqlite3
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from urllib.parse import quote
 import aiosqlite
 
 from tandem_shared.sqlite import BUSY_TIMEOUT_SECONDS, SQLiteClient
+from tandem_worker.connectors.sql.sqlite.functions import FUNCTIONS
 from tandem_worker.connectors.sql.statements.rows import FIRST_CHUNK_ROWS
 from tandem_worker.errors import Permanent, TaskError
 
@@ -93,6 +95,12 @@ class GuardedClient(SQLiteClient):
             cached_statements=0,
         )
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
+        # What a database contains, such as a view, must not do more than the job's own SQL may.
+        connection.execute("PRAGMA trusted_schema = OFF")
+        if sys.version_info >= (3, 12):
+            connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE)
+            tokenizer = sqlite3.SQLITE_DBCONFIG_ENABLE_FTS3_TOKENIZER
+            connection.setconfig(tokenizer, False)  # noqa: FBT003 - takes no keywords
         connection.set_authorizer(self._authorize)
         return self.set_pragmas(connection)
 
@@ -141,7 +149,7 @@ class GuardedClient(SQLiteClient):
         if action in _WRITES:
             return self._writable or _INTERNAL_TABLES.fullmatch(first) is not None
         if action == sqlite3.SQLITE_FUNCTION:
-            return second != "load_extension"
+            return (second or "").lower() in FUNCTIONS
         if action == sqlite3.SQLITE_PRAGMA:
             pragma = first.lower()
             return pragma in _HARMLESS_PRAGMAS or (pragma in _READABLE_PRAGMAS and second is None)

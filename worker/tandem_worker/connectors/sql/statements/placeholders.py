@@ -14,7 +14,11 @@ Dialect = Literal["postgresql", "sqlite"]
 # A list for the database's own placeholders (`?`, `$1`), or an object for `:name`.
 StatementParams = Sequence[Any] | Mapping[str, Any] | None
 
-_SPACE = r"(?P<space>\s+|--[^\n]*)"
+# PostgreSQL ends such a comment at a carriage return, too; SQLite does not.
+_SPACE: dict[Dialect, str] = {
+    "postgresql": r"(?P<space>\s+|--[^\r\n]*)",
+    "sqlite": r"(?P<space>\s+|--[^\n]*)",
+}
 _COMMENT = r"(?P<comment>/\*)"
 _QUOTED = r"""'(?:[^']|'')*'|"(?:[^"]|"")*\""""
 _WORD = r"[^\W\d][\w$]*"
@@ -25,11 +29,11 @@ _NUMBER = r"\$(?P<number>[0-9]+)"
 _DOLLAR = r"\$(?P<tag>(?:[^\W\d]\w*)?)\$(?s:.*?)\$(?P=tag)\$"
 _TOKENS: dict[Dialect, re.Pattern[str]] = {
     "postgresql": re.compile(
-        rf"{_SPACE}|{_COMMENT}|[eE]'(?:[^'\\]|''|\\.)*'|{_QUOTED}|{_WORD}|{_NUMBER}|{_DOLLAR}|{_NAMED}|{_REST}",
+        rf"{_SPACE['postgresql']}|{_COMMENT}|[eE]'(?:[^'\\]|''|\\.)*'|{_QUOTED}|{_WORD}|{_NUMBER}|{_DOLLAR}|{_NAMED}|{_REST}",
         re.DOTALL,
     ),
     "sqlite": re.compile(
-        rf"{_SPACE}|{_COMMENT}|{_QUOTED}|`(?:[^`]|``)*`|\[[^\]]*\]|{_WORD}|{_NAMED}|{_REST}",
+        rf"{_SPACE['sqlite']}|{_COMMENT}|{_QUOTED}|`(?:[^`]|``)*`|\[[^\]]*\]|{_WORD}|{_NAMED}|{_REST}",
         re.DOTALL,
     ),
 }
