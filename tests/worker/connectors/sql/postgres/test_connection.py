@@ -344,7 +344,6 @@ async def test_errors_name_a_server_only_by_its_connection(postgres: str, tmp_pa
         "absent": f"postgres://someone:hunter2@127.0.0.1:{port}/db",
         "password": f"postgres://postgres:hunter2@127.0.0.1:{parts.port}{parts.path}",
         "database": postgres.rpartition("/")[0] + "/nowhere",
-        "option": f"{postgres}?nonsense=hunter2",
     }
     async with open_bench(tmp_path, sql=urls) as bench:
         for name in urls:
