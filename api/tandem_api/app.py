@@ -38,6 +38,8 @@ from tandem_shared.ledger.lost import LostJobs
 from tandem_shared.queue.connections import connect
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
+from tandem_shared.setup.checks import SetupChecks
+from tandem_shared.setup.watch import SetupWatch
 from tandem_shared.streams.reader import StreamSource
 from tandem_shared.version import tandem_version
 
@@ -117,10 +119,12 @@ async def open_state(
         catalogue = Catalogue(queue)
         pause = min(TICK_SECONDS, settings.lease / 4)  # so that short leases end in time
         lost = LostJobs(ledger, queue)
+        setup = SetupWatch(SetupChecks(settings, redis, queue, store, ledger))
         for task in (
             asyncio.create_task(keep_ticking(queue, catalogue, pause), name="tick"),
             asyncio.create_task(keep_sweeping(store, queue, settings.keep), name="sweep"),
             asyncio.create_task(keep_ending_lost_jobs(lost), name="lost jobs"),
+            asyncio.create_task(setup.run(), name="setup"),
         ):
             stack.push_async_callback(cancel_and_wait, task)
         yield AppState(
@@ -134,6 +138,7 @@ async def open_state(
             joiner=joiner,
             ledger=ledger,
             lost=lost,
+            setup=setup,
             drain=drain,
             metrics=metrics,
             memory=request_memory(settings.bulk_spool),

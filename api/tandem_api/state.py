@@ -16,6 +16,7 @@ from tandem_shared.ledger.ledger import Ledger
 from tandem_shared.ledger.lost import LostJobs
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
+from tandem_shared.setup.watch import SetupWatch
 from tandem_shared.streams.reader import StreamSource
 
 
@@ -32,6 +33,7 @@ class AppState(TypedDict):
     joiner: UploadJoiner
     ledger: Ledger
     lost: LostJobs
+    setup: SetupWatch
     drain: Drain
     metrics: RequestMetrics
     memory: RequestMemory

@@ -19,6 +19,13 @@ router = json_router("operating", dependencies=[Depends(no_store)])
 _OPEN: dict[str, Any] = {"security": []}  # no key is needed
 
 
+class SetupWarning(BaseModel):
+    """A part of the installation that does not hold what Tandem promises."""
+
+    part: str = Field(description="redis, store, database or workers")
+    detail: str = Field(description="what is wrong, and what to do")
+
+
 class Health(BaseModel):
     """A healthy service."""
 
@@ -26,6 +33,9 @@ class Health(BaseModel):
     checks: dict[str, Any] = Field(default={}, description="of /readyz: what was checked")
     ledger: dict[str, Any] | None = Field(
         default=None, description="of /readyz: how far the ledger is behind; null if unknown"
+    )
+    warnings: list[SetupWarning] = Field(
+        default=[], description="of /readyz: what an operator should correct"
     )
 
 
@@ -63,7 +73,12 @@ async def ready(request: Request, state: StateDep) -> dict[str, Any] | Response:
     ending = state["drain"].announced
     checks = {"redis": redis, "serving": {"ok": not ending}}
     if redis["ok"] and not ending:
-        return {"status": "ok", "checks": checks, "ledger": await _ledger_lag(state["queue"])}
+        return {
+            "status": "ok",
+            "checks": checks,
+            "ledger": await _ledger_lag(state["queue"]),
+            "warnings": [concern._asdict() for concern in state["setup"].concerns],
+        }
     problem = status_problem(
         503,
         "the process is shutting down" if ending else "Redis does not accept writes",

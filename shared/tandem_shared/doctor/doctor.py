@@ -17,6 +17,7 @@ from tandem_shared.doctor.files import FilesCheck
 from tandem_shared.doctor.findings import Finding
 from tandem_shared.doctor.ledger import LedgerCheck
 from tandem_shared.doctor.queue import QueueCheck
+from tandem_shared.doctor.setup import SetupCheck
 from tandem_shared.errors import Unavailable
 from tandem_shared.files.store import open_store
 from tandem_shared.ledger.ledger import open_ledger
@@ -24,6 +25,7 @@ from tandem_shared.queue.connections import connect
 from tandem_shared.queue.integrity import Integrity
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
+from tandem_shared.setup.checks import SetupChecks
 
 
 class Check(Protocol):
@@ -108,8 +110,9 @@ async def _examine(settings: Settings, *, fix: bool, files: bool) -> Diagnosis:
         stack.push_async_callback(queue.close)
         ledger = LedgerCheck(await stack.enter_async_context(open_ledger(settings)), queue)
         checks = queue_checks(queue.integrity) | {"the ledger": ledger}
+        store = await stack.enter_async_context(open_store(settings.store_url))
+        checks["the setup"] = SetupCheck(SetupChecks(settings, redis, queue, store, None))
         if files:
-            store = await stack.enter_async_context(open_store(settings.store_url))
             checks["the file store"] = FilesCheck(store, queue, ledger)
         diagnosis = await examine(checks, pause=settings.lease / 2, fix=fix)
         diagnosis.jobs = queue.integrity.checked_jobs

@@ -51,6 +51,11 @@ async def collect(batches: AsyncGenerator[list[Finding], None]) -> list[Finding]
 
 # Finding → its meaning, and what --fix does.
 EXPLANATIONS: dict[str, tuple[str, str]] = {
+    # The setup
+    "setup-weak": (
+        "a server or a setting does not hold what Tandem promises",
+        "--fix cannot change it: see the settings and docs/operating.md",
+    ),
     # The queue
     "record-broken": (
         "the job's record lacks fields that every job has, so it cannot be processed",

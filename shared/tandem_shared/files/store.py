@@ -17,6 +17,7 @@ import asyncio
 import hashlib
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -45,6 +46,15 @@ REMOTE_READ_BYTES = 4 << 20
 MAX_PARTS_IN_FLIGHT = 4  # of one object: a write buffers these and the one being filled
 MIN_THREAD_BYTES = 64 << 10  # fewer bytes are hashed faster than handed to a thread
 _OS_ERROR = re.compile(r"(?:\(os error |\[Errno )([0-9]{1,4})[)\]]")
+# Parts of a store's error, and what to look at.
+_REASONS = {
+    "NoSuchBucket": "the bucket does not exist",
+    "InvalidAccessKeyId": "it does not know the access key",
+    "SignatureDoesNotMatch": "it refuses the secret key",
+    "AccessDenied": "it denies access to the bucket",
+    "dns error": "the host name is unknown",
+    "169.254.169.254": "no credentials are set, such as AWS_ACCESS_KEY_ID",
+}
 _TEMPORARY = re.compile(r".*#[0-9]+")  # a file that the local store has not renamed yet
 
 
@@ -109,10 +119,10 @@ class FileStore:
                     digest.update(chunk)
                 else:
                     await asyncio.to_thread(digest.update, chunk)
-                async with _store_call(path):
+                async with _store_call(path, writes=True):
                     await writer.write(chunk)
             undo.pop_all()
-        async with _store_call(path, CLOSE_TIMEOUT_SECONDS):
+        async with _store_call(path, CLOSE_TIMEOUT_SECONDS, writes=True):
             await writer.close()
         return WriteResult(size, digest.hexdigest())
 
@@ -123,7 +133,7 @@ class FileStore:
         calls one returns True.
         """
         mode: Literal["overwrite", "create"] = "overwrite" if replace else "create"
-        async with _store_call(path):
+        async with _store_call(path, writes=True):
             try:
                 await obstore.put_async(self._store, path, data, mode=mode, use_multipart=False)
             except AlreadyExistsError:
@@ -191,6 +201,17 @@ class FileStore:
         with suppress(NotFound):
             async with _store_call(path):
                 await obstore.delete_async(self._store, path)
+
+    async def probe(self) -> None:
+        """Write, read and remove a small object. Raises Unavailable if jobs could not do the same.
+
+        It lies in no folder of jobs or uploads, and a concurrent probe does not disturb it.
+        """
+        path = f"probe/{secrets.token_hex(8)}"
+        await self.put(path, b"tandem")
+        async with _store_call(path):
+            await obstore.get_async(self._store, path)
+        await self.delete(path)
 
     async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
         """Yield the objects under a prefix of whole path segments, unordered."""
@@ -288,12 +309,21 @@ def _local_root(url: str) -> Path:
 
 
 @asynccontextmanager
-async def _store_call(path: str, seconds: float = CALL_TIMEOUT_SECONDS) -> AsyncIterator[None]:
-    """Limit a call to the store in time, and translate its errors to NotFound and Unavailable."""
+async def _store_call(
+    path: str, seconds: float = CALL_TIMEOUT_SECONDS, *, writes: bool = False
+) -> AsyncIterator[None]:
+    """Limit a call to the store in time, and translate its errors to NotFound and Unavailable.
+
+    What `writes` needs no object: if something is not found, the bucket or the folder is missing.
+    """
     try:
         async with asyncio.timeout(seconds):
             yield
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if writes:
+            raise Unavailable(
+                "the file store failed (the bucket or the folder does not exist)"
+            ) from error
         raise NotFound("file", path) from None
     except TimeoutError:
         raise Unavailable(f"the file store did not answer within {seconds:g} s") from None
@@ -304,8 +334,10 @@ async def _store_call(path: str, seconds: float = CALL_TIMEOUT_SECONDS) -> Async
 def _reason(error: Exception) -> str:
     # Clients see this, so leave out the error's text, which may contain paths. obstore reports the
     # system's error number in that text only.
-    number = _OS_ERROR.search(str(error))
-    return os.strerror(int(number[1])) if number else type(error).__name__
+    text = str(error)
+    if number := _OS_ERROR.search(text):
+        return os.strerror(int(number[1]))
+    return next((words for mark, words in _REASONS.items() if mark in text), type(error).__name__)
 
 
 def _attributes(name: str | None, content_type: str | None) -> "Attributes":

@@ -24,6 +24,7 @@ from tortoise.migrations.executor import MigrationExecutor
 from tortoise.transactions import in_transaction
 
 from tandem_shared.errors import Misconfigured, Unavailable
+from tandem_shared.faults import reason_of
 from tandem_shared.postgres import asyncpg_options
 
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -205,8 +206,8 @@ def number_placeholders(sql: str) -> str:
 
 # SQLSTATE classes of a server that is up but cannot serve right now: connection, authorization,
 # unknown database, out of resources, operator intervention, locks and deadlocks, system error,
-# read-only.
-_TEMPORARY_SQLSTATES = ("08", "28", "3D", "40", "53", "55", "57", "58", "25", "XX")
+# read-only, and a privilege that is still missing.
+_TEMPORARY_SQLSTATES = ("08", "28", "3D", "40", "53", "55", "57", "58", "25", "XX", "42501")
 
 
 @asynccontextmanager
@@ -218,7 +219,7 @@ async def _faults() -> AsyncIterator[None]:
         if not (error.sqlstate or "").startswith(_TEMPORARY_SQLSTATES):
             raise
         raise Unavailable(
-            f"the ledger's database cannot serve requests now ({type(error).__name__})"
+            f"the ledger's database cannot serve requests now ({_reason(error)})"
         ) from error
     except (
         OSError,
@@ -227,6 +228,17 @@ async def _faults() -> AsyncIterator[None]:
         sqlite3.OperationalError,
         BaseORMException,
     ) as error:
-        raise Unavailable(
-            f"the ledger's database does not answer ({type(error).__name__})"
-        ) from error
+        raise Unavailable(f"the ledger's database does not answer ({_reason(error)})") from error
+
+
+def _reason(error: BaseException) -> str:
+    cause = error.__cause__ if isinstance(error, BaseORMException) and error.__cause__ else error
+    if isinstance(cause, asyncpg.InvalidAuthorizationSpecificationError):
+        return "it refuses this user and password"
+    if isinstance(cause, asyncpg.InvalidCatalogNameError):
+        return "the database does not exist; create it"
+    if isinstance(cause, asyncpg.InsufficientPrivilegeError):
+        return "its user lacks a permission"
+    if isinstance(cause, sqlite3.OperationalError):
+        return str(cause)  # SQLite's words name no path
+    return reason_of(cause)

@@ -113,6 +113,10 @@ class Ledger:
     def __init__(self, database: Database) -> None:
         self.database = database
 
+    async def ping(self) -> None:
+        """Connect, migrate and read. Raises Unavailable."""
+        await self.database.read("SELECT 1")
+
     async def save(self, rows: Sequence[JobRow]) -> None:
         """Write the jobs that are newer than their rows, all or none; at most one row per job."""
         # Always in the order of ids, so that two writers never deadlock.

@@ -197,6 +197,7 @@ class WorkerInfo(NamedTuple):
     last_seen: float = 0.0
     draining: bool = False
     running: tuple[str, ...] = ()
+    setup: str = ""  # what must be the same in all processes, see setup/identity.py
 
 
 def finish_args(outcomes: Sequence[Finish]) -> list[Arg]:

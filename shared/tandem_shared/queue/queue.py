@@ -221,7 +221,7 @@ class Queue:
         facts = (
             "host", worker.host, "pid", worker.pid, "queues", ",".join(worker.queues),
             "version", worker.version, "concurrency", worker.concurrency,
-            "started", int(worker.started_at * 1000),
+            "started", int(worker.started_at * 1000), "setup", worker.setup,
         )  # fmt: skip
         tasks: list[Arg] = []
         for entry in entries:

@@ -35,6 +35,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from tandem_shared.errors import Unavailable
+from tandem_shared.faults import reason_of
 from tandem_shared.jobs.record import MAX_SHOWN_ATTEMPTS, RECORD_FORMAT
 from tandem_shared.jobs.states import FINAL, OPEN, TRANSITIONS
 
@@ -181,7 +182,7 @@ def translate_errors() -> Iterator[None]:
         if (code := _code(error)) is not None:
             raise Unavailable(f"Redis cannot serve now ({code}): {_NOT_NOW[code]}") from error
         if isinstance(error, OSError | TimeoutError | _FAULTS):
-            raise Unavailable(f"Redis does not answer ({type(error).__name__})") from error
+            raise Unavailable(f"Redis does not answer ({reason_of(error)})") from error
         if isinstance(error, exceptions.OutOfMemoryError) or "OOM " in text:
             raise Unavailable("Redis has no memory left") from error
         if text.startswith("BACKLOG "):  # from submit.lua

@@ -176,4 +176,5 @@ def _worker(id: bytes, seen: float, facts: dict[bytes, bytes], running: list[str
         last_seen=seen / 1000,
         draining=facts.get(b"draining") == b"1",
         running=tuple(running),
+        setup=facts.get(b"setup", b"").decode(),
     )

@@ -14,6 +14,7 @@ from tandem_shared.errors import Unavailable
 from tandem_shared.queue.messages import WorkerInfo
 from tandem_shared.queue.queue import Queue
 from tandem_shared.settings import Settings
+from tandem_shared.setup.identity import encode, identity
 from tandem_shared.version import tandem_version
 from tandem_worker.runtime.waiting import wait_first
 
@@ -46,6 +47,7 @@ class Registration:
             concurrency=settings.concurrency,
             version=tandem_version(),
             started_at=0.0,
+            setup=encode(identity(settings)),
         )
         self._queue, self._stopping = queue, stopping
         self._entries, self._hidden = entries, hidden

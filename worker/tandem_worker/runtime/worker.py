@@ -28,6 +28,8 @@ from tandem_shared.queue.messages import Claimed
 from tandem_shared.queue.queue import Queue
 from tandem_shared.redis_url import parse_cluster_url
 from tandem_shared.settings import Settings
+from tandem_shared.setup.checks import SetupChecks
+from tandem_shared.setup.watch import SetupWatch
 from tandem_worker.executors.pools import open_pools
 from tandem_worker.executors.watchdog import Watchdog
 from tandem_worker.resources import Resources
@@ -144,6 +146,12 @@ class Worker(arq.worker.Worker):
             )
             if self.on_startup:
                 await self.on_startup(self.ctx)
+            checks = SetupChecks(
+                settings, self.pool, self.queue, resources.files, ledger, worker=self.id
+            )
+            setup = SetupWatch(checks)
+            self._start_part(stack, setup.run(), "setup")
+            await setup.first()
             if not await self._registration.register():
                 return
             self.control.heartbeat.start()
