@@ -29,6 +29,8 @@ PLACES = (
     *("key:*", "slots:*", "waits:*", "parked", "expiries"),
 )
 BATCH_KEYS = 1000  # that are read together
+# Errors that tasks cause: jobs that fail, which their records show, and a loop that one blocks.
+EXPECTED_ERRORS = ("] job failed ", "] the event loop is blocked beyond the job's timeout")
 EXPIRED = -2  # the TTL that Redis returns for a key that no longer exists
 
 
@@ -149,8 +151,11 @@ async def _evidence(stage: Stage, clients: Clients, faults: Faults, *, lossy: bo
         crashes=sorted([*faults.rewinds, *(faults.crashes if lossy else ())]),
         deaths=faults.deaths,
         silences=faults.silences,
-        # A job that fails is logged as an error, and checked by its record.
-        errors=[line for line in stage.logged("[error") if "] job failed " not in line],
+        errors=[
+            line
+            for line in stage.logged("[error")
+            if not any(text in line for text in EXPECTED_ERRORS)
+        ],
     )
     client = stage.client()
     try:
