@@ -99,6 +99,7 @@ SERVER_COMMANDS = {
     "dev": "tandem_shared.dev.session",
     "export": "tandem_shared.ledger.export",
     "doctor": "tandem_shared.doctor.doctor",
+    "probe": "tandem_shared.probe",
 }
 
 if __name__ == "__main__":

@@ -29,7 +29,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for name, summary in PROCESSES.items():
         commands.add_parser(name, help=summary)
-    for add in (_add_dev, _add_export, _add_doctor, _add_settings, _add_submit, _add_job_commands):
+    for add in (
+        _add_dev,
+        _add_export,
+        _add_doctor,
+        _add_probe,
+        _add_settings,
+        _add_submit,
+        _add_job_commands,
+    ):
         add(commands.add_parser)
     return parser
 
@@ -67,6 +75,20 @@ def _add_export(add: AddCommand) -> None:
     parser.add_argument("--until", metavar="TIME", help="only jobs submitted before this time")
     parser.add_argument(
         "--state", metavar="STATES", help="only jobs in these states, comma-separated"
+    )
+
+
+def _add_probe(add: AddCommand) -> None:
+    parser = add(
+        "probe",
+        help="ask the process in this container whether it is well",
+        description="Ask the API (TANDEM_HOST, TANDEM_PORT) or the worker (TANDEM_METRICS_HOST,"
+        " TANDEM_METRICS_PORT) whether it is alive. For the health checks of containers.",
+        epilog="exit codes: 0 well, 1 not well or no answer, 2 not configured",
+    )
+    parser.add_argument("process", choices=sorted(PROCESSES), help="which process to ask")
+    parser.add_argument(
+        "--ready", action="store_true", help="ask whether it is ready, not only alive"
     )
 
 
