@@ -239,9 +239,11 @@ def test_compose_uses_settings_that_exist() -> None:
 
 def known(variable: str) -> bool:
     """Whether a TANDEM_ variable is a setting of the services or of the client."""
-    if variable in (URL, API_KEY):
+    # The last is Kubernetes' for a service named tandem, which pages say is ignored.
+    if variable in (URL, API_KEY, "TANDEM_SERVICE_HOST"):
         return True
-    name, _, connection = variable.removeprefix("TANDEM_").lower().partition("__")
+    bare = variable.removeprefix("TANDEM_").removesuffix("_FILE")  # a secret in a file
+    name, _, connection = bare.lower().partition("__")
     field = Settings.model_fields.get(name)
     return field is not None and (not connection or get_origin(field.annotation) is dict)
 

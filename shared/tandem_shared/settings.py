@@ -233,6 +233,12 @@ class Settings(BaseSettings):
         ("*",), description="queues that clients may name: patterns with * for any characters"
     )
     concurrency: int = Field(100, ge=1, le=10_000, description="jobs that a worker runs at once")
+    max_zombies: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description="code that outlived its job at which a worker drains and ends",
+    )
     lease: Duration = Field(
         10.0, ge=1, le=600, description="how long a worker that stays silent keeps its jobs"
     )

@@ -26,7 +26,7 @@ def local_job(resources: Resources, sink: Any, pools: Pools, **facts: Any) -> Jo
     return Job(
         sink=sink,
         resources=resources,
-        in_thread=pools.threads.call,
+        in_thread=pools.steps.call,
         **{
             "step_store": LocalSteps({}),
             "lock_store": LocalLocks(),

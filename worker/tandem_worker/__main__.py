@@ -62,10 +62,10 @@ def profiled(path: Path | None) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a worker and end the process: 0 after a clean end, 2 for an invalid setting."""
+    """Run a worker and end the process with its exit code; 2 for an invalid setting."""
     code = 0
     try:
-        _run(parse(argv))
+        code = _run(parse(argv))
     except Misconfigured as error:
         logs.print_fatal(str(error), "worker")
         code = 2
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     os._exit(code)
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> int:
     settings = load_settings(queues=options.queues, concurrency=options.concurrency)
     faulthandler.enable()  # a crash of native code names the Python line that called it
     logs.configure_logging(settings.log, "worker", add_attempt)
@@ -94,6 +94,7 @@ def _run(options: argparse.Namespace) -> None:
     )
     with profiled(options.profile), job_logging(settings.job_log), watched_output():
         worker.run()
+    return worker.exit_code
 
 
 if __name__ == "__main__":

@@ -38,9 +38,14 @@ class Fault(NamedTuple):
         )
 
 
-def timed_out(timeout: float, *, stuck: bool = False) -> Fault:
-    """An attempt that reached its timeout; `stuck` if its output waited for the file store then."""
+def timed_out(timeout: float, *, stuck: bool = False, ignored: bool = False) -> Fault:
+    """An attempt that reached its timeout.
+
+    `stuck`: its output waited for the file store then. `ignored`: its code went on all the same.
+    """
     why = "; its output was waiting for the file store" if stuck else ""
+    if ignored:
+        why = ", and its code ignored that"
     message = f"the attempt exceeded its timeout of {timeout:g} s{why}"
     return Fault("timeout", message, retryable=True)
 

@@ -116,7 +116,7 @@ async def run(
             step_store=LocalSteps(sink.steps),
             lock_store=locks or LocalLocks(),
             find=find_no_job,
-            in_thread=resources.pools.threads.call,
+            in_thread=resources.pools.steps.call,
         )
         try:
             async with asyncio.timeout(task.timeout):

@@ -56,6 +56,9 @@ class Worker(BaseModel):
     queues: list[str]
     concurrency: NonNegativeInt
     running: list[str] = Field(description="job ids")
+    zombies: NonNegativeInt = Field(
+        description="code that still runs although its job has ended: it ignored its cancellation"
+    )
     started_at: Time
     last_seen: Time
     version: str

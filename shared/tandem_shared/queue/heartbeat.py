@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 from redis.exceptions import NoScriptError, RedisError
@@ -42,6 +42,7 @@ class Heartbeat(threading.Thread):
         keep: float,
         grace: float,
         started: Callable[[], int],
+        zombies: Sized = (),
         on_beat: Callable[[list[Held], list[Held]], None],
         on_unknown: Callable[[], None],
     ) -> None:
@@ -60,6 +61,7 @@ class Heartbeat(threading.Thread):
         )
         self._calling = threading.Lock()
         self._worker, self._catalogue, self._lease = worker, catalogue, lease
+        self._zombies = zombies
         self._has_started, self._on_beat, self._on_unknown = started, on_beat, on_unknown
         self._stopped = threading.Event()
 
@@ -93,7 +95,8 @@ class Heartbeat(threading.Thread):
 
     def _call(self, *pairs: Arg) -> list[Any]:
         draining, started = int(self.draining), self._has_started()
-        return self._script("beat", self._worker, self._catalogue, draining, started, *pairs)
+        facts = draining, started, len(self._zombies)
+        return self._script("beat", self._worker, self._catalogue, *facts, *pairs)
 
     def _script(self, name: str, *args: Arg) -> list[Any]:
         text = source(name)

@@ -198,6 +198,7 @@ class WorkerInfo(NamedTuple):
     draining: bool = False
     running: tuple[str, ...] = ()
     setup: str = ""  # what must be the same in all processes, see setup/identity.py
+    zombies: int = 0  # code that still runs though its job has ended
 
 
 def finish_args(outcomes: Sequence[Finish]) -> list[Arg]:

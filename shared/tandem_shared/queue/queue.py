@@ -312,9 +312,10 @@ class Queue:
         *,
         draining: bool = False,
         started: int = 0,
+        zombies: int = 0,
     ) -> Beat:
         """Renews the leases of at most 500 jobs (id, token), as the heartbeat thread does."""
-        args = worker, tasks, int(draining), started
+        args = worker, tasks, int(draining), started, zombies
         return parse_beat(await self._scripts.run("beat", *args, *flatten(held)), held)
 
     async def retire(self, worker: str) -> None:

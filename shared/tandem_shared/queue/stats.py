@@ -177,4 +177,5 @@ def _worker(id: bytes, seen: float, facts: dict[bytes, bytes], running: list[str
         draining=facts.get(b"draining") == b"1",
         running=tuple(running),
         setup=facts.get(b"setup", b"").decode(),
+        zombies=int(facts.get(b"zombies", 0)),
     )

@@ -112,7 +112,8 @@ async def test_queues_and_workers_are_shown(client: httpx2.AsyncClient, worker: 
     assert queue == {"name": "default", "paused": False, "workers": 1, **counts}
     (shown,) = (await client.get("/v1/workers")).json()["items"]
     assert list(shown) == (
-        "id host pid queues concurrency running started_at last_seen version draining".split()
+        "id host pid queues concurrency running zombies"
+        " started_at last_seen version draining".split()
     )
     assert (shown["id"], shown["pid"], shown["queues"]) == ("hand-1", 4711, ["default", "slow"])
     assert shown["started_at"] == "2001-09-09T01:46:40.000Z"

@@ -92,9 +92,10 @@ async def test_a_cancel_does_not_need_its_code(
         assert (await client.end(id)).state is State.CANCELLED
         # The code continues. It is cancelled again once its job is over, and its result is dropped.
         await eventually(lambda: len(seen.cancelled) == 2)
-        assert worker.runs
+        assert not worker.runs
+        assert len(worker.zombies) == 1
         seen.go_on.set()
-        await eventually(lambda: not worker.runs)
+        await eventually(lambda: not worker.zombies)
         assert (await client.record(id)).result is None
         assert (worker.jobs_complete, worker.slots.outcomes.unwritten) == (0, 0)
 
@@ -211,8 +212,11 @@ async def test_code_that_ignores_cancellation_does_not_keep_its_job(
 ) -> None:
     async with working(redis_url, tmp_path, stubborn) as worker:
         id = await client.submit(stubborn, timeout=0.05)
-        error = await client.error(id)  # its lease is renewed until timeout and grace are over
-        assert error["type"] == "worker_lost"
-        assert worker.runs
+        error = await client.error(id)
+        assert error["type"] == "timeout"
+        assert error["message"].endswith("and its code ignored that")
+        assert outcomes(await client.record(id)) == ["timeout"]
+        assert not worker.runs
+        assert len(worker.zombies) == 1
         seen.go_on.set()
-        await eventually(lambda: not worker.runs)
+        await eventually(lambda: not worker.zombies)

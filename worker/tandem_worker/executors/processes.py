@@ -19,6 +19,7 @@ import signal
 import struct
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -87,7 +88,7 @@ class EndedIdle(Exception):
 class ProcessPool:
     """At most `limit` child processes, by default one per core, which are reused.
 
-    Tasks beyond the limit wait, within their timeouts. A child that dies, or whose job was
+    Tasks beyond the limit wait. A child that dies, or whose job was
     cancelled, is replaced. Children end when the worker ends, whatever ends it.
     """
 
@@ -100,25 +101,32 @@ class ProcessPool:
         self._children: set[PoolProcess] = set()
         self._ending: set[asyncio.Task[None]] = set()
 
-    async def run(self, task: Task, job: Job, payload: Any) -> msgspec.Raw:
+    async def run(
+        self, task: Task, job: Job, payload: Any, begun: Callable[[], None] = lambda: None
+    ) -> msgspec.Raw:
         """Run the task in a child; return the JSON of its result. `payload` is from `Task.decode`.
 
-        Raises TaskError: what the code raised (`exception:<Class>` for other exceptions), or
-        `process_died`. When cancelled, it raises CancelledError once the child has ended,
-        KILL_SECONDS later at most.
+        `begun` is called when the job has a process. Raises TaskError: what the code raised
+        (`exception:<Class>` for other exceptions), or `process_died`. When cancelled, it raises
+        CancelledError once the child has ended, KILL_SECONDS later at most.
         """
         if task.module == "__main__":
             raise TypeError(
                 f"{task.name} has cpu=True and is defined in the script itself; move it to a module"
             )
-        start = {"start": {"module": task.module, "task": task.name, "job": job.facts()}}
         body = bytes(payload) if isinstance(payload, msgspec.Raw) else encode(payload)
+
+        def start() -> bytes:
+            begun()  # before the facts are read: the deadline may be another one now
+            facts = {"module": task.module, "task": task.name, "job": job.facts()}
+            return frame({"start": facts}, body)
+
         while True:
             await self._slots.acquire()
             child: PoolProcess | None = None
             try:
                 child = self._pop_idle() or await self._start_child()
-                return await child.run(job, frame(start, body))
+                return await child.run(job, start)
             except EndedIdle:
                 continue  # it died before it got the job: take another one
             finally:
@@ -191,8 +199,11 @@ class PoolProcess:
     def alive(self) -> bool:
         return self._process.returncode is None and not self._out.at_eof()
 
-    async def run(self, job: Job, start: bytes) -> msgspec.Raw:
-        """Send the frame `start`, and serve the job that it starts. Raises EndedIdle, TaskError."""
+    async def run(self, job: Job, start: Callable[[], bytes]) -> msgspec.Raw:
+        """Send the frame from `start`, and serve the job that it starts.
+
+        Raises EndedIdle, TaskError.
+        """
         self.busy = True
         portal = Portal(job)
         try:
@@ -213,11 +224,11 @@ class PoolProcess:
         finally:
             await portal.close()
 
-    async def _begin(self, start: bytes) -> None:
+    async def _begin(self, start: Callable[[], bytes]) -> None:
         if not self._served:
             await self._hello()
         try:
-            await self._send(start)
+            await self._send(start())
             await self._receive()
         except TaskError:
             if self._served:

@@ -10,10 +10,11 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tandem_worker.errors import TaskError
 from tandem_worker.executors.portal import Portal, deliver
+from tandem_worker.executors.zombies import Zombies
 from tandem_worker.jobs.channel import Report
 from tandem_worker.jobs.job import Job
 from tandem_worker.jobs.sync import SyncJob
@@ -25,25 +26,38 @@ LOOP_CHECK_SECONDS = 1.0  # between two checks of a waiting thread whether the l
 T = TypeVar("T")
 
 
+class Call:
+    """A function on its way through a thread."""
+
+    __slots__ = ("abandoned", "state", "work")
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+        self.state: Literal["waiting", "running", "over"] = "waiting"
+        self.abandoned = False  # nobody waits for it any more
+
+
 class ThreadPool:
     """At most `limit` threads, started when needed and kept.
 
-    They are daemon threads: code that was abandoned (cancelled, timed out) cannot be stopped and
-    keeps its thread until it ends, but it does not keep the process alive. Tasks beyond the limit
-    wait, within their own timeouts.
+    They are daemon threads: code that was abandoned (cancelled, timed out) cannot be stopped, but
+    it does not keep the process alive. Its thread leaves the pool, so that it takes no other job's
+    place; it is a zombie if it still runs `grace` seconds later. Calls beyond the limit wait.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._count = 0
-        self._idle = threading.Semaphore(0)
-        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+    def __init__(self, limit: int, zombies: Zombies, grace: float) -> None:
+        self._limit, self._zombies, self._grace = limit, zombies, grace
+        self._lock = threading.Lock()  # of the counts, and of each call's flags
+        self._count = 0  # threads, except those of abandoned calls
+        self._busy = 0  # calls that run or wait for a thread
+        self._started = 0
+        self._work: SimpleQueue[Call | None] = SimpleQueue()
 
     async def run(self, task: Task, job: Job, payload: Any) -> Any:
         """Call a task's function, as `call` does, and deliver its reports."""
         channel = ThreadChannel(asyncio.get_running_loop(), job)
         sync_job = SyncJob(channel=channel, **job.facts())
-        done = self._submit(partial(call, task, sync_job, payload))
+        done, running = self._submit(partial(call, task, sync_job, payload))
         try:
             await asyncio.wait({done, channel.failed}, return_when=asyncio.FIRST_COMPLETED)
             # Before a failure too: the last log lines are those that explain it.
@@ -52,15 +66,22 @@ class ThreadPool:
                 raise rejected
             return done.result()
         finally:
-            if not done.cancel():
+            if done.cancel():
+                self._abandon(running, task=job.task, job_id=job.id)
+            else:
                 done.exception()  # retrieved, or asyncio would log it
             await channel.close()
 
     async def call(self, function: Callable[[], T]) -> T:
         """Call a function in a thread, and raise what it raises. Cancelling ends only the wait."""
-        return await self._submit(function)
+        done, running = self._submit(function)
+        try:
+            return await done
+        finally:
+            if done.cancelled():
+                self._abandon(running)
 
-    def _submit(self, function: Callable[[], T]) -> "asyncio.Future[T]":
+    def _submit(self, function: Callable[[], T]) -> "tuple[asyncio.Future[T], Call]":
         """Call the function in a thread, unless the future is cancelled before its turn."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
@@ -80,17 +101,53 @@ class ThreadPool:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(callback)
 
-        self._work.put(work)
-        if not self._idle.acquire(blocking=False) and self._count < self._limit:
-            self._count += 1
-            threading.Thread(target=self._serve, name=f"task-{self._count}", daemon=True).start()
-        return done
+        call = Call(work)
+        with self._lock:
+            self._busy += 1
+        self._work.put(call)
+        self._start_missing()
+        return done, call
 
-    def _serve(self) -> None:
-        while (work := self._work.get()) is not None:
-            work()
-            del work
-            self._idle.release()
+    def _start_missing(self) -> None:
+        with self._lock:
+            if self._busy <= self._count or self._count >= self._limit:
+                return
+            self._count += 1
+            self._started += 1
+        loop = asyncio.get_running_loop()
+        name = f"task-{self._started}"
+        threading.Thread(target=self._serve, args=(loop,), name=name, daemon=True).start()
+
+    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        while (call := self._work.get()) is not None:
+            with self._lock:
+                call.state = "over" if call.abandoned else "running"
+            if call.state == "over":
+                continue
+            call.work()
+            with self._lock:
+                call.state = "over"
+                if not call.abandoned:
+                    self._busy -= 1
+            if call.abandoned:
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(self._zombies.stopped, call)
+                return
+            del call
+
+    def _abandon(self, call: Call, **facts: str) -> None:
+        """Wait for the call no more: one that runs takes its thread with it."""
+        with self._lock:
+            if call.state == "over":
+                return
+            call.abandoned = True
+            self._busy -= 1
+            if call.state == "waiting":
+                return
+            self._count -= 1
+        self._zombies.left(call, runs="in a thread", **facts)
+        asyncio.get_running_loop().call_later(self._grace, self._zombies.count, call)
+        self._start_missing()
 
     def close(self) -> None:
         """End the idle threads; a thread that still runs a task ends after it."""

@@ -60,7 +60,7 @@ class BlockedJobs:
         return next((run for run in list(self._runs.values()) if run.handle is task), None)
 
     def _is_over(self, run: Run) -> bool:
-        return time.monotonic() > run.started + run.options.timeout + self._grace
+        return time.monotonic() > run.due + self._grace
 
     def _write(self, outcomes: Sequence[Finish]) -> None:
         if not outcomes:

@@ -164,6 +164,7 @@ class Claims:
                 self._registration.digest,
                 held[start : start + MAX_BEAT_JOBS],
                 started=self._slots.started,
+                zombies=len(self._slots.zombies),
             )
             self._slots.on_heartbeat(lost, cancelled)
 

@@ -48,6 +48,7 @@ class Control:
             keep=settings.keep,
             grace=queue.grace,
             started=lambda: slots.started,
+            zombies=slots.zombies,
             on_beat=self._on_loop(slots.on_heartbeat),
             on_unknown=self._on_loop(self._forgotten),
         )
@@ -94,7 +95,11 @@ class Control:
         self.heartbeat.draining = True
         with contextlib.suppress(Unavailable):
             await self._queue.beat(
-                self._registration.id, self._registration.digest, [], draining=True
+                self._registration.id,
+                self._registration.digest,
+                [],
+                draining=True,
+                zombies=len(self._slots.zombies),
             )
 
     def _forgotten(self) -> None:

@@ -58,8 +58,8 @@ class Durations:
 class WorkerMetrics(Collector):
     """Attempts by task and outcome, and time by phase. Counted on the loop, read in any thread."""
 
-    def __init__(self, running: Sized, capacity: int) -> None:
-        self._running, self._capacity = running, capacity
+    def __init__(self, running: Sized, capacity: int, zombies: Sized = ()) -> None:
+        self._running, self._capacity, self._zombies = running, capacity, zombies
         self.loop_blocked: Callable[[], float] = float  # seconds for which the loop stands still
         self.ready: Callable[[], bool] = bool  # whether the worker claims jobs
         self._outcomes: Counter[tuple[str, str]] = Counter()
@@ -99,6 +99,11 @@ class WorkerMetrics(Collector):
         )
         yield GaugeMetricFamily(
             "tandem_worker_concurrency", "Jobs this worker runs at once.", self._capacity
+        )
+        yield GaugeMetricFamily(
+            "tandem_worker_zombies",
+            "Code that still runs although its job has ended: it ignored its cancellation.",
+            len(self._zombies),
         )
         yield GaugeMetricFamily(
             "tandem_worker_loop_blocked_seconds",

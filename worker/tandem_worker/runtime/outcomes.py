@@ -95,7 +95,8 @@ class Outcomes:
                     self._start(self._complete(finish))
                     continue
                 self._metrics.outcome_written(now - since)
-                if answer in ("lost", "gone"):
+                # A cancelled job may be settled by anybody once its grace is over.
+                if answer in ("lost", "gone") and finish.to is not State.CANCELLED:
                     log.warning(
                         "outcome discarded: the attempt had lost its job",
                         job_id=finish.id,

@@ -6,6 +6,7 @@ An attempt ends in a Finish, or in None when this worker no longer holds its job
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from tandem_worker.resources import Resources
 from tandem_worker.runtime.attempt_store import AttemptStore
 from tandem_worker.runtime.deadlines import Deadlines
 from tandem_worker.runtime.endings import log_failure
+from tandem_worker.runtime.held_leases import Leases
 from tandem_worker.runtime.outbox import Outbox
 from tandem_worker.runtime.outcomes import cancelled, released
 from tandem_worker.runtime.output import JobOutput
@@ -51,21 +53,27 @@ class Runtime:
     pools: Pools
     outbox: Outbox
     deadlines: Deadlines
+    leases: Leases
+    give_up: Callable[["Run"], None]  # the run's code has ignored its cancellation
 
 
 class Run:
     """One attempt of one job on this worker."""
 
     __slots__ = (
-        "_runtime", "cause", "claimed", "handle", "job",
-        "late", "options", "output", "started", "task",
+        "_runtime", "abandoned", "cause", "claimed", "due", "handle", "job",
+        "late", "options", "output", "started", "stopping", "task", "waiting",
     )  # fmt: skip
 
     def __init__(self, claimed: Claimed, task: Task, runtime: Runtime) -> None:
         self.claimed, self.task, self._runtime = claimed, task, runtime
         self.options = _options.decode(claimed.options)
         self.started = time.monotonic()
+        self.due = self.started + self.options.timeout  # monotonic
         self.late = False  # the timeout came before the code ended
+        self.waiting = task.kind == "process"  # for a process: its code has not begun
+        self.stopping = False  # its code has been cancelled
+        self.abandoned = False  # its code ignored that, and the attempt has ended without it
         self.cause: Cause | None = None
         self.handle: asyncio.Task[Finish | None] | None = None
         queue = runtime.queue
@@ -81,7 +89,7 @@ class Run:
         self.job = Job(
             id=claimed.id,
             task=claimed.task,
-            deadline=self.started + self.options.timeout,
+            deadline=self.due,
             attempt=claimed.attempt,
             max_attempts=claimed.max_attempts,
             tenant=claimed.tenant,
@@ -92,15 +100,22 @@ class Run:
             step_store=store,
             lock_store=store,
             find=queue.get,
-            in_thread=runtime.pools.threads.call,
+            in_thread=runtime.pools.steps.call,
         )
 
     def stop(self, cause: Cause) -> None:
         """Cancel the run. The first cause counts, except that a lost lease overrides all others."""
         if self.cause is None or cause == "lost":
             self.cause = cause
-        if self.handle is not None and not self.handle.done():
-            self.handle.cancel()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self.handle is None or self.handle.done():
+            return
+        if not self.stopping:
+            self.stopping = True
+            self._runtime.deadlines.add(self, self._runtime.queue.grace)
+        self.handle.cancel()
 
     async def attempt(self) -> Finish | None:
         """Run the attempt from decoding its payload to its outcome."""
@@ -134,8 +149,10 @@ class Run:
             failure = error
         # Code may swallow a cancellation or turn it into any exception, so the cause decides,
         # whatever the code did.
-        if self.cause in ("cancel", "lost", "torn") or (
-            self.cause is not None and failure is not None
+        if (
+            self.abandoned
+            or self.cause in ("cancel", "lost", "torn")
+            or (self.cause is not None and failure is not None)
         ):
             return self.interrupted()
         if self.late:
@@ -153,17 +170,40 @@ class Run:
         return self._end(State.SUCCEEDED, "succeeded", body, files=files)
 
     def overdue(self) -> None:
-        """Cancel the code at its timeout, and again after the grace period if it ignored that."""
-        if not self.late:
+        """Cancel the code at its timeout; give it up if it has ignored a cancel for the grace."""
+        if self.stopping:
+            if self.handle is not None:
+                self.handle.cancel()
+            self._runtime.give_up(self)
+        elif self.waiting:
+            self._set_due()
+        else:
             self.late = True
-            self._runtime.deadlines.add(self, self._runtime.queue.grace)
-        if self.handle is not None:
-            self.handle.cancel()
+            self._cancel()
+
+    def _begun(self) -> None:
+        """Count the timeout from now on: the code waited for a process before."""
+        self.waiting = False
+        if not self.stopping:
+            self._set_due()
+
+    def _set_due(self) -> None:
+        runtime, seconds = self._runtime, self.options.timeout
+        self.due = self.job.deadline = time.monotonic() + seconds
+        runtime.deadlines.add(self, seconds)
+        runtime.leases.hold(self.claimed, seconds + runtime.queue.grace + runtime.queue.lease)
+
+    def give_up(self) -> Finish | None:
+        """End the attempt without its code, which ignored its cancellation."""
+        self.abandoned = self.job.cancelled = True
+        self.output.on_lost = None
+        self.output.abandon()
+        return self.given_up()
 
     async def _execute(self, payload: Any) -> bytes:
         self._runtime.deadlines.add(self, self.options.timeout)
         try:
-            result = await execute(self.task, self.job, payload, self._runtime.pools)
+            result = await execute(self.task, self.job, payload, self._runtime.pools, self._begun)
             body = self.task.encode(result)
             return body if len(body) <= MAX_RESULT_BYTES else await self._store(body)
         finally:
@@ -171,7 +211,7 @@ class Run:
             if self.late and self.handle is not None:
                 # The cancellation was the timeout: it must not interrupt what follows.
                 self.handle.uncancel()
-            if time.monotonic() > self.started + self.options.timeout:
+            if time.monotonic() > self.due:
                 self.late = True  # the code blocked the loop, whose timer had no turn
 
     async def _store(self, body: bytes) -> bytes:
@@ -210,7 +250,7 @@ class Run:
         """The outcome of code that does not end: by the cause of its cancellation, or a timeout."""
         if self.cause is not None:
             return self.interrupted()
-        fault = timed_out(self.options.timeout)
+        fault = timed_out(self.options.timeout, ignored=True)
         finish = self._finish(fault, self._policy(), "timeout")
         log_failure(self.claimed, fault, finish, None)
         return finish

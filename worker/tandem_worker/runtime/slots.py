@@ -1,7 +1,6 @@
 """The attempts that run on a worker: started, stopped and recorded."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -9,15 +8,14 @@ from functools import partial
 import arq.worker
 import structlog
 
-from tandem_shared.cancellation import cancel_and_wait
-from tandem_shared.errors import Unavailable
 from tandem_shared.jobs.states import State
 from tandem_shared.queue.messages import Claimed, Finish, Held
 from tandem_shared.queue.queue import Queue
+from tandem_worker.executors.zombies import Zombies
 from tandem_worker.runtime.arq_hooks import MAX_HOOK_SECONDS, attempt_with_hooks, has_hooks
 from tandem_worker.runtime.held_leases import Leases
 from tandem_worker.runtime.metrics import WorkerMetrics
-from tandem_worker.runtime.outcomes import Outcomes, released
+from tandem_worker.runtime.outcomes import Outcomes
 from tandem_worker.runtime.prefetch import Prefetch
 from tandem_worker.runtime.run import Cause, Run
 from tandem_worker.runtime.waiting import wait_first
@@ -39,9 +37,11 @@ class Slots:
         queue: Queue,
         runs: dict[str, Run],
         new_run: Callable[[Claimed], Run],
+        *,
         metrics: WorkerMetrics,
+        zombies: Zombies,
     ) -> None:
-        self.runs, self.metrics = runs, metrics
+        self.runs, self.metrics, self.zombies = runs, metrics, zombies
         self.started = 0  # stamp of the last attempt that started; they start in order
         self.changed = asyncio.Event()  # there may be room for more jobs
         self.leases = Leases()
@@ -51,7 +51,7 @@ class Slots:
         )
         self._shell, self._queue, self._new_run = shell, queue, new_run
         self._has_hooks = has_hooks(shell)
-        self._settling: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
 
     @property
     def free(self) -> int:
@@ -67,7 +67,7 @@ class Slots:
     def room(self) -> int:
         """How many jobs may be claimed now."""
         shell = self._shell
-        if self.outcomes.full or not shell.allow_pick_jobs:
+        if self.outcomes.full or self.zombies.full or not shell.allow_pick_jobs:
             return 0
         room = min(MAX_CLAIM_JOBS, self.free + self.prefetch.room)
         if shell.burst and shell.max_burst_jobs >= 0:
@@ -112,6 +112,9 @@ class Slots:
 
     def _ended(self, run: Run, handle: "asyncio.Task[Finish | None]") -> None:
         if self.runs.get(run.claimed.id) is not run:
+            if not handle.cancelled():
+                handle.exception()  # retrieved, or asyncio would log it
+            self.zombies.stopped(run)
             return
         if handle.cancelled():  # before its first step, or while it reported why it failed
             run.output.abandon()
@@ -124,6 +127,9 @@ class Slots:
         else:
             finish = handle.result()
         self._record(run, finish)
+        self._start_next()
+
+    def _start_next(self) -> None:
         waiting = self.prefetch.pop()
         if waiting is not None:
             self._start(waiting.job, self._shell.loop.time() - waiting.since)
@@ -133,6 +139,8 @@ class Slots:
         job, shell = run.claimed, self._shell
         del self.runs[job.id]
         self.changed.set()
+        if not self.runs:
+            self._idle.set()
         seconds = time.monotonic() - run.started
         self.metrics.attempt_ended(job.task, finish, seconds)
         self.prefetch.observe(seconds)
@@ -153,31 +161,29 @@ class Slots:
             # Every heartbeat names the job until its code has stopped: cancel once per cause.
             elif run.cause not in (cause, "lost"):
                 run.stop(cause)
-                if cause == "cancel":
-                    self._shell.loop.call_later(self._queue.grace, self._overdue, run)
 
     def on_heartbeat(self, lost: Iterable[Held], cancelled: Iterable[Held]) -> None:
         """Stop the attempts that the answer to a heartbeat names."""
         self.stop(lost, "lost")
         self.stop(cancelled, "cancel")
 
-    def _overdue(self, run: Run) -> None:
-        # The code ignored its cancellation, and its lease has just ended. Settle that now, so that
-        # the job is cancelled at once instead of with the next tick, up to a second later.
-        if self.runs.get(run.claimed.id) is not run:
+    def give_up(self, run: Run) -> None:
+        """Free the slot of a run whose code has ignored its cancellation: it is a zombie now."""
+        if run.handle is None or run.handle.done():
             return
-        if self._settling is None or self._settling.done():
-            self._settling = asyncio.create_task(self._settle())
-
-    async def _settle(self) -> None:
-        with contextlib.suppress(Unavailable):  # the next tick, by any process, settles it
-            await self._queue.tick()
+        id, task = run.claimed.id, run.claimed.task
+        self.zombies.left(run, task=task, job_id=id, runs="on the event loop")
+        self.zombies.count(run)
+        finish = run.give_up()
+        if self.runs.get(id) is run:
+            self._record(run, finish)
+            self._start_next()
 
     async def idle(self) -> None:
         """Return once nothing runs."""
         while self.runs:
-            await asyncio.wait([run.handle for run in self.runs.values() if run.handle is not None])
-            await asyncio.sleep(0)
+            self._idle.clear()
+            await self._idle.wait()
 
     async def hand_back(self, seconds: float) -> None:
         """Stop everything and hand it back, uncharged; wait at most `seconds` for the code."""
@@ -189,7 +195,4 @@ class Slots:
             # Whatever that code still reports is rejected.
             log.warning("handing back jobs whose code ignores cancellation", jobs=list(self.runs))
             for run in list(self.runs.values()):
-                run.output.abandon()
-                self._record(run, None if run.cause == "lost" else released(run.claimed))
-        if self._settling is not None:
-            await cancel_and_wait(self._settling)
+                self._record(run, run.give_up())

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from signal import Signals
+from signal import SIG_IGN, SIGHUP, Signals, getsignal
 from typing import Any
 
 import arq.worker
@@ -32,6 +32,7 @@ from tandem_shared.setup.checks import SetupChecks
 from tandem_shared.setup.watch import SetupWatch
 from tandem_worker.executors.pools import open_pools
 from tandem_worker.executors.watchdog import Watchdog
+from tandem_worker.executors.zombies import Zombies
 from tandem_worker.resources import Resources
 from tandem_worker.runtime.arq_jobs import ArqJobs, cron_task, deserialize, serialize, stand_in
 from tandem_worker.runtime.blocked import BlockedJobs
@@ -58,6 +59,8 @@ class Worker(arq.worker.Worker):
     `resources` opens what tasks use: entered before the first claim, left after the last job.
     """
 
+    exit_code = 0  # of the process, once the worker has ended
+
     def __init__(
         self,
         *,
@@ -72,14 +75,11 @@ class Worker(arq.worker.Worker):
         super().__init__(
             functions=[arq.worker.func(stand_in, name=name) for name in tasks],
             redis_pool=redis,
-            max_jobs=settings.concurrency,
-            job_completion_wait=max(1, round(settings.drain)),
-            job_serializer=serialize,
-            job_deserializer=deserialize,
-            health_check_interval=15,
-            log_results=False,
+            **_arq_options(settings),
             **shell,
         )
+        if shell.get("handle_signals", True) and getsignal(SIGHUP) is not SIG_IGN:  # as of nohup
+            self._add_signal_handler(Signals.SIGHUP, self.handle_sig)
         self.settings = settings
         self.queue = Queue(redis, lease=settings.lease, keep=settings.keep)
         self.ready = asyncio.Event()
@@ -99,8 +99,12 @@ class Worker(arq.worker.Worker):
         )
         self.id = self._registration.id
         self.runs: dict[str, Run] = {}  # by job id
-        self.metrics = WorkerMetrics(self.runs, self.max_jobs)
-        self.slots = Slots(self, self.queue, self.runs, self._new_run, self.metrics)
+        on_limit, on_room = self._too_many_zombies, self._on_room
+        self.zombies = Zombies(settings.max_zombies, on_limit=on_limit, on_room=on_room)
+        self.metrics = WorkerMetrics(self.runs, self.max_jobs, self.zombies)
+        self.slots = Slots(
+            self, self.queue, self.runs, self._new_run, metrics=self.metrics, zombies=self.zombies
+        )
         on_cluster = parse_cluster_url(settings.redis_url) is not None
         if on_cluster and crons:
             raise Misconfigured("TANDEM_REDIS_URL: cron jobs of arq do not run on a Redis Cluster")
@@ -124,7 +128,9 @@ class Worker(arq.worker.Worker):
         settings, metrics = self.settings, self.metrics
         async with AsyncExitStack() as stack:
             stack.enter_context(serving(metrics, settings.metrics_host, settings.metrics_port))
-            pools = await stack.enter_async_context(open_pools(settings))
+            pools = await stack.enter_async_context(
+                open_pools(settings, self.zombies, self.queue.grace)
+            )
             resources = await stack.enter_async_context(self._resources())
             outbox = Outbox(
                 self.queue,
@@ -133,7 +139,15 @@ class Worker(arq.worker.Worker):
                 observe=metrics.observe_batch,
             )
             self.slots.outcomes.resend = outbox.resend
-            self._runtime = Runtime(self.queue, resources, pools, outbox, Deadlines(self.loop))
+            self._runtime = Runtime(
+                self.queue,
+                resources,
+                pools,
+                outbox,
+                Deadlines(self.loop),
+                self.slots.leases,
+                self.slots.give_up,
+            )
             ledger = await stack.enter_async_context(open_ledger(settings))
             projection = Projection(
                 self.queue.events,
@@ -155,16 +169,7 @@ class Worker(arq.worker.Worker):
             if not await self._registration.register():
                 return
             self.control.heartbeat.start()
-            self.watchdog = Watchdog(
-                BlockedJobs(
-                    self.runs, self.slots.prefetch, self.control.heartbeat, self.queue.grace
-                ),
-                lease=settings.lease,
-                end=end_stuck,
-            )
-            self.watchdog.start()
-            metrics.loop_blocked = lambda: self.watchdog.blocked_seconds
-            stack.callback(self.watchdog.stop)
+            self._watch_loop(stack)
             stack.push_async_callback(self._end)
             self._start_part(stack, self.control.listen(), "control")
             self._start_part(stack, projection.run(), "ledger")
@@ -180,6 +185,17 @@ class Worker(arq.worker.Worker):
             metrics.ready = lambda: not self._stopping.is_set()
             await self.claims.run()
             await self._drain()
+
+    def _watch_loop(self, stack: AsyncExitStack) -> None:
+        heartbeat, grace = self.control.heartbeat, self.queue.grace
+        self.watchdog = Watchdog(
+            BlockedJobs(self.runs, self.slots.prefetch, heartbeat, grace),
+            lease=self.settings.lease,
+            end=end_stuck,
+        )
+        self.watchdog.start()
+        self.metrics.loop_blocked = lambda: self.watchdog.blocked_seconds
+        stack.callback(self.watchdog.stop)
 
     def _start_part(
         self, stack: AsyncExitStack, work: Coroutine[Any, Any, None], name: str
@@ -202,6 +218,38 @@ class Worker(arq.worker.Worker):
     def _stop(self) -> None:
         self._stopping.set()
         self.slots.changed.set()
+
+    def _on_room(self) -> None:
+        self.slots.changed.set()
+
+    def _too_many_zombies(self) -> None:
+        if not self._stopping.is_set():
+            log.error(
+                "draining, to end with exit code 1: too much code ignored the end of its job",
+                zombies=len(self.zombies),
+                running=len(self.runs),
+                seconds=self.settings.drain,
+            )
+            self.exit_code = 1
+        self._stop()
+
+    def run(self) -> None:
+        """Run until the worker ends.
+
+        KeyboardInterrupt and SystemExit in an asyncio task that a job's code has started end the
+        event loop's run. Its next run continues with everything else.
+        """
+        main = self.main_task = self.loop.create_task(self.main())
+        while not main.done():
+            try:
+                self.loop.run_until_complete(asyncio.wait({main}))
+            except (KeyboardInterrupt, SystemExit):
+                log.exception("an asyncio task of a job's code tried to end the worker")
+        try:
+            if not main.cancelled():
+                main.result()
+        finally:
+            self.loop.run_until_complete(self.close())
 
     def handle_sig(self, signum: Signals) -> None:
         """Drain at the first signal; hand all jobs back at the second."""
@@ -267,3 +315,14 @@ def end_stuck() -> None:
     """End the process without its loop, which is stuck; a supervisor starts it again."""
     logging.shutdown()
     os._exit(STUCK_EXIT_CODE)
+
+
+def _arq_options(settings: Settings) -> dict[str, Any]:
+    return {
+        "max_jobs": settings.concurrency,
+        "job_completion_wait": max(1, round(settings.drain)),
+        "job_serializer": serialize,
+        "job_deserializer": deserialize,
+        "health_check_interval": 15,
+        "log_results": False,
+    }

@@ -1,5 +1,5 @@
--- beat(worker, catalogue, draining, started, then id and token of each job held): renews the leases
--- that this worker still holds, also one that has ended but is not settled, or that Redis has
+-- beat(worker, catalogue, draining, started, zombies, then id and token of each job held): renews the
+-- leases that this worker still holds, also one that has ended but is not settled, or that Redis has
 -- forgotten since it came back older. Attempts that began up to the stamp `started` have started.
 -- Returns whether the worker is known (0: register again), then 'lost' or 'cancel' and the id of
 -- each job whose code should stop. A job with a cancel request is not renewed: its lease ends with
@@ -9,7 +9,7 @@ local worker, catalogue = ARGV[4], ARGV[5]
 local me = P .. 'worker:' .. worker
 local known = call('EXISTS', me)
 if known == 1 then
-  call('HSET', me, 'draining', ARGV[6])
+  call('HSET', me, 'draining', ARGV[6], 'zombies', ARGV[8])
   if tonumber(ARGV[7]) > tonumber(call('HGET', me, 'started') or 0) then
     call('HSET', me, 'started', ARGV[7])
   end
@@ -21,7 +21,7 @@ end
 
 note_tick(call('HMGET', P .. 'clock', 'tick', 'grace'))
 local out, renewed = { known }, {}
-for at = 8, #ARGV, 2 do
+for at = 9, #ARGV, 2 do
   local id = ARGV[at]
   local r = call('HMGET', P .. 'job:' .. id, 'state', 'token', 'cancel')
   if (r[1] ~= 'running' or r[2] ~= ARGV[at + 1]) and not resume(id, ARGV[at + 1]) then
