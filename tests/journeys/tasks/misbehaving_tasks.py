@@ -70,17 +70,3 @@ def good_cpu(payload: int) -> int:
     """Takes most of its timeout: jobs that wait for its process must not be charged for that."""
     time.sleep(0.6)
     return payload
-
-
-@task("bad.sleeps", timeout="1s", retry=ONCE)
-async def sleeps() -> str:
-    """Blocks the event loop for longer than its timeout, and less than the grace after it."""
-    time.sleep(3)
-    return "too late"
-
-
-@task("good.waits", timeout="10m")
-async def good_waits(payload: int) -> int:
-    """Runs when another job blocks the loop, and is short in its second attempt."""
-    await asyncio.sleep(1)
-    return payload

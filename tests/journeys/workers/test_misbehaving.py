@@ -103,40 +103,6 @@ async def test_a_hangup_drains_as_sigterm_does(stage: WorkerStage, client: Clien
     assert await asyncio.gather(*map(client.result, ids)) == list(range(50))
 
 
-async def test_code_that_blocks_the_loop_past_its_timeout_is_named_and_times_out(
-    stage: WorkerStage, client: Client
-) -> None:
-    worker = start(stage)
-    id = await client.submit(tasks.sleeps)
-    assert (await client.error(id))["type"] == "timeout"
-    assert outcomes(await client.record(id)) == ["timeout"]
-    text = stage.log(worker)
-    (line, *_) = [one for one in text.splitlines() if "event loop is blocked" in one]
-    assert id in line
-    assert "bad.sleeps" in line
-    assert "misbehaving_tasks.py" in text
-    assert worker.poll() is None
-
-
-async def test_a_worker_whose_loop_is_blocked_for_good_hands_its_jobs_back_and_ends(
-    stage: WorkerStage, client: Client
-) -> None:
-    worker = start(stage)
-    await until_registered(client, 1)
-    others = [await client.submit(tasks.good_waits, number) for number in range(5)]
-    for id in others:
-        await client.reaches(id, State.RUNNING)
-    id = await client.submit(tasks.spins)
-    assert await exit_code(worker) == 70
-    assert (await client.error(id))["type"] == "timeout"
-    assert outcomes(await client.record(id)) == ["timeout"]
-    start(stage)
-    assert [await client.result(id) for id in others] == list(range(5))
-    for other in others:
-        assert "worker_lost" not in outcomes(await client.record(other))
-    assert "blocked beyond the job's timeout" in stage.log(worker)
-
-
 async def test_a_fleet_survives_a_spinning_a_swallowing_and_fifty_hanging_jobs(
     stage: WorkerStage, client: Client
 ) -> None:

@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 
 from tandem_shared.queue.heartbeat import Heartbeat
 from tandem_shared.queue.messages import Finish
+from tandem_worker.executors.zombies import Zombies
 from tandem_worker.runtime.outcomes import released
 from tandem_worker.runtime.prefetch import Prefetch
 from tandem_worker.runtime.run import Run
@@ -25,9 +26,14 @@ class BlockedJobs:
     """
 
     def __init__(
-        self, runs: Mapping[str, Run], prefetch: Prefetch, heartbeat: Heartbeat, grace: float
+        self,
+        runs: Mapping[str, Run],
+        prefetch: Prefetch,
+        zombies: Zombies,
+        heartbeat: Heartbeat,
+        grace: float,
     ) -> None:
-        self._runs, self._prefetch = runs, prefetch
+        self._runs, self._prefetch, self._zombies = runs, prefetch, zombies
         self._heartbeat, self._grace = heartbeat, grace
 
     def about(self, task: "asyncio.Task[Any] | None") -> dict[str, Any]:
@@ -57,7 +63,8 @@ class BlockedJobs:
         self._write([one for one in outcomes if one is not None])
 
     def _run(self, task: "asyncio.Task[Any] | None") -> Run | None:
-        return next((run for run in list(self._runs.values()) if run.handle is task), None)
+        left = [one for one in self._zombies.all() if isinstance(one, Run)]  # may block, too
+        return next((run for run in [*self._runs.values(), *left] if run.handle is task), None)
 
     def _is_over(self, run: Run) -> bool:
         return time.monotonic() > run.due + self._grace

@@ -189,7 +189,7 @@ class Worker(arq.worker.Worker):
     def _watch_loop(self, stack: AsyncExitStack) -> None:
         heartbeat, grace = self.control.heartbeat, self.queue.grace
         self.watchdog = Watchdog(
-            BlockedJobs(self.runs, self.slots.prefetch, heartbeat, grace),
+            BlockedJobs(self.runs, self.slots.prefetch, self.zombies, heartbeat, grace),
             lease=self.settings.lease,
             end=end_stuck,
         )

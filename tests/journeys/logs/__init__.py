@@ -1,1 +1,0 @@
-"""What workers log, as an operator reads it."""

@@ -1,1 +1,0 @@
-"""Workers that die, hang or are left alone."""
