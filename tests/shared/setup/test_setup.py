@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,12 +87,14 @@ def doctor(env: dict[str, str]) -> tuple[int, str]:
 
 
 @pytest.fixture
-def forgetful_redis(server_data: Path) -> Iterator[str]:
+def forgetful_redis() -> Iterator[str]:
     """The URL of a Redis as packages install it, with a bound on its memory."""
-    good = redis_server(server_data)
     options = ("--appendonly", "no", "--maxmemory", "50mb", "--maxmemory-policy", "allkeys-lru")
-    with running(replace(good, argv=(*good.argv, *options))):
-        yield good.url
+    # A short name, for its socket; and not where the Redis of the other tests has its own.
+    with tempfile.TemporaryDirectory(prefix="tandem-") as directory:
+        good = redis_server(Path(directory))
+        with running(replace(good, argv=(*good.argv, *options))):
+            yield good.url
 
 
 async def test_a_redis_that_may_forget_jobs_is_reported_everywhere(

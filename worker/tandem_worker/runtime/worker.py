@@ -139,14 +139,9 @@ class Worker(arq.worker.Worker):
                 observe=metrics.observe_batch,
             )
             self.slots.outcomes.resend = outbox.resend
+            deadlines, slots = Deadlines(self.loop), self.slots
             self._runtime = Runtime(
-                self.queue,
-                resources,
-                pools,
-                outbox,
-                Deadlines(self.loop),
-                self.slots.leases,
-                self.slots.give_up,
+                self.queue, resources, pools, outbox, deadlines, slots.leases, slots.give_up
             )
             ledger = await stack.enter_async_context(open_ledger(settings))
             projection = Projection(
@@ -160,10 +155,10 @@ class Worker(arq.worker.Worker):
             )
             if self.on_startup:
                 await self.on_startup(self.ctx)
-            checks = SetupChecks(
-                settings, self.pool, self.queue, resources.files, ledger, worker=self.id
+            files = resources.files
+            setup = SetupWatch(
+                SetupChecks(settings, self.pool, self.queue, files, ledger, worker=self.id)
             )
-            setup = SetupWatch(checks)
             self._start_part(stack, setup.run(), "setup")
             await setup.first()
             if not await self._registration.register():

@@ -1,9 +1,9 @@
--- beat(worker, catalogue, draining, started, zombies, then id and token of each job held): renews the
--- leases that this worker still holds, also one that has ended but is not settled, or that Redis has
--- forgotten since it came back older. Attempts that began up to the stamp `started` have started.
--- Returns whether the worker is known (0: register again), then 'lost' or 'cancel' and the id of
--- each job whose code should stop. A job with a cancel request is not renewed: its lease ends with
--- the cancel grace.
+-- beat(worker, catalogue, draining, started, zombies, then id and token of each job held):
+-- renews the leases that this worker still holds, also one that has ended but is not settled, or
+-- that Redis has forgotten since it came back older. Attempts that began up to the stamp `started`
+-- have started. Returns whether the worker is known (0: register again), then 'lost' or 'cancel'
+-- and the id of each job whose code should stop. A job with a cancel request is not renewed: its
+-- lease ends with the cancel grace.
 
 local worker, catalogue = ARGV[4], ARGV[5]
 local me = P .. 'worker:' .. worker
