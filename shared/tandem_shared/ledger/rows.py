@@ -49,13 +49,13 @@ class _Options(msgspec.Struct):
     replay_of: str | None = None
 
 
-class _Error(msgspec.Struct):
+class StoredError(msgspec.Struct):
     type: str = ""
     message: str = ""
 
 
 _options = msgspec.json.Decoder(_Options)
-_error = msgspec.json.Decoder(_Error)
+read_error = msgspec.json.Decoder(StoredError).decode
 
 
 class JobRow(msgspec.Struct, frozen=True):
@@ -129,7 +129,7 @@ def row_from_values(id: str, fields: LedgerValues) -> JobRow:
 def _search_text(id: str, task: str, tags: Mapping[str, str], error: str | bytes | None) -> str:
     parts = [id, task, *(f"{name}={value}" for name, value in tags.items())]
     if error is not None:
-        reason = _error.decode(error)
+        reason = read_error(error)
         parts += [reason.type, reason.message]
     return storable_text(" ".join(parts)).casefold()
 

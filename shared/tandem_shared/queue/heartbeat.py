@@ -14,6 +14,7 @@ from tandem_shared.queue.scripts import (
     Arg,
     execute,
     flatten,
+    head_of,
     sha1_of,
     source,
 )
@@ -54,11 +55,7 @@ class Heartbeat(threading.Thread):
             socket_timeout=max(1.0, lease / 3),
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
         )
-        self._head: tuple[Arg, ...] = (
-            1,
-            prefix,
-            *(int(seconds * 1000) for seconds in (lease, keep, grace)),
-        )
+        self._head = head_of(prefix, (lease, keep, grace))
         self._calling = threading.Lock()
         self._worker, self._catalogue, self._lease = worker, catalogue, lease
         self._zombies = zombies

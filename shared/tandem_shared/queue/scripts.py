@@ -109,6 +109,11 @@ def sha1_of(text: str) -> str:
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
+def head_of(prefix: str, durations: tuple[float, float, float]) -> tuple[Arg, ...]:
+    """The first arguments of every script; the seconds are lease, retention and cancel grace."""
+    return (1, prefix, *(int(seconds * 1000) for seconds in durations))
+
+
 class Scripts:
     """The scripts of one shard, over a client that the caller owns.
 
@@ -119,7 +124,7 @@ class Scripts:
         self, redis: "Redis", prefix: str, durations: tuple[float, float, float], *, clock: str
     ) -> None:
         self._redis, self._clock = redis, clock
-        self._head: tuple[Arg, ...] = (1, prefix, *(int(seconds * 1000) for seconds in durations))
+        self._head = head_of(prefix, durations)
 
     async def run(self, name: str, *args: Arg) -> Any:
         """The script's reply. Raises Unavailable if Redis does not answer; repeating is safe."""

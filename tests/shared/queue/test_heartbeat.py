@@ -84,6 +84,18 @@ def bench(redis: Redis, url: str, lease: float = 60.0) -> Iterator[Bench]:
         made.heartbeat._redis.close()
 
 
+async def test_a_beat_leaves_when_the_worker_started_as_it_was(
+    redis: Redis, redis_url: str
+) -> None:
+    with bench(redis, redis_url) as one:
+        await one.hold()
+        (before,) = await one.queue.workers()
+        await one.queue.beat("w", DIGEST, [], started=1_700_000_000_000_000, zombies=3)
+        (after,) = await one.queue.workers()
+        assert after.started_at == before.started_at == 0.0
+        assert after.zombies == 3
+
+
 async def test_a_beat_renews_every_lease(redis: Redis, redis_url: str) -> None:
     with bench(redis, redis_url) as one:
         ids = await one.hold(1100)

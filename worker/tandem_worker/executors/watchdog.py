@@ -18,8 +18,9 @@ import structlog
 
 CHECK_SECONDS = 0.25
 FIRST_LINE_SECONDS, LINE_FACTOR = 1.0, 3.0  # of standstill: the lines come after 1, 3, 9, 27 … s
-# Native code that never gives the interpreter back stops this thread as well. Then a timer of the
-# C library ends the process, after so many leases, but not a process that was merely suspended.
+# Native code that never gives the interpreter back stops this thread as well. Then a timer that
+# needs no interpreter ends the process, after so many leases. It also ends a process that was
+# suspended for that long, once that goes on: its jobs are elsewhere by then.
 NATIVE_LEASES, NATIVE_SECONDS = 6.0, 60.0
 
 log = structlog.get_logger("worker")

@@ -7,11 +7,10 @@ its end to the ledger: only there do the ends arrive that no attempt decides, wh
 from pathlib import Path
 from types import TracebackType
 
-import msgspec
 import structlog
 
 from tandem_shared.jobs.states import State
-from tandem_shared.jobs.view import Failure
+from tandem_shared.ledger.rows import read_error
 from tandem_shared.queue.events import LEDGER_FIELDS, LedgerValues
 from tandem_shared.queue.messages import Claimed, Finish
 from tandem_worker.failures import Fault
@@ -20,7 +19,6 @@ from tandem_worker.runtime.metrics import WorkerMetrics
 # Failures without an attempt that could have logged them.
 UNATTENDED = frozenset({"worker_lost", "expired", "record_lost"})
 _TASK, _STATE, _ERROR = map(LEDGER_FIELDS.index, ("task", "state", "error"))
-_failure = msgspec.json.Decoder(Failure)
 _PACKAGE = str(Path(__file__).parent.parent) + "/"
 
 log = structlog.get_logger("worker")
@@ -53,7 +51,7 @@ def job_ended(metrics: WorkerMetrics, id: str, values: LedgerValues) -> None:
     """
     task, outcome = values[_TASK] or "", values[_STATE] or ""
     if outcome == State.FAILED and (error := values[_ERROR]):
-        failure = _failure.decode(error)
+        failure = read_error(error)
         if failure.type in UNATTENDED:
             log.error("job failed", job_id=id, task=task, type=failure.type, error=failure.message)
         if failure.type in UNATTENDED or failure.type == "timeout":

@@ -10,8 +10,8 @@ local me = P .. 'worker:' .. worker
 local known = call('EXISTS', me)
 if known == 1 then
   call('HSET', me, 'draining', ARGV[6], 'zombies', ARGV[8])
-  if tonumber(ARGV[7]) > tonumber(call('HGET', me, 'started') or 0) then
-    call('HSET', me, 'started', ARGV[7])
+  if tonumber(ARGV[7]) > tonumber(call('HGET', me, 'told') or 0) then
+    call('HSET', me, 'told', ARGV[7])
   end
   call('ZADD', P .. 'workers', NOW_MS, worker)
   call('PEXPIRE', me, WORKER_TTL_MS)

@@ -81,12 +81,12 @@ end
 -- the next time.
 local function judge_loss(r)
   local worker = string.match(r.token, '%.(.*)$')
-  local w = call('HMGET', P .. 'worker:' .. worker, 'begun', 'beside', 'started')
-  local began, started = tonumber(r.began), tonumber(w[3] or 0)
+  local w = call('HMGET', P .. 'worker:' .. worker, 'begun', 'beside', 'told')
+  local began, told = tonumber(r.began), tonumber(w[3] or 0)
   local beat = tonumber(call('ZSCORE', P .. 'workers', worker) or 0)
   -- Half of the time between two heartbeats: a job that kills its worker at once is charged.
   local delayed = beat - began / 1000 > LEASE_MS / 6
-  if w[1] and began > started and (delayed or began > tonumber(w[1])) then
+  if w[1] and began > told and (delayed or began > tonumber(w[1])) then
     r.unstarted = true
     return false
   end
